@@ -1,0 +1,1 @@
+//! The runtime side of the CNI specification. Knows nothing of crabbox.

@@ -1,0 +1,1 @@
+//! The domain of crabbox: ids, records, states, configuration model, plans. No I/O at all.

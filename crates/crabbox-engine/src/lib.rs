@@ -1,0 +1,1 @@
+//! Use cases: acquire, run, stop, cleanup, doctor, supervise, image build. Emits events, prints nothing.

@@ -1,0 +1,3 @@
+//! First process inside crabbox's own guest images: static, tiny.
+
+fn main() {}

@@ -1,0 +1,32 @@
+//! Time: the wall clock, and waits that are short and bounded. Nothing else in the program may sleep.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Seconds since the unix epoch. Zero if the clock stands before it.
+pub fn unix_seconds() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// Sleeps for `pause`, cut to 50 ms: no path of the program may wait longer than that without looking again.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that sleeps")]
+pub fn nap(pause: Duration) {
+    std::thread::sleep(pause.min(Duration::from_millis(50)));
+}
+
+/// Calls `ready` until it answers `Some`, or until `limit` has passed; between calls it naps, from 1 ms up to 20 ms.
+pub fn poll_until<T>(limit: Duration, mut ready: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        if let Some(value) = ready() {
+            return Some(value);
+        }
+        if Instant::now() >= deadline {
+            return None;
+        }
+        nap(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}

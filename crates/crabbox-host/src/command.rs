@@ -1,0 +1,332 @@
+//! Child processes: the one place that starts other programs.
+//!
+//! A [`Cmd`] is an argument vector, never a shell string. Its error names the program, says how it ended and carries the
+//! last lines of its standard error. It must never let a child's output grow without bound in memory, inherit a file
+//! descriptor that was not asked for, or wait for ever when a time limit was given.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::clock;
+
+/// How much of each captured stream is kept, in bytes; a child that prints more is cut and its status still counts.
+pub const CAPTURE_LIMIT: usize = 64 * 1024 * 1024;
+
+/// How much of standard error an error message carries, in bytes.
+const STDERR_TAIL: usize = 2000;
+
+/// A program to run, with its arguments.
+#[derive(Debug, Clone)]
+pub struct Cmd {
+    program: OsString,
+    args: Vec<OsString>,
+    env: Vec<(OsString, Option<OsString>)>,
+    cwd: Option<PathBuf>,
+    stdin: Option<Vec<u8>>,
+    limit: Option<Duration>,
+}
+
+/// What a captured child left behind.
+#[derive(Debug)]
+pub struct Captured {
+    /// How the child ended.
+    pub status: ExitStatus,
+    /// Its standard output, at most [`CAPTURE_LIMIT`] bytes.
+    pub stdout: Vec<u8>,
+    /// Its standard error, at most [`CAPTURE_LIMIT`] bytes.
+    pub stderr: Vec<u8>,
+}
+
+impl Captured {
+    /// Standard output as text, invalid UTF-8 replaced, trailing white space cut.
+    pub fn stdout_text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
+    }
+
+    /// Standard error as text, invalid UTF-8 replaced, trailing white space cut.
+    pub fn stderr_text(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).trim_end().to_owned()
+    }
+}
+
+/// Why a child did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The program is not installed, or not on `PATH`.
+    #[error("{program}: command not found")]
+    NotFound {
+        /// What was to be run.
+        program: String,
+    },
+    /// The program is there and could not be started or spoken to.
+    #[error("cannot run {program}")]
+    Spawn {
+        /// What was to be run.
+        program: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The program ended with something other than 0.
+    #[error("{program} {}{}", describe(*.status), tail_of(.stderr))]
+    Failed {
+        /// What was run.
+        program: String,
+        /// Its arguments, for a log; not shown in the message.
+        args: Vec<OsString>,
+        /// How it ended.
+        status: ExitStatus,
+        /// The end of its standard error.
+        stderr: String,
+    },
+    /// The program was still running at its time limit and was killed.
+    #[error("{program} did not end within {limit:?}{}", tail_of(.stderr))]
+    TimedOut {
+        /// What was run.
+        program: String,
+        /// The limit it broke.
+        limit: Duration,
+        /// The end of its standard error.
+        stderr: String,
+    },
+}
+
+fn describe(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt as _;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("failed with exit code {code}"),
+        (None, Some(signal)) => format!("was killed by signal {signal}"),
+        (None, None) => "ended strangely".to_owned(),
+    }
+}
+
+fn tail_of(stderr: &str) -> String {
+    if stderr.is_empty() { String::new() } else { format!(": {stderr}") }
+}
+
+impl Cmd {
+    /// A command for `program`, looked up on `PATH` when it has no slash.
+    pub fn new(program: impl AsRef<OsStr>) -> Self {
+        Self {
+            program: program.as_ref().to_owned(),
+            args: Vec::new(),
+            env: Vec::new(),
+            cwd: None,
+            stdin: None,
+            limit: None,
+        }
+    }
+
+    /// Adds one argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    /// Adds several arguments.
+    #[must_use]
+    pub fn args<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(mut self, args: I) -> Self {
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets a variable of the child's environment.
+    #[must_use]
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.env.push((name.as_ref().to_owned(), Some(value.as_ref().to_owned())));
+        self
+    }
+
+    /// Takes a variable away from the child's environment.
+    #[must_use]
+    pub fn env_remove(mut self, name: impl AsRef<OsStr>) -> Self {
+        self.env.push((name.as_ref().to_owned(), None));
+        self
+    }
+
+    /// Runs the child in `dir`.
+    #[must_use]
+    pub fn cwd(mut self, dir: impl AsRef<Path>) -> Self {
+        self.cwd = Some(dir.as_ref().to_owned());
+        self
+    }
+
+    /// Feeds `bytes` to the child's standard input; without this it reads from `/dev/null`.
+    #[must_use]
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = Some(bytes.into());
+        self
+    }
+
+    /// Kills the child when it still runs after `limit`.
+    #[must_use]
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+
+    /// The program and its arguments, for a log or a dry run.
+    pub fn argv(&self) -> Vec<OsString> {
+        std::iter::once(self.program.clone()).chain(self.args.iter().cloned()).collect()
+    }
+
+    /// The same command as a standard one, for callers that own its streams (interactive ssh, the supervisor, the VMM).
+    #[expect(clippy::disallowed_methods, reason = "this module is the one place that starts processes")]
+    pub fn to_std(&self) -> std::process::Command {
+        let mut command = std::process::Command::new(&self.program);
+        command.args(&self.args);
+        for (name, value) in &self.env {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        if let Some(dir) = &self.cwd {
+            command.current_dir(dir);
+        }
+        command
+    }
+
+    /// Starts the child as `command` describes it, with an error that names the program.
+    pub fn spawn(&self, command: &mut std::process::Command) -> Result<Child, CommandError> {
+        command.spawn().map_err(|source| self.spawn_error(source))
+    }
+
+    /// Runs the child, captures both streams, and fails unless it exits with 0.
+    pub fn run(&self) -> Result<Captured, CommandError> {
+        let captured = self.capture()?;
+        if captured.status.success() {
+            return Ok(captured);
+        }
+        Err(CommandError::Failed {
+            program: self.program.to_string_lossy().into_owned(),
+            args: self.args.clone(),
+            status: captured.status,
+            stderr: tail(&captured.stderr),
+        })
+    }
+
+    /// Runs the child and captures both streams, whatever its exit code is.
+    pub fn capture(&self) -> Result<Captured, CommandError> {
+        let mut command = self.to_std();
+        command.stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = self.spawn(&mut command)?;
+        let input = child.stdin.take().zip(self.stdin.clone());
+        let (out, err) = (child.stdout.take(), child.stderr.take());
+        let limit = self.limit;
+        std::thread::scope(|scope| {
+            if let Some((mut pipe, bytes)) = input {
+                // A child that ends without reading its input is judged by its status, not by our broken pipe.
+                scope.spawn(move || pipe.write_all(&bytes).ok());
+            }
+            let out = scope.spawn(move || out.map(drain).unwrap_or_default());
+            let err = scope.spawn(move || err.map(drain).unwrap_or_default());
+            let waited = self.wait(&mut child, limit);
+            let (stdout, stderr) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
+            match waited? {
+                Some(status) => Ok(Captured { status, stdout, stderr }),
+                None => Err(CommandError::TimedOut {
+                    program: self.program.to_string_lossy().into_owned(),
+                    limit: limit.unwrap_or_default(),
+                    stderr: tail(&stderr),
+                }),
+            }
+        })
+    }
+
+    fn wait(&self, child: &mut Child, limit: Option<Duration>) -> Result<Option<ExitStatus>, CommandError> {
+        let Some(limit) = limit else {
+            return child.wait().map(Some).map_err(|source| self.spawn_error(source));
+        };
+        let started = Instant::now();
+        let mut pause = Duration::from_millis(1);
+        loop {
+            if let Some(status) = child.try_wait().map_err(|source| self.spawn_error(source))? {
+                return Ok(Some(status));
+            }
+            if started.elapsed() >= limit {
+                // It may have ended in between; either way it is reaped here.
+                child.kill().ok();
+                child.wait().ok();
+                return Ok(None);
+            }
+            clock::nap(pause);
+            pause = (pause * 2).min(Duration::from_millis(10));
+        }
+    }
+
+    fn spawn_error(&self, source: std::io::Error) -> CommandError {
+        let program = self.program.to_string_lossy().into_owned();
+        if source.kind() == std::io::ErrorKind::NotFound && self.cwd.as_ref().is_none_or(|dir| dir.exists()) {
+            CommandError::NotFound { program }
+        } else {
+            CommandError::Spawn { program, source }
+        }
+    }
+}
+
+/// Reads `stream` to its end, keeping the first [`CAPTURE_LIMIT`] bytes so that the child never blocks on a full pipe.
+fn drain(mut stream: impl Read) -> Vec<u8> {
+    let mut kept = Vec::new();
+    let mut chunk = vec![0; 64 * 1024];
+    while let Ok(count) = stream.read(&mut chunk) {
+        if count == 0 {
+            break;
+        }
+        let room = CAPTURE_LIMIT.saturating_sub(kept.len());
+        kept.extend_from_slice(&chunk[..count.min(room)]);
+    }
+    kept
+}
+
+fn tail(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&stderr[stderr.len().saturating_sub(STDERR_TAIL)..]).trim().to_owned();
+    text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+}
+
+/// The full path of `program` as `PATH` (given as `path`) finds it, or `None`. A name with a slash is taken as it is.
+pub fn find_on_path(program: &OsStr, path: &OsStr) -> Option<PathBuf> {
+    let executable = |candidate: &Path| {
+        candidate.is_file() && rustix::fs::access(candidate, rustix::fs::Access::EXEC_OK).is_ok()
+    };
+    if Path::new(program).components().count() > 1 {
+        return Some(PathBuf::from(program)).filter(|path| executable(path));
+    }
+    std::env::split_paths(path).map(|dir| dir.join(program)).find(|candidate| executable(candidate))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn captures_both_streams_and_feeds_input() {
+        let out = Cmd::new("sh").args(["-c", "cat; echo err >&2"]).stdin("in").run().unwrap();
+        assert_eq!((out.stdout_text().as_str(), out.stderr_text().as_str()), ("in", "err"));
+    }
+
+    #[test]
+    fn a_failure_names_program_code_and_last_words() {
+        let error = Cmd::new("sh").args(["-c", "echo why >&2; exit 3"]).run().unwrap_err();
+        assert_eq!(error.to_string(), "sh failed with exit code 3: why");
+    }
+
+    #[test]
+    fn a_missing_program_is_told_apart() {
+        let error = Cmd::new("crabbox-no-such-program").run().unwrap_err();
+        assert!(matches!(error, CommandError::NotFound { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_child_past_its_limit_is_killed() {
+        let started = Instant::now();
+        let error = Cmd::new("sleep").arg("30").limit(Duration::from_millis(50)).run().unwrap_err();
+        assert!(matches!(error, CommandError::TimedOut { .. }), "{error:?}");
+        assert!(started.elapsed() < Duration::from_secs(20));
+    }
+}

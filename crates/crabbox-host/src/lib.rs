@@ -1,0 +1,7 @@
+//! The only crate that touches the operating system, and the only one with `unsafe` code.
+//!
+//! Everything that opens a file, starts a process, talks netlink or asks the clock goes through a module here,
+//! so that the rest of the program can be read as decisions. Nothing in this crate knows what a lease is.
+
+pub mod clock;
+pub mod command;

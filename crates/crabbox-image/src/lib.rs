@@ -1,0 +1,1 @@
+//! Artefacts by digest, clone and grow, seed, build recipes, guest contract.

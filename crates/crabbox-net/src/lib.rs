@@ -1,0 +1,1 @@
+//! The network of a lease: namespace, tap, address mapping, policy; drives CNI.

@@ -1,0 +1,1 @@
+//! Keys, known hosts, readiness, multiplexed remote commands.

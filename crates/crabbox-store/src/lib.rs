@@ -1,0 +1,1 @@
+//! Lease, claim and journal records on disk; locks; versions.

@@ -1,0 +1,1 @@
+//! Git manifest, fingerprint, guardrails, rsync, pull-back.

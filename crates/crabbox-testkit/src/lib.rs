@@ -1,0 +1,1 @@
+//! Fakes, residue scanner, failpoints: for tests only.

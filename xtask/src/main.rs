@@ -1,0 +1,3 @@
+//! Developer tasks: demo, test, lab, bench, arch, docs.
+
+fn main() {}
