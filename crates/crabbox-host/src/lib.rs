@@ -5,3 +5,5 @@
 
 pub mod clock;
 pub mod command;
+pub mod files;
+pub mod process;

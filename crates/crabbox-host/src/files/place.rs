@@ -1,0 +1,118 @@
+//! Putting a shared, read-only file into a lease's own directory without copying it.
+//!
+//! A hard link where the file system allows, else a read-only bind mount. It must never make a file writable through the
+//! lease that others share: the caller gives it only to users who may not write the original.
+
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
+
+use super::{FileError, parent_of, sync_dir};
+
+/// How a shared file got its second name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    /// A hard link: nothing but the name has to be removed.
+    HardLink,
+    /// A bind mount (root only): it must be withdrawn before the directory can go.
+    Bind,
+}
+
+/// Gives `source` the second name `target`, which must not exist.
+///
+/// The link fails over file system borders (`EXDEV`), at the link limit (`EMLINK`) and where the kernel protects files of
+/// other users (`EPERM`, `fs.protected_hardlinks`); then a read-only bind mount is made, which only root may.
+pub fn place_read_only(source: &Path, target: &Path) -> Result<Placement, FileError> {
+    match std::fs::hard_link(source, target) {
+        Ok(()) => {
+            sync_dir(parent_of(target))?;
+            return Ok(Placement::HardLink);
+        }
+        Err(error) if needs_bind(&error) => {}
+        Err(error) => return Err(FileError::io("hard-link to", target, error)),
+    }
+    std::fs::File::create_new(target).map_err(|error| FileError::io("create", target, error))?;
+    let bound = mount_bind(source, target).and_then(|()| {
+        mount_remount(
+            target,
+            MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV,
+            c"",
+        )
+        .inspect_err(|_| {
+            // The mount just made is taken back; if even that fails, removing the name below reports it.
+            unmount(target, UnmountFlags::empty()).ok();
+        })
+    });
+    if let Err(error) = bound {
+        // The empty file stands for nothing; the error that matters is the mount's.
+        std::fs::remove_file(target).ok();
+        return Err(FileError::io("bind-mount the shared file at", target, error));
+    }
+    Ok(Placement::Bind)
+}
+
+fn needs_bind(error: &std::io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::XDEV | Errno::PERM | Errno::MLINK)
+    )
+}
+
+/// Takes back what [`place_read_only`] made at `target`, whichever way it was; fine when it is gone already.
+pub fn withdraw(target: &Path) -> Result<(), FileError> {
+    match unmount(target, UnmountFlags::NOFOLLOW) {
+        // EINVAL: nothing is mounted there. EPERM: we are not root, so we cannot have mounted it.
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT | Errno::PERM) => {}
+        Err(error) => return Err(FileError::io("unmount", target, error)),
+    }
+    match std::fs::remove_file(target) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(FileError::io("remove", target, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt as _;
+
+    #[test]
+    fn one_file_system_gets_a_hard_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, target) = (dir.path().join("source"), dir.path().join("target"));
+        std::fs::write(&source, "shared").unwrap();
+        assert_eq!(place_read_only(&source, &target).unwrap(), Placement::HardLink);
+        assert_eq!(source.metadata().unwrap().ino(), target.metadata().unwrap().ino());
+        withdraw(&target).unwrap();
+        withdraw(&target).unwrap();
+        assert!(source.exists() && !target.exists());
+    }
+
+    #[test]
+    fn another_file_system_gets_a_read_only_mount() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = tempfile::tempdir_in("/dev/shm").unwrap();
+        let (source, target) = (other.path().join("source"), dir.path().join("target"));
+        std::fs::write(&source, "shared").unwrap();
+        assert_eq!(place_read_only(&source, &target).unwrap(), Placement::Bind);
+        let text = std::fs::read_to_string(&target).unwrap();
+        let write = std::fs::write(&target, "mine now");
+        withdraw(&target).unwrap();
+        assert_eq!(text, "shared");
+        assert_eq!(write.unwrap_err().raw_os_error(), Some(libc::EROFS));
+        assert!(source.exists() && !target.exists());
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, target) = (dir.path().join("source"), dir.path().join("target"));
+        std::fs::write(&source, "shared").unwrap();
+        std::fs::write(&target, "taken").unwrap();
+        assert!(place_read_only(&source, &target).is_err());
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "taken");
+    }
+}
