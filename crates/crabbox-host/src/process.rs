@@ -1,0 +1,457 @@
+//! Processes that outlive the command which started them: who they are, whether they still run, and how they end.
+//!
+//! A number alone never names a process here: a [`ProcessId`] is the pid, the moment the process started and the boot it
+//! started in, and a signal goes only through a pidfd whose identity was checked after it was opened. Nothing in this
+//! module may signal by pid, or take "cannot tell" for "is dead".
+
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Deserializer, Serialize};
+
+mod scan;
+
+pub use rustix::process::Signal;
+pub use scan::{ProcessInfo, list};
+
+/// Where the kernel gives each boot its own random name.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// How long a process may take to disappear after SIGKILL before it is reported as stuck (in the kernel, as a rule).
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why a process could not be looked at or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// A file below `/proc` could not be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// `/proc/<pid>/stat` was read and does not have the form that proc(5) gives.
+    #[error("cannot make sense of {}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No pidfd could be had for a process that is there.
+    #[error("cannot open a handle on process {pid}")]
+    Open {
+        /// The process.
+        pid: i32,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The process is there and could not be signalled.
+    #[error("cannot send signal {signal} to process {pid}")]
+    Signal {
+        /// The process.
+        pid: i32,
+        /// The number of the signal.
+        signal: i32,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Waiting for the process failed.
+    #[error("cannot wait for process {pid}")]
+    Wait {
+        /// The process.
+        pid: i32,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The process is still there after SIGKILL.
+    #[error("process {pid} did not end within {limit:?} of SIGKILL")]
+    Stuck {
+        /// The process.
+        pid: i32,
+        /// How long was waited.
+        limit: Duration,
+    },
+}
+
+/// The identity of one process: no other process, now or after a reboot, has the same.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// The pid, always greater than 0.
+    #[serde(deserialize_with = "positive_pid")]
+    pub pid: i32,
+    /// Field 22 of `/proc/<pid>/stat`: start time in clock ticks since boot, as the kernel prints it.
+    pub started: String,
+    /// The kernel's random id of the boot in which the process was started.
+    pub boot_id: String,
+}
+
+/// Refuses 0 and negative numbers, which name process groups or everybody.
+fn positive_pid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
+    let pid = i32::deserialize(deserializer)?;
+    if pid > 0 {
+        Ok(pid)
+    } else {
+        Err(serde::de::Error::invalid_value(
+            serde::de::Unexpected::Signed(pid.into()),
+            &"a pid above 0",
+        ))
+    }
+}
+
+/// What `/proc/<pid>/stat` says of a process, as far as it matters here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stat {
+    state: char,
+    started: String,
+}
+
+/// Reads the two fields from the text of `/proc/<pid>/stat`. The command name stands in parentheses and may itself hold
+/// spaces, parentheses and newlines, so fields are counted from the last closing parenthesis.
+fn parse_stat(text: &str) -> Option<Stat> {
+    let (_, after) = text.rsplit_once(')')?;
+    let mut fields = after.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    // Field 3 was the state; 22 is the nineteenth after it.
+    let started = fields.nth(18)?;
+    started.bytes().all(|byte| byte.is_ascii_digit()).then(|| Stat {
+        state,
+        started: started.to_owned(),
+    })
+}
+
+fn proc_path(pid: i32, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/{name}"))
+}
+
+/// Whether an error from `/proc/<pid>/…` means that the process is not there (any more).
+fn is_gone(error: &std::io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
+}
+
+fn stat(pid: i32) -> Result<Option<Stat>, ProcessError> {
+    let path = proc_path(pid, "stat");
+    match std::fs::read(&path) {
+        // The name may hold any bytes; everything behind it is ASCII.
+        Ok(bytes) => match parse_stat(&String::from_utf8_lossy(&bytes)) {
+            Some(stat) => Ok(Some(stat)),
+            None => Err(ProcessError::Malformed { path }),
+        },
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(source) => Err(ProcessError::Read { path, source }),
+    }
+}
+
+/// The random id of the running boot.
+pub fn boot_id() -> Result<String, ProcessError> {
+    match std::fs::read_to_string(BOOT_ID) {
+        Ok(text) => Ok(text.trim().to_owned()),
+        Err(source) => Err(ProcessError::Read {
+            path: BOOT_ID.into(),
+            source,
+        }),
+    }
+}
+
+/// The identity of the process that has `pid` now, or `None` if nobody has. A zombie still has its identity.
+pub fn identify(pid: i32) -> Result<Option<ProcessId>, ProcessError> {
+    if pid <= 0 {
+        return Ok(None);
+    }
+    let Some(stat) = stat(pid)? else { return Ok(None) };
+    Ok(Some(ProcessId {
+        pid,
+        started: stat.started,
+        boot_id: boot_id()?,
+    }))
+}
+
+/// Whether `pid` has ended and only waits to be reaped by its parent. `false` if there is no such process.
+pub fn is_zombie(pid: i32) -> Result<bool, ProcessError> {
+    Ok(pid > 0 && stat(pid)?.is_some_and(|stat| matches!(stat.state, 'Z' | 'X' | 'x')))
+}
+
+impl ProcessId {
+    /// Whether this very process still runs. A zombie does not. When the system cannot tell, the answer is `true`: the
+    /// caller goes on to [`ProcessId::open`], which gives the reason.
+    pub fn is_alive(&self) -> bool {
+        match (boot_id(), stat(self.pid)) {
+            (Ok(boot), _) if boot != self.boot_id => false,
+            (_, Ok(None)) => false,
+            (_, Ok(Some(stat))) => stat.started == self.started && !matches!(stat.state, 'Z' | 'X' | 'x'),
+            (_, Err(_)) => true,
+        }
+    }
+
+    /// A handle on this very process, or `None` if it is gone. The identity is read after the pidfd was opened: a process
+    /// that took over the pid in between is not touched.
+    pub fn open(&self) -> Result<Option<ProcessHandle>, ProcessError> {
+        let Some(pid) = Pid::from_raw(self.pid).filter(|_| self.pid > 0) else {
+            return Ok(None);
+        };
+        let fd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::SRCH) => return Ok(None),
+            Err(errno) => {
+                return Err(ProcessError::Open {
+                    pid: self.pid,
+                    source: errno.into(),
+                });
+            }
+        };
+        let same = identify(self.pid)?.is_some_and(|now| now == *self);
+        Ok(same.then(|| ProcessHandle { fd, id: self.clone() }))
+    }
+}
+
+/// How a process was brought to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It had ended before the first signal.
+    AlreadyGone,
+    /// It ended after SIGTERM, within the grace given.
+    Terminated,
+    /// It had to be killed.
+    Killed,
+}
+
+/// An open pidfd on a process whose identity was checked. Usable in poll: it becomes readable when the process ends.
+#[derive(Debug)]
+pub struct ProcessHandle {
+    fd: OwnedFd,
+    id: ProcessId,
+}
+
+impl AsFd for ProcessHandle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl ProcessHandle {
+    /// Whose handle this is.
+    pub fn id(&self) -> &ProcessId {
+        &self.id
+    }
+
+    /// Sends `signal`; `false` if the process had gone.
+    pub fn signal(&self, signal: Signal) -> Result<bool, ProcessError> {
+        match pidfd_send_signal(&self.fd, signal) {
+            Ok(()) => Ok(true),
+            Err(Errno::SRCH) => Ok(false),
+            Err(errno) => {
+                let signal = signal.as_raw();
+                Err(ProcessError::Signal {
+                    pid: self.id.pid,
+                    signal,
+                    source: errno.into(),
+                })
+            }
+        }
+    }
+
+    /// Waits until the process has ended (reaped or not), at most `limit`. `false` if it still runs then.
+    pub fn wait_exit(&self, limit: Duration) -> Result<bool, ProcessError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).unwrap_or(Timespec {
+                tv_sec: i64::MAX,
+                tv_nsec: 0,
+            });
+            let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+            match poll(&mut fds, Some(&left)) {
+                Ok(count) => return Ok(count > 0),
+                Err(Errno::INTR) => {}
+                Err(errno) => {
+                    return Err(ProcessError::Wait {
+                        pid: self.id.pid,
+                        source: errno.into(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Ends the process: SIGTERM, up to `grace` to go by itself, then SIGKILL. Returns only when it has ended, or with
+    /// [`ProcessError::Stuck`].
+    pub fn terminate(&self, grace: Duration) -> Result<Ending, ProcessError> {
+        if self.wait_exit(Duration::ZERO)? || !self.signal(Signal::TERM)? {
+            return Ok(Ending::AlreadyGone);
+        }
+        if self.wait_exit(grace)? {
+            return Ok(Ending::Terminated);
+        }
+        self.signal(Signal::KILL)?;
+        if self.wait_exit(KILL_LIMIT)? {
+            return Ok(Ending::Killed);
+        }
+        Err(ProcessError::Stuck {
+            pid: self.id.pid,
+            limit: KILL_LIMIT,
+        })
+    }
+}
+
+/// Makes the child of `command` the leader of its own session and process group, without a controlling terminal: a Ctrl-C
+/// or a hang-up at our terminal does not reach it. Descriptors stay behind because the standard library opens them
+/// close-on-exec; the caller chooses the three standard streams.
+pub fn new_session(command: &mut std::process::Command) -> &mut std::process::Command {
+    let enter = || rustix::process::setsid().map(drop).map_err(std::io::Error::from);
+    #[expect(
+        unsafe_code,
+        reason = "code between fork and exec can only be given through pre_exec"
+    )]
+    // SAFETY: `enter` makes one system call, which is async-signal-safe; it neither allocates nor takes a lock, and
+    // turning an errno into an `io::Error` stores a number.
+    unsafe {
+        command.pre_exec(enter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+    use crate::command::Cmd;
+    use std::process::{Child, Stdio};
+
+    fn start(cmd: &Cmd) -> Child {
+        let mut command = cmd.to_std();
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        cmd.spawn(new_session(&mut command)).unwrap()
+    }
+
+    fn sleeper() -> Child {
+        start(&Cmd::new("sleep").arg("600"))
+    }
+
+    fn id_of(child: &Child) -> ProcessId {
+        identify(i32::try_from(child.id()).unwrap()).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_command_name_may_hold_parentheses_and_spaces() {
+        let line = "7 (a) R 1 (b)) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 987654 1 2 3\n";
+        assert_eq!(
+            parse_stat(line),
+            Some(Stat {
+                state: 'S',
+                started: "987654".into()
+            })
+        );
+        assert_eq!(parse_stat("7 (a) S 1 7"), None);
+        assert_eq!(parse_stat(""), None);
+    }
+
+    #[test]
+    fn the_start_time_is_field_22_of_a_real_process_with_a_strange_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("x ) R 1 2");
+        std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
+        let mut child = start(&Cmd::new(&program).arg("600"));
+        let id = id_of(&child);
+        let other = sleeper();
+        // Both started within this test: their start times lie less than 100 s (10 000 ticks of 10 ms) apart.
+        let (mine, theirs): (u64, u64) = (
+            id.started.parse().unwrap(),
+            id_of(&other).started.parse().unwrap(),
+        );
+        assert!(mine.abs_diff(theirs) < 10_000, "{mine} {theirs}");
+        for child in [&mut child, &mut { other }] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    #[test]
+    fn an_identity_lives_as_long_as_its_process() {
+        let mut child = sleeper();
+        let id = id_of(&child);
+        assert!(id.is_alive());
+        let handle = id.open().unwrap().unwrap();
+        assert!(!handle.wait_exit(Duration::from_millis(5)).unwrap());
+        assert_eq!(
+            handle.terminate(Duration::from_secs(5)).unwrap(),
+            Ending::Terminated
+        );
+        assert!(is_zombie(id.pid).unwrap(), "not reaped yet");
+        assert!(!id.is_alive(), "a zombie is not alive");
+        child.wait().unwrap();
+        assert!(!id.is_alive());
+        assert!(id.open().unwrap().is_none());
+        assert!(identify(id.pid).unwrap().is_none());
+        assert_eq!(handle.terminate(Duration::ZERO).unwrap(), Ending::AlreadyGone);
+    }
+
+    #[test]
+    fn another_process_with_the_same_pid_is_never_opened() {
+        let mut child = sleeper();
+        let real = id_of(&child);
+        let earlier = ProcessId {
+            started: "1".into(),
+            ..real.clone()
+        };
+        let before_reboot = ProcessId {
+            boot_id: "00000000-0000-0000-0000-000000000000".into(),
+            ..real.clone()
+        };
+        for stale in [earlier, before_reboot] {
+            assert!(!stale.is_alive());
+            assert!(stale.open().unwrap().is_none());
+        }
+        assert!(real.is_alive());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_that_ignores_sigterm_is_killed() {
+        let mut child = start(&Cmd::new("sh").args(["-c", "trap '' TERM; while :; do sleep 0.05; done"]));
+        let id = id_of(&child);
+        let ignores_term = || {
+            let status = std::fs::read_to_string(proc_path(id.pid, "status")).ok()?;
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+            (u64::from_str_radix(mask.trim(), 16).ok()? & (1 << 14) != 0).then_some(())
+        };
+        clock::poll_until(Duration::from_secs(5), ignores_term).expect("the shell sets its trap");
+        let handle = id.open().unwrap().unwrap();
+        assert_eq!(
+            handle.terminate(Duration::from_millis(100)).unwrap(),
+            Ending::Killed
+        );
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_new_session_has_its_own_session_and_group() {
+        let mut child = sleeper();
+        let id = id_of(&child);
+        let pid = Pid::from_raw(id.pid).unwrap();
+        assert_eq!(rustix::process::getsid(Some(pid)).unwrap(), pid);
+        assert_eq!(rustix::process::getpgid(Some(pid)).unwrap(), pid);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_record_with_a_pid_that_is_no_process_is_refused() {
+        let text = r#"{"pid":-1,"started":"1","boot_id":"b"}"#;
+        assert!(serde_json::from_str::<ProcessId>(text).is_err());
+        let text = r#"{"pid":12,"started":"1","boot_id":"b"}"#;
+        let id: ProcessId = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&id).unwrap(), text);
+    }
+}

@@ -1,0 +1,110 @@
+//! A look at every process of the machine, for the search for leftovers.
+//!
+//! It reports what `/proc` shows and decides nothing. It must never fail because one process ended during the scan.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use super::{ProcessError, is_gone, proc_path};
+
+/// One running process, as a scan for leftovers sees it. What may not be read is empty or `None`.
+#[derive(Debug, Clone)]
+pub struct ProcessInfo {
+    /// The pid.
+    pub pid: i32,
+    /// Its arguments; empty for kernel threads and zombies.
+    pub cmdline: Vec<OsString>,
+    /// The program file; ` (deleted)` is appended by the kernel when it has been removed.
+    pub exe: Option<PathBuf>,
+    /// Its working directory.
+    pub cwd: Option<PathBuf>,
+    /// Its root directory; not `/` for a jailed process.
+    pub root: Option<PathBuf>,
+    /// Inode of its network namespace, the same number as a bind mount of that namespace has.
+    pub netns: Option<u64>,
+}
+
+/// Every process that `/proc` shows, in no order. One that ends during the scan is left out.
+pub fn list() -> Result<Vec<ProcessInfo>, ProcessError> {
+    let root = Path::new("/proc");
+    let read = |source| ProcessError::Read {
+        path: root.to_owned(),
+        source,
+    };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(root).map_err(read)? {
+        let name = entry.map_err(read)?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let cmdline = match std::fs::read(proc_path(pid, "cmdline")) {
+            Ok(bytes) => bytes,
+            Err(error) if is_gone(&error) => continue,
+            Err(source) => {
+                return Err(ProcessError::Read {
+                    path: proc_path(pid, "cmdline"),
+                    source,
+                });
+            }
+        };
+        let link = |name| std::fs::read_link(proc_path(pid, name)).ok();
+        found.push(ProcessInfo {
+            pid,
+            cmdline: split_cmdline(&cmdline),
+            exe: link("exe"),
+            cwd: link("cwd"),
+            root: link("root"),
+            netns: std::fs::metadata(proc_path(pid, "ns/net"))
+                .ok()
+                .map(|meta| meta.ino()),
+        });
+    }
+    Ok(found)
+}
+
+/// Arguments end with a NUL each; a process may have overwritten them, then the last one has none.
+fn split_cmdline(bytes: &[u8]) -> Vec<OsString> {
+    let bytes = bytes.strip_suffix(b"\0").unwrap_or(bytes);
+    if bytes.is_empty() {
+        return Vec::new();
+    }
+    bytes
+        .split(|byte| *byte == 0)
+        .map(|arg| OsString::from_vec(arg.to_vec()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::Cmd;
+
+    #[test]
+    fn the_scan_sees_arguments_program_and_namespace() {
+        let mut child = Cmd::new("sleep").args(["600", "0"]).to_std().spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let found = list()
+            .unwrap()
+            .into_iter()
+            .find(|process| process.pid == pid)
+            .unwrap();
+        assert_eq!(found.cmdline, ["sleep", "600", "0"]);
+        assert_eq!(
+            found.exe.as_deref(),
+            Some(std::fs::canonicalize(proc_path(pid, "exe")).unwrap().as_path())
+        );
+        let own = std::fs::metadata("/proc/self/ns/net").unwrap().ino();
+        assert_eq!(found.netns, Some(own));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn empty_arguments_are_kept_and_kernel_threads_have_none() {
+        assert_eq!(split_cmdline(b"a\0\0b\0"), ["a", "", "b"]);
+        assert_eq!(split_cmdline(b"overwritten title"), ["overwritten title"]);
+        assert_eq!(split_cmdline(b""), Vec::<OsString>::new());
+    }
+}
