@@ -1,3 +1,8 @@
 //! The domain of crabbox: ids, records, states, configuration model, plans. No I/O at all.
 
+pub mod claim;
 pub mod duration;
+pub mod id;
+pub mod journal;
+pub mod labels;
+pub mod record;

@@ -1,0 +1,112 @@
+//! Claims: the small files that tie a lease to the repository that uses it, in the Go program's format.
+//!
+//! A claim is shared with other programs, so fields that are not ours to set are carried along untouched by the store.
+
+use serde::{Deserialize, Serialize};
+
+use crate::labels::Labels;
+
+/// One claim; blank fields are left out of the file but for the four that the Go program always writes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Claim {
+    /// The lease; must equal the file's name.
+    #[serde(rename = "leaseID")]
+    pub lease_id: String,
+    /// A fresh 32-hex token at every change.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub revision: String,
+    /// The lease's slug.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub slug: String,
+    /// The provider that made the lease.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub provider: String,
+    /// The provider's name for the machine.
+    #[serde(rename = "cloudID", skip_serializing_if = "String::is_empty")]
+    pub cloud_id: String,
+    /// Host of a static lease.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub static_host: String,
+    /// User of a static lease.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub static_user: String,
+    /// Port of a static lease.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub static_port: String,
+    /// Work root of a static lease.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub static_work_root: String,
+    /// Operating system of the machine.
+    #[serde(rename = "targetOS", skip_serializing_if = "String::is_empty")]
+    pub target_os: String,
+    /// Windows mode; empty for Linux.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub windows_mode: String,
+    /// Pond name.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub pond: String,
+    /// Root of the repository that holds the lease.
+    pub repo_root: String,
+    /// RFC 3339, UTC.
+    pub claimed_at: String,
+    /// RFC 3339, UTC.
+    pub last_used_at: String,
+    /// Idle limit in seconds.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub idle_timeout_seconds: i64,
+    /// Address of the machine's sshd.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub ssh_host: String,
+    /// Port of the machine's sshd.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub ssh_port: i64,
+    /// The lease's labels when it was last written.
+    #[serde(skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(value: &i64) -> bool {
+    *value == 0
+}
+
+/// Whether `id` may name a claim file (behaviour reference 3.2: what any of the Go program's hosts can store).
+pub fn is_valid_claim_id(id: &str) -> bool {
+    const RESERVED: [&str; 4] = ["con", "prn", "aux", "nul"];
+    let stem = id.split('.').next().unwrap_or_default().to_ascii_lowercase();
+    let numbered = stem.len() == 4
+        && (stem.starts_with("com") || stem.starts_with("lpt"))
+        && stem.ends_with(|c: char| c.is_ascii_digit() && c != '0');
+    !id.is_empty()
+        && !id.contains(|c: char| c.is_control() || "<>:\"/\\|?*".contains(c))
+        && !id.ends_with(['.', ' '])
+        && !RESERVED.contains(&stem.as_str())
+        && !numbered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn four_fields_are_always_there() {
+        let text = serde_json::to_string(&Claim::default()).unwrap();
+        assert_eq!(
+            text,
+            r#"{"leaseID":"","repoRoot":"","claimedAt":"","lastUsedAt":""}"#
+        );
+    }
+
+    #[test]
+    fn ids_that_could_leave_the_directory_are_refused() {
+        for good in ["cbx_0123456789ab", "static_host-1", "a.b", "command"] {
+            assert!(is_valid_claim_id(good), "{good}");
+        }
+        for bad in [
+            "", "../x", "a/b", "a\\b", "a:b", "a\nb", "trail.", "trail ", "CON", "com1", "lpt9.txt", "a*",
+        ] {
+            assert!(!is_valid_claim_id(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! The journal of a lease: what was done to the host for it, so that everything can be taken back.
+//!
+//! ```text
+//!   begin(step) ──> effect ──> done(step)            teardown: live steps, last one first
+//!        │                                                    undo(step) ──> undone(step)
+//!        └── death here: the step counts as live, its undo must bear that the effect never happened
+//! ```
+//! The vocabulary is here, the file is the store's and the effects are the engine's. A step carries everything that its
+//! undo needs; it must never need today's configuration.
+
+use serde::{Deserialize, Serialize};
+
+/// One kind of effect on the host. Paths are absolute unless said otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Step {
+    /// The lease directory, with the record and this journal in it.
+    Directory {
+        /// Its path.
+        path: String,
+    },
+    /// The supervisor process.
+    Supervisor {},
+    /// The lease's SSH key pair and known hosts.
+    Key {
+        /// Their directory.
+        dir: String,
+    },
+    /// The VMM's directory with kernel, initrd, disks; inside the lease directory.
+    Disk {
+        /// Its path.
+        path: String,
+    },
+    /// A bind mount of a shared file into the VMM's directory, where a hard link cannot reach.
+    Mount {
+        /// Where it is mounted.
+        path: String,
+    },
+    /// The network namespace, bind-mounted at a path.
+    Namespace {
+        /// The mount point.
+        path: String,
+    },
+    /// What gives the namespace its outer address.
+    Attach {
+        /// The network mode and all that its undo needs, as the net crate saved it.
+        saved: serde_json::Value,
+    },
+    /// Tap and address mapping inside the namespace; they go with it.
+    Mapping {
+        /// The namespace's mount point.
+        netns: String,
+    },
+    /// The jailer's chroot directory.
+    Jail {
+        /// The jail's own directory, `<base>/<exec name>/<id>`.
+        path: String,
+    },
+    /// The control group of the VMM.
+    Cgroup {
+        /// Its path.
+        path: String,
+    },
+    /// The VMM process.
+    Vmm {
+        /// The machine's id, part of the VMM's command line.
+        vmid: String,
+        /// The VMM's working directory or chroot, by which it is recognised if its pid was never written.
+        dir: String,
+    },
+    /// The shared SSH connection.
+    Connection {
+        /// Its control socket.
+        control: String,
+    },
+    /// The claim file.
+    Claim {},
+}
+
+impl Step {
+    /// The step's name, as failpoints and messages spell it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Directory { .. } => "directory",
+            Self::Supervisor {} => "supervisor",
+            Self::Key { .. } => "key",
+            Self::Disk { .. } => "disk",
+            Self::Mount { .. } => "mount",
+            Self::Namespace { .. } => "namespace",
+            Self::Attach { .. } => "attach",
+            Self::Mapping { .. } => "mapping",
+            Self::Jail { .. } => "jail",
+            Self::Cgroup { .. } => "cgroup",
+            Self::Vmm { .. } => "vmm",
+            Self::Connection { .. } => "connection",
+            Self::Claim {} => "claim",
+        }
+    }
+}
+
+/// A process, told apart from any later one with the same pid.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Process id.
+    pub pid: u32,
+    /// Start time, field 22 of `/proc/<pid>/stat`.
+    pub started: String,
+    /// Boot id of the host.
+    pub boot_id: String,
+}
+
+/// One line of the journal file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "entry", rename_all = "snake_case")]
+pub enum Entry {
+    /// First line: format version and lease.
+    Open {
+        /// Format version, [`VERSION`].
+        version: u32,
+        /// The lease id.
+        lease: String,
+        /// Unix seconds.
+        at: i64,
+        /// uid and gid of the VMM when it is jailed; kept by the lease until it is gone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        uid: Option<u32>,
+        /// The /30 of built-in networking, kept by the lease until it is gone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        subnet: Option<String>,
+    },
+    /// An effect is about to happen.
+    Begin {
+        /// Number of the step in this journal, from 0.
+        seq: u32,
+        /// What it is.
+        step: Step,
+    },
+    /// The effect happened.
+    Done {
+        /// Number of the step.
+        seq: u32,
+        /// The process it started, if it started one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        process: Option<Process>,
+    },
+    /// The effect was taken back.
+    Undone {
+        /// Number of the step.
+        seq: u32,
+    },
+    /// A fact worth keeping (how a disk was made, which image was used).
+    Note {
+        /// Its name.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+}
+
+/// The version of the journal format that this program writes.
+pub const VERSION: u32 = 1;
+
+/// A step that may have left something on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Live {
+    /// Its number.
+    pub seq: u32,
+    /// What it is.
+    pub step: Step,
+    /// Whether it is known to have happened; otherwise the writer died in between, or is at it now.
+    pub done: bool,
+    /// The process it started.
+    pub process: Option<Process>,
+}
+
+/// What a journal says, in one value.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Journal {
+    /// The lease it belongs to.
+    pub lease: String,
+    /// uid and gid set aside for the VMM.
+    pub uid: Option<u32>,
+    /// The /30 set aside for built-in networking.
+    pub subnet: Option<String>,
+    /// Steps that may have left something, in the order they began.
+    pub live: Vec<Live>,
+    /// Facts noted, in order.
+    pub notes: Vec<(String, String)>,
+    /// The number that the next step gets.
+    pub next_seq: u32,
+}
+
+/// A journal that cannot be believed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JournalError {
+    /// A line in the middle is not an entry.
+    #[error("line {line} is not a journal entry: {text:?}")]
+    BadLine {
+        /// Line number from 1.
+        line: usize,
+        /// The line, cut.
+        text: String,
+    },
+    /// Written by a newer program.
+    #[error("format version {version} is newer than this program's {VERSION}")]
+    TooNew {
+        /// The version found.
+        version: u32,
+    },
+}
+
+impl Journal {
+    /// Reads the text of a journal file. A last line without its newline is a torn write of a dead process and is dropped:
+    /// its effect had not begun, because effects start after their line is written.
+    pub fn parse(text: &str) -> Result<Self, JournalError> {
+        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        let mut journal = Self::default();
+        for (index, line) in whole
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| !line.trim().is_empty())
+        {
+            let entry = serde_json::from_str(line).map_err(|_| JournalError::BadLine {
+                line: index + 1,
+                text: line.chars().take(120).collect(),
+            })?;
+            journal.apply(entry)?;
+        }
+        Ok(journal)
+    }
+
+    /// Takes in one entry.
+    pub fn apply(&mut self, entry: Entry) -> Result<(), JournalError> {
+        match entry {
+            Entry::Open { version, .. } if version > VERSION => return Err(JournalError::TooNew { version }),
+            Entry::Open {
+                lease, uid, subnet, ..
+            } => {
+                (self.lease, self.uid, self.subnet) = (lease, uid, subnet);
+            }
+            Entry::Begin { seq, step } => {
+                self.next_seq = self.next_seq.max(seq + 1);
+                self.live.push(Live {
+                    seq,
+                    step,
+                    done: false,
+                    process: None,
+                });
+            }
+            Entry::Done { seq, process } => {
+                if let Some(live) = self.live.iter_mut().find(|live| live.seq == seq) {
+                    live.done = true;
+                    live.process = process;
+                }
+            }
+            Entry::Undone { seq } => self.live.retain(|live| live.seq != seq),
+            Entry::Note { name, value } => self.notes.push((name, value)),
+        }
+        Ok(())
+    }
+
+    /// The live steps in the order in which they must be undone: last begun, first undone.
+    pub fn teardown(&self) -> impl Iterator<Item = &Live> {
+        self.live.iter().rev()
+    }
+
+    /// The process of the live step called `name`.
+    pub fn process(&self, name: &str) -> Option<&Process> {
+        self.live
+            .iter()
+            .rev()
+            .find(|live| live.step.name() == name)
+            .and_then(|live| live.process.as_ref())
+    }
+
+    /// The last value noted under `name`.
+    pub fn note(&self, name: &str) -> Option<&str> {
+        self.notes
+            .iter()
+            .rev()
+            .find(|(noted, _)| noted == name)
+            .map(|(_, value)| value.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(entry: &Entry) -> String {
+        serde_json::to_string(entry).unwrap() + "\n"
+    }
+
+    fn sample() -> Vec<Entry> {
+        let open = Entry::Open {
+            version: VERSION,
+            lease: "cbx_0123456789ab".into(),
+            at: 1,
+            uid: Some(9),
+            subnet: None,
+        };
+        let begin = |seq, step| Entry::Begin { seq, step };
+        let process = Process {
+            pid: 7,
+            started: "1".into(),
+            boot_id: "b".into(),
+        };
+        vec![
+            open,
+            begin(0, Step::Directory { path: "/l".into() }),
+            Entry::Done {
+                seq: 0,
+                process: None,
+            },
+            begin(
+                1,
+                Step::Namespace {
+                    path: "/l/netns".into(),
+                },
+            ),
+            Entry::Done {
+                seq: 1,
+                process: None,
+            },
+            begin(
+                2,
+                Step::Vmm {
+                    vmid: "v".into(),
+                    dir: "/l/vm".into(),
+                },
+            ),
+            Entry::Done {
+                seq: 2,
+                process: Some(process),
+            },
+            Entry::Undone { seq: 2 },
+            Entry::Undone { seq: 1 },
+            Entry::Undone { seq: 0 },
+        ]
+    }
+
+    #[test]
+    fn every_crash_point_leaves_exactly_the_begun_steps_live_in_reverse() {
+        let text: String = sample().iter().map(line).collect();
+        let live_after = |entries: usize| {
+            let cut: String = sample()[..entries].iter().map(line).collect();
+            let journal = Journal::parse(&cut).unwrap();
+            journal
+                .teardown()
+                .map(|live| live.step.name())
+                .collect::<Vec<_>>()
+        };
+        let expect: [&[&str]; 11] = [
+            &[],
+            &[],
+            &["directory"],
+            &["directory"],
+            &["namespace", "directory"],
+            &["namespace", "directory"],
+            &["vmm", "namespace", "directory"],
+            &["vmm", "namespace", "directory"],
+            &["namespace", "directory"],
+            &["directory"],
+            &[],
+        ];
+        for (entries, expected) in expect.iter().enumerate() {
+            assert_eq!(&live_after(entries), expected, "after {entries} entries");
+        }
+        // A torn write anywhere reads as the last whole line.
+        for cut in 0..text.len() {
+            Journal::parse(&text[..cut]).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_pid_of_the_vmm_is_found() {
+        let text: String = sample()[..7].iter().map(line).collect();
+        assert_eq!(
+            Journal::parse(&text)
+                .unwrap()
+                .process("vmm")
+                .map(|process| process.pid),
+            Some(7)
+        );
+    }
+
+    #[test]
+    fn garbage_in_the_middle_is_told_with_its_line() {
+        let text = line(&sample()[0]) + "garbage\n" + &line(&sample()[1]);
+        let error = Journal::parse(&text).unwrap_err();
+        assert_eq!(
+            error,
+            JournalError::BadLine {
+                line: 2,
+                text: "garbage".into()
+            }
+        );
+    }
+
+    #[test]
+    fn a_newer_format_is_refused() {
+        let open = Entry::Open {
+            version: 2,
+            lease: "x".into(),
+            at: 0,
+            uid: None,
+            subnet: None,
+        };
+        assert_eq!(
+            Journal::parse(&line(&open)),
+            Err(JournalError::TooNew { version: 2 })
+        );
+    }
+}

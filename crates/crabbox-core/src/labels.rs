@@ -1,0 +1,349 @@
+//! Labels of a lease: the string map that the Go program keeps in metadata and claims, and what is computed from it.
+//!
+//! Times are unix seconds as decimal text, durations are whole seconds. This module must never ask the clock: `now` is
+//! always an argument.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Idle limit of a lease whose labels and configuration name none.
+pub const DEFAULT_IDLE: Duration = Duration::from_mins(30);
+/// Time to live of a lease whose labels and configuration name none.
+pub const DEFAULT_TTL: Duration = Duration::from_mins(90);
+/// How long past its expiry a lease that says it is running or provisioning is left alone by cleanup.
+const STALE_GRACE: i64 = 12 * 3600;
+
+/// The labels of one lease, sorted by name as the Go program writes them.
+pub type Labels = BTreeMap<String, String>;
+
+/// What a new lease's labels are made of.
+#[derive(Debug, Clone)]
+pub struct NewLease<'a> {
+    /// The lease id.
+    pub lease: &'a str,
+    /// Its slug.
+    pub slug: &'a str,
+    /// Its machine's name.
+    pub name: &'a str,
+    /// Provider name.
+    pub provider: &'a str,
+    /// Configuration profile.
+    pub profile: &'a str,
+    /// Machine class, kept as a label only.
+    pub class: &'a str,
+    /// Machine type.
+    pub server_type: &'a str,
+    /// Operating system of the machine.
+    pub target: &'a str,
+    /// Whether the user asked to keep it.
+    pub keep: bool,
+    /// Idle limit.
+    pub idle: Duration,
+    /// Time to live.
+    pub ttl: Duration,
+    /// User to log in as.
+    pub ssh_user: &'a str,
+    /// Port of the guest's sshd.
+    pub ssh_port: u16,
+    /// Directory under which trees are synced; slashes are kept.
+    pub work_root: &'a str,
+    /// Network mode label.
+    pub network: &'a str,
+    /// CNI network name; empty where none is used.
+    pub cni_network: &'a str,
+}
+
+/// The labels of a lease made at `now`.
+pub fn new_lease(new: &NewLease<'_>, now: i64) -> Labels {
+    let (idle, ttl) = (seconds(new.idle), seconds(new.ttl));
+    let mut labels = Labels::new();
+    let mut put = |name: &str, value: &str| labels.insert(name.to_owned(), sanitise(value));
+    for (name, value) in [
+        ("class", new.class),
+        ("crabbox", "true"),
+        ("created_by", "crabbox"),
+        ("instance", new.name),
+        ("keep", if new.keep { "true" } else { "false" }),
+        ("lease", new.lease),
+        ("network", new.network),
+        ("profile", new.profile),
+        ("provider", new.provider),
+        ("provider_key", ""),
+        ("server_type", new.server_type),
+        ("slug", new.slug),
+        ("ssh_user", new.ssh_user),
+        ("state", "leased"),
+        ("target", new.target),
+        ("vmid", new.name),
+    ] {
+        put(name, value);
+    }
+    if !new.cni_network.is_empty() {
+        put("cni_network", new.cni_network);
+    }
+    for (name, value) in [
+        ("created_at", now),
+        ("last_touched_at", now),
+        ("idle_timeout", idle),
+        ("idle_timeout_secs", idle),
+        ("ttl_secs", ttl),
+        ("ssh_port", i64::from(new.ssh_port)),
+        ("expires_at", now + ttl.min(idle)),
+    ] {
+        put(name, &value.to_string());
+    }
+    labels.insert("work_root".to_owned(), new.work_root.to_owned());
+    labels
+}
+
+/// Refreshes `labels` at `now`: `state` and `idle` replace the recorded ones when given, and the expiry moves on.
+pub fn touch(labels: &mut Labels, state: Option<&str>, idle: Option<Duration>, now: i64) {
+    let created = time(labels, "created_at").unwrap_or(now);
+    let idle = idle.map_or_else(|| idle_seconds(labels), seconds);
+    let ttl = number(labels, "ttl_secs").unwrap_or_else(|| seconds(DEFAULT_TTL));
+    if let Some(state) = state {
+        labels.insert("state".to_owned(), sanitise(state));
+    }
+    for (name, value) in [
+        ("idle_timeout", idle),
+        ("idle_timeout_secs", idle),
+        ("last_touched_at", now),
+        ("expires_at", (created + ttl).min(now + idle)),
+    ] {
+        labels.insert(name.to_owned(), value.to_string());
+    }
+}
+
+/// The idle limit that the labels carry, in seconds.
+pub fn idle_seconds(labels: &Labels) -> i64 {
+    number(labels, "idle_timeout_secs")
+        .or_else(|| number(labels, "idle_timeout"))
+        .filter(|seconds| *seconds > 0)
+        .unwrap_or_else(|| seconds(DEFAULT_IDLE))
+}
+
+/// A time label in unix seconds; decimal seconds and RFC 3339 are read.
+pub fn time(labels: &Labels, name: &str) -> Option<i64> {
+    let text = labels.get(name)?.trim();
+    text.parse().ok().or_else(|| {
+        text.parse::<jiff::Timestamp>()
+            .ok()
+            .map(jiff::Timestamp::as_second)
+    })
+}
+
+/// The state label, lower case; empty when there is none.
+pub fn state(labels: &Labels) -> String {
+    labels
+        .get("state")
+        .map(|state| state.to_lowercase())
+        .unwrap_or_default()
+}
+
+/// Whether the user asked to keep the lease.
+pub fn keep(labels: &Labels) -> bool {
+    labels.get("keep").is_some_and(|keep| keep == "true")
+}
+
+/// What cleanup decides about one lease, with the reason it prints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Remove it.
+    Remove(String),
+    /// Leave it alone.
+    Skip(String),
+}
+
+/// Decides about a lease whose machine runs, by its labels alone (behaviour reference 4.4).
+pub fn expired(labels: &Labels, now: i64) -> Verdict {
+    use Verdict::{Remove, Skip};
+    if labels.is_empty() {
+        return Skip("missing labels".to_owned());
+    }
+    if keep(labels) {
+        return Skip("keep=true".to_owned());
+    }
+    let state = state(labels);
+    let expires = time(labels, "expires_at").or_else(|| time(labels, "ttl"));
+    let past = |grace: i64| expires.is_some_and(|at| now > at.saturating_add(grace));
+    match state.as_str() {
+        "running" | "provisioning" if past(STALE_GRACE) => Remove(format!("stale state={state}")),
+        "leased" | "ready" | "active" if past(0) => Remove(format!("expired state={state}")),
+        "running" | "provisioning" | "leased" | "ready" | "active" => Skip(format!("state={state}")),
+        "failed" | "released" | "expired" => Remove(format!("state={state}")),
+        _ if expires.is_none() => Skip("missing expires_at".to_owned()),
+        _ if past(0) => Remove("expired".to_owned()),
+        _ => Skip("not expired".to_owned()),
+    }
+}
+
+/// Whether a status names a machine that will not come back (behaviour reference 4.3).
+pub fn is_terminal(state: &str) -> bool {
+    [
+        "deleting",
+        "expired",
+        "failed",
+        "missing",
+        "released",
+        "stopped",
+        "stopped_with_code",
+        "terminated",
+    ]
+    .contains(&state)
+}
+
+fn number(labels: &Labels, name: &str) -> Option<i64> {
+    labels.get(name)?.trim().parse().ok()
+}
+
+fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX / 4)
+}
+
+/// Trims, folds characters outside `[A-Za-z0-9_.-]` into `_`, keeps 63 characters, names an empty value `unknown`.
+fn sanitise(value: &str) -> String {
+    let kept = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    let folded: String = value
+        .trim()
+        .chars()
+        .map(|c| if kept(c) { c } else { '_' })
+        .take(63)
+        .collect();
+    let trimmed = folded.trim_matches(['_', '.', '-']);
+    if trimmed.is_empty() {
+        "unknown".to_owned()
+    } else {
+        trimmed.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_754_000_000;
+
+    fn sample() -> Labels {
+        new_lease(
+            &NewLease {
+                lease: "cbx_0123456789ab",
+                slug: "jade-krill",
+                name: "crabbox-jade-krill-1a2b3c4d",
+                provider: "firecracker",
+                profile: "default",
+                class: "beast",
+                server_type: "microvm",
+                target: "linux",
+                keep: false,
+                idle: Duration::from_mins(30),
+                ttl: Duration::from_mins(90),
+                ssh_user: "crabbox",
+                ssh_port: 22,
+                work_root: "/work/crabbox",
+                network: "cni",
+                cni_network: "crabbox-firecracker",
+            },
+            NOW,
+        )
+    }
+
+    #[test]
+    fn new_labels_are_those_of_the_reference() {
+        let labels = sample();
+        let expect: &[(&str, &str)] = &[
+            ("class", "beast"),
+            ("cni_network", "crabbox-firecracker"),
+            ("crabbox", "true"),
+            ("created_at", "1754000000"),
+            ("created_by", "crabbox"),
+            ("expires_at", "1754001800"),
+            ("idle_timeout", "1800"),
+            ("idle_timeout_secs", "1800"),
+            ("instance", "crabbox-jade-krill-1a2b3c4d"),
+            ("keep", "false"),
+            ("last_touched_at", "1754000000"),
+            ("lease", "cbx_0123456789ab"),
+            ("network", "cni"),
+            ("profile", "default"),
+            ("provider", "firecracker"),
+            ("provider_key", "unknown"),
+            ("server_type", "microvm"),
+            ("slug", "jade-krill"),
+            ("ssh_port", "22"),
+            ("ssh_user", "crabbox"),
+            ("state", "leased"),
+            ("target", "linux"),
+            ("ttl_secs", "5400"),
+            ("vmid", "crabbox-jade-krill-1a2b3c4d"),
+            ("work_root", "/work/crabbox"),
+        ];
+        let got: Vec<(&str, &str)> = labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(got, expect);
+    }
+
+    #[test]
+    fn touching_moves_the_expiry_but_never_past_the_ttl() {
+        let mut labels = sample();
+        touch(&mut labels, Some("running"), None, NOW + 600);
+        assert_eq!(
+            (labels["state"].as_str(), labels["expires_at"].as_str()),
+            ("running", "1754002400")
+        );
+        touch(&mut labels, None, None, NOW + 5000);
+        assert_eq!(time(&labels, "expires_at"), Some(NOW + 5400));
+        touch(&mut labels, None, Some(Duration::from_mins(1)), NOW + 100);
+        assert_eq!(time(&labels, "expires_at"), Some(NOW + 160));
+    }
+
+    #[test]
+    fn the_cleanup_table_of_the_reference() {
+        let with = |state: &str, expires: Option<&str>| {
+            let mut labels = sample();
+            labels.insert("state".into(), state.into());
+            match expires {
+                Some(at) => labels.insert("expires_at".into(), at.into()),
+                None => labels.remove("expires_at"),
+            };
+            expired(&labels, NOW)
+        };
+        let (past, future, long_past) = (
+            Some("1753999999"),
+            Some("1754000001"),
+            Some((NOW - STALE_GRACE - 1).to_string()),
+        );
+        let remove = |reason: &str| Verdict::Remove(reason.to_owned());
+        let skip = |reason: &str| Verdict::Skip(reason.to_owned());
+        assert_eq!(expired(&Labels::new(), NOW), skip("missing labels"));
+        assert_eq!(with("running", past), skip("state=running"));
+        assert_eq!(
+            with("Running", long_past.as_deref()),
+            remove("stale state=running")
+        );
+        assert_eq!(with("ready", past), remove("expired state=ready"));
+        assert_eq!(with("ready", future), skip("state=ready"));
+        assert_eq!(with("released", future), remove("state=released"));
+        assert_eq!(with("touched", None), skip("missing expires_at"));
+        assert_eq!(with("touched", future), skip("not expired"));
+        assert_eq!(with("touched", past), remove("expired"));
+        let mut kept = sample();
+        kept.insert("keep".into(), "true".into());
+        kept.insert("state".into(), "failed".into());
+        assert_eq!(expired(&kept, NOW), skip("keep=true"));
+    }
+
+    #[test]
+    fn label_values_are_sanitised() {
+        assert_eq!(sanitise("  -a b/c- "), "a_b_c");
+        assert_eq!(sanitise("///"), "unknown");
+        assert_eq!(sanitise(&"x".repeat(80)).len(), 63);
+    }
+
+    #[test]
+    fn times_are_read_in_both_spellings() {
+        let labels = Labels::from([
+            ("a".into(), "1754000000".into()),
+            ("b".into(), "2025-07-31T22:13:20Z".into()),
+        ]);
+        assert_eq!(time(&labels, "a"), time(&labels, "b"));
+    }
+}
