@@ -4,6 +4,9 @@
 //! so that the rest of the program can be read as decisions. Nothing in this crate knows what a lease is.
 
 pub mod clock;
+pub mod clone;
 pub mod command;
+pub mod digest;
 pub mod files;
 pub mod process;
+pub mod random;
