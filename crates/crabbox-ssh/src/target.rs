@@ -1,0 +1,352 @@
+//! Whom to speak to and how: the options of every `ssh` that this program starts.
+//!
+//! One [`Target`] gives the same words to a remote command, to `rsync -e` and to the line that `crabbox ssh` prints.
+//! It must never let a host name, a path or a user name turn into an option of its own.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::quote;
+
+/// How long a TCP connection plus key exchange may take, as the Go program has it.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the shared connection outlives its last user, in OpenSSH's notation, as the Go program has it.
+pub const CONTROL_PERSIST: &str = "10m";
+
+/// A machine reached by SSH.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Login name.
+    pub user: String,
+    /// Address or name; never starts with `-`.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// Private key; `None` leaves the choice to OpenSSH (agent, default keys).
+    pub key: Option<PathBuf>,
+    /// The `known_hosts` file of this lease.
+    pub known_hosts: PathBuf,
+    /// True when `known_hosts` was written by us from the key that we gave to the host: no other key is ever accepted.
+    pub host_key_pinned: bool,
+    /// Where the shared connection's socket is (see [`crate::control`]); `None` switches sharing off.
+    pub control: Option<PathBuf>,
+    /// Limit for one connection attempt; OpenSSH counts whole seconds.
+    pub connect_timeout: Duration,
+    /// Attempts before a connection is given up.
+    pub connection_attempts: u32,
+    /// A command whose standard streams are the connection, for hosts without a route.
+    pub proxy_command: Option<String>,
+    /// Read the user's and the system's `ssh_config` too. Wanted for a host that the user set up there; unwanted for
+    /// a lease of our own, where a stray `Host *` rule could only break it.
+    pub user_config: bool,
+    /// Further `-o` values, for example `KexAlgorithms=…`.
+    pub extra: Vec<String>,
+}
+
+/// What a target cannot be.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum TargetError {
+    /// The user name would be read as something else.
+    #[error("ssh user name {user:?} is empty, starts with '-', or holds a space or control character")]
+    User {
+        /// The refused name.
+        user: String,
+    },
+    /// The host name would be read as something else.
+    #[error("ssh host {host:?} is empty, starts with '-', or holds a space, '@' or control character")]
+    Host {
+        /// The refused name.
+        host: String,
+    },
+}
+
+/// What one `ssh` call adds to the options of its target.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ArgvOptions {
+    /// `-n`: standard input is `/dev/null`.
+    pub no_stdin: bool,
+    /// `-t`: ask for a terminal.
+    pub tty: bool,
+    /// Leave the control options out, so that this call has a connection of its own.
+    pub own_connection: bool,
+}
+
+impl Target {
+    /// A target with the usual limits, no key, host key not pinned and sharing off.
+    pub fn new(user: &str, host: &str, port: u16, known_hosts: &Path) -> Result<Self, TargetError> {
+        let odd = |c: char| c.is_whitespace() || c.is_control();
+        if user.is_empty() || user.starts_with('-') || user.contains(odd) {
+            return Err(TargetError::User {
+                user: user.to_owned(),
+            });
+        }
+        if host.is_empty() || host.starts_with('-') || host.contains(|c: char| odd(c) || c == '@') {
+            return Err(TargetError::Host {
+                host: host.to_owned(),
+            });
+        }
+        Ok(Self {
+            user: user.to_owned(),
+            host: host.to_owned(),
+            port,
+            key: None,
+            known_hosts: known_hosts.to_owned(),
+            host_key_pinned: false,
+            control: None,
+            connect_timeout: CONNECT_TIMEOUT,
+            connection_attempts: 3,
+            proxy_command: None,
+            user_config: false,
+            extra: Vec::new(),
+        })
+    }
+
+    /// `user@host`.
+    pub fn destination(&self) -> String {
+        format!("{}@{}", self.user, self.host)
+    }
+
+    /// The whole vector up to and including `user@host`; the first word is `ssh`, the remote command may follow.
+    pub fn ssh_argv(&self, options: ArgvOptions) -> Vec<OsString> {
+        let mut words = self.words(options);
+        words.push(self.destination());
+        words.into_iter().map(OsString::from).collect()
+    }
+
+    /// The value for `rsync -e`: the same options, without the destination, quoted the way rsync splits them.
+    pub fn rsh_for_rsync(&self) -> String {
+        let words = self.words(ArgvOptions::default());
+        words
+            .iter()
+            .map(|word| quote::rsync_word(word))
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    /// The line that `crabbox ssh` prints: every word single-quoted, ready to paste into a shell.
+    pub fn display_line(&self) -> String {
+        // As the Go program prints it; whoever pastes it wants their own configuration to count.
+        let mut words = Self {
+            user_config: true,
+            ..self.clone()
+        }
+        .words(ArgvOptions::default());
+        words.push(self.destination());
+        quote::join(words)
+    }
+
+    /// Options in the order of the Go program, so that scripts which look for them keep working.
+    fn words(&self, options: ArgvOptions) -> Vec<String> {
+        let mut words = vec!["ssh".to_owned()];
+        if !self.user_config {
+            words.extend(["-F".to_owned(), "none".to_owned()]);
+        }
+        if let Some(key) = &self.key {
+            words.extend(key_words(key));
+        }
+        let mut option = |text: String| words.extend(["-o".to_owned(), text]);
+        if self.key.is_some() {
+            option("IdentitiesOnly=yes".to_owned());
+        }
+        for fixed in [
+            "ForwardAgent=no",
+            "ForwardX11=no",
+            "ForwardX11Trusted=no",
+            "BatchMode=yes",
+        ] {
+            option(fixed.to_owned());
+        }
+        option(format!(
+            "ConnectTimeout={}",
+            self.connect_timeout.as_secs().max(1)
+        ));
+        option(format!("ConnectionAttempts={}", self.connection_attempts));
+        option("ServerAliveInterval=15".to_owned());
+        option("ServerAliveCountMax=2".to_owned());
+        words.extend(["-p".to_owned(), self.port.to_string()]);
+        self.host_key_words(&mut words);
+        if let Some(command) = &self.proxy_command {
+            words.extend(["-o".to_owned(), format!("ProxyCommand={command}")]);
+        }
+        for extra in &self.extra {
+            words.extend(["-o".to_owned(), extra.clone()]);
+        }
+        self.control_words(options, &mut words);
+        if options.no_stdin {
+            words.push("-n".to_owned());
+        }
+        if options.tty {
+            words.push("-t".to_owned());
+        }
+        words
+    }
+
+    fn host_key_words(&self, words: &mut Vec<String>) {
+        let mut option = |text: &str| words.extend(["-o".to_owned(), text.to_owned()]);
+        let known_hosts = format!("UserKnownHostsFile={}", config_path(&self.known_hosts));
+        if !self.host_key_pinned {
+            option("StrictHostKeyChecking=accept-new");
+            option(&known_hosts);
+            return;
+        }
+        option("StrictHostKeyChecking=yes");
+        option(&known_hosts);
+        for closed in [
+            "GlobalKnownHostsFile=none",
+            "KnownHostsCommand=none",
+            "VerifyHostKeyDNS=no",
+            "UpdateHostKeys=no",
+            "CheckHostIP=no",
+        ] {
+            option(closed);
+        }
+    }
+
+    fn control_words(&self, options: ArgvOptions, words: &mut Vec<String>) {
+        let mut option = |text: String| words.extend(["-o".to_owned(), text]);
+        match &self.control {
+            Some(control) if !options.own_connection => {
+                option("ControlMaster=auto".to_owned());
+                option(format!("ControlPersist={CONTROL_PERSIST}"));
+                option(format!("ControlPath={}", config_path(control)));
+            }
+            // Explicit, because a `Host *` rule of the user may switch sharing on.
+            _ if self.user_config => option("ControlPath=none".to_owned()),
+            _ => {}
+        }
+    }
+}
+
+/// `-i KEY`, except for a path with `%`: `-i` looks for the file before the expansion that it then also does.
+fn key_words(key: &Path) -> [String; 2] {
+    let path = key.to_string_lossy();
+    if path.contains('%') {
+        ["-o".to_owned(), format!("IdentityFile={}", config_path(key))]
+    } else {
+        ["-i".to_owned(), path.into_owned()]
+    }
+}
+
+/// OpenSSH expands `%` in paths; `%%` stands for itself.
+fn percent_escaped(path: &Path) -> String {
+    path.to_string_lossy().replace('%', "%%")
+}
+
+/// A path as the value of an `-o` option, which is split at white space like a line of `ssh_config`.
+fn config_path(path: &Path) -> String {
+    let escaped = percent_escaped(path);
+    if escaped.contains([' ', '\t', '"', '\'', '\\', '#']) {
+        format!("\"{}\"", escaped.replace('\\', "\\\\").replace('"', "\\\""))
+    } else {
+        escaped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crabbox_host::command::Cmd;
+
+    fn target() -> Target {
+        let mut target = Target::new("crabbox", "10.0.0.2", 22, Path::new("/k/known_hosts")).unwrap();
+        target.key = Some(PathBuf::from("/k/id_ed25519"));
+        target.control = Some(PathBuf::from("/run/user/0/crabbox/0011223344556677"));
+        target
+    }
+
+    #[test]
+    fn the_words_and_their_order_are_those_of_the_go_program() {
+        assert_eq!(
+            target().display_line().replace('\'', ""),
+            "ssh -i /k/id_ed25519 -o IdentitiesOnly=yes -o ForwardAgent=no -o ForwardX11=no -o ForwardX11Trusted=no \
+             -o BatchMode=yes -o ConnectTimeout=10 -o ConnectionAttempts=3 -o ServerAliveInterval=15 \
+             -o ServerAliveCountMax=2 -p 22 -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile=/k/known_hosts \
+             -o ControlMaster=auto -o ControlPersist=10m -o ControlPath=/run/user/0/crabbox/0011223344556677 \
+             crabbox@10.0.0.2"
+        );
+    }
+
+    #[test]
+    fn a_pinned_host_closes_every_other_source_of_host_keys() {
+        let mut target = target();
+        target.host_key_pinned = true;
+        let line = target.display_line().replace('\'', "");
+        assert!(
+            line.contains(
+                "-o StrictHostKeyChecking=yes -o UserKnownHostsFile=/k/known_hosts -o GlobalKnownHostsFile=none \
+                 -o KnownHostsCommand=none -o VerifyHostKeyDNS=no -o UpdateHostKeys=no -o CheckHostIP=no"
+            ),
+            "{line}"
+        );
+        assert!(!line.contains("accept-new"), "{line}");
+    }
+
+    #[test]
+    fn a_host_or_user_cannot_become_an_option() {
+        for bad in ["-oProxyCommand=x", "", "a b", "a\nb"] {
+            assert!(Target::new("u", bad, 22, Path::new("/k")).is_err(), "{bad:?}");
+            assert!(Target::new(bad, "h", 22, Path::new("/k")).is_err(), "{bad:?}");
+        }
+        assert!(Target::new("u", "evil@h", 22, Path::new("/k")).is_err());
+    }
+
+    /// Asks OpenSSH itself (`-G` prints the options as it understood them) what it made of odd paths.
+    #[test]
+    fn odd_paths_reach_openssh_unchanged() {
+        let mut target = target();
+        target.known_hosts = PathBuf::from("/a b/100%/it's \"q\"/known_hosts");
+        target.control = Some(PathBuf::from("/c d/50%/sock"));
+        target.key = Some(PathBuf::from("/a b/100%/id"));
+        let argv = target.ssh_argv(ArgvOptions::default());
+        let seen = Cmd::new(&argv[0])
+            .arg("-G")
+            .args(&argv[1..])
+            .run()
+            .unwrap()
+            .stdout_text();
+        for line in [
+            "userknownhostsfile /a b/100%/it's \"q\"/known_hosts",
+            "controlpath /c d/50%/sock",
+            "identityfile /a b/100%%/id",
+        ] {
+            assert!(seen.contains(line), "{line} is missing in:\n{seen}");
+        }
+    }
+
+    #[test]
+    fn a_lease_of_our_own_ignores_the_configuration_of_the_user_except_in_the_printed_line() {
+        let argv = target().ssh_argv(ArgvOptions::default());
+        assert_eq!(argv[1..3], ["-F", "none"]);
+        assert!(
+            target()
+                .rsh_for_rsync()
+                .starts_with("ssh -F none -i /k/id_ed25519 -o IdentitiesOnly=yes")
+        );
+        assert!(target().display_line().starts_with("'ssh' '-i' '/k/id_ed25519'"));
+    }
+
+    #[test]
+    fn a_connection_of_its_own_names_no_control_socket() {
+        let target = Target {
+            user_config: true,
+            ..target()
+        };
+        let argv = target.ssh_argv(ArgvOptions {
+            own_connection: true,
+            no_stdin: true,
+            tty: false,
+        });
+        let line = argv
+            .iter()
+            .map(|word| word.to_string_lossy())
+            .collect::<Vec<_>>()
+            .join(" ");
+        assert!(
+            line.ends_with("-o ControlPath=none -n crabbox@10.0.0.2"),
+            "{line}"
+        );
+        assert!(!line.contains("ControlMaster"), "{line}");
+    }
+}
