@@ -66,6 +66,34 @@ pub struct Claim {
     pub labels: Labels,
 }
 
+impl Claim {
+    /// A claim in which every field is present: its JSON names all the fields that are ours to set.
+    pub fn full() -> Self {
+        let text = || "x".to_owned();
+        Self {
+            lease_id: text(),
+            revision: text(),
+            slug: text(),
+            provider: text(),
+            cloud_id: text(),
+            static_host: text(),
+            static_user: text(),
+            static_port: text(),
+            static_work_root: text(),
+            target_os: text(),
+            windows_mode: text(),
+            pond: text(),
+            repo_root: text(),
+            claimed_at: text(),
+            last_used_at: text(),
+            idle_timeout_seconds: 1,
+            ssh_host: text(),
+            ssh_port: 1,
+            labels: Labels::from([(text(), text())]),
+        }
+    }
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_zero(value: &i64) -> bool {
     *value == 0

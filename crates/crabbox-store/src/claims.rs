@@ -1,0 +1,307 @@
+//! Claim files: `<state>/claims/<id>.json`, shared with the Go program (behaviour reference 3.2).
+//!
+//! Every access holds the claim's lock; every change is made on the file as it stands under that lock and only if it is
+//! still what the caller saw. Fields of other programs are carried along.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crabbox_core::claim::{Claim, is_valid_claim_id};
+use crabbox_core::id::hex;
+use crabbox_host::files::{self, FileError};
+use crabbox_host::lock::{FileLock, LockError};
+use serde_json::{Map, Value};
+
+use crate::places::Places;
+
+/// How long the holder of a claim lock may take.
+const LOCK_LIMIT: Duration = Duration::from_secs(30);
+
+/// Why a claim cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// The id cannot name a file.
+    #[error("{id:?} is not a valid claim id")]
+    InvalidId {
+        /// The id.
+        id: String,
+    },
+    /// The lock cannot be had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The file cannot be read.
+    #[error("cannot read claim {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not a claim.
+    #[error("claim {} is invalid", path.display())]
+    Decode {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The file names another lease.
+    #[error("claim {} belongs to lease {found}", path.display())]
+    Misplaced {
+        /// The file.
+        path: PathBuf,
+        /// The lease it names.
+        found: String,
+    },
+    /// Somebody changed it since the caller looked.
+    #[error("lease {id} claim changed; retry")]
+    Changed {
+        /// The lease.
+        id: String,
+    },
+    /// The file cannot be written or removed.
+    #[error(transparent)]
+    Write(#[from] FileError),
+    /// The kernel gave no random bytes.
+    #[error("cannot draw a claim revision")]
+    Random(#[source] std::io::Error),
+}
+
+/// A claim file that cannot be used, beside those that can.
+#[derive(Debug)]
+pub struct Problem {
+    /// The file's name.
+    pub file: String,
+    /// Why.
+    pub error: ClaimError,
+}
+
+/// Every claim, sorted by file name.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Those that can be used.
+    pub claims: Vec<Claim>,
+    /// Those that cannot.
+    pub problems: Vec<Problem>,
+}
+
+/// Reads the claim of lease `id`, `None` where there is none.
+pub fn read(places: &Places, id: &str) -> Result<Option<Claim>, ClaimError> {
+    let _lock = lock(places, id)?;
+    Ok(load(places, id)?.map(|(claim, _)| claim))
+}
+
+/// Changes the claim of lease `id` under its lock. `change` gets the claim as it stands (`None` where there is none) and
+/// answers the new one, or `None` to leave everything as it is. A fresh revision is drawn.
+pub fn update<E: From<ClaimError>>(
+    places: &Places,
+    id: &str,
+    change: impl FnOnce(Option<&Claim>) -> Result<Option<Claim>, E>,
+) -> Result<Option<Claim>, E> {
+    let _lock = lock(places, id)?;
+    let standing = load(places, id)?;
+    let (old, mut raw) = match standing {
+        Some((claim, raw)) => (Some(claim), raw),
+        None => (None, Map::new()),
+    };
+    let Some(mut claim) = change(old.as_ref())? else {
+        return Ok(None);
+    };
+    id.clone_into(&mut claim.lease_id);
+    claim.revision = hex(&crabbox_host::random::bytes::<16>().map_err(ClaimError::Random)?);
+    store(places, &claim, &mut raw)?;
+    Ok(Some(claim))
+}
+
+/// Removes the claim of lease `id`; with `seen`, only if it is still the one that the caller saw.
+pub fn remove(places: &Places, id: &str, seen: Option<&Claim>) -> Result<bool, ClaimError> {
+    let guard = lock(places, id)?;
+    if let (Some(seen), Some((standing, _))) = (seen, load(places, id)?)
+        && *seen != standing
+    {
+        return Err(ClaimError::Changed { id: id.to_owned() });
+    }
+    let path = path_of(places, id);
+    let removed = match std::fs::remove_file(&path) {
+        Ok(()) => true,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Err(source) => return Err(ClaimError::Read { path, source }),
+    };
+    guard.remove_while_held()?;
+    Ok(removed)
+}
+
+/// Reads every claim.
+pub fn list(places: &Places) -> Result<Listing, ClaimError> {
+    let dir = places.claims();
+    let entries = match std::fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Listing::default()),
+        Err(source) => return Err(ClaimError::Read { path: dir, source }),
+    };
+    let mut names: Vec<String> = entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.ends_with(".json") && !name.starts_with('.'))
+        .collect();
+    names.sort();
+    let mut listing = Listing::default();
+    for file in names {
+        match load(places, file.trim_end_matches(".json")) {
+            Ok(Some((claim, _))) => listing.claims.push(claim),
+            Ok(None) => {}
+            Err(error) => listing.problems.push(Problem { file, error }),
+        }
+    }
+    Ok(listing)
+}
+
+fn lock(places: &Places, id: &str) -> Result<FileLock, ClaimError> {
+    if !is_valid_claim_id(id) {
+        return Err(ClaimError::InvalidId { id: id.to_owned() });
+    }
+    Ok(FileLock::acquire_within(&places.claim_lock(id), LOCK_LIMIT)?)
+}
+
+fn path_of(places: &Places, id: &str) -> PathBuf {
+    places.claims().join(format!("{id}.json"))
+}
+
+fn load(places: &Places, id: &str) -> Result<Option<(Claim, Map<String, Value>)>, ClaimError> {
+    let path = path_of(places, id);
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(ClaimError::Read { path, source }),
+    };
+    let decode = |source| ClaimError::Decode {
+        path: path.clone(),
+        source,
+    };
+    let raw: Map<String, Value> = serde_json::from_slice(&text).map_err(decode)?;
+    let claim: Claim = serde_json::from_value(Value::Object(raw.clone())).map_err(decode)?;
+    if claim.lease_id != id {
+        return Err(ClaimError::Misplaced {
+            path,
+            found: claim.lease_id,
+        });
+    }
+    Ok(Some((claim, raw)))
+}
+
+fn store(places: &Places, claim: &Claim, raw: &mut Map<String, Value>) -> Result<(), ClaimError> {
+    let path = path_of(places, &claim.lease_id);
+    let encode = |source| ClaimError::Decode {
+        path: path.clone(),
+        source,
+    };
+    let known = serde_json::to_value(claim).map_err(encode)?;
+    let all = serde_json::to_value(Claim::full()).map_err(encode)?;
+    if let (Value::Object(known), Value::Object(all)) = (known, all) {
+        raw.retain(|name, _| !all.contains_key(name));
+        // Known fields first, in the Go program's order; what is not ours after them.
+        let foreign = std::mem::replace(raw, known);
+        raw.extend(foreign);
+    }
+    let mut text = serde_json::to_vec_pretty(raw).map_err(encode)?;
+    text.push(b'\n');
+    files::create_private_dir(&places.claims())?;
+    files::write_atomic(&path, &text, 0o600)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places(root: &std::path::Path) -> Places {
+        Places {
+            state: root.join("state"),
+            config: root.join("config"),
+            cache: root.join("cache"),
+        }
+    }
+
+    fn put(places: &Places, id: &str, repo: &str) -> Claim {
+        update::<ClaimError>(places, id, |_| {
+            Ok(Some(Claim {
+                repo_root: repo.into(),
+                ..Claim::default()
+            }))
+        })
+        .unwrap()
+        .unwrap()
+    }
+
+    #[test]
+    fn every_change_draws_a_revision_and_a_stale_view_loses() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        let first = put(&places, "cbx_a", "/r1");
+        let second = put(&places, "cbx_a", "/r2");
+        assert!(first.revision.len() == 32 && first.revision != second.revision);
+        assert!(matches!(
+            remove(&places, "cbx_a", Some(&first)),
+            Err(ClaimError::Changed { .. })
+        ));
+        assert!(remove(&places, "cbx_a", Some(&second)).unwrap());
+        assert!(!remove(&places, "cbx_a", None).unwrap());
+        assert!(
+            !places.claim_lock("cbx_a").exists(),
+            "the lock file goes with the claim"
+        );
+    }
+
+    #[test]
+    fn fields_of_other_programs_survive() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        put(&places, "cbx_a", "/r1");
+        let path = path_of(&places, "cbx_a");
+        let text = std::fs::read_to_string(&path)
+            .unwrap()
+            .replacen('{', "{\n  \"bridgeURL\": \"u\",", 1);
+        std::fs::write(&path, text).unwrap();
+        put(&places, "cbx_a", "/r2");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(
+            text.contains("\"bridgeURL\": \"u\"") && text.contains("/r2"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn bad_files_are_problems_beside_the_good_ones() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        put(&places, "cbx_a", "/r1");
+        std::fs::write(places.claims().join("cbx_b.json"), "[]").unwrap();
+        std::fs::write(places.claims().join("cbx_c.json"), "{\"leaseID\":\"cbx_a\"}").unwrap();
+        let listing = list(&places).unwrap();
+        assert_eq!((listing.claims.len(), listing.problems.len()), (1, 2));
+        assert!(matches!(read(&places, "../x"), Err(ClaimError::InvalidId { .. })));
+    }
+
+    #[test]
+    fn concurrent_updates_are_never_lost() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..25 {
+                        update::<ClaimError>(&places, "cbx_a", |old| {
+                            let mut claim = old.cloned().unwrap_or_default();
+                            claim.idle_timeout_seconds += 1;
+                            Ok(Some(claim))
+                        })
+                        .unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(read(&places, "cbx_a").unwrap().unwrap().idle_timeout_seconds, 100);
+    }
+}

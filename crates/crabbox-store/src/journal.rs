@@ -1,0 +1,243 @@
+//! The journal file of a lease, `journal.jsonl`: one line an entry, appended before and after each effect.
+//!
+//! The first write creates the file and is synced to disk with its directory, so that a lease is never without a journal.
+//! Later lines are one `write` each and are not synced: they must survive the death of our processes, which the page cache
+//! does; after a crash of the host none of the kernel's objects exist any more, and files are found by their paths.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use crabbox_core::journal::{Entry, Journal, JournalError, Process, Step};
+use crabbox_host::files;
+
+/// Why a journal could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalFileError {
+    /// The file cannot be read.
+    #[error("cannot read journal {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file cannot be written.
+    #[error("cannot write journal {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not a journal.
+    #[error("journal {} cannot be used", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: JournalError,
+    },
+}
+
+/// An open journal. Only the holder of the lease's lock may have one.
+#[derive(Debug)]
+pub struct JournalFile {
+    path: PathBuf,
+    file: File,
+    state: Journal,
+}
+
+/// An effect that is about to happen. It must be closed with [`Pending::done`] once the effect is there; dropping it
+/// leaves the step live, which is what a failed effect needs: its undo bears a half-made effect.
+#[derive(Debug)]
+#[must_use = "an effect that happened must be marked done"]
+pub struct Pending {
+    seq: u32,
+}
+
+impl JournalFile {
+    /// Starts the journal of a new lease; the file must not exist.
+    pub fn create(path: &Path, open: &Entry) -> Result<Self, JournalFileError> {
+        let fail = |source| JournalFileError::Write {
+            path: path.to_owned(),
+            source,
+        };
+        let file = OpenOptions::new()
+            .append(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(fail)?;
+        let mut journal = Self {
+            path: path.to_owned(),
+            file,
+            state: Journal::default(),
+        };
+        journal.append(open)?;
+        journal.file.sync_all().map_err(fail)?;
+        if let Some(dir) = path.parent() {
+            files::sync_dir(dir).map_err(|error| fail(std::io::Error::other(error)))?;
+        }
+        Ok(journal)
+    }
+
+    /// Opens the journal of an existing lease; `None` where there is none (a lease of the Go program).
+    pub fn open(path: &Path) -> Result<Option<Self>, JournalFileError> {
+        let Some(state) = read(path)? else { return Ok(None) };
+        let fail = |source| JournalFileError::Write {
+            path: path.to_owned(),
+            source,
+        };
+        let file = OpenOptions::new().append(true).open(path).map_err(fail)?;
+        // A torn last line is cut off, so that what is appended now stands on lines of its own.
+        file.set_len(whole_lines(path).map_err(fail)?).map_err(fail)?;
+        Ok(Some(Self {
+            path: path.to_owned(),
+            file,
+            state,
+        }))
+    }
+
+    /// What the journal says now.
+    pub fn state(&self) -> &Journal {
+        &self.state
+    }
+
+    /// Writes that `step` is about to happen.
+    pub fn begin(&mut self, step: Step) -> Result<Pending, JournalFileError> {
+        let seq = self.state.next_seq;
+        self.append(&Entry::Begin { seq, step })?;
+        Ok(Pending { seq })
+    }
+
+    /// Writes that the effect is there, with the process it started.
+    pub fn done(&mut self, pending: Pending, process: Option<Process>) -> Result<(), JournalFileError> {
+        let Pending { seq } = pending;
+        self.append(&Entry::Done { seq, process })
+    }
+
+    /// Writes that step `seq` was taken back.
+    pub fn undone(&mut self, seq: u32) -> Result<(), JournalFileError> {
+        self.append(&Entry::Undone { seq })
+    }
+
+    /// Writes a fact worth keeping.
+    pub fn note(&mut self, name: &str, value: &str) -> Result<(), JournalFileError> {
+        self.append(&Entry::Note {
+            name: name.to_owned(),
+            value: value.to_owned(),
+        })
+    }
+
+    fn append(&mut self, entry: &Entry) -> Result<(), JournalFileError> {
+        let fail = |source| JournalFileError::Write {
+            path: self.path.clone(),
+            source,
+        };
+        let mut line = serde_json::to_vec(entry).map_err(|error| fail(error.into()))?;
+        line.push(b'\n');
+        self.file.write_all(&line).map_err(fail)?;
+        self.state
+            .apply(entry.clone())
+            .map_err(|source| JournalFileError::Corrupt {
+                path: self.path.clone(),
+                source,
+            })
+    }
+}
+
+/// Reads a journal without the right to change it; `None` where there is none.
+pub fn read(path: &Path) -> Result<Option<Journal>, JournalFileError> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => {
+            return Err(JournalFileError::Read {
+                path: path.to_owned(),
+                source,
+            });
+        }
+    };
+    let journal = Journal::parse(&text).map_err(|source| JournalFileError::Corrupt {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(Some(journal))
+}
+
+/// How many bytes of the file are whole lines.
+fn whole_lines(path: &Path) -> std::io::Result<u64> {
+    let text = std::fs::read(path)?;
+    Ok(text
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .map_or(0, |end| end as u64 + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crabbox_core::journal::VERSION;
+
+    fn open_entry() -> Entry {
+        Entry::Open {
+            version: VERSION,
+            lease: "cbx_0123456789ab".into(),
+            at: 1,
+            uid: None,
+            subnet: None,
+        }
+    }
+
+    #[test]
+    fn what_was_begun_is_live_until_undone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal.jsonl");
+        let mut journal = JournalFile::create(&path, &open_entry()).unwrap();
+        let pending = journal.begin(Step::Key { dir: "/k".into() }).unwrap();
+        assert_eq!(
+            read(&path).unwrap().unwrap().live.len(),
+            1,
+            "the intent is on disk before the effect"
+        );
+        journal.done(pending, None).unwrap();
+        journal.note("disk", "reflink").unwrap();
+        drop(journal);
+        let mut again = JournalFile::open(&path).unwrap().unwrap();
+        assert_eq!(again.state().note("disk"), Some("reflink"));
+        again.undone(0).unwrap();
+        assert!(read(&path).unwrap().unwrap().live.is_empty());
+    }
+
+    #[test]
+    fn a_torn_line_is_dropped_and_later_entries_are_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal.jsonl");
+        drop(JournalFile::create(&path, &open_entry()).unwrap());
+        OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .unwrap()
+            .write_all(br#"{"entry":"beg"#)
+            .unwrap();
+        let mut journal = JournalFile::open(&path).unwrap().unwrap();
+        let pending = journal.begin(Step::Claim {}).unwrap();
+        journal.done(pending, None).unwrap();
+        drop(journal);
+        assert_eq!(read(&path).unwrap().unwrap().live.len(), 1);
+    }
+
+    #[test]
+    fn a_second_journal_is_never_started_over_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal.jsonl");
+        drop(JournalFile::create(&path, &open_entry()).unwrap());
+        assert!(JournalFile::create(&path, &open_entry()).is_err());
+        assert!(read(&dir.path().join("none")).unwrap().is_none());
+    }
+}
