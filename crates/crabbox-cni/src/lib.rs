@@ -1,1 +1,19 @@
-//! The runtime side of the CNI specification. Knows nothing of crabbox.
+//! The runtime side of the CNI specification, versions 0.3.0 to 1.1.0: finds a network configuration by name, runs its chain of plugins, reads their results.
+//!
+//! [`load`] reads a configuration once; everything after works from the [`Attachment`], which is meant to be saved before [`add`] so
+//! that [`del`] works when the configuration is long gone. This crate must never keep state of its own but the result cache that the
+//! specification asks for, and it knows nothing of crabbox.
+
+mod attachment;
+mod base64;
+mod cache;
+mod conf;
+mod plugin;
+mod result;
+mod upkeep;
+
+pub use attachment::{AddError, Attachment, CheckError, DelError, add, check, del};
+pub use conf::{ConfList, Found, LoadError, SUPPORTED, Unreadable, Version, load};
+pub use plugin::{PluginError, Verb};
+pub use result::{CniResult, Dns, Interface, IpConfig, Route};
+pub use upkeep::{Outcome, ValidAttachment, gc, status};

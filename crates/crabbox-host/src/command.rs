@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal};
+
 use crate::clock;
 
 /// How much of each captured stream is kept, in bytes; a child that prints more is cut and its status still counts.
@@ -27,6 +29,7 @@ pub struct Cmd {
     cwd: Option<PathBuf>,
     stdin: Option<Vec<u8>>,
     limit: Option<Duration>,
+    group: bool,
 }
 
 /// What a captured child left behind.
@@ -104,7 +107,11 @@ fn describe(status: ExitStatus) -> String {
 }
 
 fn tail_of(stderr: &str) -> String {
-    if stderr.is_empty() { String::new() } else { format!(": {stderr}") }
+    if stderr.is_empty() {
+        String::new()
+    } else {
+        format!(": {stderr}")
+    }
 }
 
 impl Cmd {
@@ -117,6 +124,7 @@ impl Cmd {
             cwd: None,
             stdin: None,
             limit: None,
+            group: false,
         }
     }
 
@@ -130,14 +138,16 @@ impl Cmd {
     /// Adds several arguments.
     #[must_use]
     pub fn args<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(mut self, args: I) -> Self {
-        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self.args
+            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
         self
     }
 
     /// Sets a variable of the child's environment.
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.env.push((name.as_ref().to_owned(), Some(value.as_ref().to_owned())));
+        self.env
+            .push((name.as_ref().to_owned(), Some(value.as_ref().to_owned())));
         self
     }
 
@@ -169,13 +179,26 @@ impl Cmd {
         self
     }
 
+    /// Starts the child as the leader of a process group of its own, and at its time limit kills the whole group: a shell script
+    /// that hangs in a child of its own would otherwise leave that child behind, holding our pipes open.
+    #[must_use]
+    pub fn own_group(mut self) -> Self {
+        self.group = true;
+        self
+    }
+
     /// The program and its arguments, for a log or a dry run.
     pub fn argv(&self) -> Vec<OsString> {
-        std::iter::once(self.program.clone()).chain(self.args.iter().cloned()).collect()
+        std::iter::once(self.program.clone())
+            .chain(self.args.iter().cloned())
+            .collect()
     }
 
     /// The same command as a standard one, for callers that own its streams (interactive ssh, the supervisor, the VMM).
-    #[expect(clippy::disallowed_methods, reason = "this module is the one place that starts processes")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this module is the one place that starts processes"
+    )]
     pub fn to_std(&self) -> std::process::Command {
         let mut command = std::process::Command::new(&self.program);
         command.args(&self.args);
@@ -187,6 +210,9 @@ impl Cmd {
         }
         if let Some(dir) = &self.cwd {
             command.current_dir(dir);
+        }
+        if self.group {
+            std::os::unix::process::CommandExt::process_group(&mut command, 0);
         }
         command
     }
@@ -213,7 +239,11 @@ impl Cmd {
     /// Runs the child and captures both streams, whatever its exit code is.
     pub fn capture(&self) -> Result<Captured, CommandError> {
         let mut command = self.to_std();
-        command.stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
+        command.stdin(if self.stdin.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.spawn(&mut command)?;
         let input = child.stdin.take().zip(self.stdin.clone());
@@ -229,7 +259,11 @@ impl Cmd {
             let waited = self.wait(&mut child, limit);
             let (stdout, stderr) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
             match waited? {
-                Some(status) => Ok(Captured { status, stdout, stderr }),
+                Some(status) => Ok(Captured {
+                    status,
+                    stdout,
+                    stderr,
+                }),
                 None => Err(CommandError::TimedOut {
                     program: self.program.to_string_lossy().into_owned(),
                     limit: limit.unwrap_or_default(),
@@ -251,6 +285,10 @@ impl Cmd {
             }
             if started.elapsed() >= limit {
                 // It may have ended in between; either way it is reaped here.
+                if self.group {
+                    // The leader is not reaped yet, so its id still names this group and no other.
+                    rustix::process::kill_process_group(Pid::from_child(child), Signal::KILL).ok();
+                }
                 child.kill().ok();
                 child.wait().ok();
                 return Ok(None);
@@ -285,7 +323,9 @@ fn drain(mut stream: impl Read) -> Vec<u8> {
 }
 
 fn tail(stderr: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&stderr[stderr.len().saturating_sub(STDERR_TAIL)..]).trim().to_owned();
+    let text = String::from_utf8_lossy(&stderr[stderr.len().saturating_sub(STDERR_TAIL)..])
+        .trim()
+        .to_owned();
     text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }
 
@@ -297,7 +337,9 @@ pub fn find_on_path(program: &OsStr, path: &OsStr) -> Option<PathBuf> {
     if Path::new(program).components().count() > 1 {
         return Some(PathBuf::from(program)).filter(|path| executable(path));
     }
-    std::env::split_paths(path).map(|dir| dir.join(program)).find(|candidate| executable(candidate))
+    std::env::split_paths(path)
+        .map(|dir| dir.join(program))
+        .find(|candidate| executable(candidate))
 }
 
 #[cfg(test)]
@@ -306,13 +348,23 @@ mod tests {
 
     #[test]
     fn captures_both_streams_and_feeds_input() {
-        let out = Cmd::new("sh").args(["-c", "cat; echo err >&2"]).stdin("in").run().unwrap();
-        assert_eq!((out.stdout_text().as_str(), out.stderr_text().as_str()), ("in", "err"));
+        let out = Cmd::new("sh")
+            .args(["-c", "cat; echo err >&2"])
+            .stdin("in")
+            .run()
+            .unwrap();
+        assert_eq!(
+            (out.stdout_text().as_str(), out.stderr_text().as_str()),
+            ("in", "err")
+        );
     }
 
     #[test]
     fn a_failure_names_program_code_and_last_words() {
-        let error = Cmd::new("sh").args(["-c", "echo why >&2; exit 3"]).run().unwrap_err();
+        let error = Cmd::new("sh")
+            .args(["-c", "echo why >&2; exit 3"])
+            .run()
+            .unwrap_err();
         assert_eq!(error.to_string(), "sh failed with exit code 3: why");
     }
 
@@ -323,9 +375,22 @@ mod tests {
     }
 
     #[test]
+    fn a_group_past_its_limit_is_killed_whole() {
+        let started = Instant::now();
+        let command = Cmd::new("sh").args(["-c", "sleep 30; true"]);
+        command.limit(Duration::from_millis(50)).own_group().run().unwrap_err();
+        // Without the group the grandchild keeps our pipes open until it ends.
+        assert!(started.elapsed() < Duration::from_secs(20));
+    }
+
+    #[test]
     fn a_child_past_its_limit_is_killed() {
         let started = Instant::now();
-        let error = Cmd::new("sleep").arg("30").limit(Duration::from_millis(50)).run().unwrap_err();
+        let error = Cmd::new("sleep")
+            .arg("30")
+            .limit(Duration::from_millis(50))
+            .run()
+            .unwrap_err();
         assert!(matches!(error, CommandError::TimedOut { .. }), "{error:?}");
         assert!(started.elapsed() < Duration::from_secs(20));
     }

@@ -1,0 +1,304 @@
+//! One container's attachment to one network: ADD along the chain, DEL back along it, CHECK in between.
+//!
+//! An [`Attachment`] is saved by its owner before [`add`], and [`del`] works from it alone. A chain that fails half way is taken down
+//! again; a DEL must never stop at the first plugin that fails.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crabbox_host::netns;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::cache;
+use crate::conf::{ConfList, Version};
+use crate::plugin::{Call, Place, PluginError, Verb};
+use crate::result::CniResult;
+use crate::upkeep::Outcome;
+
+/// Everything that the plugins need to know, now and at teardown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The configuration as it was used.
+    pub conf: ConfList,
+    /// Where the plugins are, in the order they are looked for.
+    pub bin_dirs: Vec<PathBuf>,
+    /// The container: letters, digits, `_`, `.` and `-`.
+    pub container_id: String,
+    /// The file of its network namespace.
+    pub netns: PathBuf,
+    /// The interface that it gets there.
+    pub ifname: String,
+    /// Where results are cached.
+    pub cache_dir: PathBuf,
+    /// `CNI_ARGS`, which the specification has deprecated and some plugins still want.
+    #[serde(default)]
+    pub args: Vec<(String, String)>,
+    /// Values for the plugins that name the key among their `capabilities`.
+    #[serde(default)]
+    pub capability_args: Map<String, Value>,
+    /// How long one plugin may run, in milliseconds.
+    pub limit_ms: u64,
+}
+
+/// How long a plugin may run unless an attachment says otherwise: an address from DHCP can take 15 s.
+const DEFAULT_LIMIT_MS: u64 = 30_000;
+
+impl Attachment {
+    /// An attachment without arguments and with the default time limit.
+    pub fn new(
+        conf: ConfList,
+        bin_dirs: Vec<PathBuf>,
+        container_id: &str,
+        netns: &Path,
+        ifname: &str,
+        cache_dir: &Path,
+    ) -> Self {
+        Self {
+            conf,
+            bin_dirs,
+            container_id: container_id.to_owned(),
+            netns: netns.to_owned(),
+            ifname: ifname.to_owned(),
+            cache_dir: cache_dir.to_owned(),
+            args: Vec::new(),
+            capability_args: Map::new(),
+            limit_ms: DEFAULT_LIMIT_MS,
+        }
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place {
+            bin_dirs: &self.bin_dirs,
+            limit: Duration::from_millis(self.limit_ms),
+        }
+    }
+
+    /// `CNI_ARGS` as one text.
+    pub(crate) fn args_text(&self) -> String {
+        self.args
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect::<Vec<_>>()
+            .join(";")
+    }
+
+    fn call<'a>(
+        &'a self,
+        verb: Verb,
+        plugin: &'a Map<String, Value>,
+        previous: Option<&Value>,
+        netns: &'a Path,
+    ) -> Call<'a> {
+        let extra = previous
+            .map(|result| ("prevResult", result.clone()))
+            .into_iter()
+            .collect();
+        Call {
+            verb,
+            conf: &self.conf,
+            plugin,
+            extra,
+            attachment: Some(self),
+            netns,
+        }
+    }
+}
+
+/// Why a container could not be attached. What had been done by then was undone, or `undo` says what was not.
+#[derive(Debug, thiserror::Error)]
+pub enum AddError {
+    /// A plugin of the chain failed.
+    #[error("cannot attach {container} to the CNI network {network}{}", left(.undo))]
+    Plugin {
+        /// The network.
+        network: String,
+        /// The container.
+        container: String,
+        /// What went wrong while the plugins that had run were undone.
+        undo: Vec<PluginError>,
+        /// The plugin that failed.
+        #[source]
+        source: Box<PluginError>,
+    },
+    /// The chain ran and its last answer has not the shape of a result.
+    #[error("cannot read the result of the CNI network {network}{}", left(.undo))]
+    Result {
+        /// The network.
+        network: String,
+        /// What went wrong while the chain was undone.
+        undo: Vec<PluginError>,
+        /// Where it is strange.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The chain ran and its result could not be cached.
+    #[error("cannot write the CNI result cache {}{}", file.display(), left(.undo))]
+    Cache {
+        /// The file.
+        file: PathBuf,
+        /// What went wrong while the chain was undone.
+        undo: Vec<PluginError>,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Why a container is not wholly detached. The plugins that are not named did their part.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot detach {container} from the CNI network {network}: {}", listed(.failures))]
+pub struct DelError {
+    /// The network.
+    pub network: String,
+    /// The container.
+    pub container: String,
+    /// The plugins that failed, in the order that they ran.
+    pub failures: Vec<PluginError>,
+}
+
+/// Why an attachment is not as ADD left it.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// A plugin says so.
+    #[error("the attachment of {container} to the CNI network {network} is not in order")]
+    Plugin {
+        /// The network.
+        network: String,
+        /// The container.
+        container: String,
+        /// The plugin that found it.
+        #[source]
+        source: Box<PluginError>,
+    },
+    /// CHECK needs the cached result of ADD.
+    #[error("there is no cached result of the CNI network in {}", file.display())]
+    NoResult {
+        /// Where it should be.
+        file: PathBuf,
+    },
+}
+
+fn listed(failures: &[PluginError]) -> String {
+    failures.iter().map(with_source).collect::<Vec<_>>().join("; ")
+}
+
+/// A message with its causes: in a list the chain of sources has no other way out.
+fn with_source(error: &PluginError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn left(undo: &[PluginError]) -> String {
+    if undo.is_empty() {
+        String::new()
+    } else {
+        format!("; undoing it failed as well: {}", listed(undo))
+    }
+}
+
+/// Runs the chain and returns its result, which is cached. When a plugin fails, it and those before it are asked to undo.
+pub fn add(attachment: &Attachment) -> Result<CniResult, AddError> {
+    let (network, container) = (attachment.conf.name.clone(), attachment.container_id.clone());
+    let mut previous: Option<Value> = None;
+    for (index, plugin) in attachment.conf.plugins.iter().enumerate() {
+        let call = attachment.call(Verb::Add, plugin, previous.as_ref(), &attachment.netns);
+        match call.run_for_result(attachment.place()) {
+            Ok(result) => previous = Some(result),
+            Err(source) => {
+                // A plugin that was never started has nothing to undo; one that failed half way may have.
+                let ran = if matches!(source, PluginError::Missing { .. }) {
+                    index
+                } else {
+                    index + 1
+                };
+                let undo = backwards(attachment, ran, previous.as_ref());
+                return Err(AddError::Plugin {
+                    network,
+                    container,
+                    undo,
+                    source: Box::new(source),
+                });
+            }
+        }
+    }
+    let last = previous.unwrap_or_default();
+    let all = attachment.conf.plugins.len();
+    let result = CniResult::deserialize(&last).map_err(|source| AddError::Result {
+        network,
+        undo: backwards(attachment, all, Some(&last)),
+        source,
+    })?;
+    cache::save(attachment, &last).map_err(|source| AddError::Cache {
+        file: cache::file(attachment),
+        undo: backwards(attachment, all, Some(&last)),
+        source,
+    })?;
+    Ok(result)
+}
+
+/// Detaches: every plugin in reverse order, whatever the others do. A namespace, interface or address that is gone is fine, and so is
+/// doing it twice. The cached result goes when all of them succeeded.
+pub fn del(attachment: &Attachment) -> Result<(), DelError> {
+    let previous = cache::load(attachment);
+    let failures = backwards(attachment, attachment.conf.plugins.len(), previous.as_ref());
+    if failures.is_empty() {
+        // A stale entry is harmless: it lies in the attachment's own directory and names a container that never comes back.
+        cache::forget(attachment).ok();
+        return Ok(());
+    }
+    Err(DelError {
+        network: attachment.conf.name.clone(),
+        container: attachment.container_id.clone(),
+        failures,
+    })
+}
+
+/// DEL of the first `count` plugins, last first.
+fn backwards(attachment: &Attachment, count: usize, previous: Option<&Value>) -> Vec<PluginError> {
+    // A plugin stumbles over a file that is no namespace, and is at ease with none at all.
+    let netns = if netns::exists(&attachment.netns) {
+        attachment.netns.as_path()
+    } else {
+        Path::new("")
+    };
+    let previous = previous.filter(|_| attachment.conf.version >= Version::V0_4_0);
+    attachment.conf.plugins[..count]
+        .iter()
+        .rev()
+        .filter_map(|plugin| {
+            attachment
+                .call(Verb::Del, plugin, previous, netns)
+                .run(attachment.place())
+                .err()
+        })
+        .collect()
+}
+
+/// Asks every plugin whether the attachment still is as ADD left it.
+pub fn check(attachment: &Attachment) -> Result<Outcome, CheckError> {
+    if attachment.conf.version < Version::V0_4_0 {
+        return Ok(Outcome::TooOld);
+    }
+    if attachment.conf.disable_check {
+        return Ok(Outcome::Disabled);
+    }
+    let previous = cache::load(attachment).ok_or_else(|| CheckError::NoResult {
+        file: cache::file(attachment),
+    })?;
+    for plugin in &attachment.conf.plugins {
+        let call = attachment.call(Verb::Check, plugin, Some(&previous), &attachment.netns);
+        call.run(attachment.place())
+            .map_err(|source| CheckError::Plugin {
+                network: attachment.conf.name.clone(),
+                container: attachment.container_id.clone(),
+                source: Box::new(source),
+            })?;
+    }
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,301 @@
+//! One run of one plugin: its environment, its configuration on standard input, its answer or its error.
+//!
+//! A plugin is a program of the host that runs as we do, so it comes only from the directories that were given, gets a time limit,
+//! and is killed with all its children when it breaks it. Nothing here may decide in which order plugins run.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use crabbox_host::command::{Captured, Cmd, CommandError};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::attachment::Attachment;
+use crate::conf::{ConfList, Version};
+
+/// How much of a plugin's output an error carries, in bytes.
+const EXCERPT: usize = 1000;
+
+/// What a plugin is asked to do (`CNI_COMMAND`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// Attach.
+    Add,
+    /// Detach.
+    Del,
+    /// Look whether it still is as ADD left it.
+    Check,
+    /// Say whether ADD could work.
+    Status,
+    /// Throw away what belongs to no valid attachment.
+    Gc,
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+            Self::Check => "CHECK",
+            Self::Status => "STATUS",
+            Self::Gc => "GC",
+        })
+    }
+}
+
+/// Why one plugin did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum PluginError {
+    /// The program is in none of the directories.
+    #[error("the CNI plugin {plugin} is not in {}", joined(.dirs))]
+    Missing {
+        /// The plugin.
+        plugin: String,
+        /// Where it was looked for.
+        dirs: Vec<PathBuf>,
+    },
+    /// The program could not be run, or broke its time limit.
+    #[error("the CNI plugin {plugin} did not finish {verb}")]
+    Run {
+        /// The plugin.
+        plugin: String,
+        /// What it was to do.
+        verb: Verb,
+        /// What happened; carries its standard error.
+        #[source]
+        source: CommandError,
+    },
+    /// The plugin failed and said why, as the specification asks.
+    #[error("the CNI plugin {plugin} failed on {verb} with code {code}: {msg}{}{}", said(" (", .details, ")"), said("; it printed: ", .stderr, ""))]
+    Reported {
+        /// The plugin.
+        plugin: String,
+        /// What it was to do.
+        verb: Verb,
+        /// Its error code; below 100 the specification says what it means.
+        code: i64,
+        /// Its message.
+        msg: String,
+        /// Its longer message, often empty.
+        details: String,
+        /// The end of its standard error.
+        stderr: String,
+    },
+    /// The plugin failed and did not say why in the form of the specification.
+    #[error("the CNI plugin {plugin} failed on {verb} ({status}) without an error report{}{}", said("; it answered: ", .stdout, ""), said("; it printed: ", .stderr, ""))]
+    Failed {
+        /// The plugin.
+        plugin: String,
+        /// What it was to do.
+        verb: Verb,
+        /// How it ended.
+        status: ExitStatus,
+        /// The start of its standard output.
+        stdout: String,
+        /// The end of its standard error.
+        stderr: String,
+    },
+    /// The plugin said that all went well and its answer is no result.
+    #[error("the CNI plugin {plugin} answered {verb} with something that is no result: {stdout:?}{}", said("; it printed: ", .stderr, ""))]
+    Result {
+        /// The plugin.
+        plugin: String,
+        /// What it was to do.
+        verb: Verb,
+        /// The start of its standard output.
+        stdout: String,
+        /// The end of its standard error.
+        stderr: String,
+        /// Where it stops being one.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The plugin answered in another version than it was asked in.
+    #[error("the CNI plugin {plugin} answered {verb} in version {answered:?}; it was asked in {asked}")]
+    Version {
+        /// The plugin.
+        plugin: String,
+        /// What it was to do.
+        verb: Verb,
+        /// The version of its answer.
+        answered: String,
+        /// The version of the network.
+        asked: Version,
+    },
+}
+
+fn joined(dirs: &[PathBuf]) -> String {
+    dirs.iter()
+        .map(|dir| dir.display().to_string())
+        .collect::<Vec<_>>()
+        .join(" or ")
+}
+
+fn said(before: &str, text: &str, after: &str) -> String {
+    if text.is_empty() {
+        String::new()
+    } else {
+        format!("{before}{text}{after}")
+    }
+}
+
+/// Where plugins are and how long one may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) bin_dirs: &'a [PathBuf],
+    pub(crate) limit: Duration,
+}
+
+/// One run.
+#[derive(Debug)]
+pub(crate) struct Call<'a> {
+    pub(crate) verb: Verb,
+    pub(crate) conf: &'a ConfList,
+    pub(crate) plugin: &'a Map<String, Value>,
+    /// Keys to set on top of the plugin's configuration: `prevResult` and the like.
+    pub(crate) extra: Vec<(&'static str, Value)>,
+    /// None for STATUS and GC, which are about no container.
+    pub(crate) attachment: Option<&'a Attachment>,
+    /// Empty when the namespace is gone, which DEL allows.
+    pub(crate) netns: &'a Path,
+}
+
+/// The error object of the specification.
+#[derive(Deserialize)]
+struct Report {
+    code: i64,
+    #[serde(default)]
+    msg: String,
+    #[serde(default)]
+    details: String,
+}
+
+impl Call<'_> {
+    fn name(&self) -> String {
+        self.plugin
+            .get("type")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    }
+
+    /// Runs the plugin and returns what it printed when it succeeded.
+    pub(crate) fn run(&self, place: Place<'_>) -> Result<Captured, PluginError> {
+        let (plugin, verb) = (self.name(), self.verb);
+        let program = place
+            .bin_dirs
+            .iter()
+            .map(|dir| dir.join(&plugin))
+            .find(|path| path.is_file())
+            .ok_or_else(|| PluginError::Missing {
+                plugin: plugin.clone(),
+                dirs: place.bin_dirs.to_vec(),
+            })?;
+        let path = std::env::join_paths(place.bin_dirs).unwrap_or_default();
+        let mut command = Cmd::new(program)
+            .env("CNI_COMMAND", verb.to_string())
+            .env("CNI_PATH", path)
+            .env_remove("CNI_ARGS")
+            .stdin(Value::Object(self.input()).to_string())
+            .limit(place.limit)
+            .own_group();
+        if let Some(attachment) = self.attachment {
+            command = command
+                .env("CNI_CONTAINERID", &attachment.container_id)
+                .env("CNI_NETNS", self.netns)
+                .env("CNI_IFNAME", &attachment.ifname)
+                .env("CNI_ARGS", attachment.args_text());
+        }
+        let output = command.capture().map_err(|source| PluginError::Run {
+            plugin: plugin.clone(),
+            verb,
+            source,
+        })?;
+        if output.status.success() {
+            return Ok(output);
+        }
+        let stderr = tail(&output.stderr_text());
+        Err(match serde_json::from_slice::<Report>(&output.stdout) {
+            Ok(Report { code, msg, details }) => PluginError::Reported {
+                plugin,
+                verb,
+                code,
+                msg,
+                details,
+                stderr,
+            },
+            Err(_) => PluginError::Failed {
+                plugin,
+                verb,
+                status: output.status,
+                stdout: head(&output.stdout_text()),
+                stderr,
+            },
+        })
+    }
+
+    /// Runs the plugin and reads its answer as a result in the network's version.
+    pub(crate) fn run_for_result(&self, place: Place<'_>) -> Result<Value, PluginError> {
+        let output = self.run(place)?;
+        let bad = |source| PluginError::Result {
+            plugin: self.name(),
+            verb: self.verb,
+            stdout: head(&output.stdout_text()),
+            stderr: tail(&output.stderr_text()),
+            source,
+        };
+        let object: Map<String, Value> = serde_json::from_slice(&output.stdout).map_err(bad)?;
+        let answered = object
+            .get("cniVersion")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        if answered != self.conf.version.as_str() {
+            return Err(PluginError::Version {
+                plugin: self.name(),
+                verb: self.verb,
+                answered: answered.to_owned(),
+                asked: self.conf.version,
+            });
+        }
+        Ok(Value::Object(object))
+    }
+
+    /// The execution configuration: the plugin's own, with what the specification adds and without what it keeps to itself.
+    fn input(&self) -> Map<String, Value> {
+        let mut input: Map<String, Value> = self
+            .plugin
+            .iter()
+            .filter(|(key, _)| *key != "capabilities" && !key.starts_with("cni.dev/"))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        input.insert("name".to_owned(), json!(self.conf.name));
+        input.insert("cniVersion".to_owned(), json!(self.conf.version));
+        let wanted = self.plugin.get("capabilities").and_then(Value::as_object);
+        let given = self.attachment.map(|attachment| &attachment.capability_args);
+        if let (Some(wanted), Some(given)) = (wanted, given) {
+            let runtime: Map<String, Value> = given
+                .iter()
+                .filter(|(key, _)| wanted.get(*key).and_then(Value::as_bool).unwrap_or(false))
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect();
+            if !runtime.is_empty() {
+                input.insert("runtimeConfig".to_owned(), Value::Object(runtime));
+            }
+        }
+        for (key, value) in &self.extra {
+            input.insert((*key).to_owned(), value.clone());
+        }
+        input
+    }
+}
+
+fn head(text: &str) -> String {
+    text.chars().take(EXCERPT).collect()
+}
+
+fn tail(text: &str) -> String {
+    let skip = text.chars().count().saturating_sub(EXCERPT);
+    text.chars().skip(skip).collect()
+}
