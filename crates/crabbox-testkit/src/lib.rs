@@ -1,1 +1,3 @@
 //! Fakes, residue scanner, failpoints: for tests only.
+
+pub mod sshd;
