@@ -1,3 +1,41 @@
-//! Developer tasks: demo, test, lab, bench, arch, docs.
+//! Developer tasks: lab, arch. One file (or folder) a task; this one only names them and turns errors into an exit code.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a developer's tool: its output is its product"
+)]
 
-fn main() {}
+mod arch;
+mod lab;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Developer tasks of the crabbox workspace.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// A KVM host without KVM hardware: boot it, enter it, put it away
+    Lab(lab::cli::Arguments),
+    /// Check the edges between our crates against the picture in ARCHITECTURE.md
+    Arch,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Lab(arguments) => lab::cli::main(&arguments),
+        Task::Arch => arch::main(),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}

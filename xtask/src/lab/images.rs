@@ -1,0 +1,201 @@
+//! The lab's images: kernel, initrd, root disk and keys, built once for a recipe and kept under its digest. An interrupted
+//! build is never used (a temporary name, renamed when complete), and a finished one is never changed.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use crabbox_host::command::Cmd;
+
+use super::stage::stage;
+use super::{initrd, packages, recipe};
+
+/// The host name under which the lab's key is pinned; ports change, this does not.
+pub(super) const HOST_KEY_ALIAS: &str = "crabbox-lab";
+
+/// A finished set of images.
+#[derive(Debug, Clone)]
+pub(super) struct Images {
+    dir: PathBuf,
+    /// As in `/lib/modules/<version>`.
+    pub(super) kernel_version: String,
+}
+
+impl Images {
+    /// The unpacked Debian kernel package: `boot/vmlinuz-<version>`, `lib/modules/<version>` with its `modules.dep`.
+    pub(super) fn kernel_dir(&self) -> PathBuf {
+        self.dir.join("kernel")
+    }
+
+    pub(super) fn kernel(&self) -> PathBuf {
+        self.kernel_dir()
+            .join(format!("boot/vmlinuz-{}", self.kernel_version))
+    }
+
+    pub(super) fn initrd(&self) -> PathBuf {
+        self.dir.join("initrd.img")
+    }
+
+    /// The root file system; only ever a backing file.
+    pub(super) fn root_disk(&self) -> PathBuf {
+        self.dir.join("root.img")
+    }
+
+    /// The private key that opens the lab.
+    pub(super) fn key(&self) -> PathBuf {
+        self.dir.join("id")
+    }
+
+    /// Pins the lab's host key to [`HOST_KEY_ALIAS`].
+    pub(super) fn known_hosts(&self) -> PathBuf {
+        self.dir.join("known_hosts")
+    }
+}
+
+/// Finds the images of the present recipe below `cache`, or builds them.
+pub(super) fn ensure(cache: &Path) -> Result<Images> {
+    let kernel_version = packages::kernel_version()?;
+    let images = Images {
+        dir: cache.join(recipe::digest(&kernel_version)),
+        kernel_version,
+    };
+    fs::create_dir_all(cache)?;
+    let lock = fs::File::create(cache.join("lock"))?;
+    lock.lock().context("cannot lock the image cache")?;
+    if images.dir.is_dir() {
+        return Ok(images);
+    }
+    if !rustix::process::geteuid().is_root() {
+        bail!("the lab's images are built once, as root (mmdebstrap); run: sudo cargo xtask lab up");
+    }
+    let building = Images {
+        dir: cache.join("building"),
+        ..images.clone()
+    };
+    remove_tree(&building.dir)?;
+    fs::create_dir(&building.dir)?;
+    stage("fetch the Debian cloud kernel", || unpack_kernel(&building))?;
+    stage("make keys", || make_keys(&building))?;
+    let root = building.dir.join("root");
+    stage("build the root file system (under a minute)", || {
+        build_root(&building, &root)
+    })?;
+    stage("build the initrd", || initrd::build(&building, &root))?;
+    stage("write the root disk", || write_disk(&building, &root))?;
+    remove_tree(&root)?;
+    fs::rename(&building.dir, &images.dir).context("cannot put the images in place")?;
+    Ok(images)
+}
+
+fn unpack_kernel(images: &Images) -> Result<()> {
+    let package = format!("linux-image-{}", images.kernel_version);
+    let fetch = || {
+        packages::apt(
+            Cmd::new("apt-get")
+                .args(["download", "-qq", &package])
+                .cwd(&images.dir),
+        )
+    };
+    if fetch().is_err() {
+        // Lists older than the mirror name files that are gone.
+        packages::update()?;
+        fetch()?;
+    }
+    let archive = fs::read_dir(&images.dir)?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .with_context(|| format!("apt-get download left no file for {package}"))?;
+    Cmd::new("dpkg")
+        .arg("-x")
+        .arg(&archive)
+        .arg(images.kernel_dir())
+        .run()?;
+    fs::remove_file(archive)?;
+    Cmd::new("/sbin/depmod")
+        .arg("-b")
+        .arg(images.kernel_dir())
+        .arg(&images.kernel_version)
+        .run()?;
+    Ok(())
+}
+
+fn make_keys(images: &Images) -> Result<()> {
+    for name in ["id", "host_key"] {
+        let path = images.dir.join(name);
+        Cmd::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-C", "crabbox-lab", "-f"])
+            .arg(path)
+            .run()?;
+    }
+    let public = fs::read_to_string(images.dir.join("host_key.pub"))?;
+    fs::write(images.known_hosts(), format!("{HOST_KEY_ALIAS} {public}"))?;
+    Ok(())
+}
+
+fn build_root(images: &Images, root: &Path) -> Result<()> {
+    let customize = format!("--customize-hook={}", recipe::CUSTOMIZE.trim());
+    Cmd::new("mmdebstrap")
+        .args(["--quiet", "--variant=minbase", "--format=directory", &customize])
+        .arg(format!("--include={}", recipe::PACKAGES.join(",")))
+        .arg(recipe::SUITE)
+        .arg(root)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("LC_ALL", "C.UTF-8")
+        .run()?;
+    for (path, mode, content) in recipe::FILES {
+        write_file(&root.join(path), *mode, content.as_bytes())?;
+    }
+    let authorized = fs::read(images.dir.join("id.pub"))?;
+    for home in ["root", "home/lab"] {
+        fs::create_dir_all(root.join(home).join(".ssh"))?;
+        write_file(&root.join(home).join(".ssh/authorized_keys"), 0o644, &authorized)?;
+    }
+    write_file(
+        &root.join("etc/ssh/ssh_host_ed25519_key"),
+        0o600,
+        &fs::read(images.dir.join("host_key"))?,
+    )?;
+    let modules = root.join("lib/modules");
+    fs::create_dir_all(&modules)?;
+    let source = images
+        .kernel_dir()
+        .join("lib/modules")
+        .join(&images.kernel_version);
+    Cmd::new("cp").arg("-a").arg(source).arg(modules).run()?;
+    Ok(())
+}
+
+fn write_file(path: &Path, mode: u32, content: &[u8]) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        // mmdebstrap may have left a link to a file of this machine.
+        fs::remove_file(path).or_else(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        })?;
+        fs::write(path, content)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn write_disk(images: &Images, root: &Path) -> Result<()> {
+    let disk = images.root_disk();
+    fs::File::create_new(&disk)?.set_len(recipe::DISK_BYTES)?;
+    Cmd::new("/sbin/mke2fs")
+        .args(["-q", "-F", "-t", "ext4", "-L", "lab", "-m", "0", "-d"])
+        .arg(root)
+        .arg(&disk)
+        .run()?;
+    Ok(())
+}
+
+/// Removes a directory of ours and everything below it; none is fine.
+pub(super) fn remove_tree(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}

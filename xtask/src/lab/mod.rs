@@ -1,0 +1,273 @@
+//! The lab: a real KVM host on a machine without virtualization, made of Debian packages and QEMU's software emulation of
+//! AMD-V. What the tests and the demo say about microVMs is tried here; it must never become part of the product.
+//!
+//! Files: `target/lab/cache/<digest>/` holds images that never change, `target/lab/<name>/` one lab (disk overlay, logs and
+//! the record `lab.json`), which is gone after `down`.
+
+mod artefacts;
+mod boot;
+pub(crate) mod cli;
+mod connection;
+mod images;
+mod initrd;
+mod packages;
+mod recipe;
+mod record;
+mod stage;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use crabbox_host::clock;
+use crabbox_host::command::{Captured, Cmd};
+
+use crate::workspace;
+use boot::Machine;
+use connection::Address;
+use record::{Record, State};
+use stage::stage;
+
+/// How long a captured command in the lab may take.
+const RUN_LIMIT: Duration = Duration::from_mins(15);
+
+/// How a lab is to be started.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    /// A directory to be mounted read-only at `/artefacts`.
+    pub(crate) artefacts: Option<PathBuf>,
+    /// Memory in MiB.
+    pub(crate) memory_mib: u32,
+    /// Processors.
+    pub(crate) cpus: u32,
+    /// How long booting may take.
+    pub(crate) limit: Duration,
+}
+
+/// One running lab.
+#[derive(Debug)]
+pub(crate) struct Lab {
+    record: Record,
+    patience: Duration,
+}
+
+impl Lab {
+    /// The running lab `name`.
+    pub(crate) fn find(name: &str) -> Result<Self> {
+        let dir = dir_of(name)?;
+        let record = Record::load(&dir)
+            .filter(|record| record.state == State::Running && record.identity().is_alive());
+        let record = record
+            .with_context(|| format!("the lab `{name}` is not running; start it: cargo xtask lab up"))?;
+        Ok(Self {
+            record,
+            patience: RUN_LIMIT,
+        })
+    }
+
+    /// Starts the lab `name`, or finds it running (and then says so).
+    pub(crate) fn up(name: &str, options: &Options) -> Result<Self> {
+        let dir = dir_of(name)?;
+        let _lock = lock(&dir)?;
+        if let Ok(lab) = Self::find(name) {
+            let wanted = options.artefacts.as_ref().map(fs::canonicalize).transpose()?;
+            ensure!(
+                wanted.is_none() || wanted == lab.record.artefacts,
+                "the lab `{name}` is already running with other artefacts; take it down first"
+            );
+            eprintln!(
+                "lab: `{name}` is already running (pid {}, port {})",
+                lab.record.pid, lab.record.port
+            );
+            return Ok(lab);
+        }
+        clean(&dir)?;
+        packages::ensure_tools()?;
+        let cache = workspace::lab_dir().join("cache");
+        let images = images::ensure(&cache)?;
+        let drive = options
+            .artefacts
+            .as_ref()
+            .map(|source| artefacts::ensure(&cache, source))
+            .transpose()?;
+        fs::create_dir_all(&dir)?;
+        let disk = dir.join("disk.qcow2");
+        Cmd::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+            .args([&images.root_disk(), &disk])
+            .run()?;
+        let machine = Machine {
+            program: "qemu-system-x86_64".into(),
+            name: name.to_owned(),
+            kernel: images.kernel(),
+            initrd: images.initrd(),
+            disk,
+            artefacts: drive,
+            console: dir.join("console.log"),
+            log: dir.join("qemu.log"),
+            memory_mib: options.memory_mib,
+            cpus: options.cpus,
+            port: 0,
+        };
+        let record = stage(&format!("boot `{name}`"), || {
+            boot(&dir, machine, &images, options)
+        })?;
+        Ok(Self {
+            record,
+            patience: RUN_LIMIT,
+        })
+    }
+
+    /// Runs `argv` in the lab, word for word, whatever its exit code is.
+    pub(crate) fn run<S: AsRef<OsStr>>(&self, argv: &[S]) -> Result<Captured> {
+        connection::capture(&self.record.ssh_argv, argv, self.patience)
+    }
+
+    /// The same lab with another limit for [`Lab::run`]; 15 minutes without this.
+    pub(crate) fn within(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// Runs `words` in the lab with our own streams: `exact` as an argument vector, else left to the remote shell.
+    pub(crate) fn attach<S: AsRef<OsStr>>(&self, words: &[S], exact: bool) -> Result<ExitStatus> {
+        connection::attach(&self.record.ssh_argv, words, exact)
+    }
+
+    /// Copies files with rsync's rules; the end in the lab begins with `lab:`.
+    pub(crate) fn copy(&self, source: &str, target: &str) -> Result<()> {
+        connection::copy(&self.record.ssh_argv, source, target)
+    }
+
+    /// What is known of it: the content of `lab.json`.
+    pub(crate) fn record(&self) -> &Record {
+        &self.record
+    }
+}
+
+/// Ends the lab `name` and removes everything of it; `false` when there was nothing.
+pub(crate) fn down(name: &str) -> Result<bool> {
+    let dir = dir_of(name)?;
+    let there = dir.exists();
+    let _lock = lock(&dir)?;
+    clean(&dir)?;
+    Ok(there)
+}
+
+/// Starts the machine, tells the record about it before anything else can fail, and waits until it can be entered.
+fn boot(dir: &Path, mut machine: Machine, images: &images::Images, options: &Options) -> Result<Record> {
+    let began = Instant::now();
+    let control_path = connection::control_path(dir);
+    connection::make_control_dir(&control_path)?;
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        machine.port = boot::free_port()?;
+        let mut booting = machine.start()?;
+        let (key, known_hosts) = (images.key(), images.known_hosts());
+        let address = Address {
+            port: machine.port,
+            key: &key,
+            known_hosts: &known_hosts,
+            control_path: &control_path,
+        };
+        let mut record = Record {
+            name: machine.name.clone(),
+            state: State::Starting,
+            pid: booting.identity.map_or(0, |identity| identity.pid),
+            start_ticks: booting.identity.map_or(0, |identity| identity.start_ticks),
+            started: clock::unix_seconds(),
+            boot_seconds: 0.0,
+            port: machine.port,
+            ssh_argv: connection::ssh_argv(address),
+            kernel_version: images.kernel_version.clone(),
+            kernel_dir: images.kernel_dir(),
+            images: images
+                .root_disk()
+                .parent()
+                .map(Path::to_owned)
+                .unwrap_or_default(),
+            artefacts: options.artefacts.as_ref().map(fs::canonicalize).transpose()?,
+            console: machine.console.clone(),
+            memory_mib: machine.memory_mib,
+            cpus: machine.cpus,
+            key,
+            known_hosts,
+            control_path: control_path.clone(),
+        };
+        record.save(dir)?;
+        match booting.wait_ready(options.limit) {
+            Err(error) if attempts < 3 && error.to_string().contains("host forwarding rule") => continue,
+            outcome => outcome?,
+        }
+        if let Err(error) = enter(&record, options.limit) {
+            record.identity().end()?;
+            return Err(error);
+        }
+        record.state = State::Running;
+        record.boot_seconds = began.elapsed().as_secs_f64();
+        record.save(dir)?;
+        return Ok(record);
+    }
+}
+
+/// Opens the shared connection and looks for `/dev/kvm` over it.
+fn enter(record: &Record, limit: Duration) -> Result<()> {
+    connection::open(&record.ssh_argv, limit)?;
+    let kvm = connection::capture(&record.ssh_argv, &["test", "-c", "/dev/kvm"], limit)?;
+    ensure!(kvm.status.success(), "the lab has no /dev/kvm");
+    Ok(())
+}
+
+/// Ends what the record in `dir` names, closes its connection, removes `dir`.
+fn clean(dir: &Path) -> Result<()> {
+    if let Some(record) = Record::load(dir) {
+        connection::close(&record.ssh_argv, &record.control_path);
+        record.identity().end()?;
+    }
+    images::remove_tree(dir)
+}
+
+/// One `up` or `down` of a lab at a time. The lock lies beside the directory, which comes and goes.
+fn lock(dir: &Path) -> Result<fs::File> {
+    let path = dir.with_extension("lock");
+    fs::create_dir_all(workspace::lab_dir())?;
+    let file = fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    file.lock()
+        .with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(file)
+}
+
+fn dir_of(name: &str) -> Result<PathBuf> {
+    let fine = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if name.is_empty() || name.len() > 32 || name == "cache" || !name.bytes().all(fine) {
+        bail!("`{name}` cannot be the name of a lab: 1 to 32 of a-z, 0-9 and -, and not `cache`");
+    }
+    Ok(workspace::lab_dir().join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_never_a_path() {
+        for name in ["", "..", "a/b", "cache", "Main", "a.b"] {
+            assert!(dir_of(name).is_err(), "{name}");
+        }
+        assert!(dir_of("side-2").is_ok());
+    }
+
+    #[test]
+    fn the_record_of_a_dead_lab_is_cleaned() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("lab");
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("lab.json"), "not a record").unwrap();
+        clean(&dir).unwrap();
+        assert!(!dir.exists());
+        clean(&dir).unwrap();
+    }
+}

@@ -1,0 +1,15 @@
+//! Where this workspace lies on disk. It never looks at the current directory: every task works from anywhere.
+
+use std::path::{Path, PathBuf};
+
+/// The directory of the root `Cargo.toml`.
+pub(crate) fn root() -> &'static Path {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest)
+}
+
+/// The directory of everything the lab keeps; below the default target directory even when cargo builds elsewhere, so
+/// that it is found again.
+pub(crate) fn lab_dir() -> PathBuf {
+    root().join("target/lab")
+}
