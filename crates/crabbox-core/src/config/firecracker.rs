@@ -1,0 +1,324 @@
+//! From settings to a validated plan of a Firecracker lease.
+//!
+//! Applies the Go program's normalisation and checks in its order and words, with three differences that ARCHITECTURE.md
+//! lists: an SSH port that was set explicitly is kept (also 2222), `network` knows `nat` and `auto`, and a jailer is allowed.
+//! It looks at nothing but the settings: whether files exist is the doctor's question.
+
+use super::layer::Sourced;
+use super::settings::Settings;
+use super::trust::{HostName, HostPath};
+use crate::duration::GoDuration;
+use crate::fault::{Fault, Kind};
+
+/// Most virtual processors that Firecracker gives a microVM.
+pub const MAX_CPUS: u32 = 32;
+/// Least memory in MiB that a guest of ours can start in.
+pub const MIN_MEMORY_MIB: u32 = 64;
+/// Most memory in MiB that is taken for meant (16 TiB); beyond it a configuration has a typing error.
+pub const MAX_MEMORY_MIB: u32 = 16 << 20;
+/// Largest disk in MiB that ext4 with 4 KiB blocks holds in 32-bit block numbers (16 TiB).
+pub const MAX_DISK_MIB: u64 = 16 << 20;
+/// The server type of a microVM for which none was configured.
+pub const SERVER_TYPE: &str = "microvm";
+
+/// Whether and how the VMM is jailed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Jailer {
+    /// As root: by the jailer beside the Firecracker program; otherwise not at all.
+    Auto,
+    /// Not at all, because the user said so.
+    Off,
+    /// By this program.
+    Program(HostPath),
+}
+
+/// How a lease gets its outer address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkMode {
+    /// From the CNI plugins of the host.
+    Cni,
+    /// From the built-in veth pair and address translation.
+    Nat,
+    /// By CNI when the configured network exists, else built in.
+    Auto,
+}
+
+/// A Firecracker lease that can be asked for: everything checked, nothing looked up yet.
+#[derive(Debug, Clone)]
+pub struct FirecrackerPlan {
+    /// The Firecracker program: a path, or a name for `PATH`.
+    pub binary: HostPath,
+    /// The jailer.
+    pub jailer: Jailer,
+    /// The guest kernel. Its origin tells whether somebody chose it or it is the default.
+    pub kernel: Sourced<HostPath>,
+    /// The root file system image, likewise.
+    pub rootfs: Sourced<HostPath>,
+    /// User to make in the guest and to log in as.
+    pub user: String,
+    /// Absolute directory of working trees in the guest.
+    pub work_root: String,
+    /// Virtual processors, 1 to [`MAX_CPUS`].
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Disk in MiB.
+    pub disk_mib: u64,
+    /// How the lease gets its address.
+    pub network: NetworkMode,
+    /// The CNI network.
+    pub cni_network: HostName,
+    /// Where its configuration is.
+    pub cni_conf_dir: HostPath,
+    /// Where the plugins are.
+    pub cni_bin_dir: HostPath,
+    /// How long the guest may take to answer.
+    pub launch_timeout: GoDuration,
+    /// Whether the lease's files go when it is released.
+    pub delete_on_release: bool,
+    /// SSH port of the guest.
+    pub ssh_port: u16,
+    /// Label `server_type`.
+    pub server_type: String,
+    /// Label `class`.
+    pub class: String,
+    /// Label `profile`.
+    pub profile: String,
+    /// Longest life of the lease.
+    pub ttl: GoDuration,
+    /// Longest idle time of the lease.
+    pub idle_timeout: GoDuration,
+}
+
+/// Why the settings do not describe a Firecracker lease; the wordings are the Go program's where it has one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidFirecracker {
+    /// `target` is not linux.
+    #[error("provider=firecracker supports target=linux only")]
+    Target,
+    /// `network: tailscale`.
+    #[error("provider=firecracker does not support tailscale-managed networking")]
+    Tailscale,
+    /// No user.
+    #[error("provider=firecracker requires firecracker.user")]
+    User,
+    /// A user name that no Linux system would accept, and that could not be quoted safely.
+    #[error("provider=firecracker requires firecracker.user to be a Linux user name, found {user:?}")]
+    UserName {
+        /// The name as configured.
+        user: String,
+    },
+    /// The work root is relative, or climbs out of itself.
+    #[error("provider=firecracker requires firecracker.workRoot to be an absolute POSIX path")]
+    WorkRoot,
+    /// A size that is zero or less.
+    #[error("provider=firecracker requires {key} > 0")]
+    NotPositive {
+        /// The key.
+        key: &'static str,
+    },
+    /// A size outside what can be made.
+    #[error("provider=firecracker requires {key} between {least} and {most}, found {found}")]
+    OutOfRange {
+        /// The key.
+        key: &'static str,
+        /// The smallest value.
+        least: u64,
+        /// The largest value.
+        most: u64,
+        /// The value as configured.
+        found: i64,
+    },
+    /// An unknown network mode.
+    #[error("provider=firecracker supports firecracker.network=cni, nat or auto only, found {network:?}")]
+    Network {
+        /// The mode as configured.
+        network: String,
+    },
+    /// Another architecture than this program's guests have.
+    #[error("provider=firecracker does not support architecture={architecture}")]
+    Architecture {
+        /// The architecture as configured.
+        architecture: String,
+    },
+    /// `desktop: true`.
+    #[error("desktop/VNC is not supported for provider=firecracker")]
+    Desktop,
+    /// `browser: true`.
+    #[error("browser provisioning is not supported for provider=firecracker")]
+    Browser,
+    /// `code: true`.
+    #[error("web code is not supported for provider=firecracker")]
+    Code,
+    /// `--class` was given.
+    #[error(
+        "--class is not supported for provider=firecracker; use --firecracker-cpus, --firecracker-memory-mib, and --firecracker-disk-mib"
+    )]
+    ClassFlag,
+    /// `--type` was given.
+    #[error(
+        "--type is not supported for provider=firecracker; use explicit Firecracker kernel, rootfs, and sizing flags"
+    )]
+    TypeFlag,
+}
+
+impl Fault for InvalidFirecracker {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+}
+
+/// Normalises and checks the settings, in the Go program's order.
+pub fn plan(settings: &Settings) -> Result<FirecrackerPlan, InvalidFirecracker> {
+    check_flags(settings)?;
+    check_target(settings)?;
+    let firecracker = &settings.firecracker;
+    let user = preferred(&firecracker.user, &settings.ssh.user);
+    if user.is_empty() {
+        return Err(InvalidFirecracker::User);
+    }
+    if !is_user_name(user) {
+        return Err(InvalidFirecracker::UserName {
+            user: user.to_owned(),
+        });
+    }
+    let work_root = preferred(&firecracker.work_root, &settings.work_root);
+    if !is_absolute_posix(work_root) {
+        return Err(InvalidFirecracker::WorkRoot);
+    }
+    let cpus = size("firecracker.cpus", &firecracker.cpus, 1, u64::from(MAX_CPUS))?;
+    let memory = size(
+        "firecracker.memoryMiB",
+        &firecracker.memory_mib,
+        u64::from(MIN_MEMORY_MIB),
+        u64::from(MAX_MEMORY_MIB),
+    )?;
+    let disk_mib = size("firecracker.diskMiB", &firecracker.disk_mib, 1, MAX_DISK_MIB)?;
+    let network = network_mode(firecracker.network.value.as_str())?;
+    Ok(FirecrackerPlan {
+        binary: firecracker.binary.value.clone(),
+        jailer: jailer(&firecracker.jailer.value),
+        kernel: firecracker.kernel.clone(),
+        rootfs: firecracker.rootfs.clone(),
+        user: user.to_owned(),
+        work_root: work_root.to_owned(),
+        cpus: u32::try_from(cpus).unwrap_or(MAX_CPUS),
+        memory_mib: u32::try_from(memory).unwrap_or(MAX_MEMORY_MIB),
+        disk_mib,
+        network,
+        cni_network: firecracker.cni_network.value.clone(),
+        cni_conf_dir: firecracker.cni_conf_dir.value.clone(),
+        cni_bin_dir: firecracker.cni_bin_dir.value.clone(),
+        launch_timeout: firecracker.launch_timeout.value,
+        delete_on_release: firecracker.delete_on_release.value,
+        // The generic default stands for cloud images; a microVM listens on the usual port.
+        ssh_port: if settings.ssh.port.is_default() {
+            22
+        } else {
+            settings.ssh.port.value
+        },
+        server_type: Some(settings.server_type.value.clone())
+            .filter(|server_type| !server_type.is_empty())
+            .unwrap_or_else(|| SERVER_TYPE.to_owned()),
+        class: settings.class.value.clone(),
+        profile: settings.profile.value.clone(),
+        ttl: settings.ttl.value,
+        idle_timeout: settings.idle_timeout.value,
+    })
+}
+
+fn check_flags(settings: &Settings) -> Result<(), InvalidFirecracker> {
+    use super::layer::Layer::Flag;
+    if settings.class.layer() == Flag {
+        return Err(InvalidFirecracker::ClassFlag);
+    }
+    if settings.server_type.layer() == Flag {
+        return Err(InvalidFirecracker::TypeFlag);
+    }
+    Ok(())
+}
+
+fn check_target(settings: &Settings) -> Result<(), InvalidFirecracker> {
+    if !matches!(settings.target.value.as_str(), "" | "linux") {
+        return Err(InvalidFirecracker::Target);
+    }
+    if settings.network.value == "tailscale" {
+        return Err(InvalidFirecracker::Tailscale);
+    }
+    if !matches!(settings.architecture.value.as_str(), "" | "amd64" | "x86_64") {
+        return Err(InvalidFirecracker::Architecture {
+            architecture: settings.architecture.value.clone(),
+        });
+    }
+    if settings.desktop.value {
+        return Err(InvalidFirecracker::Desktop);
+    }
+    if settings.browser.value {
+        return Err(InvalidFirecracker::Browser);
+    }
+    if settings.code.value {
+        return Err(InvalidFirecracker::Code);
+    }
+    Ok(())
+}
+
+/// The provider's own value, unless it is untouched and the generic one is not.
+fn preferred<'a>(own: &'a Sourced<String>, generic: &'a Sourced<String>) -> &'a str {
+    let generic_counts = own.is_default() && !generic.is_default() && !generic.value.is_empty();
+    if generic_counts {
+        &generic.value
+    } else {
+        &own.value
+    }
+}
+
+fn size(key: &'static str, value: &Sourced<i64>, least: u64, most: u64) -> Result<u64, InvalidFirecracker> {
+    let found = value.value;
+    let Some(number) = u64::try_from(found).ok().filter(|number| *number > 0) else {
+        return Err(InvalidFirecracker::NotPositive { key });
+    };
+    if (least..=most).contains(&number) {
+        Ok(number)
+    } else {
+        Err(InvalidFirecracker::OutOfRange {
+            key,
+            least,
+            most,
+            found,
+        })
+    }
+}
+
+fn network_mode(text: &str) -> Result<NetworkMode, InvalidFirecracker> {
+    match text {
+        "cni" => Ok(NetworkMode::Cni),
+        "nat" => Ok(NetworkMode::Nat),
+        "auto" | "" => Ok(NetworkMode::Auto),
+        other => Err(InvalidFirecracker::Network {
+            network: other.to_owned(),
+        }),
+    }
+}
+
+fn jailer(program: &HostPath) -> Jailer {
+    match program.as_path().to_str() {
+        Some("") => Jailer::Auto,
+        Some("none") => Jailer::Off,
+        _ => Jailer::Program(program.clone()),
+    }
+}
+
+/// What useradd(8) of Debian accepts: it ends up in seed files and ssh arguments, where a dash or blank would do harm.
+fn is_user_name(name: &str) -> bool {
+    let mut chars = name.chars();
+    name.len() <= 32
+        && chars.next().is_some_and(|c| c.is_ascii_lowercase() || c == '_')
+        && chars.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | '-'))
+}
+
+fn is_absolute_posix(path: &str) -> bool {
+    path.starts_with('/')
+        && path.len() > 1
+        && !path.contains(['\0', '\n', '\r', '\\'])
+        && !path.split('/').any(|part| part == "..")
+}

@@ -1,0 +1,382 @@
+//! The registry of configuration keys: the single source of truth for paths, types, defaults, variables, flags and trust.
+//!
+//! Reading files, the environment and flags, `config show`, `config explain` and the documentation are all driven by this
+//! table. A key must never be read anywhere under a name that is not written here.
+
+/// The type of a key's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Any text; an empty one counts as "not given".
+    Text,
+    /// A path of this host; `~` is the home directory.
+    Path,
+    /// A program: a path, or a name without a slash that is looked up on `PATH`.
+    Program,
+    /// A whole number of 64 bits.
+    Integer,
+    /// A TCP port, 1 to 65535.
+    Port,
+    /// Yes or no.
+    Bool,
+    /// A span of time as Go writes it; only a positive one counts.
+    Duration,
+    /// A list of texts.
+    List,
+    /// A list of TCP ports.
+    Ports,
+}
+
+impl Kind {
+    /// What a value has to be, for an error message.
+    pub const fn expectation(self) -> &'static str {
+        match self {
+            Self::Text => "a text",
+            Self::Path => "a path",
+            Self::Program => "a program name or path",
+            Self::Integer => "a whole number",
+            Self::Port => "a port number from 1 to 65535",
+            Self::Bool => "true or false",
+            Self::Duration => "a duration such as 90m or 1h30m",
+            Self::List => "a list of texts",
+            Self::Ports => "a list of port numbers",
+        }
+    }
+}
+
+/// Which layers may set a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// Any layer.
+    Open,
+    /// Only layers that the user of this host controls: the key selects what runs on it.
+    HostOnly,
+}
+
+/// How a later layer meets what an earlier one set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Merge {
+    /// The later value stands alone.
+    Replace,
+    /// The later list is appended, duplicates kept.
+    Append,
+    /// The later list is appended, without what is already there.
+    AppendUnique,
+    /// The later number stands alone if it is greater than zero, else it is left out.
+    WhenPositive,
+}
+
+/// The set of commands that have a key's flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// Every command that works on a provider: `--provider`.
+    Provider,
+    /// The flags of a provider, on the same commands.
+    ProviderOptions,
+    /// What kind of machine, and which static host: `--target` and its kin.
+    Target,
+    /// `--network`.
+    Network,
+    /// Commands that may create a lease.
+    Create,
+    /// `run` only.
+    Run,
+}
+
+/// A command-line flag that sets a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flag {
+    /// Its name without dashes.
+    pub name: &'static str,
+    /// The commands that have it.
+    pub group: Group,
+}
+
+/// One configuration key.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// Its identity.
+    pub name: Name,
+    /// Its path in a YAML file, parts separated by dots.
+    pub path: &'static str,
+    /// Other paths that mean the same.
+    pub aliases: &'static [&'static str],
+    /// The type of its value.
+    pub kind: Kind,
+    /// The compiled-in value, spelled as in an environment variable.
+    pub default: &'static str,
+    /// Environment variables; the first that is set and not empty counts.
+    pub variables: &'static [&'static str],
+    /// The flag, if there is one.
+    pub flag: Option<Flag>,
+    /// Who may set it.
+    pub trust: Trust,
+    /// How layers combine.
+    pub merge: Merge,
+    /// One line for people.
+    pub doc: &'static str,
+}
+
+impl Key {
+    /// The key with this YAML path or alias.
+    pub fn by_path(path: &str) -> Option<&'static Self> {
+        KEYS.iter()
+            .find(|key| key.path == path || key.aliases.contains(&path))
+    }
+}
+
+impl Name {
+    /// The table row of this key.
+    pub fn key(self) -> &'static Key {
+        &KEYS[self as usize]
+    }
+}
+
+/// What the rows below are made of; the registry adds identity and documentation.
+const fn row(path: &'static str, kind: Kind, default: &'static str) -> Key {
+    Key {
+        name: Name::Profile,
+        path,
+        aliases: &[],
+        kind,
+        default,
+        variables: &[],
+        flag: None,
+        trust: Trust::Open,
+        merge: Merge::Replace,
+        doc: "",
+    }
+}
+
+impl Key {
+    const fn env(mut self, variables: &'static [&'static str]) -> Self {
+        self.variables = variables;
+        self
+    }
+
+    const fn flag(mut self, name: &'static str, group: Group) -> Self {
+        self.flag = Some(Flag { name, group });
+        self
+    }
+
+    const fn alias(mut self, aliases: &'static [&'static str]) -> Self {
+        self.aliases = aliases;
+        self
+    }
+
+    const fn merge(mut self, merge: Merge) -> Self {
+        self.merge = merge;
+        self
+    }
+
+    const fn host_only(mut self) -> Self {
+        self.trust = Trust::HostOnly;
+        self
+    }
+}
+
+macro_rules! registry {
+    ($(#[doc = $doc:literal] $name:ident = $row:expr;)+) => {
+        /// The identity of a configuration key.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Name {
+            $(#[doc = $doc] $name,)+
+        }
+
+        /// Every key, in the order of [`Name`].
+        pub const KEYS: &[Key] = &[$(Key { name: Name::$name, doc: $doc.trim_ascii(), ..$row },)+];
+    };
+}
+
+use Group::{Create, Network, Provider, ProviderOptions, Run, Target};
+use Kind::{Bool, Duration, Integer, List, Path, Port, Ports, Program, Text};
+
+registry! {
+    /// Name of the profile, recorded as a label.
+    Profile = row("profile", Text, "default").env(&["CRABBOX_PROFILE"]).flag("profile", Create);
+    /// Who provides the machine: firecracker, or ssh for a host that exists already.
+    ProviderName = row("provider", Text, "hetzner").env(&["CRABBOX_PROVIDER"]).flag("provider", Provider);
+    /// Operating system of the machine: linux, macos or windows.
+    TargetOs = row("target", Text, "linux").alias(&["targetOS"])
+        .env(&["CRABBOX_TARGET", "CRABBOX_TARGET_OS"]).flag("target", Target);
+    /// Processor architecture of the machine.
+    Architecture = row("architecture", Text, "amd64").env(&["CRABBOX_ARCH"]).flag("arch", Create);
+    /// Selects an image of the provider.
+    OsImage = row("os", Text, "").env(&["CRABBOX_OS"]).flag("os", Create);
+    /// Windows flavour: normal or wsl2.
+    WindowsMode = row("windows.mode", Text, "normal").env(&["CRABBOX_WINDOWS_MODE"]).flag("windows-mode", Target);
+    /// Whether the machine has a desktop.
+    Desktop = row("desktop", Bool, "false").env(&["CRABBOX_DESKTOP"]).flag("desktop", Create);
+    /// Which desktop it has.
+    DesktopEnv = row("desktopEnv", Text, "xfce").env(&["CRABBOX_DESKTOP_ENV"]).flag("desktop-env", Create);
+    /// Whether a browser is installed.
+    Browser = row("browser", Bool, "false").env(&["CRABBOX_BROWSER"]).flag("browser", Create);
+    /// Whether a web editor is installed.
+    Code = row("code", Bool, "false").env(&["CRABBOX_CODE"]).flag("code", Create);
+    /// How the machine is reached: auto, public or tailscale.
+    NetworkName = row("network", Text, "auto").env(&["CRABBOX_NETWORK"]).flag("network", Network);
+    /// Machine class, recorded as a label.
+    Class = row("class", Text, "beast").env(&["CRABBOX_DEFAULT_CLASS"]).flag("class", Create);
+    /// Machine type, recorded as a label.
+    ServerType = row("serverType", Text, "").env(&["CRABBOX_SERVER_TYPE"]).flag("type", Create);
+    /// User to log in as.
+    SshUser = row("ssh.user", Text, "crabbox").env(&["CRABBOX_SSH_USER"]);
+    /// Private key for hosts that have no key of their own lease.
+    SshKey = row("ssh.key", Path, "~/.ssh/id_ed25519").env(&["CRABBOX_SSH_KEY"]);
+    /// Port of the SSH server.
+    SshPort = row("ssh.port", Port, "2222").env(&["CRABBOX_SSH_PORT"]).flag("ssh-port", Create);
+    /// Ports to try when that one does not answer.
+    SshFallbackPorts = row("ssh.fallbackPorts", Ports, "22").env(&["CRABBOX_SSH_FALLBACK_PORTS"]);
+    /// Directory on the machine under which working trees are placed.
+    WorkRoot = row("workRoot", Text, "/work/crabbox").env(&["CRABBOX_WORK_ROOT"]);
+    /// Longest life of a lease.
+    Ttl = row("ttl", Duration, "90m").alias(&["lease.ttl"]).env(&["CRABBOX_TTL"]).flag("ttl", Create);
+    /// Longest time a lease may stand idle.
+    IdleTimeout = row("idleTimeout", Duration, "30m").alias(&["lease.idleTimeout"])
+        .env(&["CRABBOX_IDLE_TIMEOUT"]).flag("idle-timeout", Create);
+    /// Patterns of files that are not synced.
+    SyncExclude = row("sync.exclude", List, "").alias(&["sync.excludes"]).merge(Merge::Append);
+    /// Patterns of files that are synced although git ignores them.
+    SyncInclude = row("sync.include", List, "").alias(&["sync.includes"]).merge(Merge::AppendUnique);
+    /// Whether files that are gone here are removed there.
+    SyncDelete = row("sync.delete", Bool, "true").env(&["CRABBOX_SYNC_DELETE"]);
+    /// Whether files are compared by content instead of size and time.
+    SyncChecksum = row("sync.checksum", Bool, "false").env(&["CRABBOX_SYNC_CHECKSUM"]).flag("checksum", Run);
+    /// Whether the remote tree may start from a git clone.
+    SyncGitSeed = row("sync.gitSeed", Bool, "true").env(&["CRABBOX_SYNC_GIT_SEED"]);
+    /// Whether an unchanged tree is recognised and not synced again.
+    SyncFingerprint = row("sync.fingerprint", Bool, "true").env(&["CRABBOX_SYNC_FINGERPRINT"]);
+    /// Branch that the working tree is based on.
+    SyncBaseRef = row("sync.baseRef", Text, "").env(&["CRABBOX_SYNC_BASE_REF"]);
+    /// Longest time a sync may take.
+    SyncTimeout = row("sync.timeout", Duration, "15m").env(&["CRABBOX_SYNC_TIMEOUT"]);
+    /// Number of files above which a sync warns.
+    SyncWarnFiles = row("sync.warnFiles", Integer, "50000").env(&["CRABBOX_SYNC_WARN_FILES"]).merge(Merge::WhenPositive);
+    /// Number of bytes above which a sync warns.
+    SyncWarnBytes = row("sync.warnBytes", Integer, "5368709120").env(&["CRABBOX_SYNC_WARN_BYTES"]).merge(Merge::WhenPositive);
+    /// Number of files above which a sync fails.
+    SyncFailFiles = row("sync.failFiles", Integer, "150000").env(&["CRABBOX_SYNC_FAIL_FILES"]).merge(Merge::WhenPositive);
+    /// Number of bytes above which a sync fails.
+    SyncFailBytes = row("sync.failBytes", Integer, "21474836480").env(&["CRABBOX_SYNC_FAIL_BYTES"]).merge(Merge::WhenPositive);
+    /// Whether the two limits above only warn.
+    SyncAllowLarge = row("sync.allowLarge", Bool, "false").env(&["CRABBOX_SYNC_ALLOW_LARGE"]).flag("force-sync-large", Run);
+    /// Names of variables that are handed to the remote command.
+    EnvAllow = row("env.allow", List, "CI,NODE_OPTIONS").env(&["CRABBOX_ENV_ALLOW"]);
+    /// Tools whose versions are probed before a run.
+    PreflightTools = row("run.preflightTools", List, "").env(&["CRABBOX_PREFLIGHT_TOOLS"]).flag("preflight-tools", Run);
+    /// Patterns of JUnit reports to collect.
+    ResultsJunit = row("results.junit", List, "").env(&["CRABBOX_RESULTS_JUNIT"]).flag("junit", Run);
+    /// Whether reports are looked for where test runners usually put them.
+    ResultsAuto = row("results.auto", Bool, "false").env(&["CRABBOX_RESULTS_AUTO"]).flag("results-auto", Run);
+    /// Whether failures in the reports fail a run whose command succeeded.
+    ResultsFailOnFailures = row("results.failOnFailures", Bool, "false")
+        .env(&["CRABBOX_RESULTS_FAIL_ON_FAILURES"]).flag("fail-on-test-failures", Run);
+    /// Lease id of the static host.
+    StaticId = row("static.id", Text, "").env(&["CRABBOX_STATIC_ID"]);
+    /// Name of the static host.
+    StaticName = row("static.name", Text, "").env(&["CRABBOX_STATIC_NAME"]);
+    /// Address of the static host.
+    StaticHost = row("static.host", Text, "").env(&["CRABBOX_STATIC_HOST"]).flag("static-host", Target);
+    /// User on the static host.
+    StaticUser = row("static.user", Text, "").env(&["CRABBOX_STATIC_USER"]).flag("static-user", Target);
+    /// SSH port of the static host.
+    StaticPort = row("static.port", Port, "").env(&["CRABBOX_STATIC_PORT"]).flag("static-port", Target);
+    /// Work root on the static host.
+    StaticWorkRoot = row("static.workRoot", Text, "").env(&["CRABBOX_STATIC_WORK_ROOT"]).flag("static-work-root", Target);
+    /// The Firecracker program.
+    FirecrackerBinary = row("firecracker.binary", Program, "firecracker")
+        .env(&["CRABBOX_FIRECRACKER_BINARY"]).flag("firecracker-binary", ProviderOptions).host_only();
+    /// The jailer program; empty: the one beside the Firecracker program when run as root; none: no jail.
+    FirecrackerJailer = row("firecracker.jailer", Program, "")
+        .env(&["CRABBOX_FIRECRACKER_JAILER"]).flag("firecracker-jailer", ProviderOptions).host_only();
+    /// The guest kernel, an uncompressed ELF file.
+    FirecrackerKernel = row("firecracker.kernel", Path, "/var/lib/crabbox/firecracker/vmlinux")
+        .env(&["CRABBOX_FIRECRACKER_KERNEL"]).flag("firecracker-kernel", ProviderOptions).host_only();
+    /// The guest root file system, an ext4 image.
+    FirecrackerRootfs = row("firecracker.rootfs", Path, "/var/lib/crabbox/firecracker/rootfs.ext4")
+        .env(&["CRABBOX_FIRECRACKER_ROOTFS"]).flag("firecracker-rootfs", ProviderOptions).host_only();
+    /// User of the guest; becomes the SSH user.
+    FirecrackerUser = row("firecracker.user", Text, "crabbox")
+        .env(&["CRABBOX_FIRECRACKER_USER"]).flag("firecracker-user", ProviderOptions);
+    /// Directory in the guest under which working trees are placed.
+    FirecrackerWorkRoot = row("firecracker.workRoot", Text, "/work/crabbox")
+        .env(&["CRABBOX_FIRECRACKER_WORK_ROOT"]).flag("firecracker-work-root", ProviderOptions);
+    /// Virtual processors.
+    FirecrackerCpus = row("firecracker.cpus", Integer, "4")
+        .env(&["CRABBOX_FIRECRACKER_CPUS"]).flag("firecracker-cpus", ProviderOptions);
+    /// Memory in MiB.
+    FirecrackerMemory = row("firecracker.memoryMiB", Integer, "4096")
+        .env(&["CRABBOX_FIRECRACKER_MEMORY_MIB"]).flag("firecracker-memory-mib", ProviderOptions);
+    /// Size of the disk in MiB.
+    FirecrackerDisk = row("firecracker.diskMiB", Integer, "16384")
+        .env(&["CRABBOX_FIRECRACKER_DISK_MIB"]).flag("firecracker-disk-mib", ProviderOptions);
+    /// Network mode: cni, nat (built in), or auto: cni when its network is configured, else nat.
+    FirecrackerNetwork = row("firecracker.network", Text, "auto")
+        .env(&["CRABBOX_FIRECRACKER_NETWORK"]).flag("firecracker-network", ProviderOptions).host_only();
+    /// Name of the CNI network.
+    FirecrackerCniNetwork = row("firecracker.cniNetwork", Text, "crabbox-firecracker")
+        .env(&["CRABBOX_FIRECRACKER_CNI_NETWORK"]).flag("firecracker-cni-network", ProviderOptions).host_only();
+    /// Directory of the CNI network configurations.
+    FirecrackerCniConfDir = row("firecracker.cniConfDir", Path, "/etc/cni/conf.d")
+        .env(&["CRABBOX_FIRECRACKER_CNI_CONF_DIR"]).flag("firecracker-cni-conf-dir", ProviderOptions).host_only();
+    /// Directory of the CNI plugins.
+    FirecrackerCniBinDir = row("firecracker.cniBinDir", Path, "/opt/cni/bin")
+        .env(&["CRABBOX_FIRECRACKER_CNI_BIN_DIR"]).flag("firecracker-cni-bin-dir", ProviderOptions).host_only();
+    /// Longest time a microVM may take to answer over SSH.
+    FirecrackerLaunchTimeout = row("firecracker.launchTimeout", Duration, "2m")
+        .env(&["CRABBOX_FIRECRACKER_LAUNCH_TIMEOUT"]).flag("firecracker-launch-timeout", ProviderOptions);
+    /// Whether the files of a lease are removed when it is released.
+    FirecrackerDeleteOnRelease = row("firecracker.deleteOnRelease", Bool, "true")
+        .env(&["CRABBOX_FIRECRACKER_DELETE_ON_RELEASE"]).flag("firecracker-delete-on-release", ProviderOptions);
+}
+
+/// Sections that the Go program reads and this one does not: told to the user once a file, never taken for a typing error.
+pub const FOREIGN_SECTIONS: &[&str] = &[
+    "actions",
+    "broker",
+    "cache",
+    "capacity",
+    "external",
+    "hostId",
+    "jobs",
+    "presets",
+    "profiles",
+    "proofTemplates",
+    "shard",
+    "tailscale",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_stand_in_the_order_of_their_names() {
+        for (index, key) in KEYS.iter().enumerate() {
+            assert_eq!(key.name as usize, index, "{}", key.path);
+            assert_eq!(key.name.key().path, key.path);
+        }
+    }
+
+    #[test]
+    fn no_path_variable_or_flag_is_used_twice() {
+        let paths = KEYS
+            .iter()
+            .flat_map(|key| [key.path].into_iter().chain(key.aliases.iter().copied()));
+        let variables = KEYS.iter().flat_map(|key| key.variables.iter().copied());
+        let flags = KEYS.iter().filter_map(|key| key.flag).map(|flag| flag.name);
+        for names in [paths.collect::<Vec<_>>(), variables.collect(), flags.collect()] {
+            let mut sorted = names.clone();
+            sorted.sort_unstable();
+            sorted.dedup();
+            assert_eq!(sorted.len(), names.len());
+        }
+    }
+
+    #[test]
+    fn what_selects_programs_and_files_of_the_host_is_host_only() {
+        for key in KEYS.iter().filter(|key| key.path.starts_with("firecracker.")) {
+            let selects = matches!(key.kind, Kind::Path | Kind::Program) || key.path.contains("etwork");
+            assert_eq!(key.trust == Trust::HostOnly, selects, "{}", key.path);
+        }
+    }
+}

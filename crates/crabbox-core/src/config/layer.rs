@@ -1,0 +1,125 @@
+//! Where a configuration value came from.
+//!
+//! Every value carries its layer and its exact origin, so that trust can be decided from it and `config explain` can name
+//! the line. A value must never be separated from its origin before both are done.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// The layers of configuration, weakest first: a later one wins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Layer {
+    /// Compiled in.
+    Default,
+    /// The user's own file, or a file outside the repository that `CRABBOX_CONFIG` names.
+    UserFile,
+    /// A file that the repository may have brought along.
+    RepoFile,
+    /// An environment variable.
+    Environment,
+    /// A command-line flag.
+    Flag,
+}
+
+impl Layer {
+    /// Whether the user of this host chose the value, rather than whoever wrote the repository.
+    pub const fn is_trusted(self) -> bool {
+        !matches!(self, Self::RepoFile)
+    }
+
+    /// The name that `config show` and `doctor` print, as in the Go program.
+    pub const fn source_name(self) -> &'static str {
+        match self {
+            Self::Default => "compiled_default",
+            Self::UserFile => "user_config",
+            Self::RepoFile => "repo_config",
+            Self::Environment => "environment",
+            Self::Flag => "flag",
+        }
+    }
+}
+
+/// A place in a configuration file; lines and columns count from 1, columns in characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file as it was named.
+    pub path: PathBuf,
+    /// Its line.
+    pub line: u64,
+    /// The column in that line.
+    pub column: u64,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.path.display(), self.line, self.column)
+    }
+}
+
+/// The exact origin of a value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Compiled in.
+    Default,
+    /// A line of a trusted file.
+    UserFile(Place),
+    /// A line of a file that the repository may have brought along.
+    RepoFile(Place),
+    /// The environment variable of this name.
+    Environment(&'static str),
+    /// The flag of this name, without dashes.
+    Flag(&'static str),
+}
+
+impl Origin {
+    /// The layer this origin belongs to.
+    pub const fn layer(&self) -> Layer {
+        match self {
+            Self::Default => Layer::Default,
+            Self::UserFile(_) => Layer::UserFile,
+            Self::RepoFile(_) => Layer::RepoFile,
+            Self::Environment(_) => Layer::Environment,
+            Self::Flag(_) => Layer::Flag,
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("the compiled-in default"),
+            Self::UserFile(place) | Self::RepoFile(place) => place.fmt(f),
+            Self::Environment(variable) => write!(f, "environment variable {variable}"),
+            Self::Flag(flag) => write!(f, "flag --{flag}"),
+        }
+    }
+}
+
+/// A value with its origin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sourced<T> {
+    /// The value itself.
+    pub value: T,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+impl<T> Sourced<T> {
+    /// The layer the value came from.
+    pub const fn layer(&self) -> Layer {
+        self.origin.layer()
+    }
+
+    /// Whether nobody set the value: it is the compiled-in default.
+    pub fn is_default(&self) -> bool {
+        self.layer() == Layer::Default
+    }
+
+    /// The same origin with another value, for a value that was worked out from this one.
+    pub fn with<U>(&self, value: U) -> Sourced<U> {
+        Sourced {
+            value,
+            origin: self.origin.clone(),
+        }
+    }
+}

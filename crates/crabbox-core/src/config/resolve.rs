@@ -1,0 +1,434 @@
+//! From layers of configuration to one value a key, each with its origin.
+//!
+//! A fold over the layers, weakest first, driven by the key registry. It must never let a repository file set a host-only
+//! key, and never leave a value out without a warning.
+
+use std::path::{Path, PathBuf};
+
+use super::key::{FOREIGN_SECTIONS, KEYS, Key, Kind, Merge, Name, Trust};
+use super::layer::{Layer, Origin, Place, Sourced};
+use super::settings::Settings;
+use super::value::{Bases, Value, from_node, from_text};
+use super::warning::{ConfigError, Spot, Warning};
+use super::yaml::{self, Content, Node};
+
+/// A configuration file as the caller read it.
+#[derive(Debug, Clone)]
+pub struct ConfigFile {
+    /// Its absolute path.
+    pub path: PathBuf,
+    /// [`Layer::UserFile`] or [`Layer::RepoFile`], from [`super::trust::classify`].
+    pub layer: Layer,
+    /// Its text.
+    pub text: String,
+}
+
+/// A flag that sets a key, as it was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlagValue {
+    /// The key.
+    pub key: Name,
+    /// The values, one for each time the flag was given; only list keys take more than the last.
+    pub values: Vec<String>,
+}
+
+/// Everything the configuration is made of.
+pub struct Inputs<'a> {
+    /// Files, weakest first.
+    pub files: &'a [ConfigFile],
+    /// Looks up an environment variable.
+    pub environment: &'a dyn Fn(&str) -> Option<String>,
+    /// Flags that were given.
+    pub flags: &'a [FlagValue],
+    /// The user's home directory.
+    pub home: Option<&'a Path>,
+    /// The current directory, from which relative paths of variables and flags start.
+    pub cwd: &'a Path,
+    /// The root of the repository around it, or the directory itself.
+    pub repository: &'a Path,
+}
+
+impl std::fmt::Debug for Inputs<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inputs")
+            .field("files", &self.files)
+            .field("flags", &self.flags)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What became of the layers.
+#[derive(Debug, Clone)]
+pub struct Resolution {
+    /// The typed settings.
+    pub settings: Settings,
+    /// What was left out and why, in the order it was met.
+    pub warnings: Vec<Warning>,
+    values: Table,
+}
+
+impl Resolution {
+    /// The value of a key with its origin, for `config explain`.
+    pub fn explain(&self, name: Name) -> &Sourced<Value> {
+        self.values.get(name)
+    }
+}
+
+/// One value for each key of the registry.
+#[derive(Debug, Clone)]
+pub(super) struct Table(Vec<Sourced<Value>>);
+
+impl Table {
+    fn defaults(home: Option<&Path>) -> Self {
+        let bases = Bases {
+            home,
+            relative: Path::new("/"),
+        };
+        let value = |key: &Key| {
+            from_text(key.kind, key.default, bases).expect("a test reads every default of the registry")
+        };
+        Self(
+            KEYS.iter()
+                .map(|key| Sourced {
+                    value: value(key),
+                    origin: Origin::Default,
+                })
+                .collect(),
+        )
+    }
+
+    pub(super) fn get(&self, name: Name) -> &Sourced<Value> {
+        &self.0[name as usize]
+    }
+
+    fn merge(&mut self, key: &Key, value: Value, origin: Origin) {
+        let slot = &mut self.0[key.name as usize];
+        let value = match (&slot.value, value, key.merge) {
+            (Value::List(old), Value::List(new), Merge::Append) => {
+                Value::List([old.as_slice(), &new].concat())
+            }
+            (Value::List(old), Value::List(new), Merge::AppendUnique) => {
+                let mut all = old.clone();
+                for item in new {
+                    if !all.contains(&item) {
+                        all.push(item);
+                    }
+                }
+                Value::List(all)
+            }
+            (_, value, _) => value,
+        };
+        *slot = Sourced { value, origin };
+    }
+}
+
+/// Resolves all layers to settings.
+pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
+    let mut fold = Fold {
+        values: Table::defaults(inputs.home),
+        warnings: Vec::new(),
+    };
+    for file in inputs.files {
+        fold.file(inputs, file)?;
+    }
+    fold.environment(inputs);
+    fold.flags(inputs)?;
+    let Fold { values, warnings } = fold;
+    let settings = Settings::from_table(&values);
+    settings.check_credentials(inputs.repository)?;
+    Ok(Resolution {
+        settings,
+        warnings,
+        values,
+    })
+}
+
+struct Fold {
+    values: Table,
+    warnings: Vec<Warning>,
+}
+
+impl Fold {
+    fn file(&mut self, inputs: &Inputs<'_>, file: &ConfigFile) -> Result<(), ConfigError> {
+        let (node, more) = yaml::parse(&file.text).map_err(|error| {
+            let at = spot(
+                file,
+                Place {
+                    path: file.path.clone(),
+                    line: error.line,
+                    column: error.column,
+                },
+            );
+            ConfigError::Syntax {
+                at,
+                message: error.message,
+            }
+        })?;
+        if more {
+            self.warnings.push(Warning::MoreDocuments {
+                file: file.path.clone(),
+            });
+        }
+        let Some(root) = node else { return Ok(()) };
+        let Content::Map(entries) = &root.content else {
+            return Err(wrong_type(
+                file,
+                &root,
+                "a configuration file",
+                "a mapping of keys to values",
+            ));
+        };
+        let mut foreign = Vec::new();
+        for (key, value) in entries {
+            let name = key_text(key);
+            if FOREIGN_SECTIONS.contains(&name) {
+                foreign.push(name.to_owned());
+            } else {
+                self.entry(inputs, file, name, key, value)?;
+            }
+        }
+        if !foreign.is_empty() {
+            self.warnings.push(Warning::ForeignSections {
+                file: file.path.clone(),
+                sections: foreign,
+            });
+        }
+        Ok(())
+    }
+
+    fn entry(
+        &mut self,
+        inputs: &Inputs<'_>,
+        file: &ConfigFile,
+        path: &str,
+        key_node: &Node,
+        node: &Node,
+    ) -> Result<(), ConfigError> {
+        if let Some(key) = Key::by_path(path) {
+            return self.file_value(inputs, file, key, node);
+        }
+        if is_section(path) {
+            return match &node.content {
+                Content::Null => Ok(()),
+                Content::Map(entries) => entries.iter().try_for_each(|(key, value)| {
+                    self.entry(inputs, file, &format!("{path}.{}", key_text(key)), key, value)
+                }),
+                Content::Scalar { .. } | Content::List(_) => {
+                    Err(wrong_type(file, node, path, "a mapping of keys to values"))
+                }
+            };
+        }
+        self.warnings.push(Warning::UnknownKey {
+            place: place(file, key_node),
+            path: path.to_owned(),
+            suggestion: suggest(path),
+        });
+        Ok(())
+    }
+
+    fn file_value(
+        &mut self,
+        inputs: &Inputs<'_>,
+        file: &ConfigFile,
+        key: &'static Key,
+        node: &Node,
+    ) -> Result<(), ConfigError> {
+        let place = place(file, node);
+        if node.content == Content::Null {
+            return Ok(());
+        }
+        if key.trust == Trust::HostOnly && !file.layer.is_trusted() {
+            self.warnings.push(Warning::Restricted { place, key: key.name });
+            return Ok(());
+        }
+        let relative = file.path.parent().unwrap_or(Path::new("/"));
+        let origin = match file.layer {
+            Layer::UserFile => Origin::UserFile(place),
+            _ => Origin::RepoFile(place),
+        };
+        match from_node(
+            key.kind,
+            node,
+            Bases {
+                home: inputs.home,
+                relative,
+            },
+        ) {
+            Some(value) => self.take(key, value, origin),
+            // A text that is no duration is left out by the Go program, where any other wrong type is an error.
+            None if key.kind == Kind::Duration && matches!(node.content, Content::Scalar { .. }) => {
+                self.unusable(key, raw_text(node), origin);
+            }
+            None => return Err(wrong_type(file, node, key.path, key.kind.expectation())),
+        }
+        Ok(())
+    }
+
+    fn environment(&mut self, inputs: &Inputs<'_>) {
+        for key in KEYS {
+            let found = key.variables.iter().find_map(|variable| {
+                (inputs.environment)(variable)
+                    .filter(|text| !text.trim().is_empty())
+                    .map(|text| (*variable, text))
+            });
+            let Some((variable, text)) = found else { continue };
+            let origin = Origin::Environment(variable);
+            match from_text(
+                key.kind,
+                &text,
+                Bases {
+                    home: inputs.home,
+                    relative: inputs.cwd,
+                },
+            ) {
+                Some(Value::List(items)) => self.set(key, Value::List(items), origin),
+                Some(value) => self.take(key, value, origin),
+                None => self.unusable(key, text, origin),
+            }
+        }
+    }
+
+    fn flags(&mut self, inputs: &Inputs<'_>) -> Result<(), ConfigError> {
+        let bases = Bases {
+            home: inputs.home,
+            relative: inputs.cwd,
+        };
+        for FlagValue { key, values } in inputs.flags {
+            let key = key.key();
+            let (Some(flag), Some(last)) = (key.flag, values.last()) else {
+                continue;
+            };
+            let text = if key.kind == Kind::List {
+                values.join(",")
+            } else {
+                last.clone()
+            };
+            let wrong = |value: String| ConfigError::WrongFlag {
+                flag: flag.name,
+                value,
+                expected: expectation(key),
+            };
+            let value = from_text(key.kind, &text, bases).ok_or_else(|| wrong(text.clone()))?;
+            if !is_usable(key, &value) {
+                return Err(wrong(text));
+            }
+            // An empty path or port says nothing; an empty text was said on purpose.
+            if !value.is_blank() || key.kind == Kind::Text {
+                self.set(key, value, Origin::Flag(flag.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Merges a value unless it is blank, which never overrides, or cannot be used.
+    fn take(&mut self, key: &Key, value: Value, origin: Origin) {
+        if !is_usable(key, &value) {
+            self.unusable(key, value.to_string(), origin);
+        } else if !value.is_blank() {
+            self.values.merge(key, value, origin);
+        }
+    }
+
+    /// Puts a value in place of whatever was there: what variables and flags do, also for lists.
+    fn set(&mut self, key: &Key, value: Value, origin: Origin) {
+        self.values.0[key.name as usize] = Sourced { value, origin };
+    }
+
+    fn unusable(&mut self, key: &Key, value: String, origin: Origin) {
+        self.warnings.push(Warning::Unusable {
+            origin,
+            key: key.name,
+            value,
+            expected: expectation(key),
+        });
+    }
+}
+
+fn is_usable(key: &Key, value: &Value) -> bool {
+    match value {
+        Value::Duration(span) => span.is_positive(),
+        Value::Integer(number) => key.merge != Merge::WhenPositive || *number > 0,
+        _ => true,
+    }
+}
+
+const fn expectation(key: &Key) -> &'static str {
+    match (key.kind, key.merge) {
+        (Kind::Integer, Merge::WhenPositive) => "a whole number greater than zero",
+        (Kind::Duration, _) => "a duration greater than zero, such as 90m or 1h30m",
+        _ => key.kind.expectation(),
+    }
+}
+
+/// Whether some key of the registry lies under `path`.
+fn is_section(path: &str) -> bool {
+    let inside = |full: &str| full.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
+    KEYS.iter()
+        .any(|key| inside(key.path) || key.aliases.iter().any(|alias| inside(alias)))
+}
+
+fn key_text(node: &Node) -> &str {
+    match &node.content {
+        Content::Scalar { text, .. } => text,
+        Content::Null | Content::List(_) | Content::Map(_) => "",
+    }
+}
+
+fn raw_text(node: &Node) -> String {
+    key_text(node).to_owned()
+}
+
+fn place(file: &ConfigFile, node: &Node) -> Place {
+    Place {
+        path: file.path.clone(),
+        line: node.line,
+        column: node.column,
+    }
+}
+
+fn spot(file: &ConfigFile, place: Place) -> Spot {
+    let index = usize::try_from(place.line.saturating_sub(1)).unwrap_or(usize::MAX);
+    Box::new(Spot {
+        line: file.text.lines().nth(index).unwrap_or_default().to_owned(),
+        place,
+    })
+}
+
+fn wrong_type(file: &ConfigFile, node: &Node, key: &str, expected: &'static str) -> ConfigError {
+    ConfigError::WrongType {
+        at: Box::new(spot(file, place(file, node))),
+        key: key.to_owned(),
+        expected,
+        found: node.content.describe(),
+    }
+}
+
+/// The known key that is most like `path`, when one is near enough to be what was meant.
+pub fn suggest(path: &str) -> Option<&'static str> {
+    let near = KEYS
+        .iter()
+        .map(|key| {
+            (
+                distance(&path.to_ascii_lowercase(), &key.path.to_ascii_lowercase()),
+                key.path,
+            )
+        })
+        .min()?;
+    (near.0 <= 2.max(path.chars().count() / 5)).then_some(near.1)
+}
+
+/// Edits that turn one text into the other (Levenshtein), with long texts cut: they are no typing errors.
+fn distance(left: &str, right: &str) -> usize {
+    let right: Vec<char> = right.chars().take(64).collect();
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (i, l) in left.chars().take(64).enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, r) in right.iter().enumerate() {
+            let replaced = diagonal + usize::from(l != *r);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[right.len()]
+}

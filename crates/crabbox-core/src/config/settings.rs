@@ -1,0 +1,363 @@
+//! The settings a command works with: one typed field a key, each with its origin.
+//!
+//! Built only from a resolved table. What selects programs or files of this host is a [`HostPath`] or [`HostName`] here, so that
+//! nothing behind this module has to ask about trust again.
+
+use std::path::{Path, PathBuf};
+
+use super::key::Name;
+use super::layer::{Layer, Origin, Sourced};
+use super::resolve::Table;
+use super::trust::{HostName, HostPath, lexically_normal};
+use super::value::Value;
+use super::warning::ConfigError;
+use crate::duration::GoDuration;
+
+/// Everything that configuration decides, before a provider has looked at it.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `provider`: as written; see [`Settings::provider_name`].
+    pub provider: Sourced<String>,
+    /// `profile`.
+    pub profile: Sourced<String>,
+    /// `target`.
+    pub target: Sourced<String>,
+    /// `architecture`.
+    pub architecture: Sourced<String>,
+    /// `os`.
+    pub os: Sourced<String>,
+    /// `windows.mode`.
+    pub windows_mode: Sourced<String>,
+    /// `desktop`.
+    pub desktop: Sourced<bool>,
+    /// `desktopEnv`.
+    pub desktop_env: Sourced<String>,
+    /// `browser`.
+    pub browser: Sourced<bool>,
+    /// `code`.
+    pub code: Sourced<bool>,
+    /// `network`.
+    pub network: Sourced<String>,
+    /// `class`.
+    pub class: Sourced<String>,
+    /// `serverType`.
+    pub server_type: Sourced<String>,
+    /// `ssh.*`.
+    pub ssh: SshSettings,
+    /// `workRoot`.
+    pub work_root: Sourced<String>,
+    /// `ttl`, greater than zero.
+    pub ttl: Sourced<GoDuration>,
+    /// `idleTimeout`, greater than zero.
+    pub idle_timeout: Sourced<GoDuration>,
+    /// `sync.*`.
+    pub sync: SyncSettings,
+    /// `env.allow`.
+    pub env_allow: Sourced<Vec<String>>,
+    /// `run.preflightTools`.
+    pub preflight_tools: Sourced<Vec<String>>,
+    /// `results.*`.
+    pub results: ResultsSettings,
+    /// `static.*`.
+    pub static_host: StaticSettings,
+    /// `firecracker.*`.
+    pub firecracker: FirecrackerSettings,
+}
+
+/// `ssh.*`.
+#[derive(Debug, Clone)]
+pub struct SshSettings {
+    /// `ssh.user`.
+    pub user: Sourced<String>,
+    /// `ssh.key`, `~` expanded. A repository may set it.
+    pub key: Sourced<PathBuf>,
+    /// `ssh.port`.
+    pub port: Sourced<u16>,
+    /// `ssh.fallbackPorts`.
+    pub fallback_ports: Sourced<Vec<u16>>,
+}
+
+/// `sync.*`.
+#[derive(Debug, Clone)]
+pub struct SyncSettings {
+    /// `sync.exclude`, from all layers in order.
+    pub exclude: Sourced<Vec<String>>,
+    /// `sync.include`, from all layers without duplicates.
+    pub include: Sourced<Vec<String>>,
+    /// `sync.delete`.
+    pub delete: Sourced<bool>,
+    /// `sync.checksum`.
+    pub checksum: Sourced<bool>,
+    /// `sync.gitSeed`.
+    pub git_seed: Sourced<bool>,
+    /// `sync.fingerprint`.
+    pub fingerprint: Sourced<bool>,
+    /// `sync.baseRef`.
+    pub base_ref: Sourced<String>,
+    /// `sync.timeout`, greater than zero.
+    pub timeout: Sourced<GoDuration>,
+    /// `sync.warnFiles`, greater than zero.
+    pub warn_files: Sourced<i64>,
+    /// `sync.warnBytes`, greater than zero.
+    pub warn_bytes: Sourced<i64>,
+    /// `sync.failFiles`, greater than zero.
+    pub fail_files: Sourced<i64>,
+    /// `sync.failBytes`, greater than zero.
+    pub fail_bytes: Sourced<i64>,
+    /// `sync.allowLarge`.
+    pub allow_large: Sourced<bool>,
+}
+
+/// `results.*`.
+#[derive(Debug, Clone)]
+pub struct ResultsSettings {
+    /// `results.junit`.
+    pub junit: Sourced<Vec<String>>,
+    /// `results.auto`.
+    pub auto: Sourced<bool>,
+    /// `results.failOnFailures`.
+    pub fail_on_failures: Sourced<bool>,
+}
+
+/// `static.*`: the host of the `ssh` provider. Empty texts mean "not set".
+#[derive(Debug, Clone)]
+pub struct StaticSettings {
+    /// `static.id`.
+    pub id: Sourced<String>,
+    /// `static.name`.
+    pub name: Sourced<String>,
+    /// `static.host`.
+    pub host: Sourced<String>,
+    /// `static.user`.
+    pub user: Sourced<String>,
+    /// `static.port`.
+    pub port: Sourced<Option<u16>>,
+    /// `static.workRoot`.
+    pub work_root: Sourced<String>,
+}
+
+/// `firecracker.*` as configured; [`super::firecracker::plan`] makes a validated plan of it.
+#[derive(Debug, Clone)]
+pub struct FirecrackerSettings {
+    /// `firecracker.binary`.
+    pub binary: Sourced<HostPath>,
+    /// `firecracker.jailer`: empty, `none`, or a program.
+    pub jailer: Sourced<HostPath>,
+    /// `firecracker.kernel`.
+    pub kernel: Sourced<HostPath>,
+    /// `firecracker.rootfs`.
+    pub rootfs: Sourced<HostPath>,
+    /// `firecracker.user`.
+    pub user: Sourced<String>,
+    /// `firecracker.workRoot`.
+    pub work_root: Sourced<String>,
+    /// `firecracker.cpus`.
+    pub cpus: Sourced<i64>,
+    /// `firecracker.memoryMiB`.
+    pub memory_mib: Sourced<i64>,
+    /// `firecracker.diskMiB`.
+    pub disk_mib: Sourced<i64>,
+    /// `firecracker.network`.
+    pub network: Sourced<HostName>,
+    /// `firecracker.cniNetwork`.
+    pub cni_network: Sourced<HostName>,
+    /// `firecracker.cniConfDir`.
+    pub cni_conf_dir: Sourced<HostPath>,
+    /// `firecracker.cniBinDir`.
+    pub cni_bin_dir: Sourced<HostPath>,
+    /// `firecracker.launchTimeout`, greater than zero.
+    pub launch_timeout: Sourced<GoDuration>,
+    /// `firecracker.deleteOnRelease`.
+    pub delete_on_release: Sourced<bool>,
+}
+
+/// Providers of this program, by their canonical names.
+pub const PROVIDERS: &[&str] = &["firecracker", "ssh"];
+
+impl Settings {
+    /// The canonical name of the provider that was chosen, or `None` when nobody chose one: the compiled-in default cannot be
+    /// acted on, as in the Go program.
+    pub fn provider_name(&self) -> Option<&str> {
+        if self.provider.is_default() {
+            return None;
+        }
+        Some(match self.provider.value.as_str() {
+            "static" | "static-ssh" => "ssh",
+            other => other,
+        })
+    }
+
+    /// Refuses to carry the user's own credentials to a host that a repository names.
+    pub(super) fn check_credentials(&self, repository: &Path) -> Result<(), ConfigError> {
+        let Origin::RepoFile(place) = &self.static_host.host.origin else {
+            return Ok(());
+        };
+        if self.provider_name() != Some("ssh") {
+            return Ok(());
+        }
+        let key = &self.ssh.key;
+        let own_key = key.layer() == Layer::RepoFile
+            && lexically_normal(&key.value).starts_with(lexically_normal(repository));
+        if own_key {
+            Ok(())
+        } else {
+            Err(ConfigError::InheritedCredentials { place: place.clone() })
+        }
+    }
+
+    pub(super) fn from_table(table: &Table) -> Self {
+        let read = Reader(table);
+        Self {
+            provider: read.text(Name::ProviderName),
+            profile: read.text(Name::Profile),
+            target: read.text(Name::TargetOs),
+            architecture: read.text(Name::Architecture),
+            os: read.text(Name::OsImage),
+            windows_mode: read.text(Name::WindowsMode),
+            desktop: read.boolean(Name::Desktop),
+            desktop_env: read.text(Name::DesktopEnv),
+            browser: read.boolean(Name::Browser),
+            code: read.boolean(Name::Code),
+            network: read.text(Name::NetworkName),
+            class: read.text(Name::Class),
+            server_type: read.text(Name::ServerType),
+            ssh: SshSettings {
+                user: read.text(Name::SshUser),
+                key: read.path(Name::SshKey),
+                port: read.get(Name::SshPort, |value| match value {
+                    Value::Port(port) => *port,
+                    _ => None,
+                }),
+                fallback_ports: read.get(Name::SshFallbackPorts, |value| match value {
+                    Value::Ports(ports) => Some(ports.clone()),
+                    _ => None,
+                }),
+            },
+            work_root: read.text(Name::WorkRoot),
+            ttl: read.duration(Name::Ttl),
+            idle_timeout: read.duration(Name::IdleTimeout),
+            sync: read.sync(),
+            env_allow: read.list(Name::EnvAllow),
+            preflight_tools: read.list(Name::PreflightTools),
+            results: ResultsSettings {
+                junit: read.list(Name::ResultsJunit),
+                auto: read.boolean(Name::ResultsAuto),
+                fail_on_failures: read.boolean(Name::ResultsFailOnFailures),
+            },
+            static_host: StaticSettings {
+                id: read.text(Name::StaticId),
+                name: read.text(Name::StaticName),
+                host: read.text(Name::StaticHost),
+                user: read.text(Name::StaticUser),
+                port: read.get(Name::StaticPort, |value| match value {
+                    Value::Port(port) => Some(*port),
+                    _ => None,
+                }),
+                work_root: read.text(Name::StaticWorkRoot),
+            },
+            firecracker: read.firecracker(),
+        }
+    }
+}
+
+/// Takes values out of the table in the type that the registry promises for them.
+struct Reader<'a>(&'a Table);
+
+impl Reader<'_> {
+    fn get<T>(&self, name: Name, take: impl FnOnce(&Value) -> Option<T>) -> Sourced<T> {
+        let sourced = self.0.get(name);
+        sourced.with(
+            take(&sourced.value).expect("the registry gives every key one type, and a test reads them all"),
+        )
+    }
+
+    fn text(&self, name: Name) -> Sourced<String> {
+        self.get(name, |value| match value {
+            Value::Text(text) => Some(text.clone()),
+            _ => None,
+        })
+    }
+
+    fn path(&self, name: Name) -> Sourced<PathBuf> {
+        self.get(name, |value| match value {
+            Value::Path(path) => Some(path.clone()),
+            _ => None,
+        })
+    }
+
+    fn boolean(&self, name: Name) -> Sourced<bool> {
+        self.get(name, |value| match value {
+            Value::Bool(truth) => Some(*truth),
+            _ => None,
+        })
+    }
+
+    fn integer(&self, name: Name) -> Sourced<i64> {
+        self.get(name, |value| match value {
+            Value::Integer(number) => Some(*number),
+            _ => None,
+        })
+    }
+
+    fn duration(&self, name: Name) -> Sourced<GoDuration> {
+        self.get(name, |value| match value {
+            Value::Duration(span) => Some(*span),
+            _ => None,
+        })
+    }
+
+    fn list(&self, name: Name) -> Sourced<Vec<String>> {
+        self.get(name, |value| match value {
+            Value::List(items) => Some(items.clone()),
+            _ => None,
+        })
+    }
+
+    fn host_path(&self, name: Name) -> Sourced<HostPath> {
+        let path = self.path(name);
+        path.with(HostPath::from_trusted(&path).expect("no repository file sets a host-only key"))
+    }
+
+    fn host_name(&self, name: Name) -> Sourced<HostName> {
+        let text = self.text(name);
+        text.with(HostName::from_trusted(&text).expect("no repository file sets a host-only key"))
+    }
+
+    fn sync(&self) -> SyncSettings {
+        SyncSettings {
+            exclude: self.list(Name::SyncExclude),
+            include: self.list(Name::SyncInclude),
+            delete: self.boolean(Name::SyncDelete),
+            checksum: self.boolean(Name::SyncChecksum),
+            git_seed: self.boolean(Name::SyncGitSeed),
+            fingerprint: self.boolean(Name::SyncFingerprint),
+            base_ref: self.text(Name::SyncBaseRef),
+            timeout: self.duration(Name::SyncTimeout),
+            warn_files: self.integer(Name::SyncWarnFiles),
+            warn_bytes: self.integer(Name::SyncWarnBytes),
+            fail_files: self.integer(Name::SyncFailFiles),
+            fail_bytes: self.integer(Name::SyncFailBytes),
+            allow_large: self.boolean(Name::SyncAllowLarge),
+        }
+    }
+
+    fn firecracker(&self) -> FirecrackerSettings {
+        FirecrackerSettings {
+            binary: self.host_path(Name::FirecrackerBinary),
+            jailer: self.host_path(Name::FirecrackerJailer),
+            kernel: self.host_path(Name::FirecrackerKernel),
+            rootfs: self.host_path(Name::FirecrackerRootfs),
+            user: self.text(Name::FirecrackerUser),
+            work_root: self.text(Name::FirecrackerWorkRoot),
+            cpus: self.integer(Name::FirecrackerCpus),
+            memory_mib: self.integer(Name::FirecrackerMemory),
+            disk_mib: self.integer(Name::FirecrackerDisk),
+            network: self.host_name(Name::FirecrackerNetwork),
+            cni_network: self.host_name(Name::FirecrackerCniNetwork),
+            cni_conf_dir: self.host_path(Name::FirecrackerCniConfDir),
+            cni_bin_dir: self.host_path(Name::FirecrackerCniBinDir),
+            launch_timeout: self.duration(Name::FirecrackerLaunchTimeout),
+            delete_on_release: self.boolean(Name::FirecrackerDeleteOnRelease),
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! What the configuration wants to tell its user although it can be used, and why it cannot be used.
+//!
+//! Where the Go program drops a value without a word, a warning here says which, where and why. These types only describe;
+//! they must never decide whether a value counts.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use super::key::{Key, Name};
+use super::layer::{Origin, Place};
+use crate::fault::{Fault, Kind};
+
+/// Something that was left out of the configuration, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Warning {
+    /// A repository file tried to choose something of the host.
+    Restricted {
+        /// Where.
+        place: Place,
+        /// The key.
+        key: Name,
+    },
+    /// A key that nobody knows.
+    UnknownKey {
+        /// Where.
+        place: Place,
+        /// Its path.
+        path: String,
+        /// The known key that looks most like it.
+        suggestion: Option<&'static str>,
+    },
+    /// Sections of the Go program that this one has no use for.
+    ForeignSections {
+        /// The file.
+        file: PathBuf,
+        /// Their names, in file order.
+        sections: Vec<String>,
+    },
+    /// A value that is well formed and cannot be used: a duration or limit that is not positive, an unreadable variable.
+    Unusable {
+        /// Where it came from.
+        origin: Origin,
+        /// The key.
+        key: Name,
+        /// Its spelling.
+        value: String,
+        /// What was expected instead.
+        expected: &'static str,
+    },
+    /// A file holds more than one YAML document; only the first counts.
+    MoreDocuments {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Restricted { place, key } => {
+                let key = key.key();
+                write!(
+                    f,
+                    "{place}: {} is ignored: a repository file must not choose what runs on this host; {}",
+                    key.path,
+                    how_to_set(key)
+                )
+            }
+            Self::UnknownKey {
+                place,
+                path,
+                suggestion,
+            } => {
+                write!(f, "{place}: unknown key {path} is ignored")?;
+                suggestion.map_or(Ok(()), |known| write!(f, "; did you mean {known}?"))
+            }
+            Self::ForeignSections { file, sections } => write!(
+                f,
+                "{}: not supported by this program and ignored: {}",
+                file.display(),
+                sections.join(", ")
+            ),
+            Self::Unusable {
+                origin,
+                key,
+                value,
+                expected,
+            } => {
+                write!(
+                    f,
+                    "{origin}: {} is ignored: expected {expected}, found {value:?}",
+                    key.key().path
+                )
+            }
+            Self::MoreDocuments { file } => {
+                write!(f, "{}: only the first YAML document is read", file.display())
+            }
+        }
+    }
+}
+
+/// The ways by which the user of this host can set a key that a repository may not.
+fn how_to_set(key: &Key) -> String {
+    let mut ways = vec!["your own configuration file (crabbox config path)".to_owned()];
+    ways.extend(key.variables.first().map(|variable| (*variable).to_owned()));
+    ways.extend(key.flag.map(|flag| format!("--{}", flag.name)));
+    format!("set it in {}", ways.join(", or with "))
+}
+
+/// Why no settings can be made of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A file is not YAML.
+    #[error("parse config {}: {message}{}", .at.place, .at.excerpt())]
+    Syntax {
+        /// Where the library gave up.
+        at: Box<Spot>,
+        /// What it said.
+        message: String,
+    },
+    /// A value of a file has the wrong type.
+    #[error("parse config {}: {key} must be {expected}, found {found}{}", .at.place, .at.excerpt())]
+    WrongType {
+        /// Where.
+        at: Box<Spot>,
+        /// The key's path.
+        key: String,
+        /// What it must be.
+        expected: &'static str,
+        /// What stands there.
+        found: String,
+    },
+    /// A flag's value has the wrong type.
+    #[error("invalid value {value:?} for flag -{flag}: expected {expected}")]
+    WrongFlag {
+        /// The flag without dashes.
+        flag: &'static str,
+        /// The value as given.
+        value: String,
+        /// What it must be.
+        expected: &'static str,
+    },
+    /// A repository names the host to log in to while the credentials are the user's own.
+    #[error(
+        "provider=ssh refuses repository-configured static.host with inherited credentials; set CRABBOX_STATIC_HOST or --static-host to explicitly approve the credential destination"
+    )]
+    InheritedCredentials {
+        /// Where the host is configured.
+        place: Place,
+    },
+}
+
+impl Fault for ConfigError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::InheritedCredentials { place } => vec![format!("static.host is set in {place}")],
+            Self::Syntax { .. } | Self::WrongType { .. } | Self::WrongFlag { .. } => Vec::new(),
+        }
+    }
+}
+
+/// How much of a long line an excerpt shows, in characters.
+const EXCERPT_WIDTH: usize = 120;
+
+/// A place in a file together with the line that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spot {
+    /// Where.
+    pub place: Place,
+    /// The line itself.
+    pub line: String,
+}
+
+impl Spot {
+    /// The line with a caret under the column, or nothing when that would not help.
+    fn excerpt(&self) -> String {
+        let column = usize::try_from(self.place.column).unwrap_or(1).saturating_sub(1);
+        if self.line.trim().is_empty() || column >= EXCERPT_WIDTH {
+            return String::new();
+        }
+        // Control characters could repaint the terminal; a tab would move the caret.
+        let shown: String = self
+            .line
+            .chars()
+            .take(EXCERPT_WIDTH)
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect();
+        format!("\n  | {}\n  | {}^", shown.trim_end(), " ".repeat(column))
+    }
+}
