@@ -160,7 +160,7 @@ impl Fold {
                 },
             );
             ConfigError::Syntax {
-                at,
+                at: Box::new(at),
                 message: error.message,
             }
         })?;
@@ -388,10 +388,10 @@ fn place(file: &ConfigFile, node: &Node) -> Place {
 
 fn spot(file: &ConfigFile, place: Place) -> Spot {
     let index = usize::try_from(place.line.saturating_sub(1)).unwrap_or(usize::MAX);
-    Box::new(Spot {
+    Spot {
         line: file.text.lines().nth(index).unwrap_or_default().to_owned(),
         place,
-    })
+    }
 }
 
 fn wrong_type(file: &ConfigFile, node: &Node, key: &str, expected: &'static str) -> ConfigError {
