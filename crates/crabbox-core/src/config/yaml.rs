@@ -328,7 +328,7 @@ mod tests {
         for level in 1..12 {
             let before = level - 1;
             let refs = vec![format!("*a{before}"); 9].join(", ");
-            text += &format!("a{level}: &a{level} [{refs}]\n");
+            text = format!("{text}a{level}: &a{level} [{refs}]\n");
         }
         assert!(parse(&text).is_err());
         let deep = "[".repeat(10_000);
