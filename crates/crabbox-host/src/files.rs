@@ -56,8 +56,8 @@ pub enum FileError {
 }
 
 impl FileError {
-    /// An I/O failure of `attempt` on `path`.
-    pub(crate) fn io(attempt: &'static str, path: &Path, source: impl Into<std::io::Error>) -> Self {
+    /// An I/O failure of `attempt` (a verb phrase that the path completes) on `path`.
+    pub fn io(attempt: &'static str, path: &Path, source: impl Into<std::io::Error>) -> Self {
         Self::Io {
             attempt,
             path: path.to_owned(),

@@ -1,0 +1,217 @@
+//! The private writable disks of a lease.
+//!
+//! For our image an empty layer above the shared base, for anyone's image a private copy of the whole. Neither may cost
+//! more for a larger size, and none may touch the image it comes from or leave a half-made disk behind.
+
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crabbox_host::clone::{self, CloneError, CloneMethod};
+use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::files::{self, FileError};
+
+use crate::inspect::{self, InspectError, Superblock};
+
+/// The label of a writable layer, by which the guest may check what it mounts.
+pub const LAYER_LABEL: &str = "crabbox-layer";
+
+/// Everything about a layer's format is said here, so that it does not depend on the host's `mke2fs.conf`.
+///
+/// No journal: a layer never outlives its microVM. `metadata_csum` lets the inode tables stay unwritten, which keeps
+/// the cost the same for every size; one backup superblock group less and packed metadata keep the file small.
+const LAYER_FEATURES: &str = "none,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super2,large_file,\
+                              huge_file,dir_nlink,extra_isize,metadata_csum";
+
+/// Smallest layer that is made, in MiB: below it the format has no room for anything.
+pub const LAYER_MIN_MIB: u64 = 16;
+
+/// Longest that checking or growing a foreign image may take.
+const E2FSPROGS_LIMIT: Duration = Duration::from_mins(10);
+
+/// Why a disk could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The size asked for cannot hold a file system.
+    #[error("a writable layer of {want_mib} MiB is too small; ask for at least {LAYER_MIN_MIB} MiB")]
+    LayerTooSmall {
+        /// What was asked for.
+        want_mib: u64,
+    },
+    /// The image is larger than the disk asked for; shrinking would cut off its data.
+    #[error(
+        "a disk of {want_mib} MiB is smaller than its image {} of {image_mib} MiB; set firecracker.diskMiB to at \
+         least that, or to 0 to keep the image's size", image.display()
+    )]
+    Shrink {
+        /// The image.
+        image: PathBuf,
+        /// Its length in MiB, rounded up.
+        image_mib: u64,
+        /// What was asked for.
+        want_mib: u64,
+    },
+    /// A tool of the ext4 suite is missing or failed.
+    #[error("cannot {attempt} {}", disk.display())]
+    Tool {
+        /// What was tried: `format`, `check`, `grow`.
+        attempt: &'static str,
+        /// The disk.
+        disk: PathBuf,
+        /// How the tool failed.
+        #[source]
+        source: CommandError,
+    },
+    /// The checker found errors that it could not repair.
+    #[error("the file system of {} has errors that e2fsck cannot repair (exit code {code}): {said}", image.display())]
+    Unrepairable {
+        /// The image the disk was copied from.
+        image: PathBuf,
+        /// The checker's exit code, a bit mask.
+        code: i32,
+        /// Its last line.
+        said: String,
+    },
+    /// The image is no file system that can be booted.
+    #[error(transparent)]
+    Inspect(#[from] InspectError),
+    /// It could not be copied.
+    #[error(transparent)]
+    Clone(#[from] CloneError),
+    /// A file could not be made.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// What was made of a foreign image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskReport {
+    /// How the copy was made.
+    pub method: CloneMethod,
+    /// Length of the disk, in bytes.
+    pub bytes: u64,
+    /// Whether its file system had to be grown.
+    pub grown: bool,
+}
+
+/// Makes the new file `path` a private (mode 0600), empty, writable ext4 file system of `size_mib` MiB.
+///
+/// The file is sparse: it takes some 100 KiB whatever its size. The guest should mount it with `noinit_itable`, or its
+/// kernel would write the unused inode tables in the background and make the file grow on the host.
+pub fn make_layer(path: &Path, size_mib: u64) -> Result<(), DiskError> {
+    if size_mib < LAYER_MIN_MIB {
+        return Err(DiskError::LayerTooSmall { want_mib: size_mib });
+    }
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|source| FileError::io("create", path, source))?;
+    let made = file
+        .set_len(size_mib.saturating_mul(1 << 20))
+        .map_err(|source| FileError::io("make room in", path, source).into())
+        .and_then(|()| format_layer(path));
+    undo_unless_ok(made, path)
+}
+
+fn format_layer(path: &Path) -> Result<(), DiskError> {
+    Cmd::new("mke2fs")
+        .args([
+            "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0",
+        ])
+        .args(["-O", LAYER_FEATURES, "-L", LAYER_LABEL])
+        .args([
+            "-E",
+            "lazy_itable_init=1,nodiscard,packed_meta_blocks=1,num_backup_sb=0,root_owner=0:0",
+        ])
+        .arg(path)
+        .limit(E2FSPROGS_LIMIT)
+        .run()
+        .map_err(|source| DiskError::Tool {
+            attempt: "format",
+            disk: path.to_owned(),
+            source,
+        })?;
+    Ok(())
+}
+
+/// Copies the foreign image `image` to the new private file `disk` and grows its file system to `size_mib` MiB.
+///
+/// Size 0 keeps the image's own. The image must be a bare ext4 file system; it is only read. On an error `disk` is gone.
+pub fn clone_rootfs(image: &Path, disk: &Path, size_mib: u64) -> Result<DiskReport, DiskError> {
+    let facts = inspect::superblock(image)?;
+    let length = std::fs::metadata(image)
+        .map_err(|source| FileError::io("look at", image, source))?
+        .len();
+    let have = length.max(facts.bytes());
+    let want = if size_mib == 0 {
+        have
+    } else {
+        size_mib.saturating_mul(1 << 20)
+    };
+    if want < have {
+        let image_mib = have.div_ceil(1 << 20);
+        return Err(DiskError::Shrink {
+            image: image.to_owned(),
+            image_mib,
+            want_mib: size_mib,
+        });
+    }
+    let method = clone::clone_file(image, disk)?;
+    let grown = undo_unless_ok(grow(image, disk, want, &facts), disk)?;
+    Ok(DiskReport {
+        method,
+        bytes: want,
+        grown,
+    })
+}
+
+/// Grows file and file system to `want` bytes; answers whether there was anything to grow.
+fn grow(image: &Path, disk: &Path, want: u64, facts: &Superblock) -> Result<bool, DiskError> {
+    clone::grow_file(disk, want)?;
+    if want - facts.bytes() < u64::from(facts.block_size) {
+        return Ok(false);
+    }
+    let tool = |attempt, source| DiskError::Tool {
+        attempt,
+        disk: disk.to_owned(),
+        source,
+    };
+    // resize2fs insists on a full check since the last mount, and this replays the journal too.
+    let checked = Cmd::new("e2fsck")
+        .args(["-f", "-y"])
+        .arg(disk)
+        .limit(E2FSPROGS_LIMIT)
+        .capture()
+        .map_err(|source| tool("check", source))?;
+    // The exit code is a bit mask: 1 and 2 mean "errors, all repaired"; 4 and above, or a signal, do not.
+    let code = checked.status.code().unwrap_or(-1);
+    if code & !3 != 0 {
+        let said = checked.stdout_text() + &checked.stderr_text();
+        let said = said.lines().last().unwrap_or_default().to_owned();
+        return Err(DiskError::Unrepairable {
+            image: image.to_owned(),
+            code,
+            said,
+        });
+    }
+    Cmd::new("resize2fs")
+        .arg(disk)
+        .limit(E2FSPROGS_LIMIT)
+        .run()
+        .map_err(|source| tool("grow the file system of", source))?;
+    Ok(true)
+}
+
+/// Removes the disk that an operation leaves when it fails half-way.
+fn undo_unless_ok<T>(result: Result<T, DiskError>, disk: &Path) -> Result<T, DiskError> {
+    if result.is_err() {
+        // The error that led here says more than a failure to remove would.
+        files::remove_tree(disk).ok();
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,15 @@
+//! How long work tells where it is.
+//!
+//! A stage is a short phrase for a person; the binary decides how it looks. Nothing here may print.
+
+/// Receives the stages of a download or a build as they begin.
+pub trait Progress {
+    /// The stage `name` begins now, for example `installing packages`.
+    fn stage(&self, name: &str);
+}
+
+impl<F: Fn(&str)> Progress for F {
+    fn stage(&self, name: &str) {
+        self(name);
+    }
+}
