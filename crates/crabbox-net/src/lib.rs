@@ -1,1 +1,20 @@
-//! The network of a lease: namespace, tap, address mapping, policy; drives CNI.
+//! The network of a lease: an outer address from CNI or our own NAT, one tap with a fixed inner network, the mapping and the policy between.
+//!
+//! ```text
+//!   host                      namespace of the lease                        guest
+//!   bridge/veth  <-- outer --> veth0 10.x.y.z --nft 1:1-- tap0 172.16.0.1 <-- virtio --> 172.16.0.2
+//! ```
+//! What an attachment needs for its own end is in its saved struct. Teardown must never read today's configuration, and must
+//! never delete a link or table whose name and label are not that of the lease.
+
+pub mod cni;
+pub mod inner;
+mod nft;
+pub mod outer;
+pub mod policy;
+
+pub use cni::{AttachCniError, CniSpec, attach_cni, detach_cni, plan_cni};
+pub use inner::{GUEST_ADDRESS, GUEST_MAC, INNER_PREFIX, Inner, MapError, TAP_ADDRESS, map_inner};
+pub use nft::NftError;
+pub use outer::{Mode, Outer, TapPartner};
+pub use policy::Policy;

@@ -1,0 +1,289 @@
+//! The `cni` mode: an outer address from the CNI plugins of the host, whatever their chain.
+//!
+//! The plan is made once, from the configuration, and saved; attaching and detaching work from the plan. A chain that yields
+//! anything but one IPv4 address for the interface is undone at once, never left half attached.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use crabbox_cni::{AddError, Attachment, CniResult, DelError, Interface, LoadError};
+use crabbox_host::netlink::{Netlink, NetlinkError};
+use crabbox_host::netns::{self, NetnsError};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::outer::{Outer, TapPartner};
+
+/// What the configuration says about CNI, for one lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CniSpec {
+    /// Where networks are configured, `/etc/cni/net.d`.
+    pub conf_dir: PathBuf,
+    /// Where plugins are, in the order they are looked for: `/opt/cni/bin`, `/usr/lib/cni`.
+    pub bin_dirs: Vec<PathBuf>,
+    /// The name of the network.
+    pub network: String,
+    /// The container that the plugins are told of, one a lease.
+    pub container_id: String,
+    /// The file of the namespace.
+    pub netns: PathBuf,
+    /// The interface to make there, `veth0`.
+    pub ifname: String,
+    /// Where results are cached, in the lease's own directory.
+    pub cache_dir: PathBuf,
+}
+
+/// Why a CNI network did not yield an outer address. The attachment was undone, or `undo` says what was not.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachCniError {
+    /// The chain failed.
+    #[error("the CNI network {network} gave no address")]
+    Add {
+        /// The network.
+        network: String,
+        /// What happened; says what could not be undone.
+        #[source]
+        source: AddError,
+    },
+    /// The chain ran and its result is not one that a lease can use.
+    #[error("the CNI network {network} cannot carry a lease: {why}{}", undone(.undo.as_deref()))]
+    Unfit {
+        /// The network.
+        network: String,
+        /// What is amiss with the result.
+        why: Misfit,
+        /// What went wrong while the chain was undone.
+        undo: Option<Box<DelError>>,
+    },
+    /// The chain ran and the interface cannot be looked at.
+    #[error("cannot look at the interface {ifname} that the CNI network {network} made{}", undone(.undo.as_deref()))]
+    Look {
+        /// The network.
+        network: String,
+        /// The interface.
+        ifname: String,
+        /// What went wrong while the chain was undone.
+        undo: Option<Box<DelError>>,
+        /// What happened.
+        #[source]
+        source: LookError,
+    },
+}
+
+/// What is amiss with the result of a chain.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Misfit {
+    /// There has to be one IPv4 address, and there are none or several.
+    #[error("it has to yield one IPv4 address for {ifname}, and yields {}", counted(.addresses))]
+    Addresses {
+        /// The interface.
+        ifname: String,
+        /// The IPv4 addresses of that interface.
+        addresses: Vec<IpNet>,
+    },
+    /// Neither the result nor the routes in the namespace name a gateway.
+    #[error("it names no gateway, and {ifname} has no default route")]
+    NoGateway {
+        /// The interface.
+        ifname: String,
+    },
+    /// The result has several interfaces for one guest.
+    #[error("it yields {count} guest interfaces (sandbox {container}); a lease has one")]
+    GuestInterfaces {
+        /// The container.
+        container: String,
+        /// How many there are.
+        count: usize,
+    },
+    /// A guest interface needs a tap of the same name beside it.
+    #[error("it yields the guest interface {name} without a tap of that name, as tc-redirect-tap makes it")]
+    NoTap {
+        /// The interface.
+        name: String,
+    },
+}
+
+/// Why an interface could not be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum LookError {
+    /// The namespace cannot be entered.
+    #[error(transparent)]
+    Namespace(#[from] NetnsError),
+    /// The kernel did not answer.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The chain says that it made the interface and it is not there.
+    #[error("there is no such interface in the namespace")]
+    Absent,
+}
+
+fn undone(undo: Option<&DelError>) -> String {
+    undo.map(|error| format!("; undoing it failed as well: {error}"))
+        .unwrap_or_default()
+}
+
+fn counted(addresses: &[IpNet]) -> String {
+    if addresses.is_empty() {
+        return "none".to_owned();
+    }
+    addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(" and ")
+}
+
+/// Reads the network's configuration into the attachment that is to be saved before [`attach_cni`].
+pub fn plan_cni(spec: &CniSpec) -> Result<Attachment, LoadError> {
+    let conf = crabbox_cni::load(&spec.conf_dir, &spec.network)?;
+    Ok(Attachment::new(
+        conf,
+        spec.bin_dirs.clone(),
+        &spec.container_id,
+        &spec.netns,
+        &spec.ifname,
+        &spec.cache_dir,
+    ))
+}
+
+/// Attaches the namespace to its network.
+pub fn attach_cni(attachment: &Attachment) -> Result<Outer, AttachCniError> {
+    let network = attachment.conf.name.clone();
+    let result = crabbox_cni::add(attachment).map_err(|source| AttachCniError::Add {
+        network: network.clone(),
+        source,
+    })?;
+    let undo = || crabbox_cni::del(attachment).err().map(Box::new);
+    let seen = match netns::within(&attachment.netns, || look(&attachment.ifname)) {
+        Ok(Ok(seen)) => seen,
+        Ok(Err(source)) => {
+            return Err(AttachCniError::Look {
+                network,
+                ifname: attachment.ifname.clone(),
+                undo: undo(),
+                source,
+            });
+        }
+        Err(source) => {
+            let source = source.into();
+            return Err(AttachCniError::Look {
+                network,
+                ifname: attachment.ifname.clone(),
+                undo: undo(),
+                source,
+            });
+        }
+    };
+    outer_of(attachment, &result, seen).map_err(|why| AttachCniError::Unfit {
+        network,
+        why,
+        undo: undo(),
+    })
+}
+
+/// Takes the namespace off its network. Anything that is gone already is fine.
+pub fn detach_cni(attachment: &Attachment) -> Result<(), DelError> {
+    crabbox_cni::del(attachment)
+}
+
+/// What the kernel says about the interface.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    mtu: u32,
+    gateway: Option<Ipv4Addr>,
+}
+
+fn look(ifname: &str) -> Result<Seen, LookError> {
+    let mut netlink = Netlink::open()?;
+    let link = netlink.link(ifname)?.ok_or(LookError::Absent)?;
+    let default = netlink
+        .routes()?
+        .into_iter()
+        .find(|route| route.destination.prefix_len() == 0 && route.link == Some(link.index));
+    Ok(Seen {
+        mtu: link.mtu,
+        gateway: default.and_then(|route| route.gateway),
+    })
+}
+
+fn outer_of(attachment: &Attachment, result: &CniResult, seen: Seen) -> Result<Outer, Misfit> {
+    let guest_tap = guest_tap(result, &attachment.container_id)?;
+    let ifname = &attachment.ifname;
+    let ours = |interface: Option<&Interface>| match (interface, &guest_tap) {
+        (Some(interface), Some(_)) => interface.sandbox == attachment.container_id,
+        // A host-side interface may carry an address of its own, the bridge's for one.
+        (Some(interface), None) => interface.name == *ifname && !interface.sandbox.is_empty(),
+        // An address that names no interface is the container's.
+        (None, _) => true,
+    };
+    let found: Vec<_> = result
+        .ips
+        .iter()
+        .filter(|ip| ip.address.addr().is_ipv4() && ours(result.interface_of(ip)))
+        .collect();
+    let misfit = || Misfit::Addresses {
+        ifname: ifname.clone(),
+        addresses: found.iter().map(|ip| ip.address).collect(),
+    };
+    let [ip] = found.as_slice() else {
+        return Err(misfit());
+    };
+    let IpNet::V4(address) = ip.address else {
+        return Err(misfit());
+    };
+    let named = match ip.gateway {
+        Some(IpAddr::V4(gateway)) => Some(gateway),
+        _ => None,
+    };
+    let gateway = named.or(seen.gateway).ok_or_else(|| Misfit::NoGateway {
+        ifname: ifname.clone(),
+    })?;
+    Ok(Outer {
+        ifname: ifname.clone(),
+        address: address.addr(),
+        prefix: address.prefix_len(),
+        gateway,
+        // What is no address is no name server that could be asked.
+        dns: result
+            .dns
+            .nameservers
+            .iter()
+            .filter_map(|server| server.parse().ok())
+            .collect(),
+        mtu: seen.mtu,
+        guest_tap,
+    })
+}
+
+/// The tap of a chain that ends in `tc-redirect-tap`: the result names the guest's interface, whose sandbox is the container id, and
+/// beside it the tap of the same name.
+fn guest_tap(result: &CniResult, container: &str) -> Result<Option<TapPartner>, Misfit> {
+    let guests: Vec<_> = result
+        .interfaces
+        .iter()
+        .filter(|interface| interface.sandbox == container)
+        .collect();
+    let guest = match guests.as_slice() {
+        [] => return Ok(None),
+        [guest] => guest,
+        _ => {
+            return Err(Misfit::GuestInterfaces {
+                container: container.to_owned(),
+                count: guests.len(),
+            });
+        }
+    };
+    let tap = result
+        .interfaces
+        .iter()
+        .find(|interface| {
+            interface.name == guest.name && interface.sandbox != container && !interface.sandbox.is_empty()
+        })
+        .ok_or_else(|| Misfit::NoTap {
+            name: guest.name.clone(),
+        })?;
+    Ok(Some(TapPartner {
+        tap: tap.name.clone(),
+        mac: guest.mac.clone(),
+    }))
+}

@@ -1,0 +1,181 @@
+//! The inner network of a lease: the tap, the fixed addresses, and the mapping of the outer address onto the guest.
+//!
+//! It is the same in every lease, so that a snapshot of a guest fits all of them. Everything here lives in the namespace and ends with
+//! it, so there is no undoing; nothing here may touch the host's own namespace.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use crabbox_host::netlink::{Netlink, NetlinkError, valid_name};
+use crabbox_host::netns::{self, NetnsError};
+use crabbox_host::tap::{self, TapError};
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::nft::{self, NftError};
+use crate::outer::Outer;
+use crate::policy::{Policy, ruleset};
+
+/// The guest's gateway: our end of the tap.
+pub const TAP_ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 1);
+
+/// The guest's own address, in every lease.
+pub const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 2);
+
+/// The prefix length of the inner network.
+pub const INNER_PREFIX: u8 = 30;
+
+/// The guest's hardware address, in every lease: locally administered, its last four bytes are the address.
+pub const GUEST_MAC: &str = "06:00:ac:10:00:02";
+
+/// What the inner network is made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inner {
+    /// The file of the namespace.
+    pub netns: PathBuf,
+    /// The name of the tap, `tap0`.
+    pub tap: String,
+    /// Who may open the tap without privileges: user and group id of a jailed VMM.
+    pub owner: Option<(u32, u32)>,
+    /// The outer side.
+    pub outer: Outer,
+    /// Who may reach whom.
+    pub policy: Policy,
+}
+
+/// Why the inner network could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// The namespace cannot be entered.
+    #[error("cannot set up the inner network of {}", netns.display())]
+    Namespace {
+        /// The file of the namespace.
+        netns: PathBuf,
+        /// What happened.
+        #[source]
+        source: NetnsError,
+    },
+    /// An interface name that the kernel would not take.
+    #[error("{name:?} is not a name for a network link")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// A link or address could not be set.
+    #[error("cannot set up the links of {}", netns.display())]
+    Link {
+        /// The file of the namespace.
+        netns: PathBuf,
+        /// What happened.
+        #[source]
+        source: NetlinkError,
+    },
+    /// The tap could not be made.
+    #[error("cannot set up the tap of {}", netns.display())]
+    Tap {
+        /// The file of the namespace.
+        netns: PathBuf,
+        /// What happened.
+        #[source]
+        source: TapError,
+    },
+    /// A kernel setting of the namespace could not be written.
+    #[error("cannot set {} to {value} in the network namespace {}", setting.display(), netns.display())]
+    Setting {
+        /// The file of the namespace.
+        netns: PathBuf,
+        /// The setting.
+        setting: PathBuf,
+        /// What it was to be.
+        value: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The mapping and the policy could not be loaded.
+    #[error("cannot set up the address mapping of {}", netns.display())]
+    Filter {
+        /// The file of the namespace.
+        netns: PathBuf,
+        /// What happened.
+        #[source]
+        source: NftError,
+    },
+}
+
+/// Makes the tap and maps the outer address onto the guest. With a tap of the chain's own (`outer.guest_tap`) there is nothing to do.
+pub fn map_inner(inner: &Inner) -> Result<(), MapError> {
+    if inner.outer.guest_tap.is_some() {
+        return Ok(());
+    }
+    for name in [&inner.tap, &inner.outer.ifname] {
+        if !valid_name(name) {
+            return Err(MapError::Name { name: name.clone() });
+        }
+    }
+    netns::within(&inner.netns, || build(inner)).map_err(|source| MapError::Namespace {
+        netns: inner.netns.clone(),
+        source,
+    })?
+}
+
+fn build(inner: &Inner) -> Result<(), MapError> {
+    let netns = || inner.netns.clone();
+    let link = |source| MapError::Link {
+        netns: netns(),
+        source,
+    };
+    let mut netlink = Netlink::open().map_err(link)?;
+    netlink.set_up("lo").map_err(link)?;
+    settings(
+        inner,
+        &["ipv6/conf/all/disable_ipv6", "ipv6/conf/default/disable_ipv6"],
+        "1",
+    )?;
+    // The rules stand before the first packet can pass.
+    nft::apply("load the rules of the lease", &ruleset(inner)).map_err(|source| MapError::Filter {
+        netns: netns(),
+        source,
+    })?;
+    tap::create(&inner.tap, inner.owner).map_err(|source| MapError::Tap {
+        netns: netns(),
+        source,
+    })?;
+    // The prefix is a constant below 33.
+    let address = Ipv4Net::new(TAP_ADDRESS, INNER_PREFIX).unwrap_or_else(|_| Ipv4Net::from(TAP_ADDRESS));
+    netlink.add_address(&inner.tap, address).map_err(link)?;
+    // The guest cannot pretend to be another sender, and cannot bend our routes.
+    settings(inner, &[&format!("ipv4/conf/{}/rp_filter", inner.tap)], "1")?;
+    let redirects = [
+        format!("ipv4/conf/{}/accept_redirects", inner.tap),
+        format!("ipv4/conf/{}/send_redirects", inner.tap),
+    ];
+    settings(
+        inner,
+        &[&redirects[0], &redirects[1], "ipv4/conf/all/accept_redirects"],
+        "0",
+    )?;
+    settings(inner, &["ipv4/ip_forward"], "1")?;
+    netlink.set_up(&inner.tap).map_err(link)
+}
+
+/// Writes kernel settings of the namespace. A kernel without IPv6 has none of its settings.
+fn settings(inner: &Inner, names: &[&str], value: &'static str) -> Result<(), MapError> {
+    for name in names {
+        let setting = Path::new("/proc/sys/net").join(name);
+        match std::fs::write(&setting, value) {
+            Err(source) if source.kind() == io::ErrorKind::NotFound && name.starts_with("ipv6/") => {}
+            Err(source) => {
+                return Err(MapError::Setting {
+                    netns: inner.netns.clone(),
+                    setting,
+                    value,
+                    source,
+                });
+            }
+            Ok(()) => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,195 @@
+//! What a guest may reach and who may reach it, as an nft rule set for the namespace of its lease.
+//!
+//! Only the host itself may open connections to the guest; the guest reaches the internet, and neither the host, its networks nor other
+//! leases. The rule set is text made from typed values only: nothing that a user or a guest wrote may enter it unchecked.
+
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::inner::{GUEST_ADDRESS, Inner, TAP_ADDRESS};
+
+/// The networks of a site: private (RFC 1918) and carrier-grade NAT (RFC 6598) ranges.
+const SITE: [&str; 4] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"];
+
+/// Ranges that are never the internet (IANA special-purpose registry): this host, loopback, link-local with the metadata services of
+/// clouds, benchmarks, multicast, reserved.
+const SPECIAL: [&str; 6] = [
+    "0.0.0.0/8",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "198.18.0.0/15",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+];
+
+/// The usual MTU of Ethernet, which the guest assumes, in bytes.
+const ETHERNET_MTU: u32 = 1500;
+
+/// What a guest may reach and who may reach it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Policy {
+    /// The guest may open connections to the internet.
+    pub internet: bool,
+    /// The guest may also reach private ranges beyond the host, but not the host and not its neighbours on the outer subnet.
+    pub lan: bool,
+    /// Destinations that the guest may reach whatever the rest says.
+    pub allow: Vec<Ipv4Net>,
+    /// The guest may ask the DNS forwarder at its gateway.
+    pub dns: bool,
+    /// The host's own addresses (`crabbox_host::netlink::own_addresses`): the guest may not reach them, though some are public, and
+    /// connections from them to the guest are the host's.
+    pub host_addresses: Vec<Ipv4Addr>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            internet: true,
+            lan: false,
+            allow: Vec::new(),
+            dns: true,
+            host_addresses: Vec::new(),
+        }
+    }
+}
+
+/// The rule set for `inner`, replacing an earlier one.
+pub(crate) fn ruleset(inner: &Inner) -> String {
+    let (outer, tap, policy) = (&inner.outer.ifname, &inner.tap, &inner.policy);
+    let address = inner.outer.address;
+    let mut host = vec![inner.outer.gateway];
+    host.extend(&policy.host_addresses);
+    let host = joined(&host);
+    let forward = [mss_clamp(inner), outgoing(inner)].concat();
+    let mut rules = format!(
+        "table ip crabbox
+delete table ip crabbox
+table ip crabbox {{
+  set host {{
+    type ipv4_addr
+    elements = {{ {host} }}
+  }}
+  chain prerouting {{
+    type nat hook prerouting priority dstnat; policy accept;
+    iifname \"{outer}\" ip daddr {address} dnat to {GUEST_ADDRESS}
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    oifname \"{outer}\" ip saddr {GUEST_ADDRESS} snat to {address}
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy drop;
+    ct state invalid drop
+    ct state established,related accept
+    iifname \"{outer}\" oifname \"{tap}\" ip saddr @host ct status dnat accept
+    iifname != \"{tap}\" drop
+    oifname != \"{outer}\" drop
+    ip saddr != {GUEST_ADDRESS} drop
+{forward}  }}
+  chain input {{
+    type filter hook input priority filter; policy drop;
+    iifname \"lo\" accept
+    ct state established,related accept
+{input}  }}
+}}
+",
+        input = incoming(inner),
+    );
+    // A kernel without IPv6 has no such table, and nothing to drop.
+    if Path::new("/proc/sys/net/ipv6").exists() {
+        rules.push_str(NO_IPV6);
+    }
+    rules
+}
+
+/// IPv6 is off in the namespace; this is the second lock on the same door.
+const NO_IPV6: &str = "table ip6 crabbox
+delete table ip6 crabbox
+table ip6 crabbox {
+  chain forward {
+    type filter hook forward priority filter; policy drop;
+  }
+  chain input {
+    type filter hook input priority filter; policy drop;
+  }
+}
+";
+
+/// Rules for new connections from the guest to beyond the namespace.
+fn outgoing(inner: &Inner) -> String {
+    let policy = &inner.policy;
+    let mut rules = String::new();
+    if !policy.allow.is_empty() {
+        // Interval sets may not overlap, so each network is a rule of its own.
+        for network in &policy.allow {
+            line(&mut rules, &format!("ip daddr {network} accept"));
+        }
+    }
+    for range in SPECIAL {
+        line(&mut rules, &format!("ip daddr {range} drop"));
+    }
+    // Refused, not dropped: a program in the guest learns at once that it may not, in place of a wait of minutes.
+    let refuse = "reject with icmp type admin-prohibited";
+    line(&mut rules, &format!("ip daddr @host {refuse}"));
+    line(&mut rules, &format!("ip daddr {} {refuse}", inner.outer.subnet()));
+    if policy.lan {
+        for range in SITE {
+            line(&mut rules, &format!("ip daddr {range} accept"));
+        }
+    } else {
+        for range in SITE {
+            line(&mut rules, &format!("ip daddr {range} {refuse}"));
+        }
+    }
+    line(&mut rules, if policy.internet { "accept" } else { refuse });
+    rules
+}
+
+/// Rules for what the guest sends to the namespace itself.
+fn incoming(inner: &Inner) -> String {
+    let mut rules = String::new();
+    let from_guest = format!(
+        "iifname \"{}\" ip saddr {GUEST_ADDRESS} ip daddr {TAP_ADDRESS}",
+        inner.tap
+    );
+    line(&mut rules, &format!("{from_guest} icmp type echo-request accept"));
+    if inner.policy.dns {
+        line(&mut rules, &format!("{from_guest} udp dport 53 accept"));
+        line(&mut rules, &format!("{from_guest} tcp dport 53 accept"));
+    }
+    rules
+}
+
+/// The guest believes in 1500 bytes; where the outer network carries less, connections must agree on less from the start.
+fn mss_clamp(inner: &Inner) -> String {
+    let mut rules = String::new();
+    if (1..ETHERNET_MTU).contains(&inner.outer.mtu) {
+        // An MSS is the MTU less 20 bytes of IPv4 and 20 bytes of TCP header.
+        let mss = inner.outer.mtu.saturating_sub(40);
+        line(
+            &mut rules,
+            &format!("tcp flags & (syn | rst) == syn tcp option maxseg size set {mss}"),
+        );
+    }
+    rules
+}
+
+fn line(rules: &mut String, rule: &str) {
+    // Writing to a string cannot fail.
+    writeln!(rules, "    {rule}").ok();
+}
+
+fn joined(addresses: &[Ipv4Addr]) -> String {
+    let mut list: Vec<Ipv4Addr> = addresses.to_vec();
+    list.sort_unstable();
+    list.dedup();
+    list.iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
