@@ -125,7 +125,7 @@ impl Booting {
         let outcome = clock::poll_until(limit, || match self.child.try_wait() {
             Ok(Some(status)) => Some(Err(format!("QEMU ended ({status})"))),
             Err(error) => Some(Err(format!("QEMU cannot be watched: {error}"))),
-            Ok(None) => judge(&fs::read(&self.console).unwrap_or_default()),
+            Ok(None) => judge(&read_from(&self.console, 0)),
         });
         let why = match outcome {
             Some(Ok(())) => return Ok(()),
@@ -141,6 +141,36 @@ impl Booting {
             said("the console", &self.console)
         )
     }
+}
+
+/// Waits until a machine that was reset says that it is ready, on the part of its console from byte `from` on.
+pub(super) fn wait_ready_again(machine: Identity, console: &Path, from: u64, limit: Duration) -> Result<()> {
+    let outcome = clock::poll_until(limit, || {
+        if machine.is_alive() {
+            judge(&read_from(console, from))
+        } else {
+            Some(Err("QEMU has ended".to_owned()))
+        }
+    });
+    match outcome {
+        Some(Ok(())) => Ok(()),
+        Some(Err(why)) => bail!("the lab did not come back: {why}{}", said("the console", console)),
+        None => bail!(
+            "the lab did not come back within {} s{}",
+            limit.as_secs(),
+            said("the console", console)
+        ),
+    }
+}
+
+/// A log from byte `from` on; what is not there yet is empty.
+fn read_from(log: &Path, from: u64) -> Vec<u8> {
+    let bytes = fs::read(log).unwrap_or_default();
+    usize::try_from(from)
+        .ok()
+        .and_then(|from| bytes.get(from..))
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// What the console says so far: ready, hopeless, or nothing yet.
@@ -163,14 +193,14 @@ fn judge(console: &[u8]) -> Option<Result<(), String>> {
     None
 }
 
-/// The end of a log, with a heading and its path.
+/// The end of a log, with a heading and its path, without what QEMU says of every EPYC it emulates in software.
 fn said(who: &str, log: &Path) -> String {
     let bytes = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text
         .lines()
         .map(str::trim_end)
-        .filter(|line| !line.is_empty())
+        .filter(|line| !line.is_empty() && !line.contains("TCG doesn't support"))
         .collect();
     if lines.is_empty() {
         return format!("\n{who} said nothing");
@@ -260,6 +290,18 @@ mod tests {
             "{error}"
         );
         assert!(!booting.identity.unwrap().is_alive());
+    }
+
+    #[test]
+    fn the_line_of_an_earlier_boot_does_not_count() {
+        let home = tempfile::tempdir().unwrap();
+        let console = home.path().join("console.log");
+        let first = "crabbox-lab ready uptime=4 kvm=yes\n";
+        fs::write(&console, first).unwrap();
+        let this = Identity::of(std::process::id()).unwrap();
+        let limit = Duration::from_millis(50);
+        wait_ready_again(this, &console, 0, limit).unwrap();
+        assert!(wait_ready_again(this, &console, first.len() as u64, limit).is_err());
     }
 
     #[test]

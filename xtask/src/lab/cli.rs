@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
+use super::stage::stage;
 use super::{Lab, Options, down};
 
 /// `cargo xtask lab`.
@@ -27,13 +28,13 @@ enum Action {
         #[arg(long, value_name = "DIR")]
         artefacts: Option<PathBuf>,
         /// Memory of the lab in MiB
-        #[arg(long, default_value_t = 6144)]
+        #[arg(long, default_value_t = Options::default().memory_mib)]
         memory: u32,
         /// Processors of the lab
-        #[arg(long, default_value_t = 2)]
+        #[arg(long, default_value_t = Options::default().cpus)]
         cpus: u32,
         /// Seconds that booting may take
-        #[arg(long, default_value_t = 120)]
+        #[arg(long, default_value_t = Options::default().limit.as_secs())]
         timeout: u64,
     },
     /// Enter the lab, or have its shell run a command line
@@ -61,6 +62,8 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
+    /// Reset the lab as a power cut would; its disk stays
+    Reset,
     /// End the lab and remove everything of it but the cached images
     Down,
 }
@@ -102,6 +105,12 @@ pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Action::Status { json } => status(name, *json),
+        Action::Reset => {
+            stage(&format!("reset `{name}`"), || {
+                Lab::find(name)?.reset(Options::default().limit)
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
         Action::Down => {
             let there = down(name)?;
             eprintln!(

@@ -148,7 +148,6 @@ fn build_root(images: &Images, root: &Path) -> Result<()> {
     }
     let authorized = fs::read(images.dir.join("id.pub"))?;
     for home in ["root", "home/lab"] {
-        fs::create_dir_all(root.join(home).join(".ssh"))?;
         write_file(&root.join(home).join(".ssh/authorized_keys"), 0o644, &authorized)?;
     }
     write_file(
@@ -190,12 +189,65 @@ fn write_disk(images: &Images, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes a directory of ours and everything below it; none is fine.
+/// Removes a directory of ours and everything below it; none is fine. It refuses when something is mounted in there: a
+/// killed mmdebstrap may leave this machine's own `/dev` or `/sys` below the directory it was filling.
 pub(super) fn remove_tree(dir: &Path) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read the list of mounts")?;
+    remove_unmounted(&mounts, dir)
+}
+
+fn remove_unmounted(mountinfo: &str, dir: &Path) -> Result<()> {
+    if let Some(mount) = mount_below(mountinfo, dir) {
+        bail!(
+            "{mount} is mounted inside {}; unmount it, then try again",
+            dir.display()
+        );
+    }
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", dir.display()))
         }
         _ => Ok(()),
+    }
+}
+
+/// The first mount point of `mountinfo` (field 5) inside `dir`.
+fn mount_below<'a>(mountinfo: &'a str, dir: &Path) -> Option<&'a str> {
+    mountinfo
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .find(|point| Path::new(point).starts_with(dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_with_a_mount_inside_is_not_removed() {
+        let line = "36 35 98:0 / /lab/root/dev rw,noatime - devtmpfs udev rw";
+        assert_eq!(mount_below(line, Path::new("/lab/root")), Some("/lab/root/dev"));
+        assert_eq!(mount_below(line, Path::new("/lab/roo")), None);
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("root");
+        fs::create_dir_all(dir.join("dev")).unwrap();
+        assert!(remove_unmounted(&format!("36 35 98:0 / {}/dev rw - x y", dir.display()), &dir).is_err());
+        assert!(
+            dir.join("dev").exists(),
+            "the guard is asked before anything is touched"
+        );
+        remove_unmounted(line, &dir).unwrap();
+        assert!(!dir.exists());
+    }
+
+    #[test]
+    fn a_file_replaces_a_link_and_not_its_target() {
+        let home = tempfile::tempdir().unwrap();
+        let (target, link) = (home.path().join("target"), home.path().join("link"));
+        fs::write(&target, "theirs").unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        write_file(&link, 0o600, b"ours").unwrap();
+        assert_eq!(fs::read_to_string(&target).unwrap(), "theirs");
+        assert_eq!(fs::metadata(&link).unwrap().permissions().mode() & 0o777, 0o600);
     }
 }

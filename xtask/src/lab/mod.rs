@@ -47,6 +47,17 @@ pub(crate) struct Options {
     pub(crate) limit: Duration,
 }
 
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            artefacts: None,
+            memory_mib: 6144,
+            cpus: 2,
+            limit: Duration::from_mins(2),
+        }
+    }
+}
+
 /// One running lab.
 #[derive(Debug)]
 pub(crate) struct Lab {
@@ -114,7 +125,12 @@ impl Lab {
         };
         let record = stage(&format!("boot `{name}`"), || {
             boot(&dir, machine, &images, options)
-        })?;
+        });
+        if let (Err(_), Some(failed)) = (&record, Record::load(&dir)) {
+            // The logs stay until the next `up` or `down`.
+            connection::close(&failed.ssh_argv, &failed.control_path);
+        }
+        let record = record?;
         Ok(Self {
             record,
             patience: RUN_LIMIT,
@@ -139,6 +155,28 @@ impl Lab {
     /// Copies files with rsync's rules; the end in the lab begins with `lab:`.
     pub(crate) fn copy(&self, source: &str, target: &str) -> Result<()> {
         connection::copy(&self.record.ssh_argv, source, target)
+    }
+
+    /// Resets the machine as a power cut would (nothing is synced, the disk stays) and waits until it answers again.
+    pub(crate) fn reset(&self, limit: Duration) -> Result<()> {
+        let record = &self.record;
+        let said = fs::metadata(&record.console).map_or(0, |meta| meta.len());
+        // Later and in the background, so that this command is answered before the machine is gone.
+        let trigger = [
+            "sh",
+            "-c",
+            "(sleep 0.2; echo b > /proc/sysrq-trigger) </dev/null >/dev/null 2>&1 &",
+        ];
+        let asked = self.run(&trigger)?;
+        ensure!(
+            asked.status.success(),
+            "the lab cannot be reset: {}",
+            asked.stderr_text()
+        );
+        boot::wait_ready_again(record.identity(), &record.console, said, limit)?;
+        connection::close(&record.ssh_argv, &record.control_path);
+        connection::make_control_dir(&record.control_path)?;
+        enter(record, limit)
     }
 
     /// What is known of it: the content of `lab.json`.

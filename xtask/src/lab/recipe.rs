@@ -78,6 +78,8 @@ chroot "$1" usermod --password '*' root
 ln -sf /bin/busybox "$1/sbin/init"
 for name in poweroff reboot halt; do ln -sf /bin/busybox "$1/sbin/$name"; done
 mkdir -p "$1/artefacts" "$1/var/lib/crabbox"
+install -d -m 700 "$1/root/.ssh"
+chroot "$1" install -d -m 700 -o lab -g lab /home/lab/.ssh
 rm -rf "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/* "$1"/etc/ssh/ssh_host_*
 "#;
 

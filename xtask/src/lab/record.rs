@@ -100,7 +100,7 @@ pub(crate) struct Record {
     pub(crate) kernel_version: String,
     /// The unpacked Debian kernel package: `boot/vmlinuz-<version>` and `lib/modules/<version>`.
     pub(crate) kernel_dir: PathBuf,
-    /// The digest of the recipe its images were built from.
+    /// The directory of its images; the name is the digest of the recipe they were built from.
     pub(crate) images: PathBuf,
     /// The directory that is mounted at `/artefacts`, if any.
     pub(crate) artefacts: Option<PathBuf>,
