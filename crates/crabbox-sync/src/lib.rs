@@ -1,1 +1,27 @@
-//! Git manifest, fingerprint, guardrails, rsync, pull-back.
+//! Git manifest, fingerprint, guardrails, rsync.
+//!
+//! `repo` finds the tree, `manifest` says what of it the lease must have, `guardrail` whether that is too much,
+//! `transfer` makes the lease's workdir equal to it. This crate prints nothing and never changes the local tree.
+
+mod agent;
+mod channel;
+mod entry;
+mod events;
+mod filter;
+mod git;
+mod glob;
+pub mod guardrail;
+mod listing;
+pub mod manifest;
+pub mod plan;
+pub mod repo;
+mod rsync;
+pub mod transfer;
+
+pub use agent::AgentError;
+pub use channel::Channel;
+pub use entry::{Entry, Kind};
+pub use events::{Progress, Silent, Stage, SyncEvents};
+pub use filter::{Filter, Origin, Verdict};
+pub use listing::Staged;
+pub use rsync::RsyncError;

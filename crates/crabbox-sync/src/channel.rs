@@ -1,0 +1,60 @@
+//! The way to the lease: how a remote command and rsync reach it.
+//!
+//! Either SSH with the options of a [`Target`], or a shell on this machine that takes the very same words, so that tests
+//! can drive the real code by the thousand. It must never add an option of its own to a connection.
+
+use std::ffi::OsString;
+
+use crabbox_host::command::Cmd;
+use crabbox_ssh::target::{ArgvOptions, Target};
+
+/// How to reach a machine.
+#[derive(Debug, Clone)]
+pub struct Channel {
+    argv: Vec<OsString>,
+    rsh: String,
+    host: String,
+}
+
+impl Channel {
+    /// Over SSH, sharing the target's connection.
+    pub fn ssh(target: &Target) -> Self {
+        let host = if target.host.contains(':') {
+            format!("{}@[{}]", target.user, target.host)
+        } else {
+            target.destination()
+        };
+        Self {
+            argv: target.ssh_argv(ArgvOptions::default()),
+            rsh: target.rsh_for_rsync(),
+            host,
+        }
+    }
+
+    /// This machine, through a shell that joins its words as a remote one would.
+    pub fn local() -> Self {
+        Self {
+            argv: ["sh", "-c", r#"eval "$*""#, "local"].map(OsString::from).to_vec(),
+            rsh: r#"sh -c 'eval "$*"'"#.to_owned(),
+            host: "local".to_owned(),
+        }
+    }
+
+    /// A command that runs `script` in the login shell of the far side.
+    pub(crate) fn command(&self, script: &str) -> Cmd {
+        let mut words = self.argv.iter();
+        Cmd::new(words.next().map_or_else(|| OsString::from("ssh"), Clone::clone))
+            .args(words)
+            .arg(script)
+    }
+
+    /// The value of rsync's `-e`.
+    pub(crate) fn rsh(&self) -> &str {
+        &self.rsh
+    }
+
+    /// What rsync puts before the colon of a remote path.
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+}

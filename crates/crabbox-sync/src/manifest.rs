@@ -1,0 +1,333 @@
+//! The manifest: which files of the working tree the lease must have, which tracked paths are gone, and what is dirty.
+//!
+//! Git says what is tracked, ignored and changed (two processes, side by side); one `lstat` a path says what is there.
+//! It must never write to the repository, follow a symbolic link out of it, or take a path for gone that git merely hides.
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use crabbox_host::command::{CAPTURE_LIMIT, CommandError};
+
+use crate::entry::{Entry, Scan};
+use crate::filter::{Filter, Verdict};
+use crate::git::{first_line, git};
+use crate::listing::{self, Index, Status};
+use crate::repo::Repo;
+
+/// The name of the file in the root that holds more exclude rules.
+pub const IGNORE_FILE: &str = ".crabboxignore";
+
+/// The part of the configuration that shapes a manifest.
+#[derive(Debug, Clone, Default)]
+pub struct Scope {
+    /// `sync.exclude`, in order.
+    pub exclude: Vec<String>,
+    /// `sync.include`; empty means everything.
+    pub include: Vec<String>,
+}
+
+/// Everything a sync needs to know about the working tree, at one moment.
+#[derive(Debug, Clone)]
+pub struct Manifest {
+    /// The root that the paths are relative to.
+    pub root: PathBuf,
+    /// The files and symbolic links in scope, sorted by path bytes, no path twice.
+    pub entries: Vec<Entry>,
+    /// Tracked paths in scope that the working tree has no more, sorted.
+    pub deleted: Vec<Vec<u8>>,
+    /// Tracked files that only their being tracked kept from a built-in exclude, with that rule.
+    pub protected_tracked: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Submodules and nested repositories, which are left out.
+    pub nested: Vec<Vec<u8>>,
+    /// Staged changes against `HEAD`, for the repository in the guest.
+    pub staged: Vec<listing::Staged>,
+    /// SHA-256 over the identity of every entry and the deleted list, as hex: equal means nothing changed here.
+    pub fingerprint: String,
+}
+
+/// A number of files and their bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Volume {
+    /// How many files.
+    pub files: u64,
+    /// Their sizes, added up.
+    pub bytes: u64,
+}
+
+/// Why the list of files could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// No git repository here. The words are the Go program's.
+    #[error(
+        "{} is not a Git repository: crabbox builds its sync manifest from Git; run `git init` here to sync files, \
+         or pass --no-sync to run without syncing local files", root.display()
+    )]
+    NotARepository {
+        /// The directory.
+        root: PathBuf,
+    },
+    /// A bare repository or the inside of `.git`.
+    #[error(
+        "{} has no working tree (a bare Git repository, or the inside of one): run crabbox from a checkout, \
+         or pass --no-sync to run without syncing local files", root.display()
+    )]
+    Bare {
+        /// The directory.
+        root: PathBuf,
+    },
+    /// A Jujutsu workspace without git.
+    #[error(
+        "{} is a native Jujutsu workspace without a colocated Git repository: crabbox builds its sync manifest from Git; \
+         run `jj git init --colocate`, or pass --no-sync to run without syncing local files", root.display()
+    )]
+    JujutsuOnly {
+        /// The directory.
+        root: PathBuf,
+    },
+    /// git refuses to work here or broke off. The words are the Go program's.
+    #[error("git ls-files in {} failed: {said}", root.display())]
+    GitRefused {
+        /// The root.
+        root: PathBuf,
+        /// The first line of its standard error.
+        said: String,
+    },
+    /// git could not be run.
+    #[error("cannot list the files of {}", root.display())]
+    Git {
+        /// The root.
+        root: PathBuf,
+        /// How it failed.
+        #[source]
+        source: CommandError,
+    },
+    /// git listed more than fits in memory bounds.
+    #[error("git lists more than {} MiB of file names in {}: narrow the sync with sync.include", CAPTURE_LIMIT >> 20, root.display())]
+    TooLong {
+        /// The root.
+        root: PathBuf,
+    },
+    /// git's answer is not in its documented format.
+    #[error("git in {} printed a file list that crabbox cannot read: {line}", root.display())]
+    Unreadable {
+        /// The root.
+        root: PathBuf,
+        /// The record that does not parse.
+        line: String,
+    },
+    /// A tracked path is hidden by a sparse checkout.
+    #[error(
+        "{path} is tracked but not checked out (sparse checkout or skip-worktree), and {count} such path(s) are in scope: \
+         run `git sparse-checkout disable`, or leave them out with sync.exclude or sync.include"
+    )]
+    Hidden {
+        /// The first of them.
+        path: String,
+        /// How many there are.
+        count: usize,
+    },
+    /// Something that is neither a file nor a link.
+    #[error("{path} is a {kind}, which cannot be synced: remove it, or leave it out with sync.exclude")]
+    Special {
+        /// The path.
+        path: String,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// A file the user may not read.
+    #[error("{path} cannot be read: change its permissions, or leave it out with sync.exclude")]
+    Denied {
+        /// The path.
+        path: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Looking at a path failed.
+    #[error("cannot look at {path}")]
+    Look {
+        /// The path.
+        path: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Manifest {
+    /// Looks at the working tree of `repo` as it is now.
+    pub fn build(repo: &Repo, scope: &Scope) -> Result<Self, ManifestError> {
+        repo.check_syncable()?;
+        let root = repo.root.as_path();
+        let ignore_file = read_ignore_file(root)?;
+        let filter = Filter::new(&scope.exclude, &ignore_file, &scope.include);
+        // Before the first look at a file: whatever is touched later than this is not trusted to stay as it was seen.
+        let scan = Scan::start(root);
+        let (index, status) = ask_git(root)?;
+        Draft::new(scan, filter)
+            .fill(&index, &status)?
+            .finish(index, status)
+    }
+
+    /// All files in scope.
+    pub fn candidate(&self) -> Volume {
+        volume(self.entries.iter())
+    }
+
+    /// The files that differ from `HEAD`.
+    pub fn dirty(&self) -> Volume {
+        volume(self.entries.iter().filter(|entry| entry.changed))
+    }
+}
+
+fn volume<'a>(entries: impl Iterator<Item = &'a Entry>) -> Volume {
+    entries.fold(Volume::default(), |sum, entry| Volume {
+        files: sum.files + 1,
+        bytes: sum.bytes + entry.size,
+    })
+}
+
+fn read_ignore_file(root: &Path) -> Result<Vec<u8>, ManifestError> {
+    match std::fs::read(root.join(IGNORE_FILE)) {
+        Ok(bytes) => Ok(bytes),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(ManifestError::Denied {
+            path: IGNORE_FILE.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn ask_git(root: &Path) -> Result<(Index, Status), ManifestError> {
+    let ask = |args: &[&str]| -> Result<Vec<u8>, ManifestError> {
+        let out = git(root)
+            .args(args)
+            .capture()
+            .map_err(|source| ManifestError::Git {
+                root: root.to_owned(),
+                source,
+            })?;
+        if !out.status.success() {
+            return Err(ManifestError::GitRefused {
+                root: root.to_owned(),
+                said: first_line(&out.stderr_text()),
+            });
+        }
+        if out.stdout.len() >= CAPTURE_LIMIT {
+            return Err(ManifestError::TooLong {
+                root: root.to_owned(),
+            });
+        }
+        Ok(out.stdout)
+    };
+    let (index, status) = std::thread::scope(|threads| {
+        let index = threads.spawn(|| ask(&["ls-files", "-t", "--stage", "-z"]));
+        let status = ask(&[
+            "status",
+            "--porcelain=v2",
+            "-z",
+            "--untracked-files=all",
+            "--no-renames",
+            "--ignore-submodules=all",
+        ]);
+        (index.join(), status)
+    });
+    let index = index.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    let unreadable = |line: String| ManifestError::Unreadable {
+        root: root.to_owned(),
+        line,
+    };
+    Ok((
+        Index::parse(&index).map_err(unreadable)?,
+        Status::parse(&status?).map_err(unreadable)?,
+    ))
+}
+
+/// A manifest in the making.
+struct Draft {
+    scan: Scan,
+    filter: Filter,
+    entries: Vec<Entry>,
+    deleted: Vec<Vec<u8>>,
+    hidden: Vec<Vec<u8>>,
+    protected_tracked: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Draft {
+    fn new(scan: Scan, filter: Filter) -> Self {
+        Self {
+            scan,
+            filter,
+            entries: Vec::new(),
+            deleted: Vec::new(),
+            hidden: Vec::new(),
+            protected_tracked: Vec::new(),
+        }
+    }
+
+    fn fill(mut self, index: &Index, status: &Status) -> Result<Self, ManifestError> {
+        let mut seen: HashMap<&[u8], bool> =
+            HashMap::with_capacity(index.paths.len() + status.untracked.len());
+        for tracked in &index.paths {
+            let regular = tracked.is_regular();
+            let spared = match self.filter.judge(&tracked.path, regular) {
+                Verdict::Drop => continue,
+                Verdict::Keep => None,
+                Verdict::KeepTracked(rule) => Some(rule.to_vec()),
+            };
+            let entry = self
+                .scan
+                .look(&tracked.path, status.changed.contains(&tracked.path))?;
+            seen.insert(&tracked.path, entry.is_some());
+            match entry {
+                Some(entry) => {
+                    self.protected_tracked
+                        .extend(spared.map(|rule| (tracked.path.clone(), rule)));
+                    self.entries.push(entry);
+                }
+                None if tracked.hidden => self.hidden.push(tracked.path.clone()),
+                None => self.deleted.push(tracked.path.clone()),
+            }
+        }
+        for path in &status.untracked {
+            if self.filter.judge(path, false) == Verdict::Keep
+                && seen.get(path.as_slice()) != Some(&true)
+                && let Some(entry) = self.scan.look(path, true)?
+            {
+                seen.insert(path, true);
+                self.entries.push(entry);
+            }
+        }
+        for path in &status.staged_deletions {
+            if !seen.contains_key(path.as_slice()) && self.filter.judge(path, true) != Verdict::Drop {
+                self.deleted.push(path.clone());
+            }
+        }
+        Ok(self)
+    }
+
+    fn finish(mut self, index: Index, status: Status) -> Result<Manifest, ManifestError> {
+        if let Some(path) = self.hidden.first() {
+            return Err(ManifestError::Hidden {
+                path: crate::entry::show(path),
+                count: self.hidden.len(),
+            });
+        }
+        self.entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        self.deleted.sort_unstable();
+        self.deleted.dedup();
+        let mut nested = index.gitlinks;
+        nested.extend(status.nested);
+        let fingerprint = self.scan.fingerprint(&self.entries, &self.deleted);
+        Ok(Manifest {
+            root: self.scan.root,
+            entries: self.entries,
+            deleted: self.deleted,
+            protected_tracked: self.protected_tracked,
+            nested,
+            staged: status.staged,
+            fingerprint,
+        })
+    }
+}

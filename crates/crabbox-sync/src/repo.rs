@@ -1,0 +1,272 @@
+//! Which repository the caller stands in: its root, name, origin, commit and base branch.
+//!
+//! Discovery itself never fails for want of a repository (`--no-sync` works anywhere); whether it can be synced is asked
+//! with [`Repo::check_syncable`], before a lease is paid for. It must never run a repository's own programs.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use crabbox_host::command::CommandError;
+
+use crate::git::{first_line, git};
+use crate::manifest::ManifestError;
+
+/// What the current directory belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repo {
+    /// The root of the working tree; the current directory itself when there is none. Absolute.
+    pub root: PathBuf,
+    /// The repository part of the origin's URL, else the last component of the root. Never empty, one path component.
+    pub name: String,
+    /// The URL of the remote `origin`, as configured: it may carry credentials, so do not print it.
+    pub origin: Option<String>,
+    /// The commit `HEAD` stands on, as hex; none on an unborn branch.
+    pub head: Option<String>,
+    /// The branch `HEAD` names, short; none when detached.
+    pub branch: Option<String>,
+    /// The default branch of the remote `origin`, short (`main`), when git knows it.
+    pub base_ref: Option<String>,
+    /// What kind of version control holds the root.
+    pub vcs: Vcs,
+}
+
+/// What kind of version control holds a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Vcs {
+    /// A git working tree.
+    Git,
+    /// A bare git repository, or the inside of a `.git` directory: nothing to sync.
+    Bare,
+    /// A Jujutsu workspace without a git repository beside it.
+    JujutsuOnly,
+    /// No repository.
+    None,
+    /// Git found a repository and refused to work in it; the first line it said.
+    Refused(String),
+}
+
+/// Why the repository could not be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum RepoError {
+    /// The current directory does not resolve.
+    #[error("cannot resolve the directory {}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// git is not installed or could not be run.
+    #[error("cannot run git, which crabbox needs to find the files of {}", path.display())]
+    Git {
+        /// Where it was to run.
+        path: PathBuf,
+        /// How it failed.
+        #[source]
+        source: CommandError,
+    },
+}
+
+impl Repo {
+    /// Looks at the repository around `cwd`.
+    pub fn discover(cwd: &Path) -> Result<Self, RepoError> {
+        let cwd = cwd.canonicalize().map_err(|source| RepoError::Directory {
+            path: cwd.to_owned(),
+            source,
+        })?;
+        let ask = |args: &[&str]| {
+            git(&cwd).args(args).capture().map_err(|source| RepoError::Git {
+                path: cwd.clone(),
+                source,
+            })
+        };
+        let top = ask(&["rev-parse", "--show-toplevel"])?;
+        if !top.status.success() {
+            let vcs = classify(&cwd, &top.stderr_text());
+            return Ok(Self::without_git(cwd, vcs));
+        }
+        let root = PathBuf::from(OsStr::from_bytes(
+            top.stdout.strip_suffix(b"\n").unwrap_or(&top.stdout),
+        ));
+        if jujutsu_below(&cwd, Some(&root)) {
+            return Ok(Self::without_git(cwd, Vcs::JujutsuOnly));
+        }
+        let word = |args: &[&str]| {
+            ask(args)
+                .map(|out| Some(out.stdout_text()).filter(|text| out.status.success() && !text.is_empty()))
+        };
+        let origin = word(&["config", "--get", "remote.origin.url"])?;
+        let head = word(&["rev-parse", "--verify", "--quiet", "HEAD^{commit}"])?;
+        let branch = word(&["symbolic-ref", "--quiet", "--short", "HEAD"])?;
+        let base_ref = word(&["symbolic-ref", "--quiet", "--short", "refs/remotes/origin/HEAD"])?
+            .map(|name| name.strip_prefix("origin/").unwrap_or(&name).to_owned());
+        let name = origin
+            .as_deref()
+            .and_then(name_of_url)
+            .unwrap_or_else(|| name_of_dir(&root));
+        Ok(Self {
+            root,
+            name,
+            origin,
+            head,
+            branch,
+            base_ref,
+            vcs: Vcs::Git,
+        })
+    }
+
+    fn without_git(cwd: PathBuf, vcs: Vcs) -> Self {
+        let name = name_of_dir(&cwd);
+        Self {
+            root: cwd,
+            name,
+            origin: None,
+            head: None,
+            branch: None,
+            base_ref: None,
+            vcs,
+        }
+    }
+
+    /// Whether a manifest can be built here at all; to be asked before a lease is acquired.
+    pub fn check_syncable(&self) -> Result<(), ManifestError> {
+        let root = self.root.clone();
+        match &self.vcs {
+            Vcs::Git => Ok(()),
+            Vcs::None => Err(ManifestError::NotARepository { root }),
+            Vcs::Bare => Err(ManifestError::Bare { root }),
+            Vcs::JujutsuOnly => Err(ManifestError::JujutsuOnly { root }),
+            Vcs::Refused(said) => Err(ManifestError::GitRefused {
+                root,
+                said: said.clone(),
+            }),
+        }
+    }
+}
+
+fn classify(cwd: &Path, stderr: &str) -> Vcs {
+    if jujutsu_below(cwd, None) {
+        Vcs::JujutsuOnly
+    } else if stderr.contains("not a git repository") {
+        Vcs::None
+    } else if stderr.contains("must be run in a work tree") {
+        Vcs::Bare
+    } else {
+        Vcs::Refused(first_line(stderr))
+    }
+}
+
+/// Whether the nearest workspace around `cwd`, below `stop`, is Jujutsu's alone.
+fn jujutsu_below(cwd: &Path, stop: Option<&Path>) -> bool {
+    cwd.ancestors()
+        .take_while(|dir| Some(*dir) != stop)
+        .any(|dir| dir.join(".jj").is_dir() && !dir.join(".git").exists())
+}
+
+/// The repository part of a URL or of an scp-like address: `git@host:me/thing.git` gives `thing`.
+fn name_of_url(url: &str) -> Option<String> {
+    let path = url.trim_end_matches('/').rsplit(['/', ':']).next()?;
+    let name = path.strip_suffix(".git").unwrap_or(path);
+    usable_name(name).then(|| name.to_owned())
+}
+
+fn name_of_dir(dir: &Path) -> String {
+    let name = dir
+        .file_name()
+        .map(|name| name.to_string_lossy().replace(char::REPLACEMENT_CHARACTER, "_"));
+    name.filter(|name| usable_name(name))
+        .unwrap_or_else(|| "repo".to_owned())
+}
+
+/// A name that may stand as one component of the remote path; 200 leaves room for suffixes below `NAME_MAX`.
+fn usable_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && name.len() <= 200 && !name.contains(['/', '\0', '\n', '\r'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crabbox_host::command::Cmd;
+
+    fn sh(dir: &Path, script: &str) {
+        Cmd::new("sh")
+            .args(["-ec", script])
+            .cwd(dir)
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .run()
+            .unwrap();
+    }
+
+    #[test]
+    fn a_sub_directory_finds_root_name_commit_and_base() {
+        let dir = tempfile::tempdir().unwrap();
+        sh(
+            dir.path(),
+            "git init -q -b work w; cd w; mkdir -p a/b; git -c user.name=t -c user.email=t@t commit -q --allow-empty -m x;
+             git remote add origin git@example.invalid:me/thing.git; git update-ref refs/remotes/origin/main HEAD;
+             git symbolic-ref refs/remotes/origin/HEAD refs/remotes/origin/main",
+        );
+        let repo = Repo::discover(&dir.path().join("w/a/b")).unwrap();
+        assert_eq!(repo.root, dir.path().canonicalize().unwrap().join("w"));
+        assert_eq!((repo.name.as_str(), repo.vcs), ("thing", Vcs::Git));
+        assert_eq!(repo.head.map(|head| head.len()), Some(40));
+        assert_eq!(
+            (repo.branch.as_deref(), repo.base_ref.as_deref()),
+            (Some("work"), Some("main"))
+        );
+    }
+
+    #[test]
+    fn an_unborn_branch_is_a_repository_without_a_commit() {
+        let dir = tempfile::tempdir().unwrap();
+        sh(dir.path(), "git init -q w");
+        let repo = Repo::discover(&dir.path().join("w")).unwrap();
+        assert_eq!(
+            (repo.vcs.clone(), repo.head.clone(), repo.name.as_str()),
+            (Vcs::Git, None, "w")
+        );
+        repo.check_syncable().unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_synced_says_why_and_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        sh(
+            dir.path(),
+            "mkdir plain; git init -q --bare bare; mkdir -p jj/.jj/repo jj/sub; git init -q g; mkdir -p g/n/.jj",
+        );
+        let said = |sub: &str| {
+            Repo::discover(&dir.path().join(sub))
+                .unwrap()
+                .check_syncable()
+                .unwrap_err()
+                .to_string()
+        };
+        let root = dir.path().canonicalize().unwrap();
+        assert_eq!(
+            said("plain"),
+            format!(
+                "{} is not a Git repository: crabbox builds its sync manifest from Git; run `git init` here to sync files, \
+                 or pass --no-sync to run without syncing local files",
+                root.join("plain").display()
+            )
+        );
+        assert!(said("bare").contains("no working tree"), "{}", said("bare"));
+        assert!(said("jj/sub").contains("Jujutsu"), "{}", said("jj/sub"));
+        assert!(said("g/n").contains("Jujutsu"), "{}", said("g/n"));
+        assert!(said("g/.git").contains("no working tree"), "{}", said("g/.git"));
+    }
+
+    #[test]
+    fn names_come_from_urls_and_are_one_component() {
+        assert_eq!(
+            name_of_url("https://h.invalid/me/thing.git/").as_deref(),
+            Some("thing")
+        );
+        assert_eq!(name_of_url("h.invalid:thing").as_deref(), Some("thing"));
+        assert_eq!(name_of_url("https://h.invalid/.."), None);
+        assert_eq!(name_of_dir(Path::new("/")), "repo");
+    }
+}

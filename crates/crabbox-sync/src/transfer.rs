@@ -1,0 +1,381 @@
+//! Makes the workdir in the lease equal to the manifest: one remote call when nothing changed, else two and one rsync.
+//!
+//! How a skip can be believed. After each transfer the agent writes down, for every path, the identity of the local file
+//! that was sent and the kind, mode, size, mtime, ctime and inode that the remote file then had; only for paths whose
+//! remote mode, size and mtime are those of the manifest. A later sync leaves a path alone only if both sides still match
+//! that record exactly. A program in the lease cannot change a file, its mode or its name and keep its ctime, whatever it
+//! does to the mtime; a new file in its place has another inode or a later ctime; a directory replaced by a link is seen
+//! because every directory on the way is looked at. Writes within one tick of the clock around the look are handled on
+//! both sides: here a just touched file has no identity, there the agent waits a tick and looks again. So the record
+//! needs no invalidation before a command runs, and an interrupted sync only leaves paths without a matching record.
+//! This module must never delete: the agent prunes what earlier syncs brought, nothing else.
+
+use std::time::{Duration, Instant};
+
+use crate::agent::{self, AgentError, Reply, Request, Step};
+use crate::channel::Channel;
+use crate::entry::{Entry, Kind};
+use crate::events::{Stage, SyncEvents};
+use crate::manifest::Manifest;
+use crate::rsync::{RsyncError, Sent, Transfer};
+
+/// Up to this many bytes the manifest goes along with the question, which saves a round trip; above, the fingerprint asks
+/// first, so that a large tree without changes costs one small call.
+const ASK_WITH_MANIFEST: usize = 256 * 1024;
+
+/// Linux's `PATH_MAX`, the NUL included.
+const PATH_MAX: usize = 4096;
+
+/// Tracked files that may be gone at once before it looks like an accident, as in the Go program.
+const MASS_DELETION: usize = 200;
+
+/// Where to and how.
+#[derive(Debug, Clone)]
+pub struct Destination {
+    /// `<workRoot>`, absolute.
+    pub work_root: String,
+    /// The lease id.
+    pub lease_id: String,
+    /// The repository's name, one path component.
+    pub name: String,
+}
+
+impl Destination {
+    /// `<workRoot>/<leaseID>`.
+    pub fn lease_dir(&self) -> String {
+        format!("{}/{}", self.work_root.trim_end_matches('/'), self.lease_id)
+    }
+
+    /// `<workRoot>/<leaseID>/<repoName>`.
+    pub fn workdir(&self) -> String {
+        format!("{}/{}", self.lease_dir(), self.name)
+    }
+}
+
+/// The part of the configuration that shapes a transfer.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `sync.delete`: prune what earlier syncs brought and the manifest has no more.
+    pub delete: bool,
+    /// `sync.checksum`: believe no record, compare every file by checksum.
+    pub checksum: bool,
+    /// `--full-resync`: remove the workdir first.
+    pub full_resync: bool,
+    /// `sync.fingerprint`: false compares every file anew, as if there were no record.
+    pub fingerprint: bool,
+    /// `CRABBOX_ALLOW_MASS_DELETIONS=1`.
+    pub allow_mass_deletions: bool,
+    /// Compress on the way: pays over a network, not into a microVM on this machine.
+    pub compress: bool,
+    /// `sync.timeout`, for each step.
+    pub timeout: Option<Duration>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            delete: true,
+            checksum: false,
+            full_resync: false,
+            fingerprint: true,
+            allow_mass_deletions: false,
+            compress: false,
+            timeout: Some(Duration::from_mins(15)),
+        }
+    }
+}
+
+/// What a sync did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// Nothing had changed on either side.
+    pub skipped: bool,
+    /// Files and links handed to rsync.
+    pub sent: u64,
+    /// Files that changed here while they were sent: the lease has them, and the next sync sends them again.
+    pub unsettled: u64,
+    /// How long each step took, by the names of the run summary's `sync_steps`.
+    pub steps: Vec<(&'static str, Duration)>,
+}
+
+/// Why the workdir could not be made equal to the manifest.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// Too many tracked files are gone.
+    #[error(
+        "{count} tracked files are missing from the working tree, which looks like an accident: \
+         restore them, or set CRABBOX_ALLOW_MASS_DELETIONS=1 to delete them in the lease too"
+    )]
+    MassDeletion {
+        /// How many.
+        count: usize,
+    },
+    /// A path does not fit below the workdir.
+    #[error("{path} is too long for the lease: with {workdir} before it, it exceeds {} bytes", PATH_MAX - 1)]
+    PathTooLong {
+        /// The path.
+        path: String,
+        /// The workdir.
+        workdir: String,
+    },
+    /// The comparison got no answer.
+    #[error("write sync manifests to {workdir}")]
+    Compare {
+        /// The workdir.
+        workdir: String,
+        /// How it failed.
+        #[source]
+        source: AgentError,
+    },
+    /// The lease's side could not make ready.
+    #[error("remote sync prune failed: {why}")]
+    Prepare {
+        /// The path and the reason.
+        why: String,
+    },
+    /// The transfer failed.
+    #[error("send files to {workdir}")]
+    Rsync {
+        /// The workdir.
+        workdir: String,
+        /// How it failed.
+        #[source]
+        source: RsyncError,
+    },
+    /// The record of what arrived could not be written.
+    #[error("remote sync finalize failed: {why}")]
+    Finalize {
+        /// The path and the reason.
+        why: String,
+    },
+    /// The same, without an answer.
+    #[error("finalize the sync of {workdir}")]
+    FinalizeCall {
+        /// The workdir.
+        workdir: String,
+        /// How it failed.
+        #[source]
+        source: AgentError,
+    },
+    /// The lease's side answered out of order.
+    #[error("the lease's side of the sync of {workdir} answered out of order: {answer}")]
+    OutOfOrder {
+        /// The workdir.
+        workdir: String,
+        /// What it answered.
+        answer: String,
+    },
+}
+
+impl TransferError {
+    /// Whether the lease could not be reached or spoken to (exit code 7), rather than the sync itself failing (6).
+    pub fn is_remote(&self) -> bool {
+        matches!(self, Self::Compare { .. } | Self::OutOfOrder { .. })
+    }
+}
+
+/// Brings the workdir in the lease to the state of `manifest`.
+pub fn sync(
+    channel: &Channel,
+    destination: &Destination,
+    manifest: &Manifest,
+    options: &Options,
+    events: &dyn SyncEvents,
+) -> Result<Outcome, TransferError> {
+    Run {
+        channel,
+        workdir: destination.workdir(),
+        lease_dir: destination.lease_dir(),
+        destination,
+        manifest,
+        options,
+        events,
+    }
+    .run()
+}
+
+struct Run<'a> {
+    channel: &'a Channel,
+    workdir: String,
+    lease_dir: String,
+    destination: &'a Destination,
+    manifest: &'a Manifest,
+    options: &'a Options,
+    events: &'a dyn SyncEvents,
+}
+
+impl Run<'_> {
+    fn run(&self) -> Result<Outcome, TransferError> {
+        self.check_before()?;
+        self.events.stage(Stage::Compare);
+        let started = Instant::now();
+        let reply = self.compare()?;
+        let mut outcome = Outcome {
+            skipped: matches!(reply, Reply::Same),
+            sent: 0,
+            unsettled: 0,
+            steps: vec![("manifest_write", started.elapsed())],
+        };
+        let places = match reply {
+            Reply::Same => return Ok(outcome),
+            Reply::Done { unsettled } => {
+                outcome.unsettled = unsettled.len() as u64;
+                return Ok(outcome);
+            }
+            Reply::Stale { all: true, .. } => (0..self.manifest.entries.len()).collect(),
+            Reply::Stale { stale, .. } => stale,
+            Reply::Failed { why } => return Err(TransferError::Prepare { why }),
+            Reply::Differs => return Err(self.out_of_order("differs", "")),
+        };
+        self.send(&places, &mut outcome)?;
+        self.finish(&mut outcome)?;
+        Ok(outcome)
+    }
+
+    fn check_before(&self) -> Result<(), TransferError> {
+        let count = self.manifest.deleted.len();
+        if count >= MASS_DELETION && !self.options.allow_mass_deletions {
+            return Err(TransferError::MassDeletion { count });
+        }
+        match self
+            .manifest
+            .entries
+            .iter()
+            .find(|entry| self.workdir.len() + 1 + entry.path.len() >= PATH_MAX)
+        {
+            None => Ok(()),
+            Some(entry) => Err(TransferError::PathTooLong {
+                path: crate::entry::show(&entry.path),
+                workdir: self.workdir.clone(),
+            }),
+        }
+    }
+
+    fn compare(&self) -> Result<Reply, TransferError> {
+        let payload = encode(&self.manifest.entries, &self.manifest.deleted);
+        let distrust = self.options.checksum || !self.options.fingerprint;
+        let mut request = self.request(Step::Prepare, distrust);
+        let fail = |source| TransferError::Compare {
+            workdir: self.workdir.clone(),
+            source,
+        };
+        if payload.len() > ASK_WITH_MANIFEST && !distrust && !request.reset {
+            request.step = Step::Check;
+            match agent::call(self.channel, &request, b"", self.options.timeout).map_err(fail)? {
+                Reply::Differs => {}
+                other => return Ok(other),
+            }
+            request.step = Step::Prepare;
+            request.checked = true;
+        }
+        agent::call(self.channel, &request, &payload, self.options.timeout).map_err(fail)
+    }
+
+    fn send(&self, places: &[usize], outcome: &mut Outcome) -> Result<(), TransferError> {
+        let (mut files, mut bytes) = (Vec::new(), 0);
+        for place in places {
+            let Some(entry) = self.manifest.entries.get(*place) else {
+                return Err(self.out_of_order("place", &place.to_string()));
+            };
+            files.extend_from_slice(&entry.path);
+            files.push(0);
+            bytes += entry.size;
+        }
+        outcome.sent = places.len() as u64;
+        self.events.stage(Stage::Send {
+            files: outcome.sent,
+            bytes,
+        });
+        let started = Instant::now();
+        let transfer = Transfer {
+            root: &self.manifest.root,
+            workdir: &self.workdir,
+            temp_dir: &format!("{}/.crabbox-sync/{}/tmp", self.lease_dir, self.destination.name),
+            files,
+            compress: self.options.compress,
+            checksum: self.options.checksum,
+            limit: self.options.timeout,
+        };
+        let sent = transfer
+            .run(self.channel, self.events)
+            .map_err(|source| TransferError::Rsync {
+                workdir: self.workdir.clone(),
+                source,
+            })?;
+        if sent == Sent::SomeVanished {
+            self.events
+                .warning("some files vanished from the working tree while they were sent");
+        }
+        outcome.steps.push(("rsync", started.elapsed()));
+        Ok(())
+    }
+
+    fn finish(&self, outcome: &mut Outcome) -> Result<(), TransferError> {
+        self.events.stage(Stage::Finish);
+        let started = Instant::now();
+        let request = self.request(Step::Finalize, false);
+        let reply = agent::call(self.channel, &request, b"", self.options.timeout).map_err(|source| {
+            TransferError::FinalizeCall {
+                workdir: self.workdir.clone(),
+                source,
+            }
+        })?;
+        match reply {
+            Reply::Done { unsettled } => outcome.unsettled = unsettled.len() as u64,
+            Reply::Failed { why } => return Err(TransferError::Finalize { why }),
+            other => return Err(self.out_of_order("finalize", &format!("{other:?}"))),
+        }
+        if outcome.unsettled > 0 {
+            self.events.warning(&format!(
+                "{} files changed in the working tree while they were sent; the next sync sends them again",
+                outcome.unsettled
+            ));
+        }
+        outcome.steps.push(("finalize", started.elapsed()));
+        Ok(())
+    }
+
+    fn request(&self, step: Step, distrust: bool) -> Request<'_> {
+        Request {
+            step,
+            lease_dir: &self.lease_dir,
+            name: &self.destination.name,
+            fingerprint: &self.manifest.fingerprint,
+            delete: self.options.delete,
+            reset: self.options.full_resync,
+            distrust,
+            checked: false,
+        }
+    }
+
+    fn out_of_order(&self, step: &str, what: &str) -> TransferError {
+        TransferError::OutOfOrder {
+            workdir: self.workdir.clone(),
+            answer: format!("{step} {what}"),
+        }
+    }
+}
+
+/// `<identity> <kind> <mode> <size> <mtime> <path>` records, the record `-`, then the deleted paths; NUL after each.
+fn encode(entries: &[Entry], deleted: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(entries.len() * 96);
+    for entry in entries {
+        let kind = if entry.kind == Kind::File { 'f' } else { 'l' };
+        let identity = entry.identity.unwrap_or(0);
+        bytes.extend_from_slice(
+            format!(
+                "{identity:x} {kind} {:o} {} {} ",
+                entry.mode, entry.size, entry.mtime_ns
+            )
+            .as_bytes(),
+        );
+        bytes.extend_from_slice(&entry.path);
+        bytes.push(0);
+    }
+    bytes.extend_from_slice(b"-\0");
+    for path in deleted {
+        bytes.extend_from_slice(path);
+        bytes.push(0);
+    }
+    bytes
+}
