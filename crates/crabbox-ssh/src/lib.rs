@@ -4,5 +4,15 @@
 //! pinned host, put a value of the environment into an argument vector, or leave a connection behind after
 //! [`master::exit`].
 
+mod bootstrap;
+pub mod capture;
+pub mod control;
+pub mod exec;
+pub mod master;
+mod mux;
 pub mod quote;
+mod shared;
+mod streams;
 pub mod target;
+
+pub use mux::MuxError;

@@ -235,7 +235,7 @@ fn percent_escaped(path: &Path) -> String {
 }
 
 /// A path as the value of an `-o` option, which is split at white space like a line of `ssh_config`.
-fn config_path(path: &Path) -> String {
+pub(crate) fn config_path(path: &Path) -> String {
     let escaped = percent_escaped(path);
     if escaped.contains([' ', '\t', '"', '\'', '\\', '#']) {
         format!("\"{}\"", escaped.replace('\\', "\\\\").replace('"', "\\\""))

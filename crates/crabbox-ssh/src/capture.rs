@@ -1,0 +1,79 @@
+//! Plumbing calls: a short script whose output the program itself wants.
+//!
+//! Both streams are kept, up to a limit. It must never be used for a user's command, whose output is streamed.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use crate::exec::{self, Exec, ExecError, RemoteStatus, Sink, Stdin};
+use crate::target::Target;
+
+/// How much of each stream is kept, in bytes; the rest is read and dropped.
+pub const CAPTURE_LIMIT: usize = 64 * 1024 * 1024;
+
+/// What a plumbing call left behind.
+#[derive(Debug)]
+pub struct Captured {
+    /// How it ended.
+    pub status: RemoteStatus,
+    /// Its standard output, at most [`CAPTURE_LIMIT`] bytes.
+    pub stdout: Vec<u8>,
+    /// Its standard error, at most [`CAPTURE_LIMIT`] bytes.
+    pub stderr: Vec<u8>,
+}
+
+impl Captured {
+    /// Whether it exited with 0.
+    pub fn success(&self) -> bool {
+        self.status == RemoteStatus::Exited(0)
+    }
+
+    /// Standard output as text, invalid UTF-8 replaced, trailing white space cut.
+    pub fn stdout_text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
+    }
+
+    /// Standard error as text, invalid UTF-8 replaced, trailing white space cut.
+    pub fn stderr_text(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).trim_end().to_owned()
+    }
+}
+
+/// Runs `script` on `target` with `stdin` and captures both streams; it is stopped when it runs longer than `limit`.
+pub fn capture(
+    target: &Target,
+    script: &str,
+    stdin: Stdin<'_>,
+    limit: Option<Duration>,
+) -> Result<Captured, ExecError> {
+    let (mut stdout, mut stderr) = (Bounded::default(), Bounded::default());
+    let exec = Exec {
+        script: script.to_owned(),
+        stdin,
+        stdout: Sink::Writer(&mut stdout),
+        stderr: Sink::Writer(&mut stderr),
+        cancel: None,
+        limit,
+    };
+    let status = exec::run(target, exec)?;
+    Ok(Captured {
+        status,
+        stdout: stdout.0,
+        stderr: stderr.0,
+    })
+}
+
+#[derive(Default)]
+struct Bounded(Vec<u8>);
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = CAPTURE_LIMIT.saturating_sub(self.0.len());
+        self.0.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,320 @@
+//! One command on the other side: its streams, its status, and its end when we want it.
+//!
+//! The remote login shell gets a constant line; the script itself, with the values of the environment, travels over standard
+//! input, so that no argument vector on either side shows them and no length limit applies. A status is only reported when
+//! it arrived: it must never be guessed from what `ssh` exits with.
+//!
+//! ```text
+//!   caller --script, stdin--> pipe --\                           /--> login shell -> sh (reads the script, waits)
+//!   sinks <-- threads <-- two pipes ---- ssh master == network ==                      \--> the command
+//! ```
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::Path;
+use std::thread::ScopedJoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+
+use crate::bootstrap::Bootstrap;
+use crate::master::{self, ConnectError};
+use crate::mux::{Client, MuxError, Session, SessionEvent};
+use crate::shared::Shared;
+use crate::streams::{self, Ready};
+use crate::target::Target;
+
+/// How long a session may take to start; sshd forks a process for it.
+const SESSION_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a cancelled command may take to end and its last output to arrive, as the Go program has it.
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// Where the bytes for a command's standard input come from.
+pub enum Stdin<'a> {
+    /// `/dev/null`.
+    Null,
+    /// These bytes, then the end.
+    Bytes(&'a [u8]),
+    /// Everything from here, then the end.
+    Reader(Box<dyn Read + Send + 'a>),
+}
+
+impl fmt::Debug for Stdin<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => out.write_str("Null"),
+            Self::Bytes(bytes) => write!(out, "Bytes({})", bytes.len()),
+            Self::Reader(_) => out.write_str("Reader"),
+        }
+    }
+}
+
+/// Where a stream of a command goes, unbuffered.
+pub enum Sink<'a> {
+    /// Nowhere.
+    Discard,
+    /// To this descriptor, for example our own standard output.
+    Fd(BorrowedFd<'a>),
+    /// To this writer, which is flushed after each chunk.
+    Writer(&'a mut (dyn Write + Send)),
+}
+
+impl fmt::Debug for Sink<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Discard => "Discard",
+            Self::Fd(_) => "Fd",
+            Self::Writer(_) => "Writer",
+        })
+    }
+}
+
+/// A command and its surroundings. The script may hold secrets, so it is not for logs.
+pub struct Exec<'a> {
+    /// A POSIX shell script.
+    pub script: String,
+    /// Its standard input.
+    pub stdin: Stdin<'a>,
+    /// Its standard output.
+    pub stdout: Sink<'a>,
+    /// Its standard error.
+    pub stderr: Sink<'a>,
+    /// Readable when the command shall be stopped, as `crabbox_host::signals::Interrupts` is.
+    pub cancel: Option<BorrowedFd<'a>>,
+    /// Stops the command when it runs longer.
+    pub limit: Option<Duration>,
+}
+
+impl fmt::Debug for Exec<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Exec")
+            .field("stdin", &self.stdin)
+            .field("stdout", &self.stdout)
+            .field("stderr", &self.stderr)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RemoteStatus {
+    /// It exited by itself with this code; a signal N counts as 128+N, as in every shell. 255 here is the command's own.
+    Exited(u8),
+    /// The shell around it was killed, with the connection intact: `kill -9 0`, or the machine's out-of-memory killer.
+    Killed,
+    /// The connection broke before a status arrived; the command may or may not still run.
+    ConnectionLost,
+    /// We stopped it, because `cancel` became readable.
+    Cancelled {
+        /// Whether the remote process group is known to be gone.
+        stopped: bool,
+    },
+    /// We stopped it, because it ran into its limit.
+    TimedOut {
+        /// Whether the remote process group is known to be gone.
+        stopped: bool,
+    },
+}
+
+/// Why there is no status of a command.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// There is no connection; the other side has seen nothing of the command.
+    #[error("the remote command was not started")]
+    Connect {
+        /// Why not.
+        #[source]
+        source: ConnectError,
+    },
+    /// The connection is there and gave no session; the other side has seen nothing of the command.
+    #[error("the remote command was not started on {destination}")]
+    Session {
+        /// `user@host`.
+        destination: String,
+        /// Why not.
+        #[source]
+        source: MuxError,
+    },
+    /// The command ran with an input that was cut short, because the rest could not be read.
+    #[error("cannot read the input for a remote command")]
+    Input {
+        /// What the reader said.
+        #[source]
+        source: io::Error,
+    },
+    /// The command ran and part of its output could not be written on our side.
+    #[error("cannot write the output of a remote command")]
+    Output {
+        /// What the sink said.
+        #[source]
+        source: io::Error,
+    },
+    /// Pipes, random numbers or a temporary directory could not be had from this machine.
+    #[error("cannot prepare the streams of a remote command")]
+    Local {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Runs `exec` on `target` and waits for its end. Opens the connection when it is not open.
+pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
+    let local = |source| ExecError::Local { source };
+    let shared = Shared::open(target)?;
+    let bootstrap = Bootstrap::new().map_err(local)?;
+    let (remote_in, our_in) = io::pipe().map_err(local)?;
+    let (our_out, remote_out) = io::pipe().map_err(local)?;
+    let (our_err, remote_err) = io::pipe().map_err(local)?;
+    let (stop_in, end_in) = io::pipe().map_err(local)?;
+    let (stop_out, end_out) = io::pipe().map_err(local)?;
+    let fds = [remote_in.as_fd(), remote_out.as_fd(), remote_err.as_fd()];
+    let mut session = start(target, &shared, &bootstrap, fds)?;
+    drop((remote_in, remote_out, remote_err));
+
+    let Exec {
+        script,
+        stdin,
+        mut stdout,
+        mut stderr,
+        cancel,
+        limit,
+    } = exec;
+    // Without input the command gets `/dev/null` itself, not a pipe that has ended.
+    let script = if matches!(stdin, Stdin::Null) {
+        format!("exec </dev/null\n{script}")
+    } else {
+        script
+    };
+    let preamble = bootstrap.preamble(&script);
+    std::thread::scope(|scope| {
+        let input = scope.spawn(|| streams::feed(our_in, &preamble, stdin, &stop_in));
+        let output = scope.spawn(|| streams::drain(our_out, &mut stdout, &stop_out));
+        let errors = scope.spawn(|| streams::drain(our_err, &mut stderr, &stop_out));
+        let watched = watch(&mut session, shared.control(), &bootstrap, cancel, limit);
+        drop(end_in);
+        if !watched.as_ref().is_ok_and(|(_, closed)| *closed) {
+            drop(end_out);
+        }
+        drop(session);
+        let (output, errors, input) = (join(output), join(errors), join(input));
+        let (status, _) = watched.map_err(local)?;
+        match output.and(errors) {
+            // Whoever reads our output has gone, and the command was told by a broken pipe of its own.
+            Err(source) if source.kind() != io::ErrorKind::BrokenPipe => {
+                return Err(ExecError::Output { source });
+            }
+            _ => {}
+        }
+        input.map_err(|source| ExecError::Input { source })?;
+        Ok(status)
+    })
+}
+
+/// A session on the shared connection. A master whose connection has just died may still have its socket; its successor is
+/// asked once more, which is safe because nothing was started.
+fn start(
+    target: &Target,
+    shared: &Shared,
+    bootstrap: &Bootstrap,
+    fds: [BorrowedFd<'_>; 3],
+) -> Result<Session, ExecError> {
+    let attempt = || Client::connect(shared.control())?.session(&bootstrap.line(), fds, SESSION_LIMIT);
+    let session = |source| ExecError::Session {
+        destination: target.destination(),
+        source,
+    };
+    match attempt() {
+        Err(MuxError::Absent | MuxError::Io { .. }) => {
+            shared.reopen(target)?;
+            attempt().map_err(session)
+        }
+        outcome => outcome.map_err(session),
+    }
+}
+
+/// Waits for the end of the session, and whether all of its output has been handed to our pipes.
+fn watch(
+    session: &mut Session,
+    control: &Path,
+    bootstrap: &Bootstrap,
+    cancel: Option<BorrowedFd<'_>>,
+    limit: Option<Duration>,
+) -> io::Result<(RemoteStatus, bool)> {
+    let deadline = limit.map(|limit| Instant::now() + limit);
+    let mut code = None;
+    loop {
+        let ready = streams::wait(session.as_fd(), PollFlags::IN, cancel, deadline)?;
+        if ready != Ready::First {
+            let until = Instant::now() + DRAIN_LIMIT;
+            let gone = matches!(
+                ask(control, &bootstrap.stop_script(), until)?.as_str(),
+                "gone" | "none"
+            );
+            let closed = closes(session, until)?;
+            let stopped = gone && closed;
+            let status = match ready {
+                Ready::Second => RemoteStatus::Cancelled { stopped },
+                _ => RemoteStatus::TimedOut { stopped },
+            };
+            return Ok((status, closed));
+        }
+        match (session.next_event(), code) {
+            (SessionEvent::Exited(arrived), _) => code = Some(arrived),
+            (SessionEvent::Other, _) => {}
+            (SessionEvent::Closed, Some(code)) => return Ok((RemoteStatus::Exited(code), true)),
+            // A master that has lost its connection removes its socket before it closes anything else.
+            (SessionEvent::Closed, None) if master::check(control).is_some() => {
+                return Ok((RemoteStatus::Killed, true));
+            }
+            (SessionEvent::Closed, None) => return Ok((RemoteStatus::ConnectionLost, true)),
+        }
+    }
+}
+
+/// Whether the session closes until then.
+fn closes(session: &mut Session, until: Instant) -> io::Result<bool> {
+    while streams::wait(session.as_fd(), PollFlags::IN, None, Some(until))? == Ready::First {
+        if session.next_event() == SessionEvent::Closed {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// What a short script prints over an open connection; empty when no answer comes until then.
+fn ask(control: &Path, script: &str, until: Instant) -> io::Result<String> {
+    let bootstrap = Bootstrap::new()?;
+    let (remote_in, mut our_in) = io::pipe()?;
+    let (mut our_out, remote_out) = io::pipe()?;
+    let (_, remote_err) = io::pipe()?;
+    let fds = [remote_in.as_fd(), remote_out.as_fd(), remote_err.as_fd()];
+    let left = until
+        .saturating_duration_since(Instant::now())
+        .max(Duration::from_millis(1));
+    let opened = Client::connect(control).and_then(|client| client.session(&bootstrap.line(), fds, left));
+    let Ok(session) = opened else {
+        return Ok(String::new());
+    };
+    drop((remote_in, remote_out, remote_err));
+    our_in.write_all(&bootstrap.preamble(script)).ok();
+    drop(our_in);
+    let (mut answer, mut chunk) = (Vec::new(), [0; 64]);
+    while streams::wait(our_out.as_fd(), PollFlags::IN, None, Some(until))? == Ready::First {
+        match our_out.read(&mut chunk)? {
+            0 => break,
+            count => answer.extend(&chunk[..count]),
+        }
+    }
+    drop(session);
+    Ok(String::from_utf8_lossy(&answer).trim().to_owned())
+}
+
+fn join(thread: ScopedJoinHandle<'_, io::Result<()>>) -> io::Result<()> {
+    thread
+        .join()
+        .unwrap_or_else(|_| Err(io::Error::other("the thread that copied a stream panicked")))
+}

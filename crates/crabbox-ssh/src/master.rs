@@ -1,0 +1,285 @@
+//! The shared connection: opened once, used by every command and by rsync, ended with the lease.
+//!
+//! The master is an `ssh` process of its own, outside our process group, so that it outlives one call of the program.
+//! After [`exit`] there must never be one left, whatever state it was in.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::lock::{FileLock, LockError};
+use crabbox_host::process::{self, ProcessError};
+
+use crate::mux::{Client, MuxError};
+use crate::target::{ArgvOptions, CONTROL_PERSIST, Target, config_path};
+
+/// How long a master that was told to end may take before it is killed.
+const EXIT_GRACE: Duration = Duration::from_millis(500);
+
+/// Why no connection came to be.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nothing listens on the port, or there is no route to it.
+    #[error("cannot reach {destination} port {port} by SSH: {said}")]
+    Unreachable {
+        /// `user@host`.
+        destination: String,
+        /// The port.
+        port: u16,
+        /// What ssh said.
+        said: String,
+    },
+    /// The other side did not answer in time.
+    #[error("{destination} port {port} did not answer by SSH in time: {said}")]
+    TimedOut {
+        /// `user@host`.
+        destination: String,
+        /// The port.
+        port: u16,
+        /// What ssh said.
+        said: String,
+    },
+    /// The server does not accept our key.
+    #[error("{destination} refused the key of this lease: {said}")]
+    AuthDenied {
+        /// `user@host`.
+        destination: String,
+        /// What ssh said.
+        said: String,
+    },
+    /// The server has not the key that this lease was given: it is another machine, or somebody is in between.
+    #[error(
+        "the host key of {destination} is not the one pinned in {}: this is another machine or somebody is in \
+         between; stop this lease and take a new one", known_hosts.display()
+    )]
+    HostKeyMismatch {
+        /// `user@host`.
+        destination: String,
+        /// The file with the expected key.
+        known_hosts: PathBuf,
+    },
+    /// The connection failed in a way that ssh describes in its own words.
+    #[error("cannot open an SSH connection to {destination}: {said}")]
+    Failed {
+        /// `user@host`.
+        destination: String,
+        /// What ssh said.
+        said: String,
+    },
+    /// `ssh` itself could not be run.
+    #[error("cannot run the ssh client of OpenSSH")]
+    Client {
+        /// What went wrong.
+        #[source]
+        source: CommandError,
+    },
+    /// The lock that keeps two masters apart could not be taken.
+    #[error("cannot lock the shared SSH connection")]
+    Lock {
+        /// What went wrong.
+        #[source]
+        source: LockError,
+    },
+    /// A file for its messages could not be made.
+    #[error("cannot make a file for the messages of ssh")]
+    Messages {
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl ConnectError {
+    /// Whether the same attempt may succeed a moment later: true while a machine boots, false for a wrong host key or
+    /// a missing client. A refused key counts as passing, because a guest may answer before its keys are in place.
+    pub fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::AuthDenied { .. } | Self::Failed { .. }
+        )
+    }
+}
+
+/// Why a shared connection may still be there.
+#[derive(Debug, thiserror::Error)]
+pub enum ExitError {
+    /// The lock that keeps two masters apart could not be taken or removed.
+    #[error("cannot lock the shared SSH connection")]
+    Lock {
+        /// What went wrong.
+        #[source]
+        source: LockError,
+    },
+    /// Something listens on the socket and does not talk as a master does.
+    #[error("cannot ask the shared SSH connection to end")]
+    Ask {
+        /// What went wrong.
+        #[source]
+        source: MuxError,
+    },
+    /// The master would not end.
+    #[error("cannot end the ssh process {pid} of the shared connection")]
+    Process {
+        /// Its pid.
+        pid: i32,
+        /// What went wrong.
+        #[source]
+        source: ProcessError,
+    },
+    /// The socket is still there.
+    #[error("cannot remove the control socket {}", path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Opens the shared connection of `target` at `control` unless it is open already: one handshake, at most `limit` long.
+///
+/// Callers at the same time are fine: one of them makes the connection, the others wait for it.
+pub fn open(target: &Target, control: &Path, limit: Duration) -> Result<(), ConnectError> {
+    if Client::connect(control).is_ok() {
+        return Ok(());
+    }
+    // Without the lock two masters could start; the one that finds the socket taken would stay, unused and unseen.
+    let _lock = FileLock::acquire(&lock_path(control)).map_err(|source| ConnectError::Lock { source })?;
+    if Client::connect(control).is_ok() {
+        return Ok(());
+    }
+    // A socket left behind by a master that was killed would make ssh go on without sharing.
+    std::fs::remove_file(control).ok();
+    let messages = tempfile::NamedTempFile::new().map_err(|source| ConnectError::Messages { source })?;
+    let argv = master_argv(target, control, messages.path());
+    match Cmd::new(&argv[0]).args(&argv[1..]).limit(limit).run() {
+        Ok(_) => Ok(()),
+        Err(CommandError::Failed { stderr, .. }) => {
+            let text = std::fs::read(messages.path()).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            let said = if text.trim().is_empty() {
+                &stderr
+            } else {
+                text.trim()
+            };
+            Err(classify(target, said))
+        }
+        Err(CommandError::TimedOut { .. }) => Err(ConnectError::TimedOut {
+            destination: target.destination(),
+            port: target.port,
+            said: format!("no connection within {limit:?}"),
+        }),
+        Err(source) => Err(ConnectError::Client { source }),
+    }
+}
+
+/// The pid of the master at `control`, or `None` when there is none that answers.
+pub fn check(control: &Path) -> Option<i32> {
+    Client::connect(control).ok()?.alive().ok()
+}
+
+/// Ends the master at `control`, with everything that runs over it, and removes its socket. `false` if there was none.
+pub fn exit(control: &Path) -> Result<bool, ExitError> {
+    let lock = FileLock::acquire(&lock_path(control)).map_err(|source| ExitError::Lock { source })?;
+    let ended = match Client::connect(control) {
+        Ok(mut client) => {
+            let pid = client.alive().map_err(|source| ExitError::Ask { source })?;
+            let failed = |source| ExitError::Process { pid, source };
+            let handle = match process::identify(pid).map_err(failed)? {
+                Some(identity) => identity.open().map_err(failed)?,
+                None => None,
+            };
+            // Whether it obeys is seen by its end, not by its answer.
+            client.terminate().ok();
+            if let Some(handle) = handle
+                && !handle.wait_exit(EXIT_GRACE).map_err(failed)?
+            {
+                handle.terminate(EXIT_GRACE).map_err(failed)?;
+            }
+            true
+        }
+        Err(MuxError::Absent) => false,
+        Err(source) => return Err(ExitError::Ask { source }),
+    };
+    match std::fs::remove_file(control) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            return Err(ExitError::Socket {
+                path: control.to_owned(),
+                source,
+            });
+        }
+        _ => {}
+    }
+    lock.remove_while_held()
+        .map_err(|source| ExitError::Lock { source })?;
+    Ok(ended)
+}
+
+/// The first value of an option counts, so what makes a master comes before the words of the target.
+fn master_argv(target: &Target, control: &Path, messages: &Path) -> Vec<OsString> {
+    let mut argv: Vec<OsString> = vec!["ssh".into(), "-N".into(), "-f".into(), "-T".into()];
+    argv.extend(["-E".into(), messages.into()]);
+    for option in [
+        "LogLevel=ERROR",
+        "ControlMaster=yes",
+        &format!("ControlPersist={CONTROL_PERSIST}"),
+        &format!("ControlPath={}", config_path(control)),
+        // Whatever the user's configuration wants for sessions of their own.
+        "ClearAllForwardings=yes",
+        "PermitLocalCommand=no",
+        "RemoteCommand=none",
+    ] {
+        argv.extend(["-o".into(), option.into()]);
+    }
+    let own = ArgvOptions {
+        own_connection: true,
+        ..ArgvOptions::default()
+    };
+    argv.extend(target.ssh_argv(own).into_iter().skip(1));
+    argv
+}
+
+fn lock_path(control: &Path) -> PathBuf {
+    control.with_extension("lock")
+}
+
+/// Reads what ssh said. The phrases are those of OpenSSH 8.4 to 10, which has kept them for decades; one that is not
+/// known is passed on as it is.
+fn classify(target: &Target, text: &str) -> ConnectError {
+    let destination = target.destination();
+    let port = target.port;
+    let said = text.lines().last().unwrap_or("it gave no reason").to_owned();
+    let holds = |phrases: &[&str]| phrases.iter().any(|phrase| text.contains(phrase));
+    if holds(&["Host key verification failed", "HOST IDENTIFICATION HAS CHANGED"]) {
+        let known_hosts = target.known_hosts.clone();
+        return ConnectError::HostKeyMismatch {
+            destination,
+            known_hosts,
+        };
+    }
+    if holds(&["Permission denied", "Too many authentication failures"]) {
+        return ConnectError::AuthDenied { destination, said };
+    }
+    if holds(&["timed out", "Timeout"]) {
+        return ConnectError::TimedOut {
+            destination,
+            port,
+            said,
+        };
+    }
+    if holds(&[
+        "Connection refused",
+        "No route to host",
+        "unreachable",
+        "Could not resolve hostname",
+    ]) {
+        return ConnectError::Unreachable {
+            destination,
+            port,
+            said,
+        };
+    }
+    ConnectError::Failed { destination, said }
+}

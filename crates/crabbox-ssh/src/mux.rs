@@ -1,0 +1,295 @@
+//! The client side of OpenSSH's multiplexing protocol (`PROTOCOL.mux` in its sources), version 4.
+//!
+//! Speaking it here instead of starting one `ssh` a command saves a process for each, and it tells what `ssh` cannot: a
+//! command that exited with 255 from a connection that broke. It must never wait without a limit for a reply that the
+//! other side owes at once.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+
+const VERSION: u32 = 4;
+const HELLO: u32 = 0x0000_0001;
+const NEW_SESSION: u32 = 0x1000_0002;
+const ALIVE_CHECK: u32 = 0x1000_0004;
+const TERMINATE: u32 = 0x1000_0005;
+const OK: u32 = 0x8000_0001;
+const PERMISSION_DENIED: u32 = 0x8000_0002;
+const FAILURE: u32 = 0x8000_0003;
+const EXIT_MESSAGE: u32 = 0x8000_0004;
+const ALIVE: u32 = 0x8000_0005;
+const SESSION_OPENED: u32 = 0x8000_0006;
+
+/// No packet of the protocol comes near this; a longer one means that something else listens there.
+const PACKET_LIMIT: usize = 256 * 1024;
+
+/// How long the master may take for a reply that needs no network. It is one process with one loop, so a busy one is
+/// slow; on an emulated machine by a factor of fifty.
+const LOCAL_REPLY: Duration = Duration::from_secs(10);
+
+/// Escape character: none (`PROTOCOL.mux` section 2).
+const NO_ESCAPE: u32 = 0xffff_ffff;
+
+/// Why the master did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum MuxError {
+    /// Nobody listens on the control socket.
+    #[error("no shared SSH connection is open")]
+    Absent,
+    /// The conversation broke off; the master has ended, most likely because the connection has.
+    #[error("the shared SSH connection ended while it was asked to {asked}")]
+    Io {
+        /// What it was asked for.
+        asked: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The master said no.
+    #[error("the shared SSH connection refused to {asked}: {reason}")]
+    Refused {
+        /// What it was asked for.
+        asked: &'static str,
+        /// Its reason.
+        reason: String,
+    },
+    /// What came back is not this protocol.
+    #[error("the shared SSH connection answered {kind:#x}, which makes no sense when asked to {asked}")]
+    Protocol {
+        /// What it was asked for.
+        asked: &'static str,
+        /// The type of the packet.
+        kind: u32,
+    },
+}
+
+/// What the master reports about a running session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SessionEvent {
+    /// The command's exit status arrived; output may still follow.
+    Exited(u8),
+    /// Something without meaning for a session without a terminal.
+    Other,
+    /// The session is over and all of its output was delivered, or the master is gone.
+    Closed,
+}
+
+/// A greeted connection to the master.
+#[derive(Debug)]
+pub(crate) struct Client {
+    stream: UnixStream,
+}
+
+impl Client {
+    /// Connects to the control socket at `path`.
+    pub(crate) fn connect(path: &Path) -> Result<Self, MuxError> {
+        let asked = "say hello";
+        let stream = match crabbox_host::unix::connect(path) {
+            Ok(stream) => stream,
+            Err(error) if error.is_absent() => return Err(MuxError::Absent),
+            Err(error) => {
+                return Err(MuxError::Io {
+                    asked,
+                    source: io::Error::other(error),
+                });
+            }
+        };
+        let mut client = Self { stream };
+        client.limit(asked, Some(LOCAL_REPLY))?;
+        client.send(asked, HELLO, &Body::default().number(VERSION))?;
+        let (kind, mut reply) = client.receive(asked)?;
+        if kind != HELLO || reply.number() != Some(VERSION) {
+            return Err(MuxError::Protocol { asked, kind });
+        }
+        Ok(client)
+    }
+
+    /// The pid of the master.
+    pub(crate) fn alive(&mut self) -> Result<i32, MuxError> {
+        let asked = "tell its pid";
+        self.send(asked, ALIVE_CHECK, &Body::default().number(0))?;
+        let (kind, mut reply) = self.receive(asked)?;
+        let pid = (kind == ALIVE)
+            .then(|| reply.number().and_then(|_request| reply.number()))
+            .flatten();
+        pid.and_then(|pid| i32::try_from(pid).ok())
+            .ok_or(MuxError::Protocol { asked, kind })
+    }
+
+    /// Asks the master to end, with everything that runs over it.
+    pub(crate) fn terminate(&mut self) -> Result<(), MuxError> {
+        let asked = "end";
+        self.send(asked, TERMINATE, &Body::default().number(0))?;
+        match self.receive(asked) {
+            // It may be gone before its reply is read.
+            Ok((OK, _)) | Err(MuxError::Io { .. }) => Ok(()),
+            Ok((kind, reply)) => Err(refusal(asked, kind, reply)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Starts `command` with three descriptors of ours as its standard streams; the master copies between them and the
+    /// network. `limit` bounds the wait for the remote side to accept, which takes one round trip.
+    pub(crate) fn session(
+        mut self,
+        command: &str,
+        streams: [BorrowedFd<'_>; 3],
+        limit: Duration,
+    ) -> Result<Session, MuxError> {
+        let asked = "start a command";
+        self.limit(asked, Some(limit))?;
+        // Request id, a reserved string, then: terminal, X11, agent, subsystem, escape character, terminal type, command.
+        let body = Body::default()
+            .number(0)
+            .text("")
+            .number(0)
+            .number(0)
+            .number(0)
+            .number(0)
+            .number(NO_ESCAPE)
+            .text("")
+            .text(command);
+        self.send(asked, NEW_SESSION, &body)?;
+        for fd in streams {
+            self.send_fd(fd)
+                .map_err(|source| MuxError::Io { asked, source })?;
+        }
+        match self.receive(asked)? {
+            (SESSION_OPENED, _) => {}
+            (kind, reply) => return Err(refusal(asked, kind, reply)),
+        }
+        self.limit(asked, None)?;
+        Ok(Session { client: self })
+    }
+
+    fn limit(&self, asked: &'static str, limit: Option<Duration>) -> Result<(), MuxError> {
+        self.stream
+            .set_read_timeout(limit)
+            .and_then(|()| self.stream.set_write_timeout(limit))
+            .map_err(|source| MuxError::Io { asked, source })
+    }
+
+    fn send(&mut self, asked: &'static str, kind: u32, body: &Body) -> Result<(), MuxError> {
+        let packet = Body::default().number(kind).0;
+        let length = u32::try_from(packet.len() + body.0.len()).unwrap_or(u32::MAX);
+        let whole = [&length.to_be_bytes()[..], &packet, &body.0].concat();
+        self.stream
+            .write_all(&whole)
+            .map_err(|source| MuxError::Io { asked, source })
+    }
+
+    /// One descriptor travels with one NUL byte.
+    fn send_fd(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let fds = [fd];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+            return Err(io::Error::from(io::ErrorKind::OutOfMemory));
+        }
+        rustix::net::sendmsg(
+            &self.stream,
+            &[IoSlice::new(&[0])],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )?;
+        Ok(())
+    }
+
+    fn receive(&mut self, asked: &'static str) -> Result<(u32, Reply), MuxError> {
+        let io = |source| MuxError::Io { asked, source };
+        let mut length = [0; 4];
+        self.stream.read_exact(&mut length).map_err(io)?;
+        let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+        if !(4..=PACKET_LIMIT).contains(&length) {
+            return Err(io(io::Error::from(io::ErrorKind::InvalidData)));
+        }
+        let mut bytes = vec![0; length];
+        self.stream.read_exact(&mut bytes).map_err(io)?;
+        let mut reply = Reply { bytes, at: 0 };
+        let kind = reply.number().unwrap_or(0);
+        Ok((kind, reply))
+    }
+}
+
+/// A command that runs. Dropping it closes the session; what runs on the other side is then on its own.
+#[derive(Debug)]
+pub(crate) struct Session {
+    client: Client,
+}
+
+impl Session {
+    /// The next report. Meant to be called when the descriptor is readable.
+    pub(crate) fn next_event(&mut self) -> SessionEvent {
+        match self.client.receive("report the end") {
+            Ok((EXIT_MESSAGE, mut reply)) => {
+                let status = reply.number().and_then(|_session| reply.number());
+                // The exit status of POSIX has eight bits; the protocol passes 32.
+                status.map_or(SessionEvent::Other, |code| {
+                    SessionEvent::Exited(code.to_be_bytes()[3])
+                })
+            }
+            Ok(_) => SessionEvent::Other,
+            Err(_) => SessionEvent::Closed,
+        }
+    }
+}
+
+impl AsFd for Session {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.client.stream.as_fd()
+    }
+}
+
+fn refusal(asked: &'static str, kind: u32, mut reply: Reply) -> MuxError {
+    if matches!(kind, FAILURE | PERMISSION_DENIED) {
+        let reason = reply
+            .number()
+            .and_then(|_request| reply.text())
+            .unwrap_or_default();
+        MuxError::Refused { asked, reason }
+    } else {
+        MuxError::Protocol { asked, kind }
+    }
+}
+
+/// The body of a packet: big-endian numbers and strings with their length in front.
+#[derive(Default)]
+struct Body(Vec<u8>);
+
+impl Body {
+    fn number(mut self, value: u32) -> Self {
+        self.0.extend(value.to_be_bytes());
+        self
+    }
+
+    fn text(self, value: &str) -> Self {
+        let mut body = self.number(u32::try_from(value.len()).unwrap_or(u32::MAX));
+        body.0.extend(value.as_bytes());
+        body
+    }
+}
+
+struct Reply {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl Reply {
+    fn number(&mut self) -> Option<u32> {
+        let bytes = self.bytes.get(self.at..self.at + 4)?;
+        self.at += 4;
+        bytes.try_into().ok().map(u32::from_be_bytes)
+    }
+
+    fn text(&mut self) -> Option<String> {
+        let length = usize::try_from(self.number()?).ok()?;
+        let bytes = self.bytes.get(self.at..self.at.checked_add(length)?)?;
+        self.at += length;
+        Some(String::from_utf8_lossy(bytes).into_owned())
+    }
+}

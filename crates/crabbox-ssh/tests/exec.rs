@@ -1,0 +1,352 @@
+//! Remote commands against a real sshd: streams, statuses, cancellation, one shared connection.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers of these tests fail like the tests do"
+)]
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crabbox_host::clock::poll_until;
+use crabbox_ssh::capture::{Captured, capture};
+use crabbox_ssh::exec::{self, Exec, ExecError, RemoteStatus, Sink, Stdin};
+use crabbox_ssh::master::{self, ConnectError};
+use crabbox_ssh::target::Target;
+use crabbox_testkit::sshd::Sshd;
+
+/// A server, and a target for it that shares one connection; the master ends with it.
+struct Lab {
+    sshd: Sshd,
+    target: Target,
+    control: PathBuf,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let sshd = Sshd::start();
+        let mut target = Target::new(sshd.user(), "127.0.0.1", sshd.port(), &sshd.known_hosts()).unwrap();
+        target.key = Some(sshd.client_key());
+        target.host_key_pinned = true;
+        let control = sshd.dir().join("m");
+        target.control = Some(control.clone());
+        Self {
+            sshd,
+            target,
+            control,
+        }
+    }
+
+    fn run(&self, script: &str) -> Captured {
+        self.feed(script, Stdin::Null)
+    }
+
+    fn feed(&self, script: &str, stdin: Stdin<'_>) -> Captured {
+        capture(&self.target, script, stdin, Some(Duration::from_mins(1))).unwrap()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        master::exit(&self.control).unwrap();
+    }
+}
+
+#[test]
+fn every_exit_code_passes_through_and_255_is_not_a_lost_connection() {
+    let lab = Lab::new();
+    for code in [0, 1, 7, 125, 126, 127, 254, 255] {
+        assert_eq!(
+            lab.run(&format!("exit {code}")).status,
+            RemoteStatus::Exited(code)
+        );
+        assert_eq!(
+            lab.run(&format!("sh -c 'exit {code}'")).status,
+            RemoteStatus::Exited(code)
+        );
+    }
+    assert_eq!(lab.run("sh -c 'kill -KILL $$'").status, RemoteStatus::Exited(137));
+    assert_eq!(lab.sshd.logins(), 1, "all of them share one connection");
+}
+
+#[test]
+fn the_streams_stay_apart_and_input_is_closed() {
+    let lab = Lab::new();
+    let seen = lab.run("echo out; echo err >&2; readlink /proc/self/fd/0");
+    assert_eq!(
+        (seen.stdout_text().as_str(), seen.stderr_text().as_str()),
+        ("out\n/dev/null", "err")
+    );
+}
+
+#[test]
+fn ten_megabytes_come_back_whole() {
+    let lab = Lab::new();
+    let seen = lab.run("head -c 10000000 /dev/zero | tr '\\0' x");
+    assert_eq!(seen.status, RemoteStatus::Exited(0));
+    assert_eq!(seen.stdout.len(), 10_000_000);
+    assert!(seen.stdout.iter().all(|byte| *byte == b'x'));
+}
+
+#[test]
+fn ten_megabytes_of_input_arrive_whole_from_bytes_and_from_a_reader() {
+    let lab = Lab::new();
+    let bytes: Vec<u8> = (0..10_000_000_u32)
+        .map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1])
+        .collect();
+    let expected = crabbox_host::digest::sha256(&bytes);
+    for stdin in [Stdin::Bytes(&bytes), Stdin::Reader(Box::new(bytes.as_slice()))] {
+        let seen = lab.feed("sha256sum", stdin);
+        assert_eq!(seen.stdout_text(), format!("{expected}  -"));
+    }
+    // A command that does not want its input is judged by its status.
+    assert_eq!(
+        lab.feed("exit 3", Stdin::Bytes(&bytes)).status,
+        RemoteStatus::Exited(3)
+    );
+}
+
+#[test]
+fn an_input_that_cannot_be_read_is_an_error_and_not_a_short_file() {
+    struct Broken;
+    impl Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+            Err(std::io::Error::other("the disk is gone"))
+        }
+    }
+    let lab = Lab::new();
+    let error = capture(&lab.target, "cat", Stdin::Reader(Box::new(Broken)), None).unwrap_err();
+    assert!(matches!(error, ExecError::Input { .. }), "{error:?}");
+}
+
+#[test]
+fn output_streams_while_the_command_runs() {
+    struct Noted(std::sync::mpsc::Sender<Vec<u8>>);
+    impl Write for Noted {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.send(bytes.to_vec()).ok();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let lab = Lab::new();
+    let flag = lab.sshd.dir().join("seen");
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let script = format!(
+            "printf first; while ! [ -e {} ]; do sleep 0.02; done; printf last",
+            flag.display()
+        );
+        scope.spawn(|| {
+            let exec = Exec {
+                script,
+                stdin: Stdin::Null,
+                stdout: Sink::Writer(&mut Noted(sender)),
+                stderr: Sink::Discard,
+                cancel: None,
+                limit: Some(Duration::from_secs(30)),
+            };
+            assert_eq!(exec::run(&lab.target, exec).unwrap(), RemoteStatus::Exited(0));
+        });
+        // The command goes on only after its first word has been seen here.
+        assert_eq!(receiver.recv_timeout(Duration::from_secs(20)).unwrap(), b"first");
+        std::fs::write(&flag, "").unwrap();
+        assert_eq!(receiver.recv_timeout(Duration::from_secs(20)).unwrap(), b"last");
+    });
+}
+
+#[test]
+fn a_connection_that_dies_under_a_command_is_told_apart() {
+    let lab = Lab::new();
+    let started = lab.sshd.dir().join("started");
+    let script = format!("touch {}; sleep 60; exit 255", started.display());
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| lab.run(&script).status);
+        poll_until(Duration::from_secs(20), || started.exists().then_some(())).unwrap();
+        lab.sshd.kill_connections();
+        assert_eq!(running.join().unwrap(), RemoteStatus::ConnectionLost);
+    });
+    // The next command opens a new one.
+    assert_eq!(lab.run("exit 4").status, RemoteStatus::Exited(4));
+}
+
+#[test]
+fn a_shell_that_is_killed_is_not_a_lost_connection() {
+    let lab = Lab::new();
+    assert_eq!(lab.run("kill -KILL 0").status, RemoteStatus::Killed);
+    assert_eq!(lab.sshd.logins(), 1);
+}
+
+/// Runs a script that writes its children's pids, cancels it, and gives the status with those pids.
+fn cancelled(lab: &Lab, script: &str) -> (RemoteStatus, Vec<String>) {
+    let pids = lab.sshd.dir().join("pids");
+    let script = format!("cd {}; {script}", lab.sshd.dir().display());
+    let (cancel, asker) = std::io::pipe().unwrap();
+    let status = std::thread::scope(|scope| {
+        let running = scope.spawn(|| {
+            let exec = Exec {
+                script,
+                stdin: Stdin::Null,
+                stdout: Sink::Discard,
+                stderr: Sink::Discard,
+                cancel: Some(cancel.as_fd()),
+                limit: None,
+            };
+            exec::run(&lab.target, exec).unwrap()
+        });
+        poll_until(Duration::from_secs(20), || pids.exists().then_some(())).unwrap();
+        drop(asker);
+        running.join().unwrap()
+    });
+    let pids = std::fs::read_to_string(pids).unwrap();
+    (status, pids.split_whitespace().map(str::to_owned).collect())
+}
+
+fn runs(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // A zombie does not run; the machine may have nobody to reap it.
+    stat.rsplit(')')
+        .next()
+        .is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"))
+}
+
+#[test]
+fn cancelling_ends_the_remote_process_group() {
+    let lab = Lab::new();
+    let begun = Instant::now();
+    let script = "bash -lc 'sleep 600 & sleep 600 & echo $! $$ >p; mv p pids; wait'";
+    let (status, pids) = cancelled(&lab, script);
+    assert_eq!(status, RemoteStatus::Cancelled { stopped: true });
+    assert_eq!(pids.len(), 2);
+    assert!(pids.iter().all(|pid| !runs(pid)), "{pids:?}");
+    assert!(begun.elapsed() < Duration::from_secs(15));
+    assert_eq!(
+        lab.run("exit 0").status,
+        RemoteStatus::Exited(0),
+        "the connection is still good"
+    );
+}
+
+#[test]
+fn a_command_that_ignores_the_polite_signal_is_killed() {
+    let lab = Lab::new();
+    let (status, pids) = cancelled(
+        &lab,
+        "sh -c 'trap \"\" TERM INT; echo $$ >p; mv p pids; while :; do sleep 1; done'",
+    );
+    assert_eq!(status, RemoteStatus::Cancelled { stopped: true });
+    assert!(pids.iter().all(|pid| !runs(pid)), "{pids:?}");
+}
+
+#[test]
+fn a_command_past_its_limit_is_stopped() {
+    let lab = Lab::new();
+    let seen = capture(
+        &lab.target,
+        "echo early; sleep 600",
+        Stdin::Null,
+        Some(Duration::from_secs(2)),
+    )
+    .unwrap();
+    assert_eq!(seen.status, RemoteStatus::TimedOut { stopped: true });
+    assert_eq!(seen.stdout_text(), "early");
+}
+
+#[test]
+fn a_reader_that_leaves_breaks_the_pipe_of_the_command_as_head_does() {
+    let lab = Lab::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let exec = Exec {
+        script: "yes".to_owned(),
+        stdin: Stdin::Null,
+        stdout: Sink::Fd(writer.as_fd()),
+        stderr: Sink::Discard,
+        cancel: None,
+        limit: Some(Duration::from_secs(30)),
+    };
+    // 128 + SIGPIPE, as in a shell; where the signal is ignored, the program's own complaint.
+    let status = exec::run(&lab.target, exec).unwrap();
+    assert!(matches!(status, RemoteStatus::Exited(141 | 1)), "{status:?}");
+}
+
+#[test]
+fn without_sharing_a_command_has_a_connection_of_its_own_and_leaves_none() {
+    let mut lab = Lab::new();
+    lab.target.control = None;
+    let seen = lab.run("echo $PPID; exit 255");
+    assert_eq!(seen.status, RemoteStatus::Exited(255));
+    assert_eq!(lab.sshd.logins(), 1);
+    let session: &str = &seen.stdout_text();
+    poll_until(Duration::from_secs(10), || (!runs(session)).then_some(())).expect("the connection is closed");
+}
+
+#[test]
+fn a_master_is_opened_once_however_many_ask_and_exit_leaves_nothing() {
+    let lab = Lab::new();
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| master::open(&lab.target, &lab.control, Duration::from_secs(30)).unwrap());
+        }
+    });
+    assert_eq!(lab.sshd.logins(), 1);
+    let pid = master::check(&lab.control).unwrap();
+    assert!(master::exit(&lab.control).unwrap());
+    assert!(!runs(&pid.to_string()));
+    assert!(!lab.control.exists() && !lab.control.with_extension("lock").exists());
+    assert!(!master::exit(&lab.control).unwrap(), "a second one finds nothing");
+}
+
+#[test]
+fn exit_ends_a_master_that_was_stopped_mid_work_and_clears_a_dead_socket() {
+    let lab = Lab::new();
+    lab.run("exit 0");
+    let pid = rustix::process::Pid::from_raw(master::check(&lab.control).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    poll_until(Duration::from_secs(5), || {
+        (!runs(&pid.as_raw_nonzero().to_string())).then_some(())
+    })
+    .unwrap();
+    assert!(lab.control.exists(), "a killed master leaves its socket");
+    // A dead socket is no obstacle to a new connection, nor to the end.
+    assert_eq!(lab.run("exit 9").status, RemoteStatus::Exited(9));
+    assert!(master::exit(&lab.control).unwrap());
+    assert!(!lab.control.exists());
+}
+
+fn open_error(lab: &Lab) -> ConnectError {
+    master::open(&lab.target, &lab.control, Duration::from_secs(30)).unwrap_err()
+}
+
+#[test]
+fn a_wrong_host_key_is_refused_with_words_that_help() {
+    let lab = Lab::new();
+    let other = std::fs::read_to_string(lab.sshd.dir().join("client_key.pub")).unwrap();
+    let line = format!("[127.0.0.1]:{} {other}", lab.sshd.port());
+    std::fs::write(&lab.target.known_hosts, line).unwrap();
+    let error = open_error(&lab);
+    assert!(matches!(error, ConnectError::HostKeyMismatch { .. }), "{error:?}");
+    assert!(!error.is_passing());
+    assert!(
+        error.to_string().contains("stop this lease and take a new one"),
+        "{error}"
+    );
+    // No pinned key at all is no better.
+    std::fs::write(&lab.target.known_hosts, "").unwrap();
+    assert!(matches!(open_error(&lab), ConnectError::HostKeyMismatch { .. }));
+    assert_eq!(lab.sshd.logins(), 0);
+}
+
+#[test]
+fn a_refused_key_and_a_closed_port_are_told_apart() {
+    let mut lab = Lab::new();
+    lab.target.key = Some(lab.sshd.dir().join("host_key"));
+    assert!(matches!(open_error(&lab), ConnectError::AuthDenied { .. }));
+    lab.sshd.stop();
+    let error = open_error(&lab);
+    assert!(matches!(error, ConnectError::Unreachable { .. }), "{error:?}");
+}
