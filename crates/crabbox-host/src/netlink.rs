@@ -4,23 +4,18 @@
 //! guess: a request names one link, and a refusal carries the kernel's own answer.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsRawFd as _, BorrowedFd};
 
-use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
-use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+mod addresses;
+mod links;
+
+pub use addresses::{Address, Route, own_addresses};
+pub use links::Link;
 
 /// A dump that changed while it was read is read again, at most this often.
 const DUMP_TRIES: usize = 5;
@@ -61,45 +56,6 @@ pub enum NetlinkError {
     },
 }
 
-/// One network link.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
-    /// Its index in its namespace.
-    pub index: u32,
-    /// Its name, at most 15 bytes.
-    pub name: String,
-    /// The label that its owner gave it.
-    pub alias: Option<String>,
-    /// The kernel's word for what it is: `veth`, `bridge`, `tun` …; none for a real device.
-    pub kind: Option<String>,
-    /// Whether it is administratively up.
-    pub up: bool,
-    /// Its MTU, in bytes.
-    pub mtu: u32,
-    /// Its hardware address.
-    pub mac: Vec<u8>,
-}
-
-/// One address on a link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Address {
-    /// The index of its link.
-    pub link: u32,
-    /// The address with its prefix.
-    pub address: IpNet,
-}
-
-/// One IPv4 route of the main table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Route {
-    /// Where it leads; `0.0.0.0/0` is the default route.
-    pub destination: Ipv4Net,
-    /// Its next hop, when it has one.
-    pub gateway: Option<Ipv4Addr>,
-    /// The index of the link that it leaves by.
-    pub link: Option<u32>,
-}
-
 /// Whether the kernel takes `name` for a link: 1 to 15 bytes, no slash, no white space, not `.` or `..`. Quotes and control
 /// characters are refused as well, which keeps a name harmless inside an nft rule.
 pub fn valid_name(name: &str) -> bool {
@@ -109,22 +65,6 @@ pub fn valid_name(name: &str) -> bool {
         && name
             .bytes()
             .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b'"' | b'\\'))
-}
-
-/// Every address of this namespace but loopback and link-local ones, each once.
-pub fn own_addresses() -> Result<Vec<IpAddr>, NetlinkError> {
-    let mut own: Vec<IpAddr> = Netlink::open()?
-        .addresses()?
-        .into_iter()
-        .map(|entry| entry.address.addr())
-        .filter(|address| match address {
-            IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
-            IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
-        })
-        .collect();
-    own.sort_unstable();
-    own.dedup();
-    Ok(own)
 }
 
 /// A netlink socket.
@@ -147,206 +87,6 @@ impl Netlink {
             socket: opened().map_err(|source| NetlinkError::Open { source })?,
             sequence: 0,
         })
-    }
-
-    /// Every link.
-    pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
-        let answers = self.dump(
-            "list the network links",
-            &RouteNetlinkMessage::GetLink(LinkMessage::default()),
-        )?;
-        Ok(answers
-            .into_iter()
-            .filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewLink(message) => Some(link_of(message)),
-                _ => None,
-            })
-            .collect())
-    }
-
-    /// The link called `name`.
-    pub fn link(&mut self, name: &str) -> Result<Option<Link>, NetlinkError> {
-        Ok(self.links()?.into_iter().find(|link| link.name == name))
-    }
-
-    /// Makes a veth pair with both ends in this namespace, down.
-    pub fn add_veth(&mut self, name: &str, peer: &str) -> Result<(), NetlinkError> {
-        let mut other = LinkMessage::default();
-        other.attributes.push(LinkAttribute::IfName(peer.to_owned()));
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        message.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
-        ]));
-        let action = format!("create the veth pair {name} and {peer}");
-        self.change(
-            action,
-            RouteNetlinkMessage::NewLink(message),
-            NLM_F_CREATE | NLM_F_EXCL,
-        )
-    }
-
-    /// Brings a link up.
-    pub fn set_up(&mut self, name: &str) -> Result<(), NetlinkError> {
-        let mut message = self.named(name)?;
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
-        self.change(
-            format!("bring up the link {name}"),
-            RouteNetlinkMessage::SetLink(message),
-            0,
-        )
-    }
-
-    /// Takes a link down.
-    pub fn set_down(&mut self, name: &str) -> Result<(), NetlinkError> {
-        let mut message = self.named(name)?;
-        message.header.change_mask = LinkFlags::Up;
-        self.change(
-            format!("take down the link {name}"),
-            RouteNetlinkMessage::SetLink(message),
-            0,
-        )
-    }
-
-    /// Gives a link, which must be down, another name.
-    pub fn rename(&mut self, name: &str, new: &str) -> Result<(), NetlinkError> {
-        let mut message = self.named(name)?;
-        message.attributes.push(LinkAttribute::IfName(new.to_owned()));
-        self.change(
-            format!("rename the link {name} to {new}"),
-            RouteNetlinkMessage::SetLink(message),
-            0,
-        )
-    }
-
-    /// Labels a link; the label outlives a move to another namespace. At most 255 bytes.
-    pub fn set_alias(&mut self, name: &str, alias: &str) -> Result<(), NetlinkError> {
-        let mut message = self.named(name)?;
-        message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
-        self.change(
-            format!("label the link {name} as {alias}"),
-            RouteNetlinkMessage::SetLink(message),
-            0,
-        )
-    }
-
-    /// Moves a link into another namespace. It arrives down and without addresses, with its name and label.
-    pub fn move_to(&mut self, name: &str, namespace: BorrowedFd<'_>) -> Result<(), NetlinkError> {
-        let mut message = self.named(name)?;
-        message
-            .attributes
-            .push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
-        let action = format!("move the link {name} to another network namespace");
-        self.change(action, RouteNetlinkMessage::SetLink(message), 0)
-    }
-
-    /// Deletes a link. `false` when there was none.
-    pub fn delete_link(&mut self, name: &str) -> Result<bool, NetlinkError> {
-        let message = match self.named(name) {
-            Ok(message) => message,
-            Err(NetlinkError::NoSuchLink { .. }) => return Ok(false),
-            Err(error) => return Err(error),
-        };
-        match self.change(
-            format!("delete the link {name}"),
-            RouteNetlinkMessage::DelLink(message),
-            0,
-        ) {
-            Ok(()) => Ok(true),
-            // It went between the look and the deletion.
-            Err(NetlinkError::Refused { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => {
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Every IPv4 and IPv6 address.
-    pub fn addresses(&mut self) -> Result<Vec<Address>, NetlinkError> {
-        let asked = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        let answers = self.dump("list the network addresses", &asked)?;
-        Ok(answers
-            .into_iter()
-            .filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewAddress(message) => address_of(&message),
-                _ => None,
-            })
-            .collect())
-    }
-
-    /// Gives a link an IPv4 address.
-    pub fn add_address(&mut self, name: &str, address: Ipv4Net) -> Result<(), NetlinkError> {
-        let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.prefix_len = address.prefix_len();
-        message.header.scope = AddressScope::Universe;
-        message.header.index = self.existing(name)?.index;
-        message
-            .attributes
-            .push(AddressAttribute::Local(address.addr().into()));
-        message
-            .attributes
-            .push(AddressAttribute::Address(address.addr().into()));
-        let action = format!("give the link {name} the address {address}");
-        self.change(
-            action,
-            RouteNetlinkMessage::NewAddress(message),
-            NLM_F_CREATE | NLM_F_EXCL,
-        )
-    }
-
-    /// The IPv4 unicast routes of every table but the kernel's own `local` one.
-    pub fn routes(&mut self) -> Result<Vec<Route>, NetlinkError> {
-        let mut asked = RouteMessage::default();
-        asked.header.address_family = AddressFamily::Inet;
-        let answers = self.dump("list the routes", &RouteNetlinkMessage::GetRoute(asked))?;
-        Ok(answers
-            .into_iter()
-            .filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewRoute(message) => route_of(&message),
-                _ => None,
-            })
-            .collect())
-    }
-
-    /// Adds a route through `gateway`, which a link of this namespace must reach.
-    pub fn add_route(&mut self, destination: Ipv4Net, gateway: Ipv4Addr) -> Result<(), NetlinkError> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
-        message.header.destination_prefix_length = destination.prefix_len();
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.header.protocol = RouteProtocol::Static;
-        message.header.scope = RouteScope::Universe;
-        message.header.kind = RouteType::Unicast;
-        message
-            .attributes
-            .push(RouteAttribute::Destination(RouteAddress::Inet(
-                destination.network(),
-            )));
-        message
-            .attributes
-            .push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
-        let action = format!("add the route to {destination} through {gateway}");
-        self.change(
-            action,
-            RouteNetlinkMessage::NewRoute(message),
-            NLM_F_CREATE | NLM_F_EXCL,
-        )
-    }
-
-    fn existing(&mut self, name: &str) -> Result<Link, NetlinkError> {
-        self.link(name)?.ok_or_else(|| NetlinkError::NoSuchLink {
-            name: name.to_owned(),
-        })
-    }
-
-    /// A request about the link that is called `name` now.
-    fn named(&mut self, name: &str) -> Result<LinkMessage, NetlinkError> {
-        let mut message = LinkMessage::default();
-        message.header.index = self.existing(name)?.index;
-        Ok(message)
     }
 
     /// Asks for a change and waits for the kernel's word on it.
@@ -459,80 +199,9 @@ impl Netlink {
     }
 }
 
-fn link_of(message: LinkMessage) -> Link {
-    let mut link = Link {
-        index: message.header.index,
-        name: String::new(),
-        alias: None,
-        kind: None,
-        up: message.header.flags.contains(LinkFlags::Up),
-        mtu: 0,
-        mac: Vec::new(),
-    };
-    for attribute in message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name = name,
-            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
-            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-            LinkAttribute::Address(mac) => link.mac = mac,
-            LinkAttribute::LinkInfo(infos) => {
-                for info in infos {
-                    if let LinkInfo::Kind(kind) = info {
-                        link.kind = Some(kind.to_string());
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    link
-}
-
-fn address_of(message: &AddressMessage) -> Option<Address> {
-    let mut found = None;
-    for attribute in &message.attributes {
-        match attribute {
-            // On a point-to-point link `Address` is the peer's; `Local`, when it is there, is always ours.
-            AddressAttribute::Local(own) => found = Some(*own),
-            AddressAttribute::Address(address) if found.is_none() => found = Some(*address),
-            _ => {}
-        }
-    }
-    let address = IpNet::new(found?, message.header.prefix_len).ok()?;
-    Some(Address {
-        link: message.header.index,
-        address,
-    })
-}
-
-/// `RT_TABLE_LOCAL` of `linux/rtnetlink.h`.
-const TABLE_LOCAL: u32 = 255;
-
-fn route_of(message: &RouteMessage) -> Option<Route> {
-    let mut table = u32::from(message.header.table);
-    let (mut destination, mut gateway, mut link) = (Ipv4Addr::UNSPECIFIED, None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = *address,
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
-            RouteAttribute::Oif(index) => link = Some(*index),
-            RouteAttribute::Table(number) => table = *number,
-            _ => {}
-        }
-    }
-    if table == TABLE_LOCAL || message.header.address_family != AddressFamily::Inet {
-        return None;
-    }
-    let destination = Ipv4Net::new(destination, message.header.destination_prefix_length).ok()?;
-    Some(Route {
-        destination,
-        gateway,
-        link,
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
     use std::os::fd::AsFd as _;
 
     use super::*;
@@ -593,6 +262,21 @@ mod tests {
             };
             assert!(routes.contains(&expected), "{routes:?}");
             assert!(own_addresses().unwrap().contains(&"10.9.0.1".parse().unwrap()));
+
+            netlink.set_mtu("left", 1400).unwrap();
+            assert_eq!(netlink.link("left").unwrap().unwrap().mtu, 1400);
+
+            let several = "route add 198.51.100.0/24 nexthop via 10.9.0.3 nexthop via 10.9.0.4";
+            crate::command::Cmd::new("ip")
+                .args(several.split(' '))
+                .run()
+                .unwrap();
+            let routes = netlink.routes().unwrap();
+            let mut hops = routes
+                .iter()
+                .filter(|route| route.destination.to_string() == "198.51.100.0/24");
+            assert_eq!(hops.next().unwrap().gateway, Some(Ipv4Addr::new(10, 9, 0, 3)));
+            assert_eq!(hops.next().unwrap().gateway, Some(Ipv4Addr::new(10, 9, 0, 4)));
 
             netlink.set_down("left").unwrap();
             assert!(!netlink.link("left").unwrap().unwrap().up);
