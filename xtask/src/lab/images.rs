@@ -14,6 +14,9 @@ use super::{initrd, packages, recipe};
 /// The host name under which the lab's key is pinned; ports change, this does not.
 pub(super) const HOST_KEY_ALIAS: &str = "crabbox-lab";
 
+/// How the directory of an unfinished build begins; the rest is the number of the process that builds.
+const BUILDING: &str = "building-";
+
 /// A finished set of images.
 #[derive(Debug, Clone)]
 pub(super) struct Images {
@@ -63,6 +66,7 @@ pub(super) fn ensure(cache: &Path) -> Result<Images> {
     fs::create_dir_all(cache)?;
     let lock = fs::File::create(cache.join("lock"))?;
     lock.lock().context("cannot lock the image cache")?;
+    remove_interrupted_builds(cache)?;
     if images.dir.is_dir() {
         return Ok(images);
     }
@@ -70,10 +74,9 @@ pub(super) fn ensure(cache: &Path) -> Result<Images> {
         bail!("the lab's images are built once, as root (mmdebstrap); run: sudo cargo xtask lab up");
     }
     let building = Images {
-        dir: cache.join("building"),
+        dir: cache.join(format!("{BUILDING}{}", std::process::id())),
         ..images.clone()
     };
-    remove_tree(&building.dir)?;
     fs::create_dir(&building.dir)?;
     stage("fetch the Debian cloud kernel", || unpack_kernel(&building))?;
     stage("make keys", || make_keys(&building))?;
@@ -86,6 +89,18 @@ pub(super) fn ensure(cache: &Path) -> Result<Images> {
     remove_tree(&root)?;
     fs::rename(&building.dir, &images.dir).context("cannot put the images in place")?;
     Ok(images)
+}
+
+/// Removes what killed builds left; the caller holds the lock, so none of them is going on. A program of a killed build may
+/// still write for a moment: then the next build removes the rest.
+fn remove_interrupted_builds(cache: &Path) -> Result<()> {
+    for entry in fs::read_dir(cache)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(BUILDING) {
+            remove_tree(&entry.path()).ok();
+        }
+    }
+    Ok(())
 }
 
 fn unpack_kernel(images: &Images) -> Result<()> {
@@ -135,6 +150,7 @@ fn make_keys(images: &Images) -> Result<()> {
 
 fn build_root(images: &Images, root: &Path) -> Result<()> {
     let customize = format!("--customize-hook={}", recipe::CUSTOMIZE.trim());
+    // Killed with us or not, it mounts in a namespace of its own and writes only below `root`.
     Cmd::new("mmdebstrap")
         .args(["--quiet", "--variant=minbase", "--format=directory", &customize])
         .arg(format!("--include={}", recipe::PACKAGES.join(",")))
@@ -238,6 +254,17 @@ mod tests {
         );
         remove_unmounted(line, &dir).unwrap();
         assert!(!dir.exists());
+    }
+
+    #[test]
+    fn what_a_killed_build_left_is_removed_and_nothing_else() {
+        let cache = tempfile::tempdir().unwrap();
+        for name in ["building-7", "03c9ff71a48fea61", "artefacts"] {
+            fs::create_dir_all(cache.path().join(name).join("root")).unwrap();
+        }
+        remove_interrupted_builds(cache.path()).unwrap();
+        let left = |name: &str| cache.path().join(name).exists();
+        assert!(!left("building-7") && left("03c9ff71a48fea61") && left("artefacts"));
     }
 
     #[test]
