@@ -73,7 +73,7 @@ impl fmt::Debug for Sink<'_> {
 
 /// A command and its surroundings. The script may hold secrets, so it is not for logs.
 pub struct Exec<'a> {
-    /// A POSIX shell script.
+    /// A POSIX shell script; see [`crate::command`] for a user's.
     pub script: String,
     /// Its standard input.
     pub stdin: Stdin<'a>,

@@ -6,8 +6,10 @@
 
 mod bootstrap;
 pub mod capture;
+pub mod command;
 pub mod control;
 pub mod exec;
+pub mod keys;
 pub mod master;
 mod mux;
 pub mod quote;
