@@ -9,12 +9,14 @@
 
 pub mod cni;
 pub mod inner;
+pub mod nat;
 mod nft;
 pub mod outer;
 pub mod policy;
 
 pub use cni::{AttachCniError, CniSpec, attach_cni, detach_cni, plan_cni};
 pub use inner::{GUEST_ADDRESS, GUEST_MAC, INNER_PREFIX, Inner, MapError, TAP_ADDRESS, map_inner};
+pub use nat::{NatError, NatSpec, attach_nat, detach_nat};
 pub use nft::NftError;
 pub use outer::{Mode, Outer, TapPartner};
 pub use policy::Policy;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::command::{Captured, Cmd, CommandError};
 
 /// Distributions keep `nft` where users without privileges do not look, so it is looked for here before `PATH`.
 const PLACES: [&str; 4] = [
@@ -35,15 +35,12 @@ pub enum NftError {
 
 /// Applies `rules` as one transaction.
 pub(crate) fn apply(action: &'static str, rules: &str) -> Result<(), NftError> {
-    let command = Cmd::new(program())
-        .args(["-f", "-"])
-        .stdin(rules)
-        .limit(LIMIT)
-        .own_group();
-    command.run().map(drop).map_err(|source| match source {
-        CommandError::NotFound { .. } => NftError::Missing,
-        source => NftError::Refused { action, source },
-    })
+    run(action, &Cmd::new(program()).args(["-f", "-"]).stdin(rules)).map(drop)
+}
+
+/// Runs `nft` with `args` and returns what it printed.
+pub(crate) fn ask(action: &'static str, args: &[&str]) -> Result<Captured, NftError> {
+    run(action, &Cmd::new(program()).args(args))
 }
 
 fn program() -> &'static str {
@@ -51,4 +48,16 @@ fn program() -> &'static str {
         .into_iter()
         .find(|place| Path::new(place).is_file())
         .unwrap_or("nft")
+}
+
+fn run(action: &'static str, command: &Cmd) -> Result<Captured, NftError> {
+    command
+        .clone()
+        .limit(LIMIT)
+        .own_group()
+        .run()
+        .map_err(|source| match source {
+            CommandError::NotFound { .. } => NftError::Missing,
+            source => NftError::Refused { action, source },
+        })
 }

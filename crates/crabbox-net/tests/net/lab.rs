@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crabbox_host::command::Cmd;
 use crabbox_host::netlink::{Link, Netlink};
 use crabbox_host::{netns, tap};
 use crabbox_net::{GUEST_ADDRESS, Inner, Outer, Policy, TAP_ADDRESS};
@@ -21,6 +22,8 @@ pub(crate) const INTERNET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 pub(crate) const LAN: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
 /// The host's own public address.
 pub(crate) const HOST_PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// A second address on the internet, one of many.
+pub(crate) const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
 /// How long a connection that must not come about is waited for.
 const PATIENCE: Duration = Duration::from_millis(700);
 
@@ -52,6 +55,15 @@ impl Lab {
             netlink.add_route("0.0.0.0/0".parse().unwrap(), INTERNET).unwrap();
         })
         .unwrap();
+        netns::within(&lab.internet, || {
+            Netlink::open()
+                .unwrap()
+                .add_address("lo", format!("{ELSEWHERE}/32").parse().unwrap())
+                .unwrap();
+            serve(Ipv4Addr::UNSPECIFIED, 80, "internet");
+        })
+        .unwrap();
+        netns::within(&lab.lan, || serve(Ipv4Addr::UNSPECIFIED, 80, "lan")).unwrap();
         netns::within(&lab.host, || work(&lab)).unwrap();
     }
 
@@ -100,6 +112,23 @@ pub(crate) fn wire(name: &str, address: &str, other: &Path, far: &str, far_addre
         netlink.set_up(far).unwrap();
     })
     .unwrap();
+}
+
+/// The rules of the host, all of them.
+pub(crate) fn rules() -> String {
+    Cmd::new("nft")
+        .args(["list", "ruleset"])
+        .run()
+        .unwrap()
+        .stdout_text()
+}
+
+/// A kernel setting of the namespace of the caller.
+pub(crate) fn setting(name: &str) -> String {
+    std::fs::read_to_string(Path::new("/proc/sys/net/ipv4").join(name))
+        .unwrap()
+        .trim()
+        .to_owned()
 }
 
 /// The links of the host but those of the lab itself.

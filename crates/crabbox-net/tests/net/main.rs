@@ -2,5 +2,11 @@
 //!
 //! Every test runs inside a "host" namespace of its own making; the namespaces, links and tables of the real host are never touched.
 
+#[cfg(test)]
 mod cni;
+#[cfg(test)]
 mod lab;
+#[cfg(test)]
+mod nat;
+#[cfg(test)]
+mod policy;

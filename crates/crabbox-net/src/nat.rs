@@ -1,0 +1,318 @@
+//! The built-in `nat` mode: a veth pair, a /30 from our own range, masquerade. Nothing to install but `nft`.
+//!
+//! ```text
+//!   cbx<tag> 10.213.0.1/30, alias crabbox:<lease>   <- veth ->   veth0 10.213.0.2/30 in the namespace of the lease
+//!   table ip crabbox_<tag>: masquerade, nobody in but the host, nobody out to another lease or the host
+//!   table ip crabbox_host:  set forwarding = the interfaces whose forwarding we switched on
+//! ```
+//! [`attach_nat`] and [`detach_nat`] change what leases share and so must run under the engine's allocation lock. A link that does not
+//! bear our label is never deleted, whatever its name is. An `accept` of our table does not override a `drop` in somebody
+//! else's (Docker's, firewalld's): those are reported by [`forward_blocks`], never edited.
+
+mod blocks;
+mod forwarding;
+mod rules;
+mod subnet;
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+
+use crabbox_host::netlink::{Netlink, NetlinkError, valid_name};
+use crabbox_host::netns::{self, NetnsError};
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::nft::{self, NftError};
+use crate::outer::Outer;
+
+pub use blocks::{ForwardBlock, forward_blocks};
+pub use subnet::{DEFAULT_RANGE, SubnetError, choose_subnet};
+
+/// The label of every link of ours, followed by the lease.
+const LABEL: &str = "crabbox:";
+
+/// The name of every link of ours, followed by the tag.
+const LINK: &str = "cbx";
+
+/// The name of every table of ours on the host, followed by the tag.
+const TABLE: &str = "crabbox_";
+
+/// The default MTU of a veth, in bytes.
+const VETH_MTU: u32 = 1500;
+
+/// What the nat mode needs for one lease, at setup and at teardown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatSpec {
+    /// The lease, as it stands on the link's label.
+    pub lease: String,
+    /// 1 to 8 lower-case hexadecimal digits, one lease's alone on this host.
+    pub tag: String,
+    /// The file of the namespace.
+    pub netns: PathBuf,
+    /// The interface in the namespace, `veth0`.
+    pub ifname: String,
+    /// The /30 of this lease ([`choose_subnet`]).
+    pub subnet: Ipv4Net,
+}
+
+impl NatSpec {
+    /// The link on the host.
+    pub fn link(&self) -> String {
+        format!("{LINK}{}", self.tag)
+    }
+
+    /// The table on the host.
+    pub fn table(&self) -> String {
+        format!("{TABLE}{}", self.tag)
+    }
+
+    fn label(&self) -> String {
+        format!("{LABEL}{}", self.lease)
+    }
+
+    /// The host's end and the lease's end.
+    fn ends(&self) -> Result<(Ipv4Addr, Ipv4Addr), NatError> {
+        let tag_fits = (1..=8).contains(&self.tag.len())
+            && self
+                .tag
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let mut hosts = self.subnet.hosts();
+        match (hosts.next(), hosts.next(), self.subnet.prefix_len()) {
+            (Some(host), Some(lease), 30) if tag_fits && valid_name(&self.ifname) => Ok((host, lease)),
+            _ => Err(NatError::Spec {
+                tag: self.tag.clone(),
+                ifname: self.ifname.clone(),
+                subnet: self.subnet,
+            }),
+        }
+    }
+}
+
+/// Why the nat mode could not be set up or taken down.
+#[derive(Debug, thiserror::Error)]
+pub enum NatError {
+    /// The saved values are not ones that this module would have made.
+    #[error("cannot use tag {tag:?}, interface {ifname:?} and subnet {subnet} for a NAT network")]
+    Spec {
+        /// The tag.
+        tag: String,
+        /// The interface.
+        ifname: String,
+        /// The subnet.
+        subnet: Ipv4Net,
+    },
+    /// The namespace cannot be entered.
+    #[error("cannot set up NAT for {}", netns.display())]
+    Namespace {
+        /// The file of the namespace.
+        netns: PathBuf,
+        /// What happened.
+        #[source]
+        source: NetnsError,
+    },
+    /// The host's own namespace cannot be named.
+    #[error("cannot open the network namespace of the host")]
+    HostNamespace {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A link, an address or a route could not be set or removed.
+    #[error("cannot change the NAT link {link}")]
+    Link {
+        /// The link on the host.
+        link: String,
+        /// What happened.
+        #[source]
+        source: NetlinkError,
+    },
+    /// A link of that name is there and is not ours.
+    #[error("the link {link} is not the one of lease {lease} (its label is {label:?}); it is left alone")]
+    NotOurs {
+        /// The link.
+        link: String,
+        /// The lease that it should belong to.
+        lease: String,
+        /// Its label.
+        label: String,
+    },
+    /// The packet filter could not be changed or read.
+    #[error("cannot change the NAT rules of {table}")]
+    Filter {
+        /// The table.
+        table: String,
+        /// What happened.
+        #[source]
+        source: NftError,
+    },
+    /// `nft` listed something that is no list.
+    #[error("cannot read what nft lists")]
+    Listing {
+        /// Where it is strange.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Forwarding could not be switched.
+    #[error("cannot set {} to {value}", setting.display())]
+    Setting {
+        /// The kernel setting.
+        setting: PathBuf,
+        /// What it was to be.
+        value: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Sets up the veth pair, the rules and forwarding. What was done when a step fails is undone.
+pub fn attach_nat(spec: &NatSpec) -> Result<Outer, NatError> {
+    let (host, lease) = spec.ends()?;
+    let made = build(spec, host, lease);
+    if made.is_err() {
+        // The first error is the one that matters; what could not be undone is found by its label.
+        detach_nat(spec).ok();
+    }
+    made
+}
+
+fn build(spec: &NatSpec, host: Ipv4Addr, lease: Ipv4Addr) -> Result<Outer, NatError> {
+    let (name, prefix) = (spec.link(), spec.subnet.prefix_len());
+    let link = |source| NatError::Link {
+        link: name.clone(),
+        source,
+    };
+    let mut netlink = Netlink::open().map_err(link)?;
+    let uplinks = forwarding::uplinks(&mut netlink).map_err(link)?;
+    let mtu = uplinks
+        .iter()
+        .map(|uplink| uplink.mtu)
+        .min()
+        .unwrap_or(VETH_MTU)
+        .min(VETH_MTU);
+    let here = netns::current().map_err(|source| NatError::HostNamespace { source })?;
+    inside(spec, |netlink| {
+        // Both ends are born in the namespace, which takes them along if we die now; on the host the link is labelled from the start.
+        netlink.add_veth(&name, &spec.ifname)?;
+        netlink.set_alias(&name, &spec.label())?;
+        netlink.set_mtu(&name, mtu)?;
+        netlink.set_mtu(&spec.ifname, mtu)?;
+        netlink.add_address(&spec.ifname, net(lease, prefix))?;
+        netlink.set_up(&spec.ifname)?;
+        netlink.move_to(&name, here.as_fd())
+    })?;
+    nft::apply("load the NAT rules of the lease", &rules::ruleset(spec, lease)).map_err(|source| {
+        NatError::Filter {
+            table: spec.table(),
+            source,
+        }
+    })?;
+    netlink.add_address(&name, net(host, prefix)).map_err(link)?;
+    forwarding::of_own_link(&name)?;
+    forwarding::switch_on(&uplinks)?;
+    netlink.set_up(&name).map_err(link)?;
+    inside(spec, |netlink| netlink.add_route(Ipv4Net::default(), host))?;
+    Ok(Outer {
+        ifname: spec.ifname.clone(),
+        address: lease,
+        prefix,
+        gateway: host,
+        dns: Vec::new(),
+        mtu,
+        guest_tap: None,
+    })
+}
+
+fn inside(
+    spec: &NatSpec,
+    work: impl FnOnce(&mut Netlink) -> Result<(), NetlinkError> + Send,
+) -> Result<(), NatError> {
+    netns::within(&spec.netns, || {
+        Netlink::open().and_then(|mut netlink| work(&mut netlink))
+    })
+    .map_err(|source| NatError::Namespace {
+        netns: spec.netns.clone(),
+        source,
+    })?
+    .map_err(|source| NatError::Link {
+        link: spec.link(),
+        source,
+    })
+}
+
+fn net(address: Ipv4Addr, prefix: u8) -> Ipv4Net {
+    // The prefix was checked to be 30.
+    Ipv4Net::new(address, prefix).unwrap_or_else(|_| Ipv4Net::from(address))
+}
+
+/// Removes the link and the table, and forwarding with the last lease. What is gone already is fine.
+pub fn detach_nat(spec: &NatSpec) -> Result<(), NatError> {
+    spec.ends()?;
+    remove(&spec.lease, &spec.tag)
+}
+
+/// Removes what a lease without a record has left, as [`owned_links`] or [`owned_tables`] name it. A tag whose link is gone
+/// needs no lease: pass an empty one.
+pub fn remove(lease: &str, tag: &str) -> Result<(), NatError> {
+    let name = format!("{LINK}{tag}");
+    let link = |source| NatError::Link {
+        link: name.clone(),
+        source,
+    };
+    let mut netlink = Netlink::open().map_err(link)?;
+    if let Some(found) = netlink.link(&name).map_err(link)? {
+        let label = found.alias.unwrap_or_default();
+        if label != format!("{LABEL}{lease}") {
+            return Err(NatError::NotOurs {
+                link: name,
+                lease: lease.to_owned(),
+                label,
+            });
+        }
+        netlink.delete_link(&name).map_err(link)?;
+    }
+    rules::drop_table(&format!("{TABLE}{tag}"))?;
+    if owned_links()?.is_empty() {
+        forwarding::switch_back()
+    } else {
+        Ok(())
+    }
+}
+
+/// A link on the host that bears our label.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnedLink {
+    /// The lease on its label.
+    pub lease: String,
+    /// Its tag.
+    pub tag: String,
+}
+
+/// Every link of ours on the host, whoever made it.
+pub fn owned_links() -> Result<Vec<OwnedLink>, NatError> {
+    let link = |source| NatError::Link {
+        link: format!("{LINK}*"),
+        source,
+    };
+    let links = Netlink::open()
+        .and_then(|mut netlink| netlink.links())
+        .map_err(link)?;
+    Ok(links
+        .into_iter()
+        .filter_map(|link| {
+            let lease = link.alias.as_deref()?.strip_prefix(LABEL)?.to_owned();
+            Some(OwnedLink {
+                lease,
+                tag: link.name.strip_prefix(LINK)?.to_owned(),
+            })
+        })
+        .collect())
+}
+
+/// The tag of every table of ours on the host.
+pub fn owned_tables() -> Result<Vec<String>, NatError> {
+    rules::tags()
+}

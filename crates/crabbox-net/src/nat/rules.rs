@@ -1,0 +1,81 @@
+//! The rules of one lease in the host's namespace: its own table, dropped whole at the end.
+
+use std::net::Ipv4Addr;
+
+use serde_json::Value;
+
+use super::{LINK, NatError, NatSpec, TABLE};
+use crate::nft;
+
+/// Hooks of ours run just before those of the usual firewalls, so that a drop here is final and an accept lets them have their say.
+const PRIORITY: &str = "filter - 10";
+
+/// The table of `spec`, replacing an earlier one. Masquerade is all that the lease needs; the rest keeps it apart should the mapping
+/// in its own namespace ever fail.
+pub(super) fn ruleset(spec: &NatSpec, lease: Ipv4Addr) -> String {
+    let (table, link) = (spec.table(), spec.link());
+    format!(
+        "table ip {table}
+delete table ip {table}
+table ip {table} {{
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    ip saddr {lease} oifname != \"{link}\" masquerade
+  }}
+  chain forward {{
+    type filter hook forward priority {PRIORITY}; policy accept;
+    iifname \"{link}\" ip saddr != {lease} drop
+    iifname \"{link}\" oifname \"{LINK}*\" drop
+    oifname \"{link}\" ct state established,related accept
+    oifname \"{link}\" drop
+  }}
+  chain input {{
+    type filter hook input priority {PRIORITY}; policy accept;
+    iifname \"{link}\" ct state established,related accept
+    iifname \"{link}\" drop
+  }}
+}}
+"
+    )
+}
+
+/// Drops a table of ours. One that is gone is fine: it is made first, in the same transaction.
+pub(super) fn drop_table(table: &str) -> Result<(), NatError> {
+    nft::apply(
+        "drop the NAT rules of the lease",
+        &format!("table ip {table}\ndelete table ip {table}\n"),
+    )
+    .map_err(|source| NatError::Filter {
+        table: table.to_owned(),
+        source,
+    })
+}
+
+/// The tags of the tables that are there.
+pub(super) fn tags() -> Result<Vec<String>, NatError> {
+    let tables = listing(&["-j", "list", "tables"])?;
+    let is_tag = |tag: &&str| !tag.is_empty() && tag.bytes().all(|byte| byte.is_ascii_hexdigit());
+    Ok(objects(&tables, "table")
+        .filter(|table| table["family"] == "ip")
+        .filter_map(|table| table["name"].as_str()?.strip_prefix(TABLE).filter(is_tag))
+        .map(str::to_owned)
+        .collect())
+}
+
+/// What `nft` lists, as JSON.
+pub(super) fn listing(args: &[&str]) -> Result<Value, NatError> {
+    let output = nft::ask("list the rules of the host", args).map_err(|source| NatError::Filter {
+        table: format!("{TABLE}*"),
+        source,
+    })?;
+    serde_json::from_slice(&output.stdout).map_err(|source| NatError::Listing { source })
+}
+
+/// The objects of one kind in a listing.
+pub(super) fn objects<'a>(listing: &'a Value, kind: &'a str) -> impl Iterator<Item = &'a Value> {
+    listing["nftables"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(move |object| object.get(kind))
+}

@@ -1,0 +1,128 @@
+//! The choice of a /30 that nobody uses: pure, from lists that the caller has read.
+
+use ipnet::Ipv4Net;
+
+/// Where our subnets come from unless the configuration says otherwise: 16384 of them, in a part of 10/8 that few sites use.
+pub const DEFAULT_RANGE: &str = "10.213.0.0/16";
+
+/// Why there is no subnet for one more lease.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubnetError {
+    /// The range is smaller than one lease needs.
+    #[error("the NAT range {range} is too small; it must hold at least one /30")]
+    TooSmall {
+        /// The range.
+        range: Ipv4Net,
+    },
+    /// Every /30 is taken.
+    #[error("there is no free /30 in the NAT range {range}: {leases} are used by leases{}", shadows(.routes))]
+    Full {
+        /// The range.
+        range: Ipv4Net,
+        /// How many are in use.
+        leases: usize,
+        /// Routes of the host that lead into the range.
+        routes: Vec<Ipv4Net>,
+    },
+}
+
+fn shadows(routes: &[Ipv4Net]) -> String {
+    if routes.is_empty() {
+        return String::new();
+    }
+    let list: Vec<_> = routes.iter().map(ToString::to_string).collect();
+    format!(
+        ", and the host has routes to {}; choose a range that it has none to",
+        list.join(", ")
+    )
+}
+
+/// The lowest /30 of `range` that overlaps neither `in_use` (the subnets of leases on record) nor `routes` (the host's route table; the
+/// default route does not count). A broad route over the whole range, as a VPN to 10/8 sets one, leaves none.
+pub fn choose_subnet(range: Ipv4Net, in_use: &[Ipv4Net], routes: &[Ipv4Net]) -> Result<Ipv4Net, SubnetError> {
+    let overlap = |a: &Ipv4Net, b: &Ipv4Net| a.contains(b) || b.contains(a);
+    let routes: Vec<Ipv4Net> = routes
+        .iter()
+        .filter(|route| route.prefix_len() > 0 && overlap(route, &range))
+        .copied()
+        .collect();
+    let mut all = range
+        .trunc()
+        .subnets(30)
+        .map_err(|_| SubnetError::TooSmall { range })?;
+    all.find(|subnet| !in_use.iter().chain(&routes).any(|taken| overlap(taken, subnet)))
+        .ok_or_else(|| {
+            let leases = in_use.iter().filter(|subnet| range.contains(*subnet)).count();
+            let routes = routes
+                .into_iter()
+                .filter(|route| !in_use.contains(route))
+                .collect();
+            SubnetError::Full {
+                range,
+                leases,
+                routes,
+            }
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nets(list: &[&str]) -> Vec<Ipv4Net> {
+        list.iter().map(|net| net.parse().unwrap()).collect()
+    }
+
+    fn choose(range: &str, in_use: &[&str], routes: &[&str]) -> Result<String, SubnetError> {
+        choose_subnet(range.parse().unwrap(), &nets(in_use), &nets(routes)).map(|net| net.to_string())
+    }
+
+    #[test]
+    fn the_lowest_free_one_is_taken_and_a_gap_is_filled() {
+        assert_eq!(
+            choose(DEFAULT_RANGE, &[], &["0.0.0.0/0"]).unwrap(),
+            "10.213.0.0/30"
+        );
+        assert_eq!(
+            choose(DEFAULT_RANGE, &["10.213.0.0/30", "10.213.0.8/30"], &[]).unwrap(),
+            "10.213.0.4/30"
+        );
+    }
+
+    #[test]
+    fn a_route_into_the_range_is_stepped_over_whether_it_is_broader_or_narrower() {
+        assert_eq!(
+            choose(DEFAULT_RANGE, &[], &["10.213.0.0/24"]).unwrap(),
+            "10.213.1.0/30"
+        );
+        assert_eq!(
+            choose(DEFAULT_RANGE, &[], &["10.213.0.1/32"]).unwrap(),
+            "10.213.0.4/30"
+        );
+        assert_eq!(
+            choose(DEFAULT_RANGE, &[], &["192.168.0.0/16"]).unwrap(),
+            "10.213.0.0/30"
+        );
+    }
+
+    #[test]
+    fn a_full_range_says_by_whom() {
+        let full = choose("10.0.0.0/29", &["10.0.0.0/30", "10.0.0.4/30"], &["10.0.0.0/30"]).unwrap_err();
+        assert_eq!(
+            full,
+            SubnetError::Full {
+                range: "10.0.0.0/29".parse().unwrap(),
+                leases: 2,
+                routes: Vec::new()
+            }
+        );
+        let shadowed = choose(DEFAULT_RANGE, &[], &["10.0.0.0/8"])
+            .unwrap_err()
+            .to_string();
+        assert!(shadowed.contains("routes to 10.0.0.0/8"), "{shadowed}");
+        assert!(matches!(
+            choose("10.0.0.0/31", &[], &[]).unwrap_err(),
+            SubnetError::TooSmall { .. }
+        ));
+    }
+}
