@@ -1,6 +1,16 @@
 //! Artefacts by digest, clone and grow, seed, build recipes, guest contract.
 
+pub mod build;
+pub mod cpio;
 pub mod disk;
 pub mod fetch;
+pub mod guest;
+pub mod guest_binary;
+pub mod initrd;
 pub mod inspect;
+pub mod kernel;
+pub mod manifest;
+mod modinfo;
 pub mod progress;
+pub mod seed;
+pub mod store;

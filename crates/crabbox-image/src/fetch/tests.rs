@@ -18,9 +18,15 @@ fn wheel(dir: &Path, members: &[(&str, &[u8])]) -> PathBuf {
 }
 
 /// An executable `python3` of our own that does `script`.
+///
+/// A child writes it: were it open for writing here, another test's fork could hold it open and running it would fail
+/// with "text file busy".
 fn python(dir: &Path, script: &str) -> String {
     let path = dir.join("python3");
-    files::write_atomic(&path, format!("#!/bin/sh\n{script}\n").as_bytes(), 0o755).unwrap();
+    let write = Cmd::new("sh")
+        .args(["-c", "cat > \"$1\" && chmod 755 \"$1\"", "sh"])
+        .arg(&path);
+    write.stdin(format!("#!/bin/sh\n{script}\n")).run().unwrap();
     path.to_str().unwrap().to_owned()
 }
 

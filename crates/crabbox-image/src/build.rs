@@ -1,0 +1,295 @@
+//! Builds our guest image: Debian packages, the Debian cloud kernel, an initrd with `crabbox-guest`, one ext4 base.
+//!
+//! The same packages and the same `crabbox-guest` give the same bytes, and so the same digest. It must never leave
+//! something that looks like an image when it is interrupted, nor put a secret or a machine's identity into one.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crabbox_host::clock;
+use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::files::{self, FileError};
+
+use crate::initrd::{self, InitrdError, InitrdRecipe};
+use crate::kernel::{self, KernelError};
+use crate::manifest::{self, FileFacts, GuestContract, Manifest};
+use crate::progress::Progress;
+use crate::store::{Image, Scratch, Store, StoreError};
+
+mod base;
+mod bootstrap;
+mod contract;
+
+/// Free space that a build wants, in bytes: the tree, the unpacked kernel package and the image are together about 700 MiB.
+pub const SPACE_NEEDED: u64 = 1280 * 1024 * 1024;
+
+/// The time that everything in an image is stamped with unless a recipe says otherwise: 2025-01-01 00:00:00 UTC.
+pub const STAMP_UNIX: u32 = 1_735_689_600;
+
+/// The label of the base file system, by which the guest may check what it mounts.
+pub const BASE_LABEL: &str = "crabbox-base";
+
+/// What to build.
+#[derive(Debug, Clone)]
+pub struct BuildRecipe {
+    /// The name that will point at the image.
+    pub name: String,
+    /// The Debian suite, for example `bookworm`.
+    pub suite: String,
+    /// Packages beyond the guest contract.
+    pub extra_packages: Vec<String>,
+    /// Where the packages come from, as mmdebstrap takes them; empty for the distribution's own servers.
+    pub mirrors: Vec<String>,
+    /// The static `crabbox-guest` binary.
+    pub guest_binary: PathBuf,
+    /// No file of the image is newer than this, in seconds since the unix epoch; fixed, so that builds can be compared.
+    pub stamp_unix: u32,
+}
+
+impl BuildRecipe {
+    /// The default image, with `guest_binary` as its first process.
+    pub fn debian(guest_binary: &Path) -> Self {
+        Self {
+            name: "default".to_owned(),
+            suite: "bookworm".to_owned(),
+            extra_packages: Vec::new(),
+            mirrors: Vec::new(),
+            guest_binary: guest_binary.to_owned(),
+            stamp_unix: STAMP_UNIX,
+        }
+    }
+}
+
+/// Why an image could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// Programs that the build runs are not installed.
+    #[error("cannot build an image without {}; run `{install}`", programs.join(", "))]
+    MissingTools {
+        /// The missing programs.
+        programs: Vec<String>,
+        /// The command that installs them.
+        install: String,
+    },
+    /// Only root may create the device nodes and foreign owners of a root file system.
+    #[error("building an image needs root; run `sudo crabbox image build`")]
+    NeedsRoot,
+    /// There is no recipe for this processor.
+    #[error("no image recipe for {arch}; give firecracker.kernel and firecracker.rootfs instead")]
+    Architecture {
+        /// The processor, as Rust names it.
+        arch: &'static str,
+    },
+    /// The file system of the store is too full.
+    #[error(
+        "building an image needs {} MiB free in {}, and {} MiB are; make room, or put the store elsewhere",
+        needed_bytes.div_ceil(1 << 20), dir.display(), free_bytes >> 20
+    )]
+    NoSpace {
+        /// The store.
+        dir: PathBuf,
+        /// What the build wants, in bytes.
+        needed_bytes: u64,
+        /// What is there, in bytes.
+        free_bytes: u64,
+    },
+    /// A package or suite name that could be taken for an option or for several.
+    #[error("bad {what} {value:?}: use letters, digits, '.', '+' and '-', beginning with a letter or digit")]
+    BadWord {
+        /// What it names.
+        what: &'static str,
+        /// The word as given.
+        value: String,
+    },
+    /// A program failed.
+    #[error("building the image stopped while {stage}")]
+    Tool {
+        /// What was being done.
+        stage: &'static str,
+        /// How it failed.
+        #[source]
+        source: CommandError,
+    },
+    /// The kernel package did not have what was looked for.
+    #[error("the kernel package of {suite} has no {missing}")]
+    KernelPackage {
+        /// The suite.
+        suite: String,
+        /// What is missing.
+        missing: String,
+    },
+    /// No ELF could be taken out of the package's kernel.
+    #[error("cannot use the kernel {}", path.display())]
+    Kernel {
+        /// The compressed kernel.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: KernelError,
+    },
+    /// No initrd could be put together.
+    #[error("cannot make the initrd")]
+    Initrd(#[source] InitrdError),
+    /// The made file system cannot be stamped.
+    #[error("the file system {} is not as it was made: {unexpected}", path.display())]
+    Layout {
+        /// The image.
+        path: PathBuf,
+        /// What is strange.
+        unexpected: &'static str,
+    },
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file could not be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// Builds the image of `recipe` and puts it into `store`, where `recipe.name` points at it afterwards.
+///
+/// It takes the store's lock for the whole time and works in a scratch directory there, which is gone when it returns;
+/// after a kill, the next change of the store sweeps it.
+pub fn build_debian(
+    recipe: &BuildRecipe,
+    store: &Store,
+    progress: &dyn Progress,
+) -> Result<Image, BuildError> {
+    check(recipe, store)?;
+    let scratch = store.begin()?;
+    let (tree, staged) = (scratch.dir().join("root"), scratch.dir().join("image"));
+    files::create_private_dir(&staged)?;
+
+    progress.stage("installing packages");
+    let kernel_release = bootstrap::install(recipe, &tree, scratch.dir())?;
+    progress.stage("extracting the kernel");
+    stage_kernel(recipe, &kernel_release, &scratch, &staged)?;
+    progress.stage("setting up the guest");
+    let guest = GuestContract::default();
+    contract::apply(&tree, &guest)?;
+    let packages = bootstrap::packages(&tree)?;
+    progress.stage("making the file system");
+    base::make(&tree, &staged.join(manifest::BASE), recipe.stamp_unix)?;
+
+    progress.stage("storing the image");
+    let mut contents = BTreeMap::new();
+    for name in manifest::FILES {
+        contents.insert(name.to_owned(), FileFacts::of(&staged.join(name))?);
+    }
+    let record = Manifest {
+        version: manifest::VERSION,
+        digest: manifest::image_digest(&contents),
+        created_unix: clock::unix_seconds(),
+        arch: std::env::consts::ARCH.to_owned(),
+        suite: recipe.suite.clone(),
+        kernel_release,
+        guest,
+        files: contents,
+        packages,
+    };
+    Ok(store.put(&scratch, &staged, &record, &recipe.name)?)
+}
+
+/// All that can be known before the first package is fetched.
+fn check(recipe: &BuildRecipe, store: &Store) -> Result<(), BuildError> {
+    if std::env::consts::ARCH != "x86_64" {
+        return Err(BuildError::Architecture {
+            arch: std::env::consts::ARCH,
+        });
+    }
+    check_word("suite", &recipe.suite)?;
+    for package in &recipe.extra_packages {
+        check_word("package", package)?;
+    }
+    crate::store::check_name(&recipe.name)?;
+    if !rustix::process::geteuid().is_root() {
+        return Err(BuildError::NeedsRoot);
+    }
+    check_tools(&bootstrap::TOOLS)?;
+    std::fs::metadata(&recipe.guest_binary)
+        .map_err(|source| FileError::io("look at the guest's first process", &recipe.guest_binary, source))?;
+    let free_bytes = files::free_bytes(store.root())?;
+    if free_bytes < SPACE_NEEDED {
+        let dir = store.root().to_owned();
+        return Err(BuildError::NoSpace {
+            dir,
+            needed_bytes: SPACE_NEEDED,
+            free_bytes,
+        });
+    }
+    Ok(())
+}
+
+fn check_word(what: &'static str, value: &str) -> Result<(), BuildError> {
+    let plain = |c: char| c.is_ascii_alphanumeric();
+    let good = value.starts_with(plain) && value.chars().all(|c| plain(c) || matches!(c, '.' | '+' | '-'));
+    if good {
+        Ok(())
+    } else {
+        Err(BuildError::BadWord {
+            what,
+            value: value.to_owned(),
+        })
+    }
+}
+
+/// Each of `tools` is a program and the Debian package that has it. One that cannot be started counts as missing.
+fn check_tools(tools: &[(&str, &str)]) -> Result<(), BuildError> {
+    let missing: Vec<_> = tools
+        .iter()
+        .filter(|(program, _)| {
+            matches!(
+                Cmd::new(program).arg("--version").capture(),
+                Err(CommandError::NotFound { .. })
+            )
+        })
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
+    packages.dedup();
+    Err(BuildError::MissingTools {
+        programs: missing.iter().map(|(program, _)| (*program).to_owned()).collect(),
+        install: format!("apt-get install -y {}", packages.join(" ")),
+    })
+}
+
+/// Unpacks the kernel package and makes kernel and initrd of it.
+fn stage_kernel(
+    recipe: &BuildRecipe,
+    release: &str,
+    scratch: &Scratch,
+    staged: &Path,
+) -> Result<(), BuildError> {
+    let unpacked = bootstrap::unpack_kernel(recipe, scratch.dir())?;
+    let compressed = unpacked.join("boot").join(format!("vmlinuz-{release}"));
+    let image =
+        std::fs::read(&compressed).map_err(|source| FileError::io("read the kernel", &compressed, source))?;
+    let elf = kernel::elf_from_bzimage(&image).map_err(|source| BuildError::Kernel {
+        path: compressed,
+        source,
+    })?;
+    files::write_atomic(&staged.join(manifest::KERNEL), &elf, 0o644)?;
+    // A merged /usr may put the tree in either place.
+    let modules_root = ["lib", "usr/lib"]
+        .map(|prefix| unpacked.join(prefix).join("modules").join(release))
+        .into_iter()
+        .find(|dir| dir.is_dir())
+        .ok_or_else(|| BuildError::KernelPackage {
+            suite: recipe.suite.clone(),
+            missing: format!("modules for {release}"),
+        })?;
+    let archive = initrd::build(&InitrdRecipe {
+        guest_binary: &recipe.guest_binary,
+        modules_root: &modules_root,
+        kernel_version: release,
+        extra_modules: &[],
+    })
+    .map_err(BuildError::Initrd)?;
+    files::write_atomic(&staged.join(manifest::INITRD), &archive, 0o644)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,249 @@
+//! Makes the read-only base file system of a tree, the same bytes for the same tree.
+//!
+//! mke2fs copies the tree; what it cannot keep from changing (the moment each file was touched on this machine) is then
+//! stamped over in the inode tables. That needs a file system without metadata checksums, which a read-only base shared
+//! through the page cache has no use for. The order of a directory's entries is the host's: two machines may differ there.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::Path;
+use std::time::Duration;
+
+use crabbox_host::command::Cmd;
+use crabbox_host::files::FileError;
+
+use super::{BASE_LABEL, BuildError};
+use crate::inspect;
+
+/// The volume id and the seed of the directory hash: any constant would do, it only has to stay the same.
+const VOLUME_ID: &str = "63726162-626f-4d78-8000-000000000001";
+
+/// Everything about the format is said here, so that it does not depend on the host's `mke2fs.conf`.
+const FEATURES: &str =
+    "none,ext_attr,dir_index,filetype,extent,flex_bg,sparse_super2,large_file,huge_file,extra_isize";
+
+/// Bytes a block, and bytes an inode.
+const BLOCK: u64 = 4096;
+const INODE: usize = 256;
+
+/// Longest that making the file system may take.
+const MAKE_LIMIT: Duration = Duration::from_mins(10);
+
+/// What a tree will take.
+#[derive(Debug, Default, Clone, Copy)]
+struct Need {
+    blocks: u64,
+    inodes: u64,
+}
+
+/// Makes the ext4 file system `image` of everything in `tree`, as large as it must be, no file newer than `stamp`.
+pub(super) fn make(tree: &Path, image: &Path, stamp: u32) -> Result<(), BuildError> {
+    let mut need = Need::default();
+    measure(tree, &mut need)?;
+    let inodes = need.inodes + need.inodes / 20 + 64;
+    // Inode tables, one part in 32 for directory and extent blocks beyond the tree's own, and room for the fixed structures.
+    let blocks = need.blocks + need.blocks / 32 + inodes * INODE as u64 / BLOCK + 1024;
+    let file = File::create_new(image).map_err(|source| FileError::io("create", image, source))?;
+    file.set_len(blocks * BLOCK)
+        .map_err(|source| FileError::io("make room in", image, source))?;
+    Cmd::new("mke2fs")
+        .args([
+            "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-O", FEATURES,
+        ])
+        .args(["-N", &inodes.to_string(), "-L", BASE_LABEL, "-U", VOLUME_ID])
+        .arg("-E")
+        .arg(format!(
+            "hash_seed={VOLUME_ID},nodiscard,num_backup_sb=0,packed_meta_blocks=1,root_owner=0:0"
+        ))
+        .arg("-d")
+        .args([tree, image])
+        // The first is for e2fsprogs before 1.47.1, the second for those since.
+        .env("E2FSPROGS_FAKE_TIME", stamp.to_string())
+        .env("SOURCE_DATE_EPOCH", stamp.to_string())
+        .limit(MAKE_LIMIT)
+        .run()
+        .map_err(|source| BuildError::Tool {
+            stage: "making the file system",
+            source,
+        })?;
+    stamp_inodes(image, stamp)
+}
+
+fn measure(dir: &Path, need: &mut Need) -> Result<(), FileError> {
+    need.inodes += 1;
+    need.blocks += 1;
+    for entry in std::fs::read_dir(dir).map_err(|source| FileError::io("list", dir, source))? {
+        let entry = entry.map_err(|source| FileError::io("list", dir, source))?;
+        let path = entry.path();
+        let facts = entry
+            .metadata()
+            .map_err(|source| FileError::io("look at", &path, source))?;
+        if facts.is_dir() {
+            measure(&path, need)?;
+        } else {
+            // A hard link is counted as a file of its own: a little room is wasted, never too little given.
+            need.inodes += 1;
+            need.blocks += facts.size().div_ceil(BLOCK);
+        }
+    }
+    Ok(())
+}
+
+/// Sets access, change and creation time of every inode in use to `stamp`, and the modification time where it is later.
+fn stamp_inodes(image: &Path, stamp: u32) -> Result<(), BuildError> {
+    let layout = |unexpected| BuildError::Layout {
+        path: image.to_owned(),
+        unexpected,
+    };
+    let facts = inspect::superblock(image).map_err(|_| layout("it has no superblock"))?;
+    if facts.checksums || u64::from(facts.block_size) != BLOCK {
+        return Err(layout("it has checksums or other blocks"));
+    }
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(image)
+        .map_err(|source| FileError::io("open", image, source))?;
+    let read = |buffer: &mut [u8], offset| {
+        file.read_exact_at(buffer, offset)
+            .map_err(|source| FileError::io("read", image, source))
+    };
+    let mut super_block = [0; 1024];
+    read(&mut super_block, 1024)?;
+    let (blocks_a_group, inodes_a_group) = (word(&super_block, 0x20), word(&super_block, 0x28));
+    if blocks_a_group == 0 || inodes_a_group == 0 {
+        return Err(layout("its groups are empty"));
+    }
+    let groups = facts.blocks.div_ceil(u64::from(blocks_a_group));
+    for group in 0..groups {
+        // The descriptors, 32 bytes each without the 64bit feature, start in the second block.
+        let mut descriptor = [0; 32];
+        read(&mut descriptor, BLOCK + 32 * group)?;
+        let table = u64::from(word(&descriptor, 8)) * BLOCK;
+        let mut inodes = vec![0; inodes_a_group as usize * INODE];
+        read(&mut inodes, table)?;
+        for inode in inodes.chunks_exact_mut(INODE) {
+            stamp_inode(inode, stamp);
+        }
+        file.write_all_at(&inodes, table)
+            .map_err(|source| FileError::io("write", image, source))?;
+    }
+    Ok(())
+}
+
+/// The layout is that of `struct ext4_inode`; a mode of 0 means that it is not in use.
+fn stamp_inode(inode: &mut [u8], stamp: u32) {
+    if inode[..2] == [0, 0] {
+        return;
+    }
+    let modified_later = word(inode, 0x10) > stamp;
+    let mut set = |offset: usize, value: u32| inode[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
+    for (seconds, fraction) in [(0x08, 0x8C), (0x0C, 0x84), (0x90, 0x94)] {
+        set(seconds, stamp);
+        set(fraction, 0);
+    }
+    if modified_later {
+        set(0x10, stamp);
+        set(0x88, 0);
+    }
+}
+
+fn word(bytes: &[u8], offset: usize) -> u32 {
+    u32::from_le_bytes([
+        bytes[offset],
+        bytes[offset + 1],
+        bytes[offset + 2],
+        bytes[offset + 3],
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    const STAMP: u32 = 1_000_000_000;
+
+    /// A tree with files, a link, a deep directory and a device, made now.
+    fn tree(dir: &Path) -> PathBuf {
+        let tree = dir.join("tree");
+        std::fs::create_dir_all(tree.join("a/b")).unwrap();
+        std::fs::write(tree.join("a/b/large"), vec![7; 3_000_000]).unwrap();
+        std::os::unix::fs::symlink("large", tree.join("a/b/link")).unwrap();
+        Cmd::new("mknod")
+            .arg(tree.join("null"))
+            .args(["c", "1", "3"])
+            .run()
+            .unwrap();
+        for number in 0..500 {
+            std::fs::write(tree.join(format!("a/{number}")), format!("{number}")).unwrap();
+        }
+        let old = std::time::UNIX_EPOCH + Duration::from_secs(5000);
+        File::options()
+            .write(true)
+            .open(tree.join("a/7"))
+            .unwrap()
+            .set_modified(old)
+            .unwrap();
+        tree
+    }
+
+    fn debugfs(image: &Path, request: &str) -> String {
+        let out = Cmd::new("debugfs")
+            .args(["-R", request])
+            .arg(image)
+            .env("TZ", "UTC")
+            .run()
+            .unwrap();
+        out.stdout_text()
+    }
+
+    #[test]
+    fn the_base_holds_the_tree_and_the_checker_agrees() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("base.ext4");
+        make(&tree(dir.path()), &image, STAMP).unwrap();
+        Cmd::new("e2fsck").args(["-f", "-n"]).arg(&image).run().unwrap();
+        assert_eq!(debugfs(&image, "cat /a/77"), "77");
+        let facts = inspect::superblock(&image).unwrap();
+        assert_eq!((facts.label.as_str(), facts.journal), (BASE_LABEL, false));
+        assert!(facts.bytes() < 16 << 20, "{} bytes", facts.bytes());
+    }
+
+    #[test]
+    fn no_time_of_the_build_is_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("base.ext4");
+        make(&tree(dir.path()), &image, STAMP).unwrap();
+        let new = debugfs(&image, "stat /a/77");
+        assert_eq!(new.matches("Sep  9 01:46:40 2001").count(), 4, "{new}");
+        let old = debugfs(&image, "stat /a/7");
+        assert_eq!(old.matches("Jan  1 01:23:20 1970").count(), 1, "{old}");
+    }
+
+    #[test]
+    fn the_same_tree_gives_the_same_bytes_at_another_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+        let tree = tree(dir.path());
+        make(&tree, &one, STAMP).unwrap();
+        // Touching every file changes its change time, as building again would.
+        Cmd::new("touch").arg("-c").arg(tree.join("a/77")).run().unwrap();
+        Cmd::new("chmod").args(["-R", "u+w"]).arg(&tree).run().unwrap();
+        make(&tree, &two, STAMP).unwrap();
+        assert!(std::fs::read(&one).unwrap() == std::fs::read(&two).unwrap());
+    }
+
+    #[test]
+    fn a_file_system_with_checksums_is_not_patched() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("disk.ext4");
+        crate::disk::make_layer(&image, 16).unwrap();
+        let before = std::fs::read(&image).unwrap();
+        assert!(matches!(
+            stamp_inodes(&image, STAMP),
+            Err(BuildError::Layout { .. })
+        ));
+        assert!(std::fs::read(&image).unwrap() == before);
+    }
+}

@@ -1,0 +1,190 @@
+//! The Debian part of a build: a root tree by mmdebstrap, and the cloud kernel's package from the same archive.
+//!
+//! Packages are authenticated by the archive's signatures, which mmdebstrap and apt check. The kernel is fetched by the new
+//! tree's own apt configuration, so that it works on a host of another distribution too.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crabbox_host::command::Cmd;
+use crabbox_host::files::{self, FileError};
+
+use super::{BuildError, BuildRecipe};
+
+/// The programs that a build runs, each with the Debian package that has it.
+pub(super) const TOOLS: [(&str, &str); 5] = [
+    ("mmdebstrap", "mmdebstrap"),
+    ("apt-get", "apt"),
+    ("dpkg", "dpkg"),
+    ("dpkg-query", "dpkg"),
+    ("mke2fs", "e2fsprogs"),
+];
+
+/// What the guest contract needs; `procps` and `iproute2` are for people who look around, `sudo` for the user.
+const PACKAGES: [&str; 11] = [
+    "openssh-server",
+    "rsync",
+    "git",
+    "curl",
+    "ca-certificates",
+    "python3-minimal",
+    "tar",
+    "sudo",
+    "jq",
+    "procps",
+    "iproute2",
+];
+
+/// Options of dpkg, for the build and for whatever is installed in the guest later: nothing to read, and no syncing, since
+/// neither the tree nor a lease's disk has to survive a power cut. Licences stay.
+const DPKG_OPTIONS: [&str; 8] = [
+    "force-unsafe-io",
+    "path-exclude=/usr/share/doc/*",
+    "path-include=/usr/share/doc/*/copyright",
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/info/*",
+    "path-exclude=/usr/share/lintian/*",
+    "path-exclude=/usr/share/locale/*",
+    "path-include=/usr/share/locale/locale.alias",
+];
+
+/// Makes the user. `*` is a password that nothing matches; `!` would be a locked account, which sshd without PAM refuses.
+const USER_HOOK: &str = "chroot \"$1\" useradd --uid 1000 --user-group --create-home --shell /bin/bash \
+                         --password '*' crabbox";
+
+/// Downloads the newest cloud kernel beside the script, with the apt configuration of the tree being made.
+const KERNEL_HOOK: &str = r#"#!/bin/sh
+set -e
+cd "$(dirname "$0")"
+export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
+release=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: linux-image-\([0-9].*\)$/\1/p' | head -n 1)
+apt-get download -qq "linux-image-$release"
+printf '%s' "$release" > release
+"#;
+
+/// Longest that fetching and installing the packages may take.
+const INSTALL_LIMIT: Duration = Duration::from_mins(30);
+
+/// Longest that unpacking one package may take.
+const UNPACK_LIMIT: Duration = Duration::from_mins(5);
+
+/// Makes the root tree `tree` and puts the kernel's package into `scratch`; answers the kernel's release.
+pub(super) fn install(recipe: &BuildRecipe, tree: &Path, scratch: &Path) -> Result<String, BuildError> {
+    let kernel_dir = scratch.join("kernel");
+    files::create_private_dir(&kernel_dir)?;
+    let hook = kernel_dir.join("hook");
+    files::write_atomic(&hook, KERNEL_HOOK.as_bytes(), 0o700)?;
+
+    let packages: Vec<&str> = PACKAGES
+        .into_iter()
+        .chain(recipe.extra_packages.iter().map(String::as_str))
+        .collect();
+    Cmd::new("mmdebstrap")
+        .args(["--mode=root", "--variant=minbase", "--format=directory"])
+        .arg(format!("--include={}", packages.join(",")))
+        .arg("--aptopt=Acquire::Languages \"none\"")
+        .arg("--aptopt=Acquire::Retries \"3\"")
+        .args(DPKG_OPTIONS.map(|option| format!("--dpkgopt={option}")))
+        .arg(format!("--customize-hook={USER_HOOK}"))
+        .arg(format!("--customize-hook={}", shell_word(&hook)))
+        .arg(&recipe.suite)
+        .arg(tree)
+        .args(&recipe.mirrors)
+        .env("SOURCE_DATE_EPOCH", recipe.stamp_unix.to_string())
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .limit(INSTALL_LIMIT)
+        .run()
+        .map_err(|source| BuildError::Tool {
+            stage: "installing packages",
+            source,
+        })?;
+
+    let release = kernel_dir.join("release");
+    Ok(std::fs::read_to_string(&release).map_err(|source| FileError::io("read", &release, source))?)
+}
+
+/// A hook without characters that the shell knows is run as it is; any other is quoted.
+fn shell_word(path: &Path) -> String {
+    format!("'{}' \"$1\"", path.to_string_lossy().replace('\'', r"'\''"))
+}
+
+/// Unpacks the kernel package that [`install`] left in `scratch`; answers where.
+pub(super) fn unpack_kernel(recipe: &BuildRecipe, scratch: &Path) -> Result<PathBuf, BuildError> {
+    let (dir, unpacked) = (scratch.join("kernel"), scratch.join("kernel/unpacked"));
+    let package = std::fs::read_dir(&dir)
+        .map_err(|source| FileError::io("list", &dir, source))?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .ok_or_else(|| BuildError::KernelPackage {
+            suite: recipe.suite.clone(),
+            missing: "linux-image-cloud-amd64".to_owned(),
+        })?;
+    Cmd::new("dpkg")
+        .arg("--extract")
+        .args([&package, &unpacked])
+        .limit(UNPACK_LIMIT)
+        .run()
+        .map_err(|source| BuildError::Tool {
+            stage: "unpacking the kernel",
+            source,
+        })?;
+    Ok(unpacked)
+}
+
+/// What is installed in `tree`: package names and versions.
+pub(super) fn packages(tree: &Path) -> Result<BTreeMap<String, String>, BuildError> {
+    let mut admin = std::ffi::OsString::from("--admindir=");
+    admin.push(tree.join("var/lib/dpkg"));
+    let listed = Cmd::new("dpkg-query")
+        .arg(admin)
+        .args(["--show", "--showformat=${Package} ${Version}\\n"])
+        .limit(UNPACK_LIMIT)
+        .run()
+        .map_err(|source| BuildError::Tool {
+            stage: "listing the packages",
+            source,
+        })?
+        .stdout_text();
+    let pair = |line: &str| {
+        line.split_once(' ')
+            .map(|(name, version)| (name.to_owned(), version.to_owned()))
+    };
+    Ok(listed.lines().filter_map(pair).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hook_path_is_one_word_for_the_shell() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("it's a $HOME \"dir\"");
+        // `cat` reads the script and its argument as files: both names must arrive unchanged.
+        std::fs::write(&script, "script").unwrap();
+        let line = format!("set -- {}; cat \"$1\"", shell_word(&script));
+        let out = Cmd::new("sh")
+            .arg("-c")
+            .arg(line)
+            .args(["sh", "/dev/null"])
+            .run()
+            .unwrap();
+        assert_eq!(out.stdout_text(), "script");
+    }
+
+    #[test]
+    fn the_package_list_is_that_of_the_tree() {
+        let tree = tempfile::tempdir().unwrap();
+        let admin = tree.path().join("var/lib/dpkg");
+        std::fs::create_dir_all(&admin).unwrap();
+        let entry = "Package: hello\nStatus: install ok installed\nArchitecture: all\nVersion: 1:2.0-1\n\
+                     Maintainer: x <x@x>\nDescription: x\n";
+        std::fs::write(admin.join("status"), entry).unwrap();
+        assert_eq!(
+            packages(tree.path()).unwrap(),
+            [("hello".to_owned(), "1:2.0-1".to_owned())].into()
+        );
+    }
+}

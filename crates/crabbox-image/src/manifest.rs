@@ -1,0 +1,123 @@
+//! What is in an image of ours: the record beside its files.
+//!
+//! It lets a reader check every byte and know what the guest offers without booting it. Version 1 is the only one; a
+//! newer one is refused rather than half understood. Nothing in it may depend on the machine that built the image.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crabbox_host::digest;
+use crabbox_host::files::FileError;
+
+/// The version of the format that this program writes and reads.
+pub const VERSION: u32 = 1;
+
+/// The name of the record in an image's directory.
+pub const FILE: &str = "manifest.json";
+
+/// The guest kernel, an uncompressed ELF.
+pub const KERNEL: &str = "vmlinux";
+
+/// The archive that holds the first process and the kernel's modules.
+pub const INITRD: &str = "initrd.img";
+
+/// The read-only root file system that all leases share.
+pub const BASE: &str = "base.ext4";
+
+/// The files that every image has.
+pub const FILES: [&str; 3] = [KERNEL, INITRD, BASE];
+
+/// The record of one image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of this format: [`VERSION`].
+    pub version: u32,
+    /// The image's identity: SHA-256 over the digests of its files, see [`image_digest`].
+    pub digest: String,
+    /// When it was put together, in seconds since the unix epoch; not part of the identity.
+    pub created_unix: i64,
+    /// The processor it is for, as `uname -m` says it.
+    pub arch: String,
+    /// The distribution's suite, for example `bookworm`.
+    pub suite: String,
+    /// The kernel's release, as `uname -r` says it.
+    pub kernel_release: String,
+    /// What a lease can count on.
+    pub guest: GuestContract,
+    /// Digest and length of each file, by name.
+    pub files: BTreeMap<String, FileFacts>,
+    /// The installed packages, by name, with their versions.
+    pub packages: BTreeMap<String, String>,
+}
+
+/// What the guest offers once it is ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestContract {
+    /// The user who logs in; sudo asks this user for no password.
+    pub user: String,
+    /// The numeric id of user and group.
+    pub uid: u32,
+    /// The directory that the working tree is synced into; the user owns it.
+    pub work_root: String,
+    /// Where sshd listens.
+    pub ssh_port: u16,
+}
+
+impl Default for GuestContract {
+    fn default() -> Self {
+        Self {
+            user: "crabbox".to_owned(),
+            uid: 1000,
+            work_root: "/work/crabbox".to_owned(),
+            ssh_port: 22,
+        }
+    }
+}
+
+/// What one file must be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileFacts {
+    /// SHA-256, 64 lower-case hexadecimal digits.
+    pub sha256: String,
+    /// Length in bytes.
+    pub bytes: u64,
+}
+
+impl FileFacts {
+    /// Reads the file at `path` and tells what it is.
+    pub fn of(path: &Path) -> Result<Self, FileError> {
+        let facts = std::fs::metadata(path).map_err(|source| FileError::io("look at", path, source))?;
+        Ok(Self {
+            sha256: digest::sha256_file(path)?,
+            bytes: facts.len(),
+        })
+    }
+}
+
+/// The identity of an image with `files`: SHA-256 over one line `<sha256>  <name>\n` a file, in the order of their names.
+pub fn image_digest(files: &BTreeMap<String, FileFacts>) -> String {
+    let lines: String = files
+        .iter()
+        .flat_map(|(name, facts)| [facts.sha256.as_str(), "  ", name.as_str(), "\n"])
+        .collect();
+    digest::sha256(lines.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_identity_is_what_sha256sum_prints_hashed_again() {
+        let facts = |sha256: &str| FileFacts {
+            sha256: sha256.to_owned(),
+            bytes: 1,
+        };
+        let files = BTreeMap::from([("b".to_owned(), facts("22")), ("a".to_owned(), facts("11"))]);
+        assert_eq!(image_digest(&files), digest::sha256(b"11  a\n22  b\n"));
+        let other = BTreeMap::from([("b".to_owned(), facts("23")), ("a".to_owned(), facts("11"))]);
+        assert_ne!(image_digest(&files), image_digest(&other));
+    }
+}

@@ -1,0 +1,156 @@
+//! Changing the store: one process at a time, each change a single rename.
+//!
+//! What a killed process leaves lies in a scratch directory, where nobody looks for images, and goes with the next change.
+
+use std::fs::{File, TryLockError};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use crabbox_host::files::{self, FileError};
+
+use super::{Image, Store, StoreError, entries, read_image, verify_files};
+use crate::manifest::{self, Manifest};
+
+/// How the directories of changes at work are named.
+const SCRATCH: &str = "scratch-";
+
+/// The right to change the store, with a directory to prepare the change in. Both end when it is dropped.
+#[derive(Debug)]
+pub struct Scratch {
+    dir: PathBuf,
+    _lock: File,
+}
+
+impl Scratch {
+    /// The empty, private directory to work in; on the store's file system, so that its files can be moved into place.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What cannot be removed now is swept by the next change, which reports it.
+        files::remove_tree(&self.dir).ok();
+    }
+}
+
+impl Store {
+    /// Takes the store's lock, sweeps what killed processes left, and makes a directory to work in.
+    pub fn begin(&self) -> Result<Scratch, StoreError> {
+        let path = self.root().join("lock");
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(|source| FileError::io("open", &path, source))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(StoreError::Busy {
+                    root: self.root().to_owned(),
+                });
+            }
+            Err(TryLockError::Error(source)) => return Err(FileError::io("lock", &path, source).into()),
+        }
+        for name in entries(self.root())?
+            .iter()
+            .filter(|name| name.starts_with(SCRATCH))
+        {
+            files::remove_tree(&self.root().join(name))?;
+        }
+        let dir = self.root().join(format!("{SCRATCH}{}", std::process::id()));
+        files::create_private_dir(&dir)?;
+        Ok(Scratch { dir, _lock: lock })
+    }
+
+    /// Moves the image files in `staged` (inside `scratch`) and their record into the store, and lets `name` point at them.
+    ///
+    /// The files become read-only. When the same image is there already and whole, it is kept and `staged` is not needed;
+    /// when it is there and damaged, it is replaced. A name that pointed elsewhere is moved.
+    pub fn put(
+        &self,
+        scratch: &Scratch,
+        staged: &Path,
+        record: &Manifest,
+        name: &str,
+    ) -> Result<Image, StoreError> {
+        check_name(name)?;
+        verify_files(staged, record)?;
+        let target = self.images().join(&record.digest);
+        let kept = read_image(&target, &record.digest, &[])
+            .and_then(|image| self.verify(&image))
+            .is_ok();
+        if !kept {
+            let text = serde_json::to_vec_pretty(record).map_err(|source| StoreError::Record {
+                path: target.join(manifest::FILE),
+                source,
+            })?;
+            files::write_atomic(&staged.join(manifest::FILE), &text, 0o644)?;
+            for file in record.files.keys() {
+                settle(&staged.join(file))?;
+            }
+            files::sync_dir(staged)?;
+            set_aside(scratch, &target)?;
+            std::fs::rename(staged, &target)
+                .map_err(|source| FileError::io("move the image to", &target, source))?;
+            files::sync_dir(&self.images())?;
+        }
+        files::write_atomic(
+            &self.names().join(name),
+            format!("{}\n", record.digest).as_bytes(),
+            0o644,
+        )?;
+        self.get(name)
+    }
+
+    /// Removes the image that `reference` names, and every name that points at it.
+    ///
+    /// Leases that run from it are not disturbed: they hold its files under names of their own.
+    pub fn remove(&self, reference: &str) -> Result<Image, StoreError> {
+        let scratch = self.begin()?;
+        let image = self.get(reference)?;
+        for name in &image.names {
+            files::remove_tree(&self.names().join(name))?;
+        }
+        set_aside(&scratch, &image.dir)?;
+        files::sync_dir(&self.images())?;
+        Ok(image)
+    }
+}
+
+/// Moves the image in `dir`, if there is one, out of sight into `scratch`; it is removed with it.
+fn set_aside(scratch: &Scratch, dir: &Path) -> Result<(), FileError> {
+    let aside = scratch.dir.join("removed");
+    match std::fs::rename(dir, &aside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(FileError::io("move away", dir, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes a finished file read-only for everybody and durable.
+fn settle(path: &Path) -> Result<(), FileError> {
+    let file = File::open(path).map_err(|source| FileError::io("open", path, source))?;
+    // Readable by all: a jailed VMM runs as another user. Its directory decides who gets that far.
+    file.set_permissions(std::fs::Permissions::from_mode(0o444))
+        .and_then(|()| file.sync_all())
+        .map_err(|source| FileError::io("make durable", path, source))
+}
+
+/// A name must be a plain file name, and can never be mistaken for the beginning of a digest by being only digits.
+pub(crate) fn check_name(name: &str) -> Result<(), StoreError> {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
+    let good = (1..=64).contains(&name.len())
+        && name.starts_with(|first: char| first.is_ascii_lowercase())
+        && name.chars().all(allowed);
+    if good {
+        Ok(())
+    } else {
+        Err(StoreError::BadName {
+            name: name.to_owned(),
+        })
+    }
+}
