@@ -1,0 +1,144 @@
+//! Flags that set configuration keys, made from the registry.
+//!
+//! A command names the groups it has; names, help and types come from the registry, and what was given is handed on as text
+//! for the configuration model to judge.
+
+use std::marker::PhantomData;
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
+use crabbox_core::config::FlagValue;
+use crabbox_core::config::key::{Flag, Group, KEYS, Key, Kind};
+
+use super::refused;
+
+/// A set of groups that some commands share.
+pub(crate) trait FlagSet {
+    /// The groups of keys.
+    const GROUPS: &'static [Group];
+    /// Flags of features that do not exist here.
+    const REFUSED: &'static [&'static [refused::Flag]];
+}
+
+const ON_LEASE: &[Group] = &[
+    Group::Provider,
+    Group::ProviderOptions,
+    Group::Target,
+    Group::Network,
+];
+const NEW_LEASE: &[Group] = &[
+    Group::Provider,
+    Group::ProviderOptions,
+    Group::Target,
+    Group::Network,
+    Group::Create,
+];
+
+macro_rules! flag_sets {
+    ($($(#[$doc:meta])+ $name:ident: $groups:expr, refusing $refused:expr;)+) => {
+        $(
+            $(#[$doc])+
+            #[derive(Debug, Clone, Copy)]
+            pub(crate) struct $name;
+
+            impl FlagSet for $name {
+                const GROUPS: &'static [Group] = $groups;
+                const REFUSED: &'static [&'static [refused::Flag]] = $refused;
+            }
+        )+
+    };
+}
+
+flag_sets! {
+    /// Commands that work on an existing lease.
+    LeaseSet: ON_LEASE, refusing &[];
+    /// `list`.
+    ListSet: ON_LEASE, refusing &[refused::LIST];
+    /// `doctor`.
+    DoctorSet: &[Group::Provider, Group::ProviderOptions, Group::Target], refusing &[refused::DOCTOR];
+    /// `warmup`.
+    WarmupSet: NEW_LEASE, refusing &[refused::CREATE, refused::WARMUP];
+    /// `run`.
+    RunSet:
+        &[Group::Provider, Group::ProviderOptions, Group::Target, Group::Network, Group::Create, Group::Run],
+        refusing &[refused::CREATE, refused::RUN];
+}
+
+/// The flags of a set that were given, in the order of the registry.
+#[derive(Debug, Clone)]
+pub(crate) struct KeyFlags<S> {
+    /// What was given.
+    pub(crate) values: Vec<FlagValue>,
+    set: PhantomData<S>,
+}
+
+fn keys<S: FlagSet>() -> impl Iterator<Item = (&'static Key, Flag)> {
+    KEYS.iter()
+        .filter_map(|key| key.flag.map(|flag| (key, flag)))
+        .filter(|(_, flag)| S::GROUPS.contains(&flag.group))
+}
+
+fn argument(key: &'static Key, flag: Flag) -> Arg {
+    let arg = Arg::new(flag.name)
+        .long(flag.name)
+        .help(key.doc.trim_end_matches('.'))
+        .help_heading("Configuration");
+    match key.kind {
+        Kind::Bool => boolean(arg),
+        Kind::List | Kind::Ports => arg.action(ArgAction::Append).value_name("LIST"),
+        Kind::Text => arg.action(ArgAction::Set).value_name("TEXT"),
+        Kind::Path | Kind::Program => arg.action(ArgAction::Set).value_name("PATH"),
+        Kind::Integer => arg.action(ArgAction::Set).value_name("NUMBER"),
+        Kind::Port => arg.action(ArgAction::Set).value_name("PORT"),
+        Kind::Duration => arg.action(ArgAction::Set).value_name("DURATION"),
+    }
+}
+
+/// A flag in Go's way: its value may be left out and is then true.
+pub(super) fn boolean(arg: Arg) -> Arg {
+    arg.action(ArgAction::Set)
+        .num_args(0..=1)
+        .require_equals(true)
+        .default_missing_value("true")
+        .value_name("BOOL")
+        .hide_possible_values(true)
+        .hide_default_value(true)
+}
+
+impl<S: FlagSet> clap::Args for KeyFlags<S> {
+    fn augment_args(command: Command) -> Command {
+        let command = command.args(keys::<S>().map(|(key, flag)| argument(key, flag)));
+        S::REFUSED.iter().copied().fold(command, refused::register)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl<S: FlagSet> FromArgMatches for KeyFlags<S> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let given = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
+        let values = keys::<S>()
+            .filter(|(_, flag)| given(flag.name))
+            .map(|(key, flag)| FlagValue {
+                key: key.name,
+                values: matches
+                    .get_many::<String>(flag.name)
+                    .into_iter()
+                    .flatten()
+                    .cloned()
+                    .collect(),
+            })
+            .collect();
+        Ok(Self {
+            values,
+            set: PhantomData,
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}

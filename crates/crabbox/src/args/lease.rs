@@ -1,0 +1,196 @@
+//! Arguments of the commands that work on leases, except `run`.
+
+use clap::Args;
+use crabbox_core::duration::GoDuration;
+
+use super::keys::{KeyFlags, LeaseSet, ListSet, WarmupSet};
+
+/// A lease by `--id` or as the only positional.
+#[derive(Debug, Args)]
+pub(crate) struct LeaseName {
+    /// Lease id or slug
+    #[arg(long, value_name = "LEASE")]
+    id: Option<String>,
+    /// Lease id or slug
+    #[arg(value_name = "LEASE")]
+    name: Option<String>,
+}
+
+impl LeaseName {
+    /// The id or slug that was given; `--id` wins. Blank ones count as not given.
+    pub(crate) fn get(&self) -> Option<&str> {
+        self.id
+            .as_deref()
+            .or(self.name.as_deref())
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+    }
+}
+
+/// `warmup`.
+#[derive(Debug, Args)]
+pub(crate) struct WarmupArgs {
+    /// Name for the new lease
+    #[arg(long, value_name = "NAME")]
+    pub(crate) slug: Option<String>,
+    /// Keep the lease until it is stopped or runs out
+    #[arg(long, default_value_t = true)]
+    pub(crate) keep: bool,
+    /// Take over a lease that another repository claimed
+    #[arg(long)]
+    pub(crate) reclaim: bool,
+    /// Print timings as one line of JSON on standard error
+    #[arg(long)]
+    pub(crate) timing_json: bool,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<WarmupSet>,
+}
+
+/// `ssh`.
+#[derive(Debug, Args)]
+pub(crate) struct SshArgs {
+    /// The lease.
+    #[command(flatten)]
+    pub(crate) lease: LeaseName,
+    /// Take over a lease that another repository claimed
+    #[arg(long)]
+    pub(crate) reclaim: bool,
+    /// Print secrets in full; a lease of this program has none on its command line
+    #[arg(long, hide = true)]
+    pub(crate) show_secret: bool,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<LeaseSet>,
+}
+
+/// `connect`.
+#[derive(Debug, Args)]
+pub(crate) struct ConnectArgs {
+    /// The lease.
+    #[command(flatten)]
+    pub(crate) lease: LeaseName,
+    /// Take over a lease that another repository claimed
+    #[arg(long)]
+    pub(crate) reclaim: bool,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<LeaseSet>,
+}
+
+/// `status`.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// The lease.
+    #[command(flatten)]
+    pub(crate) lease: LeaseName,
+    /// Wait until the lease is ready
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// How long to wait
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
+    pub(crate) wait_timeout: GoDuration,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<LeaseSet>,
+}
+
+/// `list`.
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Also list machines that no claim of this user names
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Look at the machines themselves, not only at the records
+    #[arg(long)]
+    pub(crate) refresh: bool,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<ListSet>,
+}
+
+/// `stop`.
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    /// The lease.
+    #[command(flatten)]
+    pub(crate) lease: LeaseName,
+    /// Not supported by any provider of this program
+    #[arg(long, hide = true)]
+    pub(crate) reclaim: bool,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<LeaseSet>,
+}
+
+/// `inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// The lease.
+    #[command(flatten)]
+    pub(crate) lease: LeaseName,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<LeaseSet>,
+}
+
+/// `cleanup`.
+#[derive(Debug, Args)]
+pub(crate) struct CleanupArgs {
+    /// Only tell what would be removed
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<LeaseSet>,
+}
+
+/// `heartbeat`.
+#[derive(Debug, Args)]
+pub(crate) struct HeartbeatArgs {
+    /// The lease.
+    #[command(flatten)]
+    pub(crate) lease: LeaseName,
+    /// New idle timeout of the lease
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) idle_timeout: Option<GoDuration>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<LeaseSet>,
+}
+
+/// `logs`.
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// The lease.
+    #[command(flatten)]
+    pub(crate) lease: LeaseName,
+    /// How many lines from the end, 0 for all
+    #[arg(long, value_name = "LINES", default_value_t = 0)]
+    pub(crate) tail: usize,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<LeaseSet>,
+}
+
+/// A duration flag; its error is Go's.
+pub(super) fn duration(text: &str) -> Result<GoDuration, GoParseError> {
+    text.parse().map_err(|_| GoParseError)
+}
+
+/// What Go's flag package says of a value it cannot read.
+#[derive(Debug, thiserror::Error)]
+#[error("parse error")]
+pub(super) struct GoParseError;

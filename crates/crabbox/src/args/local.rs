@@ -1,0 +1,123 @@
+//! Arguments of the commands that look at this host and its configuration only.
+
+use std::ffi::OsString;
+
+use clap::{Args, Subcommand};
+
+use super::keys::{DoctorSet, KeyFlags, LeaseSet};
+
+/// `config`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print the path of your configuration file
+    Path,
+    /// Print the configuration that all layers resolve to
+    Show(ConfigShowArgs),
+    /// Print where the value of a key comes from
+    Explain(ConfigExplainArgs),
+}
+
+/// `config show`.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigShowArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<LeaseSet>,
+}
+
+/// `config explain`.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigExplainArgs {
+    /// The key as in a configuration file, such as firecracker.cpus; none: every key that is set
+    #[arg(value_name = "KEY")]
+    pub(crate) key: Option<String>,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<LeaseSet>,
+}
+
+/// `providers`.
+#[derive(Debug, Args)]
+pub(crate) struct ProvidersArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// One provider in detail.
+    #[command(subcommand)]
+    pub(crate) command: Option<ProvidersCommand>,
+}
+
+/// `providers …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ProvidersCommand {
+    /// Show what a provider can do and which flags it has
+    Describe(ProvidersDescribeArgs),
+}
+
+/// `providers describe`.
+#[derive(Debug, Args)]
+pub(crate) struct ProvidersDescribeArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The provider
+    #[arg(value_name = "PROVIDER")]
+    pub(crate) provider: String,
+}
+
+/// `doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Check this lease too: its id or slug
+    #[arg(long, value_name = "LEASE")]
+    pub(crate) id: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Also check what a lease needs to be prepared
+    #[arg(long)]
+    pub(crate) prepare_check: bool,
+    /// Also log in to the static host
+    #[arg(long)]
+    pub(crate) doctor_probe_ssh: bool,
+    /// Name of the profile
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) profile: Option<String>,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<DoctorSet>,
+}
+
+/// `claims`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClaimsCommand {
+    /// Show local claims on leases
+    List(ClaimsListArgs),
+}
+
+/// `claims list`.
+#[derive(Debug, Args)]
+pub(crate) struct ClaimsListArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `completions`.
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// `__supervise`: what the engine hands to the supervisor it starts.
+#[derive(Debug, Args)]
+pub(crate) struct SuperviseArgs {
+    /// In the engine's own words
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) words: Vec<OsString>,
+}

@@ -1,0 +1,201 @@
+//! The command line as types: one struct a command, and sets of flags that commands share.
+//!
+//! Flags that set configuration come from the key registry ([`keys`]); flags of features that do not exist here are refused by
+//! name ([`refused`]). A flag must never be accepted and then ignored.
+
+mod keys;
+mod lease;
+mod local;
+mod refused;
+mod run;
+
+use std::ffi::OsString;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+pub(crate) use lease::{
+    CleanupArgs, ConnectArgs, HeartbeatArgs, InspectArgs, ListArgs, LogsArgs, SshArgs, StatusArgs, StopArgs,
+    WarmupArgs,
+};
+pub(crate) use local::{
+    ClaimsCommand, ClaimsListArgs, CompletionsArgs, ConfigCommand, ConfigExplainArgs, ConfigShowArgs,
+    DoctorArgs, ProvidersArgs, SuperviseArgs,
+};
+pub(crate) use run::RunArgs;
+
+use crate::goflags::{Problem, Stop, UsageError, normalise};
+
+/// Lease a throw-away Linux machine, sync the working tree into it, run a command there, give it back.
+#[derive(Debug, Parser)]
+#[command(
+    name = "crabbox",
+    disable_help_subcommand = true,
+    disable_version_flag = true,
+    args_override_self = true
+)]
+#[command(subcommand_required = true)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Lease a machine and keep it
+    Warmup(WarmupArgs),
+    /// Sync the working tree to a machine and run a command there
+    Run(Box<RunArgs>),
+    /// Print the ssh command line of a lease
+    Ssh(SshArgs),
+    /// Open a shell on a lease
+    Connect(ConnectArgs),
+    /// Show the state of a lease
+    Status(StatusArgs),
+    /// List leases
+    List(ListArgs),
+    /// List leases
+    #[command(subcommand, hide = true)]
+    Pool(PoolCommand),
+    /// Give a lease back
+    #[command(alias = "release")]
+    Stop(StopArgs),
+    /// Show everything about a lease
+    Inspect(InspectArgs),
+    /// Remove leases that ended and whatever they left behind
+    Cleanup(CleanupArgs),
+    /// Remove leases that ended and whatever they left behind
+    #[command(subcommand, hide = true)]
+    Machine(MachineCommand),
+    /// Keep a lease from running into its idle timeout
+    Heartbeat(HeartbeatArgs),
+    /// Show the console and VMM log of a lease
+    Logs(LogsArgs),
+    /// Check whether this host can lease machines
+    Doctor(DoctorArgs),
+    /// Show local claims on leases
+    #[command(subcommand)]
+    Claims(ClaimsCommand),
+    /// Show the configuration and where it comes from
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Show the providers
+    Providers(ProvidersArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Print the version
+    Version,
+    /// The supervisor of one microVM
+    #[command(name = "__supervise", hide = true)]
+    Supervise(SuperviseArgs),
+}
+
+/// `pool list`, another name of `list`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolCommand {
+    /// List leases
+    List(ListArgs),
+}
+
+/// `machine cleanup`, another name of `cleanup`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum MachineCommand {
+    /// Remove leases that ended and whatever they left behind
+    Cleanup(CleanupArgs),
+}
+
+/// The command tree, built, with global settings handed down.
+pub(crate) fn command() -> clap::Command {
+    let mut root = with_go_booleans(Cli::command());
+    root.build();
+    root
+}
+
+/// Gives the switches that the derived structs declare the shape of Go's booleans: `--x`, `--x=false`.
+fn with_go_booleans(command: clap::Command) -> clap::Command {
+    command
+        .mut_args(|arg| {
+            if !matches!(arg.get_action(), ArgAction::SetTrue) {
+                return arg;
+            }
+            let plain = arg.get_default_values().is_empty();
+            let arg = keys::boolean(arg).value_parser(clap::value_parser!(bool));
+            if plain { arg.default_value("false") } else { arg }
+        })
+        .mut_subcommands(with_go_booleans)
+}
+
+/// Reads an argument vector, the program's name included.
+pub(crate) fn parse(argv: &[OsString]) -> Result<Command, Stop> {
+    let root = command();
+    let vector = normalise(argv, &root)?;
+    let matches = root
+        .clone()
+        .try_get_matches_from(&vector)
+        .map_err(|error| explain(&error, &vector, &root))?;
+    refused::check(&matches).map_err(|problem| Stop::Usage(UsageError::plain(problem)))?;
+    Cli::from_arg_matches(&matches)
+        .map(|cli| cli.command)
+        .map_err(|error| explain(&error, &vector, &root))
+}
+
+/// clap's error in our words; the vector holds the command's path before the first flag.
+fn explain(error: &clap::Error, vector: &[OsString], root: &clap::Command) -> Stop {
+    let mut command = root;
+    for word in vector.iter().skip(1) {
+        match word.to_str().and_then(|word| command.find_subcommand(word)) {
+            Some(next) => command = next,
+            None => break,
+        }
+    }
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        _ => None,
+    };
+    let invalid = text(ContextKind::InvalidArg);
+    let problem = match (error.kind(), invalid, text(ContextKind::InvalidValue)) {
+        (ErrorKind::UnknownArgument, Some(word), _) => Problem::Unexpected { word },
+        (ErrorKind::ValueValidation | ErrorKind::InvalidValue, Some(arg), Some(value)) => {
+            let name = arg
+                .trim_start_matches('-')
+                .split([' ', '=', '<'])
+                .next()
+                .unwrap_or_default()
+                .to_owned();
+            let reason = std::error::Error::source(error).map_or_else(
+                || possible_values(error).unwrap_or_else(|| "parse error".to_owned()),
+                ToString::to_string,
+            );
+            Problem::BadValue { name, value, reason }
+        }
+        _ => {
+            let message = error.to_string();
+            let first = message.lines().next().unwrap_or_default();
+            Problem::Other {
+                message: first.trim_start_matches("error: ").to_owned(),
+            }
+        }
+    };
+    Stop::Usage(UsageError::new(problem, command))
+}
+
+fn possible_values(error: &clap::Error) -> Option<String> {
+    match error.get(ContextKind::ValidValue) {
+        Some(ContextValue::Strings(values)) if !values.is_empty() => {
+            Some(format!("expected one of {}", values.join(", ")))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_tree_is_sound() {
+        command().debug_assert();
+    }
+}

@@ -1,0 +1,131 @@
+//! Arguments of `run`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::keys::{KeyFlags, RunSet};
+
+/// `run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Use this lease instead of a new one: its id or slug
+    #[arg(long, value_name = "LEASE")]
+    pub(crate) id: Option<String>,
+    /// Name for the new lease
+    #[arg(long, value_name = "NAME")]
+    pub(crate) slug: Option<String>,
+    /// Keep the new lease
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Keep the new lease when the run fails
+    #[arg(long)]
+    pub(crate) keep_on_failure: bool,
+    /// When to give the lease back, whether it is new or not
+    #[arg(long, value_name = "WHEN", value_enum)]
+    pub(crate) stop_after: Option<StopAfter>,
+    /// Take over a lease that another repository claimed
+    #[arg(long)]
+    pub(crate) reclaim: bool,
+    /// What is synced, and how.
+    #[command(flatten)]
+    pub(crate) sync: RunSyncArgs,
+    /// What is run, and how.
+    #[command(flatten)]
+    pub(crate) command: RunCommandArgs,
+    /// What is brought back.
+    #[command(flatten)]
+    pub(crate) results: RunResultArgs,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<RunSet>,
+}
+
+/// The part of `run` that concerns the working tree.
+#[derive(Debug, Args)]
+pub(crate) struct RunSyncArgs {
+    /// Leave the remote tree as it is
+    #[arg(long)]
+    pub(crate) no_sync: bool,
+    /// Sync and run nothing
+    #[arg(long)]
+    pub(crate) sync_only: bool,
+    /// Empty the remote tree first
+    #[arg(long, alias = "fresh-sync")]
+    pub(crate) full_resync: bool,
+    /// Show the progress of the transfer
+    #[arg(long)]
+    pub(crate) debug: bool,
+    /// Skip hydration; this program never hydrates
+    #[arg(long, hide = true)]
+    pub(crate) no_hydrate: bool,
+}
+
+/// The part of `run` that concerns the command.
+#[derive(Debug, Args)]
+pub(crate) struct RunCommandArgs {
+    /// Join the words with blanks and hand them to a shell
+    #[arg(long)]
+    pub(crate) shell: bool,
+    /// Upload this file and run it with the words as its arguments
+    #[arg(long, value_name = "PATH")]
+    pub(crate) script: Option<PathBuf>,
+    /// Read a script from standard input and run it
+    #[arg(long)]
+    pub(crate) script_stdin: bool,
+    /// Hand this variable to the command too
+    #[arg(long, value_name = "NAME")]
+    pub(crate) allow_env: Vec<String>,
+    /// Print the versions of tools on the machine first
+    #[arg(long)]
+    pub(crate) preflight: bool,
+    /// A label for the records
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) label: Option<String>,
+    /// The command and its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub(crate) words: Vec<OsString>,
+}
+
+/// The part of `run` that concerns its results.
+#[derive(Debug, Args)]
+pub(crate) struct RunResultArgs {
+    /// Write standard output to this file instead of the terminal
+    #[arg(long, value_name = "PATH")]
+    pub(crate) capture_stdout: Option<PathBuf>,
+    /// Write standard error to this file instead of the terminal
+    #[arg(long, value_name = "PATH")]
+    pub(crate) capture_stderr: Option<PathBuf>,
+    /// Failure bundles are always written
+    #[arg(long, hide = true)]
+    pub(crate) capture_on_fail: bool,
+    /// Copy a remote file here after success
+    #[arg(long, value_name = "REMOTE=LOCAL")]
+    pub(crate) download: Vec<String>,
+    /// Bring back the files that match
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) artifact_glob: Vec<String>,
+    /// Fail unless a file matches
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) require_artifact: Vec<String>,
+    /// Print timings as one line of JSON on standard error
+    #[arg(long)]
+    pub(crate) timing_json: bool,
+    /// Append timings to a file, or to the default one
+    #[arg(long, value_name = "default|off|PATH")]
+    pub(crate) timing_record: Option<String>,
+}
+
+/// When a lease is given back after a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StopAfter {
+    /// When the run succeeded.
+    Success,
+    /// Whatever came of it.
+    Always,
+    /// When the run failed.
+    Failure,
+    /// Not at all.
+    Never,
+}

@@ -1,0 +1,183 @@
+//! The environment of the process as a value: the one place that reads it.
+//!
+//! Everything else takes this value, so that a test can hand in any environment and no module depends on a hidden one.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_store::places::Places;
+
+/// All variables, and the current directory.
+#[derive(Debug, Clone)]
+pub(crate) struct Env {
+    variables: BTreeMap<OsString, OsString>,
+    cwd: Result<PathBuf, io::ErrorKind>,
+}
+
+/// Why the places of configuration and state cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EnvError {
+    /// There is no home.
+    #[error("neither $XDG_CONFIG_HOME nor $HOME are defined")]
+    NoHome,
+    /// An XDG variable holds a relative path, which would make state depend on the current directory.
+    #[error("path in ${variable} is relative: {}", .path.display())]
+    Relative {
+        /// The variable.
+        variable: &'static str,
+        /// Its value.
+        path: PathBuf,
+    },
+    /// The current directory is gone or may not be read.
+    #[error("cannot tell the current directory: {0}")]
+    Cwd(io::ErrorKind),
+}
+
+impl Fault for EnvError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::NoHome => vec!["set HOME to your home directory".to_owned()],
+            Self::Relative { variable, .. } => {
+                vec![format!("set {variable} to an absolute path, or unset it")]
+            }
+            Self::Cwd(_) => vec!["change to a directory that exists".to_owned()],
+        }
+    }
+}
+
+impl Env {
+    /// The environment of this process.
+    pub(crate) fn from_process() -> Self {
+        Self {
+            variables: std::env::vars_os().collect(),
+            cwd: std::env::current_dir().map_err(|error| error.kind()),
+        }
+    }
+
+    /// An environment for a test.
+    #[cfg(test)]
+    pub(crate) fn for_test(cwd: &Path, variables: &[(&str, &str)]) -> Self {
+        Self {
+            variables: variables
+                .iter()
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
+            cwd: Ok(cwd.to_owned()),
+        }
+    }
+
+    /// A variable, if it is set and not empty.
+    pub(crate) fn os(&self, name: &str) -> Option<&OsStr> {
+        self.variables
+            .get(OsStr::new(name))
+            .map(OsString::as_os_str)
+            .filter(|value| !value.is_empty())
+    }
+
+    /// A variable as text, if it is set, not empty, and valid UTF-8.
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+        self.os(name).and_then(OsStr::to_str)
+    }
+
+    /// The current directory.
+    pub(crate) fn cwd(&self) -> Result<&Path, EnvError> {
+        self.cwd.as_deref().map_err(|kind| EnvError::Cwd(*kind))
+    }
+
+    /// The user's home directory, if there is one.
+    pub(crate) fn home(&self) -> Option<&Path> {
+        self.os("HOME").map(Path::new)
+    }
+
+    /// `PATH`, by which programs are found.
+    pub(crate) fn path(&self) -> &OsStr {
+        self.os("PATH").unwrap_or_default()
+    }
+
+    /// Where configuration, state and caches are kept (behaviour reference 3.1).
+    pub(crate) fn places(&self) -> Result<Places, EnvError> {
+        let config = self
+            .base("XDG_CONFIG_HOME", ".config")?
+            .ok_or(EnvError::NoHome)?
+            .join("crabbox");
+        let state = self
+            .xdg("XDG_STATE_HOME")?
+            .map_or_else(|| config.join("state"), |base| base.join("crabbox"));
+        let cache = self
+            .base("XDG_CACHE_HOME", ".cache")?
+            .ok_or(EnvError::NoHome)?
+            .join("crabbox");
+        Ok(Places { state, config, cache })
+    }
+
+    /// The user's configuration file.
+    pub(crate) fn user_config(&self) -> Result<PathBuf, EnvError> {
+        Ok(self.places()?.config.join("config.yaml"))
+    }
+
+    fn base(&self, variable: &'static str, below_home: &str) -> Result<Option<PathBuf>, EnvError> {
+        Ok(self
+            .xdg(variable)?
+            .or_else(|| self.home().map(|home| home.join(below_home))))
+    }
+
+    fn xdg(&self, variable: &'static str) -> Result<Option<PathBuf>, EnvError> {
+        match self.os(variable).map(PathBuf::from) {
+            Some(path) if !path.is_absolute() => Err(EnvError::Relative { variable, path }),
+            other => Ok(other),
+        }
+    }
+
+    /// Whether text may be coloured, as far as the environment has a say.
+    pub(crate) fn allows_colour(&self) -> bool {
+        self.os("NO_COLOR").is_none() && self.text("TERM") != Some("dumb")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places(variables: &[(&str, &str)]) -> Result<Places, EnvError> {
+        Env::for_test(Path::new("/"), variables).places()
+    }
+
+    #[test]
+    fn state_lies_in_the_configuration_directory_unless_xdg_says_otherwise() {
+        let home = places(&[("HOME", "/h")]).unwrap();
+        assert_eq!(home.config, Path::new("/h/.config/crabbox"));
+        assert_eq!(home.state, Path::new("/h/.config/crabbox/state"));
+        assert_eq!(home.cache, Path::new("/h/.cache/crabbox"));
+        let xdg = places(&[
+            ("HOME", "/h"),
+            ("XDG_CONFIG_HOME", "/c"),
+            ("XDG_STATE_HOME", "/s"),
+        ])
+        .unwrap();
+        assert_eq!(
+            (xdg.config, xdg.state),
+            ("/c/crabbox".into(), "/s/crabbox".into())
+        );
+    }
+
+    #[test]
+    fn a_missing_home_and_relative_bases_are_refused() {
+        assert!(matches!(places(&[]), Err(EnvError::NoHome)));
+        assert!(matches!(places(&[("HOME", "")]), Err(EnvError::NoHome)));
+        let relative = places(&[("HOME", "/h"), ("XDG_STATE_HOME", "state")]);
+        assert!(matches!(
+            relative,
+            Err(EnvError::Relative {
+                variable: "XDG_STATE_HOME",
+                ..
+            })
+        ));
+    }
+}

@@ -1,0 +1,340 @@
+//! Go's `flag` rules in front of clap.
+//!
+//! `-x` and `--x` are the same, booleans are switched off with `=false`, the last of a repeated flag wins, and flags stop at the
+//! first positional argument or `--`. This module rewrites an argument vector so that clap cannot read it in any other way:
+//! every flag as `--name=value`, then `--`, then the positionals. It must never let an unknown flag pass as part of a command.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use clap::{Arg, Command};
+use crabbox_core::fault::{Fault, Kind};
+
+/// Commands (by their path) that take flags after positionals too.
+const INTERSPERSED: &[&[&str]] = &[
+    &["ssh"],
+    &["connect"],
+    &["tunnel"],
+    &["checkpoint"],
+    &["providers", "sizes"],
+];
+
+/// Why an argument vector is not run as a command.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Help was asked for, on the command of this path (empty: on the program).
+    Help(Vec<String>),
+    /// It breaks the rules.
+    Usage(UsageError),
+}
+
+/// What is wrong with an argument vector, in Go's words where Go has some.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{problem}{usage}")]
+pub(crate) struct UsageError {
+    problem: Problem,
+    usage: String,
+}
+
+/// The rule that was broken.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Problem {
+    /// No argument at all.
+    #[error("missing command")]
+    MissingCommand,
+    /// A group without a subcommand.
+    #[error("missing command: {group} needs one of {choices}")]
+    MissingSubcommand {
+        /// The group.
+        group: String,
+        /// Its subcommands.
+        choices: String,
+    },
+    /// No command of that name.
+    #[error("unknown command {word:?}{}", .suggestion.as_ref().map_or_else(String::new, |known| format!(", did you mean {known:?}?")))]
+    UnknownCommand {
+        /// What was typed.
+        word: String,
+        /// The nearest name.
+        suggestion: Option<String>,
+    },
+    /// `---x`, `-=x` and the like.
+    #[error("bad flag syntax: {flag}")]
+    Syntax {
+        /// What was typed.
+        flag: String,
+    },
+    /// A flag that the command does not have.
+    #[error("flag provided but not defined: -{name}")]
+    Undefined {
+        /// Its name.
+        name: String,
+    },
+    /// A flag at the end that needs a value.
+    #[error("flag needs an argument: -{name}")]
+    NeedsValue {
+        /// Its name.
+        name: String,
+    },
+    /// A boolean flag with something else.
+    #[error("invalid boolean value {value:?} for -{name}: parse error")]
+    NotBoolean {
+        /// Its name.
+        name: String,
+        /// The value.
+        value: String,
+    },
+    /// A value that the flag does not take.
+    #[error("invalid value {value:?} for flag -{name}: {reason}")]
+    BadValue {
+        /// Its name.
+        name: String,
+        /// The value.
+        value: String,
+        /// Why.
+        reason: String,
+    },
+    /// More positionals than the command takes.
+    #[error("unexpected argument {word:?}{}", after_positional(.word))]
+    Unexpected {
+        /// The first one too many.
+        word: String,
+    },
+    /// Something else that clap found.
+    #[error("{message}")]
+    Other {
+        /// In its words.
+        message: String,
+    },
+}
+
+fn after_positional(word: &str) -> &'static str {
+    if word.starts_with('-') {
+        ": flags go before the first argument"
+    } else {
+        ""
+    }
+}
+
+impl Fault for UsageError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+}
+
+impl UsageError {
+    /// The problem, followed by the usage line of the command it concerns.
+    pub(crate) fn new(problem: Problem, command: &Command) -> Self {
+        let usage = command.clone().render_usage().to_string();
+        Self {
+            problem,
+            usage: format!("\n{}", usage.replacen("Usage:", "usage:", 1)),
+        }
+    }
+
+    /// The problem alone, where the usage line would not help.
+    pub(crate) const fn plain(problem: Problem) -> Self {
+        Self {
+            problem,
+            usage: String::new(),
+        }
+    }
+}
+
+/// Rewrites `argv`, whose first element is the program, for `root`, whose commands must be built.
+pub(crate) fn normalise(argv: &[OsString], root: &Command) -> Result<Vec<OsString>, Stop> {
+    let mut out: Vec<OsString> = argv.first().cloned().into_iter().collect();
+    let mut rest = argv.get(1..).unwrap_or_default();
+    let mut command = root;
+    let mut path: Vec<String> = Vec::new();
+    while command.has_subcommands() {
+        let Some(word) = rest.first() else { break };
+        let Some(next) = word.to_str().and_then(|word| command.find_subcommand(word)) else {
+            break;
+        };
+        path.push(next.get_name().to_owned());
+        out.push(word.clone());
+        (command, rest) = (next, &rest[1..]);
+    }
+    let needs_subcommand = command.has_subcommands()
+        && (command.is_subcommand_required_set() || command.is_arg_required_else_help_set());
+    if needs_subcommand {
+        return Err(group_stop(command, path, rest.first()));
+    }
+    let flags = Flags {
+        command,
+        interspersed: is_interspersed(&path),
+    };
+    match flags.split(rest) {
+        Ok((given, positionals)) => {
+            out.extend(given);
+            // Nothing behind this mark can be taken for a flag or a subcommand.
+            out.push("--".into());
+            out.extend(positionals);
+            Ok(out)
+        }
+        Err(None) => Err(Stop::Help(path)),
+        Err(Some(problem)) => Err(Stop::Usage(UsageError::new(problem, command))),
+    }
+}
+
+/// The error for a word that is none of a command's subcommands.
+pub(crate) fn unknown_command(command: &Command, word: &str) -> UsageError {
+    let suggestion = nearest(word, command.get_subcommands().map(Command::get_name));
+    UsageError::new(
+        Problem::UnknownCommand {
+            word: word.to_owned(),
+            suggestion,
+        },
+        command,
+    )
+}
+
+/// What to answer when a group is called without one of its commands.
+fn group_stop(command: &Command, path: Vec<String>, word: Option<&OsString>) -> Stop {
+    let names = || {
+        command
+            .get_subcommands()
+            .filter(|known| !known.is_hide_set())
+            .map(Command::get_name)
+    };
+    let problem = match word.map(|word| word.to_string_lossy().into_owned()) {
+        Some(word) if matches!(word.as_str(), "-h" | "-help" | "--help" | "--h" | "help") => {
+            return Stop::Help(path);
+        }
+        Some(word) if word.starts_with('-') && word.len() > 1 => Problem::Undefined {
+            name: word.trim_start_matches('-').to_owned(),
+        },
+        Some(word) => Problem::UnknownCommand {
+            suggestion: nearest(&word, names()),
+            word,
+        },
+        None if path.is_empty() => Problem::MissingCommand,
+        None => Problem::MissingSubcommand {
+            group: path.join(" "),
+            choices: names().collect::<Vec<_>>().join(", "),
+        },
+    };
+    Stop::Usage(UsageError::new(problem, command))
+}
+
+fn is_interspersed(path: &[String]) -> bool {
+    INTERSPERSED
+        .iter()
+        .any(|known| path.len() >= known.len() && known.iter().zip(path).all(|(a, b)| a == b))
+}
+
+struct Flags<'a> {
+    command: &'a Command,
+    interspersed: bool,
+}
+
+type Split = (Vec<OsString>, Vec<OsString>);
+
+impl Flags<'_> {
+    /// Flags as `--name=value`, and positionals. `Err(None)` means that help was asked for.
+    fn split(&self, words: &[OsString]) -> Result<Split, Option<Problem>> {
+        let (mut given, mut positionals) = (Vec::new(), Vec::new());
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let bytes = word.as_bytes();
+            if bytes == b"--" {
+                positionals.extend(words.cloned());
+                break;
+            }
+            if bytes.len() < 2 || bytes[0] != b'-' {
+                positionals.push(word.clone());
+                if self.interspersed {
+                    continue;
+                }
+                positionals.extend(words.cloned());
+                break;
+            }
+            given.push(self.flag(word, || words.next().cloned())?);
+        }
+        Ok((given, positionals))
+    }
+
+    fn flag(
+        &self,
+        word: &OsStr,
+        next: impl FnOnce() -> Option<OsString>,
+    ) -> Result<OsString, Option<Problem>> {
+        let bytes = word.as_bytes();
+        let body = bytes
+            .strip_prefix(b"--")
+            .or_else(|| bytes.strip_prefix(b"-"))
+            .unwrap_or(bytes);
+        if body.is_empty() || matches!(body[0], b'-' | b'=') {
+            return Err(Some(Problem::Syntax {
+                flag: word.to_string_lossy().into_owned(),
+            }));
+        }
+        let (name, value) = match body.iter().position(|byte| *byte == b'=') {
+            Some(at) => (&body[..at], Some(OsStr::from_bytes(&body[at + 1..]).to_owned())),
+            None => (body, None),
+        };
+        let name = String::from_utf8_lossy(name).into_owned();
+        let Some(arg) = self.find(&name) else {
+            let help = matches!(name.as_str(), "h" | "help");
+            return Err((!help).then_some(Problem::Undefined { name }));
+        };
+        let value = if is_boolean(arg) {
+            let value = value.unwrap_or_else(|| "true".into());
+            let truth = value
+                .to_str()
+                .and_then(go_bool)
+                .ok_or_else(|| Problem::NotBoolean {
+                    name: name.clone(),
+                    value: value.to_string_lossy().into_owned(),
+                })?;
+            truth.to_string().into()
+        } else {
+            value
+                .or_else(next)
+                .ok_or_else(|| Problem::NeedsValue { name: name.clone() })?
+        };
+        let mut flag = format!("--{name}=").into_bytes();
+        flag.extend_from_slice(value.as_bytes());
+        Ok(OsString::from_vec(flag))
+    }
+
+    fn find(&self, name: &str) -> Option<&Arg> {
+        self.command.get_arguments().find(|arg| {
+            arg.get_id() != "help"
+                && (arg.get_long() == Some(name)
+                    || arg.get_all_aliases().is_some_and(|all| all.contains(&name)))
+        })
+    }
+}
+
+/// Booleans are declared as flags whose value may be left out.
+fn is_boolean(arg: &Arg) -> bool {
+    arg.get_num_args().is_some_and(|range| range.min_values() == 0)
+}
+
+/// The spellings of Go's `strconv.ParseBool`.
+fn go_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// The name that begins like `word` or shares most of its letters, when one does.
+fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
+    let score = |name: &str| {
+        let same = name.chars().zip(word.chars()).take_while(|(a, b)| a == b).count();
+        let shared = word.chars().filter(|c| name.contains(*c)).count();
+        (same * 2 + shared, name.len().abs_diff(word.len()))
+    };
+    let best = names.max_by_key(|name| {
+        let (score, gap) = score(name);
+        (score, std::cmp::Reverse(gap))
+    })?;
+    (score(best).0 > word.chars().count() && score(best).1 <= 3).then(|| best.to_owned())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,163 @@
+//! The rules one by one, on a small command tree, and random vectors on the real one.
+
+use clap::{Arg, ArgAction, Command};
+use proptest::prelude::*;
+
+use super::*;
+
+fn boolean(name: &'static str) -> Arg {
+    Arg::new(name)
+        .long(name)
+        .action(ArgAction::Set)
+        .num_args(0..=1)
+        .require_equals(true)
+}
+
+fn tree() -> Command {
+    let value = |name: &'static str| Arg::new(name).long(name).action(ArgAction::Set);
+    let words = Arg::new("words")
+        .num_args(0..)
+        .trailing_var_arg(true)
+        .allow_hyphen_values(true);
+    let mut root = Command::new("crabbox")
+        .disable_help_subcommand(true)
+        .subcommand_required(true)
+        .subcommand(Command::new("run").args([value("id"), value("ttl"), boolean("keep"), words.clone()]))
+        .subcommand(Command::new("ssh").args([value("id"), words]))
+        .subcommand(
+            Command::new("pool")
+                .subcommand_required(true)
+                .subcommand(Command::new("list")),
+        );
+    root.build();
+    root
+}
+
+fn run(words: &[&str]) -> Result<Vec<String>, String> {
+    let argv: Vec<OsString> = std::iter::once("crabbox")
+        .chain(words.iter().copied())
+        .map(Into::into)
+        .collect();
+    match normalise(&argv, &tree()) {
+        Ok(out) => Ok(out[1..]
+            .iter()
+            .map(|word| word.to_str().unwrap().to_owned())
+            .collect()),
+        Err(Stop::Help(path)) => Err(format!("help:{}", path.join(" "))),
+        Err(Stop::Usage(error)) => Err(error.problem.to_string()),
+    }
+}
+
+fn ok(words: &[&str], want: &[&str]) {
+    assert_eq!(
+        run(words),
+        Ok(want.iter().map(ToString::to_string).collect()),
+        "{words:?}"
+    );
+}
+
+fn stops(words: &[&str], want: &str) {
+    assert_eq!(run(words), Err(want.to_owned()), "{words:?}");
+}
+
+#[test]
+fn one_dash_and_two_are_the_same_and_values_may_begin_with_a_dash() {
+    ok(
+        &["run", "-id", "x", "--ttl", "-5m"],
+        &["run", "--id=x", "--ttl=-5m", "--"],
+    );
+    ok(
+        &["run", "-id=x=y", "--ttl="],
+        &["run", "--id=x=y", "--ttl=", "--"],
+    );
+}
+
+#[test]
+fn booleans_never_take_the_next_word() {
+    ok(
+        &["run", "--keep", "false"],
+        &["run", "--keep=true", "--", "false"],
+    );
+    ok(&["run", "-keep=F"], &["run", "--keep=false", "--"]);
+    stops(
+        &["run", "--keep=maybe"],
+        "invalid boolean value \"maybe\" for -keep: parse error",
+    );
+}
+
+#[test]
+fn flags_stop_at_the_first_positional_and_at_two_dashes() {
+    ok(&["run", "ls", "--keep"], &["run", "--", "ls", "--keep"]);
+    ok(
+        &["run", "--", "--bogus", "--", "x"],
+        &["run", "--", "--bogus", "--", "x"],
+    );
+    ok(&["run", "-", "-id"], &["run", "--", "-", "-id"]);
+}
+
+#[test]
+fn some_commands_take_flags_after_positionals() {
+    ok(&["ssh", "blue", "--id", "x"], &["ssh", "--id=x", "--", "blue"]);
+    ok(&["ssh", "blue", "--", "--id"], &["ssh", "--", "blue", "--id"]);
+}
+
+#[test]
+fn mistakes_have_gos_words() {
+    stops(&["run", "--bogus", "ls"], "flag provided but not defined: -bogus");
+    stops(&["run", "-bogus=1"], "flag provided but not defined: -bogus");
+    stops(&["run", "--id"], "flag needs an argument: -id");
+    stops(&["run", "---id"], "bad flag syntax: ---id");
+    stops(&["run", "--=x"], "bad flag syntax: --=x");
+    stops(&["run", "-="], "bad flag syntax: -=");
+}
+
+#[test]
+fn help_is_found_among_flags_only() {
+    stops(&["run", "-h"], "help:run");
+    stops(&["run", "--keep", "--help"], "help:run");
+    stops(&["-h"], "help:");
+    stops(&["pool", "--help"], "help:pool");
+    ok(&["run", "ls", "-h"], &["run", "--", "ls", "-h"]);
+    // As in Go, the word after a flag that takes a value is its value.
+    ok(&["run", "--id", "-h"], &["run", "--id=-h", "--"]);
+}
+
+#[test]
+fn unknown_and_missing_commands_are_told() {
+    stops(&[], "missing command");
+    stops(&["rum"], "unknown command \"rum\", did you mean \"run\"?");
+    stops(&["zzz"], "unknown command \"zzz\"");
+    stops(&["pool"], "missing command: pool needs one of list");
+    stops(&["--bogus"], "flag provided but not defined: -bogus");
+}
+
+proptest! {
+    #[test]
+    fn no_vector_makes_it_panic_and_clap_reads_what_it_writes(
+        words in prop::collection::vec(
+            prop_oneof![
+                Just("run".to_owned()), Just("ssh".to_owned()), Just("--".to_owned()), Just("-".to_owned()),
+                Just("--keep".to_owned()), Just("-id".to_owned()), Just("status".to_owned()), Just("--json".to_owned()),
+                "-{0,3}[a-z=]{0,6}", "\\PC{0,6}",
+            ],
+            0..8,
+        )
+    ) {
+        let argv: Vec<OsString> = std::iter::once("crabbox".to_owned()).chain(words).map(Into::into).collect();
+        let root = crate::args::command();
+        if let Ok(out) = normalise(&argv, &root) {
+            // What clap may still object to is a value or a count, never a flag: all stand before the mark.
+            let mark = out.iter().position(|word| word == "--").unwrap();
+            if let Err(error) = root.clone().try_get_matches_from(&out[..=mark]) {
+                let unknown = error.kind() == clap::error::ErrorKind::UnknownArgument;
+                prop_assert!(!unknown, "{out:?}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_do_not_harm(bytes in prop::collection::vec(any::<u8>(), 0..12)) {
+        let argv = ["crabbox".into(), "run".into(), OsString::from_vec(bytes)];
+        let _outcome = normalise(&argv, &tree());
+    }
+}

@@ -1,0 +1,209 @@
+//! Reads the configuration files and hands them, with the environment and the flags, to the configuration model.
+//!
+//! The model in `crabbox-core` decides everything; this module only opens files, bounded in size and never anything but
+//! regular ones, and finds out what a file is really called.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crabbox_core::config::layer::Layer;
+use crabbox_core::config::trust::{FileFacts, PathForms, classify};
+use crabbox_core::config::{ConfigError, ConfigFile, FlagValue, Inputs, Resolution, resolve};
+use crabbox_core::fault::{Fault, Kind};
+
+use crate::env::{Env, EnvError};
+
+/// The variable that names the only configuration file to be read.
+pub(crate) const CONFIG_VARIABLE: &str = "CRABBOX_CONFIG";
+
+/// Files of the repository, weakest first. The Go program reads them in the current directory, and so do we.
+const REPOSITORY_FILES: [&str; 2] = ["crabbox.yaml", ".crabbox.yaml"];
+
+/// Largest configuration file in bytes. A hand-written one has a few KiB.
+const SIZE_LIMIT: u64 = 1 << 20;
+
+/// The configuration, and what is to be told about its files.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    /// What the layers resolve to.
+    pub(crate) resolution: Resolution,
+    /// Remarks on the files themselves.
+    pub(crate) notices: Vec<String>,
+}
+
+/// Why the configuration could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SettingsError {
+    /// The environment does not say where to look.
+    #[error(transparent)]
+    Env(#[from] EnvError),
+    /// The layers do not make sense.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A file is there and cannot be read.
+    #[error("read config {}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// What stands under a file's name is a directory, a pipe or a device.
+    #[error("read config {}: not a regular file", .path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file is larger than any configuration can be.
+    #[error("read config {}: larger than {SIZE_LIMIT} bytes", .path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file is not text.
+    #[error("parse config {}:{line}: not valid UTF-8", .path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// The line with the first bad byte.
+        line: usize,
+    },
+}
+
+impl Fault for SettingsError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Env(error) => error.hints(),
+            Self::Config(error) => error.hints(),
+            Self::Read { .. } | Self::NotAFile { .. } | Self::TooLarge { .. } | Self::NotText { .. } => {
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// Loads the configuration of all layers.
+pub(crate) fn load(env: &Env, flags: &[FlagValue]) -> Result<Loaded, SettingsError> {
+    let cwd = env.cwd()?;
+    let repository = forms(repository_root(cwd));
+    let (user_file, named) = (env.user_config(), env.os(CONFIG_VARIABLE));
+    let paths: Vec<PathBuf> = if let Some(path) = named {
+        vec![cwd.join(expand_home(Path::new(path), env.home()))]
+    } else {
+        let user = user_file.as_ref().ok().cloned();
+        user.into_iter()
+            .chain(REPOSITORY_FILES.map(|name| cwd.join(name)))
+            .collect()
+    };
+    let (mut files, mut notices) = (Vec::new(), Vec::new());
+    for path in paths {
+        let Some(text) = read(&path)? else { continue };
+        let file = forms(path.clone());
+        let layer = classify(&FileFacts {
+            file: &file,
+            user_file: user_file.as_deref().ok(),
+            named_by_environment: named.is_some(),
+            repository: &repository,
+        });
+        if layer == Layer::UserFile {
+            notices.extend(permission_notice(&path));
+        }
+        files.push(ConfigFile { path, layer, text });
+    }
+    let resolution = resolve(&Inputs {
+        files: &files,
+        environment: &|name| env.text(name).map(str::to_owned),
+        flags,
+        home: env.home(),
+        cwd,
+        repository: &repository.written,
+    })?;
+    Ok(Loaded { resolution, notices })
+}
+
+/// The nearest directory upwards that git takes for the root of a working tree, else the current one.
+fn repository_root(cwd: &Path) -> PathBuf {
+    cwd.ancestors()
+        .find(|dir| dir.join(".git").exists())
+        .unwrap_or(cwd)
+        .to_owned()
+}
+
+fn forms(written: PathBuf) -> PathForms {
+    let real = std::fs::canonicalize(&written).ok();
+    PathForms { written, real }
+}
+
+fn expand_home(path: &Path, home: Option<&Path>) -> PathBuf {
+    match (path.strip_prefix("~"), home) {
+        (Ok(rest), Some(home)) => home.join(rest),
+        _ => path.to_owned(),
+    }
+}
+
+/// The text of a file, `None` when there is no such file.
+fn read(path: &Path) -> Result<Option<String>, SettingsError> {
+    let failed = |source| SettingsError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let metadata = match std::fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    // Looked at before it is opened: opening a pipe would wait for a writer that never comes.
+    if !metadata.is_file() {
+        return Err(SettingsError::NotAFile {
+            path: path.to_owned(),
+        });
+    }
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    file.take(SIZE_LIMIT + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    if bytes.len() as u64 > SIZE_LIMIT {
+        return Err(SettingsError::TooLarge {
+            path: path.to_owned(),
+        });
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Some(
+            text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_owned),
+        )),
+        Err(error) => {
+            let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+            let line = good.split(|byte| *byte == b'\n').count();
+            Err(SettingsError::NotText {
+                path: path.to_owned(),
+                line,
+            })
+        }
+    }
+}
+
+/// A remark when others may read or change the user's configuration, which can hold credentials and choose programs.
+fn permission_notice(path: &Path) -> Option<String> {
+    let mode = std::fs::metadata(path).ok()?.permissions().mode() & 0o777;
+    (mode & 0o077 != 0).then(|| {
+        format!(
+            "{} has permissions {mode:04o}; chmod 600 it so that only you can read it",
+            path.display()
+        )
+    })
+}

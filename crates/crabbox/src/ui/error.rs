@@ -1,0 +1,127 @@
+//! How a command ends: an exit code, or an error with its causes and what to do about it.
+
+use std::error::Error;
+
+use crabbox_core::fault::{Fault, Kind};
+
+use super::Printer;
+
+/// The exit code of a command that did its work; `run` and `connect` hand the remote command's own through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Exit(u8);
+
+impl Exit {
+    /// All well.
+    pub(crate) const SUCCESS: Self = Self(0);
+
+    /// The remote command's own exit code.
+    pub(crate) const fn passed_through(code: u8) -> Self {
+        Self(code)
+    }
+
+    pub(crate) const fn code(self) -> u8 {
+        self.0
+    }
+}
+
+/// Why a command failed. Any [`Fault`] becomes one by `?`.
+#[derive(Debug)]
+pub(crate) struct CommandError {
+    kind: Kind,
+    error: Option<Box<dyn Error + Send + Sync>>,
+    hints: Vec<String>,
+}
+
+impl CommandError {
+    /// An error of this kind, for errors of others that know no kind of their own.
+    pub(crate) fn new(kind: Kind, error: impl Error + Send + Sync + 'static) -> Self {
+        Self {
+            kind,
+            error: Some(Box::new(error)),
+            hints: Vec::new(),
+        }
+    }
+
+    /// A failure whose reason was printed already: only the exit code is left to tell.
+    pub(crate) const fn silent(kind: Kind) -> Self {
+        Self {
+            kind,
+            error: None,
+            hints: Vec::new(),
+        }
+    }
+
+    /// Adds what the user can do about it.
+    #[must_use]
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+
+    pub(crate) const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Prints the message, each cause once, and the hints.
+    pub(super) fn render(&self, printer: &Printer) {
+        let Some(error) = &self.error else { return };
+        for line in lines(error.as_ref()) {
+            printer.note(line);
+        }
+        let style = anstyle::AnsiColor::Cyan
+            .on_default()
+            .effects(anstyle::Effects::BOLD);
+        for hint in &self.hints {
+            printer.note(format_args!("{style}hint:{style:#} {hint}"));
+        }
+    }
+}
+
+impl<E: Fault + 'static> From<E> for CommandError {
+    fn from(error: E) -> Self {
+        Self {
+            kind: error.kind(),
+            hints: error.hints(),
+            error: Some(Box::new(error)),
+        }
+    }
+}
+
+/// The message of an error, then its causes, leaving out those that say nothing new.
+fn lines(error: &(dyn Error + 'static)) -> Vec<String> {
+    let mut told = error.to_string();
+    let mut lines = vec![told.clone()];
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !text.is_empty() && !told.contains(&text) {
+            lines.push(format!("  caused by: {text}"));
+            told.push('\n');
+            told.push_str(&text);
+        }
+        cause = error.source();
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot read {0}")]
+    struct Outer(&'static str, #[source] std::io::Error);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error(transparent)]
+    struct Through(#[from] Outer);
+
+    #[test]
+    fn each_cause_is_told_once() {
+        let inner = std::io::Error::other("no such file");
+        let error = Through(Outer("/x", inner));
+        assert_eq!(lines(&error), ["cannot read /x", "  caused by: no such file"]);
+        let repeating = Outer("/x: no such file", std::io::Error::other("no such file"));
+        assert_eq!(lines(&repeating), ["cannot read /x: no such file"]);
+    }
+}

@@ -1,0 +1,48 @@
+//! JSON as Go's `json.Encoder` writes it: compact, one line, `<`, `>` and `&` escaped.
+
+use crabbox_core::fault::{Fault, Kind};
+use serde::Serialize;
+
+/// A value has no JSON form: a map with keys that are no texts.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot print JSON")]
+pub(crate) struct JsonError(#[from] serde_json::Error);
+
+impl Fault for JsonError {
+    fn kind(&self) -> Kind {
+        Kind::General
+    }
+}
+
+/// `value` as one line of JSON without its line break. With `html`, characters that matter to HTML are escaped.
+pub(super) fn line(value: &impl Serialize, html: bool) -> Result<String, JsonError> {
+    let plain = serde_json::to_string(value)?;
+    // These characters can only stand inside strings, so the text can be searched as a whole.
+    let mut out = String::with_capacity(plain.len());
+    for c in plain.chars() {
+        match c {
+            '<' if html => out.push_str("\\u003c"),
+            '>' if html => out.push_str("\\u003e"),
+            '&' if html => out.push_str("\\u0026"),
+            '\u{2028}' => out.push_str("\\u2028"),
+            '\u{2029}' => out.push_str("\\u2029"),
+            other => out.push(other),
+        }
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::line;
+
+    #[test]
+    fn escapes_as_go_does() {
+        let value = serde_json::json!({"a": "<b> & \u{2028}\"\u{1f980}"});
+        assert_eq!(
+            line(&value, true).unwrap(),
+            r#"{"a":"\u003cb\u003e \u0026 \u2028\"🦀"}"#
+        );
+        assert_eq!(line(&value, false).unwrap(), r#"{"a":"<b> & \u2028\"🦀"}"#);
+    }
+}

@@ -1,0 +1,29 @@
+//! Everything the user sees: the printer, JSON as the Go program writes it, and errors with their causes and hints.
+//!
+//! The only place of the program that writes to the terminal and knows exit codes. It must never fail because a reader of
+//! the output went away.
+
+mod error;
+mod json;
+mod printer;
+
+pub(crate) use error::{CommandError, Exit};
+pub(crate) use printer::Printer;
+
+/// Renders what became of a command and gives the process exit code.
+pub(crate) fn finish(outcome: Result<Exit, CommandError>, printer: &Printer) -> u8 {
+    let code = match outcome {
+        Ok(exit) => exit.code(),
+        Err(error) => {
+            error.render(printer);
+            error.kind().exit_code()
+        }
+    };
+    match printer.failure() {
+        Some(error) if code == 0 => {
+            printer.note(format_args!("cannot write to standard output: {error}"));
+            1
+        }
+        _ => code,
+    }
+}

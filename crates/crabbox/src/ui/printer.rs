@@ -1,0 +1,169 @@
+//! Standard output and standard error.
+//!
+//! Results go to standard output, everything told on the way to standard error. A reader that went away (`| head`) is no
+//! failure: what follows is dropped, and the command goes on to its end, for it may have a lease to give back.
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+use std::sync::Mutex;
+
+use anstream::{AutoStream, ColorChoice};
+use serde::Serialize;
+
+use super::json::{self, JsonError};
+use crate::env::Env;
+
+/// Where text goes; shared by all threads.
+pub(crate) struct Printer {
+    out: Mutex<Stream>,
+    err: Mutex<Stream>,
+    progress: bool,
+}
+
+struct Stream {
+    sink: AutoStream<Box<dyn Write + Send>>,
+    failure: Option<io::Error>,
+}
+
+impl std::fmt::Debug for Printer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Printer")
+            .field("progress", &self.progress)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Printer {
+    /// The streams of this process, coloured only where a terminal reads them and the environment does not object.
+    pub(crate) fn standard(env: &Env) -> Self {
+        let colour = env.allows_colour();
+        let choice = |terminal| {
+            if terminal && colour {
+                ColorChoice::AlwaysAnsi
+            } else {
+                ColorChoice::Never
+            }
+        };
+        let (out, err) = (io::stdout(), io::stderr());
+        let progress = err.is_terminal();
+        let (out_choice, err_choice) = (choice(out.is_terminal()), choice(progress));
+        Self::new(Box::new(out), out_choice, Box::new(err), err_choice, progress)
+    }
+
+    fn new(
+        out: Box<dyn Write + Send>,
+        out_choice: ColorChoice,
+        err: Box<dyn Write + Send>,
+        err_choice: ColorChoice,
+        progress: bool,
+    ) -> Self {
+        let stream = |sink, choice| {
+            Mutex::new(Stream {
+                sink: AutoStream::new(sink, choice),
+                failure: None,
+            })
+        };
+        Self {
+            out: stream(out, out_choice),
+            err: stream(err, err_choice),
+            progress,
+        }
+    }
+
+    /// Whether somebody watches standard error, so that progress may be drawn there.
+    pub(crate) fn shows_progress(&self) -> bool {
+        self.progress
+    }
+
+    /// One line of result, on standard output.
+    pub(crate) fn line(&self, text: impl Display) {
+        put(&self.out, format_args!("{text}\n").to_string().as_bytes());
+    }
+
+    /// Bytes of result as they are, on standard output: the remote command's own.
+    pub(crate) fn bytes(&self, bytes: &[u8]) {
+        put(&self.out, bytes);
+    }
+
+    /// One line told on the way, on standard error.
+    pub(crate) fn note(&self, text: impl Display) {
+        put(&self.err, format_args!("{text}\n").to_string().as_bytes());
+    }
+
+    /// Bytes told on the way as they are, on standard error: the remote command's own.
+    pub(crate) fn note_bytes(&self, bytes: &[u8]) {
+        put(&self.err, bytes);
+    }
+
+    /// A line that begins with `warning:`, on standard error.
+    pub(crate) fn warn(&self, text: impl Display) {
+        let style = anstyle::AnsiColor::Yellow
+            .on_default()
+            .effects(anstyle::Effects::BOLD);
+        self.note(format_args!("{style}warning:{style:#} {text}"));
+    }
+
+    /// A value as one line of JSON, escaped as in the Go program, on standard output.
+    pub(crate) fn json(&self, value: &impl Serialize) -> Result<(), JsonError> {
+        self.line(json::line(value, true)?);
+        Ok(())
+    }
+
+    /// A value as one line of JSON without HTML escapes, on standard error: `--timing-json`.
+    pub(crate) fn note_json(&self, value: &impl Serialize) -> Result<(), JsonError> {
+        self.note(json::line(value, false)?);
+        Ok(())
+    }
+
+    /// Why standard output could not be written, unless its reader simply went away.
+    pub(crate) fn failure(&self) -> Option<String> {
+        let stream = self.out.lock().ok()?;
+        stream
+            .failure
+            .as_ref()
+            .filter(|error| error.kind() != io::ErrorKind::BrokenPipe)
+            .map(ToString::to_string)
+    }
+}
+
+/// Writes unless an earlier write failed. Flushed at once: standard output may be a pipe that somebody waits on.
+fn put(stream: &Mutex<Stream>, bytes: &[u8]) {
+    let Ok(mut stream) = stream.lock() else { return };
+    if stream.failure.is_some() {
+        return;
+    }
+    let outcome = stream.sink.write_all(bytes).and_then(|()| stream.sink.flush());
+    stream.failure = outcome.err();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Failing(io::ErrorKind);
+
+    impl Write for Failing {
+        fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn printer_to(kind: io::ErrorKind) -> Printer {
+        let (out, err) = (Box::new(Failing(kind)), Box::new(Failing(kind)));
+        Printer::new(out, ColorChoice::Never, err, ColorChoice::Never, false)
+    }
+
+    #[test]
+    fn a_reader_that_went_away_is_no_failure_and_a_full_disk_is() {
+        let gone = printer_to(io::ErrorKind::BrokenPipe);
+        gone.line("x");
+        assert_eq!(gone.failure(), None);
+        let full = printer_to(io::ErrorKind::StorageFull);
+        full.line("x");
+        assert!(full.failure().is_some());
+    }
+}
