@@ -268,10 +268,12 @@ fn clean(dir: &Path) -> Result<()> {
     images::remove_tree(dir)
 }
 
-/// One `up` or `down` of a lab at a time. The lock lies beside the directory, which comes and goes.
+/// One `up` or `down` of a lab at a time. The lock lies in the cache, because the lab's directory comes and goes.
 fn lock(dir: &Path) -> Result<fs::File> {
-    let path = dir.with_extension("lock");
-    fs::create_dir_all(workspace::lab_dir())?;
+    let cache = workspace::lab_dir().join("cache");
+    fs::create_dir_all(&cache)?;
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let path = cache.join(format!("{name}.lock"));
     let file = fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     file.lock()
         .with_context(|| format!("cannot lock {}", path.display()))?;
