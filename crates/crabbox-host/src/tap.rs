@@ -6,11 +6,16 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::time::Duration;
 
-use crate::netlink::valid_name;
+use crate::clock::poll_until;
+use crate::netlink::{Netlink, NetlinkError, valid_name};
 
 /// The device that hands out tap devices (`Documentation/networking/tuntap.rst` of the kernel).
 const TUN: &str = "/dev/net/tun";
+
+/// How long a new device may still be held by a child on its way to its own program.
+const RELEASE: Duration = Duration::from_secs(5);
 
 /// Why a tap device could not be made or opened.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +34,21 @@ pub enum TapError {
         /// What the system said.
         #[source]
         source: io::Error,
+    },
+    /// Some program holds the new device open, and no VMM could.
+    #[error("the tap device {name} is held open by another program")]
+    Held {
+        /// The device.
+        name: String,
+    },
+    /// The new device cannot be looked at.
+    #[error("cannot look at the tap device {name}")]
+    Look {
+        /// The device.
+        name: String,
+        /// What happened.
+        #[source]
+        source: NetlinkError,
     },
     /// The driver refused one of the steps.
     #[error("cannot {step} the tap device {name}")]
@@ -51,7 +71,26 @@ pub fn create(name: &str, owner: Option<(u32, u32)>) -> Result<(), TapError> {
         set(&device, name, "set the owner of", libc::TUNSETOWNER, uid)?;
         set(&device, name, "set the group of", libc::TUNSETGROUP, gid)?;
     }
-    set(&device, name, "keep", libc::TUNSETPERSIST, 1)
+    set(&device, name, "keep", libc::TUNSETPERSIST, 1)?;
+    drop(device);
+    // A child that another thread forked holds a copy of every descriptor until it executes its program, ours with it, and whoever
+    // opens the tap meanwhile is told that it is busy.
+    poll_until(RELEASE, || is_released(name).transpose()).unwrap_or_else(|| {
+        Err(TapError::Held {
+            name: name.to_owned(),
+        })
+    })
+}
+
+/// `Some` when nobody holds the tap device any more.
+fn is_released(name: &str) -> Result<Option<()>, TapError> {
+    let link = Netlink::open()
+        .and_then(|mut netlink| netlink.link(name))
+        .map_err(|source| TapError::Look {
+            name: name.to_owned(),
+            source,
+        })?;
+    Ok(link.is_none_or(|link| !link.carrier).then_some(()))
 }
 
 /// Opens the tap device `name` to read and write plain Ethernet frames, as a user-space guest does.
@@ -116,7 +155,6 @@ fn checked(answer: libc::c_int, name: &str, step: &'static str) -> Result<(), Ta
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::Netlink;
     use crate::netns;
 
     #[test]
@@ -148,6 +186,26 @@ mod tests {
             assert!(facts.contains(fact), "{fact}: {facts}");
         }
         assert!(Netlink::open().unwrap().link("tap0").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_device_that_a_child_still_holds_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("netns");
+        netns::create(&path).unwrap();
+        let outcome = netns::within(&path, || {
+            create("tap0", None).unwrap();
+            let holder = open("tap0").unwrap();
+            let held = is_released("tap0").unwrap();
+            drop(holder);
+            (
+                held,
+                poll_until(RELEASE, || is_released("tap0").unwrap()),
+                open("tap0").is_ok(),
+            )
+        });
+        netns::remove(&path).unwrap();
+        assert_eq!(outcome.unwrap(), (None, Some(()), true));
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct Link {
     pub kind: Option<String>,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether something is at the other end: for a tap, a program that holds it open.
+    pub carrier: bool,
     /// Its MTU, in bytes.
     pub mtu: u32,
     /// Its hardware address.
@@ -176,6 +178,7 @@ fn link_of(message: LinkMessage) -> Link {
         alias: None,
         kind: None,
         up: message.header.flags.contains(LinkFlags::Up),
+        carrier: false,
         mtu: 0,
         mac: Vec::new(),
     };
@@ -184,6 +187,7 @@ fn link_of(message: LinkMessage) -> Link {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Carrier(carrier) => link.carrier = carrier != 0,
             LinkAttribute::Address(mac) => link.mac = mac,
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {

@@ -1,14 +1,17 @@
 //! The `cni` mode with the plugins that Debian ships.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use crabbox_cni::Attachment;
+use crabbox_host::command::Cmd;
 use crabbox_host::netns;
-use crabbox_net::{CniSpec, Outer, Policy, attach_cni, detach_cni, map_inner, plan_cni};
+use crabbox_net::cni::Misfit;
+use crabbox_net::{AttachCniError, CniSpec, Outer, Policy, attach_cni, detach_cni, map_inner, plan_cni};
 
-use crate::lab::{Guest, Lab, greeting, inner, links, serve};
+use crate::lab::{Guest, INTERNET, LAN, Lab, greeting, inner, links, refusal, serve};
 
 /// Where Debian's `containernetworking-plugins` puts them.
 const PLUGINS: &str = "/usr/lib/cni";
@@ -32,7 +35,7 @@ fn ipam(lab: &Lab) -> String {
 fn plan(lab: &Lab, lease: &str) -> Attachment {
     let spec = CniSpec {
         conf_dir: lab.path("net.d"),
-        bin_dirs: vec![lab.path("no-such-dir"), PathBuf::from(PLUGINS)],
+        bin_dirs: vec![lab.path("bin"), PathBuf::from(PLUGINS)],
         network: "lab".to_owned(),
         container_id: format!("cbx-{lease}"),
         netns: lab.path(lease),
@@ -113,5 +116,200 @@ fn a_namespace_that_died_first_is_detached_all_the_same() {
         detach_cni(&attachment).unwrap();
         assert_eq!(reserved(lab), Vec::<String>::new());
         std::fs::remove_file(&attachment.netns).unwrap();
+    });
+}
+
+#[test]
+fn a_bridge_carries_two_leases_that_do_not_see_each_other() {
+    Lab::run(|lab| {
+        let bridge = r#""type":"bridge","bridge":"lab0","isGateway":true"#;
+        network(lab, &format!(r#"{{{bridge},"ipam":{}}}"#, ipam(lab)));
+        // The internet knows the way back: masquerade is the chain's business, and this one has none.
+        netns::within(&lab.internet, || {
+            let back = "10.99.0.0/24".parse().unwrap();
+            crabbox_host::netlink::Netlink::open()
+                .unwrap()
+                .add_route(back, Ipv4Addr::new(203, 0, 113, 1))
+                .unwrap();
+        })
+        .unwrap();
+        let leases = ["one", "two"].map(|name| {
+            let (attachment, outer) = attach(lab, name);
+            map_inner(&inner(&attachment.netns, outer.clone(), Policy::default())).unwrap();
+            let guest = Guest::behind(lab, &attachment.netns, &format!("guest-{name}"));
+            guest.within(|| serve(Ipv4Addr::UNSPECIFIED, 22, "ssh"));
+            (attachment, outer, guest)
+        });
+        for (_, outer, guest) in &leases {
+            assert_eq!(greeting(outer.address, 22).unwrap(), "ssh");
+            assert_eq!(guest.within(|| greeting(INTERNET, 80)).unwrap(), "internet");
+            guest.within(|| refusal(LAN, 80));
+        }
+        let [(first, outer, _), (second, _, client)] = &leases;
+        client.within(|| refusal(outer.address, 22));
+        netns::within(&second.netns, || refusal(outer.address, 22)).unwrap();
+        // They share a bridge, and its way is open: without the guard in the first lease the second gets through.
+        netns::within(&first.netns, || {
+            Cmd::new("nft")
+                .args(["add", "chain", "ip", "crabbox", "forward", "{ policy accept; }"])
+                .run()
+                .unwrap();
+            Cmd::new("nft")
+                .args(["flush", "chain", "ip", "crabbox", "forward"])
+                .run()
+                .unwrap();
+        })
+        .unwrap();
+        assert_eq!(
+            netns::within(&second.netns, || greeting(outer.address, 22))
+                .unwrap()
+                .unwrap(),
+            "ssh"
+        );
+        detach_cni(first).unwrap();
+        detach_cni(second).unwrap();
+        assert_eq!(reserved(lab), Vec::<String>::new());
+        // The bridge is the network's, not the lease's, and stays.
+        assert_eq!(
+            links().iter().map(|link| link.name.as_str()).collect::<Vec<_>>(),
+            ["lab0"]
+        );
+    });
+}
+
+#[test]
+fn macvlan_puts_the_guest_on_the_lan() {
+    Lab::run(|lab| {
+        let static_ipam =
+            r#"{"type":"static","addresses":[{"address":"192.168.77.50/24","gateway":"192.168.77.2"}]}"#;
+        network(
+            lab,
+            &format!(
+                r#"{{"type":"macvlan","master":"lan0","dns":{{"nameservers":["192.168.77.2"]}},"ipam":{static_ipam}}}"#
+            ),
+        );
+        let (attachment, outer) = attach(lab, "lease");
+        assert_eq!(
+            (outer.gateway, outer.dns.as_slice()),
+            (LAN, [IpAddr::V4(LAN)].as_slice())
+        );
+        map_inner(&inner(&attachment.netns, outer.clone(), Policy::default())).unwrap();
+        let guest = Guest::behind(lab, &attachment.netns, "guest");
+        guest.within(|| serve(Ipv4Addr::UNSPECIFIED, 22, "ssh"));
+        assert_eq!(
+            netns::within(&lab.lan, || greeting(outer.address, 22))
+                .unwrap()
+                .unwrap(),
+            "ssh"
+        );
+        guest.within(|| refusal(LAN, 80));
+        detach_cni(&attachment).unwrap();
+        assert_eq!(links(), Vec::new());
+    });
+}
+
+/// A plugin that answers ADD with `result`, made from what an earlier plugin of the chain left in the namespace.
+fn fake(lab: &Lab, name: &str, result: &str) {
+    let file = lab.write(
+        &format!("bin/{name}"),
+        &format!("#!/bin/sh\ncat >/dev/null\ntest $CNI_COMMAND = ADD || exit 0\ncat <<END\n{result}\nEND\n"),
+    );
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn chain_with(lab: &Lab, result: &str) {
+    network(
+        lab,
+        &format!(r#"{{"type":"ptp","ipam":{}}},{{"type":"last"}}"#, ipam(lab)),
+    );
+    fake(lab, "last", result);
+}
+
+#[test]
+fn a_chain_that_ends_in_tc_redirect_tap_keeps_its_own_tap() {
+    Lab::run(|lab| {
+        let result = r#"{"cniVersion":"1.0.0","interfaces":[
+            {"name":"vethhost","mac":"aa:aa:aa:aa:aa:aa"},
+            {"name":"veth0","mac":"bb:bb:bb:bb:bb:bb","sandbox":"$CNI_NETNS"},
+            {"name":"tap7","mac":"cc:cc:cc:cc:cc:cc","sandbox":"$CNI_NETNS"},
+            {"name":"tap7","mac":"bb:bb:bb:bb:bb:bb","sandbox":"$CNI_CONTAINERID"}],
+            "ips":[{"interface":3,"address":"10.99.0.7/24","gateway":"10.99.0.1"}],"dns":{"nameservers":["9.9.9.9"]}}"#;
+        chain_with(lab, result);
+        let (attachment, outer) = attach(lab, "lease");
+        let tap = outer.guest_tap.clone().unwrap();
+        assert_eq!(
+            (tap.tap.as_str(), tap.mac.as_str()),
+            ("tap7", "bb:bb:bb:bb:bb:bb")
+        );
+        assert_eq!((outer.address, outer.prefix), (Ipv4Addr::new(10, 99, 0, 7), 24));
+        map_inner(&inner(&attachment.netns, outer, Policy::default())).unwrap();
+        let taps = netns::within(&attachment.netns, || {
+            links().into_iter().any(|link| link.name == "tap0")
+        });
+        assert!(!taps.unwrap(), "nothing of ours is put beside it");
+        detach_cni(&attachment).unwrap();
+    });
+}
+
+#[test]
+fn a_result_that_no_lease_can_use_is_undone() {
+    let veth =
+        r#""interfaces":[{"name":"veth0","sandbox":"$CNI_NETNS"},{"name":"g","sandbox":"$CNI_CONTAINERID"}]"#;
+    let two = r#""interfaces":[{"name":"veth0","sandbox":"$CNI_NETNS"}],
+        "ips":[{"interface":0,"address":"10.99.0.7/24"},{"interface":0,"address":"10.99.0.8/24"},{"interface":0,"address":"fd00::1/64"}]"#;
+    let cases = [
+        (
+            r#""ips":[]"#,
+            "it has to yield one IPv4 address for veth0, and yields none",
+        ),
+        (
+            two,
+            "it has to yield one IPv4 address for veth0, and yields 10.99.0.7/24 and 10.99.0.8/24",
+        ),
+        (
+            veth,
+            "it yields the guest interface g without a tap of that name, as tc-redirect-tap makes it",
+        ),
+    ];
+    for (rest, why) in cases {
+        Lab::run(|lab| {
+            chain_with(lab, &format!(r#"{{"cniVersion":"1.0.0",{rest}}}"#));
+            netns::create(&lab.path("lease")).unwrap();
+            let error = attach_cni(&plan(lab, "lease")).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("the CNI network lab cannot carry a lease: {why}")
+            );
+            assert_eq!((reserved(lab), links()), (Vec::new(), Vec::new()));
+        });
+    }
+}
+
+#[test]
+fn an_address_without_a_gateway_takes_the_default_route_s_and_fails_without_one() {
+    Lab::run(|lab| {
+        let bare = r#"{"cniVersion":"1.0.0","interfaces":[{"name":"veth0","sandbox":"$CNI_NETNS"}],"ips":[{"interface":0,"address":"10.99.0.2/24"}]}"#;
+        chain_with(lab, bare);
+        let (attachment, outer) = attach(lab, "lease");
+        assert_eq!(outer.gateway, Ipv4Addr::new(10, 99, 0, 1));
+        detach_cni(&attachment).unwrap();
+        let no_route = ipam(lab).replace(r#","routes":[{"dst":"0.0.0.0/0"}]"#, "");
+        network(
+            lab,
+            &format!(r#"{{"type":"ptp","ipam":{no_route}}},{{"type":"last"}}"#),
+        );
+        netns::create(&lab.path("other")).unwrap();
+        let error = attach_cni(&plan(lab, "other")).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                AttachCniError::Unfit {
+                    why: Misfit::NoGateway { .. },
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        assert_eq!(reserved(lab), Vec::<String>::new());
     });
 }

@@ -150,8 +150,17 @@ pub(crate) fn serve(address: Ipv4Addr, port: u16, word: &'static str) {
 
 /// What the server at `address` greets with, asked from the namespace of the caller.
 pub(crate) fn greeting(address: Ipv4Addr, port: u16) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::from((address, port)), PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    ask(address, port, Duration::from_secs(10))
+}
+
+/// The error of a connection that must not come about.
+pub(crate) fn refusal(address: Ipv4Addr, port: u16) -> io::Error {
+    ask(address, port, PATIENCE).unwrap_err()
+}
+
+fn ask(address: Ipv4Addr, port: u16, limit: Duration) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::from((address, port)), limit)?;
+    stream.set_read_timeout(Some(limit))?;
     let mut word = String::new();
     stream.read_to_string(&mut word)?;
     Ok(word)

@@ -10,7 +10,7 @@ use crabbox_host::netns;
 use crabbox_net::nat::{self, ForwardBlock, OwnedLink};
 use crabbox_net::{NatError, NatSpec, Outer, Policy, attach_nat, detach_nat, map_inner};
 
-use crate::lab::{ELSEWHERE, Guest, Lab, greeting, inner, links, rules, serve, setting};
+use crate::lab::{ELSEWHERE, Guest, Lab, greeting, inner, links, refusal, rules, serve, setting};
 
 pub(crate) fn spec(netns: &Path, tag: &str, subnet: &str) -> NatSpec {
     let spec = NatSpec {
@@ -182,7 +182,7 @@ fn docker_s_drop_is_seen_and_real_and_not_edited() {
         Cmd::new("nft").args(["-f", "-"]).stdin(docker).run().unwrap();
         let before = rules();
         let (spec, _, guest) = lease(lab, "a1", "10.213.0.0/30", Policy::default());
-        guest.within(|| greeting(ELSEWHERE, 80)).unwrap_err();
+        guest.within(|| refusal(ELSEWHERE, 80));
         let block = ForwardBlock {
             family: "ip".to_owned(),
             table: "filter".to_owned(),

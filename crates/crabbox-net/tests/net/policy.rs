@@ -8,7 +8,7 @@ use crabbox_host::command::Cmd;
 use crabbox_host::{netlink, netns};
 use crabbox_net::{GUEST_ADDRESS, Policy, TAP_ADDRESS};
 
-use crate::lab::{ELSEWHERE, HOST_PUBLIC, INTERNET, LAN, Lab, greeting, serve};
+use crate::lab::{ELSEWHERE, HOST_PUBLIC, INTERNET, LAN, Lab, greeting, refusal, serve};
 use crate::nat::lease;
 
 /// The default policy, with the addresses of the host as the engine reads them.
@@ -47,9 +47,9 @@ fn the_guest_reaches_the_internet_and_neither_the_host_nor_its_lan() {
                 outer.address,
                 TAP_ADDRESS,
             ] {
-                greeting(forbidden, 80).unwrap_err();
+                refusal(forbidden, 80);
             }
-            let metadata = greeting(Ipv4Addr::new(169, 254, 169, 254), 80).unwrap_err();
+            let metadata = refusal(Ipv4Addr::new(169, 254, 169, 254), 80);
             assert_eq!(metadata.kind(), ErrorKind::TimedOut);
             // A refusal is told at once, in place of a wait.
             assert_eq!(greeting(LAN, 80).unwrap_err().kind(), ErrorKind::HostUnreachable);
@@ -78,24 +78,20 @@ fn only_the_host_reaches_the_guest() {
         let (two, _, client) = lease(lab, "b2", "10.213.0.4/30", policy());
         server.within(|| serve(Ipv4Addr::UNSPECIFIED, 22, "ssh"));
         assert_eq!(greeting(one.address, 22).unwrap(), "ssh");
-        client.within(|| greeting(one.address, 22)).unwrap_err();
+        client.within(|| refusal(one.address, 22));
         // Not even the other lease's namespace can, whose rules bind only its guest.
-        netns::within(&two.netns, || greeting(one.address, 22))
-            .unwrap()
-            .unwrap_err();
+        netns::within(&two.netns, || refusal(one.address, 22)).unwrap();
         // With the host's own barrier gone, the guard in the first lease's namespace still holds.
         Cmd::new("nft").args(["flush", "ruleset"]).run().unwrap();
-        netns::within(&two.netns, || greeting(one.address, 22))
-            .unwrap()
-            .unwrap_err();
+        netns::within(&two.netns, || refusal(one.address, 22)).unwrap();
         let internet = netns::within(&lab.internet, || {
             Cmd::new("ip")
                 .args(["route", "add", "10.213.0.0/16", "via", "203.0.113.1"])
                 .run()
                 .unwrap();
-            greeting(one.address, 22)
+            refusal(one.address, 22)
         });
-        internet.unwrap().unwrap_err();
+        internet.unwrap();
         // The path itself is open: without the guard both get through.
         netns::within(&lab.path("a1"), || {
             let open = "add rule ip crabbox forward accept\n";
@@ -138,9 +134,9 @@ fn the_lan_can_be_allowed_and_the_internet_taken_away() {
         );
         guest.within(|| {
             assert_eq!(greeting(LAN, 80).unwrap(), "lan");
-            greeting(INTERNET, 80).unwrap_err();
-            greeting(outer.gateway, 80).unwrap_err();
-            greeting(Ipv4Addr::new(192, 168, 77, 1), 80).unwrap_err();
+            refusal(INTERNET, 80);
+            refusal(outer.gateway, 80);
+            refusal(Ipv4Addr::new(192, 168, 77, 1), 80);
         });
         let allow = vec![
             format!("{LAN}/32").parse().unwrap(),
@@ -158,7 +154,7 @@ fn the_lan_can_be_allowed_and_the_internet_taken_away() {
         );
         guest.within(|| {
             assert_eq!(greeting(LAN, 80).unwrap(), "lan");
-            greeting(INTERNET, 80).unwrap_err();
+            refusal(INTERNET, 80);
         });
     });
 }
@@ -209,7 +205,7 @@ fn the_gateway_answers_ping_and_dns_and_nothing_else() {
         })
         .unwrap();
         assert_eq!(guest.within(|| greeting(TAP_ADDRESS, 53)).unwrap(), "dns");
-        guest.within(|| greeting(TAP_ADDRESS, 54)).unwrap_err();
+        guest.within(|| refusal(TAP_ADDRESS, 54));
         let (spec, _, guest) = lease(
             lab,
             "b2",
@@ -220,7 +216,7 @@ fn the_gateway_answers_ping_and_dns_and_nothing_else() {
             },
         );
         netns::within(&spec.netns, || serve(TAP_ADDRESS, 53, "dns")).unwrap();
-        guest.within(|| greeting(TAP_ADDRESS, 53)).unwrap_err();
+        guest.within(|| refusal(TAP_ADDRESS, 53));
     });
 }
 
