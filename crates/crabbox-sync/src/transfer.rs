@@ -277,6 +277,8 @@ impl Run<'_> {
             let Some(entry) = self.manifest.entries.get(*place) else {
                 return Err(self.out_of_order("place", &place.to_string()));
             };
+            // rsync takes a name that begins with '#' or ';' for a comment, with --from0 too.
+            files.extend_from_slice(b"./");
             files.extend_from_slice(&entry.path);
             files.push(0);
             bytes += entry.size;

@@ -3,136 +3,14 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    reason = "the clippy exception for tests does not reach their fixtures"
+    unreachable_pub,
+    reason = "the exception for tests does not reach their fixtures"
 )]
 
-use std::path::{Path, PathBuf};
+mod world;
 
-use crabbox_host::command::Cmd;
-use crabbox_sync::manifest::{Manifest, Scope};
-use crabbox_sync::repo::Repo;
-use crabbox_sync::transfer::{Destination, Options, Outcome, TransferError, sync};
-use crabbox_sync::{Channel, Silent};
-
-struct World {
-    dir: tempfile::TempDir,
-}
-
-impl World {
-    fn new() -> Self {
-        let world = Self {
-            dir: tempfile::tempdir().unwrap(),
-        };
-        world.local("git init -q -b main . && git config user.name t && git config user.email t@t");
-        world
-    }
-
-    fn source(&self) -> PathBuf {
-        self.dir.path().join("w")
-    }
-
-    fn workdir(&self) -> PathBuf {
-        self.dir.path().join("leases/cbx_000000000001/w")
-    }
-
-    fn local(&self, script: &str) {
-        std::fs::create_dir_all(self.source()).unwrap();
-        Cmd::new("sh")
-            .args(["-ec", script])
-            .cwd(self.source())
-            .env("GIT_CONFIG_GLOBAL", "/dev/null")
-            .run()
-            .unwrap();
-    }
-
-    fn guest(&self, script: &str) {
-        Cmd::new("sh")
-            .args(["-ec", script])
-            .cwd(self.workdir())
-            .run()
-            .unwrap();
-    }
-
-    fn manifest(&self) -> Manifest {
-        Manifest::build(&Repo::discover(&self.source()).unwrap(), &Scope::default()).unwrap()
-    }
-
-    fn try_sync(&self, options: &Options) -> Result<Outcome, TransferError> {
-        let destination = Destination {
-            work_root: self.dir.path().join("leases").to_str().unwrap().to_owned(),
-            lease_id: "cbx_000000000001".to_owned(),
-            name: "w".to_owned(),
-        };
-        sync(
-            &Channel::local(),
-            &destination,
-            &self.manifest(),
-            options,
-            &Silent,
-        )
-    }
-
-    fn sync(&self) -> Outcome {
-        let outcome = self.try_sync(&Options::default()).unwrap();
-        self.assert_equal();
-        outcome
-    }
-
-    /// Every path of the manifest is there as it is here, and no deleted path is.
-    fn assert_equal(&self) {
-        let manifest = self.manifest();
-        for entry in &manifest.entries {
-            let path = bytes_path(&entry.path);
-            assert_eq!(
-                picture(&self.source().join(path)),
-                picture(&self.workdir().join(path)),
-                "{}",
-                path.display()
-            );
-        }
-        for path in &manifest.deleted {
-            let there = self.workdir().join(bytes_path(path));
-            assert!(
-                !there.is_file() && !there.is_symlink(),
-                "{} should be gone",
-                there.display()
-            );
-        }
-    }
-
-    /// Lets the change times of all files grow old enough to be trusted.
-    fn settle() {
-        let started = std::time::Instant::now();
-        while started.elapsed() < std::time::Duration::from_millis(150) {
-            crabbox_host::clock::nap(std::time::Duration::from_millis(50));
-        }
-    }
-}
-
-fn bytes_path(bytes: &[u8]) -> &Path {
-    use std::os::unix::ffi::OsStrExt as _;
-    Path::new(std::ffi::OsStr::from_bytes(bytes))
-}
-
-/// Kind, mode, times and content.
-fn picture(path: &Path) -> String {
-    use std::os::unix::fs::MetadataExt as _;
-    let meta = path
-        .symlink_metadata()
-        .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let content = if meta.is_symlink() {
-        format!("-> {:?}", path.read_link().unwrap())
-    } else {
-        format!("{:?}", String::from_utf8_lossy(&std::fs::read(path).unwrap()))
-    };
-    format!(
-        "{:o} {} {}.{} {content}",
-        meta.mode(),
-        meta.len(),
-        meta.mtime(),
-        meta.mtime_nsec()
-    )
-}
+use crabbox_sync::transfer::{Options, TransferError};
+use world::{World, settle};
 
 #[test]
 fn a_fresh_tree_arrives_whole_and_is_then_skipped() {
@@ -141,20 +19,19 @@ fn a_fresh_tree_arrives_whole_and_is_then_skipped() {
         "printf 'target\nout\n' > .gitignore; mkdir -p src out; echo a > src/a; echo b > b; chmod 755 b; ln -s src/a link; \
          ln -s nowhere dangling; git add -A; git commit -qm x; echo new > new; echo o > out/o; echo dirty >> src/a",
     );
-    World::settle();
+    settle();
     let first = world.sync();
     assert!(!first.skipped);
     assert_eq!(first.sent, 6);
     assert!(!world.workdir().join("out").exists());
-    let second = world.sync();
-    assert!(second.skipped, "{second:?}");
+    assert!(world.sync().skipped);
 }
 
 #[test]
 fn what_the_guest_did_is_undone_where_it_is_ours_and_kept_where_it_is_not() {
     let world = World::new();
     world.local("mkdir -p a/b; echo 1 > a/b/f; echo 2 > g; echo 3 > h; git add -A; git commit -qm x");
-    World::settle();
+    settle();
     world.sync();
     // Same size, same mtime: only the change time can tell.
     world.guest(
@@ -165,4 +42,245 @@ fn what_the_guest_did_is_undone_where_it_is_ours_and_kept_where_it_is_not() {
     world.guest("rm -rf a; ln -s ../.. a; rm h; mkdir -p h/sub; echo x > h/sub/x");
     assert_eq!(world.sync().sent, 2);
     assert!(world.sync().skipped);
+}
+
+#[test]
+fn a_directory_moved_away_and_linked_back_is_noticed() {
+    let world = World::new();
+    world.local("mkdir a; echo 1 > a/f; git add -A");
+    settle();
+    world.sync();
+    // The inode and all times of a/f stay as they were.
+    world.guest("mv a ../elsewhere; ln -s ../elsewhere a");
+    assert!(!world.sync().skipped);
+}
+
+#[test]
+fn a_file_that_the_guest_brings_back_breaks_the_skip() {
+    let world = World::new();
+    world.local("echo 1 > a; echo 2 > b; git add -A; git commit -qm x; rm a");
+    settle();
+    world.sync();
+    world.guest("echo back > a");
+    assert!(!world.sync().skipped);
+    assert!(!world.workdir().join("a").exists());
+}
+
+#[test]
+fn a_local_edit_that_keeps_size_and_time_is_sent() {
+    let world = World::new();
+    world.local("echo 1 > a; echo 2 > b; git add -A; git commit -qm x");
+    settle();
+    world.sync();
+    world.local("touch -r a /tmp/crabbox-stamp-$$; echo 9 > a; touch -r /tmp/crabbox-stamp-$$ a; rm /tmp/crabbox-stamp-$$");
+    assert_eq!(world.sync().sent, 1);
+}
+
+#[test]
+fn an_edit_right_after_a_look_is_never_missed() {
+    let world = World::new();
+    world.local("echo 0 > a; git add -A");
+    for round in 1..15 {
+        world.sync();
+        std::fs::write(world.source().join("a"), format!("{}\n", round % 10)).unwrap();
+    }
+    world.sync();
+}
+
+#[test]
+fn types_change_into_each_other() {
+    let world = World::new();
+    let shapes = [
+        "echo file > x",
+        "mkdir x; echo inner > x/y",
+        "ln -s elsewhere x",
+        "mkdir -p x/y/z; echo deep > x/y/z/f",
+        "ln -s ../../.. x",
+        "echo file > x; chmod 755 x",
+        "mkdir x; ln -s . x/y",
+    ];
+    world.local("echo stay > stay; git add -A; git commit -qm x");
+    for from in shapes {
+        for to in shapes {
+            world.local(&format!("rm -rf x; {from}; git add -A"));
+            world.sync();
+            world.guest("if [ -d x ] && [ ! -L x ]; then echo guest > x/guest; fi");
+            world.local(&format!("rm -rf x; {to}"));
+            world.sync();
+        }
+    }
+}
+
+#[test]
+fn a_staged_deletion_that_is_there_again_untracked_is_kept() {
+    let world = World::new();
+    world.local("echo 1 > a; echo 2 > b; git add -A; git commit -qm x");
+    world.sync();
+    world.local("git rm -q --cached a; echo new > a; git rm -q b");
+    world.sync();
+    assert!(world.workdir().join("a").exists());
+    assert!(!world.workdir().join("b").exists());
+}
+
+#[test]
+fn pruning_drops_emptied_directories_and_no_others() {
+    let world = World::new();
+    world.local("mkdir -p d/e/f g; echo 1 > d/e/f/x; echo 2 > g/x; echo 3 > stay; git add -A");
+    world.sync();
+    world.guest("echo mine > g/mine");
+    world.local("git rm -rqf d g");
+    world.sync();
+    assert!(!world.workdir().join("d").exists());
+    assert!(world.workdir().join("g/mine").exists());
+    assert!(!world.workdir().join("g/x").exists());
+}
+
+#[test]
+fn pruning_never_leaves_the_workdir_through_a_link() {
+    let world = World::new();
+    world.local("mkdir -p d/e; echo 1 > d/e/x; echo 2 > d/x; echo 3 > stay; git add -A");
+    world.sync();
+    let outside = world.path().join("outside");
+    std::fs::create_dir_all(outside.join("e")).unwrap();
+    std::fs::write(outside.join("x"), "precious").unwrap();
+    std::fs::write(outside.join("e/x"), "precious").unwrap();
+    world.guest("rm -rf d; ln -s ../../../outside d");
+    world.local("git rm -rqf d");
+    world.sync();
+    assert_eq!(std::fs::read_to_string(outside.join("x")).unwrap(), "precious");
+    assert_eq!(std::fs::read_to_string(outside.join("e/x")).unwrap(), "precious");
+}
+
+#[test]
+fn sending_never_leaves_the_workdir_through_a_link() {
+    let world = World::new();
+    world.local("mkdir -p d/e; echo 1 > d/e/x; echo 2 > d/x; git add -A");
+    world.sync();
+    let outside = world.path().join("outside");
+    std::fs::create_dir_all(outside.join("e")).unwrap();
+    std::fs::write(outside.join("e/x"), "precious").unwrap();
+    world.guest("rm -rf d; ln -s ../../../outside d");
+    world.local("echo changed > d/e/x; echo changed > d/x");
+    world.sync();
+    assert_eq!(std::fs::read_to_string(outside.join("e/x")).unwrap(), "precious");
+    assert!(!outside.join("x").exists());
+}
+
+#[test]
+fn a_workdir_that_became_a_link_is_refused() {
+    let world = World::new();
+    world.local("echo 1 > a; git add -A");
+    world.sync();
+    let outside = world.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::remove_dir_all(world.workdir()).unwrap();
+    std::os::unix::fs::symlink(&outside, world.workdir()).unwrap();
+    let error = world.try_sync(&Options::default()).unwrap_err();
+    assert!(
+        matches!(&error, TransferError::Prepare { why } if why.contains("not a directory")),
+        "{error:?}"
+    );
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+}
+
+#[test]
+fn an_interrupted_sync_is_finished_and_pruned_by_the_next() {
+    let world = World::new();
+    world.local("echo 1 > a; echo 2 > b; git add -A; git commit -qm x");
+    world.sync();
+    world.local("echo new > c; mkdir d; echo new > d/e");
+    // The record cannot be written: as if the line broke after rsync.
+    let record = world
+        .workdir()
+        .parent()
+        .unwrap()
+        .join(".crabbox-sync/w/index.new");
+    std::fs::create_dir(&record).unwrap();
+    let error = world.try_sync(&Options::default()).unwrap_err();
+    assert!(matches!(error, TransferError::Finalize { .. }), "{error:?}");
+    assert!(world.workdir().join("c").exists());
+    std::fs::remove_dir(&record).unwrap();
+    world.local("rm c; rm -r d; echo more > b");
+    world.sync();
+    assert!(!world.workdir().join("c").exists());
+    assert!(!world.workdir().join("d").exists());
+}
+
+#[test]
+fn a_full_resync_starts_from_nothing() {
+    let world = World::new();
+    world.local("echo 1 > a; git add -A");
+    world.sync();
+    world.guest("mkdir -p build; echo x > build/o; chmod 500 build");
+    world
+        .try_sync(&Options {
+            full_resync: true,
+            ..Options::default()
+        })
+        .unwrap();
+    assert_eq!(world.files_there().len(), 1);
+}
+
+#[test]
+fn many_missing_tracked_files_look_like_an_accident() {
+    let world = World::new();
+    world.local(
+        "for n in $(seq 200); do echo $n > f$n; done; echo s > stay; git add -A; git commit -qm x; rm f*",
+    );
+    let error = world.try_sync(&Options::default()).unwrap_err();
+    assert!(
+        matches!(error, TransferError::MassDeletion { count: 200 }),
+        "{error:?}"
+    );
+    assert!(!error.is_remote());
+    world
+        .try_sync(&Options {
+            allow_mass_deletions: true,
+            ..Options::default()
+        })
+        .unwrap();
+}
+
+#[test]
+fn without_delete_nothing_is_pruned() {
+    let world = World::new();
+    world.local("echo 1 > a; echo 2 > b; git add -A");
+    world.sync();
+    world.local("git rm -qf a");
+    world
+        .try_sync(&Options {
+            delete: false,
+            ..Options::default()
+        })
+        .unwrap();
+    assert!(world.workdir().join("a").exists());
+}
+
+#[test]
+fn a_read_only_directory_is_filled_changed_and_emptied() {
+    let world = World::new();
+    world.local("mkdir ro; echo 1 > ro/a; echo 2 > ro/b; git add -A; chmod 555 ro");
+    world.sync();
+    world.local("chmod 755 ro; echo 3 > ro/a; rm ro/b; chmod 555 ro");
+    world.sync();
+    world.local("chmod 755 ro; rm -r ro");
+    world.sync();
+    assert!(!world.workdir().join("ro").exists());
+}
+
+#[test]
+fn what_the_go_program_synced_is_pruned_and_its_fingerprint_dropped() {
+    let world = World::new();
+    world.local("echo 1 > a; git add -A");
+    std::fs::create_dir_all(world.workdir().join(".git/crabbox")).unwrap();
+    world.guest(
+        "echo old > old; echo 1 > a; printf 'a\\0old\\0' > .git/crabbox/sync-manifest; echo f > .git/crabbox/sync-fingerprint",
+    );
+    world.sync();
+    assert!(!world.workdir().join("old").exists());
+    assert!(!world.workdir().join(".git/crabbox/sync-fingerprint").exists());
+    assert_eq!(
+        std::fs::read(world.workdir().join(".git/crabbox/sync-manifest")).unwrap(),
+        b"a\0"
+    );
 }

@@ -1,0 +1,200 @@
+//! A repository here, a workdir there, and the sync between them.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crabbox_host::command::Cmd;
+use crabbox_sync::manifest::{Manifest, Scope};
+use crabbox_sync::repo::Repo;
+use crabbox_sync::transfer::{Destination, Options, Outcome, TransferError, sync};
+use crabbox_sync::{Channel, Silent};
+
+pub const LEASE: &str = "cbx_000000000001";
+
+pub struct World {
+    dir: tempfile::TempDir,
+    repo: Repo,
+    channel: Channel,
+}
+
+impl World {
+    /// An empty repository, reached through a shell on this machine.
+    pub fn new() -> Self {
+        Self::through(Channel::local())
+    }
+
+    pub fn through(channel: Channel) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("w");
+        std::fs::create_dir_all(&source).unwrap();
+        run(
+            &source,
+            "git init -q --template= -b main . && printf '[user]\nname=t\nemail=t@t\n' >> .git/config",
+        );
+        let repo = Repo::discover(&source).unwrap();
+        Self { dir, repo, channel }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn source(&self) -> PathBuf {
+        self.dir.path().join("w")
+    }
+
+    pub fn workdir(&self) -> PathBuf {
+        self.dir.path().join("leases").join(LEASE).join("w")
+    }
+
+    /// A script in the working tree here.
+    pub fn local(&self, script: &str) {
+        run(&self.source(), script);
+    }
+
+    /// A script in the workdir there.
+    pub fn guest(&self, script: &str) {
+        run(&self.workdir(), script);
+    }
+
+    pub fn manifest(&self) -> Manifest {
+        Manifest::build(&self.repo, &Scope::default()).unwrap()
+    }
+
+    pub fn destination(&self) -> Destination {
+        Destination {
+            work_root: self.dir.path().join("leases").to_str().unwrap().to_owned(),
+            lease_id: LEASE.to_owned(),
+            name: "w".to_owned(),
+        }
+    }
+
+    pub fn try_sync(&self, options: &Options) -> Result<Outcome, TransferError> {
+        sync(
+            &self.channel,
+            &self.destination(),
+            &self.manifest(),
+            options,
+            &Silent,
+        )
+    }
+
+    /// Syncs and holds the workdir against the working tree.
+    pub fn sync(&self) -> Outcome {
+        let manifest = self.manifest();
+        let outcome = sync(
+            &self.channel,
+            &self.destination(),
+            &manifest,
+            &Options::default(),
+            &Silent,
+        )
+        .unwrap_or_else(|error| panic!("{error:?}"));
+        assert_eq!(outcome.unsettled, 0, "{outcome:?}");
+        self.assert_equal(&manifest);
+        outcome
+    }
+
+    /// Every path of the manifest is there as it is here, and no deleted path is.
+    pub fn assert_equal(&self, manifest: &Manifest) {
+        for entry in &manifest.entries {
+            let path = bytes_path(&entry.path);
+            assert_eq!(
+                picture(&self.source().join(path)),
+                picture(&self.workdir().join(path)),
+                "{}",
+                path.display()
+            );
+            for dir in path.ancestors().skip(1).filter(|dir| !dir.as_os_str().is_empty()) {
+                let there = self.workdir().join(dir);
+                assert!(
+                    there.symlink_metadata().unwrap().is_dir(),
+                    "{} is a link",
+                    there.display()
+                );
+            }
+        }
+        for path in &manifest.deleted {
+            let there = self.workdir().join(bytes_path(path)).symlink_metadata();
+            assert!(
+                !there.is_ok_and(|meta| !meta.is_dir()),
+                "{} should be gone",
+                bytes_path(path).display()
+            );
+        }
+    }
+
+    /// All files and links in the workdir, without git's.
+    pub fn files_there(&self) -> BTreeSet<Vec<u8>> {
+        let mut found = BTreeSet::new();
+        let mut todo = vec![self.workdir()];
+        while let Some(dir) = todo.pop() {
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                if path.symlink_metadata().unwrap().is_dir() {
+                    if path != self.workdir().join(".git") {
+                        todo.push(path);
+                    }
+                } else {
+                    found.insert(
+                        path.strip_prefix(self.workdir())
+                            .unwrap()
+                            .as_os_str()
+                            .as_bytes()
+                            .to_vec(),
+                    );
+                }
+            }
+        }
+        found
+    }
+}
+
+/// Lets the change times of all files grow old enough to be trusted.
+pub fn settle() {
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(130) {
+        crabbox_host::clock::nap(Duration::from_millis(50));
+    }
+}
+
+pub fn run(dir: &Path, script: &str) {
+    Cmd::new("sh")
+        .args(["-ec", script])
+        .cwd(dir)
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .run()
+        .unwrap();
+}
+
+pub fn bytes_path(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
+}
+
+/// Kind, mode, times and content.
+pub fn picture(path: &Path) -> String {
+    let meta = path
+        .symlink_metadata()
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let content = if meta.is_symlink() {
+        path.read_link()
+            .unwrap()
+            .as_os_str()
+            .as_bytes()
+            .escape_ascii()
+            .to_string()
+    } else {
+        std::fs::read(path).unwrap().escape_ascii().to_string()
+    };
+    format!(
+        "{:o} {} {}.{} {content}",
+        meta.mode(),
+        meta.len(),
+        meta.mtime(),
+        meta.mtime_nsec()
+    )
+}
