@@ -83,6 +83,12 @@ pub enum ProcessError {
     },
 }
 
+/// Kills this very process as `kill -9` would: no destructor, no handler runs. For crash tests.
+pub fn kill_self() {
+    // The signal is delivered before the call returns, so there is nothing to handle.
+    rustix::process::kill_process(rustix::process::getpid(), Signal::KILL).ok();
+}
+
 /// The identity of one process: no other process, now or after a reboot, has the same.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ProcessId {

@@ -14,7 +14,7 @@ use super::{ProcessError, is_gone, proc_path};
 pub struct ProcessInfo {
     /// The pid.
     pub pid: i32,
-    /// Its arguments; empty for kernel threads and zombies.
+    /// Its arguments; empty for kernel threads, zombies, and for an instant in the middle of an exec.
     pub cmdline: Vec<OsString>,
     /// The program file; ` (deleted)` is appended by the kernel when it has been removed.
     pub exe: Option<PathBuf>,
@@ -79,26 +79,39 @@ fn split_cmdline(bytes: &[u8]) -> Vec<OsString> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock;
     use crate::command::Cmd;
+    use std::process::Stdio;
+    use std::time::Duration;
 
     #[test]
     fn the_scan_sees_arguments_program_and_namespace() {
-        let mut child = Cmd::new("sleep").args(["600", "0"]).to_std().spawn().unwrap();
-        let pid = i32::try_from(child.id()).unwrap();
-        let found = list()
-            .unwrap()
-            .into_iter()
-            .find(|process| process.pid == pid)
+        let mut command = Cmd::new("sleep").args(["600", "0"]).to_std();
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
             .unwrap();
-        assert_eq!(found.cmdline, ["sleep", "600", "0"]);
-        assert_eq!(
-            found.exe.as_deref(),
-            Some(std::fs::canonicalize(proc_path(pid, "exe")).unwrap().as_path())
-        );
-        let own = std::fs::metadata("/proc/self/ns/net").unwrap().ino();
-        assert_eq!(found.netns, Some(own));
+        let pid = i32::try_from(child.id()).unwrap();
+        // Between fork and exec the child has our arguments or none.
+        let arrived = || {
+            list()
+                .unwrap()
+                .into_iter()
+                .find(|one| one.pid == pid && one.cmdline == ["sleep", "600", "0"])
+        };
+        let found = clock::poll_until(Duration::from_secs(5), arrived);
         child.kill().unwrap();
         child.wait().unwrap();
+        let found = found.expect("the scan sees the child");
+        let program = found.exe.unwrap();
+        assert!(program.is_absolute() && program.exists(), "{program:?}");
+        let own = std::fs::metadata("/proc/self/ns/net").unwrap().ino();
+        assert_eq!(found.netns, Some(own));
+        assert_eq!(
+            (found.root.unwrap(), found.cwd.unwrap()),
+            ("/".into(), std::env::current_dir().unwrap())
+        );
     }
 
     #[test]

@@ -1,0 +1,234 @@
+//! File locks between processes, as `flock(2)` gives them: the kernel releases one when its holder dies, however it dies.
+//!
+//! They exclude `flock(1)` and the Go program, which locks the same way. A lock here must never be held on a file that has
+//! lost its name, since the next comer would lock another file and both would believe themselves alone.
+
+use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::clock;
+
+/// Why a lock could not be taken or given up.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// A system call failed.
+    #[error("cannot {attempt} lock file {}", path.display())]
+    Io {
+        /// What was tried.
+        attempt: &'static str,
+        /// The lock file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Somebody else held the lock for the whole time that the caller was ready to wait.
+    #[error("lock file {} is still held by another process after {limit:?}", path.display())]
+    Busy {
+        /// The lock file.
+        path: PathBuf,
+        /// How long was waited.
+        limit: Duration,
+    },
+}
+
+/// An exclusive lock; dropping it, or dying, releases it. The file stays where it is.
+#[derive(Debug)]
+#[must_use = "the lock is released when this value is dropped"]
+pub struct FileLock {
+    path: PathBuf,
+    file: File,
+}
+
+impl FileLock {
+    /// Waits for the lock as long as it takes. The file (0600) and its directory (0700) are made when missing.
+    pub fn acquire(path: &Path) -> Result<Self, LockError> {
+        make_parent(path)?;
+        loop {
+            let file = open(path)?;
+            match file.lock() {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(source) => return Err(failed("take", path, source)),
+                Ok(()) if still_named(&file, path)? => {
+                    return Ok(Self {
+                        path: path.to_owned(),
+                        file,
+                    });
+                }
+                Ok(()) => {}
+            }
+        }
+    }
+
+    /// Takes the lock if it is free; `None` if somebody holds it. Makes file and directory like [`FileLock::acquire`].
+    pub fn try_acquire(path: &Path) -> Result<Option<Self>, LockError> {
+        make_parent(path)?;
+        loop {
+            let file = open(path)?;
+            match file.try_lock() {
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Interrupted => {}
+                Err(TryLockError::Error(source)) => return Err(failed("take", path, source)),
+                Ok(()) if still_named(&file, path)? => {
+                    return Ok(Some(Self {
+                        path: path.to_owned(),
+                        file,
+                    }));
+                }
+                Ok(()) => {}
+            }
+        }
+    }
+
+    /// Waits for the lock, at most `limit`, then gives up with [`LockError::Busy`].
+    pub fn acquire_within(path: &Path, limit: Duration) -> Result<Self, LockError> {
+        clock::poll_until(limit, || Self::try_acquire(path).transpose()).unwrap_or_else(|| {
+            Err(LockError::Busy {
+                path: path.to_owned(),
+                limit,
+            })
+        })
+    }
+
+    /// The lock file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes the lock file and then releases the lock. Whoever waits for it notices, and locks a new file.
+    pub fn remove_while_held(self) -> Result<(), LockError> {
+        match std::fs::remove_file(&self.path) {
+            Err(source) if source.kind() != ErrorKind::NotFound => Err(failed("remove", &self.path, source)),
+            _ => {
+                drop(self.file);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn failed(attempt: &'static str, path: &Path, source: impl Into<std::io::Error>) -> LockError {
+    LockError::Io {
+        attempt,
+        path: path.to_owned(),
+        source: source.into(),
+    }
+}
+
+fn make_parent(path: &Path) -> Result<(), LockError> {
+    let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) else {
+        return Ok(());
+    };
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|source| failed("make the directory of", path, source))
+}
+
+/// The standard library opens close-on-exec, so a child never holds our lock; a symbolic link is refused, since locking
+/// what it points at would let a foreign directory choose our lock.
+fn open(path: &Path) -> Result<File, LockError> {
+    let mut options = File::options();
+    options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW);
+    options.open(path).map_err(|source| failed("open", path, source))
+}
+
+/// Whether `path` still names the file that was locked: it may have been removed, or replaced, while we waited.
+fn still_named(file: &File, path: &Path) -> Result<bool, LockError> {
+    let held = file
+        .metadata()
+        .map_err(|source| failed("look at", path, source))?;
+    match std::fs::symlink_metadata(path) {
+        Ok(named) => Ok(held.nlink() > 0 && (named.dev(), named.ino()) == (held.dev(), held.ino())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(failed("look at", path, source)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::Cmd;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn a_lock_excludes_and_is_released_on_drop() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("made/lock");
+        let held = FileLock::acquire(&path).unwrap();
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert!(FileLock::try_acquire(&path).unwrap().is_none());
+        let limit = Duration::from_millis(20);
+        assert!(matches!(
+            FileLock::acquire_within(&path, limit),
+            Err(LockError::Busy { .. })
+        ));
+        drop(held);
+        assert!(FileLock::try_acquire(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_lock_excludes_flock_1_and_is_not_inherited_by_children() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let attempt = Cmd::new("flock").arg("--nonblock").arg(&path).arg("true");
+        let held = FileLock::acquire(&path).unwrap();
+        assert!(
+            attempt.run().is_err(),
+            "flock(1) must not get a lock that we hold"
+        );
+        let mut child = Cmd::new("sleep").arg("600").to_std().spawn().unwrap();
+        drop(held);
+        let after = attempt.run();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        after.unwrap();
+    }
+
+    #[test]
+    fn who_waited_for_a_removed_lock_takes_the_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let first = FileLock::acquire(&path).unwrap();
+        let waiter = {
+            let path = path.clone();
+            std::thread::spawn(move || FileLock::acquire(&path).unwrap())
+        };
+        let is_waiting = || {
+            let locks = std::fs::read_to_string("/proc/locks").ok()?;
+            let inode = std::fs::metadata(&path).ok()?.ino();
+            locks
+                .lines()
+                .any(|line| line.contains("->") && line.contains(&format!(":{inode} ")))
+                .then_some(())
+        };
+        clock::poll_until(Duration::from_secs(5), is_waiting).expect("the other thread waits for the lock");
+        first.remove_while_held().unwrap();
+        let second = waiter.join().unwrap();
+        assert!(path.exists(), "the waiter made a new file");
+        assert!(
+            FileLock::try_acquire(&path).unwrap().is_none(),
+            "and it is the one that others see"
+        );
+        drop(second);
+    }
+
+    #[test]
+    fn a_symbolic_link_is_not_a_lock_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        std::os::unix::fs::symlink(dir.path().join("elsewhere"), &path).unwrap();
+        assert!(FileLock::acquire(&path).is_err());
+        assert!(!dir.path().join("elsewhere").exists());
+    }
+}

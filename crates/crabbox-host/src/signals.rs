@@ -1,0 +1,141 @@
+//! SIGINT and SIGTERM: the first asks for an orderly end, the second ends the program at once.
+//!
+//! The first signal of either kind is noted, in a flag and on a pipe that poll can watch; nothing is done in the handler
+//! itself. A program that installed this must look at it in every wait, or it cannot be stopped with one Ctrl-C.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::process::Signal;
+
+/// The signals that ask for an end, with their numbers.
+const ASKING: [Signal; 2] = [Signal::INT, Signal::TERM];
+
+/// The handlers could not be installed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot install a handler for signal {signal}")]
+pub struct SignalError {
+    /// The number of the signal.
+    pub signal: i32,
+    /// What the system said.
+    #[source]
+    pub source: std::io::Error,
+}
+
+/// Watches for the wish to end. Readable in poll from the first signal on, and it stays so.
+#[derive(Debug)]
+pub struct Interrupts {
+    first: Arc<AtomicUsize>,
+    pipe: OwnedFd,
+}
+
+impl Interrupts {
+    /// Installs the handlers for the rest of the program's life. Meant to be called once, early, in the main thread.
+    pub fn install() -> Result<Self, SignalError> {
+        let asked = Arc::new(AtomicBool::new(false));
+        let first = Arc::new(AtomicUsize::new(0));
+        let failed = |signal: Signal| {
+            move |source| SignalError {
+                signal: signal.as_raw(),
+                source,
+            }
+        };
+        let (pipe, writer) = UnixStream::pair().map_err(failed(Signal::INT))?;
+        for signal in ASKING {
+            let (number, failed) = (signal.as_raw(), failed(signal));
+            // The order counts: the handlers run in the order of registration, so the second signal finds the flag that
+            // the first one set, and only then does the default action run.
+            signal_hook::flag::register_conditional_default(number, Arc::clone(&asked)).map_err(failed)?;
+            signal_hook::flag::register(number, Arc::clone(&asked)).map_err(failed)?;
+            let value = usize::try_from(number).unwrap_or(0);
+            signal_hook::flag::register_usize(number, Arc::clone(&first), value).map_err(failed)?;
+            let writer = writer.try_clone().map_err(failed)?;
+            signal_hook::low_level::pipe::register(number, writer).map_err(failed)?;
+        }
+        Ok(Self {
+            first,
+            pipe: pipe.into(),
+        })
+    }
+
+    /// The signal that asked for an end, if one did.
+    pub fn caught(&self) -> Option<Signal> {
+        let number = self.first.load(Ordering::SeqCst);
+        ASKING
+            .into_iter()
+            .find(|signal| usize::try_from(signal.as_raw()) == Ok(number))
+    }
+}
+
+impl AsFd for Interrupts {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pipe.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::Cmd;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::time::Duration;
+
+    /// Given to a copy of this test program: it selects no test, and tells that copy that it may be killed.
+    const MAY_DIE: &str = "this-copy-may-die";
+
+    fn readable(interrupts: &Interrupts) -> bool {
+        let mut fds = [PollFd::new(interrupts, PollFlags::IN)];
+        poll(
+            &mut fds,
+            Some(&Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            }),
+        )
+        .unwrap()
+            == 1
+    }
+
+    fn raise(signal: Signal) {
+        rustix::process::kill_process(rustix::process::getpid(), signal).unwrap();
+        // The signal may be handled by any thread; it is seen when the pipe is.
+        crate::clock::nap(Duration::from_millis(20));
+    }
+
+    /// Runs the test `name` alone in a copy of this program, and says by which signal the copy died.
+    fn run_copy(name: &str) -> Option<i32> {
+        let name = format!("signals::tests::{name}");
+        let copy = Cmd::new(std::env::current_exe().unwrap()).args(["--exact", &name, MAY_DIE]);
+        copy.limit(Duration::from_secs(30))
+            .capture()
+            .unwrap()
+            .status
+            .signal()
+    }
+
+    fn is_copy() -> bool {
+        std::env::args().any(|arg| arg == MAY_DIE)
+    }
+
+    #[test]
+    fn the_first_signal_is_noted_and_the_second_kills() {
+        if !is_copy() {
+            assert_eq!(
+                run_copy("the_first_signal_is_noted_and_the_second_kills"),
+                Some(Signal::INT.as_raw())
+            );
+            return;
+        }
+        let interrupts = Interrupts::install().unwrap();
+        let before = (interrupts.caught(), readable(&interrupts));
+        raise(Signal::TERM);
+        let after = (interrupts.caught(), readable(&interrupts));
+        // A failed assertion here ends the copy without a signal, which the original notices.
+        assert_eq!((before, after), ((None, false), (Some(Signal::TERM), true)));
+        raise(Signal::INT);
+        unreachable!("the second signal ends the program");
+    }
+}
