@@ -1,3 +1,177 @@
-//! First process inside crabbox's own guest images: static, tiny.
+//! First process inside crabbox's own guest images: from the kernel's hand-over to an SSH server, then process 1.
+//!
+//! It runs as `/init` of the initramfs and prints one line a stage on the console, so that a failed boot explains itself.
+//! It must never go on with half an instance: what fails is printed, and the machine is reset, which ends the VMM.
+//! Called as `poweroff`, `reboot`, `halt` or `shutdown` it asks process 1 to end the machine.
 
-fn main() {}
+#[cfg(not(target_os = "linux"))]
+compile_error!("crabbox-guest is the first process of a Linux guest");
+
+mod accounts;
+mod clock;
+mod console;
+mod failure;
+mod identity;
+mod modules;
+mod network;
+mod power;
+mod root;
+mod seed;
+mod sshd;
+mod sys;
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use rustix::process::{Pid, Resource, Rlimit};
+
+use crate::console::Console;
+use crate::failure::Failure;
+use crate::seed::Seed;
+
+/// Where the host hears that this guest is ready: vsock port of the host.
+const READY_PORT: u32 = 1024;
+
+/// Open files a process may ask for: a build of some size needs more than the kernel's 4096 (systemd's value).
+const FILE_LIMIT: Rlimit = Rlimit {
+    current: Some(1024),
+    maximum: Some(524_288),
+};
+
+/// Least time between two starts of sshd.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    if !rustix::process::getpid().is_init() {
+        let name = std::env::args().next().unwrap_or_default();
+        return power::ask(name.rsplit('/').next().unwrap_or_default()).into();
+    }
+    sys::block_signals();
+    let mut console = Console::open();
+    match boot(&mut console) {
+        Ok(server) => serve(&mut console, server),
+        Err(failure) => {
+            let stage = console.current();
+            console.say(&format!("FAILED at {stage}: {failure}"));
+            power::reset(&mut console)
+        }
+    }
+}
+
+/// From the initramfs to a listening SSH server; returns the server's process id.
+fn boot(console: &mut Console) -> Result<Pid, Failure> {
+    console.begin("mounts");
+    root::mount_kernel_filesystems()?;
+    console.reopen();
+
+    console.begin("modules");
+    modules::load(Path::new("/modules"))?;
+
+    console.begin("disks");
+    root::wait_for_disks()?;
+
+    console.begin("layers");
+    let layer = root::assemble()?;
+
+    console.begin("seed");
+    let seeds = Path::new("/crabbox-seed");
+    let mut seed = Seed::read(seeds)?;
+    seed::wipe(seeds)?;
+
+    console.begin("root");
+    root::switch()?;
+    root::mount_runtime_filesystems(&layer)?;
+
+    console.begin("clock");
+    set_clock(&seed)?;
+    credit_entropy(&seed)?;
+
+    console.begin("network");
+    network::bring_up(seed.network.as_ref())?;
+
+    console.begin("identity");
+    identity::write_names(&seed)?;
+    let account = identity::write_user(&seed)?;
+    identity::write_host_key(&seed)?;
+    identity::link_power_commands()?;
+    if let Some(path) = &seed.work_root {
+        root::mount_work_root(&layer, path, account.uid, account.gid)?;
+    }
+    seed.forget_secrets();
+    drop(layer);
+
+    console.begin("sshd");
+    rustix::process::setrlimit(Resource::Nofile, FILE_LIMIT).map_err(Failure::path(
+        "raise the limit of open files for",
+        Path::new("/usr/sbin/sshd"),
+    ))?;
+    let server = sshd::start()?;
+    sshd::wait_until_listening(server)?;
+    console.end();
+    tell_host(console);
+    Ok(server)
+}
+
+/// Sets the clock when it stands before the host's: a guest clock may be ahead by a little, but never behind a certificate.
+fn set_clock(seed: &Seed) -> Result<(), Failure> {
+    let Some(time) = seed.time.filter(|time| *time > clock::unix_seconds()) else {
+        return Ok(());
+    };
+    clock::set(time).map_err(Failure::path("set", Path::new("the clock")))
+}
+
+fn credit_entropy(seed: &Seed) -> Result<(), Failure> {
+    let Some(entropy) = &seed.entropy else {
+        return Ok(());
+    };
+    let path = Path::new("/dev/random");
+    let random = std::fs::File::options()
+        .write(true)
+        .open(path)
+        .map_err(Failure::path("open", path))?;
+    sys::credit_entropy(&random, entropy).map_err(Failure::path("credit entropy to", path))
+}
+
+/// Tells the host that the guest is ready. A host without vsock polls port 22 instead, so failing here is no failure.
+fn tell_host(console: &mut Console) {
+    let report = console.report();
+    let told = sys::connect_host(READY_PORT)
+        .and_then(|socket| std::fs::File::from(socket).write_all(report.as_bytes()));
+    match told {
+        Ok(()) => console.say(report.lines().last().unwrap_or_default()),
+        Err(error) => console.say(&format!(
+            "{}, host not told: {error}",
+            report.lines().last().unwrap_or_default()
+        )),
+    }
+}
+
+/// Process 1 for the rest of the machine's life: reaps, restarts sshd, ends the machine when asked.
+fn serve(console: &mut Console, server: Pid) -> ExitCode {
+    let mut server = Some(server);
+    let mut started = clock::uptime();
+    loop {
+        let due = server
+            .is_none()
+            .then(|| (started + RESTART_PAUSE).saturating_sub(clock::uptime()));
+        if let Some(signal) = sys::next_signal(due)
+            && power::means_end(signal)
+        {
+            power::end(console);
+        }
+        while let Ok(Some(ended)) = sys::reap() {
+            if server == Some(ended) {
+                console.say(&format!("sshd ended: {}", sshd::log_tail()));
+                server = None;
+            }
+        }
+        if server.is_none() && clock::uptime() >= started + RESTART_PAUSE {
+            started = clock::uptime();
+            server = sshd::start()
+                .inspect_err(|failure| console.say(&failure.to_string()))
+                .ok();
+        }
+    }
+}

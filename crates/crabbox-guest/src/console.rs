@@ -1,0 +1,123 @@
+//! The serial console and the list of stages passed: what the host reads when a boot fails, and where its time went.
+//!
+//! It must never print anything from the seed but the host name: the host keeps this output in a file.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Write as _;
+use std::time::Duration;
+
+use crate::clock;
+
+/// Console and stage record of one boot.
+#[derive(Debug)]
+pub(crate) struct Console {
+    device: Option<File>,
+    stages: Vec<(&'static str, Duration)>,
+    current: Option<&'static str>,
+}
+
+impl Console {
+    /// The console, if the kernel has one; without one the boot goes on in silence.
+    pub(crate) fn open() -> Self {
+        Self {
+            device: open_device(),
+            stages: Vec::new(),
+            current: None,
+        }
+    }
+
+    /// Opens the device again, once `/dev` has it.
+    pub(crate) fn reopen(&mut self) {
+        self.device = open_device().or_else(|| self.device.take());
+    }
+
+    /// Prints one line.
+    pub(crate) fn say(&mut self, line: &str) {
+        if let Some(device) = &mut self.device {
+            // There is nowhere to report a broken console to.
+            device
+                .write_all(format!("crabbox-guest: {line}\n").as_bytes())
+                .ok();
+        }
+    }
+
+    /// Ends the stage that was going on, if any, and begins `stage`.
+    pub(crate) fn begin(&mut self, stage: &'static str) {
+        self.end();
+        self.current = Some(stage);
+    }
+
+    /// Ends the stage that is going on: records it and prints its name and the uptime.
+    pub(crate) fn end(&mut self) {
+        if let Some(stage) = self.current.take() {
+            let at = clock::uptime();
+            self.stages.push((stage, at));
+            self.say(&format!("{stage} {}", seconds(at)));
+        }
+    }
+
+    /// The stage that is going on, for a failure.
+    pub(crate) fn current(&self) -> &'static str {
+        self.current.unwrap_or("start")
+    }
+
+    /// The record as it is sent to the host: `stage` lines, then the `ready` line.
+    pub(crate) fn report(&self) -> String {
+        let mut text = String::new();
+        for (stage, at) in &self.stages {
+            writeln!(text, "stage {stage} {}", seconds(*at)).ok();
+        }
+        writeln!(text, "ready {}", seconds(clock::uptime())).ok();
+        text
+    }
+
+    /// Waits until everything printed has left the serial port: a reset right behind it would cut it off.
+    pub(crate) fn drain(&self) {
+        if let Some(device) = &self.device {
+            rustix::termios::tcdrain(device).ok();
+        }
+    }
+}
+
+fn open_device() -> Option<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let noctty = i32::try_from(rustix::fs::OFlags::NOCTTY.bits()).unwrap_or(0);
+    File::options()
+        .write(true)
+        .custom_flags(noctty)
+        .open("/dev/console")
+        .ok()
+}
+
+fn seconds(at: Duration) -> String {
+    format!("{}.{:03}", at.as_secs(), at.subsec_millis())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_report_lists_stages_in_order_and_ends_with_ready() {
+        let mut console = Console {
+            device: None,
+            stages: Vec::new(),
+            current: None,
+        };
+        assert_eq!(console.current(), "start");
+        console.begin("modules");
+        console.begin("sshd");
+        assert_eq!(console.current(), "sshd");
+        console.end();
+        let report = console.report();
+        let words: Vec<_> = report
+            .lines()
+            .map(|line| line.split(' ').collect::<Vec<_>>())
+            .collect();
+        assert_eq!(words[0][..2], ["stage", "modules"]);
+        assert_eq!(words[1][..2], ["stage", "sshd"]);
+        assert_eq!(words[2][0], "ready");
+        assert_eq!(seconds(Duration::from_millis(1234)), "1.234");
+    }
+}

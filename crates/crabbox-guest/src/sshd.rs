@@ -1,0 +1,145 @@
+//! The SSH server: started at once, watched, started again when it dies.
+//!
+//! Readiness is read from the kernel's socket table: a connection would make sshd fork and exec for nothing.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::Pid;
+
+use crate::clock;
+use crate::failure::Failure;
+use crate::sys;
+
+const SERVER: &str = "/usr/sbin/sshd";
+const LOG: &str = "/var/log/crabbox-sshd.log";
+
+/// How much of the log a failure shows, in bytes.
+const LOG_TAIL: u64 = 2000;
+
+/// How long the server may take until it listens; a second on real hardware, more in emulation.
+const LISTEN_WAIT: Duration = Duration::from_mins(1);
+
+/// Starts the server in the foreground and returns its process id.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "process 1 of a guest has no crabbox_host; this is its only child program"
+)]
+pub(crate) fn start() -> Result<Pid, Failure> {
+    let (server, log) = (Path::new(SERVER), Path::new(LOG));
+    if !server.exists() {
+        return Err(Failure::Content {
+            path: server.to_owned(),
+            why: "the image has no SSH server",
+        });
+    }
+    std::fs::create_dir_all("/run/sshd").map_err(Failure::path("create", Path::new("/run/sshd")))?;
+    std::fs::create_dir_all("/var/log").map_err(Failure::path("create", Path::new("/var/log")))?;
+    let output = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .map_err(Failure::path("open", log))?;
+    let child = std::process::Command::new(server)
+        .args([
+            "-D",
+            "-e",
+            "-o",
+            "HostKey=/etc/ssh/ssh_host_ed25519_key",
+            "-o",
+            "PidFile=none",
+        ])
+        .env_clear()
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(output)
+        .process_group(0)
+        .spawn()
+        .map_err(Failure::path("start", server))?;
+    i32::try_from(child.id())
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or(Failure::Content {
+            path: server.to_owned(),
+            why: "the kernel gave it an impossible process id",
+        })
+}
+
+/// Waits until port 22 listens. Fails at once when the server ends before that.
+pub(crate) fn wait_until_listening(server: Pid) -> Result<(), Failure> {
+    let outcome = clock::poll_until(LISTEN_WAIT, Duration::from_millis(2), || {
+        while let Ok(Some(ended)) = sys::reap() {
+            if ended == server {
+                return Some(Err("ended"));
+            }
+        }
+        is_listening().then_some(Ok(()))
+    });
+    outcome
+        .unwrap_or(Err("did not listen on port 22 within 60 s"))
+        .map_err(|why| Failure::Sshd { why, log: log_tail() })
+}
+
+/// The last lines of the server's log.
+pub(crate) fn log_tail() -> String {
+    let tail = || -> std::io::Result<String> {
+        let mut file = File::open(LOG)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
+        let mut bytes = Vec::new();
+        file.take(LOG_TAIL).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
+    };
+    tail().unwrap_or_default()
+}
+
+fn is_listening() -> bool {
+    ["/proc/net/tcp", "/proc/net/tcp6"]
+        .into_iter()
+        .any(|table| std::fs::read_to_string(table).is_ok_and(|text| has_listener(&text, 22)))
+}
+
+/// Whether a table in the form of `/proc/net/tcp` has a listening socket on `port`.
+fn has_listener(table: &str, port: u16) -> bool {
+    const LISTEN: &str = "0A";
+    let suffix = format!(":{port:04X}");
+    table.lines().skip(1).any(|line| {
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        let local = fields.next().is_some_and(|local| local.ends_with(&suffix));
+        local && fields.nth(1) == Some(LISTEN)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n   \
+        0: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0\n   \
+        1: 0100007F:1F90 0100007F:0016 01 00000000:00000000 00:00000000 00000000     0\n";
+
+    #[test]
+    fn only_a_listening_socket_on_the_port_counts() {
+        assert!(has_listener(TABLE, 22));
+        assert!(!has_listener(TABLE, 8080), "8080 is connected, not listening");
+        assert!(!has_listener("", 22) && !has_listener("header\ngarbage\n", 22));
+    }
+
+    #[test]
+    fn the_kernels_own_table_is_understood() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let table = || std::fs::read_to_string("/proc/net/tcp").unwrap();
+        assert!(has_listener(&table(), port));
+        drop(listener);
+        assert!(!has_listener(&table(), port));
+    }
+}
