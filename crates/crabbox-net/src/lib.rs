@@ -8,6 +8,7 @@
 //! never delete a link or table whose name and label are not that of the lease.
 
 pub mod cni;
+pub mod dns;
 pub mod inner;
 pub mod nat;
 mod nft;

@@ -5,6 +5,8 @@
 #[cfg(test)]
 mod cni;
 #[cfg(test)]
+mod dns;
+#[cfg(test)]
 mod lab;
 #[cfg(test)]
 mod nat;

@@ -1,0 +1,232 @@
+//! Name service for a guest: a forwarder that listens inside the namespace of the lease and asks the host's resolvers from outside.
+//!
+//! The guest may reach no network of the host, and the host's resolver may be a stub on loopback; so each question is taken at the
+//! guest's gateway and asked anew by the host. Answers are passed on as they are, nothing is cached. The forwarder must never pass on
+//! anything but plain questions, never wait without a limit, and never work on more questions at once than its slots allow.
+
+mod message;
+mod resolvers;
+mod upstream;
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crabbox_host::netns::{self, NetnsError};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use crate::inner::TAP_ADDRESS;
+
+pub use resolvers::Resolvers;
+
+/// Where the guest asks.
+pub const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(TAP_ADDRESS), 53);
+
+/// How many questions may be open over UDP; more are dropped, and asked again by the guest's resolver.
+const UDP_SLOTS: usize = 64;
+
+/// How many TCP connections may be open, whose guest may say nothing for [`IDLE`].
+const TCP_SLOTS: usize = 16;
+
+/// How long a TCP connection may be silent.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// The longest message over UDP, and with its two bytes of length over TCP (RFC 1035, section 4.2).
+const LONGEST: usize = 65_535;
+
+/// Why the forwarder could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DnsError {
+    /// The namespace cannot be entered.
+    #[error("cannot serve names in {}", netns.display())]
+    Namespace {
+        /// The file of the namespace.
+        netns: PathBuf,
+        /// What happened.
+        #[source]
+        source: NetnsError,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen for names on {address} in {}", netns.display())]
+    Listen {
+        /// The file of the namespace.
+        netns: PathBuf,
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The wait for questions failed.
+    #[error("cannot wait for names to be asked for")]
+    Wait {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The sockets that the guest asks at. They belong to the namespace and keep it alive while they are open.
+#[derive(Debug)]
+pub struct Listeners {
+    udp: Arc<UdpSocket>,
+    tcp: TcpListener,
+}
+
+/// Opens both sockets inside the namespace, whose tap must have its address. The caller stays outside.
+pub fn listen(netns: &Path, address: SocketAddr) -> Result<Listeners, DnsError> {
+    netns::within(netns, || {
+        let udp = UdpSocket::bind(address)?;
+        // Both are polled; a datagram with a bad checksum is announced and then not there.
+        udp.set_nonblocking(true)?;
+        let tcp = TcpListener::bind(address)?;
+        tcp.set_nonblocking(true)?;
+        Ok(Listeners {
+            udp: Arc::new(udp),
+            tcp,
+        })
+    })
+    .map_err(|source| DnsError::Namespace {
+        netns: netns.to_owned(),
+        source,
+    })?
+    .map_err(|source| DnsError::Listen {
+        netns: netns.to_owned(),
+        address,
+        source,
+    })
+}
+
+/// Answers questions until `stop` can be read or its other end is closed. It must run in the network namespace of the host. Questions
+/// that are open then end by themselves, within [`Resolvers::patience`].
+pub fn serve(listeners: &Listeners, resolvers: &Resolvers, stop: BorrowedFd<'_>) -> Result<(), DnsError> {
+    let resolvers = Arc::new(resolvers.clone());
+    let (udp_slots, tcp_slots) = (Slots::new(UDP_SLOTS), Slots::new(TCP_SLOTS));
+    let mut buffer = vec![0; LONGEST];
+    loop {
+        let mut sources = [
+            PollFd::from_borrowed_fd(stop, PollFlags::IN),
+            PollFd::from_borrowed_fd(listeners.udp.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(listeners.tcp.as_fd(), PollFlags::IN),
+        ];
+        match poll(&mut sources, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(source) => {
+                return Err(DnsError::Wait {
+                    source: source.into(),
+                });
+            }
+        }
+        if !sources[0].revents().is_empty() {
+            return Ok(());
+        }
+        // An error on a socket concerns one guest's packet and is gone once it was read.
+        if !sources[1].revents().is_empty()
+            && let Ok((length, guest)) = listeners.udp.recv_from(&mut buffer)
+            && let Some(slot) = udp_slots.take()
+        {
+            let (question, socket) = (buffer[..length].to_vec(), Arc::clone(&listeners.udp));
+            let resolvers = Arc::clone(&resolvers);
+            on_thread(slot, move || {
+                if let Some(answer) = upstream::answer(&question, &resolvers, upstream::over_udp) {
+                    // A guest that is gone needs no answer.
+                    socket.send_to(&answer, guest).ok();
+                }
+            });
+        }
+        if !sources[2].revents().is_empty()
+            && let Ok((stream, _)) = listeners.tcp.accept()
+            && let Some(slot) = tcp_slots.take()
+        {
+            let resolvers = Arc::clone(&resolvers);
+            on_thread(slot, move || {
+                // The guest hangs up, or is silent for too long: either way the connection ends here.
+                converse(stream, &resolvers).ok();
+            });
+        }
+    }
+}
+
+/// Runs `work`, which keeps `slot` until it ends. Without a thread for it the question is lost, as on a bad line.
+fn on_thread(slot: Slot, work: impl FnOnce() + Send + 'static) {
+    let body = move || {
+        work();
+        drop(slot);
+    };
+    std::thread::Builder::new()
+        .name("dns".to_owned())
+        .stack_size(256 * 1024)
+        .spawn(body)
+        .ok();
+}
+
+/// The questions of one TCP connection, one after the other.
+fn converse(mut stream: TcpStream, resolvers: &Resolvers) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(IDLE))?;
+    stream.set_write_timeout(Some(IDLE))?;
+    loop {
+        let question = read_framed(&mut stream)?;
+        let Some(answer) = upstream::answer(&question, resolvers, upstream::over_tcp) else {
+            return Ok(());
+        };
+        write_framed(&mut stream, &answer)?;
+    }
+}
+
+/// One message behind its two bytes of length.
+fn read_framed(stream: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut message)?;
+    Ok(message)
+}
+
+fn write_framed(stream: &mut impl Write, message: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(message.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    let mut framed = length.to_be_bytes().to_vec();
+    framed.extend_from_slice(message);
+    stream.write_all(&framed)
+}
+
+/// A bound on work that goes on at once.
+#[derive(Debug, Clone)]
+struct Slots {
+    free: Arc<AtomicUsize>,
+}
+
+/// One of them, given back when it is dropped.
+#[derive(Debug)]
+struct Slot {
+    free: Arc<AtomicUsize>,
+}
+
+impl Slots {
+    fn new(count: usize) -> Self {
+        Self {
+            free: Arc::new(AtomicUsize::new(count)),
+        }
+    }
+
+    fn take(&self) -> Option<Slot> {
+        self.free
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| free.checked_sub(1))
+            .is_ok()
+            .then(|| Slot {
+                free: Arc::clone(&self.free),
+            })
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.free.fetch_add(1, Ordering::AcqRel);
+    }
+}

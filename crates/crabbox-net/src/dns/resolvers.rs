@@ -1,0 +1,105 @@
+//! The resolvers that questions are passed on to. Reading them anew for each question lets a laptop change its network; it must never fail.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The C library asks no more than three (`MAXNS` of `resolv.h`).
+const MOST: usize = 3;
+
+/// Where resolvers listen.
+const PORT: u16 = 53;
+
+/// How long a guest is kept waiting in all; its own resolver asks again after five seconds.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// Which resolvers to ask, and for how long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolvers {
+    source: Source,
+    patience: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Source {
+    Fixed(Vec<SocketAddr>),
+    File(PathBuf),
+}
+
+impl Resolvers {
+    /// These ones.
+    pub fn fixed(addresses: Vec<SocketAddr>) -> Self {
+        Self {
+            source: Source::Fixed(addresses),
+            patience: PATIENCE,
+        }
+    }
+
+    /// Those that the host's `resolv.conf` names when a question comes.
+    pub fn from_file(resolv_conf: impl Into<PathBuf>) -> Self {
+        Self {
+            source: Source::File(resolv_conf.into()),
+            patience: PATIENCE,
+        }
+    }
+
+    /// The same, waiting for all of them together at most `patience`.
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// How long a question may take in all.
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// The resolvers as they are now.
+    pub(super) fn now(&self) -> Vec<SocketAddr> {
+        match &self.source {
+            Source::Fixed(addresses) => addresses.clone(),
+            // Like the C library: without the file, or a line in it, there is a resolver on this host.
+            Source::File(path) => parse(&std::fs::read_to_string(path).unwrap_or_default()),
+        }
+    }
+}
+
+fn parse(text: &str) -> Vec<SocketAddr> {
+    let mut found: Vec<SocketAddr> = text
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            // A link-local IPv6 resolver has a zone behind a percent sign, and is left out.
+            let address: IpAddr = words
+                .next()
+                .filter(|word| *word == "nameserver")
+                .and(words.next())?
+                .parse()
+                .ok()?;
+            Some(SocketAddr::new(address, PORT))
+        })
+        .take(MOST)
+        .collect();
+    if found.is_empty() {
+        found.push(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), PORT));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resolv_conf_is_read_as_the_c_library_does() {
+        let text = "# a comment\nsearch lan\nnameserver 127.0.0.53\n nameserver\t2001:db8::1 # trailing\n;nameserver 1.1.1.1\n\
+                    nameserver fe80::1%eth0\noptions edns0\nnameserver 9.9.9.9\nnameserver 8.8.8.8\n";
+        let found: Vec<String> = parse(text).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["127.0.0.53:53", "[2001:db8::1]:53", "9.9.9.9:53"]);
+        assert_eq!(parse("search lan\n")[0].to_string(), "127.0.0.1:53");
+        assert_eq!(
+            Resolvers::from_file("/nowhere").now()[0].to_string(),
+            "127.0.0.1:53"
+        );
+    }
+}

@@ -1,0 +1,89 @@
+//! One question, asked of the host's resolvers: each in turn until one has an answer.
+//!
+//! Every question gets a socket and a random transaction id of its own, which together are what a forger would have to guess. An
+//! answer that does not fit the question must never reach the guest.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use super::message::{self, Kind, NOTIMP, SERVFAIL};
+use super::{LONGEST, Resolvers, read_framed, write_framed};
+
+/// One way to ask one resolver: address, question, time limit.
+pub(super) type Way = fn(SocketAddr, &[u8], Duration) -> io::Result<Vec<u8>>;
+
+/// What to answer the guest; none when it asked nothing.
+pub(super) fn answer(question: &[u8], resolvers: &Resolvers, way: Way) -> Option<Vec<u8>> {
+    match message::kind(question) {
+        Kind::Noise => None,
+        Kind::Other => message::refusal(question, NOTIMP),
+        Kind::Question(_) => {
+            let id = message::id(question)?;
+            let found = ask_all(question, resolvers, way).map(|answer| message::with_id(answer, id));
+            found.or_else(|| message::refusal(question, SERVFAIL))
+        }
+    }
+}
+
+fn ask_all(question: &[u8], resolvers: &Resolvers, way: Way) -> Option<Vec<u8>> {
+    let list = resolvers.now();
+    let share = resolvers.patience() / u32::try_from(list.len()).unwrap_or(u32::MAX).max(1);
+    let mut setback = None;
+    for resolver in list {
+        let id = crabbox_host::random::bytes().ok()?;
+        // A resolver that is silent or gone leaves the question to the next.
+        match way(resolver, &message::with_id(question.to_vec(), id), share) {
+            Ok(answer) if !message::is_setback(&answer) => return Some(answer),
+            Ok(answer) => setback = Some(answer),
+            Err(_) => {}
+        }
+    }
+    setback
+}
+
+/// Asks over UDP.
+pub(super) fn over_udp(resolver: SocketAddr, question: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
+    let any = match resolver.ip() {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let deadline = Instant::now() + limit;
+    let socket = UdpSocket::bind((any, 0))?;
+    // A connected socket takes packets from this resolver only, and learns when nobody listens there.
+    socket.connect(resolver)?;
+    socket.send(question)?;
+    let mut buffer = vec![0; LONGEST];
+    loop {
+        socket.set_read_timeout(Some(left(deadline)?))?;
+        let length = socket.recv(&mut buffer)?;
+        if message::answers(&buffer[..length], question) {
+            buffer.truncate(length);
+            return Ok(buffer);
+        }
+    }
+}
+
+/// Asks over TCP.
+pub(super) fn over_tcp(resolver: SocketAddr, question: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + limit;
+    let mut stream = TcpStream::connect_timeout(&resolver, limit)?;
+    stream.set_write_timeout(Some(left(deadline)?))?;
+    write_framed(&mut stream, question)?;
+    stream.set_read_timeout(Some(left(deadline)?))?;
+    let answer = read_framed(&mut stream)?;
+    if message::answers(&answer, question) {
+        Ok(answer)
+    } else {
+        Err(io::ErrorKind::InvalidData.into())
+    }
+}
+
+fn left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        Err(io::ErrorKind::TimedOut.into())
+    } else {
+        Ok(left)
+    }
+}
