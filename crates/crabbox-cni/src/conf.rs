@@ -79,6 +79,27 @@ pub struct ConfList {
     pub file: PathBuf,
 }
 
+impl ConfList {
+    /// The plugins of this network, its address management included, that are in none of `bin_dirs`.
+    pub fn missing_plugins(&self, bin_dirs: &[PathBuf]) -> Vec<String> {
+        let ipam =
+            |plugin: &Map<String, Value>| plugin.get("ipam").and_then(|ipam| ipam.get("type")).cloned();
+        let types = self
+            .plugins
+            .iter()
+            .flat_map(|plugin| [plugin.get("type").cloned(), ipam(plugin)]);
+        let mut missing: Vec<String> = types
+            .flatten()
+            .filter(|kind| is_plugin_type(Some(kind)))
+            .filter_map(|kind| kind.as_str().map(str::to_owned))
+            .filter(|kind| !bin_dirs.iter().any(|dir| dir.join(kind).is_file()))
+            .collect();
+        missing.sort_unstable();
+        missing.dedup();
+        missing
+    }
+}
+
 /// A network that a directory holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -386,6 +407,18 @@ mod tests {
     fn a_broken_neighbour_hides_nothing() {
         let dir = directory(&[("00.conflist", "nonsense"), ("10.conflist", LIST)]);
         assert!(load(dir.path(), "net").is_ok());
+    }
+
+    #[test]
+    fn missing_programs_are_named_once_with_those_for_addresses() {
+        let text = r#"{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"ptp","ipam":{"type":"host-local"}},
+            {"type":"there"},{"type":"ptp"}]}"#;
+        let dir = directory(&[("00.conflist", text), ("there", "")]);
+        let bins = [PathBuf::from("/nowhere"), dir.path().to_owned()];
+        assert_eq!(
+            load(dir.path(), "net").unwrap().missing_plugins(&bins),
+            ["host-local", "ptp"]
+        );
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! The `cni` mode with the plugins that Debian ships.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -210,11 +209,16 @@ fn macvlan_puts_the_guest_on_the_lan() {
 
 /// A plugin that answers ADD with `result`, made from what an earlier plugin of the chain left in the namespace.
 fn fake(lab: &Lab, name: &str, result: &str) {
-    let file = lab.write(
-        &format!("bin/{name}"),
-        &format!("#!/bin/sh\ncat >/dev/null\ntest $CNI_COMMAND = ADD || exit 0\ncat <<END\n{result}\nEND\n"),
-    );
-    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let script =
+        format!("#!/bin/sh\ncat >/dev/null\ntest $CNI_COMMAND = ADD || exit 0\ncat <<END\n{result}\nEND\n");
+    // By a child, as a descriptor of ours could be held by another test's fork when the script is to run ("text file busy").
+    let file = lab.path("bin").join(name);
+    Cmd::new("install")
+        .args(["-D", "-m", "755", "/dev/stdin"])
+        .arg(file)
+        .stdin(script)
+        .run()
+        .unwrap();
 }
 
 fn chain_with(lab: &Lab, result: &str) {
