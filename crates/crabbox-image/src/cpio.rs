@@ -1,0 +1,227 @@
+//! Writing `newc` cpio archives, the only kind that the Linux kernel unpacks as an initramfs
+//! (`Documentation/driver-api/early-userspace/buffer-format.rst`).
+//!
+//! The same input gives the same bytes: no time, no owner but root, inode numbers counted. The reader's side is the kernel's.
+
+/// Directory bit of a mode (`S_IFDIR`).
+const DIRECTORY: u32 = 0o040_000;
+/// Regular file bit of a mode (`S_IFREG`).
+const REGULAR: u32 = 0o100_000;
+/// Symbolic link bit of a mode (`S_IFLNK`).
+const SYMLINK: u32 = 0o120_000;
+/// Character device bit of a mode (`S_IFCHR`).
+const CHARACTER: u32 = 0o020_000;
+
+/// An archive in the making. Parents must be written before what is in them: the kernel makes no directories of its own.
+#[derive(Debug, Default)]
+pub struct Writer {
+    archive: Vec<u8>,
+    next_inode: u32,
+}
+
+/// One entry, as the header has it.
+struct Entry<'a> {
+    name: &'a str,
+    mode: u32,
+    links: u32,
+    device: (u32, u32),
+    content: &'a [u8],
+}
+
+impl Writer {
+    /// An empty archive.
+    pub fn new() -> Self {
+        Self {
+            archive: Vec::new(),
+            next_inode: 1,
+        }
+    }
+
+    /// Adds a directory.
+    pub fn directory(&mut self, name: &str, permissions: u32) {
+        self.entry(&Entry {
+            name,
+            mode: DIRECTORY | permissions,
+            links: 2,
+            device: (0, 0),
+            content: &[],
+        });
+    }
+
+    /// Adds a file. The format ends at 4 GiB a file; what is longer is cut off there.
+    pub fn file(&mut self, name: &str, permissions: u32, content: &[u8]) {
+        let content = &content[..content.len().min(u32::MAX as usize)];
+        self.entry(&Entry {
+            name,
+            mode: REGULAR | permissions,
+            links: 1,
+            device: (0, 0),
+            content,
+        });
+    }
+
+    /// Adds a symbolic link.
+    pub fn symlink(&mut self, name: &str, target: &str) {
+        let content = target.as_bytes();
+        self.entry(&Entry {
+            name,
+            mode: SYMLINK | 0o777,
+            links: 1,
+            device: (0, 0),
+            content,
+        });
+    }
+
+    /// Adds a character device with its major and minor number.
+    pub fn character_device(&mut self, name: &str, permissions: u32, device: (u32, u32)) {
+        self.entry(&Entry {
+            name,
+            mode: CHARACTER | permissions,
+            links: 1,
+            device,
+            content: &[],
+        });
+    }
+
+    /// The finished archive, a multiple of four bytes long, so that another one may follow at once.
+    pub fn finish(mut self) -> Vec<u8> {
+        self.next_inode = 0;
+        self.entry(&Entry {
+            name: "TRAILER!!!",
+            mode: 0,
+            links: 1,
+            device: (0, 0),
+            content: &[],
+        });
+        self.archive
+    }
+
+    fn entry(&mut self, entry: &Entry<'_>) {
+        let name = entry.name.trim_start_matches('/');
+        let length = u32::try_from(entry.content.len()).unwrap_or(u32::MAX);
+        let name_length = u32::try_from(name.len() + 1).unwrap_or(u32::MAX);
+        self.archive.extend_from_slice(b"070701");
+        let fields = [
+            self.next_inode,
+            entry.mode,
+            0, // owner: root
+            0, // group: root
+            entry.links,
+            0, // time of change: none, for the same bytes every time
+            length,
+            0, // device that holds the file: its numbers mean nothing here
+            0,
+            entry.device.0,
+            entry.device.1,
+            name_length,
+            0, // check sum: not in this format
+        ];
+        for field in fields {
+            self.archive.extend_from_slice(format!("{field:08x}").as_bytes());
+        }
+        self.archive.extend_from_slice(name.as_bytes());
+        self.archive.push(0);
+        self.pad();
+        self.archive.extend_from_slice(entry.content);
+        self.pad();
+        self.next_inode += 1;
+    }
+
+    fn pad(&mut self) {
+        self.archive.resize(self.archive.len().next_multiple_of(4), 0);
+    }
+}
+
+/// A reader for tests: what the kernel would make of an archive.
+#[cfg(test)]
+pub(crate) mod reader {
+    /// Name, mode and content of one entry.
+    pub(crate) type Entry = (String, u32, Vec<u8>);
+
+    /// Every entry of one or more archives laid behind each other.
+    pub(crate) fn read(mut archive: &[u8]) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        while !archive.is_empty() {
+            assert_eq!(&archive[..6], b"070701");
+            let field = |index: usize| {
+                let text = std::str::from_utf8(&archive[6 + index * 8..14 + index * 8]).unwrap();
+                usize::from_str_radix(text, 16).unwrap()
+            };
+            let (mode, size, name_size) = (field(1), field(6), field(11));
+            let name = String::from_utf8(archive[110..110 + name_size - 1].to_vec()).unwrap();
+            assert_eq!(archive[110 + name_size - 1], 0);
+            let start = (110 + name_size).next_multiple_of(4);
+            let content = archive[start..start + size].to_vec();
+            archive = &archive[(start + size).next_multiple_of(4)..];
+            if name != "TRAILER!!!" {
+                entries.push((name, u32::try_from(mode).unwrap(), content));
+            }
+        }
+        entries
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crabbox_host::command::Cmd;
+
+    use super::*;
+
+    fn sample() -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.directory("dev", 0o755);
+        writer.character_device("dev/console", 0o600, (5, 1));
+        writer.file("/init", 0o755, b"#!/bin/sh\n");
+        writer.symlink("link", "init");
+        writer.finish()
+    }
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        let expected = [
+            ("dev", 0o040_755, ""),
+            ("dev/console", 0o020_600, ""),
+            ("init", 0o100_755, "#!/bin/sh\n"),
+            ("link", 0o120_777, "init"),
+        ];
+        let entries = reader::read(&sample());
+        let entries: Vec<_> = entries
+            .iter()
+            .map(|(name, mode, content)| (name.as_str(), *mode, std::str::from_utf8(content).unwrap()))
+            .collect();
+        assert_eq!(entries, expected);
+    }
+
+    #[test]
+    fn archives_are_equal_for_equal_input_and_may_be_joined() {
+        let one = sample();
+        assert_eq!(one, sample());
+        assert_eq!(one.len() % 4, 0);
+        assert_eq!(reader::read(&[one.clone(), one].concat()).len(), 8);
+    }
+
+    #[test]
+    fn cpio_agrees() {
+        let listed = Cmd::new("cpio")
+            .args(["-t", "-v", "--quiet"])
+            .stdin(sample())
+            .run()
+            .unwrap()
+            .stdout_text();
+        let lines: Vec<_> = listed.lines().collect();
+        assert_eq!(lines.len(), 4, "{listed}");
+        assert!(
+            lines[0].starts_with("drwxr-xr-x") && lines[0].ends_with(" dev"),
+            "{listed}"
+        );
+        assert!(
+            lines[1].starts_with("crw-------") && lines[1].contains("5,   1"),
+            "{listed}"
+        );
+        assert!(
+            lines[2].starts_with("-rwxr-xr-x") && lines[2].ends_with(" init"),
+            "{listed}"
+        );
+        assert!(lines[3].ends_with("link -> init"), "{listed}");
+    }
+}

@@ -1,0 +1,403 @@
+//! The initrd of our own images: `crabbox-guest` as `/init`, and the kernel modules that it needs, in loading order.
+//!
+//! ```text
+//! /init               crabbox-guest, static
+//! /modules/order      file names, one a line, dependencies first
+//! /modules/*.ko       uncompressed: the guest has no decompressor
+//! /dev/console        so that process 1 has its streams
+//! /proc /sys          mount points
+//! ```
+//! Not compressed: unpacking would cost the guest more than reading saves the host. Nothing of a lease is in it; the seed
+//! ([`crate::seed`]) is laid behind it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use crate::cpio::Writer;
+use crate::kernel::{self, KernelError};
+use crate::modinfo;
+
+/// What the guest cannot do without; a name that is built into the kernel is skipped.
+pub const MODULES: [&str; 5] = [
+    "virtio_mmio",
+    "virtio_blk",
+    "overlay",
+    "virtio_net",
+    "vmw_vsock_virtio_transport",
+];
+
+/// The largest module taken, in bytes, uncompressed.
+const MODULE_LIMIT: u64 = 64 * 1024 * 1024;
+
+/// What an initrd is made of.
+#[derive(Debug, Clone)]
+pub struct InitrdRecipe<'a> {
+    /// The static `crabbox-guest`.
+    pub guest_binary: &'a Path,
+    /// The module tree of the kernel, `…/lib/modules/<version>`.
+    pub modules_root: &'a Path,
+    /// Version of the kernel that will boot it ([`kernel::version`]); the tree must be of the same.
+    pub kernel_version: &'a str,
+    /// Modules beyond [`MODULES`], by name.
+    pub extra_modules: &'a [&'a str],
+}
+
+/// Why an initrd could not be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum InitrdError {
+    /// A file or directory could not be read.
+    #[error("cannot read {path} for the initrd")]
+    Read {
+        /// Which one.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The guest binary would not run as the first process.
+    #[error(
+        "{path} cannot be the first process of a guest: build it statically (target-feature=+crt-static)"
+    )]
+    GuestBinary {
+        /// Which file.
+        path: PathBuf,
+        /// What it is.
+        #[source]
+        source: KernelError,
+    },
+    /// The module tree belongs to another kernel.
+    #[error("modules in {modules_root} are not for kernel {kernel_version}")]
+    WrongKernel {
+        /// The tree.
+        modules_root: PathBuf,
+        /// The kernel.
+        kernel_version: String,
+    },
+    /// A module is neither in the tree nor in the kernel.
+    #[error("kernel module {name} is neither under {modules_root} nor built into that kernel")]
+    NoSuchModule {
+        /// Which module.
+        name: String,
+        /// Where it was looked for.
+        modules_root: PathBuf,
+    },
+    /// A module file is damaged.
+    #[error("{path} is not a kernel module")]
+    NotAModule {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// Modules that depend on each other in a circle.
+    #[error("kernel module {name} depends on itself")]
+    Circle {
+        /// One of them.
+        name: String,
+    },
+}
+
+/// Puts the archive together; its length is a multiple of four, so that a seed can be laid behind it.
+pub fn build(recipe: &InitrdRecipe<'_>) -> Result<Vec<u8>, InitrdError> {
+    let guest = read(recipe.guest_binary)?;
+    kernel::check_static_program(&guest).map_err(|source| InitrdError::GuestBinary {
+        path: recipe.guest_binary.to_owned(),
+        source,
+    })?;
+    if recipe.modules_root.file_name().and_then(std::ffi::OsStr::to_str) != Some(recipe.kernel_version) {
+        return Err(InitrdError::WrongKernel {
+            modules_root: recipe.modules_root.to_owned(),
+            kernel_version: recipe.kernel_version.to_owned(),
+        });
+    }
+    let mut loading = Loading::new(recipe.modules_root)?;
+    for name in MODULES.iter().chain(recipe.extra_modules) {
+        loading.add(name)?;
+    }
+
+    let mut archive = Writer::new();
+    for directory in ["dev", "proc", "sys", "modules"] {
+        archive.directory(directory, 0o755);
+    }
+    archive.character_device("dev/console", 0o600, (5, 1));
+    archive.file("init", 0o755, &guest);
+    let order: Vec<_> = loading
+        .ordered
+        .iter()
+        .map(|(name, _)| format!("{name}.ko\n"))
+        .collect();
+    archive.file("modules/order", 0o644, order.concat().as_bytes());
+    for (name, module) in &loading.ordered {
+        archive.file(&format!("modules/{name}.ko"), 0o644, module);
+    }
+    Ok(archive.finish())
+}
+
+/// Modules of one tree, being put into loading order.
+struct Loading<'a> {
+    root: &'a Path,
+    files: BTreeMap<String, PathBuf>,
+    built_in: BTreeSet<String>,
+    ordered: Vec<(String, Vec<u8>)>,
+    open: BTreeSet<String>,
+}
+
+impl<'a> Loading<'a> {
+    fn new(root: &'a Path) -> Result<Self, InitrdError> {
+        let mut files = BTreeMap::new();
+        index(&root.join("kernel"), &mut files)?;
+        let list = root.join("modules.builtin");
+        let text = std::fs::read_to_string(&list).map_err(|source| InitrdError::Read {
+            path: list.clone(),
+            source,
+        })?;
+        let built_in = text
+            .lines()
+            .filter_map(|line| module_name(Path::new(line)))
+            .collect();
+        Ok(Self {
+            root,
+            files,
+            built_in,
+            ordered: Vec::new(),
+            open: BTreeSet::new(),
+        })
+    }
+
+    /// Adds `name` behind everything that it depends on.
+    fn add(&mut self, name: &str) -> Result<(), InitrdError> {
+        let name = name.replace('-', "_");
+        if self.built_in.contains(&name) || self.ordered.iter().any(|(known, _)| *known == name) {
+            return Ok(());
+        }
+        if !self.open.insert(name.clone()) {
+            return Err(InitrdError::Circle { name });
+        }
+        let path = self
+            .files
+            .get(&name)
+            .cloned()
+            .ok_or_else(|| InitrdError::NoSuchModule {
+                name: name.clone(),
+                modules_root: self.root.to_owned(),
+            })?;
+        let module = uncompressed(&path)?;
+        let depends = modinfo::depends(&module).ok_or(InitrdError::NotAModule { path })?;
+        for dependency in depends {
+            self.add(&dependency)?;
+        }
+        self.ordered.push((name, module));
+        Ok(())
+    }
+}
+
+/// The name under which the kernel knows a module file, whatever its compression.
+fn module_name(path: &Path) -> Option<String> {
+    let file = path.file_name()?.to_str()?;
+    let (stem, ending) = file.split_once(".ko")?;
+    matches!(ending, "" | ".xz" | ".zst" | ".gz").then(|| stem.replace('-', "_"))
+}
+
+fn index(dir: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<(), InitrdError> {
+    let failed = |source| InitrdError::Read {
+        path: dir.to_owned(),
+        source,
+    };
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let path = entry.path();
+        // Not followed: a tree with a link to a directory above it would never end.
+        if entry.file_type().map_err(failed)?.is_dir() {
+            index(&path, files)?;
+        } else if let Some(name) = module_name(&path) {
+            files.insert(name, path);
+        }
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, InitrdError> {
+    std::fs::read(path).map_err(|source| InitrdError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn uncompressed(path: &Path) -> Result<Vec<u8>, InitrdError> {
+    let bytes = read(path)?;
+    let bounded = |reader: &mut dyn Read| {
+        let mut module = Vec::new();
+        reader
+            .take(MODULE_LIMIT)
+            .read_to_end(&mut module)
+            .map(|_| module)
+            .map_err(|source| InitrdError::Read {
+                path: path.to_owned(),
+                source,
+            })
+    };
+    match path.extension().and_then(std::ffi::OsStr::to_str) {
+        Some("xz") => bounded(&mut lzma_rust2::XzReader::new(bytes.as_slice(), true)),
+        Some("gz") => bounded(&mut flate2::read::GzDecoder::new(bytes.as_slice())),
+        Some("zst") => {
+            let decoder = ruzstd::decoding::StreamingDecoder::new(bytes.as_slice());
+            let decoder = decoder.map_err(std::io::Error::other);
+            bounded(&mut decoder.map_err(|source| InitrdError::Read {
+                path: path.to_owned(),
+                source,
+            })?)
+        }
+        _ => Ok(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::cpio::reader;
+
+    const VERSION: &str = "6.1.0-9-test";
+
+    /// A module tree with the shape of Debian's, and a static "guest".
+    fn tree() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join(VERSION);
+        let drivers = root.join("kernel/drivers");
+        std::fs::create_dir_all(&drivers).unwrap();
+        for (name, depends) in [
+            ("virtio", ""),
+            ("virtio-mmio", "virtio"),
+            ("virtio_blk", "virtio"),
+            ("failover", ""),
+            ("net_failover", "failover"),
+            ("virtio_net", "virtio,net_failover"),
+            ("vmw_vsock_virtio_transport", "virtio"),
+            ("loop_a", "loop_b"),
+            ("loop_b", "loop_a"),
+            ("orphan", "gone"),
+        ] {
+            std::fs::write(drivers.join(format!("{name}.ko")), modinfo::sample(depends)).unwrap();
+        }
+        std::fs::write(root.join("modules.builtin"), "kernel/fs/overlayfs/overlay.ko\n").unwrap();
+        let mut guest = vec![0; 128];
+        guest[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        guest[16] = 3;
+        guest[18] = 62;
+        std::fs::write(dir.path().join("guest"), guest).unwrap();
+        (dir, root)
+    }
+
+    fn build_in(dir: &tempfile::TempDir, root: &Path, extra: &[&str]) -> Result<Vec<u8>, InitrdError> {
+        build(&InitrdRecipe {
+            guest_binary: &dir.path().join("guest"),
+            modules_root: root,
+            kernel_version: VERSION,
+            extra_modules: extra,
+        })
+    }
+
+    fn order(archive: &[u8]) -> Vec<String> {
+        let entries = reader::read(archive);
+        let (_, _, order) = entries.iter().find(|(name, ..)| name == "modules/order").unwrap();
+        let names: Vec<String> = std::str::from_utf8(order)
+            .unwrap()
+            .lines()
+            .map(str::to_owned)
+            .collect();
+        for name in &names {
+            assert!(
+                entries
+                    .iter()
+                    .any(|(entry, ..)| *entry == format!("modules/{name}")),
+                "{name} is in it"
+            );
+        }
+        names
+    }
+
+    #[test]
+    fn dependencies_come_first_and_built_in_modules_are_left_out() {
+        let (dir, root) = tree();
+        let archive = build_in(&dir, &root, &[]).unwrap();
+        let expected = [
+            "virtio.ko",
+            "virtio_mmio.ko",
+            "virtio_blk.ko",
+            "failover.ko",
+            "net_failover.ko",
+            "virtio_net.ko",
+            "vmw_vsock_virtio_transport.ko",
+        ];
+        assert_eq!(order(&archive), expected);
+        let entries = reader::read(&archive);
+        assert_eq!(
+            entries
+                .iter()
+                .find(|(name, ..)| name == "init")
+                .map(|(_, mode, _)| *mode),
+            Some(0o100_755)
+        );
+        assert_eq!(
+            archive,
+            build_in(&dir, &root, &[]).unwrap(),
+            "the same input gives the same bytes"
+        );
+    }
+
+    #[test]
+    fn compressed_modules_are_unpacked() {
+        let (dir, root) = tree();
+        let plain = root.join("kernel/drivers/virtio.ko");
+        let module = std::fs::read(&plain).unwrap();
+        std::fs::remove_file(&plain).unwrap();
+        let mut xz = lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::with_preset(0)).unwrap();
+        xz.write_all(&module).unwrap();
+        std::fs::write(root.join("kernel/drivers/virtio.ko.xz"), xz.finish().unwrap()).unwrap();
+        let entries = reader::read(&build_in(&dir, &root, &[]).unwrap());
+        let (_, _, found) = entries
+            .iter()
+            .find(|(name, ..)| name == "modules/virtio.ko")
+            .unwrap();
+        assert_eq!(*found, module);
+    }
+
+    #[test]
+    fn what_cannot_be_loaded_is_named() {
+        let (dir, root) = tree();
+        let message = |extra: &str| build_in(&dir, &root, &[extra]).unwrap_err().to_string();
+        assert!(message("kvm").starts_with("kernel module kvm is neither under "));
+        assert!(message("orphan").starts_with("kernel module gone is neither under "));
+        assert_eq!(message("loop_a"), "kernel module loop_a depends on itself");
+        std::fs::write(root.join("kernel/drivers/virtio.ko"), "damaged").unwrap();
+        assert!(message("virtio").ends_with("virtio.ko is not a kernel module"));
+    }
+
+    #[test]
+    fn a_tree_of_another_kernel_is_refused() {
+        let (dir, root) = tree();
+        let recipe = InitrdRecipe {
+            guest_binary: &dir.path().join("guest"),
+            modules_root: &root,
+            kernel_version: "6.1.0-8",
+            extra_modules: &[],
+        };
+        let message = build(&recipe).unwrap_err().to_string();
+        assert!(message.ends_with("are not for kernel 6.1.0-8"), "{message}");
+    }
+
+    #[test]
+    fn a_dynamic_guest_is_refused() {
+        let (_dir, root) = tree();
+        let recipe = InitrdRecipe {
+            guest_binary: Path::new("/bin/sh"),
+            modules_root: &root,
+            kernel_version: VERSION,
+            extra_modules: &[],
+        };
+        assert!(matches!(
+            build(&recipe).unwrap_err(),
+            InitrdError::GuestBinary { .. }
+        ));
+    }
+}

@@ -1,0 +1,184 @@
+//! What a guest is told about itself: for our image a cpio archive behind the initrd, for anyone's image a NoCloud volume.
+//!
+//! Both are made in memory, fresh for each lease. They hold the lease's private host key: whoever writes them to a file gives it mode
+//! 0600 and removes it with the lease.
+
+mod nocloud;
+
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use crate::cpio::Writer;
+
+pub use nocloud::{NoCloud, NoCloudError, nocloud_fat};
+
+/// How many random bytes a guest gets for its entropy pool; the pool itself is 256 bits.
+pub const ENTROPY_BYTES: usize = 64;
+
+/// The network of a guest, as both kinds of image are told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeedNetwork {
+    /// MAC address of its interface, `06:00:ac:10:00:02`.
+    pub mac: String,
+    /// Address and prefix.
+    pub address: Ipv4Net,
+    /// Default gateway.
+    pub gateway: Ipv4Addr,
+    /// Name servers.
+    pub dns: Vec<Ipv4Addr>,
+}
+
+/// The seed of one instance of our own image.
+#[derive(Clone)]
+pub struct LeaseSeed {
+    /// Host name, at most 64 letters, digits, dots and dashes.
+    pub hostname: String,
+    /// Lease id; the machine id follows from it.
+    pub instance_id: String,
+    /// The user that the lease is entered as; made when the image does not have it.
+    pub user: String,
+    /// Content of its `authorized_keys`.
+    pub authorized_keys: String,
+    /// The SSH host key, in OpenSSH's private key format.
+    pub host_key_private: String,
+    /// Its public half, as a `.pub` file has it.
+    pub host_key_public: String,
+    /// Address and name servers; without it the guest has only a loopback interface.
+    pub network: Option<SeedNetwork>,
+    /// Absolute path of the work root.
+    pub work_root: String,
+    /// Time of the host, in seconds since the unix epoch; the guest's clock is set forward to it when it is behind.
+    pub unix_time: i64,
+    /// Fresh random bytes, credited to the guest's pool.
+    pub entropy: [u8; ENTROPY_BYTES],
+}
+
+impl LeaseSeed {
+    /// The archive to lay behind the initrd, whose length must be a multiple of four ([`crate::initrd::build`] sees to it).
+    pub fn to_cpio(&self) -> Vec<u8> {
+        const SECRET: u32 = 0o600;
+        const PUBLIC: u32 = 0o644;
+        let mut archive = Writer::new();
+        archive.directory("crabbox-seed", 0o700);
+        let mut file = |name: &str, permissions: u32, content: &[u8]| {
+            archive.file(&format!("crabbox-seed/{name}"), permissions, content);
+        };
+        let line = |text: &str| format!("{text}\n").into_bytes();
+        file("hostname", PUBLIC, &line(&self.hostname));
+        file("instance-id", PUBLIC, &line(&self.instance_id));
+        file("user", PUBLIC, &line(&self.user));
+        file("authorized_keys", PUBLIC, &ended(&self.authorized_keys));
+        file("ssh_host_ed25519_key", SECRET, &ended(&self.host_key_private));
+        file("ssh_host_ed25519_key.pub", PUBLIC, &ended(&self.host_key_public));
+        if let Some(network) = &self.network {
+            let SeedNetwork {
+                mac,
+                address,
+                gateway,
+                dns,
+            } = network;
+            file(
+                "network",
+                PUBLIC,
+                &line(&format!("address={address}\ngateway={gateway}\nmac={mac}")),
+            );
+            let resolver: Vec<_> = dns
+                .iter()
+                .map(|server| format!("nameserver {server}\n"))
+                .collect();
+            if !resolver.is_empty() {
+                file("resolv.conf", PUBLIC, resolver.concat().as_bytes());
+            }
+        }
+        file("work_root", PUBLIC, &line(&self.work_root));
+        file("time", PUBLIC, &line(&self.unix_time.to_string()));
+        file("entropy", SECRET, &self.entropy);
+        archive.finish()
+    }
+}
+
+impl fmt::Debug for LeaseSeed {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("LeaseSeed")
+            .field("hostname", &self.hostname)
+            .field("instance_id", &self.instance_id)
+            .field("user", &self.user)
+            .field("network", &self.network)
+            .field("work_root", &self.work_root)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `text` with a last newline: OpenSSH does not read a private key without one.
+fn ended(text: &str) -> Vec<u8> {
+    format!("{}\n", text.trim_end_matches('\n')).into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpio::reader;
+
+    fn seed() -> LeaseSeed {
+        LeaseSeed {
+            hostname: "crabbox-jade-krill".into(),
+            instance_id: "cbx_0123456789ab".into(),
+            user: "crabbox".into(),
+            authorized_keys: "ssh-ed25519 AAAA one\nssh-ed25519 BBBB two".into(),
+            host_key_private: "-----BEGIN PRIVATE-----".into(),
+            host_key_public: "ssh-ed25519 CCCC".into(),
+            network: Some(SeedNetwork {
+                mac: "06:00:ac:10:00:02".into(),
+                address: "172.16.0.2/30".parse().unwrap(),
+                gateway: Ipv4Addr::new(172, 16, 0, 1),
+                dns: vec![Ipv4Addr::new(1, 1, 1, 1), Ipv4Addr::new(9, 9, 9, 9)],
+            }),
+            work_root: "/work/crabbox".into(),
+            unix_time: 1_754_000_000,
+            entropy: [7; ENTROPY_BYTES],
+        }
+    }
+
+    #[test]
+    fn the_archive_holds_the_files_of_the_contract_and_secrets_are_private() {
+        let entries = reader::read(&seed().to_cpio());
+        let content = |wanted: &str| {
+            let (_, mode, content) = entries
+                .iter()
+                .find(|(name, ..)| name == &format!("crabbox-seed/{wanted}"))
+                .unwrap();
+            (mode & 0o777, String::from_utf8(content.clone()).unwrap())
+        };
+        assert_eq!(
+            entries[0].0, "crabbox-seed",
+            "the directory comes before its files"
+        );
+        assert_eq!(content("user"), (0o644, "crabbox\n".into()));
+        assert_eq!(
+            content("authorized_keys").1,
+            "ssh-ed25519 AAAA one\nssh-ed25519 BBBB two\n"
+        );
+        assert_eq!(
+            content("ssh_host_ed25519_key"),
+            (0o600, "-----BEGIN PRIVATE-----\n".into())
+        );
+        assert_eq!(content("entropy").0, 0o600);
+        assert_eq!(
+            content("network").1,
+            "address=172.16.0.2/30\ngateway=172.16.0.1\nmac=06:00:ac:10:00:02\n"
+        );
+        assert_eq!(
+            content("resolv.conf").1,
+            "nameserver 1.1.1.1\nnameserver 9.9.9.9\n"
+        );
+        assert_eq!(content("time").1, "1754000000\n");
+    }
+
+    #[test]
+    fn debug_output_has_no_secret() {
+        let text = format!("{:?}", seed());
+        assert!(text.contains("jade-krill") && !text.contains("PRIVATE"), "{text}");
+    }
+}
