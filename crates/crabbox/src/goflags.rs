@@ -10,13 +10,16 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use clap::{Arg, Command};
 use crabbox_core::fault::{Fault, Kind};
 
-/// Commands (by their path) that take flags after positionals too.
+/// Commands (by their path) that take flags after positionals too: those of the Go program, `providers describe`, whose
+/// usage there puts its flag last, and our own `config explain`.
 const INTERSPERSED: &[&[&str]] = &[
     &["ssh"],
     &["connect"],
     &["tunnel"],
     &["checkpoint"],
     &["providers", "sizes"],
+    &["providers", "describe"],
+    &["config", "explain"],
 ];
 
 /// Why an argument vector is not run as a command.

@@ -257,7 +257,7 @@ registry! {
     SyncFailFiles = row("sync.failFiles", Integer, "150000").env(&["CRABBOX_SYNC_FAIL_FILES"]).merge(Merge::WhenPositive);
     /// Number of bytes above which a sync fails.
     SyncFailBytes = row("sync.failBytes", Integer, "21474836480").env(&["CRABBOX_SYNC_FAIL_BYTES"]).merge(Merge::WhenPositive);
-    /// Whether the two limits above only warn.
+    /// Whether a sync above the limits that fail it only warns.
     SyncAllowLarge = row("sync.allowLarge", Bool, "false").env(&["CRABBOX_SYNC_ALLOW_LARGE"]).flag("force-sync-large", Run);
     /// Names of variables that are handed to the remote command.
     EnvAllow = row("env.allow", List, "CI,NODE_OPTIONS").env(&["CRABBOX_ENV_ALLOW"]);

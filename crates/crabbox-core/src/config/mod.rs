@@ -14,7 +14,7 @@ mod warning;
 mod yaml;
 
 pub use resolve::{ConfigFile, FlagValue, Inputs, Resolution, resolve, suggest};
-pub use settings::Settings;
+pub use settings::{Provider, ProviderError, Settings};
 pub use value::Value;
 pub use warning::{ConfigError, Spot, Warning};
 

@@ -49,6 +49,6 @@ fn defaults_are_readable_and_silent() {
             key.path
         );
     }
-    assert_eq!(resolution.settings.provider_name(), None);
+    assert_eq!(resolution.settings.provider(), Err(ProviderError::NotSelected));
     assert_eq!(resolution.settings.ttl.value.to_string(), "1h30m0s");
 }

@@ -49,6 +49,7 @@ pub(crate) struct WarmupArgs {
 
 /// `ssh`.
 #[derive(Debug, Args)]
+#[command(override_usage = "crabbox ssh [flags] <lease-id-or-slug>")]
 pub(crate) struct SshArgs {
     /// The lease.
     #[command(flatten)]
@@ -66,6 +67,7 @@ pub(crate) struct SshArgs {
 
 /// `connect`.
 #[derive(Debug, Args)]
+#[command(override_usage = "crabbox connect [flags] <lease-id-or-slug>")]
 pub(crate) struct ConnectArgs {
     /// The lease.
     #[command(flatten)]

@@ -31,6 +31,9 @@ pub(crate) struct ConfigShowArgs {
 /// `config explain`.
 #[derive(Debug, Args)]
 pub(crate) struct ConfigExplainArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
     /// The key as in a configuration file, such as firecracker.cpus; none: every key that is set
     #[arg(value_name = "KEY")]
     pub(crate) key: Option<String>,
@@ -117,7 +120,7 @@ pub(crate) struct CompletionsArgs {
 /// `__supervise`: what the engine hands to the supervisor it starts.
 #[derive(Debug, Args)]
 pub(crate) struct SuperviseArgs {
-    /// In the engine's own words
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) words: Vec<OsString>,
+    /// Watch a lease whose supervisor has died
+    #[arg(long, value_name = "LEASE")]
+    pub(crate) adopt: Option<String>,
 }

@@ -20,7 +20,7 @@ pub(crate) use lease::{
 };
 pub(crate) use local::{
     ClaimsCommand, ClaimsListArgs, CompletionsArgs, ConfigCommand, ConfigExplainArgs, ConfigShowArgs,
-    DoctorArgs, ProvidersArgs, SuperviseArgs,
+    DoctorArgs, ProvidersArgs, ProvidersCommand, ProvidersDescribeArgs, SuperviseArgs,
 };
 pub(crate) use run::RunArgs;
 

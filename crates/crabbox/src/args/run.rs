@@ -9,6 +9,7 @@ use super::keys::{KeyFlags, RunSet};
 
 /// `run`.
 #[derive(Debug, Args)]
+#[command(override_usage = "crabbox run [flags] -- <command...>")]
 pub(crate) struct RunArgs {
     /// Use this lease instead of a new one: its id or slug
     #[arg(long, value_name = "LEASE")]

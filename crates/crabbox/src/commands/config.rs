@@ -1,9 +1,15 @@
 //! `config path`, `config show`, `config explain`.
 
-use crate::args::{ConfigExplainArgs, ConfigShowArgs};
-use crate::commands::pending::NotBuilt;
+mod explain;
+mod view;
+
+use crabbox_core::config::{Provider, firecracker};
+
+use crate::args::ConfigShowArgs;
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
+
+pub(super) use explain::run as explain;
 
 /// `config path`: the user's file, whatever `CRABBOX_CONFIG` says, as in the Go program.
 pub(super) fn path(ctx: &Ctx<'_>) -> Result<Exit, CommandError> {
@@ -11,20 +17,25 @@ pub(super) fn path(ctx: &Ctx<'_>) -> Result<Exit, CommandError> {
     Ok(Exit::SUCCESS)
 }
 
-/// `config show`.
+/// `config show`: also checks what the chosen provider would check.
 pub(super) fn show(ctx: &Ctx<'_>, args: &ConfigShowArgs) -> Result<Exit, CommandError> {
-    let _resolution = ctx.settings(&args.keys.values)?;
-    Err(NotBuilt {
-        command: "config show",
+    let settings = ctx.settings(&args.keys.values)?.settings;
+    let plan = match settings.provider() {
+        Ok(Provider::Firecracker) => Some(firecracker::plan(&settings)?),
+        _ => None,
+    };
+    if !settings.provider.is_default() {
+        settings.provider()?;
     }
-    .into())
-}
-
-/// `config explain`.
-pub(super) fn explain(ctx: &Ctx<'_>, args: &ConfigExplainArgs) -> Result<Exit, CommandError> {
-    let _resolution = ctx.settings(&args.keys.values)?;
-    Err(NotBuilt {
-        command: "config explain",
+    let view = view::ConfigView::new(&settings, plan.as_ref());
+    if args.json {
+        ctx.printer.json(&view)?;
+    } else {
+        ctx.printer
+            .line(format_args!("config={}", ctx.env.user_config()?.display()));
+        for line in view.lines() {
+            ctx.printer.line(line);
+        }
     }
-    .into())
+    Ok(Exit::SUCCESS)
 }
