@@ -322,3 +322,6 @@ fn is_absolute_posix(path: &str) -> bool {
         && !path.contains(['\0', '\n', '\r', '\\'])
         && !path.split('/').any(|part| part == "..")
 }
+
+#[cfg(test)]
+mod tests;

@@ -143,6 +143,9 @@ pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
     })
 }
 
+/// How much of a text of a file a message repeats, in characters.
+const PRINTED_LENGTH: usize = 80;
+
 struct Fold {
     values: Table,
     warnings: Vec<Warning>,
@@ -161,7 +164,7 @@ impl Fold {
             );
             ConfigError::Syntax {
                 at: Box::new(at),
-                message: error.message,
+                message: printable(&error.message),
             }
         })?;
         if more {
@@ -220,7 +223,7 @@ impl Fold {
         }
         self.warnings.push(Warning::UnknownKey {
             place: place(file, key_node),
-            path: path.to_owned(),
+            path: printable(path),
             suggestion: suggest(path),
         });
         Ok(())
@@ -254,10 +257,10 @@ impl Fold {
                 relative,
             },
         ) {
-            Some(value) => self.take(key, value, origin),
+            Some(value) => self.take(key, value, &raw_text(node), origin),
             // A text that is no duration is left out by the Go program, where any other wrong type is an error.
             None if key.kind == Kind::Duration && matches!(node.content, Content::Scalar { .. }) => {
-                self.unusable(key, raw_text(node), origin);
+                self.unusable(key, &raw_text(node), origin);
             }
             None => return Err(wrong_type(file, node, key.path, key.kind.expectation())),
         }
@@ -282,8 +285,8 @@ impl Fold {
                 },
             ) {
                 Some(Value::List(items)) => self.set(key, Value::List(items), origin),
-                Some(value) => self.take(key, value, origin),
-                None => self.unusable(key, text, origin),
+                Some(value) => self.take(key, value, &text, origin),
+                None => self.unusable(key, &text, origin),
             }
         }
     }
@@ -321,9 +324,9 @@ impl Fold {
     }
 
     /// Merges a value unless it is blank, which never overrides, or cannot be used.
-    fn take(&mut self, key: &Key, value: Value, origin: Origin) {
+    fn take(&mut self, key: &Key, value: Value, spelling: &str, origin: Origin) {
         if !is_usable(key, &value) {
-            self.unusable(key, value.to_string(), origin);
+            self.unusable(key, spelling, origin);
         } else if !value.is_blank() {
             self.values.merge(key, value, origin);
         }
@@ -334,11 +337,11 @@ impl Fold {
         self.values.0[key.name as usize] = Sourced { value, origin };
     }
 
-    fn unusable(&mut self, key: &Key, value: String, origin: Origin) {
+    fn unusable(&mut self, key: &Key, spelling: &str, origin: Origin) {
         self.warnings.push(Warning::Unusable {
             origin,
             key: key.name,
-            value,
+            value: printable(spelling),
             expected: expectation(key),
         });
     }
@@ -397,24 +400,46 @@ fn spot(file: &ConfigFile, place: Place) -> Spot {
 fn wrong_type(file: &ConfigFile, node: &Node, key: &str, expected: &'static str) -> ConfigError {
     ConfigError::WrongType {
         at: Box::new(spot(file, place(file, node))),
-        key: key.to_owned(),
+        key: printable(key),
         expected,
         found: node.content.describe(),
     }
 }
 
-/// The known key that is most like `path`, when one is near enough to be what was meant.
+/// Text of a file in a form that cannot repaint a terminal or fill it.
+fn printable(text: &str) -> String {
+    let clean = |c: char| {
+        if c.is_control() {
+            char::REPLACEMENT_CHARACTER
+        } else {
+            c
+        }
+    };
+    let mut out: String = text.chars().take(PRINTED_LENGTH).map(clean).collect();
+    if text.chars().nth(PRINTED_LENGTH).is_some() {
+        out.push('\u{2026}');
+    }
+    out
+}
+
+/// The known key or section that is most like `path`, when one is near enough to be what was meant.
 pub fn suggest(path: &str) -> Option<&'static str> {
-    let near = KEYS
+    let sections = KEYS
         .iter()
-        .map(|key| {
+        .filter_map(|key| key.path.split_once('.').map(|(section, _)| section));
+    let (edits, known) = KEYS
+        .iter()
+        .map(|key| key.path)
+        .chain(sections)
+        .map(|known| {
             (
-                distance(&path.to_ascii_lowercase(), &key.path.to_ascii_lowercase()),
-                key.path,
+                distance(&path.to_ascii_lowercase(), &known.to_ascii_lowercase()),
+                known,
             )
         })
         .min()?;
-    (near.0 <= 2.max(path.chars().count() / 5)).then_some(near.1)
+    // Short words are near to everything, so they have to be nearer.
+    (edits <= 2.min(path.chars().count() / 3)).then_some(known)
 }
 
 /// Edits that turn one text into the other (Levenshtein), with long texts cut: they are no typing errors.
