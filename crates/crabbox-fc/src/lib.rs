@@ -1,1 +1,19 @@
-//! Firecracker API types, a thin client over any Read + Write, version table, jailer and VMM arguments.
+//! Firecracker as a protocol: what its API is sent and answers, what each version knows, and how it and its jailer are called.
+//!
+//! Everything here is data or a conversation over a stream that the caller opened. This crate never opens a socket or a
+//! file and never starts a process, so all of it can be tested by feeding bytes.
+
+pub mod client;
+pub mod launch;
+pub mod log;
+pub mod plan;
+pub mod request;
+mod response;
+pub mod types;
+pub mod version;
+
+pub use client::{Client, ClientError};
+pub use launch::{DirectLaunch, JailLaunch, JailLayout, VmId};
+pub use plan::{BootPlan, BootTimings, boot};
+pub use request::{Method, Request};
+pub use version::{Feature, Version};

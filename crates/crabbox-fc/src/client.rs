@@ -1,0 +1,263 @@
+//! The conversation with one Firecracker: a request, its answer, the next request, over one connection.
+//!
+//! The caller opens the stream and sets its deadlines. After anything but an answer the place in the stream is unknown, so
+//! the client refuses to go on: it must never take the answer of one request for that of another.
+
+use std::fmt;
+use std::io::{ErrorKind, Read, Write};
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+
+use crate::request::{Endpoint, Request};
+use crate::response::{self, ReadFailure};
+use crate::types::{FaultMessage, InstanceInfo, MachineConfig, VersionInfo};
+use crate::version::{NeedsNewer, Version};
+
+pub use crate::response::Response;
+
+/// How much of a refusal that is not Firecracker's JSON goes into a message, in bytes.
+const FAULT_TEXT_LIMIT: usize = 400;
+
+/// Why a request did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The connection failed.
+    #[error("cannot speak to Firecracker ({endpoint})")]
+    Io {
+        /// The request.
+        endpoint: Endpoint,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Firecracker closed the connection without a full answer, as a rule because it ended; its log says why.
+    #[error("Firecracker closed the connection before it answered {endpoint}")]
+    Closed {
+        /// The request.
+        endpoint: Endpoint,
+    },
+    /// No full answer came before the stream's deadline.
+    #[error("Firecracker did not answer {endpoint} in time")]
+    TimedOut {
+        /// The request.
+        endpoint: Endpoint,
+    },
+    /// What came is not an answer of Firecracker's API.
+    #[error("the answer to {endpoint} makes no sense: {problem}")]
+    MalformedResponse {
+        /// The request.
+        endpoint: Endpoint,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The answer is JSON of another form than the endpoint's.
+    #[error("the answer to {endpoint} does not have the form that it should have")]
+    UnexpectedBody {
+        /// The request.
+        endpoint: Endpoint,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The answer is longer than any that Firecracker gives.
+    #[error("the answer to {endpoint} is longer than {limit} bytes")]
+    TooLarge {
+        /// The request.
+        endpoint: Endpoint,
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// Firecracker refused.
+    #[error("Firecracker refused {endpoint} (status {status}): {message}")]
+    Fault {
+        /// The request.
+        endpoint: Endpoint,
+        /// The HTTP status.
+        status: u16,
+        /// Its words.
+        message: String,
+    },
+    /// An earlier request ended without an answer, so this connection is of no more use.
+    #[error("cannot send {endpoint}: an earlier request on this connection was not answered")]
+    Unusable {
+        /// The request that was not sent.
+        endpoint: Endpoint,
+    },
+    /// The request needs a newer Firecracker; nothing was sent.
+    #[error(transparent)]
+    NeedsNewer(#[from] NeedsNewer),
+}
+
+/// One request and how it went, for a log.
+#[derive(Debug, Clone, Copy)]
+pub struct Exchange<'a> {
+    /// The request.
+    pub endpoint: &'a Endpoint,
+    /// The status of the answer, `None` if there was none.
+    pub status: Option<u16>,
+    /// From the first byte sent to the last byte read.
+    pub took: Duration,
+}
+
+/// Sees every exchange.
+type Observer = Box<dyn FnMut(Exchange<'_>) + Send>;
+
+/// A connection to one Firecracker.
+pub struct Client<S> {
+    stream: S,
+    unread: Vec<u8>,
+    usable: bool,
+    version: Option<Version>,
+    observer: Option<Observer>,
+}
+
+impl<S: fmt::Debug> fmt::Debug for Client<S> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut form = out.debug_struct("Client");
+        form.field("stream", &self.stream)
+            .field("usable", &self.usable)
+            .field("version", &self.version);
+        form.finish_non_exhaustive()
+    }
+}
+
+impl<S> Client<S> {
+    /// A client over a connected stream.
+    pub fn new(stream: S) -> Self {
+        Self {
+            stream,
+            unread: Vec::new(),
+            usable: true,
+            version: None,
+            observer: None,
+        }
+    }
+
+    /// Refuses requests that this version does not know, before they are sent.
+    #[must_use]
+    pub fn for_version(mut self, version: Version) -> Self {
+        self.version = Some(version);
+        self
+    }
+
+    /// Shows every exchange to `observer`.
+    #[must_use]
+    pub fn with_observer(mut self, observer: impl FnMut(Exchange<'_>) + Send + 'static) -> Self {
+        self.observer = Some(Box::new(observer));
+        self
+    }
+
+    /// The stream, for its deadline.
+    pub fn stream(&self) -> &S {
+        &self.stream
+    }
+}
+
+impl<S: Read + Write> Client<S> {
+    /// Sends `request` and reads its answer; a refusal is an error, after which the client may be used further.
+    pub fn send(&mut self, request: &Request) -> Result<Response, ClientError> {
+        let endpoint = &request.endpoint;
+        if let Some(version) = self.version {
+            request
+                .needs
+                .iter()
+                .try_for_each(|feature| version.require(*feature))?;
+        }
+        if !self.usable {
+            return Err(ClientError::Unusable {
+                endpoint: endpoint.clone(),
+            });
+        }
+        let started = Instant::now();
+        let outcome = self.exchange(request);
+        self.usable = outcome.is_ok();
+        if let Some(observer) = &mut self.observer {
+            let status = outcome.as_ref().ok().map(|response| response.status);
+            observer(Exchange {
+                endpoint,
+                status,
+                took: started.elapsed(),
+            });
+        }
+        let response = outcome.map_err(|failure| describe(failure, endpoint.clone()))?;
+        if (200..300).contains(&response.status) {
+            return Ok(response);
+        }
+        let message = fault_text(&response.body);
+        Err(ClientError::Fault {
+            endpoint: endpoint.clone(),
+            status: response.status,
+            message,
+        })
+    }
+
+    /// Who is at the other end, and in which state.
+    pub fn instance_info(&mut self) -> Result<InstanceInfo, ClientError> {
+        self.fetch("/")
+    }
+
+    /// The version at the other end, as Firecracker writes it.
+    pub fn version_info(&mut self) -> Result<VersionInfo, ClientError> {
+        self.fetch("/version")
+    }
+
+    /// The size of the machine.
+    pub fn machine_config(&mut self) -> Result<MachineConfig, ClientError> {
+        self.fetch("/machine-config")
+    }
+
+    fn fetch<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ClientError> {
+        let request = Request::get(path);
+        let response = self.send(&request)?;
+        serde_json::from_slice(&response.body).map_err(|source| ClientError::UnexpectedBody {
+            endpoint: request.endpoint,
+            source,
+        })
+    }
+
+    fn exchange(&mut self, request: &Request) -> Result<Response, ReadFailure> {
+        let sent = self
+            .stream
+            .write_all(&request.encode())
+            .and_then(|()| self.stream.flush());
+        match sent {
+            Ok(()) => {}
+            // It may have answered and closed before it had read everything (a body that is too long): look.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+            Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => {
+                return Err(ReadFailure::TimedOut);
+            }
+            Err(error) => return Err(ReadFailure::Io(error)),
+        }
+        let response = response::read(&mut self.stream, &mut self.unread)?;
+        if self.unread.is_empty() {
+            Ok(response)
+        } else {
+            Err(ReadFailure::Malformed("bytes follow its end"))
+        }
+    }
+}
+
+fn describe(failure: ReadFailure, endpoint: Endpoint) -> ClientError {
+    match failure {
+        ReadFailure::Closed => ClientError::Closed { endpoint },
+        ReadFailure::TimedOut => ClientError::TimedOut { endpoint },
+        ReadFailure::Malformed(problem) => ClientError::MalformedResponse { endpoint, problem },
+        ReadFailure::TooLarge(limit) => ClientError::TooLarge { endpoint, limit },
+        ReadFailure::Io(source) => ClientError::Io { endpoint, source },
+    }
+}
+
+/// The words of a refusal; when it is not Firecracker's JSON, the beginning of whatever it is.
+fn fault_text(body: &[u8]) -> String {
+    match serde_json::from_slice::<FaultMessage>(body) {
+        Ok(fault) => fault.fault_message,
+        Err(_) => String::from_utf8_lossy(&body[..body.len().min(FAULT_TEXT_LIMIT)])
+            .trim()
+            .to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,230 @@
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use super::*;
+use crate::plan::{BootPlan, boot};
+use crate::types::{
+    BootSource, InstanceState, MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotLoad, VsockOverride,
+};
+
+/// Answers each request with the next of its texts; at the end of them it fails as `end` says.
+struct Script {
+    sent: Vec<u8>,
+    answers: VecDeque<Vec<u8>>,
+    end: Option<ErrorKind>,
+}
+
+impl Read for Script {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let Some(answer) = self.answers.pop_front() else {
+            return self.end.map_or(Ok(0), |kind| Err(kind.into()));
+        };
+        buffer[..answer.len()].copy_from_slice(&answer);
+        Ok(answer.len())
+    }
+}
+
+impl Write for Script {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.sent.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn client(answers: &[&str], end: Option<ErrorKind>) -> Client<Script> {
+    let answers = answers.iter().map(|text| text.as_bytes().to_vec()).collect();
+    Client::new(Script {
+        sent: Vec::new(),
+        answers,
+        end,
+    })
+}
+
+const DONE: &str = "HTTP/1.1 204 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\r\n";
+
+fn answer(status: u16, body: &str) -> String {
+    format!(
+        "HTTP/1.1 {status} \r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+fn config() -> MachineConfig {
+    MachineConfig {
+        vcpu_count: 2,
+        mem_size_mib: 256,
+        smt: false,
+        track_dirty_pages: false,
+        huge_pages: None,
+    }
+}
+
+fn load() -> SnapshotLoad {
+    SnapshotLoad {
+        snapshot_path: "s".into(),
+        mem_backend: MemoryBackend {
+            backend_type: MemoryBackendType::File,
+            backend_path: "m".into(),
+        },
+        enable_diff_snapshots: None,
+        track_dirty_pages: None,
+        resume_vm: true,
+        network_overrides: Vec::new(),
+        vsock_override: None,
+        clock_realtime: None,
+    }
+}
+
+#[test]
+fn a_request_is_written_as_http_and_options_that_are_absent_are_not_sent() {
+    let mut client = client(&[DONE], None);
+    client.send(&Request::machine_config(&config())).unwrap();
+    let expected = "PUT /machine-config HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n\
+        Content-Type: application/json\r\nContent-Length: 74\r\n\r\n\
+        {\"vcpu_count\":2,\"mem_size_mib\":256,\"smt\":false,\"track_dirty_pages\":false}";
+    assert_eq!(String::from_utf8_lossy(&client.stream().sent), expected);
+}
+
+#[test]
+fn a_refusal_carries_endpoint_status_and_words_and_the_connection_lives_on() {
+    let refusal = answer(
+        400,
+        r#"{"fault_message":"The requested operation is not supported."}"#,
+    );
+    let mut client = client(&[&refusal, DONE], None);
+    let error = client.send(&Request::machine_config(&config())).unwrap_err();
+    let expected =
+        "Firecracker refused PUT /machine-config (status 400): The requested operation is not supported.";
+    assert_eq!(error.to_string(), expected);
+    client.send(&Request::machine_config(&config())).unwrap();
+}
+
+#[test]
+fn a_refusal_that_is_not_json_is_quoted_and_cut() {
+    let mut client = client(&[&answer(500, &"x".repeat(1000))], None);
+    let error = client.send(&Request::get("/")).unwrap_err();
+    assert!(matches!(error, ClientError::Fault { status: 500, message, .. } if message == "x".repeat(400)));
+}
+
+#[test]
+fn silence_is_a_timeout_and_the_connection_is_given_up() {
+    for kind in [ErrorKind::TimedOut, ErrorKind::WouldBlock] {
+        let mut client = client(&["HTTP/1.1 204 "], Some(kind));
+        let error = client.send(&Request::get("/")).unwrap_err();
+        assert!(matches!(error, ClientError::TimedOut { .. }), "{error:?}");
+        // A late answer to the first request must not be read as the answer to the second.
+        client.stream.answers.push_back(DONE.into());
+        let error = client.send(&Request::get("/version")).unwrap_err();
+        assert!(matches!(error, ClientError::Unusable { .. }), "{error:?}");
+    }
+}
+
+#[test]
+fn a_closed_socket_is_told_from_garbage() {
+    let closed = client(&[], None).send(&Request::get("/")).unwrap_err();
+    assert!(matches!(closed, ClientError::Closed { .. }), "{closed:?}");
+    let garbage = client(&["\u{0}\u{1}garbage\r\n\r\n"], None)
+        .send(&Request::get("/"))
+        .unwrap_err();
+    assert!(
+        matches!(garbage, ClientError::MalformedResponse { .. }),
+        "{garbage:?}"
+    );
+    let extra = format!("{DONE}HTTP/1.1 200");
+    let extra = client(&[&extra], None).send(&Request::get("/")).unwrap_err();
+    assert!(
+        matches!(extra, ClientError::MalformedResponse { .. }),
+        "{extra:?}"
+    );
+    let failed = client(&[], Some(ErrorKind::PermissionDenied))
+        .send(&Request::get("/"))
+        .unwrap_err();
+    assert!(matches!(failed, ClientError::Io { .. }), "{failed:?}");
+}
+
+#[test]
+fn answers_are_read_with_fields_and_states_of_later_versions() {
+    let body = r#"{"id":"a","state":"Dreaming","vmm_version":"2.0.0","app_name":"Firecracker","news":[1]}"#;
+    let info = client(&[&answer(200, body)], None).instance_info().unwrap();
+    assert_eq!((info.id.as_str(), info.state), ("a", InstanceState::Unknown));
+    let error = client(&[&answer(200, "[]")], None).version_info().unwrap_err();
+    assert!(matches!(error, ClientError::UnexpectedBody { .. }), "{error:?}");
+}
+
+#[test]
+fn what_the_version_does_not_know_is_not_sent() {
+    let mut asked = load();
+    asked.vsock_override = Some(VsockOverride { uds_path: "v".into() });
+    let mut client = client(&[DONE], None).for_version(Version::new(1, 12, 1));
+    let error = client.send(&Request::snapshot_load(&asked)).unwrap_err();
+    assert!(matches!(error, ClientError::NeedsNewer(_)), "{error:?}");
+    assert!(client.stream().sent.is_empty());
+    asked.vsock_override = None;
+    asked.network_overrides = vec![NetworkOverride {
+        iface_id: "eth0".into(),
+        host_dev_name: "tap0".into(),
+    }];
+    client.send(&Request::snapshot_load(&asked)).unwrap();
+}
+
+#[test]
+fn dirty_page_tracking_has_the_name_that_the_version_knows() {
+    let old = load().with_dirty_page_tracking(Version::new(1, 12, 1));
+    assert_eq!(
+        (old.enable_diff_snapshots, old.track_dirty_pages),
+        (Some(true), None)
+    );
+    let new = load().with_dirty_page_tracking(Version::new(1, 13, 0));
+    assert_eq!(
+        (new.enable_diff_snapshots, new.track_dirty_pages),
+        (None, Some(true))
+    );
+}
+
+#[test]
+fn every_exchange_is_seen_by_the_observer() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&seen);
+    let mut client = client(&[DONE], None).with_observer(move |exchange| {
+        sink.lock()
+            .unwrap()
+            .push((exchange.endpoint.to_string(), exchange.status));
+    });
+    client.send(&Request::machine_config(&config())).unwrap();
+    client.send(&Request::get("/")).unwrap_err();
+    let seen = seen.lock().unwrap();
+    assert_eq!(
+        *seen,
+        [("PUT /machine-config".into(), Some(204)), ("GET /".into(), None)]
+    );
+}
+
+#[test]
+fn a_boot_stops_at_the_first_refusal_and_the_start_comes_last() {
+    let boot_source = BootSource {
+        kernel_image_path: "vmlinux".into(),
+        initrd_path: None,
+        boot_args: None,
+    };
+    let plan = BootPlan::new(config(), boot_source);
+    let mut willing = client(&[DONE, DONE, DONE], None);
+    let timings = boot(&mut willing, &plan).unwrap();
+    let order: Vec<String> = timings
+        .requests
+        .iter()
+        .map(|(endpoint, _)| endpoint.to_string())
+        .collect();
+    assert_eq!(order, ["PUT /machine-config", "PUT /boot-source", "PUT /actions"]);
+    let refusal = answer(400, r#"{"fault_message":"no"}"#);
+    let mut unwilling = client(&[DONE, &refusal, DONE], None);
+    let error = boot(&mut unwilling, &plan).unwrap_err();
+    assert!(
+        matches!(&error, ClientError::Fault { endpoint, .. } if endpoint.path == "/boot-source"),
+        "{error:?}"
+    );
+    assert!(!String::from_utf8_lossy(&unwilling.stream().sent).contains("InstanceStart"));
+}

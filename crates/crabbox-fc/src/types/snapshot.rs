@@ -1,0 +1,114 @@
+//! Bodies that save a machine and bring it back.
+//!
+//! Fields that came with a later version than 1.12 say so; [`crate::Request`] carries the need and the client checks it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::version::{Feature, Version};
+
+/// `PUT /snapshot/create`, on a paused machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotCreate {
+    /// How much is saved.
+    pub snapshot_type: SnapshotType,
+    /// The file for the state of the machine and its devices.
+    pub snapshot_path: String,
+    /// The file for the guest's memory.
+    pub mem_file_path: String,
+}
+
+/// How much a snapshot holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SnapshotType {
+    /// The whole memory.
+    Full,
+    /// The pages written since the last snapshot.
+    Diff,
+}
+
+/// `PUT /snapshot/load`, on a Firecracker that was not configured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotLoad {
+    /// The file with the state of the machine.
+    pub snapshot_path: String,
+    /// Where the memory comes from.
+    pub mem_backend: MemoryBackend,
+    /// Before 1.13: whether written pages are noted. See [`SnapshotLoad::with_dirty_page_tracking`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enable_diff_snapshots: Option<bool>,
+    /// From 1.13 on: whether written pages are noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub track_dirty_pages: Option<bool>,
+    /// Whether the virtual CPUs run at once.
+    pub resume_vm: bool,
+    /// Other taps for the interfaces of the snapshot, from 1.12 on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub network_overrides: Vec<NetworkOverride>,
+    /// Another socket for the vsock device, from 1.16 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock_override: Option<VsockOverride>,
+    /// Whether the guest's clock is set forward, from 1.16 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_realtime: Option<bool>,
+}
+
+impl SnapshotLoad {
+    /// Asks for the tracking of written pages, under the name that `version` has for it.
+    #[must_use]
+    pub fn with_dirty_page_tracking(mut self, version: Version) -> Self {
+        if version.knows(Feature::TrackDirtyPagesOnLoad) {
+            self.track_dirty_pages = Some(true);
+        } else {
+            self.enable_diff_snapshots = Some(true);
+        }
+        self
+    }
+
+    /// What a Firecracker must know to take this body.
+    pub(crate) fn needs(&self) -> Vec<Feature> {
+        let asked = [
+            (!self.network_overrides.is_empty(), Feature::NetworkOverrides),
+            (self.track_dirty_pages.is_some(), Feature::TrackDirtyPagesOnLoad),
+            (self.vsock_override.is_some(), Feature::VsockOverride),
+            (self.clock_realtime.is_some(), Feature::ClockRealtime),
+        ];
+        asked
+            .into_iter()
+            .filter_map(|(asked, feature)| asked.then_some(feature))
+            .collect()
+    }
+}
+
+/// Where a restored guest's memory comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryBackend {
+    /// What is at the path.
+    pub backend_type: MemoryBackendType,
+    /// The memory file, or the socket of a page fault handler.
+    pub backend_path: String,
+}
+
+/// Who answers the page faults of a restored guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemoryBackendType {
+    /// The kernel, from the memory file, copy on write.
+    File,
+    /// A process behind a unix socket.
+    Uffd,
+}
+
+/// Another tap for an interface of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkOverride {
+    /// The interface.
+    pub iface_id: String,
+    /// The tap device.
+    pub host_dev_name: String,
+}
+
+/// Another socket for the vsock device of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockOverride {
+    /// The socket.
+    pub uds_path: String,
+}

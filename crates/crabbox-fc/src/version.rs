@@ -1,0 +1,229 @@
+//! Which version of Firecracker knows what.
+//!
+//! A request that needs a newer Firecracker is refused here, before the socket, with both versions in the message. The
+//! table must never claim a feature for a version without a line of Firecracker's changelog behind it.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A released version of Firecracker; a development build counts as the release it leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version {
+    /// The first number.
+    pub major: u16,
+    /// The second number.
+    pub minor: u16,
+    /// The third number.
+    pub patch: u16,
+}
+
+/// The text has no version in it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no Firecracker version in {text:?}")]
+pub struct NoVersion {
+    /// What was read, cut to its first line.
+    pub text: String,
+}
+
+impl Version {
+    /// Version `major.minor.patch`.
+    pub const fn new(major: u16, minor: u16, patch: u16) -> Self {
+        Self { major, minor, patch }
+    }
+
+    /// Whether this version knows `feature`.
+    pub fn knows(self, feature: Feature) -> bool {
+        self >= feature.since()
+    }
+
+    /// Refuses when this version does not know `feature`.
+    pub fn require(self, feature: Feature) -> Result<(), NeedsNewer> {
+        if self.knows(feature) {
+            Ok(())
+        } else {
+            Err(NeedsNewer { feature, found: self })
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}.{}.{}", self.major, self.minor, self.patch)
+    }
+}
+
+impl FromStr for Version {
+    type Err = NoVersion;
+
+    /// Reads `1.12.1` as the API gives it, and the first line of `firecracker --version` or `jailer --version`
+    /// (`Firecracker v1.12.1`); what stands behind the numbers (`-dev`) is ignored.
+    fn from_str(text: &str) -> Result<Self, NoVersion> {
+        let line = text.trim_start().lines().next().unwrap_or_default();
+        let word = line.split_whitespace().next_back().unwrap_or_default();
+        parse_numbers(word.strip_prefix('v').unwrap_or(word)).ok_or_else(|| NoVersion {
+            text: line.to_owned(),
+        })
+    }
+}
+
+fn parse_numbers(word: &str) -> Option<Version> {
+    let mut parts = word.splitn(3, '.');
+    let (major, minor, rest) = (parts.next()?, parts.next()?, parts.next()?);
+    let end = rest
+        .find(|byte: char| !byte.is_ascii_digit())
+        .unwrap_or(rest.len());
+    let (patch, suffix) = rest.split_at(end);
+    let plain = suffix.is_empty() || suffix.starts_with(['-', '+']);
+    let number = |text: &str| {
+        text.bytes()
+            .all(|byte| byte.is_ascii_digit())
+            .then(|| text.parse().ok())
+            .flatten()
+    };
+    plain.then_some(Version::new(number(major)?, number(minor)?, number(patch)?))
+}
+
+/// Something that not every Firecracker can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Feature {
+    /// `network_overrides` when a snapshot is loaded: another tap for the same guest interface.
+    NetworkOverrides,
+    /// `track_dirty_pages` when a snapshot is loaded; before it the same wish was `enable_diff_snapshots`.
+    TrackDirtyPagesOnLoad,
+    /// The command line switch `--enable-pci`.
+    Pci,
+    /// The endpoint `/serial`: the console into a file.
+    Serial,
+    /// Persistent memory devices, the endpoint `/pmem`.
+    Pmem,
+    /// Memory that is added to a running guest.
+    MemoryHotplug,
+    /// The guest is told by VMClock that it was restored.
+    VmClock,
+    /// `vsock_override` when a snapshot is loaded: another path for the vsock socket.
+    VsockOverride,
+    /// `clock_realtime` when a snapshot is loaded: the guest's clock is set forward.
+    ClockRealtime,
+    /// Devices that are added to a running guest.
+    DeviceHotplug,
+    /// `huge_pages` when a snapshot is loaded.
+    HugePagesOnLoad,
+}
+
+impl Feature {
+    /// Every feature, oldest first.
+    pub const ALL: [Self; 11] = [
+        Self::NetworkOverrides,
+        Self::TrackDirtyPagesOnLoad,
+        Self::Pci,
+        Self::Serial,
+        Self::Pmem,
+        Self::MemoryHotplug,
+        Self::VmClock,
+        Self::VsockOverride,
+        Self::ClockRealtime,
+        Self::DeviceHotplug,
+        Self::HugePagesOnLoad,
+    ];
+
+    /// The first version that has it, after Firecracker's changelog.
+    pub const fn since(self) -> Version {
+        match self {
+            Self::NetworkOverrides => Version::new(1, 12, 0),
+            Self::TrackDirtyPagesOnLoad | Self::Pci => Version::new(1, 13, 0),
+            Self::Serial | Self::Pmem | Self::MemoryHotplug => Version::new(1, 14, 0),
+            Self::VmClock => Version::new(1, 15, 0),
+            Self::VsockOverride | Self::ClockRealtime | Self::DeviceHotplug => Version::new(1, 16, 0),
+            Self::HugePagesOnLoad => Version::new(1, 17, 0),
+        }
+    }
+
+    /// What it is called in a message.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NetworkOverrides => "network overrides on snapshot load",
+            Self::TrackDirtyPagesOnLoad => "tracking of dirty pages on snapshot load",
+            Self::Pci => "PCI transport",
+            Self::Serial => "serial output to a file",
+            Self::Pmem => "persistent memory devices",
+            Self::MemoryHotplug => "memory hotplug",
+            Self::VmClock => "VMClock notification",
+            Self::VsockOverride => "a vsock override on snapshot load",
+            Self::ClockRealtime => "clock correction on snapshot load",
+            Self::DeviceHotplug => "device hotplug",
+            Self::HugePagesOnLoad => "huge pages on snapshot load",
+        }
+    }
+}
+
+/// The Firecracker at hand is too old for what is asked of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{} needs Firecracker >= {}.{}, found {found}", feature.name(), feature.since().major, feature.since().minor)]
+pub struct NeedsNewer {
+    /// What was asked.
+    pub feature: Feature,
+    /// The version that is installed.
+    pub found: Version,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_as_the_programs_print_them() {
+        let expected = Ok(Version::new(1, 12, 1));
+        for text in [
+            "1.12.1",
+            "v1.12.1",
+            "Firecracker v1.12.1\n",
+            // The whole output of the real binary, exit line included.
+            "Firecracker v1.12.1\n\n2026-11-24T08:06:18.382043257 [anonymous-instance:main] Firecracker exiting successfully. exit_code=0\n",
+            "Jailer v1.12.1\n",
+            "1.12.1-dev",
+            "1.12.1+abc",
+        ] {
+            assert_eq!(text.parse(), expected, "{text}");
+        }
+        for text in [
+            "",
+            "Firecracker",
+            "1.12",
+            "1.12.x",
+            "1.12.1x",
+            "-1.2.3",
+            "+1.2.3",
+            "1.2.99999",
+            "1..2",
+        ] {
+            assert!(text.parse::<Version>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn versions_compare_by_number_and_not_by_letter() {
+        assert!(Version::new(1, 9, 1) < Version::new(1, 12, 0));
+        assert!(Version::new(1, 12, 1).knows(Feature::NetworkOverrides));
+        assert!(!Version::new(1, 11, 9).knows(Feature::NetworkOverrides));
+    }
+
+    #[test]
+    fn a_refusal_names_feature_need_and_find() {
+        let refused = Version::new(1, 12, 1)
+            .require(Feature::VsockOverride)
+            .unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "a vsock override on snapshot load needs Firecracker >= 1.16, found 1.12.1"
+        );
+    }
+
+    #[test]
+    fn the_table_is_in_order() {
+        assert!(
+            Feature::ALL
+                .windows(2)
+                .all(|pair| pair[0].since() <= pair[1].since())
+        );
+    }
+}
