@@ -9,12 +9,16 @@ pub mod capture;
 pub mod command;
 pub mod control;
 pub mod exec;
+pub mod interactive;
 pub mod keys;
 pub mod master;
 mod mux;
+pub mod port;
 pub mod quote;
+pub mod ready;
 mod shared;
 mod streams;
 pub mod target;
+pub mod tunnel;
 
 pub use mux::MuxError;

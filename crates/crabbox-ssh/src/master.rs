@@ -247,7 +247,7 @@ fn lock_path(control: &Path) -> PathBuf {
 
 /// Reads what ssh said. The phrases are those of OpenSSH 8.4 to 10, which has kept them for decades; one that is not
 /// known is passed on as it is.
-fn classify(target: &Target, text: &str) -> ConnectError {
+pub(crate) fn classify(target: &Target, text: &str) -> ConnectError {
     let destination = target.destination();
     let port = target.port;
     let said = text.lines().last().unwrap_or("it gave no reason").to_owned();

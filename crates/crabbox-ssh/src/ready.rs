@@ -1,0 +1,248 @@
+//! Waiting until a lease can run commands: port, login, ready command.
+//!
+//! One handshake opens the shared connection, and the ready command runs over it, so nothing of the wait is thrown away.
+//! It must never go on against a wrong host key, nor print: progress goes to the caller, at most a line each ten seconds.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::time::{Duration, Instant};
+
+use crabbox_host::clock;
+
+use crate::capture::capture;
+use crate::exec::{ExecError, Stdin};
+use crate::master;
+use crate::port::{Next, PortFailure, wait_port};
+use crate::target::Target;
+
+mod error;
+mod progress;
+
+pub use error::{NotReady, ReadyError};
+use progress::{FIRST_LINE, NEXT_LINE};
+pub use progress::{Progress, Stage};
+
+/// The ready command of our own images and of cloud-init guests: the program that the bootstrap installs exits with 0.
+pub const READY_LEASE: &str =
+    "test -x /usr/local/bin/crabbox-ready && /usr/local/bin/crabbox-ready >/tmp/crabbox-ready.log 2>&1";
+
+/// The ready command of a host that exists already: what a sync needs is there.
+pub const READY_STATIC: &str =
+    "git --version >/dev/null && rsync --version >/dev/null && tar --version >/dev/null";
+
+/// Limit for one handshake; generous, because an emulated machine needs seconds for its cryptography.
+const HANDSHAKE_LIMIT: Duration = Duration::from_mins(1);
+
+/// Limit for one run of the ready command.
+pub(crate) const CHECK_LIMIT: Duration = Duration::from_secs(30);
+
+/// First and longest pause between attempts that failed after the port was open.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+
+/// What to wait for, and for how long.
+pub struct Wait<'a> {
+    /// The machine. Without a control path each attempt has a connection of its own.
+    pub target: &'a Target,
+    /// What the wait is for, in the words of the messages: `bootstrap`, `before sync`, `before command`, …
+    pub phase: &'a str,
+    /// A script that succeeds when the machine is ready; `None` if a login is enough.
+    pub ready_command: Option<&'a str>,
+    /// When to give up.
+    pub deadline: Instant,
+    /// Look at the port first. Not needed when the guest has said by other means that its sshd listens: each look costs
+    /// the guest a process.
+    pub probe_port: bool,
+    /// Whether to give up now.
+    pub cancelled: &'a dyn Fn() -> bool,
+}
+
+impl fmt::Debug for Wait<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Wait")
+            .field("target", &self.target)
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
+    }
+}
+
+/// When each step was done, counted from the start of the wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReadyTimings {
+    /// The port accepted a connection; zero without a look at the port.
+    pub tcp: Duration,
+    /// The server had greeted; zero without a look at the port.
+    pub banner: Duration,
+    /// The login was done.
+    pub auth: Duration,
+    /// The ready command had succeeded.
+    pub ready: Duration,
+}
+
+/// Waits until `wait.target` is ready, and leaves its shared connection open.
+pub fn wait_ssh(wait: &Wait<'_>, progress: &mut dyn FnMut(&Progress)) -> Result<ReadyTimings, ReadyError> {
+    let mut clock = Clock {
+        wait,
+        began: Instant::now(),
+        next_line: Instant::now() + FIRST_LINE,
+        stage: Stage::Port,
+        progress,
+    };
+    let mut timings = ReadyTimings::default();
+    if wait.probe_port && wait.target.proxy_command.is_none() {
+        let address = resolve(wait.target)?;
+        let mut stopped = None;
+        let seen = wait_port(address, |failure| {
+            clock.stage = if matches!(failure, PortFailure::NoBanner { .. }) {
+                Stage::Auth
+            } else {
+                Stage::Port
+            };
+            stopped = clock.look();
+            if stopped.is_some() {
+                Next::Stop
+            } else {
+                Next::Again
+            }
+        });
+        match seen {
+            Ok(seen) => (timings.tcp, timings.banner) = (seen.tcp, seen.banner),
+            Err(failure) => return Err(clock.give_up(stopped.as_ref(), failure.into())),
+        }
+    }
+    clock.stage = Stage::Auth;
+    let mut pause = PAUSES.0;
+    loop {
+        let failure = match attempt(&mut clock, &mut timings) {
+            Ok(()) => return Ok(timings),
+            Err(failure) => failure,
+        };
+        if let NotReady::Connect(error) | NotReady::Exec(ExecError::Connect { source: error }) = &failure
+            && !error.is_passing()
+        {
+            let host = wait.target.host.clone();
+            return Err(ReadyError::Hopeless {
+                host,
+                source: Box::new(failure),
+            });
+        }
+        let until = Instant::now() + pause;
+        loop {
+            let stop = clock.look();
+            if stop.is_some() {
+                return Err(clock.give_up(stop.as_ref(), failure));
+            }
+            if Instant::now() >= until {
+                break;
+            }
+            clock::nap(until.saturating_duration_since(Instant::now()));
+        }
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// One login, unless one is there, and one run of the ready command.
+fn attempt(clock: &mut Clock<'_, '_>, timings: &mut ReadyTimings) -> Result<(), NotReady> {
+    let target = clock.wait.target;
+    if let Some(control) = &target.control {
+        let limit = clock.remaining().clamp(Duration::from_secs(1), HANDSHAKE_LIMIT);
+        master::open(target, control, limit)?;
+        if timings.auth.is_zero() {
+            timings.auth = clock.began.elapsed();
+        }
+        clock.stage = Stage::ReadyCheck;
+    }
+    let command = clock.wait.ready_command.unwrap_or("exit 0");
+    if clock.wait.ready_command.is_some() || target.control.is_none() {
+        let limit = clock.remaining().clamp(Duration::from_secs(1), CHECK_LIMIT);
+        let seen = capture(target, command, Stdin::Null, Some(limit))?;
+        if !seen.success() {
+            clock.stage = Stage::ReadyCheck;
+            let said = seen
+                .stderr_text()
+                .lines()
+                .last()
+                .unwrap_or("it printed no reason")
+                .to_owned();
+            return Err(NotReady::Check {
+                status: seen.status,
+                said,
+            });
+        }
+    }
+    timings.ready = clock.began.elapsed();
+    if timings.auth.is_zero() {
+        timings.auth = timings.ready;
+    }
+    Ok(())
+}
+
+fn resolve(target: &Target) -> Result<SocketAddr, ReadyError> {
+    let failed = |source| ReadyError::Resolve {
+        host: target.host.clone(),
+        source,
+    };
+    let mut found = (target.host.as_str(), target.port)
+        .to_socket_addrs()
+        .map_err(failed)?;
+    found
+        .next()
+        .ok_or_else(|| failed(io::Error::from(io::ErrorKind::NotFound)))
+}
+
+/// Why a wait stops before it is done.
+enum Stop {
+    Cancelled,
+    Deadline,
+}
+
+struct Clock<'a, 'b> {
+    wait: &'a Wait<'a>,
+    began: Instant,
+    next_line: Instant,
+    stage: Stage,
+    progress: &'b mut dyn FnMut(&Progress),
+}
+
+impl Clock<'_, '_> {
+    fn remaining(&self) -> Duration {
+        self.wait.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Sends a progress line when one is due, and says whether to stop.
+    fn look(&mut self) -> Option<Stop> {
+        if (self.wait.cancelled)() {
+            return Some(Stop::Cancelled);
+        }
+        let remaining = self.remaining();
+        if remaining.is_zero() {
+            return Some(Stop::Deadline);
+        }
+        if Instant::now() >= self.next_line {
+            self.next_line = Instant::now() + NEXT_LINE;
+            (self.progress)(&Progress {
+                host: self.wait.target.host.clone(),
+                port: self.wait.target.port,
+                phase: self.wait.phase.to_owned(),
+                stage: self.stage,
+                elapsed: self.began.elapsed(),
+                remaining,
+            });
+        }
+        None
+    }
+
+    fn give_up(&self, stop: Option<&Stop>, last: NotReady) -> ReadyError {
+        let host = self.wait.target.host.clone();
+        match stop {
+            Some(Stop::Cancelled) => ReadyError::Cancelled { host },
+            Some(Stop::Deadline) | None => ReadyError::TimedOut {
+                host,
+                port: self.wait.target.port,
+                phase: self.wait.phase.to_owned(),
+                stage: self.stage,
+                last: Box::new(last),
+            },
+        }
+    }
+}

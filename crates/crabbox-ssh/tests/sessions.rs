@@ -1,0 +1,163 @@
+//! Interactive sessions and tunnels against a real sshd.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers of these tests fail like the tests do"
+)]
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use crabbox_host::clock::poll_until;
+use crabbox_host::command::Cmd;
+use crabbox_ssh::interactive;
+use crabbox_ssh::target::Target;
+use crabbox_ssh::tunnel::{self, TunnelEnd, TunnelError};
+use crabbox_testkit::sshd::Sshd;
+
+fn target(sshd: &Sshd) -> Target {
+    let mut target = Target::new(sshd.user(), "127.0.0.1", sshd.port(), &sshd.known_hosts()).unwrap();
+    target.key = Some(sshd.client_key());
+    target.host_key_pinned = true;
+    target
+}
+
+#[test]
+fn a_session_has_the_remote_shell_and_its_exit_code() {
+    let sshd = Sshd::start();
+    let seen = interactive::command(&target(&sshd), false)
+        .stdin("echo $HOME; exit 7\n")
+        .capture()
+        .unwrap();
+    assert_eq!(seen.status.code(), Some(7));
+    assert_eq!(seen.stdout_text(), sshd.home().to_str().unwrap());
+}
+
+#[test]
+fn with_a_terminal_here_there_is_one_there() {
+    let sshd = Sshd::start();
+    let line = interactive::command(&target(&sshd), true).argv();
+    let words: Vec<&str> = line.iter().map(|word| word.to_str().unwrap()).collect();
+    // `script` gives ssh a terminal to inherit.
+    let inner = format!("{} 'tty; exit 5'", crabbox_ssh::quote::join(words));
+    let seen = Cmd::new("script")
+        .args(["-qec", &inner, "/dev/null"])
+        .limit(Duration::from_mins(1))
+        .capture()
+        .unwrap();
+    assert_eq!(seen.status.code(), Some(5), "{}", seen.stdout_text());
+    assert!(seen.stdout_text().contains("/dev/pts/"), "{}", seen.stdout_text());
+}
+
+/// A service on loopback that answers one connection after another with `hello`.
+fn service() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            stream.unwrap().write_all(b"hello").ok();
+        }
+    });
+    port
+}
+
+fn ask(port: u16) -> std::io::Result<String> {
+    let mut text = String::new();
+    TcpStream::connect((Ipv4Addr::LOCALHOST, port))?.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+#[test]
+fn a_tunnel_carries_connections_until_it_is_cancelled() {
+    let sshd = Sshd::start();
+    let tunnel = tunnel::open(&target(&sshd), None, service(), None).unwrap();
+    let port = tunnel.local_port();
+    assert_eq!(ask(port).unwrap(), "hello");
+    assert_eq!(ask(port).unwrap(), "hello");
+    let listening = Cmd::new("grep")
+        .args(["-ci", &format!(" 0100007F:{port:04X} 00000000:0000 0A")])
+        .arg("/proc/net/tcp");
+    assert_eq!(
+        listening.capture().unwrap().stdout_text(),
+        "1",
+        "it listens on 127.0.0.1"
+    );
+
+    let (cancel, asker) = std::io::pipe().unwrap();
+    drop(asker);
+    assert_eq!(tunnel.wait(Some(cancel.as_fd())).unwrap(), TunnelEnd::Cancelled);
+    assert!(
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err(),
+        "nothing listens any more"
+    );
+}
+
+#[test]
+fn a_tunnel_whose_connection_dies_says_so() {
+    let sshd = Sshd::start();
+    let tunnel = tunnel::open(&target(&sshd), None, service(), None).unwrap();
+    sshd.kill_connections();
+    assert!(matches!(tunnel.wait(None).unwrap(), TunnelEnd::Ended { .. }));
+}
+
+#[test]
+fn a_taken_port_and_a_refused_login_are_told_apart() {
+    let sshd = Sshd::start();
+    let mut target = target(&sshd);
+    let taken = service();
+    let error = tunnel::open(&target, Some(taken), 80, None).unwrap_err();
+    assert!(
+        matches!(error, TunnelError::PortTaken { port } if port == taken),
+        "{error:?}"
+    );
+    target.key = Some(sshd.dir().join("host_key"));
+    let error = tunnel::open(&target, None, 80, None).unwrap_err();
+    assert!(matches!(error, TunnelError::Connect { .. }), "{error:?}");
+}
+
+/// Given to a copy of this test program, with the port of the server and its directory.
+const HOLDER: &str = "holder-of-a-tunnel";
+
+#[test]
+fn a_tunnel_ends_with_the_process_that_holds_it_however_that_dies() {
+    let args: Vec<String> = std::env::args().collect();
+    if let Some(at) = args.iter().position(|arg| arg == HOLDER) {
+        let [user, port, dir] = [1, 2, 3].map(|offset| args[at + offset].clone());
+        let dir = std::path::Path::new(&dir);
+        let mut target = Target::new(
+            &user,
+            "127.0.0.1",
+            port.parse().unwrap(),
+            &dir.join("known_hosts"),
+        )
+        .unwrap();
+        target.key = Some(dir.join("client_key"));
+        let tunnel = tunnel::open(&target, None, 80, None).unwrap();
+        std::fs::write(dir.join("half"), tunnel.local_port().to_string()).unwrap();
+        std::fs::rename(dir.join("half"), dir.join("tunnel")).unwrap();
+        tunnel.wait(None).unwrap();
+        return;
+    }
+    let sshd = Sshd::start();
+    sshd.known_hosts();
+    let name = "a_tunnel_ends_with_the_process_that_holds_it_however_that_dies";
+    let cmd = Cmd::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, HOLDER, sshd.user(), &sshd.port().to_string()])
+        .arg(sshd.dir());
+    let mut holder = cmd
+        .spawn(cmd.to_std().stdout(std::process::Stdio::null()))
+        .unwrap();
+    let said = sshd.dir().join("tunnel");
+    let port = poll_until(Duration::from_secs(20), || std::fs::read_to_string(&said).ok());
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    let port: u16 = port.expect("the copy opens a tunnel").parse().unwrap();
+    poll_until(Duration::from_secs(10), || {
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+            .is_err()
+            .then_some(())
+    })
+    .expect("nothing listens any more");
+}
