@@ -84,7 +84,7 @@ fn a_request_is_written_as_http_and_options_that_are_absent_are_not_sent() {
     let mut client = client(&[DONE], None);
     client.send(&Request::machine_config(&config())).unwrap();
     let expected = "PUT /machine-config HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n\
-        Content-Type: application/json\r\nContent-Length: 74\r\n\r\n\
+        Content-Type: application/json\r\nContent-Length: 73\r\n\r\n\
         {\"vcpu_count\":2,\"mem_size_mib\":256,\"smt\":false,\"track_dirty_pages\":false}";
     assert_eq!(String::from_utf8_lossy(&client.stream().sent), expected);
 }
