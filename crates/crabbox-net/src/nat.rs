@@ -204,15 +204,15 @@ fn build(spec: &NatSpec, host: Ipv4Addr, lease: Ipv4Addr) -> Result<Outer, NatEr
         netlink.set_up(&spec.ifname)?;
         netlink.move_to(&name, here.as_fd())
     })?;
-    nft::apply("load the NAT rules of the lease", &rules::ruleset(spec, lease)).map_err(|source| {
-        NatError::Filter {
-            table: spec.table(),
-            source,
-        }
+    let switched_off = forwarding::switched_off(&uplinks);
+    let ruleset = rules::ruleset(spec, lease) + &forwarding::note(&switched_off);
+    nft::apply("load the NAT rules of the lease", &ruleset).map_err(|source| NatError::Filter {
+        table: spec.table(),
+        source,
     })?;
     netlink.add_address(&name, net(host, prefix)).map_err(link)?;
     forwarding::of_own_link(&name)?;
-    forwarding::switch_on(&uplinks)?;
+    forwarding::switch_on(&switched_off)?;
     netlink.set_up(&name).map_err(link)?;
     inside(spec, |netlink| netlink.add_route(Ipv4Net::default(), host))?;
     Ok(Outer {

@@ -4,6 +4,7 @@
 //! for the answers. So `net.ipv4.ip_forward`, which would make every interface of the host a router, is never touched. Which uplinks we
 //! switched on stands in an nft set on the host: it lives and dies with the settings themselves, and outlives any of our processes.
 
+use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,6 @@ use crabbox_host::netlink::{Link, Netlink, NetlinkError, valid_name};
 
 use super::rules::{drop_table, listing, objects};
 use super::{LINK, NatError};
-use crate::nft;
 
 /// The table that holds the set. Its name is no table of a lease: `host` is no hexadecimal number.
 const TABLE: &str = "crabbox_host";
@@ -53,24 +53,32 @@ pub(super) fn of_own_link(link: &str) -> Result<(), NatError> {
     write(link, "1")
 }
 
-/// Switches forwarding on where it is off, and notes it first.
-pub(super) fn switch_on(uplinks: &[Link]) -> Result<(), NatError> {
-    for link in uplinks {
-        // What cannot be read is written all the same, which then says why it cannot.
-        if std::fs::read_to_string(setting(&link.name)).is_ok_and(|value| value.trim() != "0") {
-            continue;
-        }
-        let note = format!(
-            "table ip {TABLE} {{\n  set {SET} {{\n    type ifname\n  }}\n}}\nadd element ip {TABLE} {SET} {{ \"{}\" }}\n",
-            link.name
-        );
-        nft::apply("note the change of forwarding", &note).map_err(|source| NatError::Filter {
-            table: TABLE.to_owned(),
-            source,
-        })?;
-        write(&link.name, "1")?;
+/// Those of `uplinks` that do not forward yet. What cannot be read counts: writing it then says why.
+pub(super) fn switched_off(uplinks: &[Link]) -> Vec<&str> {
+    let is_on = |name: &str| std::fs::read_to_string(setting(name)).is_ok_and(|value| value.trim() != "0");
+    uplinks
+        .iter()
+        .map(|link| link.name.as_str())
+        .filter(|name| !is_on(name))
+        .collect()
+}
+
+/// The rules that note the change of `links`, to be loaded before [`switch_on`].
+pub(super) fn note(links: &[&str]) -> String {
+    if links.is_empty() {
+        return String::new();
     }
-    Ok(())
+    let mut rules = format!("table ip {TABLE} {{\n  set {SET} {{\n    type ifname\n  }}\n}}\n");
+    for link in links {
+        // The names were checked by `valid_name`. Writing to a string cannot fail.
+        writeln!(rules, "add element ip {TABLE} {SET} {{ \"{link}\" }}").ok();
+    }
+    rules
+}
+
+/// Switches forwarding on.
+pub(super) fn switch_on(links: &[&str]) -> Result<(), NatError> {
+    links.iter().try_for_each(|link| write(link, "1"))
 }
 
 /// Switches forwarding off again where we switched it on. An interface that is gone needs nothing.

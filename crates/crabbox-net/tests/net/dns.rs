@@ -115,6 +115,7 @@ fn answers_that_do_not_fit_are_not_passed_on() {
         let forger = |message: &[u8]| {
             let mut wrong_id = answer(message);
             wrong_id[1] ^= 1;
+            *wrong_id.last_mut().unwrap() ^= 1;
             let mut wrong_name = answer(message);
             wrong_name[13] = b'X';
             vec![wrong_id, wrong_name, b"short".to_vec(), answer(message)]

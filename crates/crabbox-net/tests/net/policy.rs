@@ -58,16 +58,20 @@ fn the_guest_reaches_the_internet_and_neither_the_host_nor_its_lan() {
 }
 
 #[test]
-fn the_host_s_public_address_is_reached_without_the_list_of_its_own() {
-    // What `host_addresses` is for: the nat table of the host would stop this one as well, so the namespace's own rule is shown alone.
+fn the_host_s_own_addresses_are_closed_by_the_list_of_them() {
+    // The host's own table would stop these as well; it is dropped, so that the namespace's rule stands alone.
     Lab::run(|lab| {
         serve(Ipv4Addr::UNSPECIFIED, 80, "host");
-        let (spec, _, guest) = lease(lab, "a1", "10.213.0.0/30", Policy::default());
-        Cmd::new("nft")
-            .args(["delete", "table", "ip", &spec.table()])
-            .run()
-            .unwrap();
-        assert_eq!(guest.within(|| greeting(HOST_PUBLIC, 80)).unwrap(), "host");
+        let (spec, _, without) = lease(lab, "a1", "10.213.0.0/30", Policy::default());
+        let (other, _, with) = lease(lab, "b2", "10.213.0.4/30", policy());
+        for table in [spec.table(), other.table()] {
+            Cmd::new("nft")
+                .args(["delete", "table", "ip", &table])
+                .run()
+                .unwrap();
+        }
+        assert_eq!(without.within(|| greeting(HOST_PUBLIC, 80)).unwrap(), "host");
+        with.within(|| refusal(HOST_PUBLIC, 80));
     });
 }
 
