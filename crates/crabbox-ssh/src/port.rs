@@ -237,4 +237,24 @@ mod tests {
             began.elapsed()
         );
     }
+
+    #[test]
+    fn a_server_behind_lost_packets_is_noticed_before_the_kernel_sends_them_again() {
+        // A full queue drops each SYN, and the kernel repeats a SYN only after a second.
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let first = TcpStream::connect(address).unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| (wait_port(address, again).unwrap(), Instant::now()));
+            clock::poll_until(Duration::from_millis(250), || None::<()>);
+            assert!(!waiting.is_finished());
+            let up = Instant::now();
+            drop((listener.accept().unwrap(), first));
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"SSH-2.0-test\r\n").unwrap();
+            let (_, noticed) = waiting.join().unwrap();
+            assert!(noticed - up < Duration::from_millis(250), "{:?}", noticed - up);
+        });
+    }
 }

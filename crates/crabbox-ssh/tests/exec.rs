@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crabbox_host::clock::poll_until;
 use crabbox_ssh::capture::{Captured, capture};
+use crabbox_ssh::command::{Form, UserCommand};
 use crabbox_ssh::exec::{self, Exec, ExecError, RemoteStatus, Sink, Stdin};
 use crabbox_ssh::master::{self, ConnectError};
 use crabbox_ssh::target::Target;
@@ -349,4 +350,51 @@ fn a_refused_key_and_a_closed_port_are_told_apart() {
     lab.sshd.stop();
     let error = open_error(&lab);
     assert!(matches!(error, ConnectError::Unreachable { .. }), "{error:?}");
+}
+
+#[test]
+fn a_users_words_arrive_over_the_wire_and_a_secret_is_in_no_argument_vector() {
+    let lab = Lab::new();
+    let words = [
+        "it's",
+        "a \"b\"",
+        "$HOME",
+        "`id`",
+        "two\nlines",
+        "\\",
+        "",
+        "*",
+        "ünï ☃",
+        "\u{81}\u{88}",
+    ];
+    let list = lab.sshd.dir().join("all processes");
+    // The command looks at every argument vector of the machine while it runs, its own shells included.
+    let look = "cat /proc/[0-9]*/cmdline >\"$LIST\" 2>/dev/null; printf '%s\\0' \"$SECRET\" \"$@\"";
+    let argv = ["sh", "-c", look, "sh"]
+        .iter()
+        .chain(&words)
+        .map(|word| (*word).to_owned())
+        .collect();
+    let secret = format!("s3cr3t-{}", std::process::id());
+    let command = UserCommand {
+        workdir: lab.sshd.dir().to_str().unwrap().to_owned(),
+        env_file: None,
+        env: vec![
+            ("SECRET".to_owned(), secret.clone()),
+            ("LIST".to_owned(), list.to_str().unwrap().to_owned()),
+        ],
+        form: Form::Argv(argv),
+    };
+    let seen = lab.run(&command.script().unwrap());
+    let expected: String = format!("{secret}\0{}\0", words.join("\0"));
+    assert_eq!(
+        String::from_utf8_lossy(&seen.stdout),
+        expected,
+        "{}",
+        seen.stderr_text()
+    );
+    let vectors = std::fs::read(list).unwrap();
+    let holds = |text: &str| vectors.windows(text.len()).any(|part| part == text.as_bytes());
+    assert!(holds("crabbox-"), "the waiting shell was running");
+    assert!(!holds(&secret), "the value is in an argument vector");
 }
