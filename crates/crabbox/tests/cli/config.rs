@@ -1,0 +1,127 @@
+//! `config show` and `config path`: the exact text and JSON, and the provider's checks.
+
+use crate::place::{Place, run};
+
+#[test]
+fn config_show_prints_every_group() {
+    let place = Place::new();
+    let answer = place.run(&[
+        "config",
+        "show",
+        "--provider",
+        "firecracker",
+        "-firecracker-cpus",
+        "2",
+    ]);
+    let home = place.path("home");
+    let home = home.display();
+    let want = format!(
+        "config={home}/.config/crabbox/config.yaml\n\
+         provider=firecracker provider_selected=true provider_source=flag target=linux arch=amd64 os=- windows_mode=- class=beast type=microvm profile=default\n\
+         ssh=crabbox@<host>:22 fallback_ports=- key={home}/.ssh/id_ed25519\n\
+         lease ttl=1h30m0s idle_timeout=30m0s work_root=/work/crabbox\n\
+         sync delete=true checksum=false git_seed=true fingerprint=true base_ref=- excludes=0 includes=0 timeout=15m0s\n\
+         env allow=CI,NODE_OPTIONS\n\
+         run preflight_tools=-\n\
+         static id=- name=- host=- user=- port=- work_root=-\n\
+         results junit=- auto=false fail_on_failures=false\n\
+         firecracker binary=firecracker jailer=- kernel=/var/lib/crabbox/firecracker/vmlinux rootfs=/var/lib/crabbox/firecracker/rootfs.ext4 user=crabbox work_root=/work/crabbox cpus=2 memory_mib=4096 disk_mib=16384 network=auto cni_network=crabbox-firecracker cni_conf_dir=/etc/cni/conf.d cni_bin_dir=/opt/cni/bin launch_timeout=2m0s delete_on_release=true\n"
+    );
+    assert_eq!((answer.code, answer.out, answer.err), (0, want, String::new()));
+}
+
+#[test]
+fn config_show_json_is_one_line_with_the_go_programs_keys() {
+    let place = Place::new();
+    place.write(
+        "home/.config/crabbox/config.yaml",
+        "profile: a<b>&c\nfirecracker: {launchTimeout: 90s}\n",
+    );
+    let answer = place.run(&["config", "show", "--json"]);
+    assert_eq!((answer.code, answer.out.matches('\n').count()), (0, 1));
+    assert!(answer.out.starts_with(r#"{"profile":"a\u003cb\u003e\u0026c","provider":"","providerSelected":false,"providerSource":"compiled_default","target":"linux","#), "{}", answer.out);
+    let json: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
+    assert_eq!(json["sshPort"], "2222");
+    assert_eq!(json["sshFallbackPorts"], serde_json::json!(["22"]));
+    assert_eq!(json["sync"]["timeout"], "15m0s");
+    let keys: Vec<&String> = json["firecracker"].as_object().unwrap().keys().collect();
+    assert_eq!(
+        keys,
+        [
+            "binary",
+            "jailer",
+            "kernel",
+            "rootfs",
+            "user",
+            "workRoot",
+            "cpus",
+            "memoryMiB",
+            "diskMiB",
+            "network",
+            "cniNetwork",
+            "cniConfDir",
+            "cniBinDir",
+            "launchTimeout",
+            "deleteOnRelease"
+        ]
+    );
+    assert_eq!(json["firecracker"]["launchTimeout"], "1m30s");
+}
+
+#[test]
+fn config_show_checks_what_the_provider_would_check() {
+    let cases: &[(&[&str], &str)] = &[
+        (
+            &["--firecracker-cpus", "0"],
+            "provider=firecracker requires firecracker.cpus > 0\n",
+        ),
+        (
+            &["--firecracker-cpus=-4"],
+            "provider=firecracker requires firecracker.cpus > 0\n",
+        ),
+        (
+            &["--firecracker-disk-mib", "9223372036854775807"],
+            "provider=firecracker requires firecracker.diskMiB between 1 and 16777216, found 9223372036854775807\n",
+        ),
+        (
+            &["--firecracker-memory-mib", "99999999999999999999"],
+            "invalid value \"99999999999999999999\" for flag -firecracker-memory-mib: expected a whole number\n",
+        ),
+    ];
+    for (flags, want) in cases {
+        let words: Vec<&str> = ["config", "show", "--provider", "firecracker"]
+            .iter()
+            .chain(*flags)
+            .copied()
+            .collect();
+        let answer = run(&words);
+        assert_eq!((answer.code, answer.err.as_str()), (2, *want), "{flags:?}");
+    }
+    assert_eq!(run(&["config", "show", "--provider", "hetzner"]).code, 2);
+}
+
+#[test]
+fn config_path_is_the_users_file_whatever_the_environment_names() {
+    let place = Place::new().env("CRABBOX_CONFIG", "/nowhere/else.yaml");
+    let answer = place.run(&["config", "path"]);
+    assert_eq!(
+        answer.out.trim(),
+        place.path("home/.config/crabbox/config.yaml").to_str().unwrap()
+    );
+}
+
+#[test]
+fn a_missing_home_is_told() {
+    let place = Place::new();
+    let output = place
+        .command(&["config", "path"])
+        .env_remove("HOME")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        err,
+        "neither $XDG_CONFIG_HOME nor $HOME are defined\nhint: set HOME to your home directory\n"
+    );
+}

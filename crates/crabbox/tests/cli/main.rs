@@ -1,0 +1,11 @@
+//! The built binary from outside: exit codes, words, and configuration in a home of its own.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test stops at the first thing that does not hold"
+)]
+
+mod config;
+mod files;
+mod place;
+mod usage;

@@ -1,0 +1,86 @@
+//! A home and a repository of a test's own, and the binary run in them.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use crabbox_host::command::Cmd;
+
+/// A home and a repository that nobody else sees.
+pub(crate) struct Place {
+    root: tempfile::TempDir,
+    variables: Vec<(String, String)>,
+}
+
+pub(crate) struct Answer {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        for dir in ["home/.config/crabbox", "repo/.git", "repo/sub", "outside"] {
+            fs::create_dir_all(root.path().join(dir)).unwrap();
+        }
+        Self {
+            root,
+            variables: Vec::new(),
+        }
+    }
+
+    pub(crate) fn path(&self, inside: &str) -> PathBuf {
+        fs::canonicalize(self.root.path()).unwrap().join(inside)
+    }
+
+    pub(crate) fn write(&self, inside: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(inside);
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    }
+
+    pub(crate) fn env(mut self, name: &str, value: impl AsRef<Path>) -> Self {
+        self.variables
+            .push((name.to_owned(), value.as_ref().to_str().unwrap().to_owned()));
+        self
+    }
+
+    pub(crate) fn command(&self, words: &[&str]) -> std::process::Command {
+        let mut command = Cmd::new(env!("CARGO_BIN_EXE_crabbox")).args(words).to_std();
+        command
+            .env_clear()
+            .env("HOME", self.path("home"))
+            .current_dir(self.path("repo"));
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn run(&self, words: &[&str]) -> Answer {
+        let output = self.command(words).output().unwrap();
+        Answer {
+            code: output.status.code().unwrap(),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// The value that `config explain` gives for a key, and its source.
+    pub(crate) fn explain(&self, key: &str) -> (String, String) {
+        let answer = self.run(&["config", "explain", "--json", key]);
+        assert_eq!(answer.code, 0, "{}", answer.err);
+        let json: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
+        (
+            json["value"].as_str().unwrap().to_owned(),
+            json["source"].as_str().unwrap().to_owned(),
+        )
+    }
+}
+
+/// Runs the binary in a place of its own.
+pub(crate) fn run(words: &[&str]) -> Answer {
+    Place::new().run(words)
+}

@@ -1,0 +1,196 @@
+//! Arguments, help, exit codes and the commands that need no configuration.
+
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::process::Stdio;
+
+use crate::place::{Place, run};
+
+#[test]
+fn help_is_success_and_goes_to_standard_output() {
+    for words in [
+        &["-h"][..],
+        &["--help"],
+        &["help"],
+        &["run", "-h"],
+        &["help", "run"],
+        &["config", "--help"],
+    ] {
+        let answer = run(words);
+        assert_eq!((answer.code, answer.err.as_str()), (0, ""), "{words:?}");
+        assert!(answer.out.contains("Usage: crabbox"), "{words:?}: {}", answer.out);
+    }
+    let top = run(&["help"]).out;
+    assert!(top.contains("warmup") && !top.contains("__supervise"), "{top}");
+}
+
+#[test]
+fn the_version_has_three_spellings() {
+    for words in [["version"], ["--version"], ["-v"]] {
+        let answer = run(&words);
+        assert_eq!(
+            (answer.code, answer.out.trim()),
+            (0, env!("CARGO_PKG_VERSION")),
+            "{words:?}"
+        );
+    }
+}
+
+#[test]
+fn usage_errors_are_exit_2_on_standard_error() {
+    let cases: &[(&[&str], &str)] = &[
+        (
+            &["rum"],
+            "unknown command \"rum\", did you mean \"run\"?\nusage: crabbox <COMMAND>\n",
+        ),
+        (
+            &["config"],
+            "missing command: config needs one of path, show, explain\nusage: crabbox config <COMMAND>\n",
+        ),
+        (
+            &["config", "shw"],
+            "unknown command \"shw\", did you mean \"show\"?\nusage: crabbox config <COMMAND>\n",
+        ),
+        (
+            &["run", "--bogus", "ls"],
+            "flag provided but not defined: -bogus\nusage: crabbox run [flags] -- <command...>\n",
+        ),
+        (
+            &["run", "-keep=maybe"],
+            "invalid boolean value \"maybe\" for -keep: parse error\n",
+        ),
+        (&["status", "--id"], "flag needs an argument: -id\n"),
+        (
+            &["status", "-wait-timeout", "5d"],
+            "invalid value \"5d\" for flag -wait-timeout: parse error\n",
+        ),
+        (
+            &["run", "-stop-after=later", "x"],
+            "invalid value \"later\" for flag -stop-after: expected one of success, always, failure, never\n",
+        ),
+        (&["stop", "a", "b"], "unexpected argument \"b\"\n"),
+        (
+            &["stop", "a", "--json"],
+            "unexpected argument \"--json\": flags go before the first argument\n",
+        ),
+        (
+            &["help", "rum"],
+            "unknown command \"rum\", did you mean \"run\"?\n",
+        ),
+        (&["checkpoint", "create"], "unknown command \"checkpoint\""),
+    ];
+    for (words, want) in cases {
+        let answer = run(words);
+        assert_eq!((answer.code, answer.out.as_str()), (2, ""), "{words:?}");
+        assert!(answer.err.starts_with(want), "{words:?}: {}", answer.err);
+    }
+    let nothing = run(&[]);
+    assert_eq!(nothing.code, 2);
+    assert!(nothing.out.contains("Commands:") && nothing.err.starts_with("missing command\n"));
+}
+
+#[test]
+fn flags_of_features_that_do_not_exist_are_refused_by_name() {
+    let refused: &[(&[&str], &str)] = &[
+        (
+            &["warmup", "--lease-id", "cbx_0123456789ab"],
+            "provider=firecracker does not support fixed idempotent lease IDs\n",
+        ),
+        (
+            &["warmup", "--tailscale"],
+            "provider=firecracker does not support tailscale-managed networking\n",
+        ),
+        (
+            &["run", "--lease-output", "x", "ls"],
+            "--lease-output is not supported for provider=firecracker yet\n",
+        ),
+        (
+            &["run", "--pool", "x", "ls"],
+            "--pool requires a coordinator-backed SSH lease provider\n",
+        ),
+        (
+            &["run", "--cache-volume", "x", "ls"],
+            "--cache-volume is not supported by this program yet\n",
+        ),
+    ];
+    for (words, want) in refused {
+        let answer = run(words);
+        assert_eq!((answer.code, answer.err.as_str()), (2, *want), "{words:?}");
+    }
+}
+
+#[test]
+fn words_that_are_no_text_are_an_error_and_no_panic() {
+    let place = Place::new();
+    let output = place
+        .command(&["status"])
+        .arg(std::ffi::OsString::from_vec(vec![0xff, 0xfe]))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let place = Place::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = place
+        .command(&["help"])
+        .stdout(writer)
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(0));
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = place.command(&["help"]).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        String::from_utf8(output.stderr)
+            .unwrap()
+            .starts_with("cannot write to standard output: ")
+    );
+}
+
+#[test]
+fn providers_are_listed_and_described() {
+    let list: serde_json::Value = serde_json::from_str(&run(&["providers", "--json"]).out).unwrap();
+    let names: Vec<_> = list
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["provider"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["firecracker", "ssh"]);
+    let text = run(&["providers", "describe", "firecracker", "--json"]).out;
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        (&json["schemaVersion"], &json["provider"]["canonical"]),
+        (&2.into(), &"firecracker".into())
+    );
+    assert_eq!(json["classCatalog"]["disposition"], "unmapped");
+    let flags: Vec<_> = json["providerFlags"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|flag| flag["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        (flags.len(), flags[0], flags[14]),
+        (15, "firecracker-binary", "firecracker-delete-on-release")
+    );
+    assert_eq!(run(&["providers", "describe", "hetzner"]).code, 2);
+}
+
+#[test]
+fn completion_scripts_know_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let answer = run(&["completions", shell]);
+        assert_eq!(answer.code, 0);
+        assert!(
+            answer.out.contains("warmup") && answer.out.contains("firecracker-cpus"),
+            "{shell}"
+        );
+    }
+}
