@@ -62,6 +62,14 @@ pub enum MapError {
         /// The name.
         name: String,
     },
+    /// The outer subnet holds the inner one, so that the namespace could not tell the guest from a neighbour.
+    #[error(
+        "the outer network {outer} overlaps {TAP_ADDRESS}/{INNER_PREFIX}, which every guest uses; choose another subnet for it"
+    )]
+    Overlap {
+        /// The outer subnet.
+        outer: Ipv4Net,
+    },
     /// A link or address could not be set.
     #[error("cannot set up the links of {}", netns.display())]
     Link {
@@ -114,10 +122,24 @@ pub fn map_inner(inner: &Inner) -> Result<(), MapError> {
             return Err(MapError::Name { name: name.clone() });
         }
     }
+    let outer = inner.outer.subnet();
+    if overlaps(outer, inner_net()) {
+        return Err(MapError::Overlap { outer });
+    }
     netns::within(&inner.netns, || build(inner)).map_err(|source| MapError::Namespace {
         netns: inner.netns.clone(),
         source,
     })?
+}
+
+/// The inner network, with our end's address.
+pub(crate) fn inner_net() -> Ipv4Net {
+    // The prefix is a constant below 33.
+    Ipv4Net::new(TAP_ADDRESS, INNER_PREFIX).unwrap_or_else(|_| Ipv4Net::from(TAP_ADDRESS))
+}
+
+pub(crate) fn overlaps(one: Ipv4Net, other: Ipv4Net) -> bool {
+    one.contains(&other.network()) || other.contains(&one.network())
 }
 
 fn build(inner: &Inner) -> Result<(), MapError> {
@@ -142,9 +164,7 @@ fn build(inner: &Inner) -> Result<(), MapError> {
         netns: netns(),
         source,
     })?;
-    // The prefix is a constant below 33.
-    let address = Ipv4Net::new(TAP_ADDRESS, INNER_PREFIX).unwrap_or_else(|_| Ipv4Net::from(TAP_ADDRESS));
-    netlink.add_address(&inner.tap, address).map_err(link)?;
+    netlink.add_address(&inner.tap, inner_net()).map_err(link)?;
     // The guest cannot pretend to be another sender, and cannot bend our routes.
     settings(inner, &[&format!("ipv4/conf/{}/rp_filter", inner.tap)], "1")?;
     let redirects = [
@@ -178,4 +198,39 @@ fn settings(inner: &Inner, names: &[&str], value: &'static str) -> Result<(), Ma
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outer_network_over_the_inner_one_is_refused_before_anything_is_made() {
+        for (address, prefix, refused) in [
+            ([172, 16, 0, 9], 24, true),
+            ([172, 16, 1, 9], 24, false),
+            ([10, 1, 2, 3], 24, false),
+        ] {
+            let address = Ipv4Addr::from(address);
+            let outer = Outer {
+                ifname: "veth0".to_owned(),
+                address,
+                prefix,
+                gateway: address,
+                dns: Vec::new(),
+                mtu: 1500,
+                guest_tap: None,
+            };
+            let netns = PathBuf::from("/nowhere/netns");
+            let inner = Inner {
+                netns,
+                tap: "tap0".to_owned(),
+                owner: None,
+                outer,
+                policy: Policy::default(),
+            };
+            let error = map_inner(&inner).unwrap_err();
+            assert_eq!(matches!(error, MapError::Overlap { .. }), refused, "{error}");
+        }
+    }
 }

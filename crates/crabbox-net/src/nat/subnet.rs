@@ -2,6 +2,8 @@
 
 use ipnet::Ipv4Net;
 
+use crate::inner::{inner_net, overlaps};
+
 /// Where our subnets come from unless the configuration says otherwise: 16384 of them, in a part of 10/8 that few sites use.
 pub const DEFAULT_RANGE: &str = "10.213.0.0/16";
 
@@ -38,31 +40,36 @@ fn shadows(routes: &[Ipv4Net]) -> String {
 }
 
 /// The lowest /30 of `range` that overlaps neither `in_use` (the subnets of leases on record) nor `routes` (the host's route table; the
-/// default route does not count). A broad route over the whole range, as a VPN to 10/8 sets one, leaves none.
+/// default route does not count) nor the inner network of every lease. A broad route over the whole range, as a VPN to 10/8 sets one, leaves none.
 pub fn choose_subnet(range: Ipv4Net, in_use: &[Ipv4Net], routes: &[Ipv4Net]) -> Result<Ipv4Net, SubnetError> {
-    let overlap = |a: &Ipv4Net, b: &Ipv4Net| a.contains(b) || b.contains(a);
     let routes: Vec<Ipv4Net> = routes
         .iter()
-        .filter(|route| route.prefix_len() > 0 && overlap(route, &range))
+        .filter(|route| route.prefix_len() > 0 && overlaps(**route, range))
         .copied()
         .collect();
     let mut all = range
         .trunc()
         .subnets(30)
         .map_err(|_| SubnetError::TooSmall { range })?;
-    all.find(|subnet| !in_use.iter().chain(&routes).any(|taken| overlap(taken, subnet)))
-        .ok_or_else(|| {
-            let leases = in_use.iter().filter(|subnet| range.contains(*subnet)).count();
-            let routes = routes
-                .into_iter()
-                .filter(|route| !in_use.contains(route))
-                .collect();
-            SubnetError::Full {
-                range,
-                leases,
-                routes,
-            }
-        })
+    all.find(|subnet| {
+        !in_use
+            .iter()
+            .chain(&routes)
+            .chain([&inner_net()])
+            .any(|taken| overlaps(*taken, *subnet))
+    })
+    .ok_or_else(|| {
+        let leases = in_use.iter().filter(|subnet| range.contains(*subnet)).count();
+        let routes = routes
+            .into_iter()
+            .filter(|route| !in_use.contains(route))
+            .collect();
+        SubnetError::Full {
+            range,
+            leases,
+            routes,
+        }
+    })
 }
 
 #[cfg(test)]
@@ -103,6 +110,11 @@ mod tests {
             choose(DEFAULT_RANGE, &[], &["192.168.0.0/16"]).unwrap(),
             "10.213.0.0/30"
         );
+    }
+
+    #[test]
+    fn the_inner_network_is_never_handed_out() {
+        assert_eq!(choose("172.16.0.0/16", &[], &[]).unwrap(), "172.16.0.4/30");
     }
 
     #[test]
