@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crabbox_core::fault::{Fault, Kind};
-use crabbox_store::places::Places;
+use crabbox_engine::context::Places;
 
 /// All variables, and the current directory.
 #[derive(Debug, Clone)]
@@ -84,6 +84,11 @@ impl Env {
     /// A variable as text, if it is set, not empty, and valid UTF-8.
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
         self.os(name).and_then(OsStr::to_str)
+    }
+
+    /// The names of all variables that are text.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.variables.keys().filter_map(|name| name.to_str())
     }
 
     /// The current directory.

@@ -8,9 +8,12 @@ use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use crabbox_core::config::key::KEYS;
 use crabbox_core::config::layer::Layer;
 use crabbox_core::config::trust::{FileFacts, PathForms, classify};
-use crabbox_core::config::{ConfigError, ConfigFile, FlagValue, Inputs, Resolution, resolve};
+use crabbox_core::config::{
+    ConfigError, ConfigFile, FlagValue, Inputs, Resolution, resolve, suggest_variable,
+};
 use crabbox_core::fault::{Fault, Kind};
 
 use crate::env::{Env, EnvError};
@@ -102,9 +105,17 @@ pub(crate) fn load(env: &Env, flags: &[FlagValue]) -> Result<Loaded, SettingsErr
             .chain(REPOSITORY_FILES.map(|name| cwd.join(name)))
             .collect()
     };
-    let (mut files, mut notices) = (Vec::new(), Vec::new());
+    let (mut files, mut notices) = (Vec::new(), environment_notices(env));
     for path in paths {
-        let Some(text) = read(&path)? else { continue };
+        let Some(text) = read(&path)? else {
+            if named.is_some() {
+                notices.push(format!(
+                    "{CONFIG_VARIABLE} names {}, which does not exist",
+                    path.display()
+                ));
+            }
+            continue;
+        };
         let file = forms(path.clone());
         let layer = classify(&FileFacts {
             file: &file,
@@ -126,6 +137,25 @@ pub(crate) fn load(env: &Env, flags: &[FlagValue]) -> Result<Loaded, SettingsErr
         repository: &repository.written,
     })?;
     Ok(Loaded { resolution, notices })
+}
+
+/// Remarks on variables that look like configuration and cannot be used.
+fn environment_notices(env: &Env) -> Vec<String> {
+    let not_text = KEYS
+        .iter()
+        .flat_map(|key| key.variables)
+        .filter(|variable| env.os(variable).is_some() && env.text(variable).is_none())
+        .map(|variable| format!("environment variable {variable} is ignored: not valid UTF-8"));
+    let misspelt = env
+        .names()
+        .filter(|name| *name != CONFIG_VARIABLE)
+        .filter_map(|name| {
+            let known = suggest_variable(name)?;
+            Some(format!(
+                "environment variable {name} is unknown and ignored; did you mean {known}?"
+            ))
+        });
+    not_text.chain(misspelt).collect()
 }
 
 /// The nearest directory upwards that git takes for the root of a working tree, else the current one.

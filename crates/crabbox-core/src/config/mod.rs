@@ -13,7 +13,7 @@ mod value;
 mod warning;
 mod yaml;
 
-pub use resolve::{ConfigFile, FlagValue, Inputs, Resolution, resolve, suggest};
+pub use resolve::{ConfigFile, FlagValue, Inputs, Resolution, resolve, suggest, suggest_variable};
 pub use settings::{Provider, ProviderError, Settings};
 pub use value::Value;
 pub use warning::{ConfigError, Spot, Warning};

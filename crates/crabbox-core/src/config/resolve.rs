@@ -442,6 +442,20 @@ pub fn suggest(path: &str) -> Option<&'static str> {
     (edits <= 2.min(path.chars().count() / 3)).then_some(known)
 }
 
+/// The variable of a key that is most like `name`, when `name` is none itself and looks like a misspelt one.
+pub fn suggest_variable(name: &str) -> Option<&'static str> {
+    const PREFIX: &str = "CRABBOX_";
+    let word = name.strip_prefix(PREFIX)?;
+    let known = || KEYS.iter().flat_map(|key| key.variables.iter().copied());
+    if known().any(|variable| variable == name) {
+        return None;
+    }
+    let (edits, variable) = known()
+        .map(|variable| (distance(word, variable.trim_start_matches(PREFIX)), variable))
+        .min()?;
+    (edits <= 2.min(word.chars().count() / 4)).then_some(variable)
+}
+
 /// Edits that turn one text into the other (Levenshtein), with long texts cut: they are no typing errors.
 fn distance(left: &str, right: &str) -> usize {
     let right: Vec<char> = right.chars().take(64).collect();

@@ -243,6 +243,29 @@ fn unknown_keys_are_told_with_what_was_meant() {
 }
 
 #[test]
+fn misspelt_variables_are_recognised_and_others_left_alone() {
+    assert_eq!(
+        suggest_variable("CRABBOX_FIRECRACKER_CPU"),
+        Some("CRABBOX_FIRECRACKER_CPUS")
+    );
+    assert_eq!(
+        suggest_variable("CRABBOX_IDLE_TIMOUT"),
+        Some("CRABBOX_IDLE_TIMEOUT")
+    );
+    for name in [
+        "CRABBOX_TTL",
+        "CRABBOX_CONFIG",
+        "CRABBOX_LEASE_ID",
+        "CRABBOX_RUN_ID",
+        "CRABBOX_SLUG",
+        "CRABBOX_",
+        "TTL",
+    ] {
+        assert_eq!(suggest_variable(name), None, "{name}");
+    }
+}
+
+#[test]
 fn wrong_types_are_errors_with_their_place_and_line() {
     assert_eq!(
         world().repo("firecracker:\n  cpus: many\n").error(),

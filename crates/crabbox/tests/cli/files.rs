@@ -1,6 +1,7 @@
 //! Configuration files: which are read, which are trusted, and what bad ones lead to.
 
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use crabbox_host::command::Cmd;
@@ -166,4 +167,23 @@ fn a_file_that_others_can_read_is_remarked_on() {
         file.display()
     );
     assert_eq!(answer.err, want);
+}
+
+#[test]
+fn variables_that_cannot_count_are_told() {
+    let place = Place::new()
+        .env("CRABBOX_FIRECRACKER_CPU", "8")
+        .env("CRABBOX_CONFIG", "/nowhere/c.yaml");
+    let mut command = place.command(&["config", "show"]);
+    let output = command
+        .env("CRABBOX_TTL", std::ffi::OsString::from_vec(vec![0xff]))
+        .output()
+        .unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        err,
+        "warning: environment variable CRABBOX_TTL is ignored: not valid UTF-8\n\
+         warning: environment variable CRABBOX_FIRECRACKER_CPU is unknown and ignored; did you mean CRABBOX_FIRECRACKER_CPUS?\n\
+         warning: CRABBOX_CONFIG names /nowhere/c.yaml, which does not exist\n"
+    );
 }
