@@ -7,6 +7,10 @@
 
 mod arch;
 mod lab;
+mod payload;
+mod provision;
+mod site;
+mod stage;
 mod workspace;
 
 use std::process::ExitCode;
@@ -25,6 +29,12 @@ struct Arguments {
 enum Task {
     /// A KVM host without KVM hardware: boot it, enter it, put it away
     Lab(lab::cli::Arguments),
+    /// Build everything and install it in a lab
+    Provision {
+        /// Which lab
+        #[arg(long, default_value = "main")]
+        name: String,
+    },
     /// Check the edges between our crates against the picture in ARCHITECTURE.md
     Arch,
 }
@@ -32,6 +42,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Lab(arguments) => lab::cli::main(&arguments),
+        Task::Provision { name } => provision::main(&name),
         Task::Arch => arch::main(),
     };
     result.unwrap_or_else(|error| {

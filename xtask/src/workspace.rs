@@ -13,3 +13,8 @@ pub(crate) fn root() -> &'static Path {
 pub(crate) fn lab_dir() -> PathBuf {
     root().join("target/lab")
 }
+
+/// The directory that our own builds go to, wherever the caller's cargo builds.
+pub(crate) fn target_dir() -> PathBuf {
+    root().join("target")
+}

@@ -1,1 +1,27 @@
-//! Use cases: acquire, run, stop, cleanup, doctor, supervise, image build. Emits events, prints nothing.
+//! Use cases: acquire, run, stop, cleanup, doctor, supervise. Emits events, prints nothing.
+//!
+//! The engine observes the world, lets `crabbox-core` decide, and applies the plan through the crates below it, with a
+//! journal entry before every effect. It must never print, read the environment, or destroy what it has no proof of owning.
+
+pub mod acquire;
+pub mod allocate;
+pub mod client;
+pub mod connection;
+pub mod context;
+pub mod disk;
+pub mod event;
+pub mod failpoint;
+pub mod firecracker;
+pub mod lease;
+pub mod network;
+pub mod ownership;
+pub mod prepare;
+pub mod ready;
+pub mod release;
+pub mod request;
+pub mod resolve;
+pub mod session;
+pub mod supervise;
+pub mod teardown;
+pub mod touch;
+pub mod vmm;

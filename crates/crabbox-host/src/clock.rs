@@ -9,6 +9,13 @@ pub fn unix_seconds() -> i64 {
         .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
+/// Seconds since the unix epoch, and nanoseconds within the second.
+pub fn unix_now() -> (i64, u32) {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or((0, 0), |since| {
+        (i64::try_from(since.as_secs()).unwrap_or(i64::MAX), since.subsec_nanos())
+    })
+}
+
 /// Sleeps for `pause`, cut to 50 ms: no path of the program may wait longer than that without looking again.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that sleeps")]
 pub fn nap(pause: Duration) {

@@ -6,13 +6,16 @@
 pub mod clock;
 pub mod clone;
 pub mod command;
+pub mod console;
 pub mod digest;
 pub mod files;
+pub mod kvm;
 pub mod lock;
 pub mod netlink;
 pub mod netns;
 pub mod process;
 pub mod random;
+pub mod reflink;
 pub mod signals;
 pub mod tap;
 pub mod unix;

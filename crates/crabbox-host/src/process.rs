@@ -324,6 +324,23 @@ pub fn new_session(command: &mut std::process::Command) -> &mut std::process::Co
     }
 }
 
+/// Makes the kernel kill the child of `command` when the thread that starts it ends, however that happens: for a child that
+/// must not outlive even a `kill -9` of this process. The starting thread must be the one that waits.
+pub fn die_with_us(command: &mut std::process::Command) -> &mut std::process::Command {
+    let ask = || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(std::io::Error::from)
+    };
+    #[expect(
+        unsafe_code,
+        reason = "code between fork and exec can only be given through pre_exec"
+    )]
+    // SAFETY: `ask` makes one system call, which is async-signal-safe; it neither allocates nor takes a lock, and
+    // turning an errno into an `io::Error` stores a number.
+    unsafe {
+        command.pre_exec(ask)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,8 +9,10 @@ mod args;
 mod commands;
 mod context;
 mod env;
+mod go;
 mod goflags;
 mod settings;
+mod timing;
 mod ui;
 
 use std::process::ExitCode;

@@ -10,7 +10,7 @@ use crabbox_host::command::Cmd;
 use sha2::{Digest as _, Sha256};
 
 use super::recipe::hex;
-use super::stage::stage;
+use crate::stage::stage;
 
 /// The image for `source`, below `cache`; built when the directory has changed since the last one.
 pub(super) fn ensure(cache: &Path, source: &Path) -> Result<PathBuf> {

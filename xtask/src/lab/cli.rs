@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use super::stage::stage;
+use crate::stage::stage;
 use super::{Lab, Options, down};
 
 /// `cargo xtask lab`.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use crabbox_host::command::Cmd;
 
-use super::stage::stage;
+use crate::stage::stage;
 use super::{initrd, packages, recipe};
 
 /// The host name under which the lab's key is pinned; ports change, this does not.

@@ -10,10 +10,10 @@ pub(crate) mod cli;
 mod connection;
 mod images;
 mod initrd;
-mod packages;
+pub(crate) mod packages;
 mod recipe;
 mod record;
-mod stage;
+
 
 use std::ffi::OsStr;
 use std::fs;
@@ -29,7 +29,7 @@ use crate::workspace;
 use boot::Machine;
 use connection::Address;
 use record::{Record, State};
-use stage::stage;
+use crate::stage::stage;
 
 /// How long a captured command in the lab may take.
 const RUN_LIMIT: Duration = Duration::from_mins(15);

@@ -9,13 +9,13 @@ use crabbox_host::clock;
 use crabbox_host::command::{Captured, Cmd};
 
 use super::recipe;
-use super::stage::stage;
+use crate::stage::stage;
 
 /// How long another apt on this machine is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_mins(5);
 
 /// Makes sure that the tools of a lab are installed.
-pub(super) fn ensure_tools() -> Result<()> {
+pub(crate) fn ensure_tools() -> Result<()> {
     let missing = missing(recipe::TOOLS)?;
     if missing.is_empty() {
         return Ok(());

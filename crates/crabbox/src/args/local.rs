@@ -1,7 +1,5 @@
 //! Arguments of the commands that look at this host and its configuration only.
 
-use std::ffi::OsString;
-
 use clap::{Args, Subcommand};
 
 use super::keys::{DoctorSet, KeyFlags, LeaseSet};

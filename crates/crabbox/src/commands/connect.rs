@@ -1,10 +1,33 @@
-//! `connect`.
+//! `connect`: an interactive session in a lease.
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_engine::session;
 
 use crate::args::ConnectArgs;
-use crate::commands::pending::NotBuilt;
+use crate::commands::entry;
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
-pub(super) fn run(_ctx: &Ctx<'_>, _args: &ConnectArgs) -> Result<Exit, CommandError> {
-    Err(NotBuilt { command: "connect" }.into())
+/// No lease was named.
+#[derive(Debug, thiserror::Error)]
+#[error("usage: crabbox connect [flags] <lease-id-or-slug>")]
+struct Usage;
+
+impl Fault for Usage {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+}
+
+pub(super) fn run(ctx: &Ctx<'_>, args: &ConnectArgs) -> Result<Exit, CommandError> {
+    let name = args.lease.get().ok_or(Usage)?;
+    ctx.settings(&args.keys.values)?;
+    let entry = entry::enter(ctx, name, args.reclaim)?;
+    entry.touch("running")?;
+    let code = session::interactive(&entry.target);
+    // The lease may have ended with the session; what counts is how the session ended.
+    if entry.touch("ready").is_err() {
+        ctx.printer.warn("the lease could not be marked as ready again");
+    }
+    Ok(Exit::passed_through(code?))
 }

@@ -1,10 +1,12 @@
 //! One file a command: each gathers what the engine needs, calls it, and chooses the words for what came of it.
 
+mod acquire;
 mod claims;
 mod cleanup;
 mod config;
 mod connect;
 mod doctor;
+mod entry;
 mod heartbeat;
 mod inspect;
 mod list;
@@ -16,6 +18,7 @@ mod ssh;
 mod status;
 mod stop;
 mod supervise;
+mod views;
 mod warmup;
 
 use std::ffi::OsString;

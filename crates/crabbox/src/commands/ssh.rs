@@ -1,10 +1,28 @@
-//! `ssh`.
+//! `ssh`: prints the command line that enters a lease.
+
+use crabbox_core::fault::{Fault, Kind};
 
 use crate::args::SshArgs;
-use crate::commands::pending::NotBuilt;
+use crate::commands::entry;
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
-pub(super) fn run(_ctx: &Ctx<'_>, _args: &SshArgs) -> Result<Exit, CommandError> {
-    Err(NotBuilt { command: "ssh" }.into())
+/// No lease was named.
+#[derive(Debug, thiserror::Error)]
+#[error("usage: crabbox ssh [flags] <lease-id-or-slug>")]
+struct Usage;
+
+impl Fault for Usage {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+}
+
+pub(super) fn run(ctx: &Ctx<'_>, args: &SshArgs) -> Result<Exit, CommandError> {
+    let name = args.lease.get().ok_or(Usage)?;
+    ctx.settings(&args.keys.values)?;
+    let entry = entry::enter(ctx, name, args.reclaim)?;
+    entry.touch("ready")?;
+    ctx.printer.line(entry.target.display_line());
+    Ok(Exit::SUCCESS)
 }

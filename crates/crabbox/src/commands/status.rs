@@ -1,10 +1,129 @@
-//! `status`.
+//! `status`: one line or one document about a lease, at once or when it is ready.
+
+use std::time::{Duration, Instant};
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::labels;
+use crabbox_engine::context::Engine;
+use crabbox_engine::lease::Lease;
+use crabbox_engine::resolve::{self, Purpose};
+use crabbox_engine::{session, touch};
+use crabbox_host::clock;
 
 use crate::args::StatusArgs;
-use crate::commands::pending::NotBuilt;
+use crate::commands::acquire;
+use crate::commands::views::StatusView;
 use crate::context::Ctx;
+use crate::go::blank;
 use crate::ui::{CommandError, Exit};
 
-pub(super) fn run(_ctx: &Ctx<'_>, _args: &StatusArgs) -> Result<Exit, CommandError> {
-    Err(NotBuilt { command: "status" }.into())
+/// How often the line is repeated while waiting.
+const REPEAT: Duration = Duration::from_secs(5);
+
+/// Why the wait ended badly.
+#[derive(Debug, thiserror::Error)]
+enum StatusError {
+    /// No lease was named.
+    #[error("usage: crabbox status --id <lease-id-or-slug>")]
+    Usage,
+    /// The time is over.
+    #[error("timed out waiting for {id} to become ready")]
+    TimedOut {
+        /// What the user asked for.
+        id: String,
+    },
+    /// It will never become ready.
+    #[error("lease {id} reached terminal state {state} before ready")]
+    Terminal {
+        /// The lease.
+        id: String,
+        /// Its state.
+        state: String,
+    },
+}
+
+impl Fault for StatusError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Usage => Kind::Usage,
+            Self::TimedOut { .. } | Self::Terminal { .. } => Kind::Unavailable,
+        }
+    }
+}
+
+pub(super) fn run(ctx: &Ctx<'_>, args: &StatusArgs) -> Result<Exit, CommandError> {
+    let name = args.lease.get().ok_or(StatusError::Usage)?;
+    ctx.settings(&args.keys.values)?;
+    let engine = acquire::engine(ctx)?;
+    let deadline = Instant::now() + args.wait_timeout.to_std();
+    loop {
+        let lease = resolve::resolve(&engine, name, Purpose::Look)?;
+        let view = view(&lease);
+        if !args.wait || view.ready {
+            if args.wait && view.ready {
+                refresh(&engine, &lease);
+            }
+            show(ctx, args.json, &view)?;
+            return Ok(Exit::SUCCESS);
+        }
+        if !args.json {
+            show(ctx, false, &view)?;
+        }
+        if labels::is_terminal(&view.state) {
+            return Err(StatusError::Terminal {
+                id: lease.id,
+                state: view.state,
+            }
+            .into());
+        }
+        let next = Instant::now() + REPEAT;
+        while Instant::now() < next.min(deadline) {
+            clock::nap(Duration::from_millis(50));
+            // A lease that has become ready is told at once, not at the next line.
+            if resolve::resolve(&engine, name, Purpose::Look).is_ok_and(|now| now.state != lease.state) {
+                break;
+            }
+        }
+        if Instant::now() >= deadline {
+            return Err(StatusError::TimedOut { id: name.to_owned() }.into());
+        }
+    }
+}
+
+/// The view of a lease, with the question asked whether it can be entered now.
+pub(super) fn view(lease: &Lease) -> StatusView {
+    let usable = lease.state != "provisioning" && !labels::is_terminal(&lease.state);
+    let ready = usable && lease.target.as_ref().is_some_and(session::answers);
+    StatusView::new(lease, ready, clock::unix_seconds())
+}
+
+/// A wait that was successful counts as use.
+fn refresh(engine: &Engine, lease: &Lease) {
+    // The lease may have been stopped in this very moment; its status was still true.
+    touch::touch(&engine.places, &lease.id, None, None).ok();
+}
+
+fn show(ctx: &Ctx<'_>, json: bool, view: &StatusView) -> Result<(), CommandError> {
+    if json {
+        ctx.printer.json(view)?;
+        return Ok(());
+    }
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    ctx.printer.line(format_args!(
+        "{} slug={} provider={} target={} windows_mode=- state={} type={} host={} pond=- network={} ready={} has_host={} idle_for={} idle_timeout={} expires={}",
+        view.id,
+        blank(&view.slug),
+        view.provider,
+        view.target,
+        view.state,
+        view.server_type,
+        blank(&view.host),
+        view.network,
+        view.ready,
+        view.has_host,
+        blank(&text(&view.idle_for)),
+        blank(&text(&view.idle_timeout)),
+        blank(&text(&view.expires_at)),
+    ));
+    Ok(())
 }

@@ -1,10 +1,40 @@
-//! `stop`.
+//! `stop`: gives a lease back.
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_engine::release;
 
 use crate::args::StopArgs;
-use crate::commands::pending::NotBuilt;
+use crate::commands::acquire;
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
-pub(super) fn run(_ctx: &Ctx<'_>, _args: &StopArgs) -> Result<Exit, CommandError> {
-    Err(NotBuilt { command: "stop" }.into())
+/// Why nothing was stopped.
+#[derive(Debug, thiserror::Error)]
+enum StopError {
+    /// No lease was named.
+    #[error("usage: crabbox stop --id <lease-or-server-id>")]
+    Usage,
+    /// `--reclaim`.
+    #[error("provider=firecracker does not support stop --reclaim")]
+    Reclaim,
+}
+
+impl Fault for StopError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+}
+
+pub(super) fn run(ctx: &Ctx<'_>, args: &StopArgs) -> Result<Exit, CommandError> {
+    let name = args.lease.get().ok_or(StopError::Usage)?;
+    if args.reclaim {
+        return Err(StopError::Reclaim.into());
+    }
+    ctx.settings(&args.keys.values)?;
+    let released = release::stop(&acquire::engine(ctx)?, name)?;
+    ctx.printer.note(format_args!(
+        "deleted lease={} server={} name={}",
+        released.id, released.name, released.name
+    ));
+    Ok(Exit::SUCCESS)
 }

@@ -1,13 +1,26 @@
-//! `__supervise`.
+//! `__supervise`: this program as the supervisor of one lease; started by itself, never by a user.
+
+use std::fs::File;
+use std::os::fd::AsFd as _;
+
+use crabbox_core::id::LeaseId;
+use crabbox_engine::supervise::{self, SuperviseError};
 
 use crate::args::SuperviseArgs;
-use crate::commands::pending::NotBuilt;
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
-pub(super) fn run(_ctx: &Ctx<'_>, _args: &SuperviseArgs) -> Result<Exit, CommandError> {
-    Err(NotBuilt {
-        command: "__supervise",
+pub(super) fn run(ctx: &Ctx<'_>, args: &SuperviseArgs) -> Result<Exit, CommandError> {
+    if let Some(lease) = &args.adopt {
+        supervise::watch(
+            &ctx.env.places()?,
+            &LeaseId::parse(lease).map_err(SuperviseError::LeaseId)?,
+        )?;
+        return Ok(Exit::SUCCESS);
     }
-    .into())
+    let own = |fd: std::io::Result<std::os::fd::OwnedFd>| fd.map(File::from).map_err(SuperviseError::Request);
+    let input = own(std::io::stdin().as_fd().try_clone_to_owned())?;
+    let output = own(std::io::stdout().as_fd().try_clone_to_owned())?;
+    supervise::run(input, output)?;
+    Ok(Exit::SUCCESS)
 }

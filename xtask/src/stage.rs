@@ -6,9 +6,9 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 
 /// Does `work` and says how long it took; a failure names the stage.
-pub(super) fn stage<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(crate) fn stage<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let started = Instant::now();
-    eprint!("lab: {what} ... ");
+    eprint!("xtask: {what} ... ");
     // The line is for a human's patience only.
     std::io::stderr().flush().ok();
     let result = work();
@@ -17,5 +17,5 @@ pub(super) fn stage<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T
         Ok(_) => eprintln!("{seconds:.1} s"),
         Err(_) => eprintln!("failed after {seconds:.1} s"),
     }
-    result.with_context(|| format!("lab: cannot {what}"))
+    result.with_context(|| format!("cannot {what}"))
 }

@@ -1,0 +1,337 @@
+//! Acquiring a Firecracker lease, from the request to a guest that says it is ready. Runs in the supervisor.
+//!
+//! ```text
+//!  allocate ─ key ─ network ─ disk ─ vmm ─ boot ─ ready         every arrow: journal entry, effect, journal entry
+//!      └───────┴───────┴───────┴──────┴──────┴──> on any error: teardown::teardown
+//! ```
+//! Nothing here may be made before its journal entry, and no stage may sleep: each waits for what it needs to become true.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::id::LeaseId;
+use crabbox_core::journal::{Process, Step};
+use crabbox_core::labels;
+use crabbox_core::timestamp;
+use crabbox_host::clock;
+use crabbox_host::console::{self, Recorder};
+use crabbox_ssh::keys::{self, KeyPair};
+use crabbox_store::journal::{JournalFileError, Pending};
+use crabbox_store::leases::{RecordError, StoredLease};
+use crabbox_store::places::Places;
+
+use crate::allocate::{self, AllocateError, Allocated};
+use crate::connection::{self, ConnectionError};
+use crate::disk::{self, DiskError};
+use crate::event::{Event, Ready, Stage, Whose};
+use crate::failpoint::{self, Phase, Who};
+use crate::network::{self, NetworkError, Outer};
+use crate::ownership::OwnedLease;
+use crate::ready::{self, ReadyError};
+use crate::request::AcquireRequest;
+use crate::vmm::{self, Running, VmmError};
+
+/// Why a lease could not be acquired.
+#[derive(Debug, thiserror::Error)]
+pub enum AcquireError {
+    /// It could not be allocated.
+    #[error("cannot allocate a lease")]
+    Allocate(#[from] AllocateError),
+    /// Its SSH keys could not be made.
+    #[error("cannot make the lease's SSH keys")]
+    Key(#[from] keys::KeyError),
+    /// Its disk could not be prepared.
+    #[error("cannot prepare the lease's disk")]
+    Disk(#[from] DiskError),
+    /// Its network could not be made.
+    #[error("cannot make the lease's network")]
+    Network(#[from] NetworkError),
+    /// Firecracker did not start the machine.
+    #[error("firecracker did not start the machine")]
+    Vmm(#[from] VmmError),
+    /// The guest did not become ready.
+    #[error("the guest did not become ready")]
+    Ready(#[from] ReadyError),
+    /// There is no way to name or share an SSH connection to it.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// The console could not be recorded.
+    #[error(transparent)]
+    Console(#[from] console::ConsoleError),
+    /// The journal could not be written.
+    #[error(transparent)]
+    Journal(#[from] JournalFileError),
+    /// The record could not be written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The command line that asked for the lease is gone, or was interrupted.
+    #[error("the lease was given up by the command that asked for it")]
+    Abandoned,
+}
+
+impl Fault for AcquireError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Allocate(error) => error.kind(),
+            Self::Disk(error) => error.kind(),
+            Self::Network(error) => error.kind(),
+            Self::Vmm(error) => error.kind(),
+            Self::Ready(_) | Self::Abandoned => Kind::Unavailable,
+            Self::Key(_) | Self::Connection(_) | Self::Console(_) | Self::Journal(_) | Self::Record(_) => Kind::Usage,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Allocate(error) => error.hints(),
+            Self::Disk(error) => error.hints(),
+            Self::Network(error) => error.hints(),
+            Self::Vmm(error) => error.hints(),
+            Self::Ready(error) => error.hints(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// A lease in the making: what rollback needs, filled as the stages go.
+pub struct Making<'a> {
+    /// What was asked for.
+    pub request: &'a AcquireRequest,
+    /// The allocated lease.
+    pub made: Allocated,
+    /// Where events go.
+    pub events: &'a mut dyn FnMut(Event),
+    recorder: Option<Recorder>,
+    stage: Instant,
+}
+
+impl std::fmt::Debug for Making<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Making").field("made", &self.made).finish_non_exhaustive()
+    }
+}
+
+/// A lease whose guest is ready.
+#[derive(Debug)]
+pub struct Acquired {
+    /// Its VMM.
+    pub vmm: Running,
+    /// What the command line is told.
+    pub ready: Ready,
+    promised: Vec<Pending>,
+}
+
+/// Gives the request its lease.
+pub fn allocate<'a>(
+    places: &Places,
+    request: &'a AcquireRequest,
+    id: &LeaseId,
+    events: &'a mut dyn FnMut(Event),
+) -> Result<Making<'a>, AcquireError> {
+    let stage = Instant::now();
+    let made = allocate::allocate(places, request, id)?;
+    events(Event::Allocated { slug: made.stored.record.slug.clone(), name: made.stored.record.name.clone() });
+    let mut making = Making { request, made, events, recorder: None, stage };
+    making.over("allocate", Whose::Ours);
+    Ok(making)
+}
+
+impl Making<'_> {
+    /// Makes everything else. `cancelled` is asked while the guest boots.
+    pub fn make(
+        &mut self,
+        places: &Places,
+        supervisor: &Process,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Acquired, AcquireError> {
+        let deadline = Instant::now() + self.request.launch_timeout;
+        self.effect(Step::Supervisor {}, || Ok(((), Some(supervisor.clone()))))?;
+        let keys = self.keys(places)?;
+        let outer = self.network()?;
+        let home = self.disk(&keys, &outer)?;
+        let listener = home.listen()?;
+        let pipe = self.record_console()?;
+        let vmm = self.start(&home, &outer, &pipe)?;
+        let stages = ready::wait(&ready::Wait {
+            listener: &listener,
+            vmm: &vmm,
+            address: (outer.address, self.request.ssh_port).into(),
+            says_ready: home.says_ready,
+            deadline,
+            cancelled,
+        })?;
+        self.over("boot", Whose::Guest);
+        let record = &self.made.stored.record;
+        let target = connection::target(record, places)?;
+        let control = connection::control(&self.request.control_dir, &target)?;
+        // The command line makes these two; their intents are written here, where the journal is.
+        let connection = Step::Connection { control: control.to_string_lossy().into_owned() };
+        let promised = vec![self.made.journal.begin(connection)?, self.made.journal.begin(Step::Claim {})?];
+        let ready = Ready {
+            address: outer.address.to_string(),
+            key: keys.private,
+            known_hosts: keys.known_hosts,
+            control,
+            guest_stages: stages,
+        };
+        Ok(Acquired { vmm, ready, promised })
+    }
+
+    /// The lease and its console, when the making is over, one way or the other.
+    pub fn into_parts(self) -> (OwnedLease, Option<Recorder>) {
+        (self.made.lease, self.recorder)
+    }
+
+    /// Tells the command line something.
+    pub fn tell(&mut self, event: Event) {
+        (self.events)(event);
+    }
+
+    /// The command line has entered and claimed the lease: what it promised is there.
+    pub fn claimed(&mut self, acquired: &mut Acquired) -> Result<(), AcquireError> {
+        for pending in acquired.promised.drain(..) {
+            self.made.journal.done(pending, None)?;
+        }
+        self.record(|stored| {
+            let (now, _) = clock::unix_now();
+            labels::touch(&mut stored.record.labels, Some("ready"), None, now);
+        })
+    }
+
+    /// Opens the console pipe for the VMM and starts to record what comes out of it.
+    fn record_console(&mut self) -> Result<File, AcquireError> {
+        let dir = self.made.lease.dir();
+        let path = dir.path().join("console.pipe");
+        let pipe = console::open_pipe(&path)?;
+        self.recorder = Some(Recorder::start(console::open_pipe(&path)?, &dir.console())?);
+        Ok(pipe)
+    }
+
+    fn keys(&mut self, places: &Places) -> Result<LeaseKeys, AcquireError> {
+        let id = self.made.lease.id().clone();
+        let dir = places.keys(id.as_str());
+        let step = Step::Key { dir: dir.to_string_lossy().into_owned() };
+        let pairs = self.effect(step, || {
+            let lease = keys::generate(&format!("crabbox {id}"))?;
+            keys::write_pair(&dir, &lease)?;
+            Ok(((lease, keys::generate(&format!("crabbox host {id}"))?), None))
+        })?;
+        self.over("key", Whose::Ours);
+        let (lease, host) = pairs;
+        Ok(LeaseKeys { private: dir.join("id_ed25519"), known_hosts: dir.join("known_hosts"), lease, host })
+    }
+
+    fn network(&mut self) -> Result<Outer, AcquireError> {
+        let dir = self.made.lease.dir().clone();
+        let netns = dir.netns().to_string_lossy().into_owned();
+        self.effect(Step::Namespace { path: netns.clone() }, || Ok((network::create(&dir.netns())?, None)))?;
+        let plan = network::plan(&self.request.network, &self.made)?;
+        let outer = self.effect(Step::Attach { saved: plan.to_value() }, || Ok((network::attach(&plan)?, None)))?;
+        let owner = self.made.uid.map(|uid| (uid, uid));
+        let mapping = network::mapping(&dir.netns(), &outer, owner, &self.request.network);
+        self.effect(Step::Mapping { netns }, || Ok((network::map(&mapping)?, None)))?;
+        self.record(|stored| stored.record.guest_ip = outer.address.to_string())?;
+        self.over("network", Whose::Ours);
+        Ok(outer)
+    }
+
+    fn disk(&mut self, keys: &LeaseKeys, outer: &Outer) -> Result<disk::Home, AcquireError> {
+        keys::pin(&keys.known_hosts, &outer.address.to_string(), self.request.ssh_port, &keys.host.public_openssh)?;
+        let plan = disk::plan(self.request, &self.made);
+        let step = match &plan.jail {
+            Some(jail) => Step::Jail { path: jail.to_string_lossy().into_owned() },
+            None => Step::Disk { path: plan.home.to_string_lossy().into_owned() },
+        };
+        let home = self.effect(step, || Ok((disk::prepare(&plan, keys, outer)?, None)))?;
+        for mount in &plan.mounts {
+            let step = Step::Mount { path: mount.target.to_string_lossy().into_owned() };
+            self.effect(step, || Ok((disk::mount(mount)?, None)))?;
+        }
+        self.made.journal.note("disk", home.method)?;
+        self.record(|stored| {
+            let text = |name: &str| home.dir.join(name).to_string_lossy().into_owned();
+            stored.record.rootfs_path = text(disk::DISK);
+            stored.record.socket_path = text(disk::API);
+            stored.record.log_path = text(disk::LOG);
+            stored.record.cloud_init_path = text(home.seed);
+        })?;
+        self.over("disk", Whose::Ours);
+        Ok(home)
+    }
+
+    fn start(&mut self, home: &disk::Home, outer: &Outer, pipe: &File) -> Result<Running, AcquireError> {
+        let plan = vmm::plan(self.request, &self.made, home, outer)?;
+        if let Some(cgroup) = &plan.cgroup {
+            let step = Step::Cgroup { path: cgroup.to_string_lossy().into_owned() };
+            // The jailer makes it; from here on it may exist.
+            self.effect(step, || Ok(((), None)))?;
+        }
+        let step = Step::Vmm {
+            vmid: self.made.stored.record.vmid.clone(),
+            dir: home.dir.to_string_lossy().into_owned(),
+        };
+        let vmm = self.effect(step, || {
+            let running = vmm::start(&plan, pipe)?;
+            let process = crate::teardown::recorded(running.id());
+            Ok((running, Some(process)))
+        })?;
+        self.record(|stored| {
+            let id = crate::teardown::recorded(vmm.id());
+            let record = &mut stored.record;
+            (record.pid, record.process_started, record.boot_id) = (id.pid, id.started, id.boot_id);
+            record.labels.insert("state".to_owned(), "running".to_owned());
+        })?;
+        self.over("vmm-start", Whose::Firecracker);
+        vmm::boot_guest(&plan, &vmm)?;
+        self.over("vmm-boot", Whose::Firecracker);
+        Ok(vmm)
+    }
+
+    /// Journals `step`, lets `make` bring it about, and journals that it is there.
+    fn effect<T>(
+        &mut self,
+        step: Step,
+        make: impl FnOnce() -> Result<(T, Option<Process>), AcquireError>,
+    ) -> Result<T, AcquireError> {
+        let name = step.name();
+        let armed = self.request.failpoint.as_str();
+        let pending = self.made.journal.begin(step)?;
+        failpoint::hit(armed, Who::Supervisor, name, Phase::Begun);
+        let (value, process) = make()?;
+        failpoint::hit(armed, Who::Supervisor, name, Phase::Made);
+        self.made.journal.done(pending, process)?;
+        failpoint::hit(armed, Who::Supervisor, name, Phase::Done);
+        Ok(value)
+    }
+
+    fn record(&mut self, change: impl FnOnce(&mut StoredLease)) -> Result<(), AcquireError> {
+        let (seconds, nanoseconds) = clock::unix_now();
+        change(&mut self.made.stored);
+        self.made.stored.record.updated_at = timestamp::rfc3339_nano(seconds, nanoseconds);
+        Ok(self.made.stored.save()?)
+    }
+
+    fn over(&mut self, name: &str, whose: Whose) {
+        let micros = u64::try_from(self.stage.elapsed().as_micros()).unwrap_or(u64::MAX);
+        (self.events)(Event::Stage(Stage { name: name.to_owned(), micros, whose }));
+        self.stage = Instant::now();
+    }
+}
+
+/// The keys of a lease.
+#[derive(Debug)]
+pub struct LeaseKeys {
+    /// The private key's file.
+    pub private: PathBuf,
+    /// Where the host key is pinned.
+    pub known_hosts: PathBuf,
+    /// The key that opens the guest.
+    pub lease: KeyPair,
+    /// The guest's own host key.
+    pub host: KeyPair,
+}
+
+/// The least time a guest gets, whatever `launchTimeout` says.
+pub const LEAST_TIMEOUT: Duration = Duration::from_secs(1);

@@ -1,0 +1,240 @@
+//! Allocation: what a lease gets for its life and no other may have: slug, uid, subnet, directory.
+//!
+//! All of it happens under the allocation lock, which is held for milliseconds. What is in use is read from the journals and
+//! records on disk, so nothing is handed out twice and nothing has to be given back.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::id::{LeaseId, Slug, SlugError};
+use crabbox_core::journal::{Entry, Step, VERSION};
+use crabbox_core::labels::{self, NewLease};
+use crabbox_core::record::{LeaseRecord, SCHEMA_VERSION};
+use crabbox_core::timestamp;
+use crabbox_host::clock;
+use crabbox_host::files::{self, FileError};
+use crabbox_host::lock::LockError;
+use crabbox_store::claims::{self, ClaimError};
+use crabbox_store::journal::{self, JournalFile, JournalFileError};
+use crabbox_store::leases::{self, RecordError, StoredLease};
+use crabbox_store::locks;
+use crabbox_store::places::{LeaseDir, Places};
+
+use crate::failpoint::{self, Phase, Who};
+use crate::network;
+use crate::ownership::{OwnedLease, OwnershipError};
+use crate::request::{AcquireRequest, GuestSource, NetworkMode};
+
+/// Why a lease could not be allocated.
+#[derive(Debug, thiserror::Error)]
+pub enum AllocateError {
+    /// Another crabbox holds a lock.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The lease id is taken.
+    #[error("lease {id} exists already")]
+    Exists {
+        /// The id.
+        id: String,
+    },
+    /// No slug is to be had.
+    #[error(transparent)]
+    Slug(#[from] SlugError),
+    /// Existing records could not be read.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// Existing claims could not be read.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// Directories could not be made.
+    #[error(transparent)]
+    Files(#[from] FileError),
+    /// The journal could not be started.
+    #[error(transparent)]
+    Journal(#[from] JournalFileError),
+    /// The directory is not ours.
+    #[error(transparent)]
+    Ownership(#[from] OwnershipError),
+    /// Every uid of the range is in use.
+    #[error("all {count} uids from {first} on are used by leases")]
+    NoUid {
+        /// First uid of the range.
+        first: u32,
+        /// How many it has.
+        count: u32,
+    },
+    /// No subnet is to be had.
+    #[error(transparent)]
+    Subnet(#[from] network::SubnetError),
+}
+
+impl Fault for AllocateError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::NoUid { .. } => vec!["stop a lease (crabbox list), or run `crabbox cleanup`".to_owned()],
+            Self::Files(error) if error.is_out_of_space() => {
+                vec!["free some space, or stop a lease (crabbox list)".to_owned()]
+            }
+            Self::Subnet(_) => vec!["stop a lease, or set firecracker.natRange to a range that is free here".to_owned()],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// A lease that has its directory and journal, and whose lock is held.
+#[derive(Debug)]
+pub struct Allocated {
+    /// The proof.
+    pub lease: OwnedLease,
+    /// Its record, as written.
+    pub stored: StoredLease,
+    /// uid and gid of its VMM, when it is jailed.
+    pub uid: Option<u32>,
+    /// Its /30, with built-in networking.
+    pub subnet: Option<ipnet::Ipv4Net>,
+    /// Its journal, open.
+    pub journal: JournalFile,
+}
+
+/// Gives `request` a lease directory.
+pub fn allocate(places: &Places, request: &AcquireRequest, id: &LeaseId) -> Result<Allocated, AllocateError> {
+    for dir in [&places.state, &places.config, &places.leases()] {
+        files::create_private_dir(dir)?;
+    }
+    let allocation = locks::allocation(places)?;
+    let lock = locks::try_lease(places, id.as_str())?.ok_or_else(|| AllocateError::Exists { id: id.to_string() })?;
+    let dir = LeaseDir::at(places.lease(id));
+    if dir.path().exists() {
+        return Err(AllocateError::Exists { id: id.to_string() });
+    }
+    let taken = taken(places)?;
+    let slug = match &request.slug {
+        Some(text) => Slug::requested(text)?,
+        None => Slug::for_lease(id),
+    }
+    .unique(id, |slug| taken.slugs.contains(slug))?;
+    let uid = match &request.programs.jailer {
+        Some(jail) => Some(
+            (jail.first_uid..jail.first_uid.saturating_add(jail.uid_count))
+                .find(|uid| !taken.uids.contains(uid))
+                .ok_or(AllocateError::NoUid { first: jail.first_uid, count: jail.uid_count })?,
+        ),
+        None => None,
+    };
+    let subnet = match request.network.mode {
+        NetworkMode::Nat => Some(network::choose_subnet(request.network.nat_range, &taken.subnets)?),
+        NetworkMode::Cni => None,
+    };
+    files::create_private_dir(dir.path())?;
+    failpoint::hit(&request.failpoint, Who::Supervisor, "directory", Phase::Begun);
+    let mut journal = JournalFile::create(
+        &dir.journal(),
+        &Entry::Open {
+            version: VERSION,
+            lease: id.to_string(),
+            at: clock::unix_seconds(),
+            uid,
+            subnet: subnet.map(|subnet| subnet.to_string()),
+        },
+    )?;
+    let pending = journal.begin(Step::Directory { path: dir.path().to_string_lossy().into_owned() })?;
+    journal.done(pending, None)?;
+    failpoint::hit(&request.failpoint, Who::Supervisor, "directory", Phase::Done);
+    let lease = OwnedLease::prove(places, id, lock)?;
+    // The record is written before the allocation lock is given up: it is what takes the slug.
+    let mut stored = StoredLease::new(dir, first_record(request, id, &slug, lease.dir()));
+    stored.save()?;
+    drop(allocation);
+    Ok(Allocated { lease, stored, uid, subnet, journal })
+}
+
+/// The record of a lease that is being made.
+fn first_record(request: &AcquireRequest, id: &LeaseId, slug: &Slug, dir: &LeaseDir) -> LeaseRecord {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let name = id.vm_name(slug);
+    let network = &request.network;
+    let cni_network = if network.mode == NetworkMode::Cni { network.cni_network.as_str() } else { "" };
+    let new = NewLease {
+        lease: id.as_str(),
+        slug: slug.as_str(),
+        name: &name,
+        provider: "firecracker",
+        profile: &request.profile,
+        class: &request.class,
+        server_type: &request.server_type,
+        target: "linux",
+        keep: request.keep,
+        idle: request.idle,
+        ttl: request.ttl,
+        ssh_user: &request.ssh_user,
+        ssh_port: request.ssh_port,
+        work_root: &request.work_root,
+        network: network.mode.name(),
+        cni_network,
+    };
+    let (seconds, nanoseconds) = clock::unix_now();
+    let mut labels = labels::new_lease(&new, seconds);
+    labels.insert("state".to_owned(), "provisioning".to_owned());
+    let (kernel, rootfs) = match &request.guest {
+        GuestSource::Ours { dir, .. } => (dir.join("vmlinux"), dir.join("base.ext4")),
+        GuestSource::Foreign { kernel, rootfs } => (kernel.clone(), rootfs.clone()),
+    };
+    let now = timestamp::rfc3339_nano(seconds, nanoseconds);
+    LeaseRecord {
+        schema_version: SCHEMA_VERSION,
+        lease_id: id.to_string(),
+        slug: slug.to_string(),
+        name: name.clone(),
+        vmid: name,
+        provider: "firecracker".to_owned(),
+        state_dir: text(dir.path()),
+        log_path: text(&dir.vmm_log()),
+        netns_path: text(&dir.netns()),
+        cni_cache_dir: text(&dir.cni_cache()),
+        ssh_user: request.ssh_user.clone(),
+        ssh_port: request.ssh_port.to_string(),
+        binary_path: text(&request.programs.firecracker),
+        kernel_path: text(&kernel),
+        source_rootfs: text(&rootfs),
+        cni_network: cni_network.to_owned(),
+        cni_conf_dir: text(&network.cni_conf_dir),
+        cni_bin_dir: network.cni_bin_dirs.first().map(|dir| text(dir)).unwrap_or_default(),
+        delete_on_release: request.delete_on_release,
+        labels,
+        created_at: now.clone(),
+        updated_at: now,
+        ..LeaseRecord::default()
+    }
+}
+
+/// What leases on this host hold.
+#[derive(Debug, Default)]
+struct Taken {
+    slugs: BTreeSet<String>,
+    uids: BTreeSet<u32>,
+    subnets: Vec<ipnet::Ipv4Net>,
+}
+
+/// Reads what is in use. A lease whose journal cannot be read keeps nothing: its uid and subnet may be given out again,
+/// which the checks of the network and the kernel's own refusals catch.
+fn taken(places: &Places) -> Result<Taken, AllocateError> {
+    let mut taken = Taken::default();
+    for lease in leases::list(&places.leases())?.leases {
+        taken.slugs.insert(lease.record.slug);
+    }
+    for claim in claims::list(places)?.claims {
+        taken.slugs.insert(claim.slug);
+    }
+    let entries = std::fs::read_dir(places.leases()).map(|entries| entries.filter_map(Result::ok).collect());
+    for entry in entries.unwrap_or_else(|_| Vec::new()) {
+        let Ok(Some(journal)) = journal::read(&LeaseDir::at(entry.path()).journal()) else { continue };
+        taken.uids.extend(journal.uid);
+        taken.subnets.extend(journal.subnet.and_then(|subnet| subnet.parse::<ipnet::Ipv4Net>().ok()));
+    }
+    Ok(taken)
+}

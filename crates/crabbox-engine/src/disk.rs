@@ -1,0 +1,336 @@
+//! The VMM's directory: kernel, initrd with the seed, disks. Everything in it has a name relative to it, jailed or not.
+//!
+//! Preparing it costs the same for every image size: the kernel and the base are links, the layer is sparse. It must never
+//! write to an image of the store, and never let a path that Firecracker sees depend on where the lease lives.
+
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_fc::launch::JailLayout;
+use crabbox_host::clone::{self, CloneError};
+use crabbox_host::files::{self, FileError};
+use crabbox_host::unix::{self, SocketError};
+use crabbox_image::disk as image_disk;
+use crabbox_image::guest::{self, BootNetwork};
+use crabbox_image::kernel;
+use crabbox_image::seed::{LeaseSeed, NoCloud, SeedNetwork, nocloud_fat};
+
+use ipnet::Ipv4Net;
+
+use crate::acquire::LeaseKeys;
+use crate::allocate::Allocated;
+use crate::network::Outer;
+use crate::ready::READY_PORT;
+use crate::request::{AcquireRequest, GuestSource};
+
+/// The kernel's name in the VMM's directory.
+pub const KERNEL: &str = "vmlinux";
+/// The initrd's name; it carries the seed of our image.
+pub const INITRD: &str = "initrd.img";
+/// The shared read-only base's name.
+pub const BASE: &str = "base.ext4";
+/// The private writable disk's name.
+pub const DISK: &str = "disk.ext4";
+/// The seed drive's name, for anyone's image.
+pub const SEED: &str = "cidata.img";
+/// The vsock's name; Firecracker appends `_<port>` for connections from the guest.
+pub const VSOCK: &str = "vsock.sock";
+/// Firecracker's log.
+pub const LOG: &str = "firecracker.log";
+/// Firecracker's API socket.
+pub const API: &str = "api.sock";
+
+/// Why the directory could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// A file could not be made.
+    #[error(transparent)]
+    Files(#[from] FileError),
+    /// A file could not be copied.
+    #[error(transparent)]
+    Clone(#[from] CloneError),
+    /// A disk could not be made.
+    #[error(transparent)]
+    Disk(#[from] image_disk::DiskError),
+    /// The kernel is not one.
+    #[error("{} is not a usable guest kernel", path.display())]
+    Kernel {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: kernel::KernelError,
+    },
+    /// The seed could not be made.
+    #[error("cannot make the seed")]
+    Seed(#[source] crabbox_image::seed::NoCloudError),
+    /// The socket could not be made.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// A file could not be given to the VMM's user.
+    #[error("cannot give {} to uid {uid}", path.display())]
+    Owner {
+        /// The file.
+        path: PathBuf,
+        /// The uid.
+        uid: u32,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file could not be read or written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The kernel gave no randomness for the guest's seed.
+    #[error("cannot draw entropy for the guest")]
+    Entropy(#[source] std::io::Error),
+}
+
+impl Fault for DiskError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let full = is_out_of_space(self);
+        match self {
+            _ if full => vec!["free some space on the state directory's file system, or stop a lease".to_owned()],
+            Self::Kernel { .. } => vec![
+                "firecracker.kernel must be an uncompressed x86_64 ELF kernel (vmlinux); leave it unset to use crabbox's own image"
+                    .to_owned(),
+            ],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Whether an error's root is a full file system.
+fn is_out_of_space(error: &(dyn std::error::Error + 'static)) -> bool {
+    let full = |error: &(dyn std::error::Error + 'static)| {
+        error.downcast_ref::<std::io::Error>().is_some_and(files::out_of_space)
+            || matches!(error.downcast_ref(), Some(CloneError::NoSpace { .. }))
+    };
+    full(error) || error.source().is_some_and(is_out_of_space)
+}
+
+/// What is to be prepared.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// The VMM's directory.
+    pub home: PathBuf,
+    /// The jailer's own directory, of which `home` is a part.
+    pub jail: Option<PathBuf>,
+    /// Shared files that a hard link may not reach.
+    pub mounts: Vec<Shared>,
+    request: &'a AcquireRequest,
+    uid: Option<u32>,
+    id: String,
+    hostname: String,
+}
+
+/// A shared file of the image store, and its place in the VMM's directory.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// The file in the store.
+    pub source: PathBuf,
+    /// Its place.
+    pub target: PathBuf,
+}
+
+/// The prepared directory.
+#[derive(Debug)]
+pub struct Home {
+    /// Its path on the host.
+    pub dir: PathBuf,
+    /// How the private disk was made.
+    pub method: &'static str,
+    /// The file that carries the seed.
+    pub seed: &'static str,
+    /// Whether the guest says `ready` over vsock.
+    pub says_ready: bool,
+    uid: Option<u32>,
+}
+
+/// Plans the directory of an allocated lease.
+pub fn plan<'a>(request: &'a AcquireRequest, made: &Allocated) -> Plan<'a> {
+    let record = &made.stored.record;
+    let layout = made.uid.and(request.programs.jailer.as_ref()).and_then(|_| {
+        // A name that the jailer would refuse is refused when the VMM is planned; until then nothing depends on it.
+        let id = record.vmid.parse().ok()?;
+        JailLayout::new(&made.lease.dir().jails(), &request.programs.firecracker, id).ok()
+    });
+    let home = layout.as_ref().map_or_else(|| made.lease.dir().path().join("vm"), JailLayout::root);
+    let mounts = match &request.guest {
+        GuestSource::Ours { dir, .. } => vec![Shared { source: dir.join(BASE), target: home.join(BASE) }],
+        GuestSource::Foreign { .. } => Vec::new(),
+    };
+    Plan {
+        jail: layout.as_ref().map(JailLayout::home),
+        home,
+        mounts,
+        request,
+        uid: made.uid,
+        id: made.lease.id().to_string(),
+        hostname: format!("crabbox-{}", record.slug),
+    }
+}
+
+/// Makes the directory and all in it but the shared files that need a mount.
+pub fn prepare(plan: &Plan<'_>, keys: &LeaseKeys, outer: &Outer) -> Result<Home, DiskError> {
+    files::create_private_dir(&plan.home)?;
+    let (method, seed, says_ready) = match &plan.request.guest {
+        GuestSource::Ours { dir, .. } => (ours(plan, dir, keys, outer)?, INITRD, true),
+        GuestSource::Foreign { kernel, rootfs } => (foreign(plan, kernel, rootfs, keys, outer)?, SEED, false),
+    };
+    write_private(&plan.home.join(LOG), b"")?;
+    let home = Home { dir: plan.home.clone(), method, seed, says_ready, uid: plan.uid };
+    home.give(&[INITRD, DISK, SEED, LOG])?;
+    Ok(home)
+}
+
+/// Puts a shared file in its place, read-only: a hard link, or a bind mount across file systems.
+pub fn mount(shared: &Shared) -> Result<(), DiskError> {
+    files::place_read_only(&shared.source, &shared.target)?;
+    Ok(())
+}
+
+fn ours(
+    plan: &Plan<'_>,
+    image: &Path,
+    keys: &LeaseKeys,
+    outer: &Outer,
+) -> Result<&'static str, DiskError> {
+    place_kernel(&image.join(KERNEL), &plan.home)?;
+    let (now, _) = crabbox_host::clock::unix_now();
+    let seed = LeaseSeed {
+        hostname: plan.hostname.clone(),
+        instance_id: plan.id.clone(),
+        user: plan.request.ssh_user.clone(),
+        authorized_keys: keys.lease.public_openssh.to_string(),
+        host_key_private: keys.host.private_openssh.to_string(),
+        host_key_public: keys.host.public_openssh.to_string(),
+        network: Some(seed_network(outer)),
+        work_root: plan.request.work_root.clone(),
+        unix_time: now,
+        entropy: crabbox_host::random::bytes().map_err(DiskError::Entropy)?,
+    };
+    let source = image.join(INITRD);
+    let mut initrd = std::fs::read(&source).map_err(|error| DiskError::Write { path: source, source: error })?;
+    let padding = initrd.len().next_multiple_of(4) - initrd.len();
+    initrd.extend(std::iter::repeat_n(0, padding));
+    initrd.extend(seed.to_cpio());
+    write_private(&plan.home.join(INITRD), &initrd)?;
+    image_disk::make_layer(&plan.home.join(DISK), u64::from(plan.request.machine.disk_mib))?;
+    Ok("shared base with a private layer")
+}
+
+fn foreign(
+    plan: &Plan<'_>,
+    kernel: &Path,
+    rootfs: &Path,
+    keys: &LeaseKeys,
+    outer: &Outer,
+) -> Result<&'static str, DiskError> {
+    place_kernel(kernel, &plan.home)?;
+    let report =
+        image_disk::clone_rootfs(rootfs, &plan.home.join(DISK), u64::from(plan.request.machine.disk_mib))?;
+    let seed = NoCloud {
+        instance_id: plan.id.clone(),
+        hostname: plan.hostname.clone(),
+        user: plan.request.ssh_user.clone(),
+        authorized_keys: keys.lease.public_openssh.to_string(),
+        host_key_private: keys.host.private_openssh.to_string(),
+        host_key_public: keys.host.public_openssh.to_string(),
+        work_root: plan.request.work_root.clone(),
+        network: Some(seed_network(outer)),
+    };
+    write_private(&plan.home.join(SEED), &nocloud_fat(&seed).map_err(DiskError::Seed)?)?;
+    Ok(match report.method {
+        clone::CloneMethod::Reflink => "reflink of the root file system",
+        clone::CloneMethod::SparseCopy => "sparse copy of the root file system",
+    })
+}
+
+/// The guest's own network: the fixed inner one, or the outer one where the chain made a tap for the guest.
+///
+/// Names are asked of the lease's forwarder, which asks the host's resolvers.
+fn seed_network(outer: &Outer) -> SeedNetwork {
+    let (address, prefix, gateway) = match outer.guest_tap {
+        Some(_) => (outer.address, outer.prefix, outer.gateway),
+        None => (crabbox_net::GUEST_ADDRESS, crabbox_net::INNER_PREFIX, crabbox_net::TAP_ADDRESS),
+    };
+    let mac = outer.guest_tap.as_ref().map(|tap| tap.mac.clone()).filter(|mac| !mac.is_empty());
+    SeedNetwork {
+        mac: mac.unwrap_or_else(|| crabbox_net::GUEST_MAC.to_owned()),
+        // A prefix from the kernel or from us is never above 32.
+        address: Ipv4Net::new_assert(address, prefix.min(32)),
+        gateway,
+        dns: match outer.guest_tap {
+            Some(_) => outer.dns.iter().filter_map(|dns| if let IpAddr::V4(dns) = dns { Some(*dns) } else { None }).collect(),
+            None => vec![crabbox_net::TAP_ADDRESS],
+        },
+    }
+}
+
+/// Checks the kernel and links it, or copies it where a link cannot reach.
+fn place_kernel(kernel: &Path, home: &Path) -> Result<(), DiskError> {
+    kernel::check_elf(kernel).map_err(|source| DiskError::Kernel { path: kernel.to_owned(), source })?;
+    let target = home.join(KERNEL);
+    if std::fs::hard_link(kernel, &target).is_err() {
+        clone::clone_file(kernel, &target)?;
+    }
+    Ok(())
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
+    let fail = |source| DiskError::Write { path: path.to_owned(), source };
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(fail)?;
+    file.write_all(bytes).map_err(fail)
+}
+
+impl Home {
+    /// The path of `name` in the directory.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Listens where Firecracker will connect when the guest speaks.
+    pub fn listen(&self) -> Result<UnixListener, DiskError> {
+        let name = format!("{VSOCK}_{READY_PORT}");
+        let listener = unix::bind(&self.join(&name))?;
+        self.give(&[&name])?;
+        Ok(listener)
+    }
+
+    /// Gives files to the VMM's user, when it has one of its own.
+    fn give(&self, names: &[&str]) -> Result<(), DiskError> {
+        let Some(uid) = self.uid else { return Ok(()) };
+        for path in names.iter().map(|name| self.join(name)).filter(|path| path.exists()) {
+            std::os::unix::fs::lchown(&path, Some(uid), Some(uid))
+                .map_err(|source| DiskError::Owner { path, uid, source })?;
+        }
+        Ok(())
+    }
+}
+
+/// The kernel's command line for what boots.
+pub fn kernel_args(request: &AcquireRequest, outer: &Outer) -> String {
+    match &request.guest {
+        GuestSource::Ours { .. } => guest::kernel_args(),
+        GuestSource::Foreign { .. } => {
+            let SeedNetwork { address, gateway, dns, .. } = seed_network(outer);
+            guest::foreign_kernel_args(Some(&BootNetwork { address, gateway, dns }))
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The lease's network as the engine sees it: one saved attachment whichever the mode, and its way back.
+//!
+//! What is saved goes into the journal before the attachment is made, and taking it back needs nothing else. The mode `auto`
+//! is decided here, once, before the request is written.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+
+use crabbox_cni::{Attachment, LoadError};
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::record::LeaseRecord;
+use crabbox_host::netlink::{Netlink, NetlinkError};
+use crabbox_host::netns::{self, NetnsError};
+use crabbox_net::{
+    AttachCniError, CniSpec, Inner, MapError, NatError, NatSpec, Policy, attach_cni, attach_nat, detach_cni, detach_nat,
+    map_inner, plan_cni,
+};
+use crabbox_store::places::LeaseDir;
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use crabbox_net::Outer;
+use crabbox_net::nat;
+
+use crate::allocate::Allocated;
+use crate::request::{NetworkMode, NetworkRequest};
+
+/// The interface that a network mode makes in the lease's namespace.
+const OUTER_INTERFACE: &str = "veth0";
+
+/// An attachment as the journal keeps it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "mode", content = "attachment", rename_all = "snake_case")]
+pub enum SavedAttach {
+    /// Through CNI plugins.
+    Cni(Attachment),
+    /// Built in.
+    Nat(NatSpec),
+}
+
+impl SavedAttach {
+    /// The attachment as the journal writes it.
+    pub fn to_value(&self) -> Value {
+        // Plain data with text keys always has a JSON form.
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    /// Reads what [`SavedAttach::to_value`] wrote.
+    pub fn from_value(value: &Value) -> Result<Self, DetachError> {
+        serde_json::from_value(value.clone()).map_err(DetachError::Saved)
+    }
+}
+
+/// Why a lease's network could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The namespace could not be made.
+    #[error(transparent)]
+    Namespace(#[from] NetnsError),
+    /// The CNI network could not be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The CNI plugins did not attach the namespace.
+    #[error(transparent)]
+    Cni(#[from] AttachCniError),
+    /// Built-in networking could not attach the namespace.
+    #[error(transparent)]
+    Nat(#[from] NatError),
+    /// Tap or mapping could not be made.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// Built-in networking was asked for without a subnet.
+    #[error("built-in networking has no subnet")]
+    NoSubnet,
+}
+
+impl Fault for NetworkError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Load(_) | Self::Namespace(_) | Self::NoSubnet => Kind::Usage,
+            Self::Cni(_) | Self::Nat(_) | Self::Map(_) => Kind::Unavailable,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Load(_) => vec![
+                "name a network that exists with --firecracker-cni-network and --firecracker-cni-conf-dir, \
+                 or use built-in networking with --firecracker-network nat"
+                    .to_owned(),
+            ],
+            Self::Cni(_) => vec![
+                "`crabbox doctor --provider firecracker` checks the plugins; --firecracker-network nat does without them"
+                    .to_owned(),
+            ],
+            Self::Namespace(_) | Self::Nat(_) | Self::Map(_) => {
+                vec!["making a network needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN)".to_owned()]
+            }
+            Self::NoSubnet => Vec::new(),
+        }
+    }
+}
+
+/// Why a lease's network could not be taken back.
+#[derive(Debug, thiserror::Error)]
+pub enum DetachError {
+    /// The journal's attachment cannot be read.
+    #[error("the saved network attachment cannot be read")]
+    Saved(#[source] serde_json::Error),
+    /// The CNI plugins failed.
+    #[error(transparent)]
+    Cni(#[from] crabbox_cni::DelError),
+    /// Built-in networking failed.
+    #[error(transparent)]
+    Nat(#[from] NatError),
+}
+
+/// Makes the lease's namespace.
+pub fn create(path: &Path) -> Result<(), NetworkError> {
+    Ok(netns::create(path)?)
+}
+
+/// Plans the attachment of an allocated lease.
+pub fn plan(request: &NetworkRequest, made: &Allocated) -> Result<SavedAttach, NetworkError> {
+    let dir = made.lease.dir();
+    Ok(match request.mode {
+        NetworkMode::Cni => SavedAttach::Cni(plan_cni(&CniSpec {
+            conf_dir: request.cni_conf_dir.clone(),
+            bin_dirs: request.cni_bin_dirs.clone(),
+            network: request.cni_network.clone(),
+            container_id: made.stored.record.vmid.clone(),
+            netns: dir.netns(),
+            ifname: OUTER_INTERFACE.to_owned(),
+            cache_dir: dir.cni_cache(),
+        })?),
+        NetworkMode::Nat => SavedAttach::Nat(NatSpec {
+            lease: made.lease.id().to_string(),
+            tag: made.lease.id().tag(),
+            netns: dir.netns(),
+            ifname: OUTER_INTERFACE.to_owned(),
+            subnet: made.subnet.ok_or(NetworkError::NoSubnet)?,
+        }),
+    })
+}
+
+/// Attaches the namespace.
+pub fn attach(saved: &SavedAttach) -> Result<Outer, NetworkError> {
+    Ok(match saved {
+        SavedAttach::Cni(attachment) => attach_cni(attachment)?,
+        SavedAttach::Nat(spec) => attach_nat(spec)?,
+    })
+}
+
+/// Detaches the namespace; what is gone already is fine.
+pub fn detach(saved: &SavedAttach) -> Result<(), DetachError> {
+    match saved {
+        SavedAttach::Cni(attachment) => Ok(detach_cni(attachment)?),
+        SavedAttach::Nat(spec) => Ok(detach_nat(spec)?),
+    }
+}
+
+/// What maps the outer address onto the guest.
+pub fn mapping(netns: &Path, outer: &Outer, owner: Option<(u32, u32)>, request: &NetworkRequest) -> Inner {
+    Inner {
+        netns: netns.to_owned(),
+        tap: "tap0".to_owned(),
+        owner,
+        outer: outer.clone(),
+        policy: Policy { host_addresses: request.deny.clone(), ..Policy::default() },
+    }
+}
+
+/// Makes tap, mapping and policy.
+pub fn map(inner: &Inner) -> Result<(), NetworkError> {
+    Ok(map_inner(inner)?)
+}
+
+/// Why no /30 could be chosen.
+#[derive(Debug, thiserror::Error)]
+pub enum SubnetError {
+    /// The range has none left.
+    #[error(transparent)]
+    Full(#[from] nat::SubnetError),
+    /// The host's routes cannot be read.
+    #[error(transparent)]
+    Routes(#[from] NetlinkError),
+}
+
+/// A free /30 of `range`: none of `taken`, and on no route of the host.
+pub fn choose_subnet(range: Ipv4Net, taken: &[Ipv4Net]) -> Result<Ipv4Net, SubnetError> {
+    let routes = Netlink::open()?.routes()?;
+    let routes: Vec<Ipv4Net> = routes.into_iter().map(|route| route.destination).collect();
+    Ok(nat::choose_subnet(range, taken, &routes)?)
+}
+
+/// The attachment of a lease that the Go program made, as far as its record tells.
+pub fn saved_of_record(record: &LeaseRecord, dir: &LeaseDir) -> Option<SavedAttach> {
+    if record.cni_network.is_empty() {
+        return None;
+    }
+    plan_cni(&CniSpec {
+        conf_dir: record.cni_conf_dir.clone().into(),
+        bin_dirs: vec![record.cni_bin_dir.clone().into()],
+        network: record.cni_network.clone(),
+        container_id: record.vmid.clone(),
+        netns: dir.netns(),
+        ifname: OUTER_INTERFACE.to_owned(),
+        cache_dir: dir.cni_cache(),
+    })
+    .ok()
+    .map(SavedAttach::Cni)
+}
+
+/// The name servers in a `resolv.conf`.
+pub fn resolvers(resolv_conf: &str) -> Vec<IpAddr> {
+    resolv_conf
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"))
+        .filter_map(|rest| rest.split_whitespace().next()?.parse().ok())
+        .take(3)
+        .collect()
+}
+
+/// The host's own IPv4 addresses.
+pub fn own_addresses() -> Vec<Ipv4Addr> {
+    let own = crabbox_host::netlink::own_addresses().unwrap_or_default();
+    own.into_iter()
+        .filter_map(|address| match address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolvers_are_read_as_libc_reads_them() {
+        let text = "# c\nnameserver 127.0.0.53\nsearch x\n nameserver  10.0.0.1 # y\nnameserver junk\n";
+        let expect: Vec<IpAddr> = vec!["127.0.0.53".parse().unwrap(), "10.0.0.1".parse().unwrap()];
+        assert_eq!(resolvers(text), expect);
+    }
+}

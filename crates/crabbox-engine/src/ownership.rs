@@ -1,0 +1,90 @@
+//! Proof that a lease directory is ours to destroy.
+//!
+//! An [`OwnedLease`] exists only while the lease's lock is held and only for a directory that is what its name says. Every
+//! destructive step takes one; there must be no other way to reach them.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+
+use crabbox_core::id::LeaseId;
+use crabbox_host::lock::FileLock;
+use crabbox_store::places::{LeaseDir, Places};
+
+/// A lease that this process may change and destroy.
+#[derive(Debug)]
+pub struct OwnedLease {
+    id: LeaseId,
+    dir: LeaseDir,
+    lock: FileLock,
+}
+
+/// Why a directory is not ours to destroy.
+#[derive(Debug, thiserror::Error)]
+pub enum OwnershipError {
+    /// Its name is not a lease id.
+    #[error("{} is not named like a lease, so it is left alone", path.display())]
+    NotALease {
+        /// The path.
+        path: PathBuf,
+    },
+    /// It is a symbolic link or a file.
+    #[error("{} is not a directory, so it is left alone", path.display())]
+    NotADirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// It belongs to another user.
+    #[error("{} belongs to uid {owner}, so it is left alone", path.display())]
+    Foreign {
+        /// The path.
+        path: PathBuf,
+        /// The uid it belongs to.
+        owner: u32,
+    },
+    /// It cannot be looked at.
+    #[error("cannot look at {}", path.display())]
+    Look {
+        /// The path.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl OwnedLease {
+    /// Takes a lease whose `lock` is held. A directory that is not there is fine: the claim and keys may still be.
+    pub fn prove(places: &Places, id: &LeaseId, lock: FileLock) -> Result<Self, OwnershipError> {
+        let path = places.lease(id);
+        match std::fs::symlink_metadata(&path) {
+            Ok(facts) if !facts.is_dir() => return Err(OwnershipError::NotADirectory { path }),
+            Ok(facts) if facts.uid() != rustix::process::geteuid().as_raw() => {
+                return Err(OwnershipError::Foreign { path, owner: facts.uid() });
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(OwnershipError::Look { path, source }),
+        }
+        Ok(Self { id: id.clone(), dir: LeaseDir::at(path), lock })
+    }
+
+    /// The lease.
+    pub fn id(&self) -> &LeaseId {
+        &self.id
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &LeaseDir {
+        &self.dir
+    }
+
+    /// Gives the lock back, the lease going on.
+    pub fn release(self) {
+        drop(self.lock);
+    }
+
+    /// Removes the lock with the lease that it guarded.
+    pub fn forget(self) -> Result<(), crabbox_host::lock::LockError> {
+        self.lock.remove_while_held()
+    }
+}

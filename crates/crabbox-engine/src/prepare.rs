@@ -1,0 +1,247 @@
+//! From a validated configuration to a complete request: finds the programs, the guest and the network on this host.
+//!
+//! Only looks; nothing is made here. What is missing is named together with the setting that would name it.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crabbox_core::config::firecracker::{FirecrackerPlan, Jailer, NetworkMode as Wanted};
+use crabbox_core::duration::GoDuration;
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::id::LeaseId;
+use crabbox_host::command::find_on_path;
+use crabbox_image::kernel::{self, KernelError};
+use crabbox_image::store::{Image, Store, StoreError};
+
+use crate::context::Engine;
+use crate::network;
+use crate::request::{AcquireRequest, GuestSource, Jail, Machine, NetworkMode, NetworkRequest, Programs};
+
+/// First uid of jailed VMMs. Above every range that Debian, subuid and systemd hand out, below 2^31.
+const FIRST_UID: u32 = 1_900_000_000;
+/// How many jailed VMMs there can be.
+const UID_COUNT: u32 = 4096;
+/// Where Debian's `containernetworking-plugins` puts the plugins; looked at after the configured directory.
+const DEBIAN_CNI: &str = "/usr/lib/cni";
+/// The image that is used when none is named.
+pub const DEFAULT_IMAGE: &str = "default";
+/// The host's resolver configuration.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Why this host cannot make the lease.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// The system is not Linux, or has no KVM.
+    #[error("/dev/kvm unavailable")]
+    Kvm(#[source] std::io::Error),
+    /// A program is not there.
+    #[error("{key} unavailable: {} is not an executable file", path.display())]
+    Program {
+        /// The setting that names it.
+        key: &'static str,
+        /// What it names.
+        path: PathBuf,
+    },
+    /// Kernel or root file system is not there.
+    #[error("{key} unavailable: {}", path.display())]
+    File {
+        /// The setting that names it.
+        key: &'static str,
+        /// What it names.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Kernel or root file system is a directory or a device.
+    #[error("{key} must point to a file, got {}", path.display())]
+    NotAFile {
+        /// The setting that names it.
+        key: &'static str,
+        /// What it names.
+        path: PathBuf,
+    },
+    /// Only one of kernel and root file system is set.
+    #[error("{set} is set and {unset} is not: an image of your own needs both")]
+    Half {
+        /// The setting that is set.
+        set: &'static str,
+        /// The setting that is not.
+        unset: &'static str,
+    },
+    /// The kernel is not one.
+    #[error("firecracker.kernel {} is not a usable guest kernel", path.display())]
+    Kernel {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: KernelError,
+    },
+    /// There is no image.
+    #[error("there is no guest image on this host")]
+    NoImage(#[source] StoreError),
+    /// The network is not there.
+    #[error(transparent)]
+    Network(#[from] crabbox_cni::LoadError),
+    /// The range of built-in networking is not one.
+    #[error("the range of built-in networking is not an IPv4 network")]
+    Range(#[source] ipnet::AddrParseError),
+    /// No random bytes.
+    #[error("cannot draw a lease id")]
+    Random(#[source] std::io::Error),
+}
+
+impl Fault for PrepareError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            Self::Kvm(_) => "this needs a Linux host with KVM, and access to /dev/kvm (root, or membership of the group kvm)",
+            Self::Program { key: "firecracker.jailer", .. } => {
+                "set firecracker.jailer to the jailer, or to none to run without a jail"
+            }
+            Self::Program { .. } => "set firecracker.binary (--firecracker-binary), or run `crabbox setup firecracker`",
+            Self::File { .. } | Self::NotAFile { .. } | Self::Half { .. } => {
+                "set firecracker.kernel and firecracker.rootfs to your image, or leave both unset to use crabbox's own"
+            }
+            Self::Kernel { .. } => "it must be an uncompressed x86_64 ELF kernel (vmlinux), not a bzImage",
+            Self::NoImage(_) => "run `crabbox image build`, or set firecracker.kernel and firecracker.rootfs",
+            Self::Network(_) => {
+                "name a network that exists with --firecracker-cni-network and --firecracker-cni-conf-dir, or use --firecracker-network nat"
+            }
+            Self::Random(_) | Self::Range(_) => return Vec::new(),
+        };
+        vec![hint.to_owned()]
+    }
+}
+
+/// What a command adds to the configuration.
+#[derive(Debug, Clone)]
+pub struct NewLease {
+    /// The slug the user asked for.
+    pub slug: Option<String>,
+    /// Whether the user asked to keep the lease.
+    pub keep: bool,
+}
+
+/// Completes the request for a new lease.
+pub fn request(engine: &Engine, plan: &FirecrackerPlan, new: &NewLease) -> Result<AcquireRequest, PrepareError> {
+    let kvm = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    kvm.map_err(PrepareError::Kvm)?;
+    let id = LeaseId::from_random(crabbox_host::random::bytes().map_err(PrepareError::Random)?);
+    Ok(AcquireRequest {
+        places: (&engine.places).into(),
+        control_dir: engine.control_dir.clone(),
+        lease_id: id.to_string(),
+        slug: new.slug.clone(),
+        keep: new.keep,
+        ttl: duration(plan.ttl),
+        idle: duration(plan.idle_timeout),
+        profile: plan.profile.clone(),
+        class: plan.class.clone(),
+        server_type: plan.server_type.clone(),
+        ssh_user: plan.user.clone(),
+        ssh_port: plan.ssh_port,
+        work_root: plan.work_root.clone(),
+        machine: Machine {
+            cpus: plan.cpus,
+            memory_mib: plan.memory_mib,
+            disk_mib: u32::try_from(plan.disk_mib).unwrap_or(u32::MAX),
+        },
+        programs: programs(engine, plan)?,
+        guest: guest(engine, plan)?,
+        network: network_request(plan)?,
+        launch_timeout: duration(plan.launch_timeout),
+        delete_on_release: plan.delete_on_release,
+        failpoint: engine.failpoint.clone(),
+    })
+}
+
+fn duration(duration: GoDuration) -> Duration {
+    Duration::from_nanos(u64::try_from(duration.nanoseconds()).unwrap_or(0))
+}
+
+/// The VMM and its jailer.
+pub fn programs(engine: &Engine, plan: &FirecrackerPlan) -> Result<Programs, PrepareError> {
+    let binary = plan.binary.as_path();
+    let ours = engine.places.firecracker().join("firecracker");
+    let firecracker = find_on_path(binary.as_os_str(), &engine.path)
+        .or_else(|| Some(ours).filter(|ours| binary == Path::new("firecracker") && ours.is_file()))
+        .ok_or_else(|| PrepareError::Program { key: "firecracker.binary", path: binary.to_owned() })?;
+    // The jailer follows links and takes the last name it finds; so do we, or our paths would differ.
+    let firecracker = firecracker.canonicalize().unwrap_or(firecracker);
+    let jailer = jailer(engine, &plan.jailer, &firecracker)?;
+    Ok(Programs { firecracker, jailer })
+}
+
+fn jailer(engine: &Engine, wanted: &Jailer, firecracker: &Path) -> Result<Option<Jail>, PrepareError> {
+    let jail = |jailer| Some(Jail { jailer, first_uid: FIRST_UID, uid_count: UID_COUNT });
+    match wanted {
+        Jailer::Off => Ok(None),
+        Jailer::Program(program) => find_on_path(program.as_path().as_os_str(), &engine.path)
+            .map(jail)
+            .ok_or_else(|| PrepareError::Program { key: "firecracker.jailer", path: program.as_path().to_owned() }),
+        // Only root can build a jail; whoever may not runs the VMM with their own few rights.
+        Jailer::Auto if !rustix::process::geteuid().is_root() => Ok(None),
+        Jailer::Auto => Ok(find_on_path(firecracker.with_file_name("jailer").as_os_str(), OsStr::new("")).and_then(jail)),
+    }
+}
+
+/// What boots: the image that the settings name, or ours.
+pub fn guest(engine: &Engine, plan: &FirecrackerPlan) -> Result<GuestSource, PrepareError> {
+    let (kernel, rootfs) = (plan.kernel.value.as_path(), plan.rootfs.value.as_path());
+    let chosen = |default: bool, path: &Path| !default || path.exists();
+    let kernel_chosen = chosen(plan.kernel.is_default(), kernel);
+    let rootfs_chosen = chosen(plan.rootfs.is_default(), rootfs);
+    match (kernel_chosen, rootfs_chosen) {
+        (true, true) => {
+            regular("firecracker.kernel", kernel)?;
+            regular("firecracker.rootfs", rootfs)?;
+            kernel::check_elf(kernel).map_err(|source| PrepareError::Kernel { path: kernel.to_owned(), source })?;
+            Ok(GuestSource::Foreign { kernel: kernel.to_owned(), rootfs: rootfs.to_owned() })
+        }
+        (true, false) => Err(PrepareError::Half { set: "firecracker.kernel", unset: "firecracker.rootfs" }),
+        (false, true) => Err(PrepareError::Half { set: "firecracker.rootfs", unset: "firecracker.kernel" }),
+        (false, false) => {
+            let image = our_image(&engine.places.images()).map_err(PrepareError::NoImage)?;
+            Ok(GuestSource::Ours { digest: image.manifest.digest.clone(), dir: image.dir })
+        }
+    }
+}
+
+/// The image called `default`, else the newest.
+pub fn our_image(store: &Path) -> Result<Image, StoreError> {
+    let store = Store::open(store)?;
+    match store.get(DEFAULT_IMAGE) {
+        Err(error @ StoreError::NotFound { .. }) => store.list()?.images.into_iter().next().ok_or(error),
+        other => other,
+    }
+}
+
+fn regular(key: &'static str, path: &Path) -> Result<(), PrepareError> {
+    let facts =
+        std::fs::metadata(path).map_err(|source| PrepareError::File { key, path: path.to_owned(), source })?;
+    if facts.is_file() { Ok(()) } else { Err(PrepareError::NotAFile { key, path: path.to_owned() }) }
+}
+
+fn network_request(plan: &FirecrackerPlan) -> Result<NetworkRequest, PrepareError> {
+    let (dir, name) = (plan.cni_conf_dir.as_path(), plan.cni_network.as_str());
+    let mode = match plan.network {
+        Wanted::Nat => NetworkMode::Nat,
+        Wanted::Cni => crabbox_cni::load(dir, name).map(|_| NetworkMode::Cni)?,
+        Wanted::Auto => crabbox_cni::load(dir, name).map_or(NetworkMode::Nat, |_| NetworkMode::Cni),
+    };
+    Ok(NetworkRequest {
+        mode,
+        cni_conf_dir: dir.to_owned(),
+        cni_bin_dirs: vec![plan.cni_bin_dir.as_path().to_owned(), PathBuf::from(DEBIAN_CNI)],
+        cni_network: name.to_owned(),
+        nat_range: crabbox_net::nat::DEFAULT_RANGE.parse().map_err(PrepareError::Range)?,
+        resolvers: network::resolvers(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default()),
+        deny: network::own_addresses(),
+    })
+}

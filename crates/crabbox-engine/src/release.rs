@@ -1,0 +1,277 @@
+//! Giving leases back: `stop` for one, `cleanup` for all that nobody needs any more.
+//!
+//! Both are the teardown of the journal. Cleanup goes on after an error, says why it does what it does, and leaves alone
+//! every lease whose lock is held: somebody is making it or taking it back.
+
+use std::time::Duration;
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::id::LeaseId;
+use crabbox_core::labels::{self, Verdict};
+use crabbox_host::clock;
+use crabbox_host::files;
+use crabbox_host::lock::LockError;
+use crabbox_store::claims::{self, ClaimError};
+use crabbox_store::leases::{self, RecordError, StoredLease};
+use crabbox_store::locks;
+use crabbox_store::places::{LeaseDir, Places};
+
+use crate::context::Engine;
+use crate::failpoint::Who;
+use crate::ownership::{OwnedLease, OwnershipError};
+use crate::resolve::{self, Purpose, ResolveError};
+use crate::teardown::{self, Actor, Extent, Report};
+
+/// How long another command may be busy with the lease that is to be stopped.
+const LOCK_LIMIT: Duration = Duration::from_mins(2);
+
+/// Why a lease could not be given back.
+#[derive(Debug, thiserror::Error)]
+pub enum ReleaseError {
+    /// There is no such lease.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// The lock cannot be had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// It is not ours.
+    #[error(transparent)]
+    Ownership(#[from] OwnershipError),
+    /// The records cannot be listed.
+    #[error(transparent)]
+    Records(#[from] RecordError),
+    /// A claim cannot be read or removed.
+    #[error(transparent)]
+    Claims(#[from] ClaimError),
+    /// A file could not be removed.
+    #[error(transparent)]
+    Files(#[from] files::FileError),
+    /// Some of it is left.
+    #[error("lease {id} could not be taken back completely: {}", .leftovers.join("; "))]
+    Leftovers {
+        /// The lease.
+        id: String,
+        /// What is left and why.
+        leftovers: Vec<String>,
+    },
+}
+
+impl Fault for ReleaseError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Resolve(error) => error.kind(),
+            Self::Leftovers { .. } => Kind::Remote,
+            _ => Kind::Usage,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Resolve(error) => error.hints(),
+            Self::Leftovers { .. } => {
+                vec!["mend the cause and run `crabbox cleanup --provider firecracker`: it goes on where this stopped".to_owned()]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// A lease that was given back.
+#[derive(Debug)]
+pub struct Released {
+    /// The lease.
+    pub id: String,
+    /// Its machine's name.
+    pub name: String,
+}
+
+/// Gives the lease back that `text` names.
+pub fn stop(engine: &Engine, text: &str) -> Result<Released, ReleaseError> {
+    let found = resolve::find(&engine.places, text, Purpose::Release)?;
+    let name = match (&found.stored, &found.claim) {
+        (Some(stored), _) => stored.record.name.clone(),
+        (None, Some(claim)) => claim.cloud_id.clone(),
+        (None, None) => found.id.clone(),
+    };
+    let Ok(id) = LeaseId::parse(&found.id) else {
+        claims::remove(&engine.places, &found.id, None)?;
+        return Ok(Released { id: found.id, name });
+    };
+    let guard = locks::lease(&engine.places, id.as_str(), LOCK_LIMIT)?;
+    let lease = OwnedLease::prove(&engine.places, &id, guard)?;
+    // Somebody else may have stopped it while we waited; then there is nothing left to do, and that is a success.
+    let extent = match leases::read(lease.dir()) {
+        Ok(stored) if !stored.record.delete_on_release => Extent::KeepDirectory,
+        _ => Extent::Everything,
+    };
+    take_back(engine, lease, extent, Who::Cli)?;
+    Ok(Released { id: id.to_string(), name })
+}
+
+fn take_back(engine: &Engine, lease: OwnedLease, extent: Extent, who: Who) -> Result<(), ReleaseError> {
+    let id = lease.id().to_string();
+    let actor = Actor { who, failpoint: &engine.failpoint };
+    let report: Report = teardown::teardown(&engine.places, lease, extent, actor);
+    let leftovers = report.leftovers();
+    if leftovers.is_empty() { Ok(()) } else { Err(ReleaseError::Leftovers { id, leftovers }) }
+}
+
+/// What cleanup decided about one thing.
+#[derive(Debug)]
+pub struct Decision {
+    /// The lease.
+    pub lease: String,
+    /// What it was about.
+    pub subject: Subject,
+    /// Whether it is removed, or would be.
+    pub remove: bool,
+    /// Why.
+    pub reason: String,
+    /// Why the removal did not work out.
+    pub error: Option<ReleaseError>,
+}
+
+/// What a decision is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// A lease with a record.
+    Lease {
+        /// Its machine's id.
+        vmid: String,
+    },
+    /// A lease directory whose record cannot be used.
+    Directory,
+    /// A claim without a lease.
+    Claim {
+        /// Its slug.
+        slug: String,
+    },
+}
+
+/// Decides about every lease and claim of the provider, and removes what is to go unless `dry_run`.
+pub fn cleanup(
+    engine: &Engine,
+    dry_run: bool,
+    on_decision: &mut dyn FnMut(&Decision),
+) -> Result<Vec<Decision>, ReleaseError> {
+    let places = &engine.places;
+    let listing = leases::list(&places.leases())?;
+    let mut decisions = Vec::new();
+    let mut decided = |mut decision: Decision, lease: Option<OwnedLease>| {
+        if let Some(lease) = lease.filter(|_| decision.remove && !dry_run) {
+            decision.error = take_back(engine, lease, Extent::Everything, Who::Cli).err();
+        }
+        on_decision(&decision);
+        decisions.push(decision);
+    };
+    for stored in listing.leases {
+        let (decision, lease) = look_at_lease(places, &stored);
+        decided(decision, lease);
+    }
+    for bad in listing.unreadable {
+        let (decision, lease) = look_at_unreadable(places, &bad);
+        decided(decision, lease);
+    }
+    for claim in claims::list(places)?.claims {
+        let id = claim.lease_id.clone();
+        if claim.provider != "firecracker" || places.leases().join(&id).exists() {
+            continue;
+        }
+        let mut decision = Decision {
+            lease: id.clone(),
+            subject: Subject::Claim { slug: claim.slug.clone() },
+            remove: true,
+            reason: "missing_state".to_owned(),
+            error: None,
+        };
+        if !dry_run {
+            decision.error = remove_claim(places, &id).err();
+        }
+        on_decision(&decision);
+        decisions.push(decision);
+    }
+    Ok(decisions)
+}
+
+/// Removes a claim and its keys, unless the lease is there after all.
+fn remove_claim(places: &Places, id: &str) -> Result<(), ReleaseError> {
+    let Ok(lease) = LeaseId::parse(id) else {
+        claims::remove(places, id, None)?;
+        return Ok(());
+    };
+    let Some(guard) = locks::try_lease(places, id)? else { return Ok(()) };
+    if places.lease(&lease).exists() {
+        return Ok(());
+    }
+    claims::remove(places, id, None)?;
+    files::remove_tree(&places.keys(id))?;
+    guard.remove_while_held()?;
+    Ok(())
+}
+
+/// Decides about a lease with a record; the proof comes along only when it may be removed.
+fn look_at_lease(places: &Places, seen: &StoredLease) -> (Decision, Option<OwnedLease>) {
+    let id = seen.record.lease_id.clone();
+    let decide = |remove: bool, reason: &str| Decision {
+        lease: id.clone(),
+        subject: Subject::Lease { vmid: seen.record.vmid.clone() },
+        remove,
+        reason: reason.to_owned(),
+        error: None,
+    };
+    let lease = match own(places, &id) {
+        Ok(Some(lease)) => lease,
+        Ok(None) => return (decide(false, "busy"), None),
+        Err(error) => return (Decision { error: Some(error), ..decide(false, "not_ours") }, None),
+    };
+    // What counts is the record as it stands under the lock.
+    let record = match leases::read(lease.dir()) {
+        Ok(stored) => stored.record,
+        Err(_) => return (decide(false, "gone"), None),
+    };
+    let state = labels::state(&record.labels);
+    if resolve::is_running(&record) {
+        return match labels::expired(&record.labels, clock::unix_seconds()) {
+            Verdict::Remove(reason) => (decide(true, &reason), Some(lease)),
+            Verdict::Skip(reason) => (decide(false, &reason), None),
+        };
+    }
+    if state == "released" && !record.delete_on_release {
+        return (decide(false, "state=released"), None);
+    }
+    (decide(true, "process_exited"), Some(lease))
+}
+
+/// Decides about a lease directory whose record cannot be used.
+fn look_at_unreadable(places: &Places, bad: &leases::Unreadable) -> (Decision, Option<OwnedLease>) {
+    let decide = |remove: bool, reason: String| Decision {
+        lease: bad.name.clone(),
+        subject: Subject::Directory,
+        remove,
+        reason,
+        error: None,
+    };
+    let RecordError::Missing { .. } = bad.error else {
+        let reason = format!("unreadable_record ({})", teardown::chain(&bad.error));
+        return (decide(false, reason), None);
+    };
+    match own(places, &bad.name) {
+        Ok(Some(lease)) => {
+            let dir = LeaseDir::at(&bad.path);
+            // Its maker died between the directory and the record: nothing but what the journal says was made.
+            if dir.metadata().exists() { (decide(false, "busy".to_owned()), None) } else { (decide(true, "no_record".to_owned()), Some(lease)) }
+        }
+        Ok(None) => (decide(false, "busy".to_owned()), None),
+        Err(error) => (Decision { error: Some(error), ..decide(false, "not_ours".to_owned()) }, None),
+    }
+}
+
+/// Takes a lease if nobody is at it.
+fn own(places: &Places, name: &str) -> Result<Option<OwnedLease>, ReleaseError> {
+    let id = LeaseId::parse(name)
+        .map_err(|_| OwnershipError::NotALease { path: places.leases().join(name) })?;
+    match locks::try_lease(places, name)? {
+        Some(guard) => Ok(Some(OwnedLease::prove(places, &id, guard)?)),
+        None => Ok(None),
+    }
+}

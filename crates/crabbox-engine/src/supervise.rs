@@ -1,0 +1,288 @@
+//! The per-lease supervisor: makes the lease, is the parent of its VMM, and sees to its end.
+//!
+//! It lives in its own session, so that no Ctrl-C reaches it. It speaks to the command line over two pipes until the lease is
+//! claimed, and from then on to nobody: everything it needs to know is in the lease's record. If it is killed the machine
+//! lives on, and the next crabbox command starts another one ([`watch`]).
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::id::LeaseId;
+use crabbox_core::labels::{self, Verdict};
+use crabbox_host::console::{self, Recorder};
+use crabbox_host::process::{self, ProcessError, ProcessHandle};
+use crabbox_host::signals::{Interrupts, SignalError};
+use crabbox_host::{clock, lock::LockError};
+use crabbox_store::journal::JournalFileError;
+use crabbox_store::leases;
+use crabbox_store::locks;
+use crabbox_store::places::{LeaseDir, Places};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::acquire::{self, AcquireError, Making};
+use crate::event::{Event, Failure};
+use crate::failpoint::Who;
+use crate::ownership::{OwnedLease, OwnershipError};
+use crate::request::AcquireRequest;
+use crate::teardown::{self, Actor, Extent};
+
+/// What the command line writes when the lease has become its own.
+pub const CLAIMED: &str = "claimed";
+/// How often the record is looked at for its expiry while nothing else happens.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long a `stop` or `cleanup` may hold the lease while the supervisor waits to clean up itself.
+const LOCK_LIMIT: Duration = Duration::from_mins(2);
+
+/// Why a supervisor could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum SuperviseError {
+    /// The request could not be read.
+    #[error("cannot read the lease request")]
+    Request(#[source] std::io::Error),
+    /// The request is not one.
+    #[error("the lease request is malformed")]
+    Malformed(#[source] serde_json::Error),
+    /// The lease id is not one.
+    #[error(transparent)]
+    LeaseId(#[from] crabbox_core::id::LeaseIdError),
+    /// Signals cannot be watched.
+    #[error(transparent)]
+    Signal(#[from] SignalError),
+    /// Our own identity cannot be read.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The lock cannot be had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The lease is not ours.
+    #[error(transparent)]
+    Ownership(#[from] OwnershipError),
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalFileError),
+    /// This process has no identity.
+    #[error("the supervisor cannot find itself in /proc")]
+    NoSelf,
+}
+
+impl Fault for SuperviseError {
+    fn kind(&self) -> Kind {
+        Kind::General
+    }
+}
+
+/// Why a lease ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum End {
+    /// Its VMM ended.
+    MachineGone,
+    /// It expired.
+    Expired(String),
+    /// The supervisor was asked to end.
+    Asked,
+    /// Somebody else took it back.
+    LeaseGone,
+}
+
+/// Makes the lease that `input` describes in its first line, then watches it to its end.
+pub fn run(input: File, mut output: File) -> Result<(), SuperviseError> {
+    let mut input = BufReader::new(input);
+    let mut line = String::new();
+    input.read_line(&mut line).map_err(SuperviseError::Request)?;
+    let request: AcquireRequest = serde_json::from_str(&line).map_err(SuperviseError::Malformed)?;
+    let id = LeaseId::parse(&request.lease_id)?;
+    let places: Places = request.places.clone().into();
+    let interrupts = Interrupts::install()?;
+    let actor = Actor { who: Who::Supervisor, failpoint: &request.failpoint };
+    let mut tell = |event: Event| {
+        // A command line that has gone away shows as the end of our input; that its pipe is closed is no news.
+        let mut text = serde_json::to_vec(&event).unwrap_or_default();
+        text.push(b'\n');
+        output.write_all(&text).ok();
+    };
+    let making = match acquire::allocate(&places, &request, &id, &mut tell) {
+        Ok(making) => making,
+        Err(error) => {
+            tell(Event::Failed(Failure::of(&error, Vec::new(), Vec::new())));
+            return Ok(());
+        }
+    };
+    let (outcome, lease, recorder) = hand_over(making, &places, &mut input, &interrupts)?;
+    let vmm = match outcome {
+        Ok(vmm) => vmm,
+        Err(error) => {
+            let console = finish_console(recorder, lease.dir());
+            let report = teardown::teardown(&places, lease, Extent::Everything, actor);
+            tell(Event::Failed(Failure::of(&error, console, report.leftovers())));
+            return Ok(());
+        }
+    };
+    let dir = lease.dir().clone();
+    lease.release();
+    tell(Event::Watching);
+    drop((input, output));
+    let end = observe(&dir, &vmm, &interrupts);
+    conclude(&places, &id, &end, recorder, actor)
+}
+
+/// The VMM of a lease that has been handed over, or why there is none.
+type Outcome = Result<ProcessHandle, AcquireError>;
+
+/// Makes the lease and hands it to the command line; whatever happens, the lease comes back with its lock held.
+fn hand_over(
+    mut making: Making<'_>,
+    places: &Places,
+    input: &mut BufReader<File>,
+    interrupts: &Interrupts,
+) -> Result<(Outcome, OwnedLease, Option<Recorder>), SuperviseError> {
+    let supervisor = own_identity()?;
+    let gone = || interrupts.caught().is_some() || is_readable(input.get_ref());
+    let made = making.make(places, &supervisor, &gone);
+    let outcome = made.and_then(|mut acquired| {
+        making.tell(Event::Ready(acquired.ready.clone()));
+        if !says_claimed(input) {
+            return Err(AcquireError::Abandoned);
+        }
+        making.claimed(&mut acquired)?;
+        Ok(acquired.vmm.into_handle())
+    });
+    let (lease, recorder) = making.into_parts();
+    Ok((outcome, lease, recorder))
+}
+
+/// Waits for the command line's word; its end without the word is a command line that died or gave up.
+fn says_claimed(input: &mut BufReader<File>) -> bool {
+    let mut line = String::new();
+    input.read_line(&mut line).is_ok() && line.trim() == CLAIMED
+}
+
+fn own_identity() -> Result<crabbox_core::journal::Process, SuperviseError> {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    Ok(teardown::recorded(&process::identify(own)?.ok_or(SuperviseError::NoSelf)?))
+}
+
+/// Watches a lease whose supervisor has died.
+pub fn watch(places: &Places, id: &LeaseId) -> Result<(), SuperviseError> {
+    let interrupts = Interrupts::install()?;
+    let supervisor = own_identity()?;
+    let dir = LeaseDir::at(places.lease(id));
+    let guard = locks::lease(places, id.as_str(), LOCK_LIMIT)?;
+    let Some(mut journal) = crabbox_store::journal::JournalFile::open(&dir.journal())? else { return Ok(()) };
+    if let Some(standing) = journal.state().process("supervisor")
+        && teardown::identity(standing).is_alive()
+    {
+        return Ok(());
+    }
+    let Some(vmm) = journal.state().process("vmm").map(teardown::identity) else { return Ok(()) };
+    let pending = journal.begin(crabbox_core::journal::Step::Supervisor {})?;
+    journal.done(pending, Some(supervisor))?;
+    drop((journal, guard));
+    let recorder = console::open_pipe(&dir.path().join("console.pipe"))
+        .and_then(|pipe| Recorder::start(pipe, &dir.console()))
+        .ok();
+    let end = match vmm.open()? {
+        Some(handle) => observe(&dir, &handle, &interrupts),
+        None => End::MachineGone,
+    };
+    conclude(places, id, &end, recorder, Actor { who: Who::Supervisor, failpoint: "" })
+}
+
+/// Waits for something that ends the lease.
+fn observe(dir: &LeaseDir, vmm: &ProcessHandle, interrupts: &Interrupts) -> End {
+    let mut look = Instant::now() + LOOK_EVERY;
+    loop {
+        let left = look.saturating_duration_since(Instant::now());
+        let wait = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
+        let mut fds = [PollFd::new(vmm, PollFlags::IN), PollFd::new(interrupts, PollFlags::IN)];
+        if poll(&mut fds, Some(&wait)).is_ok_and(|count| count > 0) {
+            return if fds[0].revents().is_empty() { End::Asked } else { End::MachineGone };
+        }
+        if Instant::now() < look {
+            continue;
+        }
+        look = Instant::now() + LOOK_EVERY;
+        match leases::read(dir) {
+            Ok(stored) => {
+                if let Verdict::Remove(reason) = expiry(&stored.record.labels, clock::unix_seconds()) {
+                    return End::Expired(reason);
+                }
+            }
+            Err(leases::RecordError::Missing { .. }) if !dir.path().exists() => return End::LeaseGone,
+            // An unreadable record is left for `cleanup` to report; the machine goes on.
+            Err(_) => {}
+        }
+    }
+}
+
+/// Whether a lease has expired. `keep` does not keep it past what its `expires` line promised.
+fn expiry(labels: &labels::Labels, now: i64) -> Verdict {
+    let mut labels = labels.clone();
+    labels.remove("keep");
+    labels::expired(&labels, now)
+}
+
+/// Takes the lease back, unless somebody else is at it or has done it.
+fn conclude(
+    places: &Places,
+    id: &LeaseId,
+    end: &End,
+    recorder: Option<Recorder>,
+    actor: Actor<'_>,
+) -> Result<(), SuperviseError> {
+    if let Some(recorder) = recorder {
+        recorder.finish();
+    }
+    if *end == End::LeaseGone {
+        return Ok(());
+    }
+    let guard = locks::lease(places, id.as_str(), LOCK_LIMIT)?;
+    let lease = OwnedLease::prove(places, id, guard)?;
+    let Ok(stored) = leases::read(lease.dir()) else {
+        if lease.dir().path().exists() {
+            lease.release();
+        } else {
+            lease.forget()?;
+        }
+        return Ok(());
+    };
+    if labels::state(&stored.record.labels) == "released" {
+        lease.release();
+        return Ok(());
+    }
+    let extent = if stored.record.delete_on_release { Extent::Everything } else { Extent::KeepDirectory };
+    // What is left over stays in the journal, where `cleanup` finds and reports it.
+    drop(teardown::teardown(places, lease, extent, actor));
+    Ok(())
+}
+
+fn finish_console(recorder: Option<Recorder>, dir: &LeaseDir) -> Vec<String> {
+    if let Some(recorder) = recorder {
+        recorder.finish();
+    }
+    console::tail(&dir.console(), 20)
+}
+
+/// Whether something can be read, the end of the stream included.
+fn is_readable(input: &impl AsFd) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(input, PollFlags::IN)], Some(&now)).is_ok_and(|count| count > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kept_lease_expires_when_it_said_it_would() {
+        let labels = labels::Labels::from([
+            ("keep".to_owned(), "true".to_owned()),
+            ("state".to_owned(), "ready".to_owned()),
+            ("expires_at".to_owned(), "100".to_owned()),
+        ]);
+        assert!(matches!(expiry(&labels, 100), Verdict::Skip(_)));
+        assert!(matches!(expiry(&labels, 101), Verdict::Remove(_)));
+    }
+}

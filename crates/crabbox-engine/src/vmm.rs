@@ -1,0 +1,283 @@
+//! The VMM of a lease: Firecracker, jailed or not, started in the lease's namespace and told what to boot.
+//!
+//! Whichever way it runs, it sees the same relative names in its directory. A VMM must never be started before its journal
+//! entry, and never inherits anything but its three standard streams.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_fc::client::{Client, ClientError};
+use crabbox_fc::launch::{
+    Cgroup, DirectLaunch, InvalidExecFile, InvalidVmId, JailLaunch, JailLayout, VmId, VmmOptions,
+};
+use crabbox_fc::plan::{self as boot_plan, BootPlan};
+use crabbox_fc::types::{BootSource, Drive, LogLevel, MachineConfig, NetworkInterface, Vsock};
+use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::netns::{self, NetnsError};
+use crabbox_host::process::{self, ProcessError, ProcessHandle, ProcessId};
+use crabbox_host::unix::{self, DeadlineStream, SocketError};
+use crabbox_host::clock;
+
+use crate::allocate::Allocated;
+use crate::disk::{API, BASE, DISK, Home, INITRD, KERNEL, LOG, SEED, VSOCK, kernel_args};
+use crate::network::Outer;
+use crate::request::{AcquireRequest, GuestSource};
+
+/// How long Firecracker may take from its start to its API socket.
+const API_LIMIT: Duration = Duration::from_secs(20);
+/// How long one API request may take.
+const REQUEST_LIMIT: Duration = Duration::from_secs(20);
+/// The context id of the guest's vsock; each Firecracker has its own vsock, so it need not be unique on the host.
+const GUEST_CID: u32 = 3;
+/// Memory of the control group beyond the guest's own, for the VMM itself, in MiB.
+const VMM_OVERHEAD_MIB: u64 = 128;
+/// Threads and processes in the control group: one thread a vCPU, the API thread, the VMM thread, and room.
+const PIDS_BEYOND_CPUS: u32 = 32;
+/// Where control groups are mounted.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Why the machine was not started.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// The program could not be started.
+    #[error(transparent)]
+    Spawn(#[from] CommandError),
+    /// The machine's name cannot be Firecracker's id.
+    #[error(transparent)]
+    Id(#[from] InvalidVmId),
+    /// The jailer would refuse the program.
+    #[error(transparent)]
+    ExecFile(#[from] InvalidExecFile),
+    /// The namespace could not be entered.
+    #[error(transparent)]
+    Namespace(#[from] NetnsError),
+    /// The process could not be looked at.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The console pipe could not be handed over.
+    #[error("cannot hand the console to the VMM")]
+    Console(#[source] std::io::Error),
+    /// It ended before it answered.
+    #[error("{} ended before its API answered", program.display())]
+    Ended {
+        /// The program.
+        program: PathBuf,
+    },
+    /// Its API socket never appeared.
+    #[error("its API socket {} did not appear within {API_LIMIT:?}", socket.display())]
+    NoApi {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// Its API socket cannot be used.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// It refused a request.
+    #[error(transparent)]
+    Api(#[from] ClientError),
+}
+
+impl Fault for VmmError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Spawn(_) | Self::Id(_) | Self::ExecFile(_) => Kind::Usage,
+            _ => Kind::Unavailable,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Spawn(_) => vec![
+                "firecracker.binary must be an executable Firecracker; `crabbox setup firecracker` fetches one".to_owned(),
+            ],
+            Self::Ended { .. } | Self::Api(_) => {
+                vec!["`crabbox doctor --provider firecracker` checks KVM, Firecracker and the image".to_owned()]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// How the VMM is started and what it is told.
+#[derive(Debug)]
+pub struct Plan {
+    cmd: Cmd,
+    program: PathBuf,
+    netns: PathBuf,
+    /// Whether the program enters the namespace by itself (the jailer does).
+    enters: bool,
+    api: PathBuf,
+    boot: BootPlan,
+    /// The control groups that the jailer makes, the lease's own first.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Plans the VMM of a lease.
+pub fn plan(request: &AcquireRequest, made: &Allocated, home: &Home, outer: &Outer) -> Result<Plan, VmmError> {
+    let vmid = &made.stored.record.vmid;
+    let netns = made.lease.dir().netns();
+    let firecracker = &request.programs.firecracker;
+    let boot = boot(request, outer);
+    let options = VmmOptions {
+        log_path: Some(LOG.to_owned()),
+        level: Some(LogLevel::Info),
+        ..VmmOptions::new(API)
+    };
+    let id: VmId = vmid.parse()?;
+    let (argv, cgroup, enters) = match (&request.programs.jailer, made.uid) {
+        (Some(jail), Some(uid)) => {
+            let parent = format!("crabbox-{}", made.lease.id().tag());
+            let launch = JailLaunch {
+                jailer: jail.jailer.clone(),
+                layout: JailLayout::new(&made.lease.dir().jails(), firecracker, id)?,
+                uid,
+                gid: uid,
+                netns: Some(netns.clone()),
+                cgroup: Cgroup { parent: Some(parent.clone()), values: limits(request) },
+                resource_limits: Vec::new(),
+                new_pid_ns: false,
+                options,
+            };
+            (launch.argv(), Some(PathBuf::from(CGROUPS).join(parent).join(vmid)), true)
+        }
+        _ => (DirectLaunch { binary: firecracker.clone(), id, options }.argv(), None, false),
+    };
+    let (program, args) = argv.split_first().ok_or(VmmError::Ended { program: firecracker.clone() })?;
+    Ok(Plan {
+        program: program.into(),
+        cmd: Cmd::new(program).args(args).cwd(&home.dir),
+        netns,
+        enters,
+        api: home.join(API),
+        boot,
+        cgroup,
+    })
+}
+
+/// The limits of the lease's control group: what was asked for and a little for the VMM.
+fn limits(request: &AcquireRequest) -> Vec<(String, String)> {
+    let machine = request.machine;
+    let memory = (u64::from(machine.memory_mib) + VMM_OVERHEAD_MIB) * 1024 * 1024;
+    vec![
+        ("memory.max".to_owned(), memory.to_string()),
+        ("memory.swap.max".to_owned(), "0".to_owned()),
+        // Quota and period in microseconds: as many whole CPUs as the guest has, and one more for the VMM's own threads.
+        ("cpu.max".to_owned(), format!("{} 100000", (u64::from(machine.cpus) + 1) * 100_000)),
+        ("pids.max".to_owned(), (machine.cpus + PIDS_BEYOND_CPUS).to_string()),
+    ]
+}
+
+fn boot(request: &AcquireRequest, outer: &Outer) -> BootPlan {
+    let drive = |id: &str, file: &str, read_only: bool, root: bool| Drive {
+        drive_id: id.to_owned(),
+        path_on_host: file.to_owned(),
+        is_root_device: root,
+        is_read_only: read_only,
+        cache_type: None,
+        io_engine: None,
+        rate_limiter: None,
+    };
+    let (initrd, drives) = match &request.guest {
+        GuestSource::Ours { .. } => (
+            Some(INITRD.to_owned()),
+            vec![drive("base", BASE, true, false), drive("disk", DISK, false, false)],
+        ),
+        GuestSource::Foreign { .. } => {
+            (None, vec![drive("rootfs", DISK, false, true), drive("cidata", SEED, true, false)])
+        }
+    };
+    let (tap, mac) = match &outer.guest_tap {
+        Some(partner) => (partner.tap.clone(), partner.mac.clone()),
+        None => ("tap0".to_owned(), crabbox_net::GUEST_MAC.to_owned()),
+    };
+    let machine = MachineConfig {
+        // The settings allow no more than Firecracker's 32.
+        vcpu_count: u8::try_from(request.machine.cpus).unwrap_or(u8::MAX),
+        mem_size_mib: request.machine.memory_mib,
+        smt: false,
+        track_dirty_pages: false,
+        huge_pages: None,
+    };
+    let boot = BootSource {
+        kernel_image_path: KERNEL.to_owned(),
+        initrd_path: initrd,
+        boot_args: Some(kernel_args(request, outer)),
+    };
+    BootPlan {
+        drives,
+        network: vec![NetworkInterface {
+            iface_id: "eth0".to_owned(),
+            host_dev_name: tap,
+            guest_mac: Some(mac).filter(|mac| !mac.is_empty()),
+            rx_rate_limiter: None,
+            tx_rate_limiter: None,
+        }],
+        vsock: Some(Vsock { guest_cid: GUEST_CID, uds_path: VSOCK.to_owned() }),
+        ..BootPlan::new(machine, boot)
+    }
+}
+
+/// A VMM that runs.
+#[derive(Debug)]
+pub struct Running {
+    handle: ProcessHandle,
+    id: ProcessId,
+}
+
+impl Running {
+    /// Its identity.
+    pub fn id(&self) -> &ProcessId {
+        &self.id
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        self.handle.wait_exit(Duration::ZERO).unwrap_or(false)
+    }
+
+    /// The handle, for the watch.
+    pub fn into_handle(self) -> ProcessHandle {
+        self.handle
+    }
+}
+
+/// Starts the VMM with its console on `pipe`.
+pub fn start(plan: &Plan, pipe: &File) -> Result<Running, VmmError> {
+    let stream = || pipe.try_clone().map(Stdio::from).map_err(VmmError::Console);
+    let mut command = plan.cmd.to_std();
+    command.stdin(Stdio::null()).stdout(stream()?).stderr(stream()?);
+    process::new_session(&mut command);
+    // The child is not waited for: its end is seen through the pidfd, and it is reaped when the supervisor ends.
+    let child = if plan.enters {
+        plan.cmd.spawn(&mut command)?
+    } else {
+        netns::within(&plan.netns, || plan.cmd.spawn(&mut command))??
+    };
+    let pid = i32::try_from(child.id()).unwrap_or(0);
+    let ended = || VmmError::Ended { program: plan.program.clone() };
+    let id = process::identify(pid)?.ok_or_else(ended)?;
+    let handle = id.open()?.ok_or_else(ended)?;
+    Ok(Running { handle, id })
+}
+
+/// Waits for the API and boots the guest.
+pub fn boot_guest(plan: &Plan, vmm: &Running) -> Result<(), VmmError> {
+    let connected = clock::poll_until(API_LIMIT, || {
+        if vmm.has_ended() {
+            return Some(Err(VmmError::Ended { program: plan.program.clone() }));
+        }
+        match unix::connect(&plan.api) {
+            Ok(stream) => Some(Ok(stream)),
+            Err(error) if error.is_absent() => None,
+            Err(error) => Some(Err(error.into())),
+        }
+    });
+    let stream = connected.unwrap_or_else(|| Err(VmmError::NoApi { socket: plan.api.clone() }))?;
+    let stream = DeadlineStream::new(stream);
+    stream.set_limit(REQUEST_LIMIT);
+    boot_plan::boot(&mut Client::new(stream), &plan.boot)?;
+    Ok(())
+}

@@ -1,0 +1,53 @@
+//! Whether files in a directory can share their blocks, found out by trying it.
+//!
+//! It is tried on two files without a name (`O_TMPFILE`), which nobody else can see and which are gone when they are closed,
+//! whatever happens to this process.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+/// One block of every usual file system, in bytes: shared blocks are whole ones.
+const BLOCK: [u8; 4096] = [1; 4096];
+
+/// Tries it in `dir`. An error means that no file could be made there at all.
+pub fn works_in(dir: &Path) -> io::Result<bool> {
+    let mut source = match unnamed(dir) {
+        // A file system that cannot make files without a name shares no blocks either: all that do, can.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR) => return Ok(false),
+        other => other?,
+    };
+    let target = unnamed(dir)?;
+    source.write_all(&BLOCK)?;
+    Ok(rustix::fs::ioctl_ficlone(&target, &source).is_ok())
+}
+
+fn unnamed(dir: &Path) -> Result<File, Errno> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR).map(File::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clone::{CloneMethod, clone_file};
+
+    #[test]
+    fn the_trial_says_what_a_copy_does_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = works_in(dir.path()).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        let from = dir.path().join("from");
+        std::fs::write(&from, BLOCK).unwrap();
+        let method = clone_file(&from, &dir.path().join("to")).unwrap();
+        assert_eq!(said, method == CloneMethod::Reflink);
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_an_error() {
+        assert!(works_in(Path::new("/nowhere")).is_err());
+    }
+}

@@ -1,0 +1,135 @@
+//! Leasing a machine for a command: configuration to request, request to lease, with the words for what happens on the way.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use crabbox_core::config::{Settings, firecracker};
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_engine::context::{Engine, OpenError};
+use crabbox_engine::event::Event;
+use crabbox_engine::firecracker::{self as provider, AcquireLeaseError, AcquiredLease};
+use crabbox_engine::prepare::{self, NewLease};
+use crabbox_host::command::Cmd;
+use crabbox_host::signals::{Interrupts, SignalError};
+
+use crate::context::Ctx;
+use crate::env::EnvError;
+use crate::ui::CommandError;
+
+/// What a command wants of a new lease beyond its configuration.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    /// The slug asked for.
+    pub(super) slug: Option<String>,
+    /// Whether to keep it.
+    pub(super) keep: bool,
+}
+
+/// The engine for this environment.
+pub(super) fn engine(ctx: &Ctx<'_>) -> Result<Engine, EngineError> {
+    let exe = std::env::current_exe().map_err(EngineError::Exe)?;
+    let runtime = ctx.env.os("XDG_RUNTIME_DIR").map(Path::new);
+    let failpoint = ctx.env.text("CRABBOX_TEST_FAILPOINT").unwrap_or_default();
+    Ok(Engine::open(
+        ctx.env.places()?,
+        exe,
+        ctx.env.path(),
+        runtime,
+        failpoint,
+    )?)
+}
+
+/// Why there is no engine.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EngineError {
+    /// This program cannot find itself.
+    #[error("cannot find this program's own file")]
+    Exe(#[source] std::io::Error),
+    /// The environment does not say where state is.
+    #[error(transparent)]
+    Env(#[from] EnvError),
+    /// There is no place for SSH sockets.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Signals cannot be watched.
+    #[error(transparent)]
+    Signals(#[from] SignalError),
+}
+
+impl Fault for EngineError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Env(error) => error.hints(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Watches for Ctrl-C from here on.
+pub(super) fn interrupts() -> Result<Interrupts, EngineError> {
+    Ok(Interrupts::install()?)
+}
+
+/// Leases a machine and claims it for the repository we stand in.
+pub(super) fn acquire(
+    ctx: &Ctx<'_>,
+    engine: &Engine,
+    settings: &Settings,
+    wanted: &Wanted,
+    interrupts: &Interrupts,
+) -> Result<AcquiredLease, CommandError> {
+    settings.provider()?;
+    let plan = firecracker::plan(settings)?;
+    let new = NewLease {
+        slug: wanted.slug.clone(),
+        keep: wanted.keep,
+    };
+    let request = prepare::request(engine, &plan, &new)?;
+    let repo = repository(ctx.env.cwd()?);
+    let mut vmid = String::new();
+    let acquired = provider::acquire(engine, &request, &repo, interrupts, &mut |event| {
+        if let Event::Allocated { name, .. } = event {
+            vmid.clone_from(name);
+        }
+    });
+    let acquired = acquired.inspect_err(|error| show_console(ctx, error))?;
+    ctx.printer.note(format_args!(
+        "provisioned provider=firecracker lease={} vmid={vmid} ip={}",
+        acquired.lease.id, acquired.lease.address
+    ));
+    Ok(acquired)
+}
+
+/// A machine that did not come up has something to say; its console is gone with it otherwise.
+fn show_console(ctx: &Ctx<'_>, error: &AcquireLeaseError) {
+    let lines = error.console();
+    if lines.is_empty() {
+        return;
+    }
+    ctx.printer
+        .note(format_args!("console tail last {} lines:", lines.len()));
+    for line in lines {
+        ctx.printer.note(format_args!("  {line}"));
+    }
+}
+
+/// The root of the git repository around `cwd`, else `cwd` itself.
+pub(super) fn repository(cwd: &Path) -> PathBuf {
+    let asked = Cmd::new("git")
+        .args(["rev-parse", "--show-toplevel"])
+        .cwd(cwd)
+        .run();
+    match asked {
+        Ok(answer) => {
+            use std::os::unix::ffi::OsStringExt as _;
+            let mut bytes = answer.stdout;
+            bytes.truncate(bytes.trim_ascii_end().len());
+            PathBuf::from(OsString::from_vec(bytes))
+        }
+        Err(_) => cwd.to_owned(),
+    }
+}

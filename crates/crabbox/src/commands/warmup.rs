@@ -1,0 +1,62 @@
+//! `warmup`: leases a machine and leaves it ready.
+
+use std::time::Instant;
+
+use crabbox_core::timestamp;
+use crabbox_engine::lease::Lease;
+
+use crate::args::WarmupArgs;
+use crate::commands::acquire::{self, Wanted};
+use crate::context::Ctx;
+use crate::go;
+use crate::timing::{Outcome, TimingJson};
+use crate::ui::{CommandError, Exit};
+
+pub(super) fn run(ctx: &Ctx<'_>, args: &WarmupArgs) -> Result<Exit, CommandError> {
+    let started = Instant::now();
+    let settings = ctx.settings(&args.keys.values)?.settings;
+    let engine = acquire::engine(ctx)?;
+    let interrupts = acquire::interrupts()?;
+    let wanted = Wanted {
+        slug: args.slug.clone(),
+        keep: args.keep,
+    };
+    let acquired = acquire::acquire(ctx, &engine, &settings, &wanted, &interrupts)?;
+    let lease = &acquired.lease;
+    print_leased(ctx, lease);
+    let total = started.elapsed();
+    ctx.printer
+        .line(format_args!("warmup complete total={}", go::milliseconds(total)));
+    if args.timing_json {
+        let outcome = Outcome {
+            total,
+            lease: Some(total),
+            ..Outcome::default()
+        };
+        ctx.printer.note_json(&TimingJson::new(lease, &outcome))?;
+    }
+    Ok(Exit::SUCCESS)
+}
+
+/// The two lines by which scripts know a lease.
+fn print_leased(ctx: &Ctx<'_>, lease: &Lease) {
+    let idle = go::seconds(lease.idle_seconds());
+    let expires = timestamp::rfc3339(lease.expires_at().unwrap_or_default());
+    ctx.printer.line(format_args!(
+        "leased {} slug={} provider={} server={} type={} ip={} idle_timeout={idle} expires={expires}",
+        lease.id,
+        lease.slug,
+        lease.provider,
+        lease.display_id(),
+        lease.server_type,
+        lease.address,
+    ));
+    if let Some(target) = &lease.target {
+        ctx.printer.line(format_args!(
+            "ready ssh={}:{} network=public workroot={}",
+            target.destination(),
+            target.port,
+            lease.work_root
+        ));
+    }
+}

@@ -1,0 +1,117 @@
+//! The one line of JSON that `--timing-json` prints (behaviour reference 5.3).
+
+use std::time::Duration;
+
+use crabbox_engine::lease::Lease;
+use serde::Serialize;
+
+use crate::go;
+
+/// What became of a command, for its timing line.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Outcome {
+    /// Exit code.
+    pub(crate) exit_code: i32,
+    /// The whole command.
+    pub(crate) total: Duration,
+    /// From the request to a lease that can be entered; `None` where the lease was there.
+    pub(crate) lease: Option<Duration>,
+    /// Bringing the tree over.
+    pub(crate) sync: Duration,
+    /// Whether nothing had to be brought.
+    pub(crate) sync_skipped: bool,
+    /// The command itself.
+    pub(crate) command: Duration,
+    /// The run's id; empty for `warmup`.
+    pub(crate) run_id: String,
+    /// `--label`.
+    pub(crate) label: String,
+    /// The repository's root.
+    pub(crate) repo_path: String,
+    /// The working directory in the guest.
+    pub(crate) workdir: String,
+    /// Whether the lease was given back, where that was tried.
+    pub(crate) stopped: Option<bool>,
+    /// Why giving it back did not work.
+    pub(crate) stop_error: String,
+}
+
+/// The document.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct TimingJson {
+    provider: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    lease_id: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    slug: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease_ms: Option<u64>,
+    sync_ms: u64,
+    sync_skipped: bool,
+    command_ms: u64,
+    total_ms: u64,
+    end_to_end_ms: u64,
+    exit_code: i32,
+    run_status: &'static str,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    run_id: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    label: String,
+    machine_type: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    repo_path: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    workdir: String,
+    stop_command: String,
+    idle_timeout: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease_stopped: Option<bool>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    lease_stop_error: String,
+}
+
+impl TimingJson {
+    /// The line for a command on `lease`.
+    pub(crate) fn new(lease: &Lease, outcome: &Outcome) -> Self {
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            provider: lease.provider.to_owned(),
+            lease_id: lease.id.clone(),
+            slug: lease.slug.clone(),
+            lease_ms: outcome.lease.map(ms),
+            sync_ms: ms(outcome.sync),
+            sync_skipped: outcome.sync_skipped,
+            command_ms: ms(outcome.command),
+            total_ms: ms(outcome.total),
+            end_to_end_ms: if outcome.run_id.is_empty() {
+                0
+            } else {
+                ms(outcome.total)
+            },
+            exit_code: outcome.exit_code,
+            run_status: if outcome.exit_code == 0 {
+                "succeeded"
+            } else {
+                "failed"
+            },
+            run_id: outcome.run_id.clone(),
+            label: outcome.label.clone(),
+            machine_type: lease.server_type.clone(),
+            repo_path: outcome.repo_path.clone(),
+            workdir: outcome.workdir.clone(),
+            stop_command: stop_command(lease),
+            idle_timeout: go::seconds(lease.idle_seconds()),
+            lease_stopped: outcome.stopped,
+            lease_stop_error: outcome.stop_error.clone(),
+        }
+    }
+}
+
+/// The command that gives `lease` back.
+pub(crate) fn stop_command(lease: &Lease) -> String {
+    format!(
+        "crabbox stop --provider {} --target linux --id {}",
+        lease.provider, lease.slug
+    )
+}
