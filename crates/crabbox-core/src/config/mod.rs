@@ -6,15 +6,20 @@
 pub mod firecracker;
 pub mod key;
 pub mod layer;
+mod provider;
 mod resolve;
 pub mod settings;
+mod suggest;
+mod table;
 pub mod trust;
 mod value;
 mod warning;
 mod yaml;
 
-pub use resolve::{ConfigFile, FlagValue, Inputs, Resolution, resolve, suggest, suggest_variable};
-pub use settings::{Provider, ProviderError, Settings};
+pub use provider::{Provider, ProviderError};
+pub use resolve::{ConfigFile, FlagValue, Inputs, Resolution, resolve};
+pub use settings::Settings;
+pub use suggest::{suggest, suggest_variable};
 pub use value::Value;
 pub use warning::{ConfigError, Spot, Warning};
 

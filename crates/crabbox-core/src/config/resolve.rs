@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use super::key::{FOREIGN_SECTIONS, KEYS, Key, Kind, Merge, Name, Trust};
 use super::layer::{Layer, Origin, Place, Sourced};
 use super::settings::Settings;
+use super::suggest::suggest;
+use super::table::Table;
 use super::value::{Bases, Value, from_node, from_text};
 use super::warning::{ConfigError, Spot, Warning};
 use super::yaml::{self, Content, Node};
@@ -71,54 +73,6 @@ impl Resolution {
     /// The value of a key with its origin, for `config explain`.
     pub fn explain(&self, name: Name) -> &Sourced<Value> {
         self.values.get(name)
-    }
-}
-
-/// One value for each key of the registry.
-#[derive(Debug, Clone)]
-pub(super) struct Table(Vec<Sourced<Value>>);
-
-impl Table {
-    fn defaults(home: Option<&Path>) -> Self {
-        let bases = Bases {
-            home,
-            relative: Path::new("/"),
-        };
-        let value = |key: &Key| {
-            from_text(key.kind, key.default, bases).expect("a test reads every default of the registry")
-        };
-        Self(
-            KEYS.iter()
-                .map(|key| Sourced {
-                    value: value(key),
-                    origin: Origin::Default,
-                })
-                .collect(),
-        )
-    }
-
-    pub(super) fn get(&self, name: Name) -> &Sourced<Value> {
-        &self.0[name as usize]
-    }
-
-    fn merge(&mut self, key: &Key, value: Value, origin: Origin) {
-        let slot = &mut self.0[key.name as usize];
-        let value = match (&slot.value, value, key.merge) {
-            (Value::List(old), Value::List(new), Merge::Append) => {
-                Value::List([old.as_slice(), &new].concat())
-            }
-            (Value::List(old), Value::List(new), Merge::AppendUnique) => {
-                let mut all = old.clone();
-                for item in new {
-                    if !all.contains(&item) {
-                        all.push(item);
-                    }
-                }
-                Value::List(all)
-            }
-            (_, value, _) => value,
-        };
-        *slot = Sourced { value, origin };
     }
 }
 
@@ -284,7 +238,7 @@ impl Fold {
                     relative: inputs.cwd,
                 },
             ) {
-                Some(Value::List(items)) => self.set(key, Value::List(items), origin),
+                Some(Value::List(items)) => self.values.set(key, Value::List(items), origin),
                 Some(value) => self.take(key, value, &text, origin),
                 None => self.unusable(key, &text, origin),
             }
@@ -317,7 +271,7 @@ impl Fold {
             }
             // An empty path or port says nothing; an empty text was said on purpose.
             if !value.is_blank() || key.kind == Kind::Text {
-                self.set(key, value, Origin::Flag(flag.name));
+                self.values.set(key, value, Origin::Flag(flag.name));
             }
         }
         Ok(())
@@ -330,11 +284,6 @@ impl Fold {
         } else if !value.is_blank() {
             self.values.merge(key, value, origin);
         }
-    }
-
-    /// Puts a value in place of whatever was there: what variables and flags do, also for lists.
-    fn set(&mut self, key: &Key, value: Value, origin: Origin) {
-        self.values.0[key.name as usize] = Sourced { value, origin };
     }
 
     fn unusable(&mut self, key: &Key, spelling: &str, origin: Origin) {
@@ -420,54 +369,4 @@ fn printable(text: &str) -> String {
         out.push('\u{2026}');
     }
     out
-}
-
-/// The known key or section that is most like `path`, when one is near enough to be what was meant.
-pub fn suggest(path: &str) -> Option<&'static str> {
-    let sections = KEYS
-        .iter()
-        .filter_map(|key| key.path.split_once('.').map(|(section, _)| section));
-    let (edits, known) = KEYS
-        .iter()
-        .map(|key| key.path)
-        .chain(sections)
-        .map(|known| {
-            (
-                distance(&path.to_ascii_lowercase(), &known.to_ascii_lowercase()),
-                known,
-            )
-        })
-        .min()?;
-    // Short words are near to everything, so they have to be nearer.
-    (edits <= 2.min(path.chars().count() / 3)).then_some(known)
-}
-
-/// The variable of a key that is most like `name`, when `name` is none itself and looks like a misspelt one.
-pub fn suggest_variable(name: &str) -> Option<&'static str> {
-    const PREFIX: &str = "CRABBOX_";
-    let word = name.strip_prefix(PREFIX)?;
-    let known = || KEYS.iter().flat_map(|key| key.variables.iter().copied());
-    if known().any(|variable| variable == name) {
-        return None;
-    }
-    let (edits, variable) = known()
-        .map(|variable| (distance(word, variable.trim_start_matches(PREFIX)), variable))
-        .min()?;
-    (edits <= 2.min(word.chars().count() / 4)).then_some(variable)
-}
-
-/// Edits that turn one text into the other (Levenshtein), with long texts cut: they are no typing errors.
-fn distance(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().take(64).collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (i, l) in left.chars().take(64).enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, r) in right.iter().enumerate() {
-            let replaced = diagonal + usize::from(l != *r);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[right.len()]
 }

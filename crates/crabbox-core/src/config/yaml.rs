@@ -331,7 +331,9 @@ mod tests {
             text = format!("{text}a{level}: &a{level} [{refs}]\n");
         }
         assert!(parse(&text).is_err());
-        let deep = "[".repeat(10_000);
-        assert!(parse(&deep).is_err());
+        let nested = |depth: usize| format!("a: {}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(parse(&nested(20)).is_ok());
+        assert!(parse(&nested(40)).is_err());
+        assert!(parse(&"[".repeat(10_000)).is_err());
     }
 }

@@ -1,0 +1,74 @@
+//! The providers by name.
+//!
+//! Only their names and the choice among them; what a provider does is the engine's.
+
+use crate::fault::{Fault, Kind};
+
+/// The providers of this program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Provider {
+    /// microVMs on this host.
+    Firecracker,
+    /// A host that exists already.
+    Ssh,
+}
+
+impl Provider {
+    /// All of them, in the order they are listed.
+    pub const ALL: [Self; 2] = [Self::Firecracker, Self::Ssh];
+
+    /// The canonical name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Firecracker => "firecracker",
+            Self::Ssh => "ssh",
+        }
+    }
+
+    /// Other names that mean the same.
+    pub const fn aliases(self) -> &'static [&'static str] {
+        match self {
+            Self::Firecracker => &[],
+            Self::Ssh => &["static", "static-ssh"],
+        }
+    }
+
+    /// The provider with this name or alias.
+    pub fn by_name(name: &str) -> Result<Self, ProviderError> {
+        Self::ALL
+            .into_iter()
+            .find(|provider| provider.name() == name || provider.aliases().contains(&name))
+            .ok_or_else(|| ProviderError::Unknown {
+                name: name.to_owned(),
+            })
+    }
+}
+
+/// Why there is no provider to work with.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProviderError {
+    /// Nobody chose one.
+    #[error(
+        "no provider selected; use --provider <name>, set CRABBOX_PROVIDER, or configure a provider; run 'crabbox providers recommend' to compare options"
+    )]
+    NotSelected,
+    /// The one that was chosen does not exist here.
+    #[error("unknown provider {name:?}; this program has firecracker and ssh")]
+    Unknown {
+        /// Its name as configured.
+        name: String,
+    },
+}
+
+impl Fault for ProviderError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::NotSelected => vec!["for microVMs on this host: --provider firecracker".to_owned()],
+            Self::Unknown { .. } => vec!["crabbox providers lists what each can do".to_owned()],
+        }
+    }
+}
