@@ -3,7 +3,15 @@
 # It answers "is the workdir what the manifest says", clears what is in the way, and writes down what it saw after rsync.
 # It must never follow a symbolic link out of the workdir when it removes something, and never call a file unchanged
 # whose inode does not carry the very times that it carried right after the last sync.
+#
+# One conversation per sync, a JSON line each way: the request; "same", or "differs"; then the manifest, length first;
+# "stale" with what rsync is to send, or "done"; then, each when wanted, "seed" with a pack in frames and "finalize".
 import functools, json, os, stat, sys, time
+
+try:
+    from _sha2 import sha256
+except ImportError:
+    from _sha256 import sha256
 
 DIR = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 RACY_NS = 20_000_000  # two ticks of a slow kernel: two writes closer than this can carry one change time
@@ -141,57 +149,59 @@ def remove_tree(fd, leaf):
     os.rmdir(leaf, dir_fd=fd)
 
 
-def with_parent(path, act):
-    """Calls `act(fd, leaf)` in the directory that holds `path`, then drops the directories that this left empty. Does
-    nothing when the way there is not made of directories: then the path is not ours."""
-    *above, leaf = path.split(b"/")
+def way_to(path):
+    """Handles of the workdir and of the directories above `path`, as far as they are directories; and the names of all."""
+    parts = path.split(b"/")
     handles = [os.open(b".", DIR)]
     try:
-        for part in above:
+        for part in parts[:-1]:
             handles.append(os.open(part, DIR, dir_fd=handles[-1]))
     except (FileNotFoundError, NotADirectoryError):
-        above = None
-    try:
-        if above is None or not act_in(handles[-1], leaf, act):
-            return
-        while above:
-            mode = writable(handles[-2])
-            try:
-                os.rmdir(above.pop(), dir_fd=handles[-2])
-            except OSError:
-                return
-            finally:
-                if mode is not None:
-                    os.chmod("/proc/self/fd/%d" % handles[-2], mode)
-            os.close(handles.pop())
-    finally:
-        for handle in handles:
-            os.close(handle)
+        pass
+    return handles, parts
 
 
-def act_in(fd, leaf, act):
-    try:
-        os.stat(leaf, dir_fd=fd, follow_symlinks=False)
-    except OSError:
-        return False
+def changed_in(fd, act, leaf):
+    """Calls `act(fd, leaf)` in a directory that is made writable for it."""
     mode = writable(fd)
     try:
-        return act(fd, leaf)
+        act(fd, leaf)
     finally:
         if mode is not None:
             os.chmod("/proc/self/fd/%d" % fd, mode)
 
 
-def unlink_file(fd, leaf):
-    if stat.S_ISDIR(os.stat(leaf, dir_fd=fd, follow_symlinks=False).st_mode):
-        return False  # a directory where we had a file: the guest's own
-    os.unlink(leaf, dir_fd=fd)
-    return True
+def prune(path):
+    """Removes a file that an earlier sync brought, and the directories that this, or a broken sync, left empty. A
+    directory where the file was is the guest's own, and so is everything beyond a link."""
+    handles, parts = way_to(path)
+    try:
+        if len(handles) == len(parts):
+            try:
+                if not stat.S_ISDIR(os.stat(parts[-1], dir_fd=handles[-1], follow_symlinks=False).st_mode):
+                    changed_in(handles[-1], lambda fd, leaf: os.unlink(leaf, dir_fd=fd), parts[-1])
+            except FileNotFoundError:
+                pass
+        while len(handles) > 1:
+            os.close(handles.pop())
+            try:
+                changed_in(handles[-1], lambda fd, leaf: os.rmdir(leaf, dir_fd=fd), parts[len(handles) - 1])
+            except OSError:
+                return  # not empty
+    finally:
+        for handle in handles:
+            os.close(handle)
 
 
-def remove_any(fd, leaf):
-    remove_tree(fd, leaf)
-    return True
+def clear(path):
+    """Removes whatever stands at `path`, which the manifest needs for something else."""
+    handles, parts = way_to(path)
+    try:
+        if len(handles) == len(parts):
+            changed_in(handles[-1], remove_tree, parts[-1])
+    finally:
+        for handle in handles:
+            os.close(handle)
 
 
 def make_way(paths):
@@ -209,8 +219,7 @@ def make_way(paths):
             except (FileNotFoundError, NotADirectoryError):
                 break
             if not stat.S_ISDIR(st.st_mode):
-                # Only the thing itself: an emptied parent will be needed.
-                with_parent(at, lambda fd, leaf: os.unlink(leaf, dir_fd=fd))
+                clear(at)
                 break
             dirs.known[at] = True
         else:
@@ -219,7 +228,7 @@ def make_way(paths):
             except (FileNotFoundError, NotADirectoryError):
                 continue
             if stat.S_ISDIR(st.st_mode):
-                with_parent(path, lambda fd, leaf: remove_tree(fd, leaf))
+                clear(path)
 
 
 # ---- the Go program's own files, so that both may sync into one lease
@@ -227,6 +236,118 @@ def make_way(paths):
 def go_dir():
     git = workdir + b"/.git"
     return git + b"/crabbox" if os.path.isdir(git) and not os.path.islink(git) else workdir + b"/.crabbox"
+
+
+# ---- git: the commit, branch and staged changes of the local repository, so that the command finds a repository
+
+def head_files():
+    """The files that say which commit is checked out: if the guest moves them, the sync is not in sync."""
+    branch = request["seed"]["branch"]
+    files = [b".git/HEAD"] + ([b".git/refs/heads/" + branch.encode()] if branch else [])
+    return [path for path in files if os.path.isfile(path)]
+
+
+def git_dir_is_ours():
+    try:
+        return stat.S_ISDIR(os.lstat(b".git").st_mode)
+    except FileNotFoundError:
+        return True
+
+
+def seed_state():
+    """Whether the repository must be brought up to date, and the commit that it has from the last time."""
+    known = read(meta + b"/seed").split(b"\n")
+    if len(known) != 3 or not os.path.isdir(b".git/objects"):
+        return {"needed": True, "have": ""}
+    now = [b"%s %s" % (path, seen(path)) for path in head_files()]
+    same = known[0] == request["seed"]["id"].encode() and known[2] == sha256(b"\0".join(now)).hexdigest().encode()
+    return {"needed": not same, "have": known[1].decode()}
+
+
+def run_git(*args, feed=None):
+    import subprocess
+
+    env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    env["LC_ALL"] = "C"
+    done = subprocess.run(
+        ["git", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "gc.auto=0", *args],
+        input=feed, capture_output=True, env=env, stdin=None if feed is not None else subprocess.DEVNULL,
+    )
+    return done.returncode, done.stdout, done.stderr.decode("utf-8", "replace").strip()
+
+
+def must_git(*args, feed=None):
+    code, out, err = run_git(*args, feed=feed)
+    if code != 0:
+        raise Refused("git %s: %s" % (args[0], err.splitlines()[-1] if err else "exit code %d" % code))
+    return out
+
+
+def frames():
+    while True:
+        size = int(source.readline())
+        if size == 0:
+            return
+        yield source.read(size)
+
+
+def seeded():
+    """Takes a pack and makes .git say what the local repository says; leaves files of the working tree alone."""
+    pack = meta + b"/tmp/seed.pack"
+    staged = source.read(int(source.readline()))
+    with open(pack, "wb") as file:
+        for frame in frames():
+            file.write(frame)
+    try:
+        apply_seed(pack, staged)
+        answer(state="seeded")
+    except Refused as refused:
+        answer(state="unseeded", why=str(refused))
+    except (OSError, ImportError) as error:
+        answer(state="unseeded", why=str(error))
+    finally:
+        os.unlink(pack)
+
+
+def apply_seed(pack, staged):
+    seed = request["seed"]
+    if not git_dir_is_ours():
+        raise Refused(".git in the workdir is not a directory")
+    if os.path.exists(meta + b"/seed"):
+        os.unlink(meta + b"/seed")
+    if not os.path.isdir(b".git/objects"):
+        must_git("init", "-q", "--template=", ".")
+    if os.path.exists(b".git/index.lock"):
+        os.unlink(b".git/index.lock")  # no command runs during a sync: a dead one left it
+    if os.path.getsize(pack):
+        with open(pack, "rb") as file:
+            must_git("index-pack", "--stdin", feed=file.read())
+    head, branch = seed["head"], seed["branch"]
+    if head:
+        commit = must_git("cat-file", "commit", head).split(b"\n\n")[0].splitlines()
+        parents = [line[7:].decode() for line in commit if line.startswith(b"parent ")]
+        if any(run_git("cat-file", "-e", parent)[0] for parent in parents):
+            known = read(b".git/shallow").split()
+            if head.encode() not in known:
+                write(b".git/shallow", [line + b"\n" for line in [*known, head.encode()]])
+    if branch:
+        must_git("symbolic-ref", "HEAD", "refs/heads/" + branch)
+        if head:
+            must_git("update-ref", "refs/heads/" + branch, head)
+        else:
+            run_git("update-ref", "-d", "refs/heads/" + branch)
+    else:
+        must_git("update-ref", "--no-deref", "HEAD", head)
+    must_git("read-tree", *(["--reset", head] if head else ["--empty"]))
+    must_git("update-index", "-z", "--index-info", feed=staged)
+    if seed["origin"]:
+        must_git("config", "remote.origin.url", seed["origin"])
+    exclude = read(b".git/info/exclude")
+    if b"/.crabbox/" not in exclude.splitlines():
+        os.makedirs(b".git/info", exist_ok=True)
+        write(b".git/info/exclude", [exclude, b"" if exclude.endswith(b"\n") or not exclude else b"\n", b"/.crabbox/\n"])
+    now = [b"%s %s" % (path, seen(path)) for path in head_files()]
+    write(meta + b"/seed", [b"\n".join([seed["id"].encode(), head.encode(), sha256(b"\0".join(now)).hexdigest().encode()])])
 
 
 # ---- steps
@@ -237,7 +358,7 @@ def enter():
         handle = os.open(lease, DIR & ~os.O_NOFOLLOW)
         remove_tree(handle, name)
         os.close(handle)
-        for file in (b"/index", b"/pending", b"/seed"):
+        for file in (b"/index", b"/pending", b"/stamp", b"/seed"):
             if os.path.exists(meta + file):
                 os.unlink(meta + file)
     for path in (workdir, lease + b"/.crabbox-sync", meta, meta + b"/tmp"):
@@ -255,7 +376,9 @@ def check():
     except OSError:
         return False
     fingerprint, index, gone = load_index()
-    return fingerprint == request["fingerprint"] and unchanged(index, gone)
+    if fingerprint != request["fingerprint"] or not unchanged(index, gone):
+        return False
+    return not request["seed"] or not seed_state()["needed"]
 
 
 def prepare(data):
@@ -277,7 +400,7 @@ def prepare(data):
         write(meta + b"/pending", [b"".join(row + b"\0" for row in lost), data])
         for path in sorted(ours - wanted) + gone:
             if path not in wanted:
-                with_parent(path, unlink_file)
+                prune(path)
     write(meta + b"/pending", [data])
     remove_leftovers()
     dirs = Dirs()
@@ -300,12 +423,17 @@ def remove_leftovers():
 
 def finalize(rows, gone):
     """Writes down how every path looks now; those that are not what was to be sent are left out and so sent again."""
+    extra = head_files() if request["seed"] else []
+    # Without a stamp nobody trusts the lists while they are being written.
+    if os.path.exists(meta + b"/stamp"):
+        os.unlink(meta + b"/stamp")
     dirs = Dirs()
     found = [look(dirs, row[5]) for row in rows]
     newest = max((int(now.split(b" ")[4]) for now in found if now), default=0)
     if newest > time.time_ns() - RACY_NS:
         # A write right after this look must not be able to carry the change time that was just seen.
         time.sleep(RACY_NS / 1e9)
+        dirs = Dirs()
         found = [look(dirs, row[5]) for row in rows]
     index, unsettled = [], []
     for at, (row, now) in enumerate(zip(rows, found)):
@@ -317,12 +445,35 @@ def finalize(rows, gone):
     head = json.dumps({"version": 1, "fingerprint": whole, "count": len(index)}).encode() + b"\n"
     write(meta + b"/index", [head, b"".join(index), b"-\0", b"".join(path + b"\0" for path in gone)])
     if not unsettled:
-        os.unlink(meta + b"/pending")
+        write_stamp([(row[5], now) for row, now in zip(rows, found)], dirs, gone, extra)
+        if os.path.exists(meta + b"/pending"):
+            os.unlink(meta + b"/pending")
     go = go_dir()
     if os.path.isdir(go) or go.endswith(b"/.git/crabbox"):
         os.makedirs(go, exist_ok=True)
         write(go + b"/sync-manifest", [b"".join(row[5] + b"\0" for row in rows)])
     return unsettled
+
+
+def write_stamp(found, dirs, gone, extra):
+    """The same knowledge in the form that a shell can check without python: two lists of paths, and the hash of what
+    stat(1) says of them. The second list holds directories, which must be directories, and what must be absent."""
+    found = found + [(path, seen(path)) for path in extra]
+    ways = sorted(path for path in dirs.known if path) + gone
+    hashed = sha256()
+    for path, now in found:
+        _, mode, size, mtime, ctime, inode = now.split(b" ")
+        form = stat.S_IFREG if now[:1] == b"f" else stat.S_IFLNK
+        times = [b"%d.%09d" % divmod(int(when), 10**9) for when in (mtime, ctime)]
+        hashed.update(b"%x %s %s %s %s %s\0" % (form | int(mode, 8), size, *times, inode, path))
+    for path in ways:
+        try:
+            hashed.update(b"%x %s\0" % (os.lstat(path).st_mode & 0o170000, path))
+        except OSError:
+            pass
+    write(meta + b"/paths", [path + b"\0" for path, _ in found])
+    write(meta + b"/ways", [path + b"\0" for path in ways])
+    write(meta + b"/stamp", [request["fingerprint"].encode(), b" ", hashed.hexdigest().encode(), b"\n"])
 
 
 def as_sent(row, now):
@@ -336,21 +487,24 @@ def as_sent(row, now):
 
 
 def main():
-    step = request["step"]
-    if step == "finalize":
-        os.chdir(workdir)
-        rows, gone = entries(read(meta + b"/pending"))
-        return answer(state="done", unsettled=finalize(rows, gone))
-    if not (request["reset"] or request["distrust"] or request["checked"]) and check():
+    trusted = not (request["reset"] or request["distrust"])
+    if trusted and check():
         return answer(state="same")
-    if step == "check":
-        return answer(state="differs")
-    rows, gone, stale = prepare(source.read())
-    if not stale:
+    answer(state="differs")
+    rows, gone, stale = prepare(source.read(int(source.readline())))
+    seed = seed_state() if request["seed"] else {"needed": False}
+    if len(stale) == len(rows) and rows:
+        answer(state="stale", all=True, seed=seed)
+    elif stale or seed["needed"]:
+        answer(state="stale", stale=stale, seed=seed)
+    else:
         return answer(state="done", unsettled=finalize(rows, gone))
-    if len(stale) == len(rows):
-        return answer(state="stale", all=True)
-    return answer(state="stale", stale=stale)
+    for line in source:
+        step = line.strip()
+        if step == b"seed":
+            seeded()
+        elif step == b"finalize":
+            return answer(state="done", unsettled=finalize(rows, gone))
 
 
 try:

@@ -3,50 +3,59 @@
 //! Nothing is installed in the lease. What comes back was written by a machine that runs foreign code: it is bounded and
 //! checked, and it must never make this side do more than send files of the manifest.
 
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crabbox_host::clock::poll_until;
 use crabbox_host::command::CommandError;
+use crabbox_ssh::quote;
 use serde::{Deserialize, Serialize};
 
 use crate::channel::Channel;
+use crate::seed::Seed;
 
 const PROGRAM: &str = include_str!("agent.py");
 
-/// Reads the program from standard input and runs it; one line without quotes, so that every login shell takes it.
-const BOOTSTRAP: &str =
-    "exec python3 -IS -c 'import sys;exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))'";
+/// What runs in the lease. The shell alone answers "same": `stat` over the lists of the last sync, hashed, must give what
+/// the agent wrote down. Otherwise python reads the program from standard input and goes into it. One line, no single
+/// quotes and no `!`, so that every login shell passes it on.
+const BOOTSTRAP: &str = concat!(
+    r#"cd "$1" 2>/dev/null && read -r f s <"$2/stamp" && [ "$f" = "$3" ] && "#,
+    r#"[ "$({ xargs -0 stat --printf "%f %s %.9Y %.9Z %i %n\0" -- <"$2/paths"; "#,
+    r#"xargs -0 stat --printf "%f %n\0" -- <"$2/ways"; } 2>/dev/null | sha256sum | cut -c1-64)" = "$s" ] "#,
+    r#"&& echo "{\"state\":\"same\"}" || "#,
+    r#"exec python3 -IS -c "import sys;exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))""#,
+);
 
 /// OpenSSH's exit status when the connection, not the command, failed.
 const SSH_FAILED: i32 = 255;
 
-/// One step.
+/// A reply longer than this many bytes is not one.
+const REPLY_LIMIT: u64 = 64 << 20;
+
+/// How much of standard error is kept.
+const STDERR_KEPT: u64 = 16 * 1024;
+
+/// What a sync asks for.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Request<'a> {
-    pub(crate) step: Step,
     /// `<workRoot>/<leaseID>`.
     pub(crate) lease_dir: &'a str,
     /// The directory in it.
     pub(crate) name: &'a str,
+    /// Equal to that of the last sync only if nothing changed here.
     pub(crate) fingerprint: &'a str,
     /// Prune what earlier syncs brought and the manifest has no more.
     pub(crate) delete: bool,
     /// Remove the workdir first.
     pub(crate) reset: bool,
-    /// Do not believe the index: everything is to be compared by rsync.
+    /// Do not believe the record: everything is to be compared by rsync.
     pub(crate) distrust: bool,
-    /// A check said "differs" a moment ago.
-    pub(crate) checked: bool,
-}
-
-#[derive(Debug, Clone, Copy, Serialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Step {
-    /// Is it in sync? Changes nothing.
-    Check,
-    /// Make ready for rsync; the manifest follows the request.
-    Prepare,
-    /// Write down what rsync left.
-    Finalize,
+    /// The repository that the workdir is to be, if any.
+    pub(crate) seed: Option<&'a Seed>,
 }
 
 /// What the far side says.
@@ -55,7 +64,7 @@ pub(crate) enum Step {
 pub(crate) enum Reply {
     /// Nothing to do.
     Same,
-    /// Send a prepare.
+    /// Send the manifest.
     Differs,
     /// Send these entries of the manifest, by their place in it.
     Stale {
@@ -63,25 +72,45 @@ pub(crate) enum Reply {
         all: bool,
         #[serde(default)]
         stale: Vec<usize>,
+        seed: SeedState,
     },
     /// Written down; these entries are not as they were to be.
     Done {
         #[serde(default)]
         unsettled: Vec<usize>,
     },
+    /// The repository is as asked.
+    Seeded,
+    /// It is not, which harms nothing else.
+    Unseeded { why: String },
     /// A step could not be done.
     Failed { why: String },
+}
+
+/// What the repository in the lease needs.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct SeedState {
+    pub(crate) needed: bool,
+    /// The commit that it has from the last seed, hex, or empty.
+    #[serde(default)]
+    pub(crate) have: String,
 }
 
 /// Why a step on the far side gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// ssh could not be run, or took too long.
-    #[error("cannot reach the lease to compare its files")]
+    /// ssh could not be run.
+    #[error("cannot run the command that reaches the lease")]
     Run {
         /// How it failed.
         #[source]
         source: CommandError,
+    },
+    /// No answer in time.
+    #[error("timed out after {}s", limit.as_secs())]
+    TimedOut {
+        /// The limit.
+        limit: Duration,
     },
     /// The connection failed.
     #[error("the connection to the lease failed: {said}")]
@@ -95,7 +124,7 @@ pub enum AgentError {
     /// The far side broke off.
     #[error("the lease's side of the sync ended with exit code {code}: {said}")]
     Broke {
-        /// Its exit code.
+        /// Its exit code; -1 when a signal ended it.
         code: i32,
         /// The last line it said.
         said: String,
@@ -108,52 +137,178 @@ pub enum AgentError {
     },
 }
 
-/// Calls the far side; a failed connection is tried once more, since no step is harmed by being done twice.
-pub(crate) fn call(
-    channel: &Channel,
-    request: &Request<'_>,
-    payload: &[u8],
+/// One conversation: a single remote process from the first question to the last line.
+#[derive(Debug)]
+pub(crate) struct Session {
+    child: Child,
+    /// None once it broke: then only the exit code is of interest.
+    input: Option<ChildStdin>,
+    lines: Receiver<Vec<u8>>,
+    stderr: Option<JoinHandle<Vec<u8>>>,
     limit: Option<Duration>,
-) -> Result<Reply, AgentError> {
-    match call_once(channel, request, payload, limit) {
-        Err(AgentError::Connection { .. }) => call_once(channel, request, payload, limit),
-        other => other,
+}
+
+impl Session {
+    /// Starts the far side and gets its first answer; a connection that fails at once is tried once more.
+    pub(crate) fn open(
+        channel: &Channel,
+        workdir: &str,
+        meta: &str,
+        request: &Request<'_>,
+        limit: Option<Duration>,
+    ) -> Result<(Self, Reply), AgentError> {
+        let attempt = || {
+            let mut session = Self::start(channel, workdir, meta, request, limit)?;
+            let header = serde_json::to_string(request).map_err(|error| AgentError::Nonsense {
+                text: error.to_string(),
+            })?;
+            session.send(format!("{}\n{PROGRAM}{header}\n", PROGRAM.len()).as_bytes());
+            let reply = session.reply()?;
+            Ok((session, reply))
+        };
+        match attempt() {
+            Err(AgentError::Connection { .. }) => attempt(),
+            other => other,
+        }
+    }
+
+    fn start(
+        channel: &Channel,
+        workdir: &str,
+        meta: &str,
+        request: &Request<'_>,
+        limit: Option<Duration>,
+    ) -> Result<Self, AgentError> {
+        // No fingerprint ever equals "-", so that the shell does not say "same" when it must not be believed.
+        let fingerprint = if request.reset || request.distrust {
+            "-"
+        } else {
+            request.fingerprint
+        };
+        let script = format!(
+            "exec sh -c {}",
+            quote::join([BOOTSTRAP, "sh", workdir, meta, fingerprint])
+        );
+        let cmd = channel.command(&script);
+        let mut command = cmd.to_std();
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = cmd
+            .spawn(&mut command)
+            .map_err(|source| AgentError::Run { source })?;
+        let (sender, lines) = std::sync::mpsc::channel();
+        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        std::thread::spawn(move || stdout.map(|stream| forward(stream, &sender)));
+        let stderr = std::thread::spawn(move || {
+            let mut kept = Vec::new();
+            if let Some(mut stream) = stderr {
+                // A stream that cannot be read has nothing to say; the exit code still counts.
+                (&mut stream).take(STDERR_KEPT).read_to_end(&mut kept).ok();
+                std::io::copy(&mut stream, &mut std::io::sink()).ok();
+            }
+            kept
+        });
+        Ok(Self {
+            child,
+            input: stdin,
+            lines,
+            stderr: Some(stderr),
+            limit,
+        })
+    }
+
+    /// Sends bytes. A pipe that breaks is not an error here: the missing answer is, and its exit code says why.
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        if let Some(input) = &mut self.input
+            && input.write_all(bytes).and_then(|()| input.flush()).is_err()
+        {
+            self.input = None;
+        }
+    }
+
+    /// Sends bytes with their number before them.
+    pub(crate) fn send_counted(&mut self, bytes: &[u8]) {
+        self.send(format!("{}\n", bytes.len()).as_bytes());
+        self.send(bytes);
+    }
+
+    /// Waits for the next answer.
+    pub(crate) fn reply(&mut self) -> Result<Reply, AgentError> {
+        let line = match self.limit {
+            Some(limit) => match self.lines.recv_timeout(limit) {
+                Err(RecvTimeoutError::Timeout) => return Err(AgentError::TimedOut { limit }),
+                other => other.ok(),
+            },
+            None => self.lines.recv().ok(),
+        };
+        match line {
+            Some(line) => serde_json::from_slice(&line).map_err(|_| AgentError::Nonsense {
+                text: String::from_utf8_lossy(&line).chars().take(200).collect(),
+            }),
+            None => Err(self.verdict()),
+        }
+    }
+
+    /// Why there is no answer any more.
+    fn verdict(&mut self) -> AgentError {
+        self.input = None;
+        let status = match self.child.wait() {
+            Ok(status) => status.code(),
+            Err(_) => None,
+        };
+        let said = self
+            .stderr
+            .take()
+            .and_then(|thread| thread.join().ok())
+            .unwrap_or_default();
+        let said = String::from_utf8_lossy(&said);
+        let said = said
+            .lines()
+            .rev()
+            .map(str::trim)
+            .find(|line| !line.is_empty())
+            .unwrap_or("no message")
+            .to_owned();
+        match status {
+            Some(SSH_FAILED) => AgentError::Connection { said },
+            Some(127) => AgentError::NoPython,
+            code => AgentError::Broke {
+                code: code.unwrap_or(-1),
+                said,
+            },
+        }
     }
 }
 
-fn call_once(
-    channel: &Channel,
-    request: &Request<'_>,
-    payload: &[u8],
-    limit: Option<Duration>,
-) -> Result<Reply, AgentError> {
-    let header = serde_json::to_string(request).map_err(|error| AgentError::Nonsense {
-        text: error.to_string(),
-    })?;
-    let mut input = format!("{}\n{PROGRAM}{header}\n", PROGRAM.len()).into_bytes();
-    input.extend_from_slice(payload);
-    let mut command = channel.command(BOOTSTRAP).stdin(input);
-    if let Some(limit) = limit {
-        command = command.limit(limit);
+impl Drop for Session {
+    /// The far side ends when its input does; ours is not left to linger.
+    fn drop(&mut self) {
+        self.input = None;
+        let ended = poll_until(Duration::from_millis(500), || {
+            self.child.try_wait().ok().flatten()
+        });
+        if ended.is_none() {
+            self.child.kill().ok();
+            self.child.wait().ok();
+        }
     }
-    let out = command.capture().map_err(|source| AgentError::Run { source })?;
-    let said = || {
-        out.stderr_text()
-            .lines()
-            .last()
-            .unwrap_or("no message")
-            .trim()
-            .to_owned()
-    };
-    match out.status.code() {
-        Some(0) => serde_json::from_slice(&out.stdout).map_err(|_| AgentError::Nonsense {
-            text: out.stdout_text().chars().take(200).collect(),
-        }),
-        Some(SSH_FAILED) => Err(AgentError::Connection { said: said() }),
-        Some(127) => Err(AgentError::NoPython),
-        code => Err(AgentError::Broke {
-            code: code.unwrap_or(-1),
-            said: said(),
-        }),
+}
+
+/// Hands on line after line, without their ends, until the stream or the listener ends.
+fn forward(stream: impl Read, lines: &Sender<Vec<u8>>) {
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = Vec::new();
+        match (&mut reader).take(REPLY_LIMIT).read_until(b'\n', &mut line) {
+            Ok(1..) if line.ends_with(b"\n") => {
+                line.pop();
+                if lines.send(line).is_err() {
+                    return;
+                }
+            }
+            _ => return,
+        }
     }
 }

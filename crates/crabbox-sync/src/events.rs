@@ -21,6 +21,8 @@ pub enum Stage {
         /// Their sizes added up; an upper limit, since rsync sends differences.
         bytes: u64,
     },
+    /// Bringing the repository in the lease up to date.
+    Seed,
     /// Writing down what arrived.
     Finish,
 }

@@ -359,6 +359,7 @@ mod tests {
             protected_tracked: Vec::new(),
             nested: Vec::new(),
             staged: Vec::new(),
+            repo: crate::repo::Repo::bare_of_facts("/r".into()),
             fingerprint: String::new(),
         }
     }

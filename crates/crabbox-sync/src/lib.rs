@@ -16,6 +16,7 @@ pub mod manifest;
 pub mod plan;
 pub mod repo;
 mod rsync;
+mod seed;
 pub mod transfer;
 
 pub use agent::AgentError;

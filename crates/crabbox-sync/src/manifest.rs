@@ -42,6 +42,8 @@ pub struct Manifest {
     pub nested: Vec<Vec<u8>>,
     /// Staged changes against `HEAD`, for the repository in the guest.
     pub staged: Vec<listing::Staged>,
+    /// The commit `HEAD` stands on, the branch it names, and the origin, for the repository in the guest.
+    pub repo: Repo,
     /// SHA-256 over the identity of every entry and the deleted list, as hex: equal means nothing changed here.
     pub fingerprint: String,
 }
@@ -167,7 +169,7 @@ impl Manifest {
         let (index, status) = ask_git(root)?;
         Draft::new(scan, filter)
             .fill(&index, &status)?
-            .finish(index, status)
+            .finish(repo, index, status)
     }
 
     /// All files in scope.
@@ -307,7 +309,7 @@ impl Draft {
         Ok(self)
     }
 
-    fn finish(mut self, index: Index, status: Status) -> Result<Manifest, ManifestError> {
+    fn finish(mut self, repo: &Repo, index: Index, status: Status) -> Result<Manifest, ManifestError> {
         if let Some(path) = self.hidden.first() {
             return Err(ManifestError::Hidden {
                 path: crate::entry::show(path),
@@ -327,6 +329,7 @@ impl Draft {
             protected_tracked: self.protected_tracked,
             nested,
             staged: status.staged,
+            repo: repo.clone(),
             fingerprint,
         })
     }

@@ -130,6 +130,11 @@ impl Repo {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn bare_of_facts(root: PathBuf) -> Self {
+        Self::without_git(root, Vcs::None)
+    }
+
     /// Whether a manifest can be built here at all; to be asked before a lease is acquired.
     pub fn check_syncable(&self) -> Result<(), ManifestError> {
         let root = self.root.clone();

@@ -1,4 +1,4 @@
-//! Makes the workdir in the lease equal to the manifest: one remote call when nothing changed, else two and one rsync.
+//! Makes the workdir in the lease equal to the manifest: one remote process, and one rsync when files differ.
 //!
 //! How a skip can be believed. After each transfer the agent writes down, for every path, the identity of the local file
 //! that was sent and the kind, mode, size, mtime, ctime and inode that the remote file then had; only for paths whose
@@ -12,16 +12,13 @@
 
 use std::time::{Duration, Instant};
 
-use crate::agent::{self, AgentError, Reply, Request, Step};
+use crate::agent::{AgentError, Reply, Request, Session};
 use crate::channel::Channel;
 use crate::entry::{Entry, Kind};
 use crate::events::{Stage, SyncEvents};
 use crate::manifest::Manifest;
 use crate::rsync::{RsyncError, Sent, Transfer};
-
-/// Up to this many bytes the manifest goes along with the question, which saves a round trip; above, the fingerprint asks
-/// first, so that a large tree without changes costs one small call.
-const ASK_WITH_MANIFEST: usize = 256 * 1024;
+use crate::seed::Seed;
 
 /// Linux's `PATH_MAX`, the NUL included.
 const PATH_MAX: usize = 4096;
@@ -67,8 +64,19 @@ pub struct Options {
     pub allow_mass_deletions: bool,
     /// Compress on the way: pays over a network, not into a microVM on this machine.
     pub compress: bool,
+    /// `sync.gitSeed`: whether the workdir is to be a git repository with the local commit and staged changes.
+    pub git_seed: GitSeed,
     /// `sync.timeout`, for each step.
     pub timeout: Option<Duration>,
+}
+
+/// What repository the workdir is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GitSeed {
+    /// None.
+    Off,
+    /// The local `HEAD` without its history, from the local objects.
+    Shallow,
 }
 
 impl Default for Options {
@@ -80,6 +88,7 @@ impl Default for Options {
             fingerprint: true,
             allow_mass_deletions: false,
             compress: false,
+            git_seed: GitSeed::Shallow,
             timeout: Some(Duration::from_mins(15)),
         }
     }
@@ -207,28 +216,64 @@ struct Run<'a> {
 impl Run<'_> {
     fn run(&self) -> Result<Outcome, TransferError> {
         self.check_before()?;
+        let seed = (self.options.git_seed == GitSeed::Shallow).then(|| Seed::of(self.manifest));
+        let fingerprint = match &seed {
+            Some(seed) => format!("{}.{}", self.manifest.fingerprint, seed.id),
+            None => self.manifest.fingerprint.clone(),
+        };
+        let request = Request {
+            lease_dir: &self.lease_dir,
+            name: &self.destination.name,
+            fingerprint: &fingerprint,
+            delete: self.options.delete,
+            reset: self.options.full_resync,
+            distrust: self.options.checksum || !self.options.fingerprint,
+            seed: seed.as_ref(),
+        };
         self.events.stage(Stage::Compare);
         let started = Instant::now();
-        let reply = self.compare()?;
+        let compare = |source| TransferError::Compare {
+            workdir: self.workdir.clone(),
+            source,
+        };
+        let meta = format!("{}/.crabbox-sync/{}", self.lease_dir, self.destination.name);
+        let (mut session, mut reply) =
+            Session::open(self.channel, &self.workdir, &meta, &request, self.options.timeout)
+                .map_err(compare)?;
+        if matches!(reply, Reply::Differs) {
+            session.send_counted(&encode(&self.manifest.entries, &self.manifest.deleted));
+            reply = session.reply().map_err(compare)?;
+        }
         let mut outcome = Outcome {
             skipped: matches!(reply, Reply::Same),
             sent: 0,
             unsettled: 0,
             steps: vec![("manifest_write", started.elapsed())],
         };
-        let places = match reply {
-            Reply::Same => return Ok(outcome),
-            Reply::Done { unsettled } => {
-                outcome.unsettled = unsettled.len() as u64;
-                return Ok(outcome);
+        match reply {
+            Reply::Same => {}
+            Reply::Done { unsettled } => outcome.unsettled = unsettled.len() as u64,
+            Reply::Stale {
+                all,
+                stale,
+                seed: state,
+            } => {
+                let places = if all {
+                    (0..self.manifest.entries.len()).collect()
+                } else {
+                    stale
+                };
+                if !places.is_empty() {
+                    self.send(&places, &meta, &mut outcome)?;
+                }
+                if let Some(seed) = seed.as_ref().filter(|_| state.needed) {
+                    self.seed(&mut session, seed, &state.have, &mut outcome);
+                }
+                self.finish(&mut session, &mut outcome)?;
             }
-            Reply::Stale { all: true, .. } => (0..self.manifest.entries.len()).collect(),
-            Reply::Stale { stale, .. } => stale,
             Reply::Failed { why } => return Err(TransferError::Prepare { why }),
-            Reply::Differs => return Err(self.out_of_order("differs", "")),
-        };
-        self.send(&places, &mut outcome)?;
-        self.finish(&mut outcome)?;
+            other => return Err(self.out_of_order(&other)),
+        }
         Ok(outcome)
     }
 
@@ -251,32 +296,14 @@ impl Run<'_> {
         }
     }
 
-    fn compare(&self) -> Result<Reply, TransferError> {
-        let payload = encode(&self.manifest.entries, &self.manifest.deleted);
-        let distrust = self.options.checksum || !self.options.fingerprint;
-        let mut request = self.request(Step::Prepare, distrust);
-        let fail = |source| TransferError::Compare {
-            workdir: self.workdir.clone(),
-            source,
-        };
-        if payload.len() > ASK_WITH_MANIFEST && !distrust && !request.reset {
-            request.step = Step::Check;
-            match agent::call(self.channel, &request, b"", self.options.timeout).map_err(fail)? {
-                Reply::Differs => {}
-                other => return Ok(other),
-            }
-            request.step = Step::Prepare;
-            request.checked = true;
-        }
-        agent::call(self.channel, &request, &payload, self.options.timeout).map_err(fail)
-    }
-
-    fn send(&self, places: &[usize], outcome: &mut Outcome) -> Result<(), TransferError> {
+    fn send(&self, places: &[usize], meta: &str, outcome: &mut Outcome) -> Result<(), TransferError> {
         let (mut files, mut bytes) = (Vec::new(), 0);
         for place in places {
-            let Some(entry) = self.manifest.entries.get(*place) else {
-                return Err(self.out_of_order("place", &place.to_string()));
-            };
+            let entry = self
+                .manifest
+                .entries
+                .get(*place)
+                .ok_or_else(|| self.out_of_order(place))?;
             // rsync takes a name that begins with '#' or ';' for a comment, with --from0 too.
             files.extend_from_slice(b"./");
             files.extend_from_slice(&entry.path);
@@ -292,7 +319,7 @@ impl Run<'_> {
         let transfer = Transfer {
             root: &self.manifest.root,
             workdir: &self.workdir,
-            temp_dir: &format!("{}/.crabbox-sync/{}/tmp", self.lease_dir, self.destination.name),
+            temp_dir: &format!("{meta}/tmp"),
             files,
             compress: self.options.compress,
             checksum: self.options.checksum,
@@ -312,20 +339,34 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn finish(&self, outcome: &mut Outcome) -> Result<(), TransferError> {
+    /// Brings the repository in the lease up to date. A failure is a warning: the files are there either way.
+    fn seed(&self, session: &mut Session, seed: &Seed, have: &str, outcome: &mut Outcome) {
+        self.events.stage(Stage::Seed);
+        let started = Instant::now();
+        let why = match seed.send(self.manifest, have, session) {
+            Err(error) => Some(crate::seed::with_causes(&error)),
+            Ok(Reply::Seeded) => None,
+            Ok(Reply::Unseeded { why }) => Some(why),
+            Ok(other) => Some(format!("unexpected answer {other:?}")),
+        };
+        if let Some(why) = why {
+            self.events.warning(&format!("remote git seed failed: {why}"));
+        }
+        outcome.steps.push(("git_seed", started.elapsed()));
+    }
+
+    fn finish(&self, session: &mut Session, outcome: &mut Outcome) -> Result<(), TransferError> {
         self.events.stage(Stage::Finish);
         let started = Instant::now();
-        let request = self.request(Step::Finalize, false);
-        let reply = agent::call(self.channel, &request, b"", self.options.timeout).map_err(|source| {
-            TransferError::FinalizeCall {
-                workdir: self.workdir.clone(),
-                source,
-            }
+        session.send(b"finalize\n");
+        let reply = session.reply().map_err(|source| TransferError::FinalizeCall {
+            workdir: self.workdir.clone(),
+            source,
         })?;
         match reply {
             Reply::Done { unsettled } => outcome.unsettled = unsettled.len() as u64,
             Reply::Failed { why } => return Err(TransferError::Finalize { why }),
-            other => return Err(self.out_of_order("finalize", &format!("{other:?}"))),
+            other => return Err(self.out_of_order(&other)),
         }
         if outcome.unsettled > 0 {
             self.events.warning(&format!(
@@ -337,23 +378,10 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn request(&self, step: Step, distrust: bool) -> Request<'_> {
-        Request {
-            step,
-            lease_dir: &self.lease_dir,
-            name: &self.destination.name,
-            fingerprint: &self.manifest.fingerprint,
-            delete: self.options.delete,
-            reset: self.options.full_resync,
-            distrust,
-            checked: false,
-        }
-    }
-
-    fn out_of_order(&self, step: &str, what: &str) -> TransferError {
+    fn out_of_order(&self, answer: &dyn std::fmt::Debug) -> TransferError {
         TransferError::OutOfOrder {
             workdir: self.workdir.clone(),
-            answer: format!("{step} {what}"),
+            answer: format!("{answer:?}").chars().take(200).collect(),
         }
     }
 }

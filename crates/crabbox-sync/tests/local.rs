@@ -9,6 +9,7 @@
 
 mod world;
 
+use crabbox_host::command::Cmd;
 use crabbox_sync::transfer::{Options, TransferError};
 use world::{World, settle};
 
@@ -283,4 +284,114 @@ fn what_the_go_program_synced_is_pruned_and_its_fingerprint_dropped() {
         std::fs::read(world.workdir().join(".git/crabbox/sync-manifest")).unwrap(),
         b"a\0"
     );
+}
+
+/// What `git status` says here and there, and on which commit and branch both stand.
+fn assert_same_repository(world: &World) {
+    let ask = |dir: &std::path::Path| {
+        let git = |args: &[&str]| {
+            Cmd::new("git")
+                .args(args)
+                .cwd(dir)
+                .capture()
+                .unwrap()
+                .stdout_text()
+        };
+        [
+            git(&[
+                "status",
+                "--porcelain=v2",
+                "--untracked-files=all",
+                "--no-renames",
+            ]),
+            git(&["rev-parse", "HEAD"]),
+            git(&["symbolic-ref", "-q", "HEAD"]),
+            git(&["ls-files", "-s"]),
+            git(&["diff", "HEAD"]),
+        ]
+    };
+    assert_eq!(ask(&world.source()), ask(&world.workdir()));
+}
+
+#[test]
+fn the_workdir_is_a_repository_in_the_same_state() {
+    let world = World::new();
+    world.local("mkdir d; echo 1 > d/a; echo 2 > b; echo 3 > c; echo 4 > e; git add -A; git commit -qm one");
+    world.local("echo 1b >> d/a; git commit -qam two; echo staged > s; git add s; echo more >> b; git rm -q c; echo u > u");
+    world.local("git mv e moved; chmod 755 d/a; git remote add origin https://h.invalid/me/w.git");
+    settle();
+    world.sync();
+    assert_same_repository(&world);
+    assert!(world.sync().skipped);
+    // A moved commit, another branch, a detached head: each is followed, with only what is new in the pack.
+    world.local("git commit -qam three; echo 5 > f; git add f; git commit -qm four");
+    world.sync();
+    assert_same_repository(&world);
+    world.local("git checkout -q -b feature/x; echo 6 >> f");
+    world.sync();
+    assert_same_repository(&world);
+    world.local("git stash -q; git checkout -q --detach HEAD~2");
+    world.sync();
+    assert_same_repository(&world);
+}
+
+#[test]
+fn a_repository_that_the_guest_moved_is_brought_back() {
+    let world = World::new();
+    world.local("echo 1 > a; echo 2 > b; git add -A; git commit -qm one");
+    settle();
+    world.sync();
+    world.guest("git status -s; git -c user.name=g -c user.email=g@g commit -q --allow-empty -m guest");
+    assert!(!world.sync().skipped);
+    assert_same_repository(&world);
+    world.guest("git checkout -q -b other; echo x >> a; git add a");
+    world.sync();
+    assert_same_repository(&world);
+    world.guest("rm -rf .git");
+    world.sync();
+    assert_same_repository(&world);
+    world.guest("git status -s");
+    assert!(world.sync().skipped);
+}
+
+#[test]
+fn a_repository_that_cannot_be_seeded_is_only_a_warning() {
+    struct Heard(std::sync::Mutex<Vec<String>>);
+    impl crabbox_sync::SyncEvents for Heard {
+        fn warning(&self, line: &str) {
+            self.0.lock().unwrap().push(line.to_owned());
+        }
+    }
+    let world = World::new();
+    world.local("echo 1 > a; git add -A; git commit -qm one");
+    world.sync();
+    world.guest("rm -rf .git; echo nonsense > .git");
+    let heard = Heard(std::sync::Mutex::default());
+    world.sync_telling(&heard);
+    let heard = heard.0.into_inner().unwrap();
+    assert!(
+        heard
+            .iter()
+            .any(|line| line.starts_with("remote git seed failed: ")),
+        "{heard:?}"
+    );
+}
+
+#[test]
+fn an_unborn_branch_gives_a_repository_without_a_commit() {
+    let world = World::new();
+    world.local("echo 1 > a; git add a; echo 2 > b");
+    world.sync();
+    assert_same_repository(&world);
+}
+
+#[test]
+fn an_origin_with_credentials_stays_here() {
+    let world = World::new();
+    world.local(
+        "git remote add origin https://me:secret@h.invalid/w.git; echo 1 > a; git add a; git commit -qm x",
+    );
+    world.sync();
+    let config = std::fs::read_to_string(world.workdir().join(".git/config")).unwrap();
+    assert!(!config.contains("secret"), "{config}");
 }

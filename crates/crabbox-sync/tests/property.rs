@@ -16,6 +16,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crabbox_host::command::Cmd;
+use crabbox_sync::manifest::Manifest;
+use crabbox_sync::transfer::GitSeed;
 use crabbox_sync::{Filter, Verdict};
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -217,8 +219,9 @@ fn expected(world: &World) -> BTreeSet<Vec<u8>> {
         .collect()
 }
 
-fn check(first: &[Step], rounds: &[(Vec<Step>, Vec<Step>)], skip: bool) {
-    let world = World::new();
+fn check(first: &[Step], rounds: &[(Vec<Step>, Vec<Step>)], skip: bool, git_seed: GitSeed) {
+    let mut world = World::new();
+    world.git_seed = git_seed;
     let outside = world.path().join("leases/outside");
     fs::create_dir_all(&outside).unwrap();
     for name in NAMES {
@@ -228,7 +231,12 @@ fn check(first: &[Step], rounds: &[(Vec<Step>, Vec<Step>)], skip: bool) {
     for step in first {
         step.apply(&world.source(), false);
     }
-    world.sync();
+    let paths = |manifest: Manifest| -> BTreeSet<Vec<u8>> {
+        manifest.entries.into_iter().map(|entry| entry.path).collect()
+    };
+    let manifest = world.manifest();
+    world.sync_manifest(&manifest);
+    let mut before = paths(manifest);
     for (guest, local) in rounds {
         for step in guest {
             step.apply(&world.workdir(), true);
@@ -236,17 +244,18 @@ fn check(first: &[Step], rounds: &[(Vec<Step>, Vec<Step>)], skip: bool) {
         for step in local {
             step.apply(&world.source(), false);
         }
-        world.sync();
-        let wanted: BTreeSet<Vec<u8>> = world
-            .manifest()
-            .entries
-            .into_iter()
-            .map(|entry| entry.path)
-            .collect();
+        let manifest = world.manifest();
+        world.sync_manifest(&manifest);
+        let wanted = paths(manifest);
         assert_eq!(wanted, expected(&world));
         for path in world.files_there().difference(&wanted) {
-            assert!(path.ends_with(b"/guest"), "left over: {}", path.escape_ascii());
+            assert!(
+                path.ends_with(b"/guest") || !before.contains(path),
+                "left over: {}",
+                path.escape_ascii()
+            );
         }
+        before = wanted;
     }
     for name in NAMES {
         assert_eq!(fs::read(outside.join(bytes_path(name))).unwrap(), b"precious");
@@ -261,23 +270,27 @@ fn check(first: &[Step], rounds: &[(Vec<Step>, Vec<Step>)], skip: bool) {
 
 /// One more run of the same property, so that the cases run side by side.
 macro_rules! property {
-    ($name:ident, $cases:expr) => {
+    ($name:ident, $cases:expr, $rounds:expr, $seed:expr) => {
         proptest! {
             #![proptest_config(ProptestConfig { cases: $cases, failure_persistence: None, max_shrink_iters: 200, ..ProptestConfig::default() })]
             #[test]
             fn $name(
                 first in prop::collection::vec(step(), 1..25),
                 rounds in prop::collection::vec(
-                    (prop::collection::vec(guest_step(), 0..5), prop::collection::vec(step(), 1..10)), 1..3),
+                    (prop::collection::vec(guest_step(), 0..5), prop::collection::vec(step(), 1..10)), $rounds),
                 skip in prop::bool::weighted(0.1),
             ) {
-                check(&first, &rounds, skip);
+                check(&first, &rounds, skip, $seed);
             }
         }
     };
 }
 
-property!(the_workdir_equals_the_manifest_1, 30);
-property!(the_workdir_equals_the_manifest_2, 30);
-property!(the_workdir_equals_the_manifest_3, 30);
-property!(the_workdir_equals_the_manifest_4, 30);
+property!(the_workdir_equals_the_manifest_1, 160, 1..2, GitSeed::Off);
+property!(the_workdir_equals_the_manifest_2, 160, 1..2, GitSeed::Off);
+property!(the_workdir_equals_the_manifest_3, 160, 1..2, GitSeed::Off);
+property!(
+    the_workdir_equals_the_manifest_with_a_repository,
+    40,
+    GitSeed::Shallow
+);

@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 use crabbox_host::command::Cmd;
 use crabbox_sync::manifest::{Manifest, Scope};
 use crabbox_sync::repo::Repo;
-use crabbox_sync::transfer::{Destination, Options, Outcome, TransferError, sync};
-use crabbox_sync::{Channel, Silent};
+use crabbox_sync::transfer::{Destination, GitSeed, Options, Outcome, TransferError, sync};
+use crabbox_sync::{Channel, Silent, SyncEvents};
 
 pub const LEASE: &str = "cbx_000000000001";
 
 pub struct World {
     dir: tempfile::TempDir,
-    repo: Repo,
     channel: Channel,
+    pub git_seed: GitSeed,
 }
 
 impl World {
@@ -35,8 +35,11 @@ impl World {
             &source,
             "git init -q --template= -b main . && printf '[user]\nname=t\nemail=t@t\n' >> .git/config",
         );
-        let repo = Repo::discover(&source).unwrap();
-        Self { dir, repo, channel }
+        Self {
+            dir,
+            channel,
+            git_seed: GitSeed::Shallow,
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -62,7 +65,7 @@ impl World {
     }
 
     pub fn manifest(&self) -> Manifest {
-        Manifest::build(&self.repo, &Scope::default()).unwrap()
+        Manifest::build(&Repo::discover(&self.source()).unwrap(), &Scope::default()).unwrap()
     }
 
     pub fn destination(&self) -> Destination {
@@ -85,18 +88,31 @@ impl World {
 
     /// Syncs and holds the workdir against the working tree.
     pub fn sync(&self) -> Outcome {
-        let manifest = self.manifest();
-        let outcome = sync(
+        self.sync_manifest(&self.manifest())
+    }
+
+    /// The same with a manifest that was just made.
+    pub fn sync_manifest(&self, manifest: &Manifest) -> Outcome {
+        let options = Options {
+            git_seed: self.git_seed,
+            ..Options::default()
+        };
+        let outcome = sync(&self.channel, &self.destination(), manifest, &options, &Silent)
+            .unwrap_or_else(|error| panic!("{error:?}"));
+        assert_eq!(outcome.unsettled, 0, "{outcome:?}");
+        self.assert_equal(manifest);
+        outcome
+    }
+
+    pub fn sync_telling(&self, events: &dyn SyncEvents) -> Outcome {
+        sync(
             &self.channel,
             &self.destination(),
-            &manifest,
+            &self.manifest(),
             &Options::default(),
-            &Silent,
+            events,
         )
-        .unwrap_or_else(|error| panic!("{error:?}"));
-        assert_eq!(outcome.unsettled, 0, "{outcome:?}");
-        self.assert_equal(&manifest);
-        outcome
+        .unwrap()
     }
 
     /// Every path of the manifest is there as it is here, and no deleted path is.

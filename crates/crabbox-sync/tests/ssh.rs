@@ -1,0 +1,172 @@
+//! The same sync through a real sshd on loopback: quoting, shared connections, a line that dies.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    unreachable_pub,
+    dead_code,
+    reason = "the exception for tests does not reach their fixtures"
+)]
+
+mod world;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crabbox_ssh::target::Target;
+use crabbox_sync::transfer::{Options, TransferError, sync};
+use crabbox_sync::{Channel, Progress, Stage, SyncEvents};
+use crabbox_testkit::sshd::Sshd;
+use world::{World, settle};
+
+fn target(sshd: &Sshd) -> Target {
+    let mut target = Target::new(sshd.user(), "127.0.0.1", sshd.port(), &sshd.known_hosts()).unwrap();
+    target.key = Some(sshd.client_key());
+    target.host_key_pinned = true;
+    target.connection_attempts = 1;
+    target
+}
+
+/// A target whose connection is shared, and the master that must be told to go.
+struct Shared(Target);
+
+impl Shared {
+    fn new(sshd: &Sshd) -> Self {
+        Self(Target {
+            control: Some(sshd.dir().join("ctl")),
+            ..target(sshd)
+        })
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let argv = self.0.ssh_argv(crabbox_ssh::target::ArgvOptions::default());
+        crabbox_host::command::Cmd::new(&argv[0])
+            .args(["-O", "exit"])
+            .args(&argv[1..])
+            .capture()
+            .unwrap();
+    }
+}
+
+#[test]
+fn twenty_rounds_of_odd_changes_over_one_connection() {
+    let sshd = Sshd::start();
+    let shared = Shared::new(&sshd);
+    let world = World::through(Channel::ssh(&shared.0));
+    world.local("echo base > base; git add -A; git commit -qm base");
+    let changes = [
+        "echo 1 > 'x y'; echo 2 > '-rf'; echo 3 > '#c'; echo 4 > ';d'",
+        "mkdir -p 'a b/c'; echo \"it's\" > \"a b/c/it's\"; ln -s '../x y' 'a b/l'",
+        "printf x > \"$(printf 'new\\nline')\"; printf y > \"$(printf '\\377\\376')\"",
+        "chmod 755 'x y'; rm -- '-rf'",
+        "rm 'x y'; mkdir 'x y'; echo in > 'x y/in'",
+        "git add -A; git commit -qm more",
+        "rm -r 'x y'; ln -s nowhere 'x y'",
+        "git mv base based; echo more >> based",
+        "echo '$(touch /tmp/crabbox-pwned)' > '$(touch crabbox-pwned)'; echo w > '*'",
+        "git rm -qf --cached based; git add -A",
+    ];
+    for change in changes {
+        world.local(change);
+        world.sync();
+        world.guest("find . -name .git -prune -o -type f -print | head -n 1 | while read f; do echo x >> \"$f\" || true; done");
+        world.sync();
+    }
+    assert_eq!(sshd.logins(), 1, "one connection carries everything");
+    assert!(!world.workdir().join("crabbox-pwned").exists());
+    settle();
+    world.sync();
+    assert!(world.sync().skipped);
+}
+
+#[test]
+fn without_a_shared_connection_it_works_too() {
+    let sshd = Sshd::start();
+    let world = World::through(Channel::ssh(&target(&sshd)));
+    world.local("echo 1 > a; git add -A; git commit -qm x");
+    settle();
+    world.sync();
+    let logins = sshd.logins();
+    assert!(world.sync().skipped);
+    assert_eq!(
+        sshd.logins() - logins,
+        1,
+        "one remote process answers whether all is in sync"
+    );
+}
+
+/// Cuts the line at a moment of the sync.
+struct Cutter<'a> {
+    sshd: &'a Sshd,
+    at: &'static str,
+    done: AtomicBool,
+}
+
+impl Cutter<'_> {
+    fn cut(&self, now: &str) {
+        if self.at == now && !self.done.swap(true, Ordering::SeqCst) {
+            self.sshd.kill_connections();
+        }
+    }
+}
+
+impl SyncEvents for Cutter<'_> {
+    fn stage(&self, stage: Stage) {
+        match stage {
+            Stage::Send { .. } => self.cut("send"),
+            Stage::Seed => self.cut("seed"),
+            Stage::Finish => self.cut("finish"),
+            Stage::Compare => {}
+        }
+    }
+
+    fn progress(&self, progress: Progress) {
+        if progress.files.is_some_and(|files| files > 20) {
+            self.cut("progress");
+        }
+    }
+}
+
+#[test]
+fn a_line_that_dies_in_the_middle_fails_and_the_next_sync_converges() {
+    let sshd = Sshd::start();
+    for at in ["send", "progress", "seed", "finish"] {
+        let world = World::through(Channel::ssh(&target(&sshd)));
+        world.local(
+            "for d in 1 2 3 4; do mkdir d$d; for f in $(seq 100); do head -c 30000 /dev/urandom > d$d/f$f; done; done; \
+             git add -A; git commit -qm x",
+        );
+        let cutter = Cutter {
+            sshd: &sshd,
+            at,
+            done: AtomicBool::new(false),
+        };
+        let error = sync(
+            &Channel::ssh(&target(&sshd)),
+            &world.destination(),
+            &world.manifest(),
+            &Options::default(),
+            &cutter,
+        )
+        .unwrap_err();
+        assert!(cutter.done.load(Ordering::SeqCst));
+        let rsync = matches!(error, TransferError::Rsync { .. });
+        assert_eq!(rsync, at == "progress", "{at}: {error:?}");
+        world.local("rm -r d1; echo new > d2/f1");
+        world.sync();
+        assert!(!world.workdir().join("d1").exists());
+        assert_eq!(world.files_there().len(), 300);
+    }
+}
+
+#[test]
+fn a_machine_that_is_not_there_is_a_remote_error() {
+    let mut sshd = Sshd::start();
+    let target = target(&sshd);
+    sshd.stop();
+    let world = World::through(Channel::ssh(&target));
+    world.local("echo 1 > a; git add -A");
+    let error = world.try_sync(&Options::default()).unwrap_err();
+    assert!(error.is_remote(), "{error:?}");
+}
