@@ -1,3 +1,4 @@
 //! Fakes, residue scanner, failpoints: for tests only.
 
+pub mod fake_vmm;
 pub mod sshd;

@@ -1,0 +1,7 @@
+//! The stand-in for Firecracker as a program; see [`crabbox_testkit::fake_vmm`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    crabbox_testkit::fake_vmm::main(std::env::args_os().skip(1))
+}
