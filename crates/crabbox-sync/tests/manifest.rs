@@ -1,0 +1,178 @@
+//! What is in a manifest, and what stops one from being made.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    unreachable_pub,
+    dead_code,
+    reason = "the exception for tests does not reach their fixtures"
+)]
+
+mod world;
+
+use crabbox_sync::guardrail::{Limits, candidate_line, judge};
+use crabbox_sync::manifest::{Manifest, ManifestError, Scope};
+use crabbox_sync::plan::SyncPlan;
+use crabbox_sync::repo::Repo;
+use world::{World, settle};
+
+fn build(world: &World, scope: &Scope) -> Result<Manifest, ManifestError> {
+    Manifest::build(&Repo::discover(&world.source()).unwrap(), scope)
+}
+
+fn names(manifest: &Manifest) -> Vec<String> {
+    manifest
+        .entries
+        .iter()
+        .map(|entry| entry.path.escape_ascii().to_string())
+        .collect()
+}
+
+#[test]
+fn tracked_and_untracked_files_in_scope_are_in_it_and_nothing_else() {
+    let world = World::new();
+    world.local(
+        "printf 'ignored\n' > .gitignore; printf '*.bak\n' > .crabboxignore; mkdir dist node_modules; echo 1 > dist/t; echo 2 > a;
+         echo 3 > gone; echo 4 > staged-gone; git add -A; git commit -qm x; echo 5 > dist/u; echo 6 > node_modules/m;
+         echo 7 > ignored; echo 8 > b.bak; echo new > new; rm gone; git rm -q staged-gone; echo 22 > a",
+    );
+    let manifest = build(&world, &Scope::default()).unwrap();
+    assert_eq!(
+        names(&manifest),
+        [".crabboxignore", ".gitignore", "a", "dist/t", "new"]
+    );
+    assert_eq!(manifest.deleted, [b"gone".to_vec(), b"staged-gone".to_vec()]);
+    assert_eq!(
+        manifest.protected_tracked,
+        [(b"dist/t".to_vec(), b"dist".to_vec())]
+    );
+    assert_eq!((manifest.dirty().files, manifest.dirty().bytes), (2, 7));
+    assert_eq!(
+        candidate_line(&manifest),
+        "sync candidate: 5 files, 23 B dirty_delta=2 files, 7 B"
+    );
+    let scope = Scope {
+        exclude: vec!["new".to_owned()],
+        include: vec!["a".to_owned(), "new".to_owned()],
+    };
+    assert_eq!(names(&build(&world, &scope).unwrap()), ["a"]);
+}
+
+#[test]
+fn submodules_and_nested_repositories_are_left_out_and_named() {
+    let world = World::new();
+    world.local(
+        "git init -q --template= nested; git -C nested -c user.name=t -c user.email=t@t commit -q --allow-empty -m x;
+         echo n > nested/file; git init -q --template= sub; git -C sub -c user.name=t -c user.email=t@t commit -q --allow-empty -m x;
+         git -c advice.addEmbeddedRepo=false add sub; echo 1 > a",
+    );
+    let manifest = build(&world, &Scope::default()).unwrap();
+    assert_eq!(names(&manifest), ["a"]);
+    assert_eq!(manifest.nested, [b"sub".to_vec(), b"nested".to_vec()]);
+    assert!(manifest.deleted.is_empty());
+}
+
+#[test]
+fn a_sparse_checkout_is_an_error_and_no_deletion() {
+    let world = World::new();
+    world.local(
+        "mkdir x y; echo 1 > x/a; echo 2 > y/b; git add -A; git commit -qm x; git sparse-checkout set x",
+    );
+    let error = build(&world, &Scope::default()).unwrap_err();
+    assert!(
+        matches!(&error, ManifestError::Hidden { path, count: 1 } if path == "y/b"),
+        "{error:?}"
+    );
+    // Out of scope it does not matter.
+    build(
+        &world,
+        &Scope {
+            exclude: vec!["y".to_owned()],
+            include: Vec::new(),
+        },
+    )
+    .unwrap();
+}
+
+#[test]
+fn a_pipe_or_socket_in_the_place_of_a_tracked_file_is_an_error() {
+    let world = World::new();
+    world.local("echo 1 > a; git add a; rm a; mkfifo a");
+    let error = build(&world, &Scope::default()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "a is a named pipe, which cannot be synced: remove it, or leave it out with sync.exclude"
+    );
+    world.local("rm a");
+    let _socket = std::os::unix::net::UnixListener::bind(world.source().join("a")).unwrap();
+    assert!(matches!(
+        build(&world, &Scope::default()),
+        Err(ManifestError::Special { kind: "socket", .. })
+    ));
+}
+
+#[test]
+fn a_tracked_path_beyond_a_new_link_counts_as_deleted() {
+    let world = World::new();
+    world.local("mkdir d e; echo 1 > d/f; echo 2 > e/f; git add -A; git commit -qm x; rm -r d; ln -s e d");
+    let manifest = build(&world, &Scope::default()).unwrap();
+    assert_eq!(names(&manifest), ["d", "e/f"]);
+    assert_eq!(manifest.deleted, [b"d/f".to_vec()]);
+}
+
+#[test]
+fn the_fingerprint_moves_with_every_change_and_only_then() {
+    let world = World::new();
+    world.local("echo 1 > a; echo 2 > b; git add -A; git commit -qm x");
+    settle();
+    let print = || build(&world, &Scope::default()).unwrap().fingerprint;
+    let first = print();
+    assert_eq!(first, print());
+    for change in ["chmod 755 a", "touch b", "mv a c", "rm b", "ln -s x l"] {
+        let before = print();
+        world.local(change);
+        settle();
+        assert_ne!(before, print(), "{change}");
+    }
+}
+
+#[test]
+fn a_file_just_touched_is_not_trusted() {
+    let world = World::new();
+    world.local("echo 1 > a");
+    let fresh = build(&world, &Scope::default()).unwrap();
+    assert_eq!(fresh.entries[0].identity, None);
+    settle();
+    assert_ne!(
+        build(&world, &Scope::default()).unwrap().entries[0].identity,
+        None
+    );
+}
+
+#[test]
+fn the_plan_has_the_go_programs_shape() {
+    let world = World::new();
+    world.local(
+        "mkdir d; printf 12345 > d/x; printf 1 > y; git add -A; git commit -qm x; rm y; printf 123 > z",
+    );
+    let manifest = build(&world, &Scope::default()).unwrap();
+    let plan = SyncPlan::new(&manifest, judge(&manifest, Limits::default(), false), 20);
+    assert_eq!(
+        plan.lines(),
+        [
+            "sync candidate: 2 files, 8 B",
+            "deleted tracked paths: 1",
+            "top files:",
+            "  5 B        d/x",
+            "  3 B        z",
+            "top dirs:",
+            "  5 B        d",
+            "  3 B        ."
+        ]
+    );
+    let json = serde_json::to_string(&plan).unwrap();
+    assert_eq!(
+        json,
+        r#"{"candidate":{"files":2,"bytes":8,"humanBytes":"8 B"},"dirtyDelta":{"files":1,"bytes":3,"humanBytes":"3 B"},"deletedTrackedPaths":1,"protectedTrackedFiles":{"count":0},"guardrail":{"scope":"dirty_delta","files":1,"bytes":3,"humanBytes":"3 B","limits":{"warnFiles":50000,"warnBytes":5368709120,"failFiles":150000,"failBytes":21474836480},"allowLarge":false,"status":"ok"},"topFiles":[{"path":"d/x","bytes":5,"humanBytes":"5 B"},{"path":"z","bytes":3,"humanBytes":"3 B"}],"topDirs":[{"path":"d","bytes":5,"humanBytes":"5 B"},{"path":".","bytes":3,"humanBytes":"3 B"}]}"#
+    );
+}
