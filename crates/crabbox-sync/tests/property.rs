@@ -289,8 +289,4 @@ macro_rules! property {
 property!(the_workdir_equals_the_manifest_1, 160, 1..2, GitSeed::Off);
 property!(the_workdir_equals_the_manifest_2, 160, 1..2, GitSeed::Off);
 property!(the_workdir_equals_the_manifest_3, 160, 1..2, GitSeed::Off);
-property!(
-    the_workdir_equals_the_manifest_with_a_repository,
-    40,
-    GitSeed::Shallow
-);
+property!(with_a_repository_too, 40, 1..4, GitSeed::Shallow);
