@@ -23,7 +23,7 @@ const FIRST_UID: u32 = 1_900_000_000;
 /// How many jailed VMMs there can be.
 const UID_COUNT: u32 = 4096;
 /// Where Debian's `containernetworking-plugins` puts the plugins; looked at after the configured directory.
-const DEBIAN_CNI: &str = "/usr/lib/cni";
+pub(crate) const DEBIAN_CNI: &str = "/usr/lib/cni";
 /// The image that is used when none is named.
 pub const DEFAULT_IMAGE: &str = "default";
 /// The host's resolver configuration.

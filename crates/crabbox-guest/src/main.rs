@@ -15,6 +15,7 @@ mod identity;
 mod modules;
 mod network;
 mod power;
+mod probe;
 mod root;
 mod seed;
 mod sshd;
@@ -65,6 +66,7 @@ fn boot(console: &mut Console) -> Result<Pid, Failure> {
     console.begin("mounts");
     root::mount_kernel_filesystems()?;
     console.reopen();
+    probe::run_if_asked(console);
 
     console.begin("modules");
     modules::load(Path::new("/modules"))?;

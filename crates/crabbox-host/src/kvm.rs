@@ -50,13 +50,20 @@ pub enum KvmError {
 /// Opens the device at `path` and asks for its version, a machine and a processor in it.
 pub fn ask(path: &Path) -> Result<(), KvmError> {
     let device = File::options().read(true).write(true).open(path);
-    let device = device.map_err(|source| KvmError::Open { path: path.to_owned(), source })?;
+    let device = device.map_err(|source| KvmError::Open {
+        path: path.to_owned(),
+        source,
+    })?;
     let found = call(device.as_raw_fd(), GET_API_VERSION, "tell its API version")?;
     if found != API_VERSION {
         return Err(KvmError::Version { found });
     }
     let machine = own(call(device.as_raw_fd(), CREATE_VM, "make a virtual machine")?);
-    drop(own(call(machine.as_raw_fd(), CREATE_VCPU, "make a virtual processor")?));
+    drop(own(call(
+        machine.as_raw_fd(),
+        CREATE_VCPU,
+        "make a virtual processor",
+    )?));
     Ok(())
 }
 
@@ -66,7 +73,10 @@ fn call(fd: RawFd, request: libc::Ioctl, attempt: &'static str) -> Result<i32, K
     // SAFETY: the three requests used here take a plain integer, and zero is a valid one for each (no machine type, processor 0).
     let answer = unsafe { libc::ioctl(fd, request, 0 as libc::c_ulong) };
     if answer < 0 {
-        return Err(KvmError::Refused { attempt, source: io::Error::last_os_error() });
+        return Err(KvmError::Refused {
+            attempt,
+            source: io::Error::last_os_error(),
+        });
     }
     Ok(answer)
 }
@@ -85,7 +95,13 @@ mod tests {
 
     #[test]
     fn a_device_that_is_not_kvm_is_told_from_one_that_is_not_there() {
-        assert!(matches!(ask(Path::new("/nowhere/kvm")), Err(KvmError::Open { .. })));
-        assert!(matches!(ask(Path::new("/dev/null")), Err(KvmError::Refused { .. })));
+        assert!(matches!(
+            ask(Path::new("/nowhere/kvm")),
+            Err(KvmError::Open { .. })
+        ));
+        assert!(matches!(
+            ask(Path::new("/dev/null")),
+            Err(KvmError::Refused { .. })
+        ));
     }
 }

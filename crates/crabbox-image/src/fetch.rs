@@ -50,6 +50,12 @@ const JAILER: Pinned = Pinned {
     sha256: "86622337f91df329cca72bb21cd1324fb8b6fa47931601d65ee4b2c72ef2cae5",
 };
 
+/// SHA-256 of the Firecracker that everything is tested with.
+pub const FIRECRACKER_SHA256: &str = FIRECRACKER.sha256;
+
+/// SHA-256 of its jailer.
+pub const JAILER_SHA256: &str = JAILER.sha256;
+
 /// An installed pair of binaries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Firecracker {

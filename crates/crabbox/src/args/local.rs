@@ -81,6 +81,9 @@ pub(crate) struct DoctorArgs {
     /// Also check what a lease needs to be prepared
     #[arg(long)]
     pub(crate) prepare_check: bool,
+    /// Also boot a tiny guest for a moment, the only proof that KVM works
+    #[arg(long)]
+    pub(crate) probe: bool,
     /// Also log in to the static host
     #[arg(long)]
     pub(crate) doctor_probe_ssh: bool,

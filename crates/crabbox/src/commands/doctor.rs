@@ -1,10 +1,118 @@
-//! `doctor`.
+//! `doctor`: whether this host can lease machines, and what mends it where it cannot.
+
+use std::path::PathBuf;
+
+use crabbox_core::config::FlagValue;
+use crabbox_core::config::key::Name;
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_engine::context::Engine;
+use crabbox_engine::doctor::{self, Check, Options};
+use crabbox_engine::resolve::{self, Purpose};
+use serde::Serialize;
 
 use crate::args::DoctorArgs;
-use crate::commands::pending::NotBuilt;
+use crate::commands::acquire;
 use crate::context::Ctx;
+use crate::env::EnvError;
 use crate::ui::{CommandError, Exit};
 
-pub(super) fn run(_ctx: &Ctx<'_>, _args: &DoctorArgs) -> Result<Exit, CommandError> {
-    Err(NotBuilt { command: "doctor" }.into())
+/// The document of `--json`.
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    ok: bool,
+    provider: &'a str,
+    checks: &'a [Check],
+}
+
+/// How the doctor fails.
+#[derive(Debug, thiserror::Error)]
+enum DoctorError {
+    /// A check found something.
+    #[error("doctor found problems")]
+    Problems,
+    /// A flag that does nothing for any provider here.
+    #[error("--{flag} is not supported by this program yet")]
+    Flag {
+        /// The flag.
+        flag: &'static str,
+    },
+}
+
+impl Fault for DoctorError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Problems => Kind::Problems,
+            Self::Flag { .. } => Kind::Usage,
+        }
+    }
+}
+
+pub(super) fn run(ctx: &Ctx<'_>, args: &DoctorArgs) -> Result<Exit, CommandError> {
+    for (given, flag) in [
+        (args.prepare_check, "prepare-check"),
+        (args.doctor_probe_ssh, "doctor-probe-ssh"),
+    ] {
+        if given {
+            return Err(DoctorError::Flag { flag }.into());
+        }
+    }
+    let mut flags = args.keys.values.clone();
+    flags.extend(args.profile.iter().map(|profile| FlagValue {
+        key: Name::Profile,
+        values: vec![profile.clone()],
+    }));
+    let settings = ctx.settings(&flags)?.settings;
+    let engine = onlooker(ctx)?;
+    let options = Options {
+        config_file: ctx.env.user_config()?,
+        ssh_key: ctx.env.os("CRABBOX_SSH_KEY").map(PathBuf::from),
+        probe: args.probe,
+        orphans: None,
+    };
+    let mut checks = doctor::run(&engine, &settings, &options);
+    if let Some(lease) = &args.id {
+        let remote = doctor::remote(&resolve::resolve(&acquire::engine(ctx)?, lease, Purpose::Use)?)?;
+        let place = checks
+            .iter()
+            .position(|check| check.check == "ssh-key")
+            .unwrap_or(checks.len());
+        checks.insert(place, remote);
+    }
+    let ok = doctor::is_well(&checks);
+    if args.json {
+        let provider = settings.provider().map_or("", |provider| provider.name());
+        ctx.printer.json(&Document {
+            ok,
+            provider,
+            checks: &checks,
+        })?;
+    } else {
+        show(ctx, &checks);
+    }
+    if ok {
+        Ok(Exit::SUCCESS)
+    } else {
+        Err(DoctorError::Problems.into())
+    }
+}
+
+/// An engine that only looks: opening a real one makes the directory for the sockets of SSH connections.
+fn onlooker(ctx: &Ctx<'_>) -> Result<Engine, EnvError> {
+    Ok(Engine {
+        places: ctx.env.places()?,
+        exe: PathBuf::new(),
+        path: ctx.env.path().to_owned(),
+        control_dir: PathBuf::new(),
+        failpoint: String::new(),
+    })
+}
+
+/// The lines that the Go program prints, on standard output; what mends a check follows on standard error.
+fn show(ctx: &Ctx<'_>, checks: &[Check]) {
+    for check in checks {
+        ctx.printer.line(check);
+        if let Some(fix) = check.details.get("fix") {
+            ctx.printer.note(format_args!("        fix: {fix}"));
+        }
+    }
 }

@@ -1,0 +1,44 @@
+//! From what was seen to checks. Pure: a judgement looks at nothing but its arguments, so every fault can be tested.
+
+mod classic;
+mod guest;
+mod hardening;
+mod host;
+mod network;
+mod vmm;
+
+use crabbox_core::config::firecracker::FirecrackerPlan;
+
+use super::check::Check;
+use super::world::World;
+
+/// The checks of the provider `firecracker`: first the seven that the Go program has, in its order, then ours.
+pub fn firecracker(plan: &FirecrackerPlan, world: &World) -> Vec<Check> {
+    let mut checks = classic::checks(plan, world);
+    if world.host.os != "linux" {
+        // Nothing further can be told about a system that has none of it.
+        return checks;
+    }
+    checks.extend(host::checks(plan, world));
+    checks.extend(vmm::checks(plan, world));
+    checks.extend(network::checks(plan, world));
+    checks.extend(guest::checks(plan, world));
+    checks.extend(orphans(world));
+    checks.extend(hardening::checks(world));
+    checks
+}
+
+/// What lies about without an owner.
+fn orphans(world: &World) -> Option<Check> {
+    use super::check::{Class, Status};
+    let found = world.orphans.as_ref()?;
+    if found.is_empty() {
+        return Some(Check::firecracker(
+            Status::Ok,
+            "orphans",
+            "orphans=0 mutation=false",
+        ));
+    }
+    let message = format!("orphans={} mutation=false: {}", found.len(), found.join("; "));
+    Some(Check::firecracker(Status::Warning, "orphans", message).trouble(Class::Residue, "crabbox cleanup"))
+}

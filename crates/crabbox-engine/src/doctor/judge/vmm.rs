@@ -1,0 +1,134 @@
+//! Firecracker and its jailer: versions, digests, who may change them, and what the jail stands on.
+
+use crabbox_core::config::firecracker::{FirecrackerPlan, Jailer};
+use crabbox_fc::Version;
+
+use super::super::check::{Check, Class, Status};
+use super::super::world::{Binary, World};
+
+/// The oldest Firecracker that leases were tried with.
+const OLDEST: Version = Version::new(1, 12, 0);
+/// The controllers that limit a jailed VMM.
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+
+/// Checks on programs that were not found are left out: `binary` and `jailer` said so.
+pub(super) fn checks(plan: &FirecrackerPlan, world: &World) -> Vec<Check> {
+    let mut checks = Vec::new();
+    let firecracker = world.vmm.firecracker.as_ref().ok();
+    let jailer = world.vmm.jailer.as_ref().ok().and_then(Option::as_ref);
+    checks.extend(firecracker.map(|binary| version("firecracker-version", binary, &world.vmm.pinned[0])));
+    checks.extend(jailer.map(
+        |binary| match version("jailer-version", binary, &world.vmm.pinned[1]) {
+            check if check.status.is_problem() => check,
+            check => same_version(check, binary, firecracker),
+        },
+    ));
+    if jailer.is_some() {
+        checks.extend([ownership(firecracker, jailer), cgroup(world)]);
+    } else if plan.jailer == Jailer::Auto && firecracker.is_some() {
+        checks.push(no_jail(world));
+    }
+    checks
+}
+
+fn version(check: &'static str, binary: &Binary, pinned: &str) -> Check {
+    let path = binary.path.display();
+    let text = match &binary.version {
+        Ok(text) => text,
+        Err(trouble) => {
+            return Check::firecracker(Status::Failed, check, format!("no version: {trouble}"))
+                .with("path", path)
+                .trouble(Class::EnvironmentBlocked, "crabbox setup firecracker");
+        }
+    };
+    let digest = binary.digest.as_deref().unwrap_or("unreadable");
+    let known = if digest == pinned { "pinned" } else { "unknown" };
+    let facts = format!("version={text} digest={known} mutation=false");
+    let made = match text.parse::<Version>() {
+        Ok(version) if version >= OLDEST => Check::firecracker(Status::Ok, check, facts),
+        _ => Check::firecracker(
+            Status::Warning,
+            check,
+            format!("older than {OLDEST}, which nobody tried: {facts}"),
+        )
+        .trouble(Class::Degraded, "crabbox setup firecracker"),
+    };
+    made.with("path", path).with("sha256", digest)
+}
+
+fn same_version(check: Check, jailer: &Binary, firecracker: Option<&Binary>) -> Check {
+    match (&jailer.version, firecracker.map(|binary| &binary.version)) {
+        (Ok(ours), Some(Ok(theirs))) if ours != theirs => {
+            let message =
+                format!("version={ours} firecracker={theirs} mutation=false: they must be of one release");
+            Check::firecracker(Status::Failed, "jailer-version", message).trouble(
+                Class::EnvironmentBlocked,
+                "crabbox setup firecracker (or name both programs of one release)",
+            )
+        }
+        _ => check,
+    }
+}
+
+/// Whoever may replace a program that root starts is root.
+fn ownership(firecracker: Option<&Binary>, jailer: Option<&Binary>) -> Check {
+    let loose = [firecracker, jailer]
+        .into_iter()
+        .flatten()
+        .find_map(|binary| binary.loose.as_ref());
+    let Some(loose) = loose.map(|path| path.display()) else {
+        return Check::firecracker(
+            Status::Ok,
+            "binary-ownership",
+            "owner=root writable=root mutation=false",
+        );
+    };
+    let message = format!("others than root may change {loose}, from which root starts Firecracker");
+    Check::firecracker(Status::Warning, "binary-ownership", message).trouble(
+        Class::Hardening,
+        format!("sudo chown root:root {loose} && sudo chmod go-w {loose}"),
+    )
+}
+
+fn cgroup(world: &World) -> Check {
+    const FIX: &str =
+        "boot with systemd.unified_cgroup_hierarchy=1, or run without a jail: --firecracker-jailer none";
+    let Some(controllers) = &world.host.cgroup else {
+        return Check::firecracker(
+            Status::Failed,
+            "cgroup",
+            "there is no unified control group tree (version 2) at /sys/fs/cgroup",
+        )
+        .trouble(Class::EnvironmentBlocked, FIX);
+    };
+    let missing: Vec<&str> = CONTROLLERS
+        .into_iter()
+        .filter(|name| !controllers.iter().any(|there| there == name))
+        .collect();
+    if missing.is_empty() {
+        return Check::firecracker(
+            Status::Ok,
+            "cgroup",
+            format!("controllers={} mutation=false", CONTROLLERS.join(",")),
+        );
+    }
+    Check::firecracker(
+        Status::Failed,
+        "cgroup",
+        format!("the control groups lack {}", missing.join(", ")),
+    )
+    .trouble(Class::EnvironmentBlocked, FIX)
+}
+
+fn no_jail(world: &World) -> Check {
+    let root = world.host.euid == 0;
+    let (message, fix) = if root {
+        (
+            "jail=none: no jailer lies beside the Firecracker program",
+            "crabbox setup firecracker (it brings the jailer)",
+        )
+    } else {
+        ("jail=none: only root can build one", "run crabbox as root")
+    };
+    Check::firecracker(Status::Warning, "jail", message).trouble(Class::Hardening, fix)
+}

@@ -1,0 +1,246 @@
+//! What boots: which files, whether they are what they should be, and what the image offers, read without mounting it.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use crabbox_core::config::firecracker::FirecrackerPlan;
+use crabbox_host::command::Cmd;
+use crabbox_host::files;
+use crabbox_image::store::{Image as Stored, StoreError};
+use crabbox_image::{guest_binary, inspect, kernel};
+
+use super::super::world::{Contract, Entry, Ext4, FileKind, Guest, Image, Seen, Tools, Trouble, Vmm};
+use super::{MIB, entry};
+use crate::context::Engine;
+use crate::prepare;
+use crate::probe::{self, Judged, Probe, ProbeError};
+
+/// How long reading the contract may take.
+const DEBUGFS_LIMIT: Duration = Duration::from_secs(5);
+
+/// The programs of the guest contract, and where any of the usual distributions has them.
+const PROGRAMS: [(&str, &[&str]); 6] = [
+    ("sshd", &["/usr/sbin/sshd", "/usr/bin/sshd"]),
+    ("git", &["/usr/bin/git"]),
+    ("rsync", &["/usr/bin/rsync"]),
+    ("tar", &["/usr/bin/tar", "/bin/tar"]),
+    ("python3", &["/usr/bin/python3"]),
+    ("cloud-init", &["/usr/bin/cloud-init"]),
+];
+/// A key that an image must not bring: every lease would have the same.
+const HOST_KEY: &str = "/etc/ssh/ssh_host_ed25519_key";
+
+/// Finds what leases will boot, as `prepare` does: ours, unless kernel or root file system is named or at its default place.
+pub(super) fn guest(engine: &Engine, plan: &FirecrackerPlan, tools: &Tools) -> Guest {
+    let (kernel, rootfs) = (
+        entry(plan.kernel.value.as_path()),
+        entry(plan.rootfs.value.as_path()),
+    );
+    let chosen = (!plan.kernel.is_default() || kernel.kind.is_ok())
+        || (!plan.rootfs.is_default() || rootfs.kind.is_ok());
+    if chosen {
+        let image = foreign(&kernel, &rootfs, tools);
+        return Guest {
+            kernel,
+            rootfs,
+            image,
+        };
+    }
+    // Opening the store would make it; a store that is not there holds nothing.
+    let store = engine.places.images();
+    let trouble = match store.is_dir().then(|| prepare::our_image(&store)) {
+        Some(Ok(stored)) => {
+            let image = ours_of(&stored, tools);
+            return Guest {
+                kernel: entry(&stored.kernel()),
+                rootfs: entry(&stored.base()),
+                image,
+            };
+        }
+        Some(Err(StoreError::NotFound { .. })) | None => None,
+        Some(Err(error)) => Some(Trouble::chain(&error)),
+    };
+    Guest {
+        kernel,
+        rootfs,
+        image: Image::None { trouble },
+    }
+}
+
+fn ours_of(stored: &Stored, tools: &Tools) -> Image {
+    let damage = stored.manifest.files.iter().filter_map(|(name, expected)| {
+        match std::fs::metadata(stored.dir.join(name)) {
+            Ok(facts) if facts.len() == expected.bytes => None,
+            Ok(facts) => Some(format!(
+                "{name} has {} bytes instead of {}",
+                facts.len(),
+                expected.bytes
+            )),
+            Err(error) => Some(Trouble::call("stat", &stored.dir.join(name), &error).words),
+        }
+    });
+    let mut contract = contract(&stored.base(), tools);
+    if let Ok(contract) = &mut contract {
+        // Our own first process does its work.
+        contract.missing.retain(|program| *program != "cloud-init");
+    }
+    Image::Ours {
+        digest: stored.manifest.digest.clone(),
+        kernel: stored.manifest.kernel_release.clone(),
+        damage: damage.collect(),
+        contract,
+    }
+}
+
+fn foreign(kernel: &Entry, rootfs: &Entry, tools: &Tools) -> Image {
+    let elf = match kernel.kind {
+        Ok(FileKind::File) => kernel::check_elf(&kernel.path).map_err(|error| Trouble::chain(&error)),
+        _ => Err(Trouble::new("there is no kernel file")),
+    };
+    let (ext4, contract) = match rootfs.kind {
+        Ok(FileKind::File) => (ext4(&rootfs.path), contract(&rootfs.path, tools)),
+        _ => (
+            Err(Trouble::new("there is no rootfs file")),
+            Err(Trouble::new("there is no rootfs file")),
+        ),
+    };
+    Image::Foreign {
+        kernel: elf,
+        rootfs: ext4,
+        contract,
+    }
+}
+
+fn ext4(path: &Path) -> Seen<Ext4> {
+    inspect::superblock(path).map_err(|error| Trouble::chain(&error))?;
+    let facts = std::fs::metadata(path).map_err(|error| Trouble::call("stat", path, &error))?;
+    // `blocks` counts in units of 512 bytes, whatever the file system's are.
+    Ok(Ext4 {
+        mib: facts.len().div_ceil(MIB),
+        used_mib: (facts.blocks() * 512).div_ceil(MIB),
+    })
+}
+
+/// What the file system in `image` offers, by debugfs, which opens it read-only unless told otherwise.
+fn contract(image: &Path, tools: &Tools) -> Seen<Contract> {
+    let debugfs = tools.get("debugfs").and_then(Option::as_ref);
+    let debugfs = debugfs.ok_or_else(|| Trouble::new("debugfs is not installed"))?;
+    let places = PROGRAMS
+        .iter()
+        .flat_map(|(_, places)| *places)
+        .copied()
+        .chain([HOST_KEY]);
+    let script: String = places.flat_map(|place| ["stat ", place, "\n"]).collect();
+    // `-c` leaves the bitmaps unread, which in a large image are most of the work.
+    let said = Cmd::new(&debugfs.path)
+        .args(["-c", "-f", "-"])
+        .arg(image)
+        .stdin(script)
+        .limit(DEBUGFS_LIMIT)
+        .own_group()
+        .run()
+        .map_err(|error| Trouble::chain(&error))?;
+    let said = said.stdout_text();
+    let present = present(&said);
+    let is_present = |place: &&str| present.contains(place);
+    let missing = PROGRAMS
+        .iter()
+        .filter(|(_, places)| !places.iter().any(|place| is_present(&place)));
+    Ok(Contract {
+        missing: missing.map(|(name, _)| *name).collect(),
+        host_key: is_present(&HOST_KEY),
+    })
+}
+
+/// The paths behind whose `debugfs: stat <path>` an inode follows.
+fn present(said: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut asked = None;
+    for line in said.lines() {
+        if let Some(path) = line.strip_prefix("debugfs: stat ") {
+            asked = Some(path.trim());
+        } else if line.starts_with("Inode:") {
+            found.extend(asked.take());
+        }
+    }
+    found
+}
+
+/// Boots a guest: with the kernel that leases will have, and the first process that this program carries or the image has.
+pub(super) fn probe(engine: &Engine, vmm: &Vmm, guest: &Guest) -> Seen<Judged> {
+    let firecracker = vmm.firecracker.as_ref().map_err(Clone::clone)?;
+    let cache = &engine.places.cache;
+    let beside = guest.kernel.path.with_file_name(crabbox_image::manifest::INITRD);
+    let made = cache.join("kvm-probe-initrd.img");
+    let initrd = match (guest_binary::bytes(), &guest.image) {
+        (Some(bytes), _) => {
+            let written = files::create_private_dir(cache)
+                .and_then(|()| files::write_atomic(&made, &probe::initrd(bytes), 0o600));
+            written.map_err(|error| Trouble::chain(&error))?;
+            &made
+        }
+        (None, Image::Ours { .. }) => &beside,
+        (None, _) => return Err(Trouble::new("this crabbox was built without a guest to boot")),
+    };
+    let verdict = probe::boot(&Probe {
+        cache,
+        firecracker: &firecracker.path,
+        kernel: &guest.kernel.path,
+        initrd,
+        limit: probe::LIMIT,
+    });
+    if *initrd == made {
+        // Left behind it would do no harm: the next probe writes it anew.
+        std::fs::remove_file(&made).ok();
+    }
+    verdict
+        .map(|verdict| Judged {
+            verdict,
+            remembered: false,
+        })
+        .map_err(|error: ProbeError| Trouble::chain(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::*;
+
+    #[test]
+    fn the_contract_is_read_from_an_image_that_nobody_mounted() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, image) = (dir.path().join("tree"), dir.path().join("image"));
+        for (_, places) in &PROGRAMS[..3] {
+            let file = tree.join(places[0].trim_start_matches('/'));
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, "").unwrap();
+        }
+        // As in a merged /usr: the program is reached through a link.
+        std::os::unix::fs::symlink("usr/bin", tree.join("bin")).unwrap();
+        std::fs::write(tree.join("bin/tar"), "").unwrap();
+        std::fs::File::create_new(&image)
+            .unwrap()
+            .set_len(4 << 20)
+            .unwrap();
+        Cmd::new("mke2fs")
+            .args(["-q", "-t", "ext4", "-d"])
+            .arg(&tree)
+            .arg(&image)
+            .run()
+            .unwrap();
+        let tools = super::super::tools(OsStr::new("/usr/bin:/usr/sbin"));
+        let contract = contract(&image, &tools).unwrap();
+        assert_eq!(
+            contract,
+            Contract {
+                missing: vec!["python3", "cloud-init"],
+                host_key: false
+            }
+        );
+        assert_eq!(ext4(&image).unwrap().mib, 4);
+        std::fs::write(&image, "no file system").unwrap();
+        assert!(ext4(&image).is_err());
+    }
+}

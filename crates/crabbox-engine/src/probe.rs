@@ -1,0 +1,412 @@
+//! The boot probe: whether KVM is real, found out by booting a tiny guest under a time limit.
+//!
+//! `/dev/kvm` may open, answer, and make machines and processors, and a guest still dies in it; only a boot proves KVM. The
+//! probe needs no network, no disk and no right beyond opening the device, and must never leave a process or a file behind.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use crabbox_fc::log::{self, LogCause};
+use crabbox_fc::types::{BootSource, MachineConfig};
+use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::files::{self, FileError};
+use crabbox_host::lock::{FileLock, LockError};
+use crabbox_host::process::{self, ProcessError};
+use crabbox_host::{clock, console, digest};
+use crabbox_image::cpio::Writer;
+use crabbox_image::guest;
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde::{Deserialize, Serialize};
+
+/// How long the guest may take to speak. Emulated under emulation (the lab) it takes five seconds.
+pub const LIMIT: Duration = Duration::from_secs(20);
+/// The word by which `crabbox-guest` knows that it is probed.
+const WORD: &str = "crabbox.probe";
+/// What it then prints; `crabbox-guest` has the same line.
+const SPOKEN: &str = "crabbox-guest: probe ok";
+/// The device.
+const KVM: &str = "/dev/kvm";
+/// Memory of the guest, in MiB.
+const MEMORY_MIB: u32 = 128;
+/// How much of the console is kept, in bytes; the whole of a probe's is a few hundred.
+const CONSOLE_LIMIT: u64 = 256 * 1024;
+/// How much of it goes into a verdict, in lines.
+const CONSOLE_LINES: usize = 15;
+/// The directory of a probe at work, in the cache; a dead probe's is removed by the next one.
+const SCRATCH: &str = "kvm-probe";
+/// The file of the last verdict, in the cache.
+const VERDICT: &str = "kvm-verdict.json";
+
+/// What a probe found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verdict", rename_all = "snake_case")]
+pub enum Verdict {
+    /// A guest ran.
+    Works {
+        /// From the start of Firecracker to the guest's first word, in milliseconds.
+        millis: u64,
+    },
+    /// There is a KVM, and no guest ran in it.
+    Broken {
+        /// What happened.
+        reason: String,
+        /// The end of the console, Firecracker's own log included.
+        console: Vec<String>,
+    },
+    /// There is no KVM for us.
+    Absent {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Verdict {
+    /// Whether leases can be made with it.
+    pub fn works(&self) -> bool {
+        matches!(self, Self::Works { .. })
+    }
+}
+
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Works { millis } => write!(out, "KVM works: a guest spoke after {millis} ms"),
+            Self::Broken { reason, .. } => write!(out, "KVM does not work: {reason}"),
+            Self::Absent { reason } => write!(out, "there is no KVM: {reason}"),
+        }
+    }
+}
+
+/// A verdict, and whether it is an earlier one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Whether it was found earlier, since this boot and with the same parts.
+    pub remembered: bool,
+}
+
+/// What a verdict holds for: with another kernel or Firecracker, or after a reboot, it says nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Key {
+    /// The kernel's random id of this boot.
+    pub boot_id: String,
+    /// SHA-256 of the Firecracker program.
+    pub firecracker: String,
+    /// SHA-256 of the guest kernel.
+    pub kernel: String,
+}
+
+impl Key {
+    /// The key of these two files, in this boot.
+    pub fn of(firecracker: &Path, kernel: &Path) -> Result<Self, ProbeError> {
+        Ok(Self {
+            boot_id: process::boot_id()?,
+            firecracker: digest::sha256_file(firecracker)?,
+            kernel: digest::sha256_file(kernel)?,
+        })
+    }
+}
+
+/// A verdict as it is kept.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    key: Key,
+    /// The limit under which it was found, in milliseconds: a longer one may find otherwise.
+    limit_millis: u64,
+    #[serde(flatten)]
+    verdict: Verdict,
+}
+
+/// Why no verdict could be found: something of ours, which says nothing about KVM.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// A file is missing or cannot be written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Firecracker could not be started.
+    #[error("cannot start Firecracker for the probe")]
+    Spawn(#[from] CommandError),
+    /// This boot has no identity.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// Another probe does not end.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The machine's description could not be written down.
+    #[error("cannot write the probe's machine down")]
+    Config(#[from] serde_json::Error),
+}
+
+/// What is booted.
+#[derive(Debug, Clone, Copy)]
+pub struct Probe<'a> {
+    /// Where scratch files and the verdict go.
+    pub cache: &'a Path,
+    /// The Firecracker program.
+    pub firecracker: &'a Path,
+    /// A guest kernel, ELF.
+    pub kernel: &'a Path,
+    /// An initrd with `crabbox-guest` as its `/init`: an image's, or [`initrd`].
+    pub initrd: &'a Path,
+    /// How long the guest may take; [`LIMIT`] unless there is a reason.
+    pub limit: Duration,
+}
+
+/// The smallest initrd that can be probed with: the first process and what it stands on.
+pub fn initrd(guest: &[u8]) -> Vec<u8> {
+    let mut archive = Writer::new();
+    for directory in ["dev", "proc", "sys"] {
+        archive.directory(directory, 0o755);
+    }
+    archive.character_device("dev/console", 0o600, (5, 1));
+    archive.file("init", 0o755, guest);
+    archive.finish()
+}
+
+/// The verdict kept in `cache` for `key`, if one is kept.
+pub fn remembered(cache: &Path, key: &Key) -> Option<Verdict> {
+    kept(cache, key).map(|kept| kept.verdict)
+}
+
+fn kept(cache: &Path, key: &Key) -> Option<Kept> {
+    // A verdict that cannot be read is one that was never found.
+    let text = std::fs::read(cache.join(VERDICT)).ok()?;
+    serde_json::from_slice(&text)
+        .ok()
+        .filter(|kept: &Kept| kept.key == *key)
+}
+
+/// The kept verdict where it holds, else a fresh one.
+pub fn verdict(probe: &Probe<'_>) -> Result<Judged, ProbeError> {
+    // A missing device is seen at once and may be there the next time, so it is never kept.
+    if let Some(verdict) = absent() {
+        return Ok(Judged {
+            verdict,
+            remembered: false,
+        });
+    }
+    let key = Key::of(probe.firecracker, probe.kernel)?;
+    let holds =
+        |kept: &Kept| kept.verdict.works() || u128::from(kept.limit_millis) >= probe.limit.as_millis();
+    if let Some(kept) = kept(probe.cache, &key).filter(holds) {
+        return Ok(Judged {
+            verdict: kept.verdict,
+            remembered: true,
+        });
+    }
+    Ok(Judged {
+        verdict: boot_and_keep(probe)?,
+        remembered: false,
+    })
+}
+
+/// Boots the guest, whatever is known already, and keeps the verdict.
+pub fn boot(probe: &Probe<'_>) -> Result<Verdict, ProbeError> {
+    match absent() {
+        Some(verdict) => Ok(verdict),
+        None => boot_and_keep(probe),
+    }
+}
+
+fn boot_and_keep(probe: &Probe<'_>) -> Result<Verdict, ProbeError> {
+    files::create_private_dir(probe.cache)?;
+    let patience = probe.limit * 2 + Duration::from_secs(10);
+    let lock = FileLock::acquire_within(&probe.cache.join(format!("{SCRATCH}.lock")), patience)?;
+    let key = Key::of(probe.firecracker, probe.kernel)?;
+    let scratch = Scratch::make(&probe.cache.join(SCRATCH))?;
+    let verdict = try_boot(probe, &scratch.0)?;
+    drop(scratch);
+    let limit_millis = u64::try_from(probe.limit.as_millis()).unwrap_or(u64::MAX);
+    let kept = Kept {
+        key,
+        limit_millis,
+        verdict,
+    };
+    files::write_atomic(
+        &probe.cache.join(VERDICT),
+        &serde_json::to_vec_pretty(&kept)?,
+        0o600,
+    )?;
+    drop(lock);
+    Ok(kept.verdict)
+}
+
+fn absent() -> Option<Verdict> {
+    let opened = File::options().read(true).write(true).open(KVM);
+    opened.err().map(|error| Verdict::Absent {
+        reason: format!("cannot open {KVM}: {error}"),
+    })
+}
+
+/// The directory of a probe; it goes with this value.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn make(path: &Path) -> Result<Self, FileError> {
+        if path.exists() {
+            files::remove_tree(path)?;
+        }
+        files::create_private_dir(path)?;
+        Ok(Self(path.to_owned()))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What stays is removed by the next probe.
+        files::remove_tree(&self.0).ok();
+    }
+}
+
+fn try_boot(probe: &Probe<'_>, dir: &Path) -> Result<Verdict, ProbeError> {
+    let real =
+        |path: &Path| std::fs::canonicalize(path).map_err(|source| FileError::io("find", path, source));
+    for (file, name) in [(probe.kernel, "vmlinux"), (probe.initrd, "initrd.img")] {
+        let link = dir.join(name);
+        std::os::unix::fs::symlink(real(file)?, &link)
+            .map_err(|source| FileError::io("link", &link, source))?;
+    }
+    let config = dir.join("machine.json");
+    std::fs::write(&config, machine()?).map_err(|source| FileError::io("write", &config, source))?;
+    let console = dir.join("console");
+    let output = File::create_new(&console).map_err(|source| FileError::io("create", &console, source))?;
+    let again = output
+        .try_clone()
+        .map_err(|source| FileError::io("open again", &console, source))?;
+
+    let cmd = Cmd::new(real(probe.firecracker)?)
+        .args([
+            "--no-api",
+            "--config-file",
+            "machine.json",
+            "--id",
+            "crabbox-probe",
+        ])
+        .cwd(dir)
+        .own_group();
+    let mut command = cmd.to_std();
+    process::die_with_us(&mut command)
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(again);
+    let started = Instant::now();
+    let mut vmm = Vmm {
+        child: cmd.spawn(&mut command)?,
+        reaped: false,
+    };
+    let outcome = watch(&mut vmm, &console, probe.limit);
+    let took = started.elapsed();
+    drop(vmm);
+    Ok(judge(&outcome, took, probe.limit, &read(&console)))
+}
+
+/// The description of the machine, as `--config-file` takes it.
+fn machine() -> Result<Vec<u8>, serde_json::Error> {
+    let boot = BootSource {
+        kernel_image_path: "vmlinux".to_owned(),
+        initrd_path: Some("initrd.img".to_owned()),
+        boot_args: Some(format!("{} {WORD}", guest::kernel_args())),
+    };
+    let size = MachineConfig {
+        vcpu_count: 1,
+        mem_size_mib: MEMORY_MIB,
+        smt: false,
+        track_dirty_pages: false,
+        huge_pages: None,
+    };
+    serde_json::to_vec(&serde_json::json!({ "boot-source": boot, "machine-config": size, "drives": [] }))
+}
+
+/// Firecracker; it and its group end with this value, and it is reaped.
+struct Vmm {
+    child: Child,
+    reaped: bool,
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        // Once it is reaped its id may name somebody else's group.
+        if !self.reaped {
+            kill_process_group(Pid::from_child(&self.child), Signal::KILL).ok();
+            self.child.wait().ok();
+        }
+    }
+}
+
+/// How the wait for the guest ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Outcome {
+    Spoke,
+    Ended { code: Option<i32>, signal: Option<i32> },
+    Silent,
+}
+
+fn watch(vmm: &mut Vmm, console: &Path, limit: Duration) -> Outcome {
+    clock::poll_until(limit, || {
+        let ended = vmm.child.try_wait().ok().flatten();
+        vmm.reaped |= ended.is_some();
+        // Read after the look at the process: what it said last is in the file by then.
+        if read(console).contains(SPOKEN) {
+            return Some(Outcome::Spoke);
+        }
+        ended.map(|status| Outcome::Ended {
+            code: status.code(),
+            signal: status.signal(),
+        })
+    })
+    .unwrap_or(Outcome::Silent)
+}
+
+fn read(console: &Path) -> String {
+    let mut bytes = Vec::new();
+    if let Ok(file) = File::open(console) {
+        // What was read before an error is what there is.
+        file.take(CONSOLE_LIMIT).read_to_end(&mut bytes).ok();
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn judge(outcome: &Outcome, took: Duration, limit: Duration, console: &str) -> Verdict {
+    let because = log::first_cause(console).map(|(cause, _)| cause);
+    let what = match outcome {
+        Outcome::Spoke => {
+            return Verdict::Works {
+                millis: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            };
+        }
+        Outcome::Silent => format!("the guest said nothing within {} s", limit.as_secs_f32()),
+        Outcome::Ended {
+            signal: Some(signal), ..
+        } => format!("Firecracker was killed by signal {signal}"),
+        Outcome::Ended { code, .. } => format!(
+            "Firecracker ended with exit code {} after {:.1} s, before the guest spoke",
+            code.unwrap_or_default(),
+            took.as_secs_f32()
+        ),
+    };
+    let cause = match because {
+        Some(LogCause::KvmUnusable) => "; it cannot use KVM",
+        Some(LogCause::KvmInternalError) => "; KVM gave up on the guest (KVM_EXIT_INTERNAL_ERROR)",
+        Some(LogCause::KvmEntryFailed) => "; KVM could not enter the guest",
+        Some(LogCause::BadKernel) => "; it cannot load the kernel",
+        _ => "",
+    };
+    let lines: Vec<String> = console
+        .lines()
+        .map(console::harmless)
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    let tail = lines[lines.len().saturating_sub(CONSOLE_LINES)..].to_vec();
+    Verdict::Broken {
+        reason: format!("{what}{cause}"),
+        console: tail,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,37 @@
+//! The probe of the host's KVM: with `crabbox.probe` on the kernel's command line this machine exists only to say that it
+//! got here. It must never touch a disk, a module or the network.
+
+use std::path::Path;
+
+use crate::console::Console;
+use crate::power;
+
+/// The word on the kernel's command line.
+const WORD: &str = "crabbox.probe";
+
+/// What the host looks for on the console; `crabbox-engine` knows the same line.
+const LINE: &str = "probe ok";
+
+/// Says the line and resets, when the command line asks for it. `/proc` must be mounted.
+pub(crate) fn run_if_asked(console: &mut Console) {
+    let line = std::fs::read_to_string(Path::new("/proc/cmdline")).unwrap_or_default();
+    if is_asked(&line) {
+        console.say(LINE);
+        power::reset(console);
+    }
+}
+
+fn is_asked(command_line: &str) -> bool {
+    command_line.split_whitespace().any(|word| word == WORD)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_whole_word_asks() {
+        assert!(is_asked("console=ttyS0 crabbox.probe quiet\n"));
+        assert!(!is_asked("console=ttyS0 crabbox.probe=0 xcrabbox.probe\n"));
+    }
+}
