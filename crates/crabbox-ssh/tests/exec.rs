@@ -398,3 +398,24 @@ fn a_users_words_arrive_over_the_wire_and_a_secret_is_in_no_argument_vector() {
     assert!(holds("crabbox-"), "the waiting shell was running");
     assert!(!holds(&secret), "the value is in an argument vector");
 }
+
+#[test]
+fn a_master_that_dies_before_the_session_starts_is_replaced_by_a_new_one() {
+    let lab = Lab::new();
+    let listener = std::os::unix::net::UnixListener::bind(&lab.control).unwrap();
+    let control = lab.control.clone();
+    // It greets twice, as a live master does (`PROTOCOL.mux`: length, type 1, version 4), and is gone after that.
+    let dying = std::thread::spawn(move || {
+        for call in 0..2 {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut [0; 12]).unwrap();
+            stream.write_all(&[0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 4]).unwrap();
+            if call == 1 {
+                std::fs::remove_file(&control).unwrap();
+            }
+        }
+    });
+    assert_eq!(lab.run("exit 6").status, RemoteStatus::Exited(6));
+    dying.join().unwrap();
+    assert_eq!(lab.sshd.logins(), 1);
+}
