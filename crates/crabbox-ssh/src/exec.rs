@@ -83,7 +83,7 @@ pub struct Exec<'a> {
     pub stderr: Sink<'a>,
     /// Readable when the command shall be stopped, as `crabbox_host::signals::Interrupts` is.
     pub cancel: Option<BorrowedFd<'a>>,
-    /// Stops the command when it runs longer.
+    /// Limit for the connection, if there is none yet, and the command together; a command that runs longer is stopped.
     pub limit: Option<Duration>,
 }
 
@@ -164,7 +164,8 @@ pub enum ExecError {
 /// Runs `exec` on `target` and waits for its end. Opens the connection when it is not open.
 pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
     let local = |source| ExecError::Local { source };
-    let shared = Shared::open(target)?;
+    let deadline = exec.limit.map(|limit| Instant::now() + limit);
+    let shared = Shared::open(target, exec.limit)?;
     let bootstrap = Bootstrap::new().map_err(local)?;
     let (remote_in, our_in) = io::pipe().map_err(local)?;
     let (our_out, remote_out) = io::pipe().map_err(local)?;
@@ -181,7 +182,7 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
         mut stdout,
         mut stderr,
         cancel,
-        limit,
+        limit: _,
     } = exec;
     // Without input the command gets `/dev/null` itself, not a pipe that has ended.
     let script = if matches!(stdin, Stdin::Null) {
@@ -194,7 +195,7 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
         let input = scope.spawn(|| streams::feed(our_in, &preamble, stdin, &stop_in));
         let output = scope.spawn(|| streams::drain(our_out, &mut stdout, &stop_out));
         let errors = scope.spawn(|| streams::drain(our_err, &mut stderr, &stop_out));
-        let watched = watch(&mut session, shared.control(), &bootstrap, cancel, limit);
+        let watched = watch(&mut session, shared.control(), &bootstrap, cancel, deadline);
         drop(end_in);
         if !watched.as_ref().is_ok_and(|(_, closed)| *closed) {
             drop(end_out);
@@ -242,9 +243,8 @@ fn watch(
     control: &Path,
     bootstrap: &Bootstrap,
     cancel: Option<BorrowedFd<'_>>,
-    limit: Option<Duration>,
+    deadline: Option<Instant>,
 ) -> io::Result<(RemoteStatus, bool)> {
-    let deadline = limit.map(|limit| Instant::now() + limit);
     let mut code = None;
     loop {
         let ready = streams::wait(session.as_fd(), PollFlags::IN, cancel, deadline)?;

@@ -22,11 +22,12 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// The connection of `target`, opened when it is not.
-    pub(crate) fn open(target: &Target) -> Result<Self, ExecError> {
+    /// The connection of `target`, opened when it is not, within `limit`.
+    pub(crate) fn open(target: &Target, limit: Option<Duration>) -> Result<Self, ExecError> {
+        let limit = limit.map_or(OPEN_LIMIT, |limit| limit.min(OPEN_LIMIT));
         let connect = |source| ExecError::Connect { source };
         if let Some(control) = &target.control {
-            master::open(target, control, OPEN_LIMIT).map_err(connect)?;
+            master::open(target, control, limit).map_err(connect)?;
             return Ok(Self {
                 control: control.clone(),
                 private: None,
@@ -39,7 +40,7 @@ impl Shared {
             control,
             private: Some(dir),
         };
-        master::open(target, &shared.control, OPEN_LIMIT).map_err(connect)?;
+        master::open(target, &shared.control, limit).map_err(connect)?;
         Ok(shared)
     }
 

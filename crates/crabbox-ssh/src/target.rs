@@ -15,6 +15,11 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the shared connection outlives its last user, in OpenSSH's notation, as the Go program has it.
 pub const CONTROL_PERSIST: &str = "10m";
 
+/// The key exchange for a machine whose traffic never leaves this one. OpenSSH's default since 9.0 adds a post-quantum
+/// part against those who record traffic today; nobody can record this, and it costs 50 ms of processor time on each side
+/// where this one costs 3 (measured with 9.2), and seconds where cryptography is emulated.
+const LOCAL_KEY_EXCHANGE: &str = "KexAlgorithms=^curve25519-sha256,curve25519-sha256@libssh.org";
+
 /// A machine reached by SSH.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
@@ -41,7 +46,9 @@ pub struct Target {
     /// Read the user's and the system's `ssh_config` too. Wanted for a host that the user set up there; unwanted for
     /// a lease of our own, where a stray `Host *` rule could only break it.
     pub user_config: bool,
-    /// Further `-o` values, for example `KexAlgorithms=…`.
+    /// The machine runs on this one: its traffic crosses no network, so a handshake may be cheaper.
+    pub on_this_machine: bool,
+    /// Further `-o` values, for example `LogLevel=QUIET`.
     pub extra: Vec<String>,
 }
 
@@ -99,6 +106,7 @@ impl Target {
             connection_attempts: 3,
             proxy_command: None,
             user_config: false,
+            on_this_machine: false,
             extra: Vec::new(),
         })
     }
@@ -130,6 +138,7 @@ impl Target {
         // As the Go program prints it; whoever pastes it wants their own configuration to count.
         let mut words = Self {
             user_config: true,
+            on_this_machine: false,
             ..self.clone()
         }
         .words(ArgvOptions::default());
@@ -169,6 +178,9 @@ impl Target {
         self.host_key_words(&mut words);
         if let Some(command) = &self.proxy_command {
             words.extend(["-o".to_owned(), format!("ProxyCommand={command}")]);
+        }
+        if self.on_this_machine {
+            words.extend(["-o".to_owned(), LOCAL_KEY_EXCHANGE.to_owned()]);
         }
         for extra in &self.extra {
             words.extend(["-o".to_owned(), extra.clone()]);

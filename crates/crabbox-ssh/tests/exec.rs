@@ -419,3 +419,38 @@ fn a_master_that_dies_before_the_session_starts_is_replaced_by_a_new_one() {
     dying.join().unwrap();
     assert_eq!(lab.sshd.logins(), 1);
 }
+
+#[test]
+fn the_limit_counts_for_a_machine_that_does_not_answer_too() {
+    let mut lab = Lab::new();
+    // It accepts connections and never says a word, like a machine that hangs.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    lab.target.port = silent.local_addr().unwrap().port();
+    let begun = Instant::now();
+    let error = capture(&lab.target, "exit 0", Stdin::Null, Some(Duration::from_secs(1))).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            ExecError::Connect {
+                source: ConnectError::TimedOut { .. }
+            }
+        ),
+        "{error:?}"
+    );
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_machine_on_this_one_gets_the_cheap_key_exchange() {
+    let sshd = Sshd::start_with("LogLevel DEBUG1");
+    let mut target = Target::new(sshd.user(), "127.0.0.1", sshd.port(), &sshd.known_hosts()).unwrap();
+    target.key = Some(sshd.client_key());
+    target.on_this_machine = true;
+    assert!(capture(&target, "exit 0", Stdin::Null, None).unwrap().success());
+    let log = sshd.log();
+    assert!(log.contains("kex: algorithm: curve25519-sha256"), "{log}");
+    assert!(
+        !target.display_line().contains("Kex"),
+        "the printed line stays the Go program's"
+    );
+}
