@@ -39,6 +39,7 @@ pub fn target(record: &LeaseRecord, places: &Places) -> Result<Target, Connectio
     let known_hosts = keys.join("known_hosts");
     let mut target = Target::new(&record.ssh_user, &record.guest_ip, port, &known_hosts)?;
     target.key = Some(keys.join("id_ed25519"));
+    target.on_this_machine = true;
     // The Go program never seeds the file: its leases have one only after their first connection, and none is pinned.
     target.host_key_pinned = Path::new(&record.state_dir).join("journal.jsonl").exists();
     Ok(target)

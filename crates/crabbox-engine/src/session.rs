@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use crabbox_core::fault::{Fault, Kind};
-use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::command::CommandError;
 use crabbox_ssh::capture;
 use crabbox_ssh::exec::Stdin;
-use crabbox_ssh::target::{ArgvOptions, Target};
+use crabbox_ssh::target::Target;
 
 /// How long a lease may take to answer `status`.
 const ANSWER_LIMIT: Duration = Duration::from_secs(4);
@@ -29,13 +29,6 @@ pub fn answers(target: &Target) -> bool {
 
 /// A session with this process's own standard streams; answers ssh's exit code.
 pub fn interactive(target: &Target) -> Result<u8, SessionError> {
-    let argv = target.ssh_argv(ArgvOptions { tty: true, ..ArgvOptions::default() });
-    let (program, args) = argv.split_at(1);
-    let cmd = Cmd::new(&program[0]).args(args).arg(target.destination());
-    let mut command = cmd.to_std();
-    let mut child = cmd.spawn(&mut command).map_err(SessionError)?;
-    let status = child.wait().map_err(|source| {
-        SessionError(CommandError::Spawn { program: "ssh".to_owned(), source })
-    })?;
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(255))
+    let code = crabbox_ssh::interactive::connect(target).map_err(SessionError)?;
+    Ok(u8::try_from(code).unwrap_or(255))
 }
