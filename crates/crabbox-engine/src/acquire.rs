@@ -27,7 +27,7 @@ use crate::connection::{self, ConnectionError};
 use crate::disk::{self, DiskError};
 use crate::event::{Event, Ready, Stage, Whose};
 use crate::failpoint::{self, Phase, Who};
-use crate::network::{self, NetworkError, Outer};
+use crate::network::{self, NameServer, NetworkError, Outer};
 use crate::ownership::OwnedLease;
 use crate::ready::{self, ReadyError};
 use crate::request::AcquireRequest;
@@ -104,6 +104,7 @@ pub struct Making<'a> {
     /// Where events go.
     pub events: &'a mut dyn FnMut(Event),
     recorder: Option<Recorder>,
+    names: Option<NameServer>,
     stage: Instant,
 }
 
@@ -111,6 +112,15 @@ impl std::fmt::Debug for Making<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Making").field("made", &self.made).finish_non_exhaustive()
     }
+}
+
+/// What runs for a lease in its supervisor.
+#[derive(Debug, Default)]
+pub struct Threads {
+    /// Keeps the console.
+    pub recorder: Option<Recorder>,
+    /// Answers the guest's questions for names.
+    pub names: Option<NameServer>,
 }
 
 /// A lease whose guest is ready.
@@ -133,7 +143,7 @@ pub fn allocate<'a>(
     let stage = Instant::now();
     let made = allocate::allocate(places, request, id)?;
     events(Event::Allocated { slug: made.stored.record.slug.clone(), name: made.stored.record.name.clone() });
-    let mut making = Making { request, made, events, recorder: None, stage };
+    let mut making = Making { request, made, events, recorder: None, names: None, stage };
     making.over("allocate", Whose::Ours);
     Ok(making)
 }
@@ -149,7 +159,7 @@ impl Making<'_> {
         let deadline = Instant::now() + self.request.launch_timeout;
         self.effect(Step::Supervisor {}, || Ok(((), Some(supervisor.clone()))))?;
         let keys = self.keys(places)?;
-        let outer = self.network()?;
+        let outer = self.network(places)?;
         let home = self.disk(&keys, &outer)?;
         let listener = home.listen()?;
         let pipe = self.record_console()?;
@@ -179,9 +189,9 @@ impl Making<'_> {
         Ok(Acquired { vmm, ready, promised })
     }
 
-    /// The lease and its console, when the making is over, one way or the other.
-    pub fn into_parts(self) -> (OwnedLease, Option<Recorder>) {
-        (self.made.lease, self.recorder)
+    /// The lease and its threads, when the making is over, one way or the other.
+    pub fn into_parts(self) -> (OwnedLease, Threads) {
+        (self.made.lease, Threads { recorder: self.recorder, names: self.names })
     }
 
     /// Tells the command line something.
@@ -223,15 +233,18 @@ impl Making<'_> {
         Ok(LeaseKeys { private: dir.join("id_ed25519"), known_hosts: dir.join("known_hosts"), lease, host })
     }
 
-    fn network(&mut self) -> Result<Outer, AcquireError> {
+    fn network(&mut self, places: &Places) -> Result<Outer, AcquireError> {
         let dir = self.made.lease.dir().clone();
         let netns = dir.netns().to_string_lossy().into_owned();
         self.effect(Step::Namespace { path: netns.clone() }, || Ok((network::create(&dir.netns())?, None)))?;
         let plan = network::plan(&self.request.network, &self.made)?;
-        let outer = self.effect(Step::Attach { saved: plan.to_value() }, || Ok((network::attach(&plan)?, None)))?;
+        let outer = self.effect(Step::Attach { saved: plan.to_value() }, || Ok((network::attach(places, &plan)?, None)))?;
         let owner = self.made.uid.map(|uid| (uid, uid));
-        let mapping = network::mapping(&dir.netns(), &outer, owner, &self.request.network);
+        let mapping = network::mapping(&dir.netns(), &outer, owner)?;
         self.effect(Step::Mapping { netns }, || Ok((network::map(&mapping)?, None)))?;
+        if outer.guest_tap.is_none() {
+            self.names = Some(network::serve_names(&dir.netns())?);
+        }
         self.record(|stored| stored.record.guest_ip = outer.address.to_string())?;
         self.over("network", Whose::Ours);
         Ok(outer)

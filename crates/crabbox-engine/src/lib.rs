@@ -22,6 +22,7 @@ pub mod ready;
 pub mod release;
 pub mod request;
 pub mod resolve;
+pub mod run;
 pub mod session;
 pub mod supervise;
 pub mod teardown;

@@ -3,7 +3,8 @@
 //! What is saved goes into the journal before the attachment is made, and taking it back needs nothing else. The mode `auto`
 //! is decided here, once, before the request is written.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use crabbox_cni::{Attachment, LoadError};
@@ -15,7 +16,10 @@ use crabbox_net::{
     AttachCniError, CniSpec, Inner, MapError, NatError, NatSpec, Policy, attach_cni, attach_nat, detach_cni, detach_nat,
     map_inner, plan_cni,
 };
-use crabbox_store::places::LeaseDir;
+use crabbox_host::lock::LockError;
+use crabbox_net::dns::{self, Resolvers};
+use crabbox_store::locks;
+use crabbox_store::places::{LeaseDir, Places};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -28,6 +32,11 @@ use crate::request::{NetworkMode, NetworkRequest};
 
 /// The interface that a network mode makes in the lease's namespace.
 const OUTER_INTERFACE: &str = "veth0";
+
+/// The guest's tap in its lease's namespace.
+pub const TAP: &str = "tap0";
+/// The host's resolver configuration.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// An attachment as the journal keeps it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -70,6 +79,18 @@ pub enum NetworkError {
     /// Tap or mapping could not be made.
     #[error(transparent)]
     Map(#[from] MapError),
+    /// The host's own addresses cannot be read.
+    #[error(transparent)]
+    Addresses(#[from] NetlinkError),
+    /// The forwarder for names cannot listen.
+    #[error(transparent)]
+    Names(#[from] dns::DnsError),
+    /// The forwarder cannot be told when to end.
+    #[error("cannot make a pipe")]
+    Pipe(#[source] std::io::Error),
+    /// Another crabbox holds the host's networking.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// Built-in networking was asked for without a subnet.
     #[error("built-in networking has no subnet")]
     NoSubnet,
@@ -78,8 +99,8 @@ pub enum NetworkError {
 impl Fault for NetworkError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Load(_) | Self::Namespace(_) | Self::NoSubnet => Kind::Usage,
-            Self::Cni(_) | Self::Nat(_) | Self::Map(_) => Kind::Unavailable,
+            Self::Load(_) | Self::Namespace(_) | Self::NoSubnet | Self::Pipe(_) | Self::Lock(_) => Kind::Usage,
+            Self::Cni(_) | Self::Nat(_) | Self::Map(_) | Self::Addresses(_) | Self::Names(_) => Kind::Unavailable,
         }
     }
 
@@ -97,7 +118,7 @@ impl Fault for NetworkError {
             Self::Namespace(_) | Self::Nat(_) | Self::Map(_) => {
                 vec!["making a network needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN)".to_owned()]
             }
-            Self::NoSubnet => Vec::new(),
+            Self::NoSubnet | Self::Pipe(_) | Self::Lock(_) | Self::Addresses(_) | Self::Names(_) => Vec::new(),
         }
     }
 }
@@ -114,6 +135,9 @@ pub enum DetachError {
     /// Built-in networking failed.
     #[error(transparent)]
     Nat(#[from] NatError),
+    /// Another crabbox holds the host's networking.
+    #[error(transparent)]
+    Lock(#[from] LockError),
 }
 
 /// Makes the lease's namespace.
@@ -145,30 +169,71 @@ pub fn plan(request: &NetworkRequest, made: &Allocated) -> Result<SavedAttach, N
 }
 
 /// Attaches the namespace.
-pub fn attach(saved: &SavedAttach) -> Result<Outer, NetworkError> {
+pub fn attach(places: &Places, saved: &SavedAttach) -> Result<Outer, NetworkError> {
     Ok(match saved {
         SavedAttach::Cni(attachment) => attach_cni(attachment)?,
-        SavedAttach::Nat(spec) => attach_nat(spec)?,
+        SavedAttach::Nat(spec) => {
+            let _host = locks::allocation(places)?;
+            attach_nat(spec)?
+        }
     })
 }
 
 /// Detaches the namespace; what is gone already is fine.
-pub fn detach(saved: &SavedAttach) -> Result<(), DetachError> {
+pub fn detach(places: &Places, saved: &SavedAttach) -> Result<(), DetachError> {
     match saved {
         SavedAttach::Cni(attachment) => Ok(detach_cni(attachment)?),
-        SavedAttach::Nat(spec) => Ok(detach_nat(spec)?),
+        SavedAttach::Nat(spec) => {
+            // Forwarding of the host's uplinks is shared by all leases: one at a time may look at it and change it.
+            let _host = locks::allocation(places)?;
+            Ok(detach_nat(spec)?)
+        }
     }
 }
 
-/// What maps the outer address onto the guest.
-pub fn mapping(netns: &Path, outer: &Outer, owner: Option<(u32, u32)>, request: &NetworkRequest) -> Inner {
-    Inner {
+/// What maps the outer address onto the guest. Called when the outer side is there, whose gateway is an address of the host
+/// too: the guest reaches none of those.
+pub fn mapping(netns: &Path, outer: &Outer, owner: Option<(u32, u32)>) -> Result<Inner, NetworkError> {
+    let own = crabbox_host::netlink::own_addresses()?;
+    let host_addresses = own.into_iter().filter_map(|address| match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    });
+    Ok(Inner {
         netns: netns.to_owned(),
-        tap: "tap0".to_owned(),
+        tap: TAP.to_owned(),
         owner,
         outer: outer.clone(),
-        policy: Policy { host_addresses: request.deny.clone(), ..Policy::default() },
+        policy: Policy { host_addresses: host_addresses.collect(), ..Policy::default() },
+    })
+}
+
+/// The forwarder that a guest asks for names; it ends when this is dropped.
+#[derive(Debug)]
+pub struct NameServer {
+    stop: Option<std::io::PipeWriter>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for NameServer {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A forwarder that panicked has ended, which is what we want.
+            thread.join().ok();
+        }
     }
+}
+
+/// Serves names at the tap's address in the lease's namespace, from this namespace's resolvers.
+pub fn serve_names(netns: &Path) -> Result<NameServer, NetworkError> {
+    let listeners = dns::listen(netns, dns::LISTEN)?;
+    let (ended, stop) = std::io::pipe().map_err(NetworkError::Pipe)?;
+    let thread = std::thread::spawn(move || {
+        // Without names the guest still runs, and says so itself whenever it asks.
+        dns::serve(&listeners, &Resolvers::from_file(RESOLV_CONF), ended.as_fd()).ok();
+    });
+    Ok(NameServer { stop: Some(stop), thread: Some(thread) })
 }
 
 /// Makes tap, mapping and policy.
@@ -210,37 +275,4 @@ pub fn saved_of_record(record: &LeaseRecord, dir: &LeaseDir) -> Option<SavedAtta
     })
     .ok()
     .map(SavedAttach::Cni)
-}
-
-/// The name servers in a `resolv.conf`.
-pub fn resolvers(resolv_conf: &str) -> Vec<IpAddr> {
-    resolv_conf
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("nameserver"))
-        .filter_map(|rest| rest.split_whitespace().next()?.parse().ok())
-        .take(3)
-        .collect()
-}
-
-/// The host's own IPv4 addresses.
-pub fn own_addresses() -> Vec<Ipv4Addr> {
-    let own = crabbox_host::netlink::own_addresses().unwrap_or_default();
-    own.into_iter()
-        .filter_map(|address| match address {
-            IpAddr::V4(address) => Some(address),
-            IpAddr::V6(_) => None,
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn resolvers_are_read_as_libc_reads_them() {
-        let text = "# c\nnameserver 127.0.0.53\nsearch x\n nameserver  10.0.0.1 # y\nnameserver junk\n";
-        let expect: Vec<IpAddr> = vec!["127.0.0.53".parse().unwrap(), "10.0.0.1".parse().unwrap()];
-        assert_eq!(resolvers(text), expect);
-    }
 }

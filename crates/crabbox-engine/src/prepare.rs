@@ -15,7 +15,6 @@ use crabbox_image::kernel::{self, KernelError};
 use crabbox_image::store::{Image, Store, StoreError};
 
 use crate::context::Engine;
-use crate::network;
 use crate::request::{AcquireRequest, GuestSource, Jail, Machine, NetworkMode, NetworkRequest, Programs};
 
 /// First uid of jailed VMMs. Above every range that Debian, subuid and systemd hand out, below 2^31.
@@ -26,8 +25,6 @@ const UID_COUNT: u32 = 4096;
 pub(crate) const DEBIAN_CNI: &str = "/usr/lib/cni";
 /// The image that is used when none is named.
 pub const DEFAULT_IMAGE: &str = "default";
-/// The host's resolver configuration.
-const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Why this host cannot make the lease.
 #[derive(Debug, thiserror::Error)]
@@ -241,7 +238,5 @@ fn network_request(plan: &FirecrackerPlan) -> Result<NetworkRequest, PrepareErro
         cni_bin_dirs: vec![plan.cni_bin_dir.as_path().to_owned(), PathBuf::from(DEBIAN_CNI)],
         cni_network: name.to_owned(),
         nat_range: crabbox_net::nat::DEFAULT_RANGE.parse().map_err(PrepareError::Range)?,
-        resolvers: network::resolvers(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default()),
-        deny: network::own_addresses(),
     })
 }

@@ -3,7 +3,6 @@
 //! Everything is resolved before the request is written: absolute paths, chosen images, network mode. The supervisor must
 //! never read configuration or the environment.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -120,10 +119,6 @@ pub struct NetworkRequest {
     pub cni_network: String,
     /// Range that built-in networking takes its /30s from.
     pub nat_range: ipnet::Ipv4Net,
-    /// The host's resolvers, which the lease's forwarder asks.
-    pub resolvers: Vec<IpAddr>,
-    /// Addresses that the guest must not reach although they are not private: the host's own.
-    pub deny: Vec<std::net::Ipv4Addr>,
 }
 
 /// How a lease gets its outer address.

@@ -22,9 +22,10 @@ use crabbox_store::locks;
 use crabbox_store::places::{LeaseDir, Places};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::acquire::{self, AcquireError, Making};
+use crate::acquire::{self, AcquireError, Making, Threads};
 use crate::event::{Event, Failure};
 use crate::failpoint::Who;
+use crate::network;
 use crate::ownership::{OwnedLease, OwnershipError};
 use crate::request::AcquireRequest;
 use crate::teardown::{self, Actor, Extent};
@@ -110,11 +111,11 @@ pub fn run(input: File, mut output: File) -> Result<(), SuperviseError> {
             return Ok(());
         }
     };
-    let (outcome, lease, recorder) = hand_over(making, &places, &mut input, &interrupts)?;
+    let (outcome, lease, threads) = hand_over(making, &places, &mut input, &interrupts)?;
     let vmm = match outcome {
         Ok(vmm) => vmm,
         Err(error) => {
-            let console = finish_console(recorder, lease.dir());
+            let console = finish_console(threads, lease.dir());
             let report = teardown::teardown(&places, lease, Extent::Everything, actor);
             tell(Event::Failed(Failure::of(&error, console, report.leftovers())));
             return Ok(());
@@ -125,7 +126,7 @@ pub fn run(input: File, mut output: File) -> Result<(), SuperviseError> {
     tell(Event::Watching);
     drop((input, output));
     let end = observe(&dir, &vmm, &interrupts);
-    conclude(&places, &id, &end, recorder, actor)
+    conclude(&places, &id, &end, threads, actor)
 }
 
 /// The VMM of a lease that has been handed over, or why there is none.
@@ -137,7 +138,7 @@ fn hand_over(
     places: &Places,
     input: &mut BufReader<File>,
     interrupts: &Interrupts,
-) -> Result<(Outcome, OwnedLease, Option<Recorder>), SuperviseError> {
+) -> Result<(Outcome, OwnedLease, Threads), SuperviseError> {
     let supervisor = own_identity()?;
     let gone = || interrupts.caught().is_some() || is_readable(input.get_ref());
     let made = making.make(places, &supervisor, &gone);
@@ -149,8 +150,8 @@ fn hand_over(
         making.claimed(&mut acquired)?;
         Ok(acquired.vmm.into_handle())
     });
-    let (lease, recorder) = making.into_parts();
-    Ok((outcome, lease, recorder))
+    let (lease, threads) = making.into_parts();
+    Ok((outcome, lease, threads))
 }
 
 /// Waits for the command line's word; its end without the word is a command line that died or gave up.
@@ -180,14 +181,15 @@ pub fn watch(places: &Places, id: &LeaseId) -> Result<(), SuperviseError> {
     let pending = journal.begin(crabbox_core::journal::Step::Supervisor {})?;
     journal.done(pending, Some(supervisor))?;
     drop((journal, guard));
+    // A console or a forwarder that cannot be taken up again is no reason to leave the lease unwatched.
     let recorder = console::open_pipe(&dir.path().join("console.pipe"))
-        .and_then(|pipe| Recorder::start(pipe, &dir.console()))
-        .ok();
+        .and_then(|pipe| Recorder::start(pipe, &dir.console()));
+    let threads = Threads { recorder: recorder.ok(), names: network::serve_names(&dir.netns()).ok() };
     let end = match vmm.open()? {
         Some(handle) => observe(&dir, &handle, &interrupts),
         None => End::MachineGone,
     };
-    conclude(places, id, &end, recorder, Actor { who: Who::Supervisor, failpoint: "" })
+    conclude(places, id, &end, threads, Actor { who: Who::Supervisor, failpoint: "" })
 }
 
 /// Waits for something that ends the lease.
@@ -229,12 +231,10 @@ fn conclude(
     places: &Places,
     id: &LeaseId,
     end: &End,
-    recorder: Option<Recorder>,
+    threads: Threads,
     actor: Actor<'_>,
 ) -> Result<(), SuperviseError> {
-    if let Some(recorder) = recorder {
-        recorder.finish();
-    }
+    finish(threads);
     if *end == End::LeaseGone {
         return Ok(());
     }
@@ -258,10 +258,16 @@ fn conclude(
     Ok(())
 }
 
-fn finish_console(recorder: Option<Recorder>, dir: &LeaseDir) -> Vec<String> {
-    if let Some(recorder) = recorder {
+/// Ends the lease's threads: names before the namespace goes, the console with all that is in its pipe.
+fn finish(threads: Threads) {
+    drop(threads.names);
+    if let Some(recorder) = threads.recorder {
         recorder.finish();
     }
+}
+
+fn finish_console(threads: Threads, dir: &LeaseDir) -> Vec<String> {
+    finish(threads);
     console::tail(&dir.console(), 20)
 }
 

@@ -25,6 +25,8 @@ use crate::ownership::OwnedLease;
 
 /// How long a VMM gets between SIGTERM and SIGKILL. Its disk dies with it, so there is nothing for it to save.
 const VMM_GRACE: Duration = Duration::from_millis(500);
+/// How long the kernel gets to let go of an empty control group.
+const GROUP_LIMIT: Duration = Duration::from_secs(2);
 /// How long a supervisor gets to notice that its lease is gone.
 const SUPERVISOR_GRACE: Duration = Duration::from_secs(5);
 
@@ -256,7 +258,7 @@ impl Walk<'_> {
             Step::Disk { path } | Step::Jail { path } => Ok(files::remove_tree(self.inside(path)?)?),
             Step::Mount { path } => Ok(files::withdraw(self.inside(path)?)?),
             Step::Namespace { path } => Ok(netns::remove(self.inside(path)?)?),
-            Step::Attach { saved } => Ok(network::detach(&SavedAttach::from_value(saved)?)?),
+            Step::Attach { saved } => Ok(network::detach(self.places, &SavedAttach::from_value(saved)?)?),
             Step::Cgroup { path } => remove_cgroup(Path::new(path), self.lease),
             Step::Vmm { dir, .. } => end_vmm(live.process.as_ref(), self.inside(dir)?),
             Step::Connection { control } => Ok(connection::close(Path::new(control))?),
@@ -322,27 +324,28 @@ fn at_home_in(dir: &Path) -> Result<Vec<ProcessId>, ProcessError> {
     Ok(found)
 }
 
-/// Removes the lease's own control group: its last component is the machine's name, which carries the lease's tag.
+/// Removes the lease's own control groups: `<root>/crabbox-<tag>/<machine>` and its parent, both named with the tag.
 fn remove_cgroup(path: &Path, lease: &OwnedLease) -> Result<(), UndoError> {
-    let tagged = path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(&lease.id().tag()));
-    if !tagged || !path.starts_with("/sys/fs/cgroup") {
+    let tag = lease.id().tag();
+    let tagged = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(&tag));
+    let parent = path.parent().unwrap_or(path);
+    if !tagged(path) || !tagged(parent) || parent.parent() != Some(Path::new(crate::vmm::CGROUPS)) {
         return Err(UndoError::Outside { path: path.to_owned() });
     }
-    let gone = crabbox_host::clock::poll_until(Duration::from_secs(2), || match std::fs::remove_dir(path) {
+    remove_group(path)?;
+    remove_group(parent)
+}
+
+/// Removes one control group; the kernel needs a moment after its last process is gone.
+fn remove_group(path: &Path) -> Result<(), UndoError> {
+    let gone = crabbox_host::clock::poll_until(GROUP_LIMIT, || match std::fs::remove_dir(path) {
         Ok(()) => Some(Ok(())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some(Ok(())),
-        // The kernel needs a moment after the last process is gone.
         Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => None,
         Err(source) => Some(Err(source)),
     });
-    match gone {
-        Some(Ok(())) => Ok(()),
-        Some(Err(source)) => Err(UndoError::Cgroup { path: path.to_owned(), source }),
-        None => Err(UndoError::Cgroup {
-            path: path.to_owned(),
-            source: std::io::Error::from(std::io::ErrorKind::ResourceBusy),
-        }),
-    }
+    let failed = |source| UndoError::Cgroup { path: path.to_owned(), source };
+    gone.unwrap_or_else(|| Err(std::io::ErrorKind::ResourceBusy.into())).map_err(failed)
 }
 
 /// What a lease without a journal (made by the Go program, or its maker died before the first line) may have left.

@@ -37,7 +37,7 @@ const VMM_OVERHEAD_MIB: u64 = 128;
 /// Threads and processes in the control group: one thread a vCPU, the API thread, the VMM thread, and room.
 const PIDS_BEYOND_CPUS: u32 = 32;
 /// Where control groups are mounted.
-const CGROUPS: &str = "/sys/fs/cgroup";
+pub(crate) const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Why the machine was not started.
 #[derive(Debug, thiserror::Error)]
@@ -191,7 +191,7 @@ fn boot(request: &AcquireRequest, outer: &Outer) -> BootPlan {
     };
     let (tap, mac) = match &outer.guest_tap {
         Some(partner) => (partner.tap.clone(), partner.mac.clone()),
-        None => ("tap0".to_owned(), crabbox_net::GUEST_MAC.to_owned()),
+        None => (crate::network::TAP.to_owned(), crabbox_net::GUEST_MAC.to_owned()),
     };
     let machine = MachineConfig {
         // The settings allow no more than Firecracker's 32.

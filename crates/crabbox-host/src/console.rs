@@ -88,19 +88,12 @@ fn record(mut pipe: File, log: &mut BoundedLog, stop: &AtomicBool) {
         match pipe.read(&mut chunk) {
             // The file may be gone with its lease or its disk full: the guest goes on either way.
             Ok(count) if count > 0 => log.write(&chunk[..count]),
-            Ok(_) => return,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                if ending {
-                    return;
-                }
-                let wait = Timespec {
-                    tv_sec: 0,
-                    tv_nsec: 50_000_000,
-                };
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && !ending => {
+                let wait = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
                 poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&wait)).ok();
             }
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(_) => return,
+            Ok(_) | Err(_) => return,
         }
     }
 }

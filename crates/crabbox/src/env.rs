@@ -91,6 +91,11 @@ impl Env {
         self.variables.keys().filter_map(|name| name.to_str())
     }
 
+    /// Every variable whose name and value are valid UTF-8, in order of the names.
+    pub(crate) fn texts(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.variables.iter().filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?)))
+    }
+
     /// The current directory.
     pub(crate) fn cwd(&self) -> Result<&Path, EnvError> {
         self.cwd.as_deref().map_err(|kind| EnvError::Cwd(*kind))

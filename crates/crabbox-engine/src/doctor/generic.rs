@@ -25,7 +25,7 @@ pub(super) fn checks(settings: &Settings, options: &Options, tools: &Tools) -> V
 
 fn config(options: &Options, mode: u32) -> Check {
     let path = options.config_file.display();
-    let private = mode & 0o077 == 0;
+    let private = (mode & 0o077).count_ones() == 0;
     let status = if private { Status::Ok } else { Status::Warning };
     let check = Check::generic(status, "config", format!("{path} permissions={mode:04o}"))
         .with("path", &path)

@@ -16,6 +16,7 @@ pub(super) use programs::tools;
 use super::Options;
 use super::world::{Entry, FileKind, Kvm, Seen, Storage, Trouble, World};
 use crate::context::Engine;
+use crate::probe::{Judged, Verdict};
 
 /// KVM's device.
 pub(super) const KVM: &str = "/dev/kvm";
@@ -28,9 +29,10 @@ pub(super) fn world(engine: &Engine, plan: &FirecrackerPlan, options: &Options) 
     let vmm = programs::vmm(engine, plan);
     let guest = guest::guest(engine, plan, &tools);
     let probe = options.probe.then(|| guest::probe(engine, &vmm, &guest));
+    let remembered = guest::remembered(engine, &vmm, &guest);
     World {
         host: host::host(),
-        kvm: kvm(probe),
+        kvm: kvm(probe, remembered),
         network: network::network(plan),
         storage: storage(&engine.places.state),
         orphans: options.orphans.clone(),
@@ -54,7 +56,7 @@ fn entry(path: &Path) -> Entry {
     }
 }
 
-fn kvm(probe: Option<Seen<crate::probe::Judged>>) -> Kvm {
+fn kvm(probe: Option<Seen<Judged>>, remembered: Option<Verdict>) -> Kvm {
     let path = Path::new(KVM);
     let started = std::time::Instant::now();
     let answers = kvm::ask(path);
@@ -69,6 +71,7 @@ fn kvm(probe: Option<Seen<crate::probe::Judged>>) -> Kvm {
         open,
         answers,
         probe,
+        remembered,
     }
 }
 

@@ -1,5 +1,10 @@
 //! A healthy host, and one fault at a time: each must be caught by the right check with the right class, and by no other.
 
+#![expect(
+    clippy::unnecessary_wraps,
+    reason = "a world is made of values that might not have been seen"
+)]
+
 use std::path::Path;
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
@@ -130,6 +135,7 @@ fn healthy() -> World {
             open: Ok(()),
             answers: Ok(1),
             probe: None,
+            remembered: None,
         },
         vmm: Vmm {
             firecracker: Ok(binary("/usr/local/bin/firecracker", "f")),
@@ -142,6 +148,7 @@ fn healthy() -> World {
             image: Image::Ours {
                 digest: "0123456789abcdef".into(),
                 kernel: "6.1.0".into(),
+                kernel_sha256: "k".into(),
                 damage: Vec::new(),
                 contract: worthy(),
             },
@@ -202,6 +209,7 @@ fn faults() -> Vec<Fault> {
         Fault("kvm is a directory", PLAIN, |w| w.kvm.kind = Ok(FileKind::Directory), ("kvm", Failed, BLOCKED)),
         Fault("kvm may not be opened", PLAIN, |w| w.kvm.open = Err(Trouble::new("open /dev/kvm: permission denied")), ("kvm", Failed, BLOCKED)),
         Fault("kvm makes no vcpu", PLAIN, |w| w.kvm.answers = Err(Trouble::new("KVM cannot make a virtual processor")), ("kvm-api", Failed, BLOCKED)),
+        Fault("kvm ran no guest earlier", PLAIN, |w| w.kvm.remembered = Some(Verdict::Broken { reason: "silence".into(), console: vec![] }), ("kvm-api", Failed, BLOCKED)),
         Fault("kvm runs no guest", PLAIN, |w| w.kvm.probe = Some(Ok(Judged { verdict: Verdict::Broken { reason: "silence".into(), console: vec![] }, remembered: false })), ("kvm-boot", Failed, BLOCKED)),
         Fault("the probe could not be made", PLAIN, |w| w.kvm.probe = Some(Err(Trouble::new("no kernel"))), ("kvm-boot", Failed, BLOCKED)),
         Fault("no firecracker", PLAIN, |w| w.vmm = Vmm { firecracker: Err(Trouble::new("exec: \"firecracker\": executable file not found in $PATH")), jailer: Ok(None), ..w.vmm.clone() }, ("binary", Failed, BLOCKED)),
@@ -224,8 +232,8 @@ fn faults() -> Vec<Fault> {
         Fault("rootfs without sshd", PLAIN, |w| w.guest.image = image_with(Ok(()), Ok(1), lacking(&["sshd", "git"])), ("image", Failed, BLOCKED)),
         Fault("rootfs without git", PLAIN, |w| w.guest.image = image_with(Ok(()), Ok(1), lacking(&["git"])), ("image", Warning, DEGRADED)),
         Fault("rootfs with a host key", PLAIN, |w| w.guest.image = image_with(Ok(()), Ok(1), Ok(Contract { missing: vec![], host_key: true })), ("image", Warning, HARDENING)),
-        Fault("our image is damaged", PLAIN, |w| w.guest.image = Image::Ours { digest: "0".into(), kernel: "6".into(), damage: vec!["base.ext4 has 1 bytes".into()], contract: worthy() }, ("image", Failed, BLOCKED)),
-        Fault("our image lacks a program", PLAIN, |w| w.guest.image = Image::Ours { digest: "0".into(), kernel: "6".into(), damage: vec![], contract: lacking(&["rsync"]) }, ("image", Failed, BLOCKED)),
+        Fault("our image is damaged", PLAIN, |w| w.guest.image = Image::Ours { digest: "0".into(), kernel: "6".into(), kernel_sha256: "k".into(), damage: vec!["base.ext4 has 1 bytes".into()], contract: worthy() }, ("image", Failed, BLOCKED)),
+        Fault("our image lacks a program", PLAIN, |w| w.guest.image = Image::Ours { digest: "0".into(), kernel: "6".into(), kernel_sha256: "k".into(), damage: vec![], contract: lacking(&["rsync"]) }, ("image", Failed, BLOCKED)),
         Fault("no CNI network", CNI, |w| w.network.chain = Err(Trouble::new("there is no CNI network")), ("network", Failed, INCOMPLETE)),
         Fault("no CNI directory", CNI, |w| { w.network.conf_dir = absent("/etc/cni/conf.d"); w.network.chain = Err(no_such("/etc/cni/conf.d")); }, ("network", Failed, BLOCKED)),
         Fault("no plugin directory", CNI, |w| { w.network.bin_dirs = vec![absent("/opt/cni/bin"), absent("/usr/lib/cni")]; }, ("network", Failed, BLOCKED)),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::probe::Judged;
+use crate::probe::{Judged, Verdict};
 
 /// What the system said when something could not be looked at.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -114,6 +114,8 @@ pub struct Kvm {
     pub answers: Seen<u64>,
     /// What the boot probe found; `None` when it was not asked for.
     pub probe: Option<Seen<Judged>>,
+    /// What an earlier one found that still holds.
+    pub remembered: Option<Verdict>,
 }
 
 /// Firecracker or its jailer.
@@ -198,6 +200,8 @@ pub enum Image {
         digest: String,
         /// The release of its kernel.
         kernel: String,
+        /// SHA-256 of its kernel, as its record has it.
+        kernel_sha256: String,
         /// What is not as its record says.
         damage: Vec<String>,
         /// What it offers.

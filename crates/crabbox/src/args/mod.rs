@@ -22,7 +22,7 @@ pub(crate) use local::{
     ClaimsCommand, ClaimsListArgs, CompletionsArgs, ConfigCommand, ConfigExplainArgs, ConfigShowArgs,
     DoctorArgs, ProvidersArgs, ProvidersCommand, ProvidersDescribeArgs, SuperviseArgs,
 };
-pub(crate) use run::RunArgs;
+pub(crate) use run::{RunArgs, StopAfter};
 
 use crate::goflags::{Problem, Stop, UsageError, normalise};
 

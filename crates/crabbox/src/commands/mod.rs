@@ -12,6 +12,7 @@ mod inspect;
 mod list;
 mod logs;
 mod pending;
+mod progress;
 mod providers;
 mod run;
 mod ssh;

@@ -1,10 +1,343 @@
-//! `run`.
+//! `run`: a command in a lease, with the working tree as it stands here.
 
-use crate::args::RunArgs;
-use crate::commands::pending::NotBuilt;
+mod report;
+mod request;
+mod streams;
+
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crabbox_core::config::Settings;
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::id::RunId;
+use crabbox_engine::context::Engine;
+use crabbox_engine::lease::{Lease, Target};
+use crabbox_engine::resolve::{self, Purpose, ResolveError};
+use crabbox_engine::run::{self, Job, RemoteStatus, Repo, Sink, SyncChoice};
+use crabbox_engine::{release, touch};
+use crabbox_host::signals::Interrupts;
+
+use crate::args::{RunArgs, StopAfter};
+use crate::commands::acquire::{self, Wanted};
+use crate::commands::progress::SyncProgress;
 use crate::context::Ctx;
+use crate::go;
+use crate::timing::{Outcome, TimingJson};
 use crate::ui::{CommandError, Exit};
+use report::Summary;
+use request::Request;
+use streams::{Tee, To};
 
-pub(super) fn run(_ctx: &Ctx<'_>, _args: &RunArgs) -> Result<Exit, CommandError> {
-    Err(NotBuilt { command: "run" }.into())
+/// Why a run ended without the command's own exit code being enough of an answer.
+#[derive(Debug, thiserror::Error)]
+enum RunFailure {
+    /// The command failed.
+    #[error("remote command exited {0}")]
+    Exited(u8),
+    /// The connection broke.
+    #[error("the connection to the lease was lost while the command ran; it may or may not have ended")]
+    Lost,
+    /// The shell around the command was killed.
+    #[error("the command was killed in the lease")]
+    Killed,
+    /// The user interrupted.
+    #[error("interrupted{}", if *.stopped { "; the command in the lease was stopped" } else { "; the command in the lease may still run" })]
+    Interrupted {
+        /// Whether the remote processes are known to be gone.
+        stopped: bool,
+    },
+    /// No run id could be drawn.
+    #[error("cannot draw a run id")]
+    Random(#[source] std::io::Error),
+    /// A capture file cannot be made.
+    #[error("cannot write {}", path.display())]
+    Capture {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The lease could not be given back after a run that worked.
+    #[error("lease cleanup failed for {id}")]
+    Cleanup {
+        /// The lease.
+        id: String,
+        /// Why.
+        #[source]
+        source: release::ReleaseError,
+    },
+}
+
+impl Fault for RunFailure {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Exited(code) => Kind::Passthrough(*code),
+            // What ssh itself exits with when its connection breaks.
+            Self::Lost => Kind::Passthrough(255),
+            // 128 and the signal's number, as shells have it.
+            Self::Killed => Kind::Passthrough(137),
+            Self::Interrupted { .. } => Kind::Passthrough(130),
+            Self::Cleanup { .. } => Kind::Remote,
+            Self::Random(_) | Self::Capture { .. } => Kind::Usage,
+        }
+    }
+}
+
+/// A run on its way.
+struct Run<'a> {
+    ctx: &'a Ctx<'a>,
+    args: &'a RunArgs,
+    request: &'a Request,
+    settings: &'a Settings,
+    engine: &'a Engine,
+    repo: &'a Repo,
+    interrupts: &'a Interrupts,
+    id: RunId,
+}
+
+pub(super) fn run(ctx: &Ctx<'_>, args: &RunArgs) -> Result<Exit, CommandError> {
+    let started = Instant::now();
+    let request = Request::new(args)?;
+    let settings = ctx.settings(&args.keys.values)?.settings;
+    let repo = run::look(ctx.env.cwd()?)?;
+    if !args.sync.no_sync {
+        run::check(&repo)?;
+    }
+    let engine = acquire::engine(ctx)?;
+    let interrupts = acquire::interrupts()?;
+    let id = RunId::from_random(crabbox_host::random::bytes().map_err(RunFailure::Random)?);
+    let (lease, new) = lease(ctx, args, &settings, &engine, &repo, &interrupts)?;
+    let run = Run { ctx, args, request: &request, settings: &settings, engine: &engine, repo: &repo, interrupts: &interrupts, id };
+    let mut summary = Summary::default();
+    summary.outcome.lease = new.then(|| started.elapsed());
+    let outcome = run.inside(&lease, &mut summary);
+    run.finish(&lease, new, started, summary, outcome)
+}
+
+/// The lease that was named, or a new one; and whether it is new.
+fn lease(
+    ctx: &Ctx<'_>,
+    args: &RunArgs,
+    settings: &Settings,
+    engine: &Engine,
+    repo: &Repo,
+    interrupts: &Interrupts,
+) -> Result<(Lease, bool), CommandError> {
+    if let Some(name) = &args.id {
+        let lease = resolve::resolve(engine, name, Purpose::Use)?;
+        touch::claim(&engine.places, &lease, &repo.root, args.reclaim)?;
+        return Ok((lease, false));
+    }
+    let wanted = Wanted { slug: args.slug.clone(), keep: args.keep };
+    Ok((acquire::acquire(ctx, engine, settings, &wanted, interrupts)?.lease, true))
+}
+
+impl Run<'_> {
+    /// Everything that happens in the lease.
+    fn inside(&self, lease: &Lease, summary: &mut Summary) -> Result<(), CommandError> {
+        let target = lease.target.clone().ok_or_else(|| ResolveError::NoAddress { id: lease.id.clone() })?;
+        let destination = run::destination(lease, self.repo);
+        let workdir = destination.workdir();
+        self.ctx.printer.note(format_args!("syncing {} -> {}:{workdir}", self.repo.root.display(), lease.address));
+        report::context(self.ctx, lease, self.id.as_str(), &workdir);
+        let outcome = &mut summary.outcome;
+        outcome.run_id = self.id.to_string();
+        outcome.workdir.clone_from(&workdir);
+        outcome.repo_path = self.repo.root.display().to_string();
+        outcome.label = self.args.command.label.clone().unwrap_or_default();
+        touch::touch(&self.engine.places, &lease.id, Some("running"), None)?;
+        if self.args.sync.no_sync {
+            run::make_workdir(&target, &workdir)?;
+        } else {
+            summary.blocked = Some("sync");
+            self.sync(&target, &destination, summary)?;
+            summary.blocked = None;
+        }
+        if self.args.sync.sync_only {
+            self.ctx.printer.line(format_args!("synced {workdir}"));
+            return Ok(());
+        }
+        self.command(lease, &target, &workdir, summary)
+    }
+
+    fn sync(&self, target: &Target, destination: &run::Destination, summary: &mut Summary) -> Result<(), CommandError> {
+        let started = Instant::now();
+        let settings = &self.settings.sync;
+        let (load, verdict) = run::load(self.repo, settings)?;
+        for line in &load.lines {
+            self.ctx.printer.note(line);
+        }
+        verdict.map_err(run::SyncError::from)?;
+        let choice = SyncChoice {
+            full_resync: self.args.sync.full_resync,
+            allow_mass_deletions: self.ctx.env.text("CRABBOX_ALLOW_MASS_DELETIONS") == Some("1"),
+        };
+        if choice.full_resync {
+            self.ctx.printer.note(format_args!("full-resync resetting remote workdir {}", destination.workdir()));
+        }
+        let progress = SyncProgress::new(self.ctx.printer);
+        let done = run::sync(target, destination, &load, settings, choice, &progress);
+        progress.finish();
+        let done = done?;
+        let took = started.elapsed();
+        summary.outcome.sync = took;
+        summary.outcome.sync_skipped = done.skipped;
+        summary.steps = std::iter::once(("manifest", load.took)).chain(done.steps).collect();
+        let took = go::milliseconds(took);
+        if done.skipped {
+            self.ctx.printer.note(format_args!("No changes detected, skipping sync ({took})"));
+        } else {
+            self.ctx.printer.note(format_args!("sync complete in {took}"));
+        }
+        Ok(())
+    }
+
+    fn command(&self, lease: &Lease, target: &Target, workdir: &str, summary: &mut Summary) -> Result<(), CommandError> {
+        let printer = self.ctx.printer;
+        let uploaded = match &self.request.script {
+            Some(script) => {
+                let name = Path::new(&script.source).file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let path = run::upload_script(target, workdir, &name, &script.content)?;
+                printer.note(format_args!("uploaded script {} -> {path}", script.source));
+                Some(path)
+            }
+            None => None,
+        };
+        printer.note(format_args!("running on {} {}", lease.address, self.request.display()));
+        let (out, err) = (|bytes: &[u8]| printer.bytes(bytes), |bytes: &[u8]| printer.note_bytes(bytes));
+        let mut stdout = Tee::new(capture(self.args.results.capture_stdout.as_deref(), &out)?);
+        let mut stderr = Tee::new(capture(self.args.results.capture_stderr.as_deref(), &err)?);
+        let started = Instant::now();
+        let status = run::command(target, Job {
+            workdir: workdir.to_owned(),
+            env: self.env(lease),
+            form: self.request.form(self.args.command.shell, uploaded.as_deref()),
+            stdout: Sink::Writer(&mut stdout),
+            stderr: Sink::Writer(&mut stderr),
+            cancel: self.interrupts.as_fd(),
+        })?;
+        summary.outcome.command = started.elapsed();
+        let failure = match status {
+            RemoteStatus::Exited(0) => None,
+            RemoteStatus::Exited(code) => Some(RunFailure::Exited(code)),
+            RemoteStatus::Killed => Some(RunFailure::Killed),
+            RemoteStatus::ConnectionLost => Some(RunFailure::Lost),
+            RemoteStatus::Cancelled { stopped } | RemoteStatus::TimedOut { stopped } => Some(RunFailure::Interrupted { stopped }),
+        };
+        let Some(failure) = failure else { return self.downloads(target, workdir) };
+        if matches!(failure, RunFailure::Exited(_)) {
+            report::digest(self.ctx, lease, &stderr.tail(), &stdout.tail());
+        }
+        Err(failure.into())
+    }
+
+    /// Variables of the command: those that are allowed through, then ours.
+    fn env(&self, lease: &Lease) -> Vec<(String, String)> {
+        let mut allow = self.settings.env_allow.value.clone();
+        allow.extend(self.args.command.allow_env.iter().flat_map(|list| list.split(',')).map(str::to_owned));
+        let mut env = request::forwarded(&self.ctx.env, &allow);
+        for (name, value) in
+            [("CRABBOX_LEASE_ID", lease.id.as_str()), ("CRABBOX_RUN_ID", self.id.as_str()), ("CRABBOX_SLUG", &lease.slug)]
+        {
+            env.push((name.to_owned(), value.to_owned()));
+        }
+        env
+    }
+
+    fn downloads(&self, target: &Target, workdir: &str) -> Result<(), CommandError> {
+        for (remote, local) in &self.request.downloads {
+            let local = self.ctx.env.cwd()?.join(local);
+            let bytes = run::download(target, workdir, remote, &local)?;
+            self.ctx.printer.note(format_args!("downloaded {} bytes={bytes}", local.display()));
+        }
+        Ok(())
+    }
+
+    /// The last lines, and the lease given back where it is due. The command's own exit code always wins.
+    fn finish(
+        &self,
+        lease: &Lease,
+        new: bool,
+        started: Instant,
+        mut summary: Summary,
+        outcome: Result<(), CommandError>,
+    ) -> Result<Exit, CommandError> {
+        let failed = outcome.is_err();
+        let code = outcome.as_ref().err().map_or(0, |error| i32::from(error.kind().exit_code()));
+        summary.outcome.exit_code = code;
+        summary.outcome.total = started.elapsed();
+        let ran = summary.outcome.command > Duration::ZERO;
+        if ran {
+            self.ctx.printer.note(format_args!(
+                "command complete in {} total={}",
+                go::milliseconds(summary.outcome.command),
+                go::milliseconds(summary.outcome.total)
+            ));
+        }
+        let keep = self.args.keep || (failed && self.args.keep_on_failure);
+        let release = match self.args.stop_after {
+            Some(StopAfter::Always) => true,
+            Some(StopAfter::Never) => false,
+            Some(StopAfter::Success) => !failed,
+            Some(StopAfter::Failure) => failed,
+            None => new && !keep,
+        };
+        if new && failed && self.args.keep_on_failure && !release {
+            report::kept(self.ctx, lease);
+        }
+        let cleanup = if release { self.release(lease, &mut summary.outcome) } else { self.rest(lease) };
+        report::summary(self.ctx, lease, &summary);
+        if self.args.results.timing_json {
+            self.ctx.printer.note_json(&TimingJson::new(lease, &summary.outcome))?;
+        }
+        outcome?;
+        cleanup?;
+        Ok(Exit::SUCCESS)
+    }
+
+    fn release(&self, lease: &Lease, outcome: &mut Outcome) -> Result<(), CommandError> {
+        let quiet = self.args.results.timing_json;
+        let policy = match self.args.stop_after {
+            None => "auto",
+            Some(StopAfter::Always) => "always",
+            Some(StopAfter::Never) => "never",
+            Some(StopAfter::Success) => "success",
+            Some(StopAfter::Failure) => "failure",
+        };
+        if !quiet {
+            self.ctx.printer.note(format_args!("releasing {} server={}", lease.id, lease.display_id()));
+        }
+        let stopped = release::stop(self.engine, &lease.id);
+        outcome.stopped = Some(stopped.is_ok());
+        let error = stopped.as_ref().err().map(|error| crabbox_engine::teardown::chain(error)).unwrap_or_default();
+        if !quiet {
+            let (id, slug) = (&lease.id, &lease.slug);
+            let told = if error.is_empty() { String::new() } else { format!(" error={error:?}") };
+            self.ctx.printer.note(format_args!(
+                "lease cleanup stopped={} policy={policy} lease={id} slug={slug}{told}",
+                stopped.is_ok()
+            ));
+        }
+        outcome.stop_error = error;
+        stopped.map_err(|source| RunFailure::Cleanup { id: lease.id.clone(), source })?;
+        Ok(())
+    }
+
+    /// A lease that goes on is ready again.
+    fn rest(&self, lease: &Lease) -> Result<(), CommandError> {
+        touch::touch(&self.engine.places, &lease.id, Some("ready"), None)?;
+        Ok(())
+    }
+}
+
+fn capture<'a>(path: Option<&Path>, pass: &'a (dyn Fn(&[u8]) + Sync)) -> Result<To<'a>, RunFailure> {
+    match path {
+        None => Ok(To::Pass(pass)),
+        Some(path) => File::create(path)
+            .map(To::File)
+            .map_err(|source| RunFailure::Capture { path: path.to_owned(), source }),
+    }
 }

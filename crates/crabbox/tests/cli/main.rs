@@ -6,6 +6,8 @@
 )]
 
 mod config;
+mod doctor;
 mod files;
 mod place;
+mod smoke;
 mod usage;

@@ -34,6 +34,7 @@ pub(super) fn checks(plan: &FirecrackerPlan, world: &World) -> Vec<Check> {
             kernel,
             damage,
             contract,
+            ..
         } => ours(digest, kernel, damage, contract),
         Image::Foreign {
             kernel,

@@ -40,17 +40,41 @@ pub(super) fn checks(plan: &FirecrackerPlan, world: &World) -> Vec<Check> {
     checks
 }
 
-/// Only with a device that opens: without one the check `kvm` says all there is to say.
+/// Only with a device that opens: without one the check `kvm` says all there is to say. A verdict of the boot probe that still
+/// holds counts for more than what KVM says of itself.
 fn kvm_api(world: &World) -> Check {
-    let opens = world.kvm.open.is_ok() && world.kvm.kind == Ok(FileKind::Other);
-    match &world.kvm.answers {
-        _ if !opens => Check::firecracker(Status::Skip, "kvm-api", "kvm_api=unchecked reason=kvm_unavailable mutation=false"),
-        Ok(millis) => {
-            let message = format!("kvm_api=12 vm=created vcpu=created took={millis}ms mutation=false proof=--probe");
-            Check::firecracker(Status::Ok, "kvm-api", message)
+    const RELOAD: &str = "sudo dmesg | grep -i kvm; then reload the module: sudo modprobe -r kvm_intel kvm_amd; \
+                          sudo modprobe -a kvm_intel kvm_amd";
+    let kvm = &world.kvm;
+    if kvm.open.is_err() || kvm.kind != Ok(FileKind::Other) {
+        let message = "kvm_api=unchecked reason=kvm_unavailable mutation=false";
+        return Check::firecracker(Status::Skip, "kvm-api", message);
+    }
+    let millis = match &kvm.answers {
+        Ok(millis) => millis,
+        Err(trouble) => {
+            let message = format!("/dev/kvm does not work: {trouble}");
+            return Check::firecracker(Status::Failed, "kvm-api", message)
+                .trouble(Class::EnvironmentBlocked, RELOAD);
         }
-        Err(trouble) => Check::firecracker(Status::Failed, "kvm-api", format!("/dev/kvm does not work: {trouble}"))
-            .trouble(Class::EnvironmentBlocked, "sudo dmesg | grep -i kvm; then reload the module: sudo modprobe -r kvm_intel kvm_amd; sudo modprobe -a kvm_intel kvm_amd"),
+    };
+    let facts = format!("kvm_api=12 vm=created vcpu=created took={millis}ms mutation=false");
+    match &kvm.remembered {
+        // Said by `kvm-boot` where that was asked for.
+        Some(Verdict::Broken { reason, .. }) if kvm.probe.is_none() => {
+            let message = format!("{facts} boot=broken: a guest was tried since this host started: {reason}");
+            Check::firecracker(Status::Failed, "kvm-api", message).trouble(
+                Class::EnvironmentBlocked,
+                "use another host; after a change to this one: crabbox doctor --provider firecracker --probe",
+            )
+        }
+        Some(Verdict::Works { millis }) => Check::firecracker(
+            Status::Ok,
+            "kvm-api",
+            format!("{facts} boot=worked guest_after={millis}ms"),
+        ),
+        _ => Check::firecracker(Status::Ok, "kvm-api", format!("{facts} boot=untried"))
+            .with("proof", "--probe"),
     }
 }
 
@@ -69,8 +93,8 @@ fn kvm_boot(probe: &Seen<Judged>) -> Check {
             verdict: Verdict::Broken { reason, console },
             ..
         }) => {
-            let last = console
-                .last()
+            let guest = console.iter().rfind(|line| !line.contains("[crabbox-probe:"));
+            let last = guest
                 .map(|line| format!("; the console ends with: {line}"))
                 .unwrap_or_default();
             Check::firecracker(

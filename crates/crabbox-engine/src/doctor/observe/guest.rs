@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
 use crabbox_host::command::Cmd;
-use crabbox_host::files;
+use crabbox_host::{files, process};
 use crabbox_image::store::{Image as Stored, StoreError};
-use crabbox_image::{guest_binary, inspect, kernel};
+use crabbox_image::{guest_binary, inspect, kernel, manifest};
 
 use super::super::world::{Contract, Entry, Ext4, FileKind, Guest, Image, Seen, Tools, Trouble, Vmm};
 use super::{MIB, entry};
 use crate::context::Engine;
 use crate::prepare;
-use crate::probe::{self, Judged, Probe, ProbeError};
+use crate::probe::{self, Judged, Key, Probe, ProbeError, Verdict};
 
 /// How long reading the contract may take.
 const DEBUGFS_LIMIT: Duration = Duration::from_secs(5);
@@ -85,7 +85,9 @@ fn ours_of(stored: &Stored, tools: &Tools) -> Image {
         // Our own first process does its work.
         contract.missing.retain(|program| *program != "cloud-init");
     }
+    let kernel = stored.manifest.files.get(manifest::KERNEL);
     Image::Ours {
+        kernel_sha256: kernel.map(|kernel| kernel.sha256.clone()).unwrap_or_default(),
         digest: stored.manifest.digest.clone(),
         kernel: stored.manifest.kernel_release.clone(),
         damage: damage.collect(),
@@ -146,7 +148,7 @@ fn contract(image: &Path, tools: &Tools) -> Seen<Contract> {
     let is_present = |place: &&str| present.contains(place);
     let missing = PROGRAMS
         .iter()
-        .filter(|(_, places)| !places.iter().any(|place| is_present(&place)));
+        .filter(|(_, places)| !places.iter().any(|place| is_present(place)));
     Ok(Contract {
         missing: missing.map(|(name, _)| *name).collect(),
         host_key: is_present(&HOST_KEY),
@@ -167,11 +169,30 @@ fn present(said: &str) -> Vec<&str> {
     found
 }
 
+/// The verdict of an earlier probe with the same parts. Only for an image of ours, whose kernel's digest is on record: hashing
+/// 50 MB would take longer than everything else together.
+pub(super) fn remembered(engine: &Engine, vmm: &Vmm, guest: &Guest) -> Option<Verdict> {
+    let Image::Ours { kernel_sha256, .. } = &guest.image else {
+        return None;
+    };
+    let firecracker = vmm.firecracker.as_ref().ok()?.digest.clone().ok()?;
+    let boot_id = process::boot_id().ok()?;
+    let kernel = kernel_sha256.clone();
+    probe::remembered(
+        &engine.places.cache,
+        &Key {
+            boot_id,
+            firecracker,
+            kernel,
+        },
+    )
+}
+
 /// Boots a guest: with the kernel that leases will have, and the first process that this program carries or the image has.
 pub(super) fn probe(engine: &Engine, vmm: &Vmm, guest: &Guest) -> Seen<Judged> {
     let firecracker = vmm.firecracker.as_ref().map_err(Clone::clone)?;
     let cache = &engine.places.cache;
-    let beside = guest.kernel.path.with_file_name(crabbox_image::manifest::INITRD);
+    let beside = guest.kernel.path.with_file_name(manifest::INITRD);
     let made = cache.join("kvm-probe-initrd.img");
     let initrd = match (guest_binary::bytes(), &guest.image) {
         (Some(bytes), _) => {

@@ -1,0 +1,229 @@
+//! What is to be run: the words of the command line, its script, its environment, and the flags that exclude each other.
+
+use std::ffi::OsString;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_engine::run::Form;
+
+use crate::args::RunArgs;
+use crate::env::Env;
+
+/// Variables of a run that the user does not choose.
+const OURS: [&str; 3] = ["CRABBOX_LEASE_ID", "CRABBOX_RUN_ID", "CRABBOX_SLUG"];
+/// The largest script that is uploaded, in bytes.
+const SCRIPT_LIMIT: u64 = 16 << 20;
+
+/// Why the command line cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RequestError {
+    /// There is nothing to run.
+    #[error("usage: crabbox run [flags] -- <command...>")]
+    Usage,
+    /// Two flags exclude each other.
+    #[error("{first} cannot be combined with {second}")]
+    Conflict {
+        /// The first.
+        first: &'static str,
+        /// The second.
+        second: &'static str,
+    },
+    /// Two sources for one script.
+    #[error("--script and --script-stdin are mutually exclusive")]
+    TwoScripts,
+    /// A slug for a lease that has one.
+    #[error("--slug only applies when creating a new lease; omit --id or use the existing slug")]
+    SlugWithId,
+    /// Both streams into one file.
+    #[error("capture stdout/stderr: paths must be different")]
+    SamePath,
+    /// A download without its two halves.
+    #[error("--download expects remote=local")]
+    Download,
+    /// A script without a byte.
+    #[error("script {source_name} is empty")]
+    EmptyScript {
+        /// Where it came from.
+        source_name: String,
+    },
+    /// A script that is too large.
+    #[error("script {source_name} is larger than {} MiB", SCRIPT_LIMIT >> 20)]
+    LargeScript {
+        /// Where it came from.
+        source_name: String,
+    },
+    /// A script that cannot be read.
+    #[error("read script {}", path.display())]
+    Script {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A word that is not text.
+    #[error("the command has a word that is not valid UTF-8: {}", word.to_string_lossy())]
+    NotText {
+        /// The word.
+        word: OsString,
+    },
+}
+
+impl Fault for RequestError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+}
+
+/// A script to be uploaded and run.
+#[derive(Debug)]
+pub(super) struct Script {
+    /// Where it came from, for a line.
+    pub(super) source: String,
+    /// Its content.
+    pub(super) content: Vec<u8>,
+}
+
+/// What is to be run.
+#[derive(Debug)]
+pub(super) struct Request {
+    /// The script, if it is one.
+    pub(super) script: Option<Script>,
+    /// The words: the command, or the script's arguments.
+    pub(super) words: Vec<String>,
+    /// `--download`, taken apart.
+    pub(super) downloads: Vec<(String, PathBuf)>,
+}
+
+impl Request {
+    /// Checks the flags and reads the script.
+    pub(super) fn new(args: &RunArgs) -> Result<Self, RequestError> {
+        check(args)?;
+        let words = args.command.words.iter().map(|word| {
+            word.clone().into_string().map_err(|word| RequestError::NotText { word })
+        });
+        let words: Vec<String> = words.collect::<Result<_, _>>()?;
+        let script = script(args)?;
+        if script.is_none() && words.is_empty() && !args.sync.sync_only {
+            return Err(RequestError::Usage);
+        }
+        let downloads = args.results.download.iter().map(|pair| {
+            let (remote, local) = pair.split_once('=').ok_or(RequestError::Download)?;
+            if remote.is_empty() || local.is_empty() { Err(RequestError::Download) } else { Ok((remote.to_owned(), local.into())) }
+        });
+        Ok(Self { script, downloads: downloads.collect::<Result<_, _>>()?, words })
+    }
+
+    /// The command in the form that the other side gets; `uploaded` is the script's path there.
+    pub(super) fn form(&self, shell: bool, uploaded: Option<&str>) -> Form {
+        match (uploaded, &self.script) {
+            (Some(path), Some(script)) => {
+                let direct = script.content.starts_with(b"#!");
+                let mut words = if direct { vec![format!("./{path}")] } else { vec!["bash".to_owned(), path.to_owned()] };
+                words.extend(self.words.iter().cloned());
+                Form::Argv(words)
+            }
+            _ if shell => Form::shell(&self.words),
+            _ => Form::detect(&self.words),
+        }
+    }
+
+    /// The command as it is shown.
+    pub(super) fn display(&self) -> String {
+        match &self.script {
+            Some(script) => format!("{} {}", script.source, self.words.join(" ")).trim_end().to_owned(),
+            None => self.words.join(" "),
+        }
+    }
+}
+
+fn check(args: &RunArgs) -> Result<(), RequestError> {
+    let script = args.command.script.is_some() || args.command.script_stdin;
+    let conflict = |first, second| Err(RequestError::Conflict { first, second });
+    if args.command.script.is_some() && args.command.script_stdin {
+        return Err(RequestError::TwoScripts);
+    }
+    if args.id.is_some() && args.slug.is_some() {
+        return Err(RequestError::SlugWithId);
+    }
+    if args.sync.full_resync && args.sync.no_sync {
+        return conflict("--full-resync", "--no-sync");
+    }
+    if script && args.sync.sync_only {
+        return conflict("--script", "--sync-only");
+    }
+    if args.sync.sync_only && args.sync.no_sync {
+        return conflict("--sync-only", "--no-sync");
+    }
+    let (out, err) = (&args.results.capture_stdout, &args.results.capture_stderr);
+    if out.is_some() && out == err {
+        return Err(RequestError::SamePath);
+    }
+    Ok(())
+}
+
+fn script(args: &RunArgs) -> Result<Option<Script>, RequestError> {
+    let (source, content) = match &args.command.script {
+        Some(path) => (path.display().to_string(), read(path)?),
+        None if args.command.script_stdin => {
+            let path = Path::new("/dev/stdin");
+            let mut content = Vec::new();
+            let read = std::io::stdin().lock().take(SCRIPT_LIMIT + 1).read_to_end(&mut content);
+            read.map_err(|source| RequestError::Script { path: path.to_owned(), source })?;
+            ("stdin".to_owned(), content)
+        }
+        None => return Ok(None),
+    };
+    if content.is_empty() {
+        return Err(RequestError::EmptyScript { source_name: source });
+    }
+    if content.len() as u64 > SCRIPT_LIMIT {
+        return Err(RequestError::LargeScript { source_name: source });
+    }
+    Ok(Some(Script { source, content }))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, RequestError> {
+    let failed = |source| RequestError::Script { path: path.to_owned(), source };
+    let mut content = Vec::new();
+    let file = std::fs::File::open(path).map_err(failed)?;
+    file.take(SCRIPT_LIMIT + 1).read_to_end(&mut content).map_err(failed)?;
+    Ok(content)
+}
+
+/// The variables that `allow` lets through, by exact name or by `PREFIX*`, in order of their names.
+pub(super) fn forwarded(env: &Env, allow: &[String]) -> Vec<(String, String)> {
+    let allowed = |name: &str| {
+        allow.iter().map(String::as_str).any(|entry| match entry.strip_suffix('*') {
+            Some(prefix) => !prefix.is_empty() && is_name(prefix) && name.starts_with(prefix),
+            None => entry == name,
+        })
+    };
+    env.texts()
+        .filter(|(name, _)| is_name(name) && allowed(name) && !OURS.contains(name))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
+/// `[A-Za-z_][A-Za-z0-9_]*`.
+fn is_name(name: &str) -> bool {
+    name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_allowed_variables_are_forwarded() {
+        let env = Env::for_test(
+            Path::new("/"),
+            &[("CI", "1"), ("MY_A", "a"), ("MY_B", ""), ("SECRET", "s"), ("CRABBOX_SLUG", "no")],
+        );
+        let allow = ["CI", "MY_*", "*", "CRABBOX_SLUG"].map(str::to_owned);
+        let names: Vec<String> = forwarded(&env, &allow).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["CI", "MY_A", "MY_B"]);
+    }
+}

@@ -1,0 +1,95 @@
+//! The command's two streams: handed through as they come, or kept in files, with the last lines remembered.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Write};
+
+use crabbox_host::console::harmless;
+
+use super::report::TAIL_LINES;
+
+/// The longest remembered line, in bytes; what is beyond it is forgotten.
+const LINE_LIMIT: usize = 4096;
+
+/// A stream that passes on what it gets and remembers its last lines.
+pub(super) struct Tee<'a> {
+    to: To<'a>,
+    lines: VecDeque<Vec<u8>>,
+    open: Vec<u8>,
+}
+
+/// Where a stream goes.
+pub(super) enum To<'a> {
+    /// To whoever reads our own stream.
+    Pass(&'a (dyn Fn(&[u8]) + Sync)),
+    /// Into a file, in place of the terminal.
+    File(File),
+}
+
+impl std::fmt::Debug for Tee<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tee").field("lines", &self.lines.len()).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Tee<'a> {
+    /// A stream to `to`.
+    pub(super) fn new(to: To<'a>) -> Self {
+        Self { to, lines: VecDeque::new(), open: Vec::new() }
+    }
+
+    /// The last lines, without terminal sequences.
+    pub(super) fn tail(&self) -> Vec<String> {
+        let open = Some(&self.open).filter(|line| !line.is_empty());
+        let lines = self.lines.iter().chain(open);
+        lines.map(|line| harmless(&String::from_utf8_lossy(line))).collect()
+    }
+
+    fn remember(&mut self, bytes: &[u8]) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let room = LINE_LIMIT.saturating_sub(self.open.len());
+            self.open.extend_from_slice(&piece[..piece.len().min(room)]);
+            if piece.ends_with(b"\n") {
+                self.lines.push_back(std::mem::take(&mut self.open));
+                if self.lines.len() > TAIL_LINES {
+                    self.lines.pop_front();
+                }
+            }
+        }
+    }
+}
+
+impl Write for Tee<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.to {
+            To::Pass(pass) => pass(bytes),
+            To::File(file) => file.write_all(bytes)?,
+        }
+        self.remember(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[test]
+    fn everything_is_passed_on_and_the_last_lines_are_kept() {
+        let seen = Mutex::new(Vec::new());
+        let pass = |bytes: &[u8]| seen.lock().unwrap().extend_from_slice(bytes);
+        let mut tee = Tee::new(To::Pass(&pass));
+        for number in 0..100 {
+            write!(tee, "line {number}\n").unwrap();
+        }
+        tee.write_all(b"\x1b[31mopen").unwrap();
+        let tail = tee.tail();
+        assert_eq!((tail.len(), tail[0].as_str(), tail[TAIL_LINES].as_str()), (TAIL_LINES + 1, "line 60", "open"));
+        assert!(seen.lock().unwrap().starts_with(b"line 0\nline 1\n"));
+    }
+}
