@@ -37,10 +37,18 @@ pub(crate) fn ensure() -> Result<Payload> {
 /// The guest's first process, static.
 pub(crate) fn guest_binary() -> Result<PathBuf> {
     stage("building crabbox-guest", || {
-        cargo(&["build", "--profile", "guest", "-p", "crabbox-guest", "--target", GUEST_TARGET], &[(
-            "RUSTFLAGS",
-            Path::new("-C target-feature=+crt-static"),
-        )])
+        cargo(
+            &[
+                "build",
+                "--profile",
+                "guest",
+                "-p",
+                "crabbox-guest",
+                "--target",
+                GUEST_TARGET,
+            ],
+            &[("RUSTFLAGS", Path::new("-C target-feature=+crt-static"))],
+        )
     })?;
     found(&format!("{GUEST_TARGET}/guest/crabbox-guest"))
 }
@@ -48,7 +56,10 @@ pub(crate) fn guest_binary() -> Result<PathBuf> {
 /// The program, with the guest's first process inside.
 pub(crate) fn crabbox(guest: &Path) -> Result<PathBuf> {
     stage("building crabbox", || {
-        cargo(&["build", "--profile", "lab", "-p", "crabbox"], &[("CRABBOX_GUEST_BINARY", guest)])
+        cargo(
+            &["build", "--profile", "lab", "-p", "crabbox"],
+            &[("CRABBOX_GUEST_BINARY", guest)],
+        )
     })?;
     found("lab/crabbox")
 }
@@ -57,14 +68,28 @@ pub(crate) fn crabbox(guest: &Path) -> Result<PathBuf> {
 fn artefacts(guest: &Path) -> Result<PathBuf> {
     let dir = workspace::target_dir().join("payload");
     let bin = dir.join("bin");
-    stage("fetching firecracker", || Ok(fetch::ensure_firecracker(&bin, &quiet)?))?;
+    stage("fetching firecracker", || {
+        Ok(fetch::ensure_firecracker(&bin, &quiet)?)
+    })?;
     let store = Store::open(&dir.join("images"))?;
     let key = image_key(guest)?;
     let stamp = workspace::target_dir().join("payload-image.key");
-    let current = std::fs::read_to_string(&stamp).is_ok_and(|built| built == key) && store.get("default").is_ok();
+    let current =
+        std::fs::read_to_string(&stamp).is_ok_and(|built| built == key) && store.get("default").is_ok();
     if !current {
         crate::lab::packages::ensure_tools()?;
-        stage("building the guest image", || Ok(build_debian(&BuildRecipe::debian(guest), &store, &quiet)?))?;
+        stage("building the guest image", || {
+            Ok(build_debian(&BuildRecipe::debian(guest), &store, &quiet)?)
+        })?;
+        let built = store.get("default")?;
+        for old in store
+            .list()?
+            .images
+            .into_iter()
+            .filter(|image| image.dir != built.dir)
+        {
+            store.remove(&old.manifest.digest)?;
+        }
         std::fs::write(&stamp, key).context("cannot note which image was built")?;
     }
     Ok(dir)
@@ -92,7 +117,10 @@ fn image_key(guest: &Path) -> Result<String> {
 
 /// Runs cargo with its own output, so that a failed build shows why.
 fn cargo(args: &[&str], env: &[(&str, &Path)]) -> Result<()> {
-    let mut cmd = Cmd::new(env!("CARGO")).arg("--quiet").args(args).cwd(workspace::root());
+    let mut cmd = Cmd::new(env!("CARGO"))
+        .arg("--quiet")
+        .args(args)
+        .cwd(workspace::root());
     // Where cargo builds must not depend on who calls: the products are looked for in one place.
     cmd = cmd.env("CARGO_TARGET_DIR", workspace::target_dir());
     for (name, value) in env {

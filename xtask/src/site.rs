@@ -15,7 +15,7 @@ use crate::stage::stage;
 /// Prepares the lab for leases; run as root in it, more than once if need be.
 const INSTALL: &str = include_str!("site/install.sh");
 /// Prints one line for each object that a lease could leave behind.
-const RESIDUE: &str = include_str!("site/residue.sh");
+const RESIDUE: &str = include_str!("../../e2e/src/residue.sh");
 
 /// A KVM host with our program on it.
 #[derive(Debug)]
@@ -24,10 +24,16 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// Starts the lab `name` and installs `payload` in it.
+    /// Starts the lab `name` anew and installs `payload` in it: no test may see what an earlier one left.
     pub(crate) fn lab(name: &str, payload: &Payload) -> Result<Self> {
-        let options = Options { artefacts: Some(payload.artefacts.clone()), ..Options::default() };
-        let site = Self { lab: Lab::up(name, &options)? };
+        crate::lab::down(name)?;
+        let options = Options {
+            artefacts: Some(payload.artefacts.clone()),
+            ..Options::default()
+        };
+        let site = Self {
+            lab: Lab::up(name, &options)?,
+        };
         stage("installing crabbox in the lab", || {
             site.install(&payload.crabbox)?;
             site.script(INSTALL)
@@ -37,8 +43,10 @@ impl Site {
 
     /// Puts the program in its place, under a new inode because an old one may be running.
     fn install(&self, crabbox: &Path) -> Result<()> {
-        self.lab.copy(&crabbox.to_string_lossy(), "lab:/usr/local/bin/.crabbox.new")?;
-        self.script("mv -f /usr/local/bin/.crabbox.new /usr/local/bin/crabbox").map(drop)
+        self.lab
+            .copy(&crabbox.to_string_lossy(), "lab:/usr/local/bin/.crabbox.new")?;
+        self.script("mv -f /usr/local/bin/.crabbox.new /usr/local/bin/crabbox")
+            .map(drop)
     }
 
     /// Runs `argv` there, whatever its exit code is.
@@ -49,7 +57,11 @@ impl Site {
     /// Runs a shell script there; it must succeed.
     pub(crate) fn script(&self, script: &str) -> Result<Captured> {
         let done = self.lab.run(&["sh", "-c", script])?;
-        ensure!(done.status.success(), "a script failed there: {}", done.stderr_text());
+        ensure!(
+            done.status.success(),
+            "a script failed there: {}",
+            done.stderr_text()
+        );
         Ok(done)
     }
 

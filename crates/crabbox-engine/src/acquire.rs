@@ -79,7 +79,9 @@ impl Fault for AcquireError {
             Self::Network(error) => error.kind(),
             Self::Vmm(error) => error.kind(),
             Self::Ready(_) | Self::Abandoned => Kind::Unavailable,
-            Self::Key(_) | Self::Connection(_) | Self::Console(_) | Self::Journal(_) | Self::Record(_) => Kind::Usage,
+            Self::Key(_) | Self::Connection(_) | Self::Console(_) | Self::Journal(_) | Self::Record(_) => {
+                Kind::Usage
+            }
         }
     }
 
@@ -110,7 +112,9 @@ pub struct Making<'a> {
 
 impl std::fmt::Debug for Making<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Making").field("made", &self.made).finish_non_exhaustive()
+        f.debug_struct("Making")
+            .field("made", &self.made)
+            .finish_non_exhaustive()
     }
 }
 
@@ -142,8 +146,18 @@ pub fn allocate<'a>(
 ) -> Result<Making<'a>, AcquireError> {
     let stage = Instant::now();
     let made = allocate::allocate(places, request, id)?;
-    events(Event::Allocated { slug: made.stored.record.slug.clone(), name: made.stored.record.name.clone() });
-    let mut making = Making { request, made, events, recorder: None, names: None, stage };
+    events(Event::Allocated {
+        slug: made.stored.record.slug.clone(),
+        name: made.stored.record.name.clone(),
+    });
+    let mut making = Making {
+        request,
+        made,
+        events,
+        recorder: None,
+        names: None,
+        stage,
+    };
     making.over("allocate", Whose::Ours);
     Ok(making)
 }
@@ -177,8 +191,13 @@ impl Making<'_> {
         let target = connection::target(record, places)?;
         let control = connection::control(&self.request.control_dir, &target)?;
         // The command line makes these two; their intents are written here, where the journal is.
-        let connection = Step::Connection { control: control.to_string_lossy().into_owned() };
-        let promised = vec![self.made.journal.begin(connection)?, self.made.journal.begin(Step::Claim {})?];
+        let connection = Step::Connection {
+            control: control.to_string_lossy().into_owned(),
+        };
+        let promised = vec![
+            self.made.journal.begin(connection)?,
+            self.made.journal.begin(Step::Claim {})?,
+        ];
         let ready = Ready {
             address: outer.address.to_string(),
             key: keys.private,
@@ -191,7 +210,13 @@ impl Making<'_> {
 
     /// The lease and its threads, when the making is over, one way or the other.
     pub fn into_parts(self) -> (OwnedLease, Threads) {
-        (self.made.lease, Threads { recorder: self.recorder, names: self.names })
+        (
+            self.made.lease,
+            Threads {
+                recorder: self.recorder,
+                names: self.names,
+            },
+        )
     }
 
     /// Tells the command line something.
@@ -222,7 +247,9 @@ impl Making<'_> {
     fn keys(&mut self, places: &Places) -> Result<LeaseKeys, AcquireError> {
         let id = self.made.lease.id().clone();
         let dir = places.keys(id.as_str());
-        let step = Step::Key { dir: dir.to_string_lossy().into_owned() };
+        let step = Step::Key {
+            dir: dir.to_string_lossy().into_owned(),
+        };
         let pairs = self.effect(step, || {
             let lease = keys::generate(&format!("crabbox {id}"))?;
             keys::write_pair(&dir, &lease)?;
@@ -230,15 +257,27 @@ impl Making<'_> {
         })?;
         self.over("key", Whose::Ours);
         let (lease, host) = pairs;
-        Ok(LeaseKeys { private: dir.join("id_ed25519"), known_hosts: dir.join("known_hosts"), lease, host })
+        Ok(LeaseKeys {
+            private: dir.join("id_ed25519"),
+            known_hosts: dir.join("known_hosts"),
+            lease,
+            host,
+        })
     }
 
     fn network(&mut self, places: &Places) -> Result<Outer, AcquireError> {
         let dir = self.made.lease.dir().clone();
         let netns = dir.netns().to_string_lossy().into_owned();
-        self.effect(Step::Namespace { path: netns.clone() }, || Ok((network::create(&dir.netns())?, None)))?;
+        self.effect(Step::Namespace { path: netns.clone() }, || {
+            Ok((network::create(&dir.netns())?, None))
+        })?;
         let plan = network::plan(&self.request.network, &self.made)?;
-        let outer = self.effect(Step::Attach { saved: plan.to_value() }, || Ok((network::attach(places, &plan)?, None)))?;
+        let outer = self.effect(
+            Step::Attach {
+                saved: plan.to_value(),
+            },
+            || Ok((network::attach(places, &plan)?, None)),
+        )?;
         let owner = self.made.uid.map(|uid| (uid, uid));
         let mapping = network::mapping(&dir.netns(), &outer, owner)?;
         self.effect(Step::Mapping { netns }, || Ok((network::map(&mapping)?, None)))?;
@@ -251,15 +290,26 @@ impl Making<'_> {
     }
 
     fn disk(&mut self, keys: &LeaseKeys, outer: &Outer) -> Result<disk::Home, AcquireError> {
-        keys::pin(&keys.known_hosts, &outer.address.to_string(), self.request.ssh_port, &keys.host.public_openssh)?;
+        keys::pin(
+            &keys.known_hosts,
+            &outer.address.to_string(),
+            self.request.ssh_port,
+            &keys.host.public_openssh,
+        )?;
         let plan = disk::plan(self.request, &self.made);
         let step = match &plan.jail {
-            Some(jail) => Step::Jail { path: jail.to_string_lossy().into_owned() },
-            None => Step::Disk { path: plan.home.to_string_lossy().into_owned() },
+            Some(jail) => Step::Jail {
+                path: jail.to_string_lossy().into_owned(),
+            },
+            None => Step::Disk {
+                path: plan.home.to_string_lossy().into_owned(),
+            },
         };
         let home = self.effect(step, || Ok((disk::prepare(&plan, keys, outer)?, None)))?;
         for mount in &plan.mounts {
-            let step = Step::Mount { path: mount.target.to_string_lossy().into_owned() };
+            let step = Step::Mount {
+                path: mount.target.to_string_lossy().into_owned(),
+            };
             self.effect(step, || Ok((disk::mount(mount)?, None)))?;
         }
         self.made.journal.note("disk", home.method)?;
@@ -277,7 +327,9 @@ impl Making<'_> {
     fn start(&mut self, home: &disk::Home, outer: &Outer, pipe: &File) -> Result<Running, AcquireError> {
         let plan = vmm::plan(self.request, &self.made, home, outer)?;
         if let Some(cgroup) = &plan.cgroup {
-            let step = Step::Cgroup { path: cgroup.to_string_lossy().into_owned() };
+            let step = Step::Cgroup {
+                path: cgroup.to_string_lossy().into_owned(),
+            };
             // The jailer makes it; from here on it may exist.
             self.effect(step, || Ok(((), None)))?;
         }
@@ -328,7 +380,11 @@ impl Making<'_> {
 
     fn over(&mut self, name: &str, whose: Whose) {
         let micros = u64::try_from(self.stage.elapsed().as_micros()).unwrap_or(u64::MAX);
-        (self.events)(Event::Stage(Stage { name: name.to_owned(), micros, whose }));
+        (self.events)(Event::Stage(Stage {
+            name: name.to_owned(),
+            micros,
+            whose,
+        }));
         self.stage = Instant::now();
     }
 }

@@ -80,7 +80,9 @@ impl Fault for AllocateError {
             Self::Files(error) if error.is_out_of_space() => {
                 vec!["free some space, or stop a lease (crabbox list)".to_owned()]
             }
-            Self::Subnet(_) => vec!["stop a lease, or set firecracker.natRange to a range that is free here".to_owned()],
+            Self::Subnet(_) => {
+                vec!["stop a lease, or set firecracker.natRange to a range that is free here".to_owned()]
+            }
             _ => Vec::new(),
         }
     }
@@ -107,7 +109,8 @@ pub fn allocate(places: &Places, request: &AcquireRequest, id: &LeaseId) -> Resu
         files::create_private_dir(dir)?;
     }
     let allocation = locks::allocation(places)?;
-    let lock = locks::try_lease(places, id.as_str())?.ok_or_else(|| AllocateError::Exists { id: id.to_string() })?;
+    let lock =
+        locks::try_lease(places, id.as_str())?.ok_or_else(|| AllocateError::Exists { id: id.to_string() })?;
     let dir = LeaseDir::at(places.lease(id));
     if dir.path().exists() {
         return Err(AllocateError::Exists { id: id.to_string() });
@@ -122,7 +125,10 @@ pub fn allocate(places: &Places, request: &AcquireRequest, id: &LeaseId) -> Resu
         Some(jail) => Some(
             (jail.first_uid..jail.first_uid.saturating_add(jail.uid_count))
                 .find(|uid| !taken.uids.contains(uid))
-                .ok_or(AllocateError::NoUid { first: jail.first_uid, count: jail.uid_count })?,
+                .ok_or(AllocateError::NoUid {
+                    first: jail.first_uid,
+                    count: jail.uid_count,
+                })?,
         ),
         None => None,
     };
@@ -142,7 +148,9 @@ pub fn allocate(places: &Places, request: &AcquireRequest, id: &LeaseId) -> Resu
             subnet: subnet.map(|subnet| subnet.to_string()),
         },
     )?;
-    let pending = journal.begin(Step::Directory { path: dir.path().to_string_lossy().into_owned() })?;
+    let pending = journal.begin(Step::Directory {
+        path: dir.path().to_string_lossy().into_owned(),
+    })?;
     journal.done(pending, None)?;
     failpoint::hit(&request.failpoint, Who::Supervisor, "directory", Phase::Done);
     let lease = OwnedLease::prove(places, id, lock)?;
@@ -150,7 +158,13 @@ pub fn allocate(places: &Places, request: &AcquireRequest, id: &LeaseId) -> Resu
     let mut stored = StoredLease::new(dir, first_record(request, id, &slug, lease.dir()));
     stored.save()?;
     drop(allocation);
-    Ok(Allocated { lease, stored, uid, subnet, journal })
+    Ok(Allocated {
+        lease,
+        stored,
+        uid,
+        subnet,
+        journal,
+    })
 }
 
 /// The record of a lease that is being made.
@@ -158,7 +172,11 @@ fn first_record(request: &AcquireRequest, id: &LeaseId, slug: &Slug, dir: &Lease
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let name = id.vm_name(slug);
     let network = &request.network;
-    let cni_network = if network.mode == NetworkMode::Cni { network.cni_network.as_str() } else { "" };
+    let cni_network = if network.mode == NetworkMode::Cni {
+        network.cni_network.as_str()
+    } else {
+        ""
+    };
     let new = NewLease {
         lease: id.as_str(),
         slug: slug.as_str(),
@@ -203,7 +221,11 @@ fn first_record(request: &AcquireRequest, id: &LeaseId, slug: &Slug, dir: &Lease
         source_rootfs: text(&rootfs),
         cni_network: cni_network.to_owned(),
         cni_conf_dir: text(&network.cni_conf_dir),
-        cni_bin_dir: network.cni_bin_dirs.first().map(|dir| text(dir)).unwrap_or_default(),
+        cni_bin_dir: network
+            .cni_bin_dirs
+            .first()
+            .map(|dir| text(dir))
+            .unwrap_or_default(),
         delete_on_release: request.delete_on_release,
         labels,
         created_at: now.clone(),
@@ -232,9 +254,15 @@ fn taken(places: &Places) -> Result<Taken, AllocateError> {
     }
     let entries = std::fs::read_dir(places.leases()).map(|entries| entries.filter_map(Result::ok).collect());
     for entry in entries.unwrap_or_else(|_| Vec::new()) {
-        let Ok(Some(journal)) = journal::read(&LeaseDir::at(entry.path()).journal()) else { continue };
+        let Ok(Some(journal)) = journal::read(&LeaseDir::at(entry.path()).journal()) else {
+            continue;
+        };
         taken.uids.extend(journal.uid);
-        taken.subnets.extend(journal.subnet.and_then(|subnet| subnet.parse::<ipnet::Ipv4Net>().ok()));
+        taken.subnets.extend(
+            journal
+                .subnet
+                .and_then(|subnet| subnet.parse::<ipnet::Ipv4Net>().ok()),
+        );
     }
     Ok(taken)
 }

@@ -74,7 +74,10 @@ pub struct Cause {
 impl Cause {
     fn chain(causes: &[String]) -> Option<Self> {
         let (first, rest) = causes.split_first()?;
-        Some(Self { message: first.clone(), source: Self::chain(rest).map(Box::new) })
+        Some(Self {
+            message: first.clone(),
+            source: Self::chain(rest).map(Box::new),
+        })
     }
 }
 
@@ -91,7 +94,11 @@ impl std::error::Error for Cause {
 }
 
 fn left_over(leftovers: &[String]) -> String {
-    if leftovers.is_empty() { String::new() } else { format!("; left over: {}", leftovers.join("; ")) }
+    if leftovers.is_empty() {
+        String::new()
+    } else {
+        format!("; left over: {}", leftovers.join("; "))
+    }
 }
 
 impl Fault for ClientError {
@@ -108,7 +115,10 @@ impl Fault for ClientError {
             Self::Failed(failure, _) => {
                 let mut hints = failure.hints.clone();
                 if !failure.leftovers.is_empty() {
-                    hints.push(format!("some of it is left over ({}); `crabbox cleanup` tries again", failure.leftovers.join("; ")));
+                    hints.push(format!(
+                        "some of it is left over ({}); `crabbox cleanup` tries again",
+                        failure.leftovers.join("; ")
+                    ));
                 }
                 hints
             }
@@ -136,8 +146,13 @@ pub fn start<'e>(engine: &'e Engine, request: &AcquireRequest) -> Result<Acquisi
         .map_err(|error| ClientError::Speak(std::io::Error::new(std::io::ErrorKind::InvalidInput, error)))?;
     let cmd = Cmd::new(&engine.exe).arg(SUPERVISE).cwd("/");
     let mut command = cmd.to_std();
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = cmd.spawn(process::new_session(&mut command)).map_err(ClientError::Start)?;
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut child = cmd
+        .spawn(process::new_session(&mut command))
+        .map_err(ClientError::Start)?;
     let (mut input, output) = match (child.stdin.take(), child.stdout.take()) {
         (Some(input), Some(output)) => (input, BufReader::new(output)),
         _ => return Err(ClientError::Speak(std::io::ErrorKind::BrokenPipe.into())),
@@ -145,7 +160,13 @@ pub fn start<'e>(engine: &'e Engine, request: &AcquireRequest) -> Result<Acquisi
     let mut line = serde_json::to_vec(request).map_err(|error| ClientError::Speak(error.into()))?;
     line.push(b'\n');
     input.write_all(&line).map_err(ClientError::Speak)?;
-    Ok(Acquisition { engine, id, child, input: Some(input), output })
+    Ok(Acquisition {
+        engine,
+        id,
+        child,
+        input: Some(input),
+        output,
+    })
 }
 
 impl Acquisition<'_> {
@@ -172,7 +193,9 @@ impl Acquisition<'_> {
     /// Tells the supervisor that the lease has been entered and claimed, and waits until it watches.
     pub fn claim(mut self) -> Result<(), ClientError> {
         if let Some(input) = &mut self.input {
-            input.write_all(format!("{CLAIMED}\n").as_bytes()).map_err(ClientError::Speak)?;
+            input
+                .write_all(format!("{CLAIMED}\n").as_bytes())
+                .map_err(ClientError::Speak)?;
         }
         loop {
             match self.next(None)? {
@@ -205,8 +228,10 @@ impl Acquisition<'_> {
         if let Some(interrupts) = interrupts
             && self.output.buffer().is_empty()
         {
-            let mut fds =
-                [PollFd::new(self.output.get_ref(), PollFlags::IN), PollFd::new(interrupts, PollFlags::IN)];
+            let mut fds = [
+                PollFd::new(self.output.get_ref(), PollFlags::IN),
+                PollFd::new(interrupts, PollFlags::IN),
+            ];
             // An interrupted poll is looked at like a finished one: the flag is what counts.
             poll(&mut fds, None).ok();
             if interrupts.caught().is_some() {
@@ -217,7 +242,9 @@ impl Acquisition<'_> {
         if self.output.read_line(&mut line).map_err(ClientError::Speak)? == 0 {
             return Ok(None);
         }
-        serde_json::from_str(&line).map(Some).map_err(|error| ClientError::Speak(error.into()))
+        serde_json::from_str(&line)
+            .map(Some)
+            .map_err(|error| ClientError::Speak(error.into()))
     }
 
     fn interrupted(&mut self) -> ClientError {
@@ -229,7 +256,9 @@ impl Acquisition<'_> {
             }
         }
         self.finish();
-        ClientError::Interrupted { id: self.id.to_string() }
+        ClientError::Interrupted {
+            id: self.id.to_string(),
+        }
     }
 
     /// Does the work of a supervisor that died.
@@ -237,14 +266,20 @@ impl Acquisition<'_> {
         self.child.kill().ok();
         self.finish();
         let places = &self.engine.places;
-        let died = |leftovers| ClientError::Died { id: self.id.to_string(), leftovers };
+        let died = |leftovers| ClientError::Died {
+            id: self.id.to_string(),
+            leftovers,
+        };
         let guard = match locks::lease(places, self.id.as_str(), ROLLBACK_LIMIT) {
             Ok(guard) => guard,
             Err(error) => return error.into(),
         };
         match OwnedLease::prove(places, &self.id, guard) {
             Ok(lease) => {
-                let actor = Actor { who: Who::Cli, failpoint: &self.engine.failpoint };
+                let actor = Actor {
+                    who: Who::Cli,
+                    failpoint: &self.engine.failpoint,
+                };
                 died(teardown::teardown(places, lease, Extent::Everything, actor).leftovers())
             }
             Err(error) => error.into(),

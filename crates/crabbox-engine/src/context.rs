@@ -37,7 +37,13 @@ impl Engine {
         failpoint: &str,
     ) -> Result<Self, OpenError> {
         let control_dir = control::directory(runtime)?;
-        Ok(Self { places, exe, path: path.to_owned(), control_dir, failpoint: failpoint.to_owned() })
+        Ok(Self {
+            places,
+            exe,
+            path: path.to_owned(),
+            control_dir,
+            failpoint: failpoint.to_owned(),
+        })
     }
 }
 
@@ -54,12 +60,20 @@ pub struct SavedPlaces {
 
 impl From<&Places> for SavedPlaces {
     fn from(places: &Places) -> Self {
-        Self { state: places.state.clone(), config: places.config.clone(), cache: places.cache.clone() }
+        Self {
+            state: places.state.clone(),
+            config: places.config.clone(),
+            cache: places.cache.clone(),
+        }
     }
 }
 
 impl From<SavedPlaces> for Places {
     fn from(saved: SavedPlaces) -> Self {
-        Self { state: saved.state, config: saved.config, cache: saved.cache }
+        Self {
+            state: saved.state,
+            config: saved.config,
+            cache: saved.cache,
+        }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::io::Write as _;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -117,7 +117,9 @@ impl Fault for DiskError {
 /// Whether an error's root is a full file system.
 fn is_out_of_space(error: &(dyn std::error::Error + 'static)) -> bool {
     let full = |error: &(dyn std::error::Error + 'static)| {
-        error.downcast_ref::<std::io::Error>().is_some_and(files::out_of_space)
+        error
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(files::out_of_space)
             || matches!(error.downcast_ref(), Some(CloneError::NoSpace { .. }))
     };
     full(error) || error.source().is_some_and(is_out_of_space)
@@ -169,9 +171,14 @@ pub fn plan<'a>(request: &'a AcquireRequest, made: &Allocated) -> Plan<'a> {
         let id = record.vmid.parse().ok()?;
         JailLayout::new(&made.lease.dir().jails(), &request.programs.firecracker, id).ok()
     });
-    let home = layout.as_ref().map_or_else(|| made.lease.dir().path().join("vm"), JailLayout::root);
+    let home = layout
+        .as_ref()
+        .map_or_else(|| made.lease.dir().path().join("vm"), JailLayout::root);
     let mounts = match &request.guest {
-        GuestSource::Ours { dir, .. } => vec![Shared { source: dir.join(BASE), target: home.join(BASE) }],
+        GuestSource::Ours { dir, .. } => vec![Shared {
+            source: dir.join(BASE),
+            target: home.join(BASE),
+        }],
         GuestSource::Foreign { .. } => Vec::new(),
     };
     Plan {
@@ -193,7 +200,13 @@ pub fn prepare(plan: &Plan<'_>, keys: &LeaseKeys, outer: &Outer) -> Result<Home,
         GuestSource::Foreign { kernel, rootfs } => (foreign(plan, kernel, rootfs, keys, outer)?, SEED, false),
     };
     write_private(&plan.home.join(LOG), b"")?;
-    let home = Home { dir: plan.home.clone(), method, seed, says_ready, uid: plan.uid };
+    let home = Home {
+        dir: plan.home.clone(),
+        method,
+        seed,
+        says_ready,
+        uid: plan.uid,
+    };
     home.give(&[INITRD, DISK, SEED, LOG])?;
     Ok(home)
 }
@@ -204,13 +217,8 @@ pub fn mount(shared: &Shared) -> Result<(), DiskError> {
     Ok(())
 }
 
-fn ours(
-    plan: &Plan<'_>,
-    image: &Path,
-    keys: &LeaseKeys,
-    outer: &Outer,
-) -> Result<&'static str, DiskError> {
-    place_kernel(&image.join(KERNEL), &plan.home)?;
+fn ours(plan: &Plan<'_>, image: &Path, keys: &LeaseKeys, outer: &Outer) -> Result<&'static str, DiskError> {
+    place_kernel(plan, &image.join(KERNEL))?;
     let (now, _) = crabbox_host::clock::unix_now();
     let seed = LeaseSeed {
         hostname: plan.hostname.clone(),
@@ -225,7 +233,10 @@ fn ours(
         entropy: crabbox_host::random::bytes().map_err(DiskError::Entropy)?,
     };
     let source = image.join(INITRD);
-    let mut initrd = std::fs::read(&source).map_err(|error| DiskError::Write { path: source, source: error })?;
+    let mut initrd = std::fs::read(&source).map_err(|error| DiskError::Write {
+        path: source,
+        source: error,
+    })?;
     let padding = initrd.len().next_multiple_of(4) - initrd.len();
     initrd.extend(std::iter::repeat_n(0, padding));
     initrd.extend(seed.to_cpio());
@@ -241,9 +252,12 @@ fn foreign(
     keys: &LeaseKeys,
     outer: &Outer,
 ) -> Result<&'static str, DiskError> {
-    place_kernel(kernel, &plan.home)?;
-    let report =
-        image_disk::clone_rootfs(rootfs, &plan.home.join(DISK), u64::from(plan.request.machine.disk_mib))?;
+    place_kernel(plan, kernel)?;
+    let report = image_disk::clone_rootfs(
+        rootfs,
+        &plan.home.join(DISK),
+        u64::from(plan.request.machine.disk_mib),
+    )?;
     let seed = NoCloud {
         instance_id: plan.id.clone(),
         hostname: plan.hostname.clone(),
@@ -254,7 +268,10 @@ fn foreign(
         work_root: plan.request.work_root.clone(),
         network: Some(seed_network(outer)),
     };
-    write_private(&plan.home.join(SEED), &nocloud_fat(&seed).map_err(DiskError::Seed)?)?;
+    write_private(
+        &plan.home.join(SEED),
+        &nocloud_fat(&seed).map_err(DiskError::Seed)?,
+    )?;
     Ok(match report.method {
         clone::CloneMethod::Reflink => "reflink of the root file system",
         clone::CloneMethod::SparseCopy => "sparse copy of the root file system",
@@ -267,35 +284,76 @@ fn foreign(
 fn seed_network(outer: &Outer) -> SeedNetwork {
     let (address, prefix, gateway) = match outer.guest_tap {
         Some(_) => (outer.address, outer.prefix, outer.gateway),
-        None => (crabbox_net::GUEST_ADDRESS, crabbox_net::INNER_PREFIX, crabbox_net::TAP_ADDRESS),
+        None => (
+            crabbox_net::GUEST_ADDRESS,
+            crabbox_net::INNER_PREFIX,
+            crabbox_net::TAP_ADDRESS,
+        ),
     };
-    let mac = outer.guest_tap.as_ref().map(|tap| tap.mac.clone()).filter(|mac| !mac.is_empty());
+    let mac = outer
+        .guest_tap
+        .as_ref()
+        .map(|tap| tap.mac.clone())
+        .filter(|mac| !mac.is_empty());
     SeedNetwork {
         mac: mac.unwrap_or_else(|| crabbox_net::GUEST_MAC.to_owned()),
         // A prefix from the kernel or from us is never above 32.
         address: Ipv4Net::new_assert(address, prefix.min(32)),
         gateway,
         dns: match outer.guest_tap {
-            Some(_) => outer.dns.iter().filter_map(|dns| if let IpAddr::V4(dns) = dns { Some(*dns) } else { None }).collect(),
+            Some(_) => outer
+                .dns
+                .iter()
+                .filter_map(|dns| {
+                    if let IpAddr::V4(dns) = dns {
+                        Some(*dns)
+                    } else {
+                        None
+                    }
+                })
+                .collect(),
             None => vec![crabbox_net::TAP_ADDRESS],
         },
     }
 }
 
-/// Checks the kernel and links it, or copies it where a link cannot reach.
-fn place_kernel(kernel: &Path, home: &Path) -> Result<(), DiskError> {
-    kernel::check_elf(kernel).map_err(|source| DiskError::Kernel { path: kernel.to_owned(), source })?;
-    let target = home.join(KERNEL);
-    if std::fs::hard_link(kernel, &target).is_err() {
-        clone::clone_file(kernel, &target)?;
+/// Checks the kernel and links it. Where a link cannot reach, or a jailed VMM could not read the file that it shares with
+/// others, the lease gets a copy of its own.
+fn place_kernel(plan: &Plan<'_>, kernel: &Path) -> Result<(), DiskError> {
+    kernel::check_elf(kernel).map_err(|source| DiskError::Kernel {
+        path: kernel.to_owned(),
+        source,
+    })?;
+    let target = plan.home.join(KERNEL);
+    let readable = std::fs::metadata(kernel).is_ok_and(|facts| facts.permissions().mode() & 0o004 != 0);
+    if (plan.uid.is_none() || readable) && std::fs::hard_link(kernel, &target).is_ok() {
+        return Ok(());
     }
-    Ok(())
+    clone::clone_file(kernel, &target)?;
+    give(plan.uid, &target)
+}
+
+/// Gives a file of the lease's own to the VMM's user, when it has one.
+fn give(uid: Option<u32>, path: &Path) -> Result<(), DiskError> {
+    let Some(uid) = uid else { return Ok(()) };
+    std::os::unix::fs::lchown(path, Some(uid), Some(uid)).map_err(|source| DiskError::Owner {
+        path: path.to_owned(),
+        uid,
+        source,
+    })
 }
 
 fn write_private(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
-    let fail = |source| DiskError::Write { path: path.to_owned(), source };
-    let mut file =
-        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(fail)?;
+    let fail = |source| DiskError::Write {
+        path: path.to_owned(),
+        source,
+    };
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(fail)?;
     file.write_all(bytes).map_err(fail)
 }
 
@@ -315,10 +373,12 @@ impl Home {
 
     /// Gives files to the VMM's user, when it has one of its own.
     fn give(&self, names: &[&str]) -> Result<(), DiskError> {
-        let Some(uid) = self.uid else { return Ok(()) };
-        for path in names.iter().map(|name| self.join(name)).filter(|path| path.exists()) {
-            std::os::unix::fs::lchown(&path, Some(uid), Some(uid))
-                .map_err(|source| DiskError::Owner { path, uid, source })?;
+        for path in names
+            .iter()
+            .map(|name| self.join(name))
+            .filter(|path| path.exists())
+        {
+            give(self.uid, &path)?;
         }
         Ok(())
     }
@@ -329,8 +389,17 @@ pub fn kernel_args(request: &AcquireRequest, outer: &Outer) -> String {
     match &request.guest {
         GuestSource::Ours { .. } => guest::kernel_args(),
         GuestSource::Foreign { .. } => {
-            let SeedNetwork { address, gateway, dns, .. } = seed_network(outer);
-            guest::foreign_kernel_args(Some(&BootNetwork { address, gateway, dns }))
+            let SeedNetwork {
+                address,
+                gateway,
+                dns,
+                ..
+            } = seed_network(outer);
+            guest::foreign_kernel_args(Some(&BootNetwork {
+                address,
+                gateway,
+                dns,
+            }))
         }
     }
 }

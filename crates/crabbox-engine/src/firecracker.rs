@@ -34,7 +34,9 @@ pub enum AcquireLeaseError {
     #[error(transparent)]
     Machine(#[from] ClientError),
     /// The machine is up and cannot be entered.
-    #[error("timed out waiting for SSH on {host} during bootstrap; next_action=check lease status, then stop or replace the lease if SSH stays unreachable")]
+    #[error(
+        "timed out waiting for SSH on {host} during bootstrap; next_action=check lease status, then stop or replace the lease if SSH stays unreachable"
+    )]
     Ssh {
         /// The machine's address.
         host: String,
@@ -43,7 +45,9 @@ pub enum AcquireLeaseError {
         source: ConnectError,
     },
     /// The machine can be entered and does not finish its own set-up.
-    #[error("timed out waiting for SSH on {host} during bootstrap (ready-check); next_action=check lease status, then stop or replace the lease if SSH stays unreachable")]
+    #[error(
+        "timed out waiting for SSH on {host} during bootstrap (ready-check); next_action=check lease status, then stop or replace the lease if SSH stays unreachable"
+    )]
     NotReady {
         /// The machine's address.
         host: String,
@@ -130,7 +134,11 @@ pub fn acquire(
     let entered = Instant::now();
     let outcome = enter(engine, request, &ready, deadline, interrupts).and_then(|lease| {
         let micros = u64::try_from(entered.elapsed().as_micros()).unwrap_or(u64::MAX);
-        stages.push(Stage { name: "ssh".to_owned(), micros, whose: Whose::Ssh });
+        stages.push(Stage {
+            name: "ssh".to_owned(),
+            micros,
+            whose: Whose::Ssh,
+        });
         touch::claim(&engine.places, &lease, repo, false)?;
         Ok(lease)
     });
@@ -142,7 +150,11 @@ pub fn acquire(
     // The supervisor has written the last labels; the lease is shown, and its claim kept, with those.
     let lease = read_back(engine, request)?;
     touch::claim(&engine.places, &lease, repo, false)?;
-    Ok(AcquiredLease { lease, stages, guest_stages: ready.guest_stages })
+    Ok(AcquiredLease {
+        lease,
+        stages,
+        guest_stages: ready.guest_stages,
+    })
 }
 
 fn read_back(engine: &Engine, request: &AcquireRequest) -> Result<Lease, AcquireLeaseError> {
@@ -164,10 +176,14 @@ fn enter(
     };
     let host = || ready.address.clone();
     loop {
-        let left = deadline.saturating_duration_since(Instant::now()).min(HANDSHAKE_LIMIT);
+        let left = deadline
+            .saturating_duration_since(Instant::now())
+            .min(HANDSHAKE_LIMIT);
         match master::open(target, &ready.control, left.max(Duration::from_secs(1))) {
             Ok(()) => break,
-            Err(error) if error.is_passing() && Instant::now() < deadline && interrupts.caught().is_none() => {
+            Err(error)
+                if error.is_passing() && Instant::now() < deadline && interrupts.caught().is_none() =>
+            {
                 clock::nap(Duration::from_millis(50));
             }
             Err(source) => return Err(AcquireLeaseError::Ssh { host: host(), source }),

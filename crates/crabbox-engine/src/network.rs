@@ -10,14 +10,14 @@ use std::path::Path;
 use crabbox_cni::{Attachment, LoadError};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::record::LeaseRecord;
+use crabbox_host::lock::LockError;
 use crabbox_host::netlink::{Netlink, NetlinkError};
 use crabbox_host::netns::{self, NetnsError};
-use crabbox_net::{
-    AttachCniError, CniSpec, Inner, MapError, NatError, NatSpec, Policy, attach_cni, attach_nat, detach_cni, detach_nat,
-    map_inner, plan_cni,
-};
-use crabbox_host::lock::LockError;
 use crabbox_net::dns::{self, Resolvers};
+use crabbox_net::{
+    AttachCniError, CniSpec, Inner, MapError, NatError, NatSpec, Policy, attach_cni, attach_nat, detach_cni,
+    detach_nat, map_inner, plan_cni,
+};
 use crabbox_store::locks;
 use crabbox_store::places::{LeaseDir, Places};
 use ipnet::Ipv4Net;
@@ -99,8 +99,12 @@ pub enum NetworkError {
 impl Fault for NetworkError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Load(_) | Self::Namespace(_) | Self::NoSubnet | Self::Pipe(_) | Self::Lock(_) => Kind::Usage,
-            Self::Cni(_) | Self::Nat(_) | Self::Map(_) | Self::Addresses(_) | Self::Names(_) => Kind::Unavailable,
+            Self::Load(_) | Self::Namespace(_) | Self::NoSubnet | Self::Pipe(_) | Self::Lock(_) => {
+                Kind::Usage
+            }
+            Self::Cni(_) | Self::Nat(_) | Self::Map(_) | Self::Addresses(_) | Self::Names(_) => {
+                Kind::Unavailable
+            }
         }
     }
 
@@ -204,7 +208,10 @@ pub fn mapping(netns: &Path, outer: &Outer, owner: Option<(u32, u32)>) -> Result
         tap: TAP.to_owned(),
         owner,
         outer: outer.clone(),
-        policy: Policy { host_addresses: host_addresses.collect(), ..Policy::default() },
+        policy: Policy {
+            host_addresses: host_addresses.collect(),
+            ..Policy::default()
+        },
     })
 }
 
@@ -233,7 +240,10 @@ pub fn serve_names(netns: &Path) -> Result<NameServer, NetworkError> {
         // Without names the guest still runs, and says so itself whenever it asks.
         dns::serve(&listeners, &Resolvers::from_file(RESOLV_CONF), ended.as_fd()).ok();
     });
-    Ok(NameServer { stop: Some(stop), thread: Some(thread) })
+    Ok(NameServer {
+        stop: Some(stop),
+        thread: Some(thread),
+    })
 }
 
 /// Makes tap, mapping and policy.

@@ -59,13 +59,20 @@ impl OwnedLease {
         match std::fs::symlink_metadata(&path) {
             Ok(facts) if !facts.is_dir() => return Err(OwnershipError::NotADirectory { path }),
             Ok(facts) if facts.uid() != rustix::process::geteuid().as_raw() => {
-                return Err(OwnershipError::Foreign { path, owner: facts.uid() });
+                return Err(OwnershipError::Foreign {
+                    path,
+                    owner: facts.uid(),
+                });
             }
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(source) => return Err(OwnershipError::Look { path, source }),
         }
-        Ok(Self { id: id.clone(), dir: LeaseDir::at(path), lock })
+        Ok(Self {
+            id: id.clone(),
+            dir: LeaseDir::at(path),
+            lock,
+        })
     }
 
     /// The lease.

@@ -97,11 +97,16 @@ impl Fault for PrepareError {
 
     fn hints(&self) -> Vec<String> {
         let hint = match self {
-            Self::Kvm(_) => "this needs a Linux host with KVM, and access to /dev/kvm (root, or membership of the group kvm)",
-            Self::Program { key: "firecracker.jailer", .. } => {
-                "set firecracker.jailer to the jailer, or to none to run without a jail"
+            Self::Kvm(_) => {
+                "this needs a Linux host with KVM, and access to /dev/kvm (root, or membership of the group kvm)"
             }
-            Self::Program { .. } => "set firecracker.binary (--firecracker-binary), or run `crabbox setup firecracker`",
+            Self::Program {
+                key: "firecracker.jailer",
+                ..
+            } => "set firecracker.jailer to the jailer, or to none to run without a jail",
+            Self::Program { .. } => {
+                "set firecracker.binary (--firecracker-binary), or run `crabbox setup firecracker`"
+            }
             Self::File { .. } | Self::NotAFile { .. } | Self::Half { .. } => {
                 "set firecracker.kernel and firecracker.rootfs to your image, or leave both unset to use crabbox's own"
             }
@@ -126,8 +131,15 @@ pub struct NewLease {
 }
 
 /// Completes the request for a new lease.
-pub fn request(engine: &Engine, plan: &FirecrackerPlan, new: &NewLease) -> Result<AcquireRequest, PrepareError> {
-    let kvm = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
+pub fn request(
+    engine: &Engine,
+    plan: &FirecrackerPlan,
+    new: &NewLease,
+) -> Result<AcquireRequest, PrepareError> {
+    let kvm = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm");
     kvm.map_err(PrepareError::Kvm)?;
     let id = LeaseId::from_random(crabbox_host::random::bytes().map_err(PrepareError::Random)?);
     Ok(AcquireRequest {
@@ -168,7 +180,10 @@ pub fn programs(engine: &Engine, plan: &FirecrackerPlan) -> Result<Programs, Pre
     let ours = engine.places.firecracker().join("firecracker");
     let firecracker = find_on_path(binary.as_os_str(), &engine.path)
         .or_else(|| Some(ours).filter(|ours| binary == Path::new("firecracker") && ours.is_file()))
-        .ok_or_else(|| PrepareError::Program { key: "firecracker.binary", path: binary.to_owned() })?;
+        .ok_or_else(|| PrepareError::Program {
+            key: "firecracker.binary",
+            path: binary.to_owned(),
+        })?;
     // The jailer follows links and takes the last name it finds; so do we, or our paths would differ.
     let firecracker = firecracker.canonicalize().unwrap_or(firecracker);
     let jailer = jailer(engine, &plan.jailer, &firecracker)?;
@@ -176,15 +191,26 @@ pub fn programs(engine: &Engine, plan: &FirecrackerPlan) -> Result<Programs, Pre
 }
 
 fn jailer(engine: &Engine, wanted: &Jailer, firecracker: &Path) -> Result<Option<Jail>, PrepareError> {
-    let jail = |jailer| Some(Jail { jailer, first_uid: FIRST_UID, uid_count: UID_COUNT });
+    let jail = |jailer| {
+        Some(Jail {
+            jailer,
+            first_uid: FIRST_UID,
+            uid_count: UID_COUNT,
+        })
+    };
     match wanted {
         Jailer::Off => Ok(None),
         Jailer::Program(program) => find_on_path(program.as_path().as_os_str(), &engine.path)
             .map(jail)
-            .ok_or_else(|| PrepareError::Program { key: "firecracker.jailer", path: program.as_path().to_owned() }),
+            .ok_or_else(|| PrepareError::Program {
+                key: "firecracker.jailer",
+                path: program.as_path().to_owned(),
+            }),
         // Only root can build a jail; whoever may not runs the VMM with their own few rights.
         Jailer::Auto if !rustix::process::geteuid().is_root() => Ok(None),
-        Jailer::Auto => Ok(find_on_path(firecracker.with_file_name("jailer").as_os_str(), OsStr::new("")).and_then(jail)),
+        Jailer::Auto => {
+            Ok(find_on_path(firecracker.with_file_name("jailer").as_os_str(), OsStr::new("")).and_then(jail))
+        }
     }
 }
 
@@ -198,14 +224,29 @@ pub fn guest(engine: &Engine, plan: &FirecrackerPlan) -> Result<GuestSource, Pre
         (true, true) => {
             regular("firecracker.kernel", kernel)?;
             regular("firecracker.rootfs", rootfs)?;
-            kernel::check_elf(kernel).map_err(|source| PrepareError::Kernel { path: kernel.to_owned(), source })?;
-            Ok(GuestSource::Foreign { kernel: kernel.to_owned(), rootfs: rootfs.to_owned() })
+            kernel::check_elf(kernel).map_err(|source| PrepareError::Kernel {
+                path: kernel.to_owned(),
+                source,
+            })?;
+            Ok(GuestSource::Foreign {
+                kernel: kernel.to_owned(),
+                rootfs: rootfs.to_owned(),
+            })
         }
-        (true, false) => Err(PrepareError::Half { set: "firecracker.kernel", unset: "firecracker.rootfs" }),
-        (false, true) => Err(PrepareError::Half { set: "firecracker.rootfs", unset: "firecracker.kernel" }),
+        (true, false) => Err(PrepareError::Half {
+            set: "firecracker.kernel",
+            unset: "firecracker.rootfs",
+        }),
+        (false, true) => Err(PrepareError::Half {
+            set: "firecracker.rootfs",
+            unset: "firecracker.kernel",
+        }),
         (false, false) => {
             let image = our_image(&engine.places.images()).map_err(PrepareError::NoImage)?;
-            Ok(GuestSource::Ours { digest: image.manifest.digest.clone(), dir: image.dir })
+            Ok(GuestSource::Ours {
+                digest: image.manifest.digest.clone(),
+                dir: image.dir,
+            })
         }
     }
 }
@@ -220,9 +261,19 @@ pub fn our_image(store: &Path) -> Result<Image, StoreError> {
 }
 
 fn regular(key: &'static str, path: &Path) -> Result<(), PrepareError> {
-    let facts =
-        std::fs::metadata(path).map_err(|source| PrepareError::File { key, path: path.to_owned(), source })?;
-    if facts.is_file() { Ok(()) } else { Err(PrepareError::NotAFile { key, path: path.to_owned() }) }
+    let facts = std::fs::metadata(path).map_err(|source| PrepareError::File {
+        key,
+        path: path.to_owned(),
+        source,
+    })?;
+    if facts.is_file() {
+        Ok(())
+    } else {
+        Err(PrepareError::NotAFile {
+            key,
+            path: path.to_owned(),
+        })
+    }
 }
 
 fn network_request(plan: &FirecrackerPlan) -> Result<NetworkRequest, PrepareError> {
@@ -237,6 +288,8 @@ fn network_request(plan: &FirecrackerPlan) -> Result<NetworkRequest, PrepareErro
         cni_conf_dir: dir.to_owned(),
         cni_bin_dirs: vec![plan.cni_bin_dir.as_path().to_owned(), PathBuf::from(DEBIAN_CNI)],
         cni_network: name.to_owned(),
-        nat_range: crabbox_net::nat::DEFAULT_RANGE.parse().map_err(PrepareError::Range)?,
+        nat_range: crabbox_net::nat::DEFAULT_RANGE
+            .parse()
+            .map_err(PrepareError::Range)?,
     })
 }

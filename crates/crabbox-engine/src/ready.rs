@@ -76,7 +76,10 @@ pub struct Wait<'a> {
 
 impl std::fmt::Debug for Wait<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Wait").field("address", &self.address).field("says_ready", &self.says_ready).finish()
+        f.debug_struct("Wait")
+            .field("address", &self.address)
+            .field("says_ready", &self.says_ready)
+            .finish()
     }
 }
 
@@ -92,11 +95,21 @@ pub fn wait(wait: &Wait<'_>) -> Result<Vec<(String, u64)>, ReadyError> {
             return Err(ReadyError::Cancelled);
         }
         if Instant::now() >= wait.deadline {
-            let missing = if wait.says_ready { "no word from the guest" } else { "no SSH banner on its port" };
-            return Err(ReadyError::TimedOut { waited: started.elapsed(), missing });
+            let missing = if wait.says_ready {
+                "no word from the guest"
+            } else {
+                "no SSH banner on its port"
+            };
+            return Err(ReadyError::TimedOut {
+                waited: started.elapsed(),
+                missing,
+            });
         }
         if wait.says_ready {
-            let pause = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+            let pause = Timespec {
+                tv_sec: 0,
+                tv_nsec: 50_000_000,
+            };
             poll(&mut [PollFd::new(wait.listener, PollFlags::IN)], Some(&pause)).ok();
             if let Ok((stream, _)) = wait.listener.accept()
                 && let Some(stages) = listen(stream)
@@ -157,7 +170,8 @@ fn shows_banner(address: SocketAddr) -> bool {
         return false;
     };
     let mut word = [0; 4];
-    let greeted = stream.set_read_timeout(Some(Duration::from_secs(3))).is_ok() && stream.read_exact(&mut word).is_ok();
+    let greeted =
+        stream.set_read_timeout(Some(Duration::from_secs(3))).is_ok() && stream.read_exact(&mut word).is_ok();
     // A polite goodbye keeps the guest's log clean; sshd waits for a version line.
     stream.write_all(b"SSH-2.0-crabbox\r\n").ok();
     greeted && &word == b"SSH-"
@@ -170,14 +184,22 @@ mod tests {
     #[test]
     fn a_report_is_read_to_its_ready_line() {
         let stages = parse_report("stage modules 0.31\nstage sshd 1.250\nready 1.3\n").unwrap();
-        let expect: Vec<(String, u64)> =
-            [("modules", 310), ("sshd", 1250), ("ready", 1300)].map(|(name, ms)| (name.to_owned(), ms)).into();
+        let expect: Vec<(String, u64)> = [("modules", 310), ("sshd", 1250), ("ready", 1300)]
+            .map(|(name, ms)| (name.to_owned(), ms))
+            .into();
         assert_eq!(stages, expect);
     }
 
     #[test]
     fn garbage_and_broken_reports_are_not_ready() {
-        for bad in ["", "stage x 1\n", "ready\n", "ready soon\n", "GET / HTTP/1.1\n", "stage a b c d\nready 1\n"] {
+        for bad in [
+            "",
+            "stage x 1\n",
+            "ready\n",
+            "ready soon\n",
+            "GET / HTTP/1.1\n",
+            "stage a b c d\nready 1\n",
+        ] {
             assert_eq!(parse_report(bad), None, "{bad}");
         }
     }

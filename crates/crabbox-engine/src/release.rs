@@ -105,15 +105,25 @@ pub fn stop(engine: &Engine, text: &str) -> Result<Released, ReleaseError> {
         _ => Extent::Everything,
     };
     take_back(engine, lease, extent, Who::Cli)?;
-    Ok(Released { id: id.to_string(), name })
+    Ok(Released {
+        id: id.to_string(),
+        name,
+    })
 }
 
 fn take_back(engine: &Engine, lease: OwnedLease, extent: Extent, who: Who) -> Result<(), ReleaseError> {
     let id = lease.id().to_string();
-    let actor = Actor { who, failpoint: &engine.failpoint };
+    let actor = Actor {
+        who,
+        failpoint: &engine.failpoint,
+    };
     let report: Report = teardown::teardown(&engine.places, lease, extent, actor);
     let leftovers = report.leftovers();
-    if leftovers.is_empty() { Ok(()) } else { Err(ReleaseError::Leftovers { id, leftovers }) }
+    if leftovers.is_empty() {
+        Ok(())
+    } else {
+        Err(ReleaseError::Leftovers { id, leftovers })
+    }
 }
 
 /// What cleanup decided about one thing.
@@ -179,7 +189,9 @@ pub fn cleanup(
         }
         let mut decision = Decision {
             lease: id.clone(),
-            subject: Subject::Claim { slug: claim.slug.clone() },
+            subject: Subject::Claim {
+                slug: claim.slug.clone(),
+            },
             remove: true,
             reason: "missing_state".to_owned(),
             error: None,
@@ -199,7 +211,9 @@ fn remove_claim(places: &Places, id: &str) -> Result<(), ReleaseError> {
         claims::remove(places, id, None)?;
         return Ok(());
     };
-    let Some(guard) = locks::try_lease(places, id)? else { return Ok(()) };
+    let Some(guard) = locks::try_lease(places, id)? else {
+        return Ok(());
+    };
     if places.lease(&lease).exists() {
         return Ok(());
     }
@@ -214,7 +228,9 @@ fn look_at_lease(places: &Places, seen: &StoredLease) -> (Decision, Option<Owned
     let id = seen.record.lease_id.clone();
     let decide = |remove: bool, reason: &str| Decision {
         lease: id.clone(),
-        subject: Subject::Lease { vmid: seen.record.vmid.clone() },
+        subject: Subject::Lease {
+            vmid: seen.record.vmid.clone(),
+        },
         remove,
         reason: reason.to_owned(),
         error: None,
@@ -222,7 +238,15 @@ fn look_at_lease(places: &Places, seen: &StoredLease) -> (Decision, Option<Owned
     let lease = match own(places, &id) {
         Ok(Some(lease)) => lease,
         Ok(None) => return (decide(false, "busy"), None),
-        Err(error) => return (Decision { error: Some(error), ..decide(false, "not_ours") }, None),
+        Err(error) => {
+            return (
+                Decision {
+                    error: Some(error),
+                    ..decide(false, "not_ours")
+                },
+                None,
+            );
+        }
     };
     // What counts is the record as it stands under the lock.
     let record = match leases::read(lease.dir()) {
@@ -259,17 +283,28 @@ fn look_at_unreadable(places: &Places, bad: &leases::Unreadable) -> (Decision, O
         Ok(Some(lease)) => {
             let dir = LeaseDir::at(&bad.path);
             // Its maker died between the directory and the record: nothing but what the journal says was made.
-            if dir.metadata().exists() { (decide(false, "busy".to_owned()), None) } else { (decide(true, "no_record".to_owned()), Some(lease)) }
+            if dir.metadata().exists() {
+                (decide(false, "busy".to_owned()), None)
+            } else {
+                (decide(true, "no_record".to_owned()), Some(lease))
+            }
         }
         Ok(None) => (decide(false, "busy".to_owned()), None),
-        Err(error) => (Decision { error: Some(error), ..decide(false, "not_ours".to_owned()) }, None),
+        Err(error) => (
+            Decision {
+                error: Some(error),
+                ..decide(false, "not_ours".to_owned())
+            },
+            None,
+        ),
     }
 }
 
 /// Takes a lease if nobody is at it.
 fn own(places: &Places, name: &str) -> Result<Option<OwnedLease>, ReleaseError> {
-    let id = LeaseId::parse(name)
-        .map_err(|_| OwnershipError::NotALease { path: places.leases().join(name) })?;
+    let id = LeaseId::parse(name).map_err(|_| OwnershipError::NotALease {
+        path: places.leases().join(name),
+    })?;
     match locks::try_lease(places, name)? {
         Some(guard) => Ok(Some(OwnedLease::prove(places, &id, guard)?)),
         None => Ok(None),

@@ -58,13 +58,17 @@ pub enum ResolveError {
         matches: Vec<String>,
     },
     /// A claim without a lease.
-    #[error("firecracker lease {id:?} has a stale local claim but no local state; run `crabbox cleanup --provider firecracker`")]
+    #[error(
+        "firecracker lease {id:?} has a stale local claim but no local state; run `crabbox cleanup --provider firecracker`"
+    )]
     StaleClaim {
         /// The lease.
         id: String,
     },
     /// The machine is gone.
-    #[error("firecracker lease {name} is not running; use `crabbox stop --provider firecracker {id}` or `crabbox cleanup --provider firecracker`")]
+    #[error(
+        "firecracker lease {name} is not running; use `crabbox stop --provider firecracker {id}` or `crabbox cleanup --provider firecracker`"
+    )]
     NotRunning {
         /// The machine's name.
         name: String,
@@ -117,7 +121,9 @@ impl Fault for ResolveError {
         match self {
             Self::NotFound { .. } => vec!["`crabbox list` shows the leases of this host".to_owned()],
             Self::Unreadable { id, .. } => {
-                vec![format!("`crabbox stop {id}` takes the lease back from its journal")]
+                vec![format!(
+                    "`crabbox stop {id}` takes the lease back from its journal"
+                )]
             }
             _ => Vec::new(),
         }
@@ -131,7 +137,11 @@ pub fn find(places: &Places, text: &str, purpose: Purpose) -> Result<Found, Reso
         return by_id(places, listing, &id, purpose);
     }
     let slug = normalise(text);
-    let of_slug: Vec<&StoredLease> = listing.leases.iter().filter(|lease| lease.record.slug == slug).collect();
+    let of_slug: Vec<&StoredLease> = listing
+        .leases
+        .iter()
+        .filter(|lease| lease.record.slug == slug)
+        .collect();
     let found = match of_slug.as_slice() {
         [one] => Some(*one),
         [] => listing.leases.iter().find(|lease| lease.record.name == text),
@@ -142,13 +152,21 @@ pub fn find(places: &Places, text: &str, purpose: Purpose) -> Result<Found, Reso
     };
     if let Some(lease) = found {
         let claim = claims::read(places, &lease.record.lease_id)?;
-        return Ok(Found { id: lease.record.lease_id.clone(), stored: Some(lease.clone()), claim });
+        return Ok(Found {
+            id: lease.record.lease_id.clone(),
+            stored: Some(lease.clone()),
+            claim,
+        });
     }
     let claimed = claims::list(places)?.claims.into_iter();
-    let of_slug = claimed.filter(|claim| claim.provider == "firecracker" && claim.slug == slug).next_back();
+    let of_slug = claimed
+        .filter(|claim| claim.provider == "firecracker" && claim.slug == slug)
+        .next_back();
     match of_slug {
         Some(claim) => claim_only(claim, purpose),
-        None => Err(ResolveError::NotFound { text: text.to_owned() }),
+        None => Err(ResolveError::NotFound {
+            text: text.to_owned(),
+        }),
     }
 }
 
@@ -159,14 +177,29 @@ fn by_id(
     purpose: Purpose,
 ) -> Result<Found, ResolveError> {
     let claim = claims::read(places, id.as_str())?;
-    if let Some(lease) = listing.leases.into_iter().find(|lease| lease.record.lease_id == id.as_str()) {
-        return Ok(Found { id: id.to_string(), stored: Some(lease), claim });
+    if let Some(lease) = listing
+        .leases
+        .into_iter()
+        .find(|lease| lease.record.lease_id == id.as_str())
+    {
+        return Ok(Found {
+            id: id.to_string(),
+            stored: Some(lease),
+            claim,
+        });
     }
     if let Some(bad) = listing.unreadable.into_iter().find(|bad| bad.name == id.as_str()) {
         if purpose == Purpose::Release {
-            return Ok(Found { id: id.to_string(), stored: None, claim });
+            return Ok(Found {
+                id: id.to_string(),
+                stored: None,
+                claim,
+            });
         }
-        return Err(ResolveError::Unreadable { id: id.to_string(), source: bad.error });
+        return Err(ResolveError::Unreadable {
+            id: id.to_string(),
+            source: bad.error,
+        });
     }
     match claim {
         Some(claim) => claim_only(claim, purpose),
@@ -176,14 +209,21 @@ fn by_id(
 
 fn claim_only(claim: Claim, purpose: Purpose) -> Result<Found, ResolveError> {
     if purpose == Purpose::Release {
-        Ok(Found { id: claim.lease_id.clone(), stored: None, claim: Some(claim) })
+        Ok(Found {
+            id: claim.lease_id.clone(),
+            stored: None,
+            claim: Some(claim),
+        })
     } else {
         Err(ResolveError::StaleClaim { id: claim.lease_id })
     }
 }
 
 fn describe(record: &LeaseRecord) -> String {
-    format!("lease={} slug={} server={} host={}", record.lease_id, record.slug, record.name, record.guest_ip)
+    format!(
+        "lease={} slug={} server={} host={}",
+        record.lease_id, record.slug, record.name, record.guest_ip
+    )
 }
 
 /// Whether the record's VMM is running: same pid, same start time, same boot.
@@ -230,15 +270,22 @@ pub fn lease(engine: &Engine, record: &LeaseRecord) -> Result<Lease, ResolveErro
 /// Finds a lease that can be used for `purpose`.
 pub fn resolve(engine: &Engine, text: &str, purpose: Purpose) -> Result<Lease, ResolveError> {
     let found = find(&engine.places, text, purpose)?;
-    let Some(stored) = found.stored else { return Err(ResolveError::StaleClaim { id: found.id }) };
+    let Some(stored) = found.stored else {
+        return Err(ResolveError::StaleClaim { id: found.id });
+    };
     let record = &stored.record;
     let lease = lease(engine, record)?;
     if purpose == Purpose::Use {
         if !is_running(record) {
-            return Err(ResolveError::NotRunning { name: record.name.clone(), id: record.lease_id.clone() });
+            return Err(ResolveError::NotRunning {
+                name: record.name.clone(),
+                id: record.lease_id.clone(),
+            });
         }
         if record.guest_ip.is_empty() {
-            return Err(ResolveError::NoAddress { id: record.lease_id.clone() });
+            return Err(ResolveError::NoAddress {
+                id: record.lease_id.clone(),
+            });
         }
     }
     Ok(lease)
@@ -247,6 +294,10 @@ pub fn resolve(engine: &Engine, text: &str, purpose: Purpose) -> Result<Lease, R
 /// Every lease of this host, and the records that cannot be used, each with its reason.
 pub fn list(engine: &Engine) -> Result<(Vec<Lease>, Vec<leases::Unreadable>), ResolveError> {
     let listing = leases::list(&engine.places.leases())?;
-    let leases = listing.leases.iter().map(|stored| lease(engine, &stored.record)).collect::<Result<_, _>>()?;
+    let leases = listing
+        .leases
+        .iter()
+        .map(|stored| lease(engine, &stored.record))
+        .collect::<Result<_, _>>()?;
     Ok((leases, listing.unreadable))
 }

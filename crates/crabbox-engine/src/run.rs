@@ -9,18 +9,18 @@ use std::time::{Duration, Instant};
 
 use crabbox_core::config::settings::SyncSettings;
 use crabbox_core::fault::{Fault, Kind};
+use crabbox_ssh::capture;
 pub use crabbox_ssh::command::Form;
 use crabbox_ssh::command::{UserCommand, UserCommandError};
 use crabbox_ssh::exec::{self, Exec, ExecError, Stdin};
 pub use crabbox_ssh::exec::{RemoteStatus, Sink};
-use crabbox_ssh::capture;
-use crabbox_sync::guardrail::{self, GuardrailError, Limits};
-use crabbox_sync::manifest::{Manifest, ManifestError, Scope};
 use crabbox_sync::Channel;
+use crabbox_sync::guardrail::{self, GuardrailError, Judgement, Limits};
+use crabbox_sync::manifest::{Manifest, ManifestError, Scope};
 pub use crabbox_sync::repo::Repo;
 use crabbox_sync::repo::RepoError;
-pub use crabbox_sync::transfer::{Destination, Outcome};
 use crabbox_sync::transfer::{self, GitSeed, Options, TransferError};
+pub use crabbox_sync::transfer::{Destination, Outcome};
 pub use crabbox_sync::{Progress, Stage, SyncEvents};
 
 use crate::lease::{Lease, Target};
@@ -92,7 +92,30 @@ pub struct Load {
 /// Lists the tree and holds it against the limits. The lines are there even when the limits forbid the sync.
 pub fn load(repo: &Repo, settings: &SyncSettings) -> Result<(Load, Result<(), GuardrailError>), SyncError> {
     let started = Instant::now();
-    let scope = Scope { exclude: settings.exclude.value.clone(), include: settings.include.value.clone() };
+    let (manifest, judgement) = judge(repo, settings)?;
+    let mut lines = vec![guardrail::candidate_line(&manifest)];
+    lines.extend(guardrail::protected_line(&manifest));
+    lines.extend(judgement.warnings());
+    let verdict = judgement.check();
+    if verdict.is_err() || !judgement.warnings().is_empty() {
+        lines.push(guardrail::top_dirs_line(&manifest));
+    }
+    Ok((
+        Load {
+            manifest,
+            lines,
+            took: started.elapsed(),
+        },
+        verdict,
+    ))
+}
+
+/// The tree held against the limits of the configuration.
+pub(crate) fn judge(repo: &Repo, settings: &SyncSettings) -> Result<(Manifest, Judgement), SyncError> {
+    let scope = Scope {
+        exclude: settings.exclude.value.clone(),
+        include: settings.include.value.clone(),
+    };
     let manifest = Manifest::build(repo, &scope)?;
     let limit = |value: i64| u64::try_from(value).unwrap_or(0);
     let limits = Limits {
@@ -102,19 +125,16 @@ pub fn load(repo: &Repo, settings: &SyncSettings) -> Result<(Load, Result<(), Gu
         fail_bytes: limit(settings.fail_bytes.value),
     };
     let judgement = guardrail::judge(&manifest, limits, settings.allow_large.value);
-    let mut lines = vec![guardrail::candidate_line(&manifest)];
-    lines.extend(guardrail::protected_line(&manifest));
-    lines.extend(judgement.warnings());
-    let verdict = judgement.check();
-    if verdict.is_err() || !judgement.warnings().is_empty() {
-        lines.push(guardrail::top_dirs_line(&manifest));
-    }
-    Ok((Load { manifest, lines, took: started.elapsed() }, verdict))
+    Ok((manifest, judgement))
 }
 
 /// Where the tree of `repo` goes in `lease`.
 pub fn destination(lease: &Lease, repo: &Repo) -> Destination {
-    Destination { work_root: lease.work_root.clone(), lease_id: lease.id.clone(), name: repo.name.clone() }
+    Destination {
+        work_root: lease.work_root.clone(),
+        lease_id: lease.id.clone(),
+        name: repo.name.clone(),
+    }
 }
 
 /// Brings the tree over.
@@ -135,9 +155,19 @@ pub fn sync(
         // The machine is on this host: compressing would only cost time.
         compress: false,
         timeout: Some(settings.timeout.value.to_std()),
-        git_seed: if settings.git_seed.value { GitSeed::Shallow } else { GitSeed::Off },
+        git_seed: if settings.git_seed.value {
+            GitSeed::Shallow
+        } else {
+            GitSeed::Off
+        },
     };
-    Ok(transfer::sync(&Channel::ssh(target), destination, &load.manifest, &options, events)?)
+    Ok(transfer::sync(
+        &Channel::ssh(target),
+        destination,
+        &load.manifest,
+        &options,
+        events,
+    )?)
 }
 
 /// Why a command could not be run.
@@ -206,7 +236,12 @@ pub struct Job<'a> {
 
 /// Runs the command.
 pub fn command(target: &Target, job: Job<'_>) -> Result<RemoteStatus, RunError> {
-    let command = UserCommand { workdir: job.workdir, env_file: None, env: job.env, form: job.form };
+    let command = UserCommand {
+        workdir: job.workdir,
+        env_file: None,
+        env: job.env,
+        form: job.form,
+    };
     let exec = Exec {
         script: command.script()?,
         stdin: Stdin::Null,
@@ -225,7 +260,10 @@ pub fn make_workdir(target: &Target, workdir: &str) -> Result<(), RunError> {
     if made.success() {
         Ok(())
     } else {
-        Err(RunError::Workdir { workdir: workdir.to_owned(), said: made.stderr_text() })
+        Err(RunError::Workdir {
+            workdir: workdir.to_owned(),
+            said: made.stderr_text(),
+        })
     }
 }
 
@@ -233,23 +271,44 @@ pub fn make_workdir(target: &Target, workdir: &str) -> Result<(), RunError> {
 pub fn upload_script(target: &Target, workdir: &str, name: &str, content: &[u8]) -> Result<String, RunError> {
     let digest = crabbox_host::digest::sha256(content);
     let kept = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    let name: String = name.chars().map(|c| if kept(c) { c } else { '-' }).take(64).collect();
+    let name: String = name
+        .chars()
+        .map(|c| if kept(c) { c } else { '-' })
+        .take(64)
+        .collect();
     let path = format!(".crabbox/scripts/{}-{name}", &digest[..12]);
-    let (dir, file) = (crabbox_ssh::quote::single(workdir), crabbox_ssh::quote::single(&path));
-    let script = format!("cd {dir} && mkdir -p .crabbox/scripts && umask 077 && cat > {file} && chmod 700 {file}");
+    let (dir, file) = (
+        crabbox_ssh::quote::single(workdir),
+        crabbox_ssh::quote::single(&path),
+    );
+    let script =
+        format!("cd {dir} && mkdir -p .crabbox/scripts && umask 077 && cat > {file} && chmod 700 {file}");
     let done = capture::capture(target, &script, Stdin::Bytes(content), Some(MKDIR_LIMIT))?;
     if done.success() {
         Ok(path)
     } else {
-        Err(RunError::File { attempt: "upload", path, said: done.stderr_text() })
+        Err(RunError::File {
+            attempt: "upload",
+            path,
+            said: done.stderr_text(),
+        })
     }
 }
 
 /// Fetches one file of the workdir; answers how many bytes it had.
 pub fn download(target: &Target, workdir: &str, remote: &str, local: &Path) -> Result<u64, RunError> {
-    let (dir, file) = (crabbox_ssh::quote::single(workdir), crabbox_ssh::quote::single(remote));
-    let failed = |source| RunError::Local { path: local.to_owned(), source };
-    let parent = local.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let (dir, file) = (
+        crabbox_ssh::quote::single(workdir),
+        crabbox_ssh::quote::single(remote),
+    );
+    let failed = |source| RunError::Local {
+        path: local.to_owned(),
+        source,
+    };
+    let parent = local
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).map_err(failed)?;
     let mut kept = tempfile::NamedTempFile::new_in(parent).map_err(failed)?;
     let mut said = Vec::new();
@@ -264,8 +323,16 @@ pub fn download(target: &Target, workdir: &str, remote: &str, local: &Path) -> R
     };
     if exec::run(target, exec)? != RemoteStatus::Exited(0) {
         let said = String::from_utf8_lossy(&said).trim().to_owned();
-        let said = if said.is_empty() { "it is not a regular file".to_owned() } else { said };
-        return Err(RunError::File { attempt: "fetch", path: remote.to_owned(), said });
+        let said = if said.is_empty() {
+            "it is not a regular file".to_owned()
+        } else {
+            said
+        };
+        return Err(RunError::File {
+            attempt: "fetch",
+            path: remote.to_owned(),
+            said,
+        });
     }
     let bytes = kept.as_file().metadata().map_err(failed)?.len();
     kept.persist(local).map_err(|error| failed(error.error))?;

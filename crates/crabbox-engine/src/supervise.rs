@@ -97,7 +97,10 @@ pub fn run(input: File, mut output: File) -> Result<(), SuperviseError> {
     let id = LeaseId::parse(&request.lease_id)?;
     let places: Places = request.places.clone().into();
     let interrupts = Interrupts::install()?;
-    let actor = Actor { who: Who::Supervisor, failpoint: &request.failpoint };
+    let actor = Actor {
+        who: Who::Supervisor,
+        failpoint: &request.failpoint,
+    };
     let mut tell = |event: Event| {
         // A command line that has gone away shows as the end of our input; that its pipe is closed is no news.
         let mut text = serde_json::to_vec(&event).unwrap_or_default();
@@ -162,7 +165,9 @@ fn says_claimed(input: &mut BufReader<File>) -> bool {
 
 fn own_identity() -> Result<crabbox_core::journal::Process, SuperviseError> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
-    Ok(teardown::recorded(&process::identify(own)?.ok_or(SuperviseError::NoSelf)?))
+    Ok(teardown::recorded(
+        &process::identify(own)?.ok_or(SuperviseError::NoSelf)?,
+    ))
 }
 
 /// Watches a lease whose supervisor has died.
@@ -171,25 +176,41 @@ pub fn watch(places: &Places, id: &LeaseId) -> Result<(), SuperviseError> {
     let supervisor = own_identity()?;
     let dir = LeaseDir::at(places.lease(id));
     let guard = locks::lease(places, id.as_str(), LOCK_LIMIT)?;
-    let Some(mut journal) = crabbox_store::journal::JournalFile::open(&dir.journal())? else { return Ok(()) };
+    let Some(mut journal) = crabbox_store::journal::JournalFile::open(&dir.journal())? else {
+        return Ok(());
+    };
     if let Some(standing) = journal.state().process("supervisor")
         && teardown::identity(standing).is_alive()
     {
         return Ok(());
     }
-    let Some(vmm) = journal.state().process("vmm").map(teardown::identity) else { return Ok(()) };
+    let Some(vmm) = journal.state().process("vmm").map(teardown::identity) else {
+        return Ok(());
+    };
     let pending = journal.begin(crabbox_core::journal::Step::Supervisor {})?;
     journal.done(pending, Some(supervisor))?;
     drop((journal, guard));
     // A console or a forwarder that cannot be taken up again is no reason to leave the lease unwatched.
     let recorder = console::open_pipe(&dir.path().join("console.pipe"))
         .and_then(|pipe| Recorder::start(pipe, &dir.console()));
-    let threads = Threads { recorder: recorder.ok(), names: network::serve_names(&dir.netns()).ok() };
+    let threads = Threads {
+        recorder: recorder.ok(),
+        names: network::serve_names(&dir.netns()).ok(),
+    };
     let end = match vmm.open()? {
         Some(handle) => observe(&dir, &handle, &interrupts),
         None => End::MachineGone,
     };
-    conclude(places, id, &end, threads, Actor { who: Who::Supervisor, failpoint: "" })
+    conclude(
+        places,
+        id,
+        &end,
+        threads,
+        Actor {
+            who: Who::Supervisor,
+            failpoint: "",
+        },
+    )
 }
 
 /// Waits for something that ends the lease.
@@ -197,10 +218,20 @@ fn observe(dir: &LeaseDir, vmm: &ProcessHandle, interrupts: &Interrupts) -> End 
     let mut look = Instant::now() + LOOK_EVERY;
     loop {
         let left = look.saturating_duration_since(Instant::now());
-        let wait = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
-        let mut fds = [PollFd::new(vmm, PollFlags::IN), PollFd::new(interrupts, PollFlags::IN)];
+        let wait = Timespec::try_from(left).unwrap_or(Timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        });
+        let mut fds = [
+            PollFd::new(vmm, PollFlags::IN),
+            PollFd::new(interrupts, PollFlags::IN),
+        ];
         if poll(&mut fds, Some(&wait)).is_ok_and(|count| count > 0) {
-            return if fds[0].revents().is_empty() { End::Asked } else { End::MachineGone };
+            return if fds[0].revents().is_empty() {
+                End::Asked
+            } else {
+                End::MachineGone
+            };
         }
         if Instant::now() < look {
             continue;
@@ -252,7 +283,11 @@ fn conclude(
         lease.release();
         return Ok(());
     }
-    let extent = if stored.record.delete_on_release { Extent::Everything } else { Extent::KeepDirectory };
+    let extent = if stored.record.delete_on_release {
+        Extent::Everything
+    } else {
+        Extent::KeepDirectory
+    };
     // What is left over stays in the journal, where `cleanup` finds and reports it.
     drop(teardown::teardown(places, lease, extent, actor));
     Ok(())
@@ -273,7 +308,10 @@ fn finish_console(threads: Threads, dir: &LeaseDir) -> Vec<String> {
 
 /// Whether something can be read, the end of the stream included.
 fn is_readable(input: &impl AsFd) -> bool {
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     poll(&mut [PollFd::new(input, PollFlags::IN)], Some(&now)).is_ok_and(|count| count > 0)
 }
 

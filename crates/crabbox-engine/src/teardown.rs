@@ -108,7 +108,10 @@ pub struct Report {
 impl Report {
     /// Each leftover in one line: the step and the chain of reasons.
     pub fn leftovers(&self) -> Vec<String> {
-        self.errors.iter().map(|(step, error)| format!("{step}: {}", chain(error))).collect()
+        self.errors
+            .iter()
+            .map(|(step, error)| format!("{step}: {}", chain(error)))
+            .collect()
     }
 }
 
@@ -136,8 +139,14 @@ pub fn teardown(places: &Places, lease: OwnedLease, extent: Extent, actor: Actor
             return report;
         }
     };
-    let state = journal.as_ref().map_or_else(|| foreign_journal(places, &lease), |journal| journal.state().clone());
-    let walk = Walk { places, lease: &lease };
+    let state = journal.as_ref().map_or_else(
+        || foreign_journal(places, &lease),
+        |journal| journal.state().clone(),
+    );
+    let walk = Walk {
+        places,
+        lease: &lease,
+    };
     for live in state.teardown() {
         let name = live.step.name();
         if matches!(live.step, Step::Directory { .. } | Step::Supervisor {})
@@ -168,7 +177,11 @@ pub fn teardown(places: &Places, lease: OwnedLease, extent: Extent, actor: Actor
 fn finish(lease: OwnedLease, state: &Journal, extent: Extent, report: &mut Report) {
     let supervisor = state.process("supervisor").cloned();
     let kept = extent == Extent::KeepDirectory && lease.dir().metadata().exists();
-    let outcome = if kept { mark_released(&lease) } else { remove_directory(&lease) };
+    let outcome = if kept {
+        mark_released(&lease)
+    } else {
+        remove_directory(&lease)
+    };
     match outcome {
         Ok(()) if kept => lease.release(),
         Ok(()) => {
@@ -206,11 +219,22 @@ fn remove_directory(lease: &OwnedLease) -> Result<(), UndoError> {
     let entries = match std::fs::read_dir(dir.path()) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(FileError::Io { attempt: "list", path: dir.path().to_owned(), source }.into()),
+        Err(source) => {
+            return Err(FileError::Io {
+                attempt: "list",
+                path: dir.path().to_owned(),
+                source,
+            }
+            .into());
+        }
     };
     // The journal and the record go after everything else, so that a death here leaves a lease that can be taken back.
     let last = [dir.metadata(), dir.journal()];
-    for entry in entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| !last.contains(path)) {
+    for entry in entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(|path| !last.contains(path))
+    {
         files::remove_tree(&entry)?;
     }
     files::remove_tree(dir.path())?;
@@ -242,7 +266,11 @@ pub fn identity(process: &Process) -> ProcessId {
 
 /// A process's identity in the journal's form.
 pub fn recorded(id: &ProcessId) -> Process {
-    Process { pid: id.pid.unsigned_abs(), started: id.started.clone(), boot_id: id.boot_id.clone() }
+    Process {
+        pid: id.pid.unsigned_abs(),
+        started: id.started.clone(),
+        boot_id: id.boot_id.clone(),
+    }
 }
 
 struct Walk<'a> {
@@ -280,17 +308,23 @@ impl Walk<'_> {
         if path == self.places.keys(self.lease.id().as_str()) {
             Ok(path)
         } else {
-            Err(UndoError::Outside { path: path.to_owned() })
+            Err(UndoError::Outside {
+                path: path.to_owned(),
+            })
         }
     }
 }
 
 fn within<'p>(path: &'p Path, dir: &Path) -> Result<&'p Path, UndoError> {
-    let plain = path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+    let plain = path
+        .components()
+        .all(|part| !matches!(part, std::path::Component::ParentDir));
     if plain && path.starts_with(dir) && path != dir {
         Ok(path)
     } else {
-        Err(UndoError::Outside { path: path.to_owned() })
+        Err(UndoError::Outside {
+            path: path.to_owned(),
+        })
     }
 }
 
@@ -327,10 +361,15 @@ fn at_home_in(dir: &Path) -> Result<Vec<ProcessId>, ProcessError> {
 /// Removes the lease's own control groups: `<root>/crabbox-<tag>/<machine>` and its parent, both named with the tag.
 fn remove_cgroup(path: &Path, lease: &OwnedLease) -> Result<(), UndoError> {
     let tag = lease.id().tag();
-    let tagged = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(&tag));
+    let tagged = |path: &Path| {
+        path.file_name()
+            .is_some_and(|name| name.to_string_lossy().ends_with(&tag))
+    };
     let parent = path.parent().unwrap_or(path);
     if !tagged(path) || !tagged(parent) || parent.parent() != Some(Path::new(crate::vmm::CGROUPS)) {
-        return Err(UndoError::Outside { path: path.to_owned() });
+        return Err(UndoError::Outside {
+            path: path.to_owned(),
+        });
     }
     remove_group(path)?;
     remove_group(parent)
@@ -344,32 +383,68 @@ fn remove_group(path: &Path) -> Result<(), UndoError> {
         Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => None,
         Err(source) => Some(Err(source)),
     });
-    let failed = |source| UndoError::Cgroup { path: path.to_owned(), source };
-    gone.unwrap_or_else(|| Err(std::io::ErrorKind::ResourceBusy.into())).map_err(failed)
+    let failed = |source| UndoError::Cgroup {
+        path: path.to_owned(),
+        source,
+    };
+    gone.unwrap_or_else(|| Err(std::io::ErrorKind::ResourceBusy.into()))
+        .map_err(failed)
 }
 
 /// What a lease without a journal (made by the Go program, or its maker died before the first line) may have left.
 fn foreign_journal(places: &Places, lease: &OwnedLease) -> Journal {
-    let record = leases::read(lease.dir()).map(|stored| stored.record).unwrap_or_default();
+    let record = leases::read(lease.dir())
+        .map(|stored| stored.record)
+        .unwrap_or_default();
     let dir = lease.dir().path().to_string_lossy().into_owned();
     let mut steps = vec![
         (Step::Directory { path: dir.clone() }, None),
-        (Step::Key { dir: places.keys(lease.id().as_str()).to_string_lossy().into_owned() }, None),
-        (Step::Namespace { path: lease.dir().netns().to_string_lossy().into_owned() }, None),
+        (
+            Step::Key {
+                dir: places.keys(lease.id().as_str()).to_string_lossy().into_owned(),
+            },
+            None,
+        ),
+        (
+            Step::Namespace {
+                path: lease.dir().netns().to_string_lossy().into_owned(),
+            },
+            None,
+        ),
     ];
     if let Some(saved) = network::saved_of_record(&record, lease.dir()) {
-        steps.push((Step::Attach { saved: saved.to_value() }, None));
+        steps.push((
+            Step::Attach {
+                saved: saved.to_value(),
+            },
+            None,
+        ));
     }
     if let Some(process) = process_of(&record) {
-        steps.push((Step::Vmm { vmid: record.vmid.clone(), dir: format!("{dir}/vm") }, Some(process)));
+        steps.push((
+            Step::Vmm {
+                vmid: record.vmid.clone(),
+                dir: format!("{dir}/vm"),
+            },
+            Some(process),
+        ));
     }
     steps.push((Step::Claim {}, None));
     let live = steps
         .into_iter()
         .zip(0..)
-        .map(|((step, process), seq)| Live { seq, step, done: true, process })
+        .map(|((step, process), seq)| Live {
+            seq,
+            step,
+            done: true,
+            process,
+        })
         .collect();
-    Journal { lease: lease.id().to_string(), live, ..Journal::default() }
+    Journal {
+        lease: lease.id().to_string(),
+        live,
+        ..Journal::default()
+    }
 }
 
 /// The VMM that a record names.
@@ -389,7 +464,13 @@ mod tests {
     fn only_paths_inside_the_lease_are_touched() {
         let dir = Path::new("/s/leases/cbx_a");
         assert!(within(Path::new("/s/leases/cbx_a/vm"), dir).is_ok());
-        for bad in ["/s/leases/cbx_a", "/s/leases/cbx_ab/vm", "/etc", "/s/leases/cbx_a/../cbx_b", "vm"] {
+        for bad in [
+            "/s/leases/cbx_a",
+            "/s/leases/cbx_ab/vm",
+            "/etc",
+            "/s/leases/cbx_a/../cbx_b",
+            "vm",
+        ] {
             assert!(within(Path::new(bad), dir).is_err(), "{bad}");
         }
     }

@@ -89,7 +89,11 @@ pub fn claim(places: &Places, lease: &Lease, repo: &Path, reclaim: bool) -> Resu
             && !held.repo_root.is_empty()
             && held.repo_root != wanted
         {
-            return Err(TouchError::Held { id: lease.id.clone(), holder: held.repo_root.clone(), wanted: wanted.clone() });
+            return Err(TouchError::Held {
+                id: lease.id.clone(),
+                holder: held.repo_root.clone(),
+                wanted: wanted.clone(),
+            });
         }
         Ok(Some(Claim {
             slug: lease.slug.clone(),

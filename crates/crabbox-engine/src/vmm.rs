@@ -15,11 +15,11 @@ use crabbox_fc::launch::{
 };
 use crabbox_fc::plan::{self as boot_plan, BootPlan};
 use crabbox_fc::types::{BootSource, Drive, LogLevel, MachineConfig, NetworkInterface, Vsock};
+use crabbox_host::clock;
 use crabbox_host::command::{Cmd, CommandError};
 use crabbox_host::netns::{self, NetnsError};
 use crabbox_host::process::{self, ProcessError, ProcessHandle, ProcessId};
 use crabbox_host::unix::{self, DeadlineStream, SocketError};
-use crabbox_host::clock;
 
 use crate::allocate::Allocated;
 use crate::disk::{API, BASE, DISK, Home, INITRD, KERNEL, LOG, SEED, VSOCK, kernel_args};
@@ -116,7 +116,12 @@ pub struct Plan {
 }
 
 /// Plans the VMM of a lease.
-pub fn plan(request: &AcquireRequest, made: &Allocated, home: &Home, outer: &Outer) -> Result<Plan, VmmError> {
+pub fn plan(
+    request: &AcquireRequest,
+    made: &Allocated,
+    home: &Home,
+    outer: &Outer,
+) -> Result<Plan, VmmError> {
     let vmid = &made.stored.record.vmid;
     let netns = made.lease.dir().netns();
     let firecracker = &request.programs.firecracker;
@@ -136,16 +141,34 @@ pub fn plan(request: &AcquireRequest, made: &Allocated, home: &Home, outer: &Out
                 uid,
                 gid: uid,
                 netns: Some(netns.clone()),
-                cgroup: Cgroup { parent: Some(parent.clone()), values: limits(request) },
+                cgroup: Cgroup {
+                    parent: Some(parent.clone()),
+                    values: limits(request),
+                },
                 resource_limits: Vec::new(),
                 new_pid_ns: false,
                 options,
             };
-            (launch.argv(), Some(PathBuf::from(CGROUPS).join(parent).join(vmid)), true)
+            (
+                launch.argv(),
+                Some(PathBuf::from(CGROUPS).join(parent).join(vmid)),
+                true,
+            )
         }
-        _ => (DirectLaunch { binary: firecracker.clone(), id, options }.argv(), None, false),
+        _ => (
+            DirectLaunch {
+                binary: firecracker.clone(),
+                id,
+                options,
+            }
+            .argv(),
+            None,
+            false,
+        ),
     };
-    let (program, args) = argv.split_first().ok_or(VmmError::Ended { program: firecracker.clone() })?;
+    let (program, args) = argv.split_first().ok_or(VmmError::Ended {
+        program: firecracker.clone(),
+    })?;
     Ok(Plan {
         program: program.into(),
         cmd: Cmd::new(program).args(args).cwd(&home.dir),
@@ -165,8 +188,14 @@ fn limits(request: &AcquireRequest) -> Vec<(String, String)> {
         ("memory.max".to_owned(), memory.to_string()),
         ("memory.swap.max".to_owned(), "0".to_owned()),
         // Quota and period in microseconds: as many whole CPUs as the guest has, and one more for the VMM's own threads.
-        ("cpu.max".to_owned(), format!("{} 100000", (u64::from(machine.cpus) + 1) * 100_000)),
-        ("pids.max".to_owned(), (machine.cpus + PIDS_BEYOND_CPUS).to_string()),
+        (
+            "cpu.max".to_owned(),
+            format!("{} 100000", (u64::from(machine.cpus) + 1) * 100_000),
+        ),
+        (
+            "pids.max".to_owned(),
+            (machine.cpus + PIDS_BEYOND_CPUS).to_string(),
+        ),
     ]
 }
 
@@ -183,11 +212,18 @@ fn boot(request: &AcquireRequest, outer: &Outer) -> BootPlan {
     let (initrd, drives) = match &request.guest {
         GuestSource::Ours { .. } => (
             Some(INITRD.to_owned()),
-            vec![drive("base", BASE, true, false), drive("disk", DISK, false, false)],
+            vec![
+                drive("base", BASE, true, false),
+                drive("disk", DISK, false, false),
+            ],
         ),
-        GuestSource::Foreign { .. } => {
-            (None, vec![drive("rootfs", DISK, false, true), drive("cidata", SEED, true, false)])
-        }
+        GuestSource::Foreign { .. } => (
+            None,
+            vec![
+                drive("rootfs", DISK, false, true),
+                drive("cidata", SEED, true, false),
+            ],
+        ),
     };
     let (tap, mac) = match &outer.guest_tap {
         Some(partner) => (partner.tap.clone(), partner.mac.clone()),
@@ -215,7 +251,10 @@ fn boot(request: &AcquireRequest, outer: &Outer) -> BootPlan {
             rx_rate_limiter: None,
             tx_rate_limiter: None,
         }],
-        vsock: Some(Vsock { guest_cid: GUEST_CID, uds_path: VSOCK.to_owned() }),
+        vsock: Some(Vsock {
+            guest_cid: GUEST_CID,
+            uds_path: VSOCK.to_owned(),
+        }),
         ..BootPlan::new(machine, boot)
     }
 }
@@ -257,7 +296,9 @@ pub fn start(plan: &Plan, pipe: &File) -> Result<Running, VmmError> {
         netns::within(&plan.netns, || plan.cmd.spawn(&mut command))??
     };
     let pid = i32::try_from(child.id()).unwrap_or(0);
-    let ended = || VmmError::Ended { program: plan.program.clone() };
+    let ended = || VmmError::Ended {
+        program: plan.program.clone(),
+    };
     let id = process::identify(pid)?.ok_or_else(ended)?;
     let handle = id.open()?.ok_or_else(ended)?;
     Ok(Running { handle, id })
@@ -267,7 +308,9 @@ pub fn start(plan: &Plan, pipe: &File) -> Result<Running, VmmError> {
 pub fn boot_guest(plan: &Plan, vmm: &Running) -> Result<(), VmmError> {
     let connected = clock::poll_until(API_LIMIT, || {
         if vmm.has_ended() {
-            return Some(Err(VmmError::Ended { program: plan.program.clone() }));
+            return Some(Err(VmmError::Ended {
+                program: plan.program.clone(),
+            }));
         }
         match unix::connect(&plan.api) {
             Ok(stream) => Some(Ok(stream)),
@@ -275,7 +318,11 @@ pub fn boot_guest(plan: &Plan, vmm: &Running) -> Result<(), VmmError> {
             Err(error) => Some(Err(error.into())),
         }
     });
-    let stream = connected.unwrap_or_else(|| Err(VmmError::NoApi { socket: plan.api.clone() }))?;
+    let stream = connected.unwrap_or_else(|| {
+        Err(VmmError::NoApi {
+            socket: plan.api.clone(),
+        })
+    })?;
     let stream = DeadlineStream::new(stream);
     stream.set_limit(REQUEST_LIMIT);
     boot_plan::boot(&mut Client::new(stream), &plan.boot)?;

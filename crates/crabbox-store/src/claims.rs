@@ -89,8 +89,13 @@ pub struct Listing {
 
 /// Reads the claim of lease `id`, `None` where there is none.
 pub fn read(places: &Places, id: &str) -> Result<Option<Claim>, ClaimError> {
-    let _lock = lock(places, id)?;
-    Ok(load(places, id)?.map(|(claim, _)| claim))
+    let guard = lock(places, id)?;
+    let claim = load(places, id)?.map(|(claim, _)| claim);
+    if claim.is_none() {
+        // Looking for a claim that is not there must leave nothing behind.
+        guard.remove_while_held()?;
+    }
+    Ok(claim)
 }
 
 /// Changes the claim of lease `id` under its lock. `change` gets the claim as it stands (`None` where there is none) and
@@ -100,13 +105,16 @@ pub fn update<E: From<ClaimError>>(
     id: &str,
     change: impl FnOnce(Option<&Claim>) -> Result<Option<Claim>, E>,
 ) -> Result<Option<Claim>, E> {
-    let _lock = lock(places, id)?;
-    let standing = load(places, id)?;
+    let guard = lock(places, id).map_err(E::from)?;
+    let standing = load(places, id).map_err(E::from)?;
     let (old, mut raw) = match standing {
         Some((claim, raw)) => (Some(claim), raw),
         None => (None, Map::new()),
     };
     let Some(mut claim) = change(old.as_ref())? else {
+        if old.is_none() {
+            guard.remove_while_held().map_err(ClaimError::from)?;
+        }
         return Ok(None);
     };
     id.clone_into(&mut claim.lease_id);
@@ -282,6 +290,11 @@ mod tests {
         let listing = list(&places).unwrap();
         assert_eq!((listing.claims.len(), listing.problems.len()), (1, 2));
         assert!(matches!(read(&places, "../x"), Err(ClaimError::InvalidId { .. })));
+        assert!(read(&places, "cbx_none").unwrap().is_none());
+        assert!(
+            !places.claim_lock("cbx_none").exists(),
+            "a look leaves nothing behind"
+        );
     }
 
     #[test]

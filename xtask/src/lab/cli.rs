@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::stage::stage;
 use super::{Lab, Options, down};
+use crate::stage::stage;
 
 /// `cargo xtask lab`.
 #[derive(Debug, Args)]

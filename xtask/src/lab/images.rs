@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use crabbox_host::command::Cmd;
 
-use crate::stage::stage;
 use super::{initrd, packages, recipe};
+use crate::stage::stage;
 
 /// The host name under which the lab's key is pinned; ports change, this does not.
 pub(super) const HOST_KEY_ALIAS: &str = "crabbox-lab";

@@ -14,7 +14,6 @@ pub(crate) mod packages;
 mod recipe;
 mod record;
 
-
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,11 +24,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crabbox_host::clock;
 use crabbox_host::command::{Captured, Cmd};
 
+use crate::stage::stage;
 use crate::workspace;
 use boot::Machine;
 use connection::Address;
 use record::{Record, State};
-use crate::stage::stage;
 
 /// How long a captured command in the lab may take.
 const RUN_LIMIT: Duration = Duration::from_mins(15);

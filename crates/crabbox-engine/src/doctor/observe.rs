@@ -58,14 +58,12 @@ fn entry(path: &Path) -> Entry {
 
 fn kvm(probe: Option<Seen<Judged>>, remembered: Option<Verdict>) -> Kvm {
     let path = Path::new(KVM);
-    let started = std::time::Instant::now();
     let answers = kvm::ask(path);
-    let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let open = match &answers {
         Err(kvm::KvmError::Open { source, .. }) => Err(Trouble::call("open", path, source)),
         _ => Ok(()),
     };
-    let answers = answers.map(|()| took).map_err(|error| Trouble::chain(&error));
+    let answers = answers.map_err(|error| Trouble::chain(&error));
     Kvm {
         kind: entry(path).kind,
         open,

@@ -133,7 +133,7 @@ fn healthy() -> World {
         kvm: Kvm {
             kind: Ok(FileKind::Other),
             open: Ok(()),
-            answers: Ok(1),
+            answers: Ok(()),
             probe: None,
             remembered: None,
         },
@@ -208,7 +208,7 @@ fn faults() -> Vec<Fault> {
         Fault("no kvm device", PLAIN, |w| { w.kvm.kind = Err(no_such("/dev/kvm")); w.kvm.open = Err(no_such("/dev/kvm")); }, ("kvm", Failed, BLOCKED)),
         Fault("kvm is a directory", PLAIN, |w| w.kvm.kind = Ok(FileKind::Directory), ("kvm", Failed, BLOCKED)),
         Fault("kvm may not be opened", PLAIN, |w| w.kvm.open = Err(Trouble::new("open /dev/kvm: permission denied")), ("kvm", Failed, BLOCKED)),
-        Fault("kvm makes no vcpu", PLAIN, |w| w.kvm.answers = Err(Trouble::new("KVM cannot make a virtual processor")), ("kvm-api", Failed, BLOCKED)),
+        Fault("kvm answers strangely", PLAIN, |w| w.kvm.answers = Err(Trouble::new("KVM speaks API version 11")), ("kvm-api", Failed, BLOCKED)),
         Fault("kvm ran no guest earlier", PLAIN, |w| w.kvm.remembered = Some(Verdict::Broken { reason: "silence".into(), console: vec![] }), ("kvm-api", Failed, BLOCKED)),
         Fault("kvm runs no guest", PLAIN, |w| w.kvm.probe = Some(Ok(Judged { verdict: Verdict::Broken { reason: "silence".into(), console: vec![] }, remembered: false })), ("kvm-boot", Failed, BLOCKED)),
         Fault("the probe could not be made", PLAIN, |w| w.kvm.probe = Some(Err(Trouble::new("no kernel"))), ("kvm-boot", Failed, BLOCKED)),

@@ -110,8 +110,8 @@ pub struct Kvm {
     pub kind: Seen<FileKind>,
     /// Whether it opens for reading and writing.
     pub open: Seen<()>,
-    /// Whether it has the known API version and makes a machine and a processor; in how many milliseconds.
-    pub answers: Seen<u64>,
+    /// Whether it answers with the known API version.
+    pub answers: Seen<()>,
     /// What the boot probe found; `None` when it was not asked for.
     pub probe: Option<Seen<Judged>>,
     /// What an earlier one found that still holds.

@@ -28,7 +28,7 @@ const PACKAGES: [&str; 11] = [
     "git",
     "curl",
     "ca-certificates",
-    "python3-minimal",
+    "python3",
     "tar",
     "sudo",
     "jq",

@@ -141,7 +141,10 @@ impl Run<'_> {
         let target = lease.target.clone().ok_or_else(|| ResolveError::NoAddress { id: lease.id.clone() })?;
         let destination = run::destination(lease, self.repo);
         let workdir = destination.workdir();
-        self.ctx.printer.note(format_args!("syncing {} -> {}:{workdir}", self.repo.root.display(), lease.address));
+        if !self.args.sync.no_sync {
+            let root = self.repo.root.display();
+            self.ctx.printer.note(format_args!("syncing {root} -> {}:{workdir}", lease.address));
+        }
         report::context(self.ctx, lease, self.id.as_str(), &workdir);
         let outcome = &mut summary.outcome;
         outcome.run_id = self.id.to_string();

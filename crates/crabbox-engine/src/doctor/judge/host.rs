@@ -50,18 +50,16 @@ fn kvm_api(world: &World) -> Check {
         let message = "kvm_api=unchecked reason=kvm_unavailable mutation=false";
         return Check::firecracker(Status::Skip, "kvm-api", message);
     }
-    let millis = match &kvm.answers {
-        Ok(millis) => millis,
-        Err(trouble) => {
-            let message = format!("/dev/kvm does not work: {trouble}");
-            return Check::firecracker(Status::Failed, "kvm-api", message)
-                .trouble(Class::EnvironmentBlocked, RELOAD);
-        }
-    };
-    let facts = format!("kvm_api=12 vm=created vcpu=created took={millis}ms mutation=false");
+    if let Err(trouble) = &kvm.answers {
+        let message = format!("/dev/kvm does not work: {trouble}");
+        return Check::firecracker(Status::Failed, "kvm-api", message)
+            .trouble(Class::EnvironmentBlocked, RELOAD);
+    }
+    let facts = "kvm_api=12 mutation=false";
     match &kvm.remembered {
-        // Said by `kvm-boot` where that was asked for.
-        Some(Verdict::Broken { reason, .. }) if kvm.probe.is_none() => {
+        // What a boot just now found is for `kvm-boot` to say.
+        _ if kvm.probe.is_some() => Check::firecracker(Status::Ok, "kvm-api", facts),
+        Some(Verdict::Broken { reason, .. }) => {
             let message = format!("{facts} boot=broken: a guest was tried since this host started: {reason}");
             Check::firecracker(Status::Failed, "kvm-api", message).trouble(
                 Class::EnvironmentBlocked,

@@ -1,0 +1,185 @@
+//! The KVM host of the end-to-end tests: the lab that `cargo xtask lab` or `cargo xtask test` started.
+//!
+//! Every command of a test runs there. A test that finds no lab fails and says how to start one; it is never skipped. Tests
+//! share the host, so each has its own slugs, repositories and, where it counts residue, [`Host::alone`].
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crabbox_host::command::{Captured, Cmd};
+use crabbox_host::lock::FileLock;
+use serde::Deserialize;
+
+/// How long one command on the host may take: several leases under emulation.
+const LIMIT: Duration = Duration::from_mins(5);
+
+/// Options with which a lease costs an emulated host as little as possible.
+pub const SMALL: &str =
+    "--provider firecracker --firecracker-cpus 1 --firecracker-memory-mib 256 --firecracker-disk-mib 2048";
+
+/// A host on which leases are made.
+#[derive(Debug)]
+pub struct Host {
+    ssh: Vec<String>,
+    lab_dir: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+struct Record {
+    state: String,
+    pid: i32,
+    ssh_argv: Vec<String>,
+}
+
+/// What a command on the host did.
+#[derive(Debug)]
+pub struct Done {
+    /// Its exit code; `None` when it was killed.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl Done {
+    /// The same, after a check that it exited with `code`; anything else fails the test and shows all output.
+    #[must_use]
+    #[track_caller]
+    pub fn exits(self, code: i32) -> Self {
+        assert_eq!(
+            self.code,
+            Some(code),
+            "\n--- stdout\n{}\n--- stderr\n{}",
+            self.stdout,
+            self.stderr
+        );
+        self
+    }
+
+    /// Standard output as JSON: exactly one document.
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("not one JSON document: {error}\n{}", self.stdout))
+    }
+
+    /// The lease id in the output.
+    #[track_caller]
+    pub fn lease(&self) -> String {
+        let at = self
+            .stdout
+            .find("cbx_")
+            .unwrap_or_else(|| panic!("no lease id in {:?}", self.stdout));
+        self.stdout[at..at + 16].to_owned()
+    }
+}
+
+impl Host {
+    /// The running lab called `main`, or the one that `target/lab/current` names.
+    #[track_caller]
+    #[expect(clippy::panic, reason = "a test without its host must fail")]
+    pub fn find() -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let lab = root.join("target/lab");
+        let name = std::fs::read_to_string(lab.join("current")).unwrap_or_else(|_| "main".to_owned());
+        let dir = lab.join(name.trim());
+        let record = std::fs::read(dir.join("lab.json"))
+            .ok()
+            .and_then(|text| serde_json::from_slice::<Record>(&text).ok())
+            .filter(|record| {
+                record.state == "running" && Path::new(&format!("/proc/{}", record.pid)).exists()
+            });
+        match record {
+            Some(record) => Self {
+                ssh: record.ssh_argv,
+                lab_dir: dir,
+            },
+            None => panic!(
+                "this test needs a KVM host with crabbox installed; start the lab: cargo xtask provision"
+            ),
+        }
+    }
+
+    /// The same, with no other test on the host that asked for the same until the guard is dropped.
+    #[track_caller]
+    #[expect(clippy::expect_used, reason = "tests only")]
+    pub fn alone(&self) -> FileLock {
+        FileLock::acquire_within(&self.lab_dir.join("alone.lock"), Duration::from_mins(30))
+            .expect("the host is free")
+    }
+
+    /// Runs a shell script on the host as root, in `/root`.
+    #[track_caller]
+    #[expect(clippy::panic, reason = "a host that cannot be spoken to fails the test")]
+    pub fn sh(&self, script: &str) -> Done {
+        let (program, args) = self
+            .ssh
+            .split_first()
+            .unwrap_or_else(|| panic!("the lab's record has no ssh command"));
+        let quoted = format!("sh -c '{}'", script.replace('\'', r"'\''"));
+        let ran = Cmd::new(program).args(args).arg(quoted).limit(LIMIT).capture();
+        let Captured {
+            status,
+            stdout,
+            stderr,
+        } = ran.unwrap_or_else(|error| panic!("{script}: {error}"));
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Done {
+            code: status.code(),
+            stdout: text(stdout),
+            stderr: text(stderr),
+        }
+    }
+
+    /// Runs `crabbox` with these words, as a shell would split them.
+    #[track_caller]
+    pub fn crabbox(&self, words: &str) -> Done {
+        self.sh(&format!("exec crabbox {words}"))
+    }
+
+    /// Leases a small machine under `slug`, for the repository at `dir`.
+    #[track_caller]
+    pub fn warmup(&self, dir: &str, slug: &str, more: &str) -> Done {
+        self.sh(&format!(
+            "cd {dir} && exec crabbox warmup {SMALL} --slug {slug} {more}"
+        ))
+        .exits(0)
+    }
+
+    /// Makes a git repository on the host with one commit, and answers its path.
+    #[track_caller]
+    pub fn repository(&self, name: &str) -> String {
+        let dir = format!("/root/e2e/{name}");
+        let made = self.sh(&format!(
+            "rm -rf {dir} && mkdir -p {dir} && cd {dir} && git init -q && echo one > tracked && mkdir sub && echo sub > sub/file && \
+             git add -A && git commit -qm one"
+        ));
+        drop(made.exits(0));
+        dir
+    }
+
+    /// What leases could leave behind, as it stands now: one line an object, sorted.
+    #[track_caller]
+    pub fn residue(&self) -> Vec<String> {
+        let found = self.sh(include_str!("residue.sh")).exits(0);
+        let mut lines: Vec<String> = found.stdout.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    }
+}
+
+/// Fails unless `after` is `before`, and names what came and what went.
+#[track_caller]
+pub fn assert_nothing_left(before: &[String], after: &[String]) {
+    let mut told = String::new();
+    for line in after.iter().filter(|line| !before.contains(line)) {
+        // Writing to a String cannot fail.
+        writeln!(told, "left behind: {line}").ok();
+    }
+    for line in before.iter().filter(|line| !after.contains(line)) {
+        writeln!(told, "taken away:  {line}").ok();
+    }
+    assert!(told.is_empty(), "\n{told}");
+}
