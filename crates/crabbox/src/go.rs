@@ -20,6 +20,36 @@ pub(crate) fn blank(text: &str) -> &str {
     if text.trim().is_empty() { "-" } else { text }
 }
 
+/// A text in Go's quotes, as its `strconv.Quote` spells it: on one line whatever is in it.
+pub(crate) fn quote(text: &str) -> String {
+    let mut out = String::from('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            '\u{7}' => out.push_str("\\a"),
+            '\u{8}' => out.push_str("\\b"),
+            '\t' => out.push_str("\\t"),
+            '\n' => out.push_str("\\n"),
+            '\u{b}' => out.push_str("\\v"),
+            '\u{c}' => out.push_str("\\f"),
+            '\r' => out.push_str("\\r"),
+            c if is_printable(c) => out.push(c),
+            c if c.is_ascii() => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c if u32::from(c) <= 0xffff => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push_str(&format!("\\U{:08x}", u32::from(c))),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// Behind another character, so that a combining one counts as printable, as it does for Go.
+fn is_printable(c: char) -> bool {
+    let text = String::from_iter(['a', c]);
+    // Rust escapes the single quote too, which a double-quoted text need not.
+    c == '\'' || text.escape_debug().eq(text.chars())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -30,5 +60,18 @@ mod tests {
         assert_eq!(milliseconds(Duration::from_micros(250_400)), "250ms");
         assert_eq!(seconds(1800), "30m0s");
         assert_eq!((blank(" "), blank("x")), ("-", "x"));
+    }
+
+    #[test]
+    fn quoted_as_go_does() {
+        assert_eq!(quote("/a b/ü\u{301}'🦀"), "\"/a b/ü\u{301}'🦀\"");
+        assert_eq!(
+            quote("\"\\\u{7}\u{8}\t\n\u{b}\u{c}\r\u{1b}\u{7f}"),
+            r#""\"\\\a\b\t\n\v\f\r\x1b\x7f""#
+        );
+        assert_eq!(
+            quote("\u{a0}\u{200b}\u{2028}\u{e0001}"),
+            r#""\u00a0\u200b\u2028\U000e0001""#
+        );
     }
 }

@@ -151,6 +151,9 @@ pub(crate) struct CleanupArgs {
     /// Only tell what would be removed
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Print one JSON document with every decision
+    #[arg(long)]
+    pub(crate) json: bool,
     /// Flags that set configuration keys.
     #[command(flatten)]
     pub(crate) keys: KeyFlags<LeaseSet>,
@@ -179,9 +182,43 @@ pub(crate) struct LogsArgs {
     /// The lease.
     #[command(flatten)]
     pub(crate) lease: LeaseName,
+    /// Show the guest's serial console; this is what is shown without a choice
+    #[arg(long)]
+    pub(crate) console: bool,
+    /// Show what the VMM wrote instead
+    #[arg(long)]
+    pub(crate) vmm: bool,
     /// How many lines from the end, 0 for all
     #[arg(long, value_name = "LINES", default_value_t = 0)]
     pub(crate) tail: usize,
+    /// Go on showing what is written until the lease ends
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<LeaseSet>,
+}
+
+/// `pause` and `resume`.
+#[derive(Debug, Args)]
+pub(crate) struct PauseArgs {
+    /// The lease.
+    #[command(flatten)]
+    pub(crate) lease: LeaseName,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<LeaseSet>,
+}
+
+/// `ports`.
+#[derive(Debug, Args)]
+pub(crate) struct PortsArgs {
+    /// Lease id or slug
+    #[arg(long, value_name = "LEASE")]
+    pub(crate) id: Option<String>,
+    /// What to do with which ports
+    #[arg(value_name = "PORT")]
+    pub(crate) words: Vec<String>,
     /// Flags that set configuration keys.
     #[command(flatten)]
     pub(crate) keys: KeyFlags<LeaseSet>,

@@ -110,6 +110,17 @@ pub(crate) struct ClaimsListArgs {
     pub(crate) json: bool,
 }
 
+/// `sync-plan`.
+#[derive(Debug, Args)]
+pub(crate) struct SyncPlanArgs {
+    /// How many files and directories to name
+    #[arg(long, value_name = "NUMBER", default_value_t = 20)]
+    pub(crate) limit: usize,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// `completions`.
 #[derive(Debug, Args)]
 pub(crate) struct CompletionsArgs {

@@ -15,12 +15,12 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub(crate) use lease::{
-    CleanupArgs, ConnectArgs, HeartbeatArgs, InspectArgs, ListArgs, LogsArgs, SshArgs, StatusArgs, StopArgs,
-    WarmupArgs,
+    CleanupArgs, ConnectArgs, HeartbeatArgs, InspectArgs, ListArgs, LogsArgs, PauseArgs, PortsArgs, SshArgs,
+    StatusArgs, StopArgs, WarmupArgs,
 };
 pub(crate) use local::{
     ClaimsCommand, ClaimsListArgs, CompletionsArgs, ConfigCommand, ConfigExplainArgs, ConfigShowArgs,
-    DoctorArgs, ProvidersArgs, ProvidersCommand, ProvidersDescribeArgs, SuperviseArgs,
+    DoctorArgs, ProvidersArgs, ProvidersCommand, ProvidersDescribeArgs, SuperviseArgs, SyncPlanArgs,
 };
 pub(crate) use run::{RunArgs, StopAfter};
 
@@ -73,6 +73,17 @@ pub(crate) enum Command {
     Heartbeat(HeartbeatArgs),
     /// Show the console and VMM log of a lease
     Logs(LogsArgs),
+    /// Publish ports of a lease; no provider of this program can
+    #[command(hide = true)]
+    Ports(PortsArgs),
+    /// Pause a lease; no provider of this program can
+    #[command(hide = true)]
+    Pause(PauseArgs),
+    /// Resume a lease; no provider of this program can
+    #[command(hide = true)]
+    Resume(PauseArgs),
+    /// Show what a sync of the working tree would bring
+    SyncPlan(SyncPlanArgs),
     /// Check whether this host can lease machines
     Doctor(DoctorArgs),
     /// Show local claims on leases

@@ -1,13 +1,133 @@
-//! `claims list`.
+//! `claims list`: the local claims as they stand, good ones and bad ones.
+
+use crabbox_core::fault::Kind;
+use crabbox_engine::claims::{self, Claim, Listing, Problem};
+use serde::Serialize;
 
 use crate::args::ClaimsListArgs;
-use crate::commands::pending::NotBuilt;
 use crate::context::Ctx;
+use crate::go::quote;
 use crate::ui::{CommandError, Exit};
 
-pub(super) fn run(_ctx: &Ctx<'_>, _args: &ClaimsListArgs) -> Result<Exit, CommandError> {
-    Err(NotBuilt {
-        command: "claims list",
+/// The document; field names are the Go program's.
+#[derive(Debug, Serialize)]
+struct ClaimsView {
+    version: u32,
+    source: &'static str,
+    claims: Vec<ClaimView>,
+    problems: Vec<ProblemView>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ClaimView {
+    lease_id: String,
+    slug: String,
+    provider: String,
+    repo_root: String,
+    pond: String,
+    #[serde(rename = "targetOS")]
+    target_os: String,
+    windows_mode: String,
+    claimed_at: String,
+    last_used_at: String,
+    idle_timeout_seconds: i64,
+}
+
+#[derive(Debug, Serialize)]
+struct ProblemView {
+    file: String,
+    code: &'static str,
+    message: String,
+}
+
+pub(super) fn run(ctx: &Ctx<'_>, args: &ClaimsListArgs) -> Result<Exit, CommandError> {
+    let view = ClaimsView::new(claims::list(&ctx.env.places()?)?);
+    if args.json {
+        ctx.printer.json(&view)?;
+    } else {
+        for line in view.lines() {
+            ctx.printer.line(line);
+        }
     }
-    .into())
+    if view.problems.is_empty() {
+        Ok(Exit::SUCCESS)
+    } else {
+        Err(CommandError::silent(Kind::Usage))
+    }
+}
+
+impl ClaimsView {
+    fn new(listing: Listing) -> Self {
+        Self {
+            version: 1,
+            source: "local-claims",
+            claims: listing.claims.into_iter().map(ClaimView::from).collect(),
+            problems: listing.problems.iter().map(ProblemView::from).collect(),
+        }
+    }
+
+    /// YAML-like text; every value that a file brought along is quoted.
+    fn lines(&self) -> Vec<String> {
+        let mut lines =
+            vec!["Local claims (unverified local state; provider backends were not queried)".to_owned()];
+        if self.claims.is_empty() {
+            lines.push("No valid local claims found.".to_owned());
+        }
+        for claim in &self.claims {
+            let fields = [
+                ("slug", &claim.slug),
+                ("provider", &claim.provider),
+                ("repoRoot", &claim.repo_root),
+                ("pond", &claim.pond),
+                ("targetOS", &claim.target_os),
+                ("windowsMode", &claim.windows_mode),
+                ("claimedAt", &claim.claimed_at),
+                ("lastUsedAt", &claim.last_used_at),
+            ];
+            lines.push(format!("- leaseId: {}", quote(&claim.lease_id)));
+            lines.extend(
+                fields
+                    .iter()
+                    .map(|(name, value)| format!("  {name}: {}", quote(value))),
+            );
+            lines.push(format!("  idleTimeoutSeconds: {}", claim.idle_timeout_seconds));
+        }
+        if !self.problems.is_empty() {
+            lines.push("Problems:".to_owned());
+        }
+        for problem in &self.problems {
+            lines.push(format!("- file: {}", quote(&problem.file)));
+            lines.push(format!("  code: {}", quote(problem.code)));
+            lines.push(format!("  message: {}", quote(&problem.message)));
+        }
+        lines
+    }
+}
+
+impl From<Claim> for ClaimView {
+    fn from(claim: Claim) -> Self {
+        Self {
+            lease_id: claim.lease_id,
+            slug: claim.slug,
+            provider: claim.provider,
+            repo_root: claim.repo_root,
+            pond: claim.pond,
+            target_os: claim.target_os,
+            windows_mode: claim.windows_mode,
+            claimed_at: claim.claimed_at,
+            last_used_at: claim.last_used_at,
+            idle_timeout_seconds: claim.idle_timeout_seconds,
+        }
+    }
+}
+
+impl From<&Problem> for ProblemView {
+    fn from(problem: &Problem) -> Self {
+        Self {
+            file: problem.file.clone(),
+            code: claims::code(&problem.error),
+            message: crabbox_engine::teardown::chain(&problem.error),
+        }
+    }
 }

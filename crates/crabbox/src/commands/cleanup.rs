@@ -2,58 +2,110 @@
 
 use crabbox_core::fault::Kind;
 use crabbox_engine::release::{self, Decision, Subject};
+use serde::Serialize;
 
 use crate::args::CleanupArgs;
-use crate::commands::acquire;
+use crate::commands::route;
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
+/// What `--json` prints, once, when everything is done.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CleanupView {
+    provider: &'static str,
+    dry_run: bool,
+    decisions: Vec<DecisionView>,
+}
+
+/// One decision.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct DecisionView {
+    lease: String,
+    /// `lease`, `directory` or `claim`.
+    subject: &'static str,
+    /// `remove`, `would_remove` or `skip`.
+    action: &'static str,
+    reason: String,
+    /// Why a removal did not work out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
 pub(super) fn run(ctx: &Ctx<'_>, args: &CleanupArgs) -> Result<Exit, CommandError> {
-    ctx.settings(&args.keys.values)?;
-    let engine = acquire::engine(ctx)?;
+    let engine = route::to_provider(ctx, &args.keys.values, "cleanup")?;
     let decisions = release::cleanup(&engine, args.dry_run, &mut |decision| {
-        show(ctx, args.dry_run, decision)
+        if !args.json {
+            show(ctx, args.dry_run, decision);
+        }
     })?;
+    if args.json {
+        ctx.printer.json(&CleanupView {
+            provider: "firecracker",
+            dry_run: args.dry_run,
+            decisions: decisions
+                .iter()
+                .map(|decision| DecisionView::new(decision, args.dry_run))
+                .collect(),
+        })?;
+    }
     if decisions.iter().any(|decision| decision.error.is_some()) {
         return Err(CommandError::silent(Kind::Remote));
     }
     Ok(Exit::SUCCESS)
 }
 
+impl DecisionView {
+    fn new(decision: &Decision, dry_run: bool) -> Self {
+        Self {
+            lease: decision.lease.clone(),
+            subject: match decision.subject {
+                Subject::Lease { .. } => "lease",
+                Subject::Directory => "directory",
+                Subject::Claim { .. } => "claim",
+            },
+            action: match (decision.remove, dry_run) {
+                (true, false) => "remove",
+                (true, true) => "would_remove",
+                (false, _) => "skip",
+            },
+            reason: decision.reason.clone(),
+            error: decision
+                .error
+                .as_ref()
+                .map(|error| crabbox_engine::teardown::chain(error)),
+        }
+    }
+}
+
 fn show(ctx: &Ctx<'_>, dry_run: bool, decision: &Decision) {
-    let Decision { lease, reason, .. } = decision;
-    let remove = if dry_run { "would remove" } else { "remove" };
-    match (&decision.subject, decision.remove) {
-        (Subject::Lease { vmid }, true) => {
-            ctx.printer.line(format_args!(
-                "{remove} firecracker lease={lease} vmid={vmid} reason={reason}"
-            ));
-        }
-        (Subject::Lease { vmid }, false) => {
-            ctx.printer.note(format_args!(
-                "skip firecracker lease={lease} vmid={vmid} reason={reason}"
-            ));
-        }
-        (Subject::Directory, true) => {
-            ctx.printer.line(format_args!(
-                "{remove} firecracker lease={lease} vmid=- reason={reason}"
-            ));
-        }
-        (Subject::Directory, false) => {
-            ctx.printer.note(format_args!(
-                "skip firecracker lease={lease} vmid=- reason={reason}"
-            ));
-        }
-        (Subject::Claim { slug }, _) => {
-            ctx.printer.line(format_args!(
-                "{remove} firecracker claim lease={lease} slug={slug} reason={reason}"
-            ));
-        }
+    if decision.remove {
+        ctx.printer.line(line(decision, dry_run));
+    } else {
+        ctx.printer.note(line(decision, dry_run));
     }
     if let Some(error) = &decision.error {
         ctx.printer.warn(format_args!(
-            "lease {lease}: {}",
+            "lease {}: {}",
+            decision.lease,
             crabbox_engine::teardown::chain(error)
         ));
+    }
+}
+
+/// One line a decision, in the Go program's words.
+fn line(decision: &Decision, dry_run: bool) -> String {
+    let Decision { lease, reason, .. } = decision;
+    let verb = match (decision.remove, dry_run) {
+        (true, false) => "remove",
+        (true, true) => "would remove",
+        (false, _) => "skip",
+    };
+    match &decision.subject {
+        Subject::Lease { vmid } => format!("{verb} firecracker lease={lease} vmid={vmid} reason={reason}"),
+        Subject::Directory => format!("{verb} firecracker lease={lease} vmid=- reason={reason}"),
+        Subject::Claim { slug } => {
+            format!("{verb} firecracker claim lease={lease} slug={slug} reason={reason}")
+        }
     }
 }

@@ -21,8 +21,7 @@ impl Fault for Usage {
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &ConnectArgs) -> Result<Exit, CommandError> {
     let name = args.lease.get().ok_or(Usage)?;
-    ctx.settings(&args.keys.values)?;
-    let entry = entry::enter(ctx, name, args.reclaim)?;
+    let entry = entry::enter(ctx, &args.keys.values, name, "connect", args.reclaim)?;
     entry.touch("running")?;
     let code = session::interactive(&entry.target);
     // The lease may have ended with the session; what counts is how the session ended.

@@ -1,11 +1,12 @@
 //! Entering a lease that is there: found, claimed for the repository we stand in, touched.
 
+use crabbox_core::config::FlagValue;
 use crabbox_engine::context::Engine;
 use crabbox_engine::lease::{Lease, Target};
 use crabbox_engine::resolve::{self, Purpose, ResolveError};
 use crabbox_engine::touch;
 
-use crate::commands::acquire;
+use crate::commands::{acquire, route};
 use crate::context::Ctx;
 use crate::ui::CommandError;
 
@@ -19,9 +20,15 @@ pub(super) struct Entry {
     pub(super) target: Target,
 }
 
-/// Finds the lease called `name` and claims it.
-pub(super) fn enter(ctx: &Ctx<'_>, name: &str, reclaim: bool) -> Result<Entry, CommandError> {
-    let engine = acquire::engine(ctx)?;
+/// Finds the lease called `name` for `command` and claims it.
+pub(super) fn enter(
+    ctx: &Ctx<'_>,
+    flags: &[FlagValue],
+    name: &str,
+    command: &'static str,
+    reclaim: bool,
+) -> Result<Entry, CommandError> {
+    let engine = route::to_lease(ctx, flags, name, command)?;
     let lease = resolve::resolve(&engine, name, Purpose::Use)?;
     touch::claim(
         &engine.places,

@@ -1,10 +1,99 @@
-//! `heartbeat`.
+//! `heartbeat`: keeps a lease from running into its idle timeout.
+
+use std::time::Duration;
+
+use crabbox_core::duration::GoDuration;
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::labels;
+use crabbox_core::timestamp;
+use crabbox_engine::heartbeat;
+use crabbox_engine::lease::Lease;
+use serde::Serialize;
 
 use crate::args::HeartbeatArgs;
-use crate::commands::pending::NotBuilt;
+use crate::commands::route;
 use crate::context::Ctx;
+use crate::go::{self, blank};
 use crate::ui::{CommandError, Exit};
 
-pub(super) fn run(_ctx: &Ctx<'_>, _args: &HeartbeatArgs) -> Result<Exit, CommandError> {
-    Err(NotBuilt { command: "heartbeat" }.into())
+/// Wrong usage.
+#[derive(Debug, thiserror::Error)]
+enum Usage {
+    /// No lease was named.
+    #[error("usage: crabbox heartbeat --id <lease-id-or-slug>")]
+    Lease,
+    /// The idle timeout would end the lease at once.
+    #[error("idle timeout must be positive")]
+    Idle,
+}
+
+impl Fault for Usage {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+}
+
+/// What was done, as `--json` prints it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HeartbeatView {
+    id: String,
+    slug: String,
+    provider: &'static str,
+    state: String,
+    last_touched_at: String,
+    idle_timeout: String,
+    expires_at: String,
+}
+
+pub(super) fn run(ctx: &Ctx<'_>, args: &HeartbeatArgs) -> Result<Exit, CommandError> {
+    let name = args.lease.get().ok_or(Usage::Lease)?;
+    let idle = args.idle_timeout.map(positive).transpose()?;
+    let engine = route::to_lease(ctx, &args.keys.values, name, "heartbeat")?;
+    let view = HeartbeatView::new(&heartbeat::heartbeat(&engine, name, idle)?);
+    if args.json {
+        ctx.printer.json(&view)?;
+    } else {
+        ctx.printer.line(view.line());
+    }
+    Ok(Exit::SUCCESS)
+}
+
+/// Labels count whole seconds; less than one would be none.
+fn positive(idle: GoDuration) -> Result<Duration, Usage> {
+    Some(idle.to_std())
+        .filter(|idle| idle.as_secs() > 0)
+        .ok_or(Usage::Idle)
+}
+
+impl HeartbeatView {
+    fn new(lease: &Lease) -> Self {
+        let time = |name| {
+            labels::time(&lease.labels, name)
+                .map(timestamp::rfc3339)
+                .unwrap_or_default()
+        };
+        Self {
+            id: lease.id.clone(),
+            slug: lease.slug.clone(),
+            provider: lease.provider,
+            state: lease.state.clone(),
+            last_touched_at: time("last_touched_at"),
+            idle_timeout: go::seconds(lease.idle_seconds()),
+            expires_at: time("expires_at"),
+        }
+    }
+
+    fn line(&self) -> String {
+        format!(
+            "heartbeat lease={} slug={} provider={} state={} idle_timeout={} last_touched={} expires={}",
+            self.id,
+            blank(&self.slug),
+            self.provider,
+            self.state,
+            self.idle_timeout,
+            blank(&self.last_touched_at),
+            blank(&self.expires_at),
+        )
+    }
 }

@@ -4,13 +4,12 @@ use crabbox_engine::lease::Lease;
 use crabbox_engine::resolve;
 
 use crate::args::ListArgs;
-use crate::commands::{acquire, views};
+use crate::commands::{route, views};
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &ListArgs) -> Result<Exit, CommandError> {
-    ctx.settings(&args.keys.values)?;
-    let engine = acquire::engine(ctx)?;
+    let engine = route::to_provider(ctx, &args.keys.values, "list")?;
     let (leases, unreadable) = resolve::list(&engine)?;
     for bad in &unreadable {
         ctx.printer.warn(format_args!(
@@ -42,4 +41,41 @@ fn line(lease: &Lease) -> String {
         lease.slug,
         lease.is_kept()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::views::sample;
+
+    #[test]
+    fn a_line_has_the_columns_of_the_reference() {
+        let lease = sample();
+        assert_eq!(
+            line(&lease),
+            "crabbox-jade-krill-1a2b3c4d crabbox-jade-krill-1a2b3c4d  ready        microvm        192.168.127.5   \
+             lease=cbx_0123456789ab slug=jade-krill keep=true target=linux"
+        );
+        let fresh = Lease {
+            name: "short".into(),
+            address: String::new(),
+            state: "provisioning".into(),
+            ..lease
+        };
+        assert_eq!(
+            line(&fresh),
+            "short                short                        provisioning microvm                        \
+             lease=cbx_0123456789ab slug=jade-krill keep=true target=linux"
+        );
+    }
+
+    #[test]
+    fn an_element_is_the_reference_s() {
+        let mut lease = sample();
+        lease.labels.retain(|name, _| name == "state");
+        assert_eq!(
+            serde_json::to_string(&views::ListItem::new(&lease)).unwrap(),
+            r#"{"CloudID":"crabbox-jade-krill-1a2b3c4d","Provider":"firecracker","HostID":"","id":0,"name":"crabbox-jade-krill-1a2b3c4d","status":"ready","labels":{"state":"ready"},"public_net":{"ipv4":{"ip":"192.168.127.5"}},"private_net":{"ipv4":{"ip":""}},"server_type":{"name":"microvm"}}"#
+        );
+    }
 }

@@ -11,14 +11,16 @@ mod heartbeat;
 mod inspect;
 mod list;
 mod logs;
-mod pending;
 mod progress;
 mod providers;
+mod route;
 mod run;
 mod ssh;
 mod status;
 mod stop;
 mod supervise;
+mod sync_plan;
+mod unsupported;
 mod views;
 mod warmup;
 
@@ -86,6 +88,10 @@ fn dispatch(ctx: &Ctx<'_>, command: Command) -> Result<Exit, CommandError> {
         Command::Cleanup(args) | Command::Machine(MachineCommand::Cleanup(args)) => cleanup::run(ctx, &args),
         Command::Heartbeat(args) => heartbeat::run(ctx, &args),
         Command::Logs(args) => logs::run(ctx, &args),
+        Command::Ports(args) => unsupported::ports(ctx, &args),
+        Command::Pause(args) => unsupported::pause(ctx, &args, "pause"),
+        Command::Resume(args) => unsupported::pause(ctx, &args, "resume"),
+        Command::SyncPlan(args) => sync_plan::run(ctx, &args),
         Command::Doctor(args) => doctor::run(ctx, &args),
         Command::Claims(ClaimsCommand::List(args)) => claims::run(ctx, &args),
         Command::Config(ConfigCommand::Path) => config::path(ctx),

@@ -20,8 +20,7 @@ impl Fault for Usage {
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &SshArgs) -> Result<Exit, CommandError> {
     let name = args.lease.get().ok_or(Usage)?;
-    ctx.settings(&args.keys.values)?;
-    let entry = entry::enter(ctx, name, args.reclaim)?;
+    let entry = entry::enter(ctx, &args.keys.values, name, "ssh", args.reclaim)?;
     entry.touch("ready")?;
     ctx.printer.line(entry.target.display_line());
     Ok(Exit::SUCCESS)

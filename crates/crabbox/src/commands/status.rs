@@ -11,7 +11,7 @@ use crabbox_engine::{session, touch};
 use crabbox_host::clock;
 
 use crate::args::StatusArgs;
-use crate::commands::acquire;
+use crate::commands::route;
 use crate::commands::views::StatusView;
 use crate::context::Ctx;
 use crate::go::blank;
@@ -53,8 +53,7 @@ impl Fault for StatusError {
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &StatusArgs) -> Result<Exit, CommandError> {
     let name = args.lease.get().ok_or(StatusError::Usage)?;
-    ctx.settings(&args.keys.values)?;
-    let engine = acquire::engine(ctx)?;
+    let engine = route::to_lease(ctx, &args.keys.values, name, "status")?;
     let deadline = Instant::now() + args.wait_timeout.to_std();
     loop {
         let lease = resolve::resolve(&engine, name, Purpose::Look)?;
@@ -108,8 +107,13 @@ fn show(ctx: &Ctx<'_>, json: bool, view: &StatusView) -> Result<(), CommandError
         ctx.printer.json(view)?;
         return Ok(());
     }
+    ctx.printer.line(line(view));
+    Ok(())
+}
+
+fn line(view: &StatusView) -> String {
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    ctx.printer.line(format_args!(
+    format!(
         "{} slug={} provider={} target={} windows_mode=- state={} type={} host={} pond=- network={} ready={} has_host={} idle_for={} idle_timeout={} expires={}",
         view.id,
         blank(&view.slug),
@@ -124,6 +128,51 @@ fn show(ctx: &Ctx<'_>, json: bool, view: &StatusView) -> Result<(), CommandError
         blank(&text(&view.idle_for)),
         blank(&text(&view.idle_timeout)),
         blank(&text(&view.expires_at)),
-    ));
-    Ok(())
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::views::sample;
+
+    const NOW: i64 = 1_754_000_090;
+
+    #[test]
+    fn the_line_is_the_reference_s() {
+        assert_eq!(
+            line(&StatusView::new(&sample(), true, NOW)),
+            "cbx_0123456789ab slug=jade-krill provider=firecracker target=linux windows_mode=- state=ready type=microvm \
+             host=192.168.127.5 pond=- network=public ready=true has_host=true idle_for=1m30s idle_timeout=30m0s \
+             expires=2025-07-31T22:43:20Z"
+        );
+        let bare = Lease {
+            address: String::new(),
+            target: None,
+            labels: labels::Labels::new(),
+            ..sample()
+        };
+        assert_eq!(
+            line(&StatusView::new(&bare, false, NOW)),
+            "cbx_0123456789ab slug=jade-krill provider=firecracker target=linux windows_mode=- state=ready type=microvm \
+             host=- pond=- network=public ready=false has_host=false idle_for=- idle_timeout=30m0s expires=-"
+        );
+    }
+
+    #[test]
+    fn the_document_is_the_reference_s() {
+        let lease = sample();
+        assert_eq!(
+            serde_json::to_string(&StatusView::new(&lease, true, NOW)).unwrap(),
+            concat!(
+                r#"{"id":"cbx_0123456789ab","slug":"jade-krill","provider":"firecracker","target":"linux","state":"ready","#,
+                r#""serverId":"crabbox-jade-krill-1a2b3c4d","serverType":"microvm","host":"192.168.127.5","network":"public","#,
+                r#""sshHost":"192.168.127.5","sshUser":"crabbox","sshPort":"22","sshKey":"/k/id_ed25519","#,
+                r#""lastTouchedAt":"2025-07-31T22:13:20Z","idleFor":"1m30s","idleTimeout":"30m0s","#,
+                r#""expiresAt":"2025-07-31T22:43:20Z","labels":{"expires_at":"1754001800","idle_timeout_secs":"1800","#,
+                r#""keep":"true","last_touched_at":"1754000000","server_type":"microvm","state":"ready"},"#,
+                r#""hasHost":true,"ready":true}"#
+            )
+        );
+    }
 }

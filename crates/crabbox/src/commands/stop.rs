@@ -4,7 +4,7 @@ use crabbox_core::fault::{Fault, Kind};
 use crabbox_engine::release;
 
 use crate::args::StopArgs;
-use crate::commands::acquire;
+use crate::commands::route;
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
@@ -30,8 +30,8 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &StopArgs) -> Result<Exit, CommandError> 
     if args.reclaim {
         return Err(StopError::Reclaim.into());
     }
-    ctx.settings(&args.keys.values)?;
-    let released = release::stop(&acquire::engine(ctx)?, name)?;
+    let engine = route::to_lease(ctx, &args.keys.values, name, "stop")?;
+    let released = release::stop(&engine, name)?;
     ctx.printer.note(format_args!(
         "deleted lease={} server={} name={}",
         released.id, released.name, released.name

@@ -73,7 +73,7 @@ pub(super) struct StatusView {
     pub(super) provider: &'static str,
     pub(super) target: &'static str,
     pub(super) state: String,
-    server_id: String,
+    pub(super) server_id: String,
     pub(super) server_type: String,
     pub(super) host: String,
     pub(super) network: &'static str,
@@ -129,5 +129,51 @@ impl StatusView {
             has_host: !lease.address.is_empty(),
             ready,
         }
+    }
+
+    /// What stands behind `ssh` to enter the lease: `<key> -p <port> <user>@<host>`; `-` while it has no address.
+    pub(super) fn ssh(&self) -> String {
+        if self.ssh_user.is_empty() {
+            return "-".to_owned();
+        }
+        let Self {
+            ssh_key,
+            ssh_port,
+            ssh_user,
+            ssh_host,
+            ..
+        } = self;
+        format!("{ssh_key} -p {ssh_port} {ssh_user}@{ssh_host}")
+    }
+}
+
+/// The lease of the behaviour reference's sample documents.
+#[cfg(test)]
+pub(super) fn sample() -> Lease {
+    let mut target =
+        crabbox_engine::lease::Target::new("crabbox", "192.168.127.5", 22, "/k/known_hosts".as_ref())
+            .unwrap();
+    target.key = Some("/k/id_ed25519".into());
+    let label = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    Lease {
+        id: "cbx_0123456789ab".into(),
+        slug: "jade-krill".into(),
+        name: "crabbox-jade-krill-1a2b3c4d".into(),
+        provider: "firecracker",
+        server_type: "microvm".into(),
+        state: "ready".into(),
+        labels: [
+            ("expires_at", "1754001800"),
+            ("idle_timeout_secs", "1800"),
+            ("keep", "true"),
+            ("last_touched_at", "1754000000"),
+            ("server_type", "microvm"),
+            ("state", "ready"),
+        ]
+        .map(label)
+        .into(),
+        address: "192.168.127.5".into(),
+        target: Some(target),
+        work_root: "/work/crabbox".into(),
     }
 }

@@ -7,7 +7,8 @@ use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::sync::Mutex;
 
-use anstream::{AutoStream, ColorChoice};
+use anstream::ColorChoice;
+use anstream::adapter::strip_bytes;
 use serde::Serialize;
 
 use super::json::{self, JsonError};
@@ -18,10 +19,13 @@ pub(crate) struct Printer {
     out: Mutex<Stream>,
     err: Mutex<Stream>,
     progress: bool,
+    terminal: bool,
 }
 
 struct Stream {
-    sink: AutoStream<Box<dyn Write + Send>>,
+    sink: Box<dyn Write + Send>,
+    /// Whether our own text keeps its colours.
+    coloured: bool,
     failure: Option<io::Error>,
 }
 
@@ -46,8 +50,12 @@ impl Printer {
         };
         let (out, err) = (io::stdout(), io::stderr());
         let progress = err.is_terminal();
-        let (out_choice, err_choice) = (choice(out.is_terminal()), choice(progress));
-        Self::new(Box::new(out), out_choice, Box::new(err), err_choice, progress)
+        let terminal = out.is_terminal();
+        let (out_choice, err_choice) = (choice(terminal), choice(progress));
+        Self {
+            terminal,
+            ..Self::new(Box::new(out), out_choice, Box::new(err), err_choice, progress)
+        }
     }
 
     fn new(
@@ -59,7 +67,8 @@ impl Printer {
     ) -> Self {
         let stream = |sink, choice| {
             Mutex::new(Stream {
-                sink: AutoStream::new(sink, choice),
+                sink,
+                coloured: choice != ColorChoice::Never,
                 failure: None,
             })
         };
@@ -67,7 +76,18 @@ impl Printer {
             out: stream(out, out_choice),
             err: stream(err, err_choice),
             progress,
+            terminal: false,
         }
+    }
+
+    /// Whether a terminal shows standard output, so that control characters in it would do something.
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.terminal
+    }
+
+    /// Whether standard output takes nothing any more, so that producing more of it is in vain.
+    pub(crate) fn is_deaf(&self) -> bool {
+        self.out.lock().map_or(true, |stream| stream.failure.is_some())
     }
 
     /// Whether somebody watches standard error, so that progress may be drawn there.
@@ -77,7 +97,7 @@ impl Printer {
 
     /// One line of result, on standard output.
     pub(crate) fn line(&self, text: impl Display) {
-        put(&self.out, format_args!("{text}\n").to_string().as_bytes());
+        put_text(&self.out, &text);
     }
 
     /// Bytes of result as they are, on standard output: the remote command's own.
@@ -87,7 +107,7 @@ impl Printer {
 
     /// One line told on the way, on standard error.
     pub(crate) fn note(&self, text: impl Display) {
-        put(&self.err, format_args!("{text}\n").to_string().as_bytes());
+        put_text(&self.err, &text);
     }
 
     /// Bytes told on the way as they are, on standard error: the remote command's own.
@@ -126,6 +146,17 @@ impl Printer {
     }
 }
 
+/// One line of our own, without its colours where none are wanted.
+fn put_text(stream: &Mutex<Stream>, text: &impl Display) {
+    let line = format!("{text}\n");
+    let coloured = stream.lock().is_ok_and(|stream| stream.coloured);
+    if coloured {
+        put(stream, line.as_bytes());
+    } else {
+        put(stream, &strip_bytes(line.as_bytes()).into_vec());
+    }
+}
+
 /// Writes unless an earlier write failed. Flushed at once: standard output may be a pipe that somebody waits on.
 fn put(stream: &Mutex<Stream>, bytes: &[u8]) {
     let Ok(mut stream) = stream.lock() else { return };
@@ -152,6 +183,37 @@ mod tests {
         }
     }
 
+    /// A sink that the test can look into.
+    #[derive(Clone, Default)]
+    struct Kept(std::sync::Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn only_our_own_text_loses_its_colours() {
+        let out = Kept::default();
+        let sink = Box::new(out.clone());
+        let printer = Printer::new(
+            sink,
+            ColorChoice::Never,
+            Box::new(io::sink()),
+            ColorChoice::Never,
+            false,
+        );
+        printer.line("\u{1b}[31mours\u{1b}[0m");
+        printer.bytes(b"\x1b[31mtheirs\xff");
+        assert_eq!(*out.0.lock().unwrap(), b"ours\n\x1b[31mtheirs\xff");
+    }
+
     fn printer_to(kind: io::ErrorKind) -> Printer {
         let (out, err) = (Box::new(Failing(kind)), Box::new(Failing(kind)));
         Printer::new(out, ColorChoice::Never, err, ColorChoice::Never, false)
@@ -161,7 +223,7 @@ mod tests {
     fn a_reader_that_went_away_is_no_failure_and_a_full_disk_is() {
         let gone = printer_to(io::ErrorKind::BrokenPipe);
         gone.line("x");
-        assert_eq!(gone.failure(), None);
+        assert_eq!((gone.failure(), gone.is_deaf()), (None, true));
         let full = printer_to(io::ErrorKind::StorageFull);
         full.line("x");
         assert!(full.failure().is_some());

@@ -8,6 +8,9 @@
 mod config;
 mod doctor;
 mod files;
+mod leases;
 mod place;
 mod smoke;
+mod sync_plan;
 mod usage;
+mod world;

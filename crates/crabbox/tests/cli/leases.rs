@@ -1,0 +1,496 @@
+//! Commands on leases that are only records, claims and a process: what they print and with which code they end.
+
+use std::fs;
+use std::io::Read as _;
+use std::process::Stdio;
+
+use crabbox_host::clock;
+
+use crate::place::Place;
+use crate::world::{MADE, Machine, Record, claim, claim_file, read_claim, record};
+
+const ID: &str = "cbx_0123456789ab";
+const OTHER: &str = "cbx_ba9876543210";
+
+/// A place with one lease whose machine runs, claimed for the repository.
+fn leased() -> (Place, Machine) {
+    let (place, machine) = (Place::new(), Machine::start());
+    Record::new(ID, "jade-krill").on(&machine).write(&place);
+    claim(&place, ID, "jade-krill", "firecracker");
+    (place, machine)
+}
+
+#[test]
+fn inspect_prints_a_line_a_field_then_the_labels() {
+    let place = Place::new();
+    Record::new(ID, "jade-krill").write(&place);
+    let answer = place.run(&["inspect", "--provider", "firecracker", "jade-krill"]);
+    assert_eq!((answer.code, answer.err.as_str()), (0, ""));
+    let key = place.path(&format!("home/.config/crabbox/testboxes/{ID}/id_ed25519"));
+    let head = format!(
+        "id={ID}\nslug=jade-krill\nprovider=firecracker\ntarget=linux\nwindows_mode=-\nstate=stopped\n\
+         server=crabbox-jade-krill-1a2b3c4d\nhost=127.0.0.1\nnetwork=public\nssh={} -p 1 crabbox@127.0.0.1\n\
+         ssh_fallback_ports=-\nidle_for=",
+        key.display()
+    );
+    assert!(answer.out.starts_with(&head), "{}", answer.out);
+    let labels: Vec<&str> = answer
+        .out
+        .lines()
+        .filter_map(|line| line.strip_prefix("label."))
+        .collect();
+    assert!(labels.is_sorted() && labels.len() == 12, "{labels:?}");
+    assert_eq!(labels[0], format!("created_at={MADE}"));
+    let json: serde_json::Value = serde_json::from_str(&place.run(&["inspect", "--json", ID]).out).unwrap();
+    assert_eq!(
+        (&json["state"], &json["ready"], &json["serverType"]),
+        (&"stopped".into(), &false.into(), &"microvm".into())
+    );
+    let usage = place.run(&["inspect"]);
+    assert_eq!(
+        (usage.code, usage.err.as_str()),
+        (2, "usage: crabbox inspect --id <lease-id-or-slug>\n")
+    );
+}
+
+#[test]
+fn a_heartbeat_moves_the_expiry_in_record_and_claim() {
+    let (place, _machine) = leased();
+    let before = clock::unix_seconds();
+    let answer = place.run(&["heartbeat", "jade-krill"]);
+    assert_eq!((answer.code, answer.err.as_str()), (0, ""));
+    let head = format!(
+        "heartbeat lease={ID} slug=jade-krill provider=firecracker state=ready idle_timeout=30m0s last_touched="
+    );
+    assert!(
+        answer.out.starts_with(&head) && answer.out.contains(" expires="),
+        "{}",
+        answer.out
+    );
+    let labels = record(&place, ID)["labels"].clone();
+    let number = |name: &str| labels[name].as_str().unwrap().parse::<i64>().unwrap();
+    assert!(
+        (before..before + 60).contains(&number("last_touched_at")),
+        "{labels}"
+    );
+    // The lease was made long ago, so its time to live is over and the idle limit cannot move it further.
+    assert_eq!(
+        (number("expires_at"), &labels["state"]),
+        (MADE + 5400, &"ready".into())
+    );
+    assert_ne!(read_claim(&place, ID)["lastUsedAt"], "2025-07-31T22:13:20Z");
+}
+
+#[test]
+fn a_heartbeat_s_idle_timeout_stays() {
+    let (place, machine) = leased();
+    let now = clock::unix_seconds();
+    Record::new(ID, "jade-krill")
+        .on(&machine)
+        .label("created_at", &now.to_string())
+        .write(&place);
+    let answer = place.run(&["heartbeat", "--id", ID, "--idle-timeout", "10m", "--json"]);
+    let keys: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&answer.out).unwrap();
+    let names: Vec<&String> = keys.keys().collect();
+    assert_eq!(
+        names,
+        [
+            "id",
+            "slug",
+            "provider",
+            "state",
+            "lastTouchedAt",
+            "idleTimeout",
+            "expiresAt"
+        ]
+    );
+    assert_eq!(keys["idleTimeout"], "10m0s");
+    let labels = record(&place, ID)["labels"].clone();
+    let number = |name: &str| labels[name].as_str().unwrap().parse::<i64>().unwrap();
+    assert_eq!(number("expires_at") - number("last_touched_at"), 600, "{labels}");
+    assert_eq!(read_claim(&place, ID)["idleTimeoutSeconds"], 600);
+    // The next one without the flag keeps what was set.
+    assert!(place.run(&["heartbeat", ID]).out.contains(" idle_timeout=10m0s "));
+}
+
+#[test]
+fn a_heartbeat_is_refused_without_a_claim_and_after_the_end() {
+    let (place, _machine) = leased();
+    Record::new(OTHER, "brisk-crab").write(&place);
+    let refused: &[(&[&str], i32, &str)] = &[
+        (
+            &["heartbeat"],
+            2,
+            "usage: crabbox heartbeat --id <lease-id-or-slug>\n",
+        ),
+        (
+            &["heartbeat", "--idle-timeout", "0s", ID],
+            2,
+            "idle timeout must be positive\n",
+        ),
+        (
+            &["heartbeat", "--idle-timeout=-5m", ID],
+            2,
+            "idle timeout must be positive\n",
+        ),
+        (&["heartbeat", "nobody"], 4, "lease/server not found: nobody\n"),
+        (
+            &["heartbeat", OTHER],
+            4,
+            "lease cbx_ba9876543210 is not claimed for provider=firecracker; refusing heartbeat\n",
+        ),
+    ];
+    for (words, code, want) in refused {
+        let answer = place.run(words);
+        assert_eq!((answer.code, answer.out.as_str()), (*code, ""), "{words:?}");
+        assert!(answer.err.starts_with(want), "{words:?}: {}", answer.err);
+    }
+    claim(&place, OTHER, "brisk-crab", "firecracker");
+    let ended = place.run(&["heartbeat", OTHER]);
+    assert_eq!(ended.code, 5);
+    assert!(
+        ended
+            .err
+            .starts_with("lease cbx_ba9876543210 is in terminal state stopped\n"),
+        "{}",
+        ended.err
+    );
+}
+
+#[test]
+fn claims_are_listed_with_what_is_wrong_among_them() {
+    let place = Place::new();
+    let head = "Local claims (unverified local state; provider backends were not queried)\n";
+    let none = place.run(&["claims", "list"]);
+    assert_eq!(
+        (none.code, none.out),
+        (0, format!("{head}No valid local claims found.\n"))
+    );
+    claim(&place, ID, "jade-krill", "firecracker");
+    let repo = place.path("repo");
+    let text = format!(
+        "{head}- leaseId: \"{ID}\"\n  slug: \"jade-krill\"\n  provider: \"firecracker\"\n  repoRoot: \"{}\"\n  pond: \"\"\n  \
+         targetOS: \"linux\"\n  windowsMode: \"\"\n  claimedAt: \"2025-07-31T22:13:20Z\"\n  \
+         lastUsedAt: \"2025-07-31T22:13:20Z\"\n  idleTimeoutSeconds: 1800\n",
+        repo.display()
+    );
+    let good = place.run(&["claims", "list"]);
+    assert_eq!((good.code, good.out, good.err.as_str()), (0, text.clone(), ""));
+    claim_file(&place, "cbx_broken.json", "[\"\u{1b}[2J\"]");
+    claim_file(&place, "cbx_moved.json", &format!("{{\"leaseID\":\"{ID}\"}}"));
+    let bad = place.run(&["claims", "list"]);
+    assert_eq!((bad.code, bad.err.as_str()), (2, ""));
+    assert!(
+        bad.out.starts_with(&text) && !bad.out.contains('\u{1b}'),
+        "{}",
+        bad.out
+    );
+    assert!(
+        bad.out
+            .contains("Problems:\n- file: \"cbx_broken.json\"\n  code: \"invalid_json\"\n  message: \""),
+        "{}",
+        bad.out
+    );
+    assert!(
+        bad.out
+            .contains("- file: \"cbx_moved.json\"\n  code: \"lease_id_mismatch\"\n"),
+        "{}",
+        bad.out
+    );
+    let bad = place.run(&["claims", "list", "--json"]);
+    assert_eq!((bad.code, bad.err.as_str()), (2, ""));
+    let golden = format!(
+        r#"{{"version":1,"source":"local-claims","claims":[{{"leaseId":"{ID}","slug":"jade-krill","provider":"firecracker","repoRoot":"{}","pond":"","targetOS":"linux","windowsMode":"","claimedAt":"2025-07-31T22:13:20Z","lastUsedAt":"2025-07-31T22:13:20Z","idleTimeoutSeconds":1800}}],"problems":[{{"file":"cbx_broken.json","code":"invalid_json","message":""#,
+        repo.display()
+    );
+    assert!(bad.out.starts_with(&golden), "{}", bad.out);
+}
+
+#[test]
+fn the_claim_chooses_the_provider_and_a_flag_wins() {
+    let (place, _machine) = leased();
+    claim(&place, "static_host", "host", "ssh");
+    claim(&place, "cbx_aaaaaaaaaaaa", "twice", "firecracker");
+    claim(&place, "other_1", "twice", "hetzner");
+    claim(&place, "other_2", "far", "hetzner");
+    let cases: &[(&[&str], i32, &str)] = &[
+        (
+            &["stop", "static_host"],
+            2,
+            "provider=ssh does not support `crabbox stop` in this program yet\n",
+        ),
+        (
+            &["stop", "host"],
+            2,
+            "provider=ssh does not support `crabbox stop` in this program yet\n",
+        ),
+        (&["stop", "static_unclaimed"], 2, "provider=ssh does not support"),
+        (
+            &["status", "twice"],
+            2,
+            "slug \"twice\" is claimed under several providers (firecracker, hetzner); name the lease by its id, or give --provider\n",
+        ),
+        (
+            &["status", "far"],
+            2,
+            "unknown provider \"hetzner\"; this program has firecracker and ssh\n",
+        ),
+        (
+            &["ssh", "--provider", "ssh", "jade-krill"],
+            2,
+            "provider=ssh does not support `crabbox ssh`",
+        ),
+        (
+            &["heartbeat", "--provider", "firecracker", "far"],
+            4,
+            "lease/server not found: far\n",
+        ),
+        (
+            &["status", "--provider", "firecracker", "twice"],
+            4,
+            "firecracker lease \"cbx_aaaaaaaaaaaa\" has a stale local claim but no local state; run `crabbox cleanup --provider firecracker`\n",
+        ),
+        (
+            &["pause", "jade-krill"],
+            2,
+            "provider=firecracker does not support pause\n",
+        ),
+        (
+            &["resume", "--id", ID],
+            2,
+            "provider=firecracker does not support resume\n",
+        ),
+        (&["pause", "host"], 2, "provider=ssh does not support pause\n"),
+        (
+            &["ports", "--id", ID, "8080"],
+            2,
+            "provider=firecracker does not support ports; use a provider with native port publishing\n",
+        ),
+    ];
+    for (words, code, want) in cases {
+        let answer = place.run(words);
+        assert_eq!(
+            (answer.code, answer.out.as_str()),
+            (*code, ""),
+            "{words:?}: {}",
+            answer.err
+        );
+        assert!(answer.err.starts_with(want), "{words:?}: {}", answer.err);
+    }
+    // The configuration names another provider, and the claim still knows better.
+    place.write("home/.config/crabbox/config.yaml", "provider: ssh\n");
+    assert_eq!(place.run(&["heartbeat", "jade-krill"]).code, 0);
+}
+
+#[test]
+fn without_a_provider_only_an_existing_lease_says_which_one_is_meant() {
+    let (place, _machine) = leased();
+    for words in [
+        &["list"][..],
+        &["cleanup"],
+        &["pool", "list", "--json"],
+        &["warmup"],
+        &["pause"],
+    ] {
+        let answer = place.run(words);
+        assert_eq!((answer.code, answer.out.as_str()), (2, ""), "{words:?}");
+        assert!(
+            answer
+                .err
+                .starts_with("no provider selected; use --provider <name>, set CRABBOX_PROVIDER,"),
+            "{words:?}: {}",
+            answer.err
+        );
+    }
+    assert_eq!(place.run(&["inspect", "jade-krill"]).code, 0);
+    // A record is enough: a lease does not vanish with its claim.
+    Record::new(OTHER, "brisk-crab").write(&place);
+    assert_eq!(place.run(&["inspect", "brisk-crab"]).code, 0);
+    let ssh = place.run(&["cleanup", "--provider", "ssh"]);
+    assert_eq!(
+        (ssh.code, ssh.err.as_str()),
+        (2, "machine cleanup is not supported for provider=ssh\n")
+    );
+}
+
+#[test]
+fn list_shows_every_lease_and_tells_about_bad_records() {
+    let (place, _machine) = leased();
+    let list = |more: &[&str]| place.run(&[&["list", "--provider", "firecracker"], more].concat());
+    let line = format!(
+        "crabbox-jade-krill-1a2b3c4d crabbox-jade-krill-1a2b3c4d  ready        microvm        127.0.0.1       lease={ID} slug=jade-krill keep=false target=linux\n"
+    );
+    assert_eq!(list(&[]).out, line);
+    let bad = Record::new(OTHER, "brisk-crab").write(&place);
+    fs::write(bad.join("metadata.json"), "{").unwrap();
+    let answer = list(&["--json"]);
+    assert_eq!(answer.code, 0);
+    assert!(
+        answer
+            .err
+            .starts_with(&format!("warning: lease {OTHER} is left out: ")),
+        "{}",
+        answer.err
+    );
+    let json: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
+    assert_eq!(
+        (json.as_array().unwrap().len(), &json[0]["CloudID"]),
+        (1, &"crabbox-jade-krill-1a2b3c4d".into())
+    );
+    assert_eq!(
+        Place::new()
+            .run(&["list", "--provider", "firecracker", "--json"])
+            .out,
+        "[]\n"
+    );
+}
+
+#[test]
+fn cleanup_tells_the_same_in_text_and_in_one_document() {
+    let place = Place::new();
+    let machine = Machine::start();
+    Record::new(ID, "jade-krill")
+        .on(&machine)
+        .label("keep", "true")
+        .write(&place);
+    let gone = Record::new(OTHER, "brisk-crab").write(&place);
+    claim(&place, "cbx_aaaaaaaaaaaa", "lost", "firecracker");
+    claim(&place, "other_1", "far", "hetzner");
+    let dry = place.run(&["cleanup", "--provider", "firecracker", "--dry-run"]);
+    assert_eq!(
+        (dry.code, dry.out.as_str(), dry.err.as_str()),
+        (
+            0,
+            "would remove firecracker lease=cbx_ba9876543210 vmid=crabbox-brisk-crab-1a2b3c4d reason=process_exited\n\
+             would remove firecracker claim lease=cbx_aaaaaaaaaaaa slug=lost reason=missing_state\n",
+            "skip firecracker lease=cbx_0123456789ab vmid=crabbox-jade-krill-1a2b3c4d reason=keep=true\n"
+        )
+    );
+    let json = place.run(&["cleanup", "--provider", "firecracker", "--dry-run", "--json"]);
+    assert_eq!(
+        (json.code, json.out.as_str(), json.err.as_str()),
+        (
+            0,
+            "{\"provider\":\"firecracker\",\"dryRun\":true,\"decisions\":[\
+             {\"lease\":\"cbx_0123456789ab\",\"subject\":\"lease\",\"action\":\"skip\",\"reason\":\"keep=true\"},\
+             {\"lease\":\"cbx_ba9876543210\",\"subject\":\"lease\",\"action\":\"would_remove\",\"reason\":\"process_exited\"},\
+             {\"lease\":\"cbx_aaaaaaaaaaaa\",\"subject\":\"claim\",\"action\":\"would_remove\",\"reason\":\"missing_state\"}]}\n",
+            ""
+        )
+    );
+    assert!(gone.exists(), "a dry run removes nothing");
+    let real = place.run(&["cleanup", "--provider", "firecracker", "--json"]);
+    assert_eq!(real.code, 0, "{} {}", real.out, real.err);
+    assert!(
+        real.out.contains(
+            r#""lease":"cbx_ba9876543210","subject":"lease","action":"remove","reason":"process_exited"}"#
+        ),
+        "{}",
+        real.out
+    );
+    assert!(!gone.exists());
+    let claims = place.path("home/.config/crabbox/state/claims");
+    assert!(!claims.join("cbx_aaaaaaaaaaaa.json").exists() && claims.join("other_1.json").exists());
+    let nothing = Place::new().run(&["cleanup", "--provider", "firecracker", "--json"]);
+    assert_eq!(
+        nothing.out,
+        "{\"provider\":\"firecracker\",\"dryRun\":false,\"decisions\":[]}\n"
+    );
+}
+
+#[test]
+fn status_waits_for_nothing_that_cannot_come() {
+    let place = Place::new();
+    Record::new(ID, "jade-krill").write(&place);
+    let now = place.run(&["status", "jade-krill"]);
+    assert_eq!(now.code, 0);
+    let head = format!(
+        "{ID} slug=jade-krill provider=firecracker target=linux windows_mode=- state=stopped type=microvm host=127.0.0.1 \
+         pond=- network=public ready=false has_host=true idle_for="
+    );
+    assert!(
+        now.out.starts_with(&head)
+            && now
+                .out
+                .ends_with(" idle_timeout=30m0s expires=2025-07-31T22:43:20Z\n"),
+        "{}",
+        now.out
+    );
+    let waited = place.run(&["status", "--wait", "--json", "jade-krill"]);
+    assert_eq!((waited.code, waited.out.as_str()), (5, ""));
+    assert_eq!(
+        waited.err,
+        format!("lease {ID} reached terminal state stopped before ready\n")
+    );
+    assert_eq!(place.run(&["status"]).code, 2);
+}
+
+#[test]
+fn logs_are_read_with_what_was_turned_over_and_by_their_last_lines() {
+    let (place, machine) = leased();
+    let mut lease = Record::new(ID, "jade-krill").on(&machine);
+    let vmm = place.write("outside/vmm.log", "vmm\n");
+    lease.0["logPath"] = vmm.to_str().unwrap().into();
+    let dir = lease.write(&place);
+    let missing = place.run(&["logs", "jade-krill"]);
+    assert_eq!(missing.code, 5);
+    assert!(
+        missing
+            .err
+            .starts_with(&format!("lease {ID} has no console log: ")),
+        "{}",
+        missing.err
+    );
+    fs::write(dir.join("console.log.1"), "older\n").unwrap();
+    fs::write(dir.join("console.log"), "new\n\u{1b}[31mred\n").unwrap();
+    // Into a pipe it goes as it is.
+    assert_eq!(
+        place.run(&["logs", "jade-krill"]).out,
+        "older\nnew\n\u{1b}[31mred\n"
+    );
+    assert_eq!(
+        place.run(&["logs", "--tail", "2", "--console", "jade-krill"]).out,
+        "new\n\u{1b}[31mred\n"
+    );
+    assert_eq!(place.run(&["logs", "--vmm", "jade-krill"]).out, "vmm\n");
+    assert_eq!(place.run(&["logs", "--vmm", "--console", "jade-krill"]).code, 2);
+    // What the guest's side put in the file's place is not followed.
+    fs::remove_file(&vmm).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", &vmm).unwrap();
+    let link = place.run(&["logs", "--vmm", "jade-krill"]);
+    assert_eq!((link.code, link.out.as_str()), (2, ""));
+    assert!(link.err.contains("is not a regular file"), "{}", link.err);
+}
+
+#[test]
+fn a_followed_log_goes_on_over_a_turn_and_ends_with_the_lease() {
+    let (place, machine) = leased();
+    let dir = Record::new(ID, "jade-krill").on(&machine).write(&place);
+    let log = dir.join("console.log");
+    fs::write(&log, "one\n").unwrap();
+    let mut child = place
+        .command(&["logs", "--follow", "jade-krill"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let mut seen = [0; 4];
+    out.read_exact(&mut seen).unwrap();
+    assert_eq!(&seen, b"one\n");
+    let mut open = fs::OpenOptions::new().append(true).open(&log).unwrap();
+    std::io::Write::write_all(&mut open, b"two\n").unwrap();
+    fs::rename(&log, dir.join("console.log.1")).unwrap();
+    fs::write(&log, "three\n").unwrap();
+    let mut seen = [0; 10];
+    out.read_exact(&mut seen).unwrap();
+    assert_eq!(&seen, b"two\nthree\n");
+    std::io::Write::write_all(
+        &mut fs::OpenOptions::new().append(true).open(&log).unwrap(),
+        b"last\n",
+    )
+    .unwrap();
+    drop(machine);
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert_eq!((rest.as_str(), child.wait().unwrap().code()), ("last\n", Some(0)));
+}
