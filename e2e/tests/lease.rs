@@ -42,7 +42,7 @@ fn a_lease_from_warmup_to_stop_leaves_nothing() {
     let run = run.exits(7);
     assert_eq!(
         run.stdout,
-        "one\ntwo\nnew\n M tracked\nD  sub/file\n?? untracked\n"
+        "one\ntwo\nnew\nD  sub/file\n M tracked\n?? untracked\n"
     );
     assert!(
         run.stderr.contains("\nto-stderr\n") && run.stderr.contains("remote command exited 7"),
