@@ -109,8 +109,9 @@ fn boot(console: &mut Console) -> Result<Pid, Failure> {
         "raise the limit of open files for",
         Path::new("/usr/sbin/sshd"),
     ))?;
+    let notifications = sshd::notifications()?;
     let server = sshd::start()?;
-    sshd::wait_until_listening(server)?;
+    sshd::wait_until_listening(server, &notifications)?;
     console.end();
     tell_host(console);
     Ok(server)

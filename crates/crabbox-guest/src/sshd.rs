@@ -1,9 +1,12 @@
 //! The SSH server: started at once, watched, started again when it dies.
 //!
-//! Readiness is read from the kernel's socket table: a connection would make sshd fork and exec for nothing.
+//! Readiness comes from sshd itself where it speaks systemd's notification protocol (Debian's does, and OpenSSH from 9.8 on),
+//! and from the kernel's socket table otherwise: a connection would make sshd fork and exec for nothing, and reading that
+//! table often takes the one processor away from the server that is waited for.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Stdio;
@@ -20,6 +23,12 @@ const LOG: &str = "/var/log/crabbox-sshd.log";
 
 /// How much of the log a failure shows, in bytes.
 const LOG_TAIL: u64 = 2000;
+
+/// Where the server says `READY=1` (`sd_notify(3)`).
+const NOTIFY: &str = "/run/crabbox/notify";
+
+/// How long a notification is waited for before the socket table is looked at.
+const NOTIFY_WAIT: Duration = Duration::from_millis(25);
 
 /// How long the server may take until it listens; a second on real hardware, more in emulation.
 const LISTEN_WAIT: Duration = Duration::from_mins(1);
@@ -73,9 +82,23 @@ pub(crate) fn start() -> Result<Pid, Failure> {
         })
 }
 
+/// The socket for the server's notification, made before the server starts.
+pub(crate) fn notifications() -> Result<UnixDatagram, Failure> {
+    let socket = UnixDatagram::bind(NOTIFY).map_err(Failure::path("make the socket", Path::new(NOTIFY)))?;
+    socket
+        .set_read_timeout(Some(NOTIFY_WAIT))
+        .map_err(Failure::path("set the timeout of", Path::new(NOTIFY)))?;
+    Ok(socket)
+}
+
 /// Waits until port 22 listens. Fails at once when the server ends before that.
-pub(crate) fn wait_until_listening(server: Pid) -> Result<(), Failure> {
-    let outcome = clock::poll_until(LISTEN_WAIT, Duration::from_millis(2), || {
+pub(crate) fn wait_until_listening(server: Pid, notifications: &UnixDatagram) -> Result<(), Failure> {
+    let outcome = clock::poll_until(LISTEN_WAIT, Duration::ZERO, || {
+        let mut message = [0; 256];
+        let length = notifications.recv(&mut message).unwrap_or(0);
+        if says_ready(&message[..length]) {
+            return Some(Ok(()));
+        }
         while let Ok(Some(ended)) = sys::reap() {
             if ended == server {
                 return Some(Err("ended"));
@@ -86,6 +109,13 @@ pub(crate) fn wait_until_listening(server: Pid) -> Result<(), Failure> {
     outcome
         .unwrap_or(Err("did not listen on port 22 within 60 s"))
         .map_err(|why| Failure::Sshd { why, log: log_tail() })
+}
+
+/// Whether a notification says that the server is ready.
+fn says_ready(message: &[u8]) -> bool {
+    message
+        .split(|byte| *byte == b'\n')
+        .any(|line| line == b"READY=1")
 }
 
 /// The last lines of the server's log.
@@ -131,6 +161,12 @@ mod tests {
         assert!(has_listener(TABLE, 22));
         assert!(!has_listener(TABLE, 8080), "8080 is connected, not listening");
         assert!(!has_listener("", 22) && !has_listener("header\ngarbage\n", 22));
+    }
+
+    #[test]
+    fn only_the_whole_line_means_ready() {
+        assert!(says_ready(b"READY=1") && says_ready(b"STATUS=up\nREADY=1\n"));
+        assert!(!says_ready(b"") && !says_ready(b"STATUS=READY=1") && !says_ready(b"READY=12"));
     }
 
     #[test]
