@@ -1,11 +1,12 @@
-//! What `/dev/kvm` says of itself: that it opens, its API version, and that it makes a virtual machine and a processor.
+//! What `/dev/kvm` says of itself: that it opens, and its API version.
 //!
-//! All of it is undone when the descriptors close, so looking leaves nothing behind. It must never be taken for proof: a KVM
-//! that answers every question here can still be unable to run a guest, and only a boot tells.
+//! No machine is made: the first and the last one of a host switch virtualization on and off on all its processors, which is
+//! more than looking (and hung an emulated host once). It must never be taken for proof: a KVM that answers can still be
+//! unable to run a guest, and only a boot tells.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 /// The one stable version of the API (`Documentation/virt/kvm/api.rst`).
@@ -13,11 +14,6 @@ pub const API_VERSION: i32 = 12;
 
 /// `KVM_GET_API_VERSION`, `_IO(0xAE, 0x00)`.
 const GET_API_VERSION: libc::Ioctl = 0xAE00;
-/// `KVM_CREATE_VM`, `_IO(0xAE, 0x01)`.
-const CREATE_VM: libc::Ioctl = 0xAE01;
-/// `KVM_CREATE_VCPU`, `_IO(0xAE, 0x41)`, on a machine.
-const CREATE_VCPU: libc::Ioctl = 0xAE41;
-
 /// How far KVM could be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
@@ -30,11 +26,9 @@ pub enum KvmError {
         #[source]
         source: io::Error,
     },
-    /// A request was refused.
-    #[error("KVM cannot {attempt}")]
+    /// It does not know the request, so it is no KVM.
+    #[error("it does not answer as KVM does")]
     Refused {
-        /// What was asked of it.
-        attempt: &'static str,
         /// What the system said.
         #[source]
         source: io::Error,
@@ -47,45 +41,22 @@ pub enum KvmError {
     },
 }
 
-/// Opens the device at `path` and asks for its version, a machine and a processor in it.
+/// Opens the device at `path` and asks for its version.
 pub fn ask(path: &Path) -> Result<(), KvmError> {
     let device = File::options().read(true).write(true).open(path);
     let device = device.map_err(|source| KvmError::Open {
         path: path.to_owned(),
         source,
     })?;
-    let found = call(device.as_raw_fd(), GET_API_VERSION, "tell its API version")?;
-    if found != API_VERSION {
-        return Err(KvmError::Version { found });
-    }
-    let machine = own(call(device.as_raw_fd(), CREATE_VM, "make a virtual machine")?);
-    drop(own(call(
-        machine.as_raw_fd(),
-        CREATE_VCPU,
-        "make a virtual processor",
-    )?));
-    Ok(())
-}
-
-/// One request with the argument 0; the answer is a number or a new descriptor.
-fn call(fd: RawFd, request: libc::Ioctl, attempt: &'static str) -> Result<i32, KvmError> {
     #[expect(unsafe_code, reason = "no safe wrapper knows the requests of KVM")]
-    // SAFETY: the three requests used here take a plain integer, and zero is a valid one for each (no machine type, processor 0).
-    let answer = unsafe { libc::ioctl(fd, request, 0 as libc::c_ulong) };
-    if answer < 0 {
-        return Err(KvmError::Refused {
-            attempt,
+    // SAFETY: KVM_GET_API_VERSION takes the plain integer 0 and reads and writes no memory of ours.
+    let found = unsafe { libc::ioctl(device.as_raw_fd(), GET_API_VERSION, 0 as libc::c_ulong) };
+    match found {
+        API_VERSION => Ok(()),
+        found if found < 0 => Err(KvmError::Refused {
             source: io::Error::last_os_error(),
-        });
-    }
-    Ok(answer)
-}
-
-fn own(fd: RawFd) -> OwnedFd {
-    #[expect(unsafe_code, reason = "a new descriptor comes out of an ioctl as a number")]
-    // SAFETY: KVM has just made this descriptor for us and nobody else knows its number.
-    unsafe {
-        OwnedFd::from_raw_fd(fd)
+        }),
+        found => Err(KvmError::Version { found }),
     }
 }
 

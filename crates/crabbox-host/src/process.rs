@@ -327,9 +327,8 @@ pub fn new_session(command: &mut std::process::Command) -> &mut std::process::Co
 /// Makes the kernel kill the child of `command` when the thread that starts it ends, however that happens: for a child that
 /// must not outlive even a `kill -9` of this process. The starting thread must be the one that waits.
 pub fn die_with_us(command: &mut std::process::Command) -> &mut std::process::Command {
-    let ask = || {
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(std::io::Error::from)
-    };
+    let ask =
+        || rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(std::io::Error::from);
     #[expect(
         unsafe_code,
         reason = "code between fork and exec can only be given through pre_exec"
@@ -476,5 +475,19 @@ mod tests {
         let text = r#"{"pid":12,"started":"1","boot_id":"b"}"#;
         let id: ProcessId = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&id).unwrap(), text);
+    }
+
+    #[test]
+    fn a_child_that_is_to_die_with_us_dies_with_the_thread_that_started_it() {
+        use std::os::unix::process::ExitStatusExt as _;
+        let start = || {
+            let cmd = crate::command::Cmd::new("sleep").arg("1000");
+            let mut command = cmd.to_std();
+            cmd.spawn(die_with_us(&mut command)).unwrap()
+        };
+        let mut child = std::thread::spawn(start).join().unwrap();
+        let ended = clock::poll_until(Duration::from_secs(20), || child.try_wait().unwrap());
+        child.kill().ok();
+        assert_eq!(ended.and_then(|status| status.signal()), Some(9));
     }
 }

@@ -148,7 +148,7 @@ fn contract(image: &Path, tools: &Tools) -> Seen<Contract> {
     let is_present = |place: &&str| present.contains(place);
     let missing = PROGRAMS
         .iter()
-        .filter(|(_, places)| !places.iter().any(|place| is_present(place)));
+        .filter(|(_, places)| !places.iter().any(&is_present));
     Ok(Contract {
         missing: missing.map(|(name, _)| *name).collect(),
         host_key: is_present(&HOST_KEY),

@@ -1,0 +1,332 @@
+//! The doctor from outside: its document, its lines, its exit codes, and faults that are really there.
+
+use std::fs;
+use std::path::Path;
+
+use crate::place::{Answer, Place};
+
+/// Where the tools of a Debian host are.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+fn place() -> Place {
+    Place::new().env("PATH", PATH)
+}
+
+fn doctor(place: &Place, more: &[&str]) -> (Answer, serde_json::Value) {
+    let mut words = vec!["doctor", "--provider", "firecracker", "--json"];
+    words.extend(more);
+    let answer = place.run(&words);
+    let document = serde_json::from_str(&answer.out).unwrap();
+    (answer, document)
+}
+
+fn check<'a>(document: &'a serde_json::Value, name: &str) -> &'a serde_json::Value {
+    let found = document["checks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|check| check["check"] == name);
+    found.unwrap_or(&serde_json::Value::Null)
+}
+
+/// Everything below `dir`, with the time of its last change.
+fn tree(dir: &Path) -> Vec<(std::path::PathBuf, std::time::SystemTime)> {
+    let mut found = Vec::new();
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            let facts = entry.metadata().unwrap();
+            found.push((entry.path(), facts.modified().unwrap()));
+            open.extend(facts.is_dir().then(|| entry.path()));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn the_document_is_one_line_of_the_reference_s_form_and_the_host_is_as_it_was() {
+    let place = place().env("CRABBOX_CONFIG", "");
+    place.write("home/.config/crabbox/config.yaml", "");
+    let before = tree(&place.path("home"));
+    let (answer, document) = doctor(&place, &["--firecracker-binary", "/nowhere/firecracker"]);
+    assert_eq!(tree(&place.path("home")), before, "a doctor only looks");
+    assert_eq!((answer.code, answer.err.as_str()), (1, "doctor found problems\n"));
+    assert_eq!(answer.out.lines().count(), 1);
+    let keys: Vec<_> = document.as_object().unwrap().keys().cloned().collect();
+    assert_eq!(keys, ["ok", "provider", "checks"]);
+    assert_eq!(
+        (&document["ok"], &document["provider"]),
+        (&false.into(), &"firecracker".into())
+    );
+    let names: Vec<_> = document["checks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|check| check["check"].as_str().unwrap())
+        .collect();
+    let first = [
+        "config",
+        "provider-selection",
+        "git",
+        "ssh",
+        "ssh-keygen",
+        "rsync",
+        "ssh-key",
+        "host",
+        "kvm",
+        "binary",
+        "jailer",
+        "kernel",
+        "rootfs",
+        "network",
+    ];
+    assert_eq!(names[..first.len()], first);
+    let binary = check(&document, "binary");
+    assert_eq!(
+        binary["message"],
+        "firecracker.binary unavailable: exec: \"/nowhere/firecracker\": stat /nowhere/firecracker: no such file or directory"
+    );
+    for check in document["checks"].as_array().unwrap() {
+        if ["failed", "missing"].contains(&check["status"].as_str().unwrap()) {
+            assert!(check["details"]["fix"].is_string(), "{check}");
+        }
+    }
+}
+
+#[test]
+fn the_lines_say_the_same_and_the_mends_are_not_among_them() {
+    let answer = place().run(&[
+        "doctor",
+        "--provider",
+        "firecracker",
+        "--firecracker-binary",
+        "/nowhere/firecracker",
+    ]);
+    assert_eq!(answer.code, 1);
+    assert!(
+        answer
+            .out
+            .contains("\nok      host     host=linux mutation=false\n"),
+        "{}",
+        answer.out
+    );
+    assert!(
+        answer
+            .out
+            .contains("\nfailed  binary   firecracker.binary unavailable: "),
+        "{}",
+        answer.out
+    );
+    assert!(!answer.out.contains("fix:"));
+    assert!(
+        answer.err.contains("fix: crabbox setup firecracker"),
+        "{}",
+        answer.err
+    );
+    assert!(answer.err.ends_with("doctor found problems\n"), "{}", answer.err);
+}
+
+#[test]
+fn faults_that_are_really_there_are_found() {
+    let place = place();
+    let text = place.write("outside/text", "not a program");
+    let chain = r#"{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"crabbox-no-such-plugin"}]}"#;
+    place.write("outside/net.conflist", chain);
+    let (text, dir) = (text.to_str().unwrap(), place.path("outside"));
+    let dir = dir.to_str().unwrap();
+    let cni = |more: &[&'static str]| [&["--firecracker-network", "cni"], more].concat();
+    let blocked = "environment_blocked";
+    let incomplete = "configuration_incomplete";
+    let cases: Vec<(Vec<&str>, &str, &str, &str, &str)> = vec![
+        (
+            vec!["--firecracker-binary", text],
+            "binary",
+            "failed",
+            blocked,
+            "permission denied",
+        ),
+        (
+            vec!["--firecracker-binary", "/bin/true"],
+            "firecracker-version",
+            "failed",
+            blocked,
+            "no version",
+        ),
+        (
+            vec!["--firecracker-binary", "/bin/true", "--firecracker-jailer", "/x"],
+            "jailer",
+            "failed",
+            blocked,
+            "stat /x: no such file",
+        ),
+        (
+            vec!["--firecracker-kernel", "/x"],
+            "kernel",
+            "failed",
+            blocked,
+            "firecracker.kernel unavailable: stat /x: no such file or directory",
+        ),
+        (
+            vec!["--firecracker-kernel", "/tmp"],
+            "kernel",
+            "failed",
+            incomplete,
+            "firecracker.kernel must point to a file, got directory /tmp",
+        ),
+        (
+            vec!["--firecracker-rootfs", "/tmp"],
+            "rootfs",
+            "failed",
+            incomplete,
+            "firecracker.rootfs must point to a file, got directory /tmp",
+        ),
+        (
+            vec!["--firecracker-kernel", text, "--firecracker-rootfs", text],
+            "image",
+            "failed",
+            incomplete,
+            "not bootable",
+        ),
+        (
+            cni(&["--firecracker-cni-conf-dir", "/nowhere"]),
+            "network",
+            "failed",
+            blocked,
+            "firecracker.cniConfDir stat /nowhere: no such file or directory",
+        ),
+        (
+            [cni(&["--firecracker-cni-conf-dir"]), vec![text]].concat(),
+            "network",
+            "failed",
+            blocked,
+            "firecracker.cniConfDir must be a directory",
+        ),
+        (
+            [
+                cni(&["--firecracker-cni-network", "other", "--firecracker-cni-conf-dir"]),
+                vec![dir],
+            ]
+            .concat(),
+            "network",
+            "failed",
+            incomplete,
+            "firecracker.cniNetwork \"other\" unavailable in",
+        ),
+        (
+            [
+                cni(&["--firecracker-cni-network", "net", "--firecracker-cni-conf-dir"]),
+                vec![dir],
+            ]
+            .concat(),
+            "cni-plugins",
+            "missing",
+            blocked,
+            "no executable crabbox-no-such-plugin",
+        ),
+        (
+            vec!["--firecracker-memory-mib", "16000000"],
+            "memory",
+            "failed",
+            blocked,
+            "does not fit",
+        ),
+        (
+            vec!["--firecracker-network", "bridge"],
+            "provider",
+            "failed",
+            "config",
+            "provider=firecracker class=config hint=",
+        ),
+        (
+            vec!["--firecracker-cpus", "0"],
+            "provider",
+            "failed",
+            "config",
+            "requires firecracker.cpus > 0",
+        ),
+    ];
+    for (flags, name, status, class, words) in cases {
+        let (answer, document) = doctor(&place, &flags);
+        let check = check(&document, name);
+        assert_eq!(
+            (&check["status"], &check["details"]["class"]),
+            (&status.into(), &class.into()),
+            "{flags:?} {check}"
+        );
+        assert!(
+            check["message"].as_str().unwrap().contains(words),
+            "{flags:?} {check}"
+        );
+        assert_eq!((answer.code, &document["ok"]), (1, &false.into()));
+    }
+}
+
+#[test]
+fn a_configuration_that_makes_no_sense_replaces_the_checks_of_the_provider() {
+    let (_, document) = doctor(&place(), &["--firecracker-cpus", "0"]);
+    assert_eq!(check(&document, "provider")["details"]["provider"], "firecracker");
+    assert!(check(&document, "host").is_null());
+}
+
+#[test]
+fn a_missing_tool_has_no_message_and_a_missing_key_is_named() {
+    let place = Place::new()
+        .env("PATH", "/nowhere")
+        .env("CRABBOX_SSH_KEY", "/nowhere/key");
+    let (_, document) = doctor(&place, &[]);
+    assert_eq!(check(&document, "rsync")["status"], "missing");
+    assert!(check(&document, "rsync").get("message").is_none());
+    assert_eq!(check(&document, "ssh-key")["status"], "failed");
+}
+
+#[test]
+fn without_a_provider_only_what_belongs_to_none_is_looked_at() {
+    let answer = place().run(&["doctor", "--json"]);
+    let document: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
+    assert_eq!(
+        (answer.code, &document["provider"]),
+        (0, &"".into()),
+        "{}",
+        answer.err
+    );
+    assert_eq!(check(&document, "provider-selection")["status"], "warning");
+    assert!(check(&document, "host").is_null());
+}
+
+#[test]
+fn a_static_host_is_described_and_a_missing_one_is_found() {
+    let run = |place: Place| {
+        let answer = place.run(&["doctor", "--json", "--provider", "ssh"]);
+        let document: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
+        (
+            answer.code,
+            check(&document, "provider")["message"]
+                .as_str()
+                .unwrap()
+                .to_owned(),
+        )
+    };
+    let (code, message) = run(place().env("CRABBOX_STATIC_HOST", "build.invalid"));
+    assert_eq!(code, 0);
+    assert!(
+        message.contains("host=build.invalid api=static_config mutation=false"),
+        "{message}"
+    );
+    let (code, message) = run(place());
+    assert_eq!(code, 1);
+    assert!(message.ends_with("missing static.host"), "{message}");
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_and_not_ignored() {
+    for flag in ["--prepare-check", "--doctor-probe-ssh"] {
+        let answer = place().run(&["doctor", "--provider", "firecracker", flag]);
+        assert_eq!(answer.code, 2, "{}", answer.err);
+        assert!(answer.err.contains(flag), "{}", answer.err);
+    }
+    let answer = place().run(&["doctor", "--provider", "firecracker", "--from-run", "x"]);
+    assert_eq!(answer.code, 2);
+    let answer = place().run(&["doctor", "--provider", "firecracker", "--id", "cbx_000000000000"]);
+    assert_eq!(answer.code, 4, "{}", answer.err);
+}
