@@ -110,7 +110,7 @@ impl Host {
             .expect("the host is free")
     }
 
-    /// Runs a shell script on the host as root, in `/root`.
+    /// Runs a shell script on the host as root, in its home directory.
     #[track_caller]
     #[expect(clippy::panic, reason = "a host that cannot be spoken to fails the test")]
     pub fn sh(&self, script: &str) -> Done {
@@ -118,7 +118,7 @@ impl Host {
             .ssh
             .split_first()
             .unwrap_or_else(|| panic!("the lab's record has no ssh command"));
-        let quoted = format!("sh -c '{}'", script.replace('\'', r"'\''"));
+        let quoted = format!("cd && sh -c '{}'", script.replace('\'', r"'\''"));
         let ran = Cmd::new(program).args(args).arg(quoted).limit(LIMIT).capture();
         let Captured {
             status,
@@ -151,7 +151,7 @@ impl Host {
     /// Makes a git repository on the host with one commit, and answers its path.
     #[track_caller]
     pub fn repository(&self, name: &str) -> String {
-        let dir = format!("/root/e2e/{name}");
+        let dir = format!("$HOME/e2e/{name}");
         let made = self.sh(&format!(
             "rm -rf {dir} && mkdir -p {dir} && cd {dir} && git init -q && echo one > tracked && mkdir sub && echo sub > sub/file && \
              git add -A && git commit -qm one"

@@ -123,14 +123,14 @@ fn a_guest_that_cannot_boot_is_taken_back_and_shows_its_console() {
     let before = host.residue();
     // A real ELF kernel whose code is overwritten: it loads, and dies at its first instructions.
     let made = host.sh(
-        "mkdir -p /root/e2e/bad && cd /root/e2e/bad && kernel=$(ls /root/.cache/crabbox/images/images/*/vmlinux | head -1) && \
+        "mkdir -p $HOME/e2e/bad && cd $HOME/e2e/bad && kernel=$(ls $HOME/.cache/crabbox/images/images/*/vmlinux | head -1) && \
          cp $kernel vmlinux && chmod 600 vmlinux && dd if=/dev/zero of=vmlinux bs=1M seek=2 count=8 conv=notrunc status=none && \
          truncate -s 64M rootfs.ext4 && mke2fs -q -F rootfs.ext4",
     );
     drop(made.exits(0));
     let failed = host
         .crabbox(&format!(
-            "warmup {SMALL} --firecracker-kernel /root/e2e/bad/vmlinux --firecracker-rootfs /root/e2e/bad/rootfs.ext4 \
+            "warmup {SMALL} --firecracker-kernel $HOME/e2e/bad/vmlinux --firecracker-rootfs $HOME/e2e/bad/rootfs.ext4 \
              --firecracker-launch-timeout 15s"
         ))
         .exits(5);
@@ -150,13 +150,13 @@ fn a_guest_that_panics_is_taken_back_and_its_last_words_are_shown() {
     let before = host.residue();
     // A good kernel over a root file system without an init: it boots, panics, and says why on the console.
     let made = host.sh(
-        "mkdir -p /root/e2e/empty && cd /root/e2e/empty && rm -f rootfs.ext4 && truncate -s 64M rootfs.ext4 && mke2fs -q -F rootfs.ext4",
+        "mkdir -p $HOME/e2e/empty && cd $HOME/e2e/empty && rm -f rootfs.ext4 && truncate -s 64M rootfs.ext4 && mke2fs -q -F rootfs.ext4",
     );
     drop(made.exits(0));
     let failed = host
         .sh(&format!(
-            "kernel=$(ls /root/.cache/crabbox/images/images/*/vmlinux | head -1); exec crabbox warmup {SMALL} \
-             --firecracker-kernel $kernel --firecracker-rootfs /root/e2e/empty/rootfs.ext4 --firecracker-launch-timeout 40s"
+            "kernel=$(ls $HOME/.cache/crabbox/images/images/*/vmlinux | head -1); exec crabbox warmup {SMALL} \
+             --firecracker-kernel $kernel --firecracker-rootfs $HOME/e2e/empty/rootfs.ext4 --firecracker-launch-timeout 40s"
         ))
         .exits(5);
     assert!(
@@ -210,7 +210,7 @@ fn bad_input_is_named_with_its_mend_and_leaves_the_host_alone() {
     }
     let outside = host
         .sh(&format!(
-            "mkdir -p /root/e2e/plain && cd /root/e2e/plain && crabbox run {SMALL} -- true"
+            "mkdir -p $HOME/e2e/plain && cd $HOME/e2e/plain && crabbox run {SMALL} -- true"
         ))
         .exits(6);
     assert!(

@@ -6,11 +6,14 @@
 )]
 
 mod arch;
+mod bench;
+mod demo;
 mod lab;
 mod payload;
 mod provision;
 mod site;
 mod stage;
+mod test;
 mod workspace;
 
 use std::process::ExitCode;
@@ -29,6 +32,24 @@ struct Arguments {
 enum Task {
     /// A KVM host without KVM hardware: boot it, enter it, put it away
     Lab(lab::cli::Arguments),
+    /// Show the main job: a real microVM leased, a tree synced, a command run, nothing left
+    Demo {
+        /// Which lab, should this host have no working KVM
+        #[arg(long, default_value = "main")]
+        name: String,
+    },
+    /// Run the tests, end to end on real microVMs included
+    Test {
+        /// Which tests
+        #[arg(value_enum, default_value_t = test::Which::All)]
+        which: test::Which,
+        /// Which lab, should this host have no working KVM
+        #[arg(long, default_value = "main")]
+        name: String,
+    },
+    /// Measure
+    #[command(subcommand)]
+    Bench(Bench),
     /// Build everything and install it in a lab
     Provision {
         /// Which lab
@@ -39,9 +60,25 @@ enum Task {
     Arch,
 }
 
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Where the time of a lease goes
+    Lease {
+        /// Which lab, should this host have no working KVM
+        #[arg(long, default_value = "main")]
+        name: String,
+        /// How many leases
+        #[arg(long, default_value_t = 5)]
+        count: usize,
+    },
+}
+
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Lab(arguments) => lab::cli::main(&arguments),
+        Task::Demo { name } => demo::main(&name),
+        Task::Test { which, name } => test::main(which, &name),
+        Task::Bench(Bench::Lease { name, count }) => bench::lease(&name, count),
         Task::Provision { name } => provision::main(&name),
         Task::Arch => arch::main(),
     };

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use crabbox_host::command::Cmd;
 use crabbox_image::build::{BuildRecipe, build_debian};
 use crabbox_image::fetch;
-use crabbox_image::store::Store;
+use crabbox_image::store::{Image, Store};
 use sha2::{Digest as _, Sha256};
 
 use crate::stage::stage;
@@ -22,8 +22,22 @@ const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 pub(crate) struct Payload {
     /// The `crabbox` program.
     pub(crate) crabbox: PathBuf,
+    /// The guest's first process.
+    pub(crate) guest: PathBuf,
     /// A directory with `bin/firecracker`, `bin/jailer` and the image store `images/`; changes only with its parts.
     pub(crate) artefacts: PathBuf,
+}
+
+impl Payload {
+    /// One of Firecracker's programs.
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.artefacts.join("bin").join(name)
+    }
+
+    /// The guest image.
+    pub(crate) fn image(&self) -> Result<Image> {
+        Ok(Store::open(&self.artefacts.join("images"))?.get("default")?)
+    }
 }
 
 /// Builds and fetches what is missing.
@@ -31,7 +45,11 @@ pub(crate) fn ensure() -> Result<Payload> {
     let guest = guest_binary()?;
     let crabbox = crabbox(&guest)?;
     let artefacts = artefacts(&guest)?;
-    Ok(Payload { crabbox, artefacts })
+    Ok(Payload {
+        crabbox,
+        guest,
+        artefacts,
+    })
 }
 
 /// The guest's first process, static.

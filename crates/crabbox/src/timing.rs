@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crabbox_engine::event::Stage;
 use crabbox_engine::lease::Lease;
 use serde::Serialize;
 
@@ -16,6 +17,10 @@ pub(crate) struct Outcome {
     pub(crate) total: Duration,
     /// From the request to a lease that can be entered; `None` where the lease was there.
     pub(crate) lease: Option<Duration>,
+    /// The stages of a new lease.
+    pub(crate) stages: Vec<Stage>,
+    /// What the guest said of its own boot.
+    pub(crate) guest_stages: Vec<(String, u64)>,
     /// Bringing the tree over.
     pub(crate) sync: Duration,
     /// Whether nothing had to be brought.
@@ -47,6 +52,12 @@ pub(crate) struct TimingJson {
     slug: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     lease_ms: Option<u64>,
+    /// Ours: where the time of a new lease went.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    lease_stages: Vec<Stage>,
+    /// Ours: the guest's uptime in milliseconds at the end of each stage of its boot.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    guest_stages: Vec<(String, u64)>,
     sync_ms: u64,
     sync_skipped: bool,
     command_ms: u64,
@@ -80,6 +91,8 @@ impl TimingJson {
             lease_id: lease.id.clone(),
             slug: lease.slug.clone(),
             lease_ms: outcome.lease.map(ms),
+            lease_stages: outcome.stages.clone(),
+            guest_stages: outcome.guest_stages.clone(),
             sync_ms: ms(outcome.sync),
             sync_skipped: outcome.sync_skipped,
             command_ms: ms(outcome.command),

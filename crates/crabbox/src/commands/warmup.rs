@@ -31,6 +31,8 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &WarmupArgs) -> Result<Exit, CommandError
         let outcome = Outcome {
             total,
             lease: Some(total),
+            stages: acquired.stages.clone(),
+            guest_stages: acquired.guest_stages.clone(),
             ..Outcome::default()
         };
         ctx.printer.note_json(&TimingJson::new(lease, &outcome))?;

@@ -1,0 +1,79 @@
+//! `test`: everything that CI runs: format, lints, walls, unit and integration tests, end to end on real microVMs.
+//!
+//! Cargo runs the tests; this task only prepares what they need and never decides that one may be left out.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use crabbox_host::command::Cmd;
+
+use crate::lab::packages;
+use crate::payload;
+use crate::site;
+use crate::stage::stage;
+use crate::workspace;
+
+/// Which tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Which {
+    /// All but the long crash matrix.
+    All,
+    /// Those that need no KVM host.
+    Local,
+    /// Those on real microVMs.
+    E2e,
+}
+
+/// Runs them.
+pub(crate) fn main(which: Which, lab: &str) -> Result<ExitCode> {
+    packages::ensure_tools()?;
+    if which != Which::E2e {
+        cargo("checking the format", &["fmt", "--all", "--check"])?;
+        cargo(
+            "linting",
+            &[
+                "clippy",
+                "--quiet",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ],
+        )?;
+        stage("checking the walls of the house", || {
+            crate::arch::main().map(drop)
+        })?;
+        cargo(
+            "testing all but the end",
+            &[
+                "test",
+                "--workspace",
+                "--exclude",
+                "crabbox-e2e",
+                "--no-fail-fast",
+            ],
+        )?;
+    }
+    if which != Which::Local {
+        let payload = payload::ensure()?;
+        let site = site::choose(&payload, lab)?;
+        eprintln!("xtask: end to end on {}", site.name);
+        cargo(
+            "testing end to end",
+            &["test", "--package", "crabbox-e2e", "--no-fail-fast"],
+        )?;
+        crate::lab::down(lab)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs cargo with its output on ours.
+fn cargo(what: &str, args: &[&str]) -> Result<()> {
+    eprintln!("xtask: {what}: cargo {}", args.join(" "));
+    let cmd = Cmd::new(env!("CARGO")).args(args).cwd(workspace::root());
+    let mut command = cmd.to_std();
+    let status = cmd.spawn(&mut command)?.wait()?;
+    ensure!(status.success(), "{what} failed: cargo {}", args.join(" "));
+    Ok(())
+}
