@@ -199,6 +199,44 @@ pub(crate) struct LogsArgs {
     pub(crate) keys: KeyFlags<LeaseSet>,
 }
 
+/// `cp`.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "crabbox cp --id <lease-id-or-slug> [-L] <src> <dst>, one of them as SANDBOX:<path>"
+)]
+pub(crate) struct CpArgs {
+    /// Lease id or slug
+    #[arg(long, value_name = "LEASE")]
+    pub(crate) id: Option<String>,
+    /// Copy what symbolic links lead to
+    #[arg(long = "L")]
+    pub(crate) follow_links: bool,
+    /// Where from and where to
+    #[arg(value_name = "PATH")]
+    pub(crate) operands: Vec<String>,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<LeaseSet>,
+}
+
+/// `tunnel`.
+#[derive(Debug, Args)]
+#[command(override_usage = "crabbox tunnel --id <lease-id-or-slug> [--local-port <port>] <remote-port>")]
+pub(crate) struct TunnelArgs {
+    /// Lease id or slug
+    #[arg(long, value_name = "LEASE")]
+    pub(crate) id: Option<String>,
+    /// Port on this machine; a free one without it
+    #[arg(long, value_name = "PORT")]
+    pub(crate) local_port: Option<u16>,
+    /// Port in the lease
+    #[arg(value_name = "REMOTE-PORT")]
+    pub(crate) remote_port: Option<String>,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<LeaseSet>,
+}
+
 /// `pause` and `resume`.
 #[derive(Debug, Args)]
 pub(crate) struct PauseArgs {

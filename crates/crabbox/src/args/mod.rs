@@ -15,8 +15,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub(crate) use lease::{
-    CleanupArgs, ConnectArgs, HeartbeatArgs, InspectArgs, ListArgs, LogsArgs, PauseArgs, PortsArgs, SshArgs,
-    StatusArgs, StopArgs, WarmupArgs,
+    CleanupArgs, ConnectArgs, CpArgs, HeartbeatArgs, InspectArgs, ListArgs, LogsArgs, PauseArgs, PortsArgs,
+    SshArgs, StatusArgs, StopArgs, TunnelArgs, WarmupArgs,
 };
 pub(crate) use local::{
     ClaimsCommand, ClaimsListArgs, CompletionsArgs, ConfigCommand, ConfigExplainArgs, ConfigShowArgs,
@@ -73,6 +73,10 @@ pub(crate) enum Command {
     Heartbeat(HeartbeatArgs),
     /// Show the console and VMM log of a lease
     Logs(LogsArgs),
+    /// Copy files into or out of a lease
+    Cp(CpArgs),
+    /// Reach a port of a lease on a port of this machine
+    Tunnel(TunnelArgs),
     /// Publish ports of a lease; no provider of this program can
     #[command(hide = true)]
     Ports(PortsArgs),

@@ -28,14 +28,25 @@ pub(super) fn enter(
     command: &'static str,
     reclaim: bool,
 ) -> Result<Entry, CommandError> {
-    let engine = route::to_lease(ctx, flags, name, command)?;
-    let lease = resolve::resolve(&engine, name, Purpose::Use)?;
+    let entry = visit(ctx, flags, name, command)?;
     touch::claim(
-        &engine.places,
-        &lease,
+        &entry.engine.places,
+        &entry.lease,
         &acquire::repository(ctx.env.cwd()?),
         reclaim,
     )?;
+    Ok(entry)
+}
+
+/// Finds the lease called `name` for `command`, without claiming it: for what does not depend on where we stand.
+pub(super) fn visit(
+    ctx: &Ctx<'_>,
+    flags: &[FlagValue],
+    name: &str,
+    command: &'static str,
+) -> Result<Entry, CommandError> {
+    let engine = route::to_lease(ctx, flags, name, command)?;
+    let lease = resolve::resolve(&engine, name, Purpose::Use)?;
     let target = lease
         .target
         .clone()
@@ -48,6 +59,12 @@ pub(super) fn enter(
 }
 
 impl Entry {
+    /// Refreshes the lease and leaves its state as it is.
+    pub(super) fn refresh(&self) -> Result<(), CommandError> {
+        touch::touch(&self.engine.places, &self.lease.id, None, None)?;
+        Ok(())
+    }
+
     /// Refreshes the lease.
     pub(super) fn touch(&self, state: &str) -> Result<(), CommandError> {
         touch::touch(&self.engine.places, &self.lease.id, Some(state), None)?;

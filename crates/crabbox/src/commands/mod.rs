@@ -5,6 +5,7 @@ mod claims;
 mod cleanup;
 mod config;
 mod connect;
+mod cp;
 mod doctor;
 mod entry;
 mod heartbeat;
@@ -20,6 +21,7 @@ mod status;
 mod stop;
 mod supervise;
 mod sync_plan;
+mod tunnel;
 mod unsupported;
 mod views;
 mod warmup;
@@ -88,6 +90,8 @@ fn dispatch(ctx: &Ctx<'_>, command: Command) -> Result<Exit, CommandError> {
         Command::Cleanup(args) | Command::Machine(MachineCommand::Cleanup(args)) => cleanup::run(ctx, &args),
         Command::Heartbeat(args) => heartbeat::run(ctx, &args),
         Command::Logs(args) => logs::run(ctx, &args),
+        Command::Cp(args) => cp::run(ctx, &args),
+        Command::Tunnel(args) => tunnel::run(ctx, &args),
         Command::Ports(args) => unsupported::ports(ctx, &args),
         Command::Pause(args) => unsupported::pause(ctx, &args, "pause"),
         Command::Resume(args) => unsupported::pause(ctx, &args, "resume"),

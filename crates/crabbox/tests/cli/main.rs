@@ -10,6 +10,7 @@ mod doctor;
 mod files;
 mod leases;
 mod place;
+mod remote;
 mod smoke;
 mod sync_plan;
 mod usage;
