@@ -72,7 +72,7 @@ fn a_lease_from_warmup_to_stop_leaves_nothing() {
         "{session:?}"
     );
 
-    let list = host.crabbox("list --json").exits(0).json();
+    let list = host.crabbox("list --provider firecracker --json").exits(0).json();
     let listed = list
         .as_array()
         .and_then(|all| all.iter().find(|lease| lease["labels"]["lease"] == id.as_str()));
