@@ -2,6 +2,10 @@
 //!
 //! Every command of a test runs there. A test that finds no lab fails and says how to start one; it is never skipped. Tests
 //! share the host, so each has its own slugs, repositories and, where it counts residue, [`Host::alone`].
+#![expect(
+    clippy::panic,
+    reason = "all of this is test code: what fails here fails the test"
+)]
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -79,7 +83,6 @@ impl Done {
 impl Host {
     /// The running lab called `main`, or the one that `target/lab/current` names.
     #[track_caller]
-    #[expect(clippy::panic, reason = "a test without its host must fail")]
     pub fn find() -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let lab = root.join("target/lab");
@@ -104,7 +107,6 @@ impl Host {
 
     /// The same, with no other test on the host that asked for the same until the guard is dropped.
     #[track_caller]
-    #[expect(clippy::expect_used, reason = "tests only")]
     pub fn alone(&self) -> FileLock {
         FileLock::acquire_within(&self.lab_dir.join("alone.lock"), Duration::from_mins(30))
             .expect("the host is free")
@@ -112,7 +114,6 @@ impl Host {
 
     /// Runs a shell script on the host as root, in its home directory.
     #[track_caller]
-    #[expect(clippy::panic, reason = "a host that cannot be spoken to fails the test")]
     pub fn sh(&self, script: &str) -> Done {
         let (program, args) = self
             .ssh

@@ -249,12 +249,7 @@ impl Acquisition<'_> {
 
     fn interrupted(&mut self) -> ClientError {
         self.input = None;
-        loop {
-            match self.next(None) {
-                Ok(Some(_)) => {}
-                Ok(None) | Err(_) => break,
-            }
-        }
+        while let Ok(Some(_)) = self.next(None) {}
         self.finish();
         ClientError::Interrupted {
             id: self.id.to_string(),

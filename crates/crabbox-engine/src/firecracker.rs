@@ -25,7 +25,7 @@ use crate::touch::{self, TouchError};
 /// What foreign images are asked whether they are ready; cloud-init writes it (behaviour reference 8.4).
 const READY_COMMAND: &str = "/usr/local/bin/crabbox-ready >/tmp/crabbox-ready.log 2>&1";
 /// How long one try at the handshake may take; under emulation it takes seconds.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(60);
+const HANDSHAKE_LIMIT: Duration = Duration::from_mins(1);
 
 /// Why there is no lease.
 #[derive(Debug, thiserror::Error)]
@@ -190,7 +190,10 @@ fn enter(
         }
     }
     // Our image says `ready` only when everything is in its place; anyone else's is asked.
-    while matches!(request.guest, GuestSource::Foreign { .. }) {
+    if matches!(request.guest, GuestSource::Ours { .. }) {
+        return Ok(lease);
+    }
+    loop {
         if interrupts.caught().is_some() {
             return Err(AcquireLeaseError::Interrupted { id: lease.id });
         }
@@ -199,9 +202,8 @@ fn enter(
         }
         let asked = capture::capture(target, READY_COMMAND, Stdin::Null, Some(Duration::from_secs(30)));
         if asked.is_ok_and(|answer| answer.success()) {
-            break;
+            return Ok(lease);
         }
         clock::nap(Duration::from_millis(50));
     }
-    Ok(lease)
 }

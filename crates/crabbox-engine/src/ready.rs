@@ -112,7 +112,7 @@ pub fn wait(wait: &Wait<'_>) -> Result<Vec<(String, u64)>, ReadyError> {
             };
             poll(&mut [PollFd::new(wait.listener, PollFlags::IN)], Some(&pause)).ok();
             if let Ok((stream, _)) = wait.listener.accept()
-                && let Some(stages) = listen(stream)
+                && let Some(stages) = listen(&stream)
             {
                 return Ok(stages);
             }
@@ -123,11 +123,11 @@ pub fn wait(wait: &Wait<'_>) -> Result<Vec<(String, u64)>, ReadyError> {
 }
 
 /// Reads a guest's report; `None` if it breaks off before `ready`.
-fn listen(stream: UnixStream) -> Option<Vec<(String, u64)>> {
+fn listen(stream: &UnixStream) -> Option<Vec<(String, u64)>> {
     stream.set_nonblocking(false).ok()?;
     stream.set_read_timeout(Some(SPEAK_LIMIT)).ok()?;
     let mut text = Vec::new();
-    let mut limited = (&stream).take(SPEAK_BYTES);
+    let mut limited = stream.take(SPEAK_BYTES);
     let mut chunk = [0; 1024];
     while !text.windows(6).any(|word| word == b"ready ") || !text.ends_with(b"\n") {
         match limited.read(&mut chunk) {
@@ -208,7 +208,8 @@ mod tests {
     fn a_guest_that_never_ends_its_line_is_cut_off() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let talker = std::thread::spawn(move || while theirs.write_all(&[b'x'; 4096]).is_ok() {});
-        assert_eq!(listen(ours), None);
+        assert_eq!(listen(&ours), None);
+        drop(ours);
         talker.join().unwrap();
     }
 }

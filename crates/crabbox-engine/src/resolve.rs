@@ -105,7 +105,9 @@ pub enum ResolveError {
 }
 
 fn lines(matches: &[String]) -> String {
-    matches.iter().map(|line| format!("\n  {line}")).collect()
+    matches
+        .iter()
+        .fold(String::new(), |text, line| text + "\n  " + line)
 }
 
 impl Fault for ResolveError {
@@ -159,9 +161,8 @@ pub fn find(places: &Places, text: &str, purpose: Purpose) -> Result<Found, Reso
         });
     }
     let claimed = claims::list(places)?.claims.into_iter();
-    let of_slug = claimed
-        .filter(|claim| claim.provider == "firecracker" && claim.slug == slug)
-        .next_back();
+    let mut claimed = claimed;
+    let of_slug = claimed.rfind(|claim| claim.provider == "firecracker" && claim.slug == slug);
     match of_slug {
         Some(claim) => claim_only(claim, purpose),
         None => Err(ResolveError::NotFound {

@@ -152,7 +152,10 @@ pub fn list(places: &Places) -> Result<Listing, ClaimError> {
     let mut names: Vec<String> = entries
         .filter_map(Result::ok)
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .filter(|name| name.ends_with(".json") && !name.starts_with('.'))
+        .filter(|name| {
+            name.strip_suffix(".json")
+                .is_some_and(|id| !id.is_empty() && !id.starts_with('.'))
+        })
         .collect();
     names.sort();
     let mut listing = Listing::default();
@@ -177,7 +180,10 @@ fn path_of(places: &Places, id: &str) -> PathBuf {
     places.claims().join(format!("{id}.json"))
 }
 
-fn load(places: &Places, id: &str) -> Result<Option<(Claim, Map<String, Value>)>, ClaimError> {
+/// A claim, and the file's whole content with fields of other programs.
+type Loaded = (Claim, Map<String, Value>);
+
+fn load(places: &Places, id: &str) -> Result<Option<Loaded>, ClaimError> {
     let path = path_of(places, id);
     let text = match std::fs::read(&path) {
         Ok(text) => text,

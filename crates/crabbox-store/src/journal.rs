@@ -116,6 +116,7 @@ impl JournalFile {
     }
 
     /// Writes that the effect is there, with the process it started.
+    #[expect(clippy::needless_pass_by_value, reason = "what is done is pending no more")]
     pub fn done(&mut self, pending: Pending, process: Option<Process>) -> Result<(), JournalFileError> {
         let Pending { seq } = pending;
         self.append(&Entry::Done { seq, process })
