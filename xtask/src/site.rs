@@ -80,7 +80,7 @@ impl Site {
             site.script("mv -f /usr/local/bin/.crabbox.new /usr/local/bin/crabbox")?;
             site.script(INSTALL)
         })?;
-        site.is_current(name)?;
+        is_current(name)?;
         Ok(site)
     }
 
@@ -129,13 +129,8 @@ impl Site {
         let identity = json!({ "state": "running", "pid": 1, "ssh_argv": site.argv });
         fs::write(dir.join("lab.json"), serde_json::to_vec_pretty(&identity)?)?;
         site.script("cd && git config --global user.name lab && git config --global user.email lab@example.invalid && git config --global init.defaultBranch main")?;
-        site.is_current("local")?;
+        is_current("local")?;
         Ok(site)
-    }
-
-    /// Makes this the host of the end-to-end tests.
-    fn is_current(&self, name: &str) -> Result<()> {
-        fs::write(workspace::lab_dir().join("current"), name).context("cannot note which host the tests use")
     }
 
     /// A shell script there as a command of ours.
@@ -171,4 +166,9 @@ impl Site {
         lines.sort();
         Ok(lines)
     }
+}
+
+/// Makes this the host of the end-to-end tests.
+fn is_current(name: &str) -> Result<()> {
+    fs::write(workspace::lab_dir().join("current"), name).context("cannot note which host the tests use")
 }

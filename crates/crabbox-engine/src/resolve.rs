@@ -160,8 +160,7 @@ pub fn find(places: &Places, text: &str, purpose: Purpose) -> Result<Found, Reso
             claim,
         });
     }
-    let claimed = claims::list(places)?.claims.into_iter();
-    let mut claimed = claimed;
+    let mut claimed = claims::list(places)?.claims.into_iter();
     let of_slug = claimed.rfind(|claim| claim.provider == "firecracker" && claim.slug == slug);
     match of_slug {
         Some(claim) => claim_only(claim, purpose),

@@ -128,6 +128,7 @@ fn the_lines_say_the_same_and_the_mends_are_not_among_them() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of faults, one row each")]
 fn faults_that_are_really_there_are_found() {
     let place = place();
     let text = place.write("outside/text", "not a program");

@@ -28,21 +28,29 @@ pub(super) enum To<'a> {
 
 impl std::fmt::Debug for Tee<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tee").field("lines", &self.lines.len()).finish_non_exhaustive()
+        f.debug_struct("Tee")
+            .field("lines", &self.lines.len())
+            .finish_non_exhaustive()
     }
 }
 
 impl<'a> Tee<'a> {
     /// A stream to `to`.
     pub(super) fn new(to: To<'a>) -> Self {
-        Self { to, lines: VecDeque::new(), open: Vec::new() }
+        Self {
+            to,
+            lines: VecDeque::new(),
+            open: Vec::new(),
+        }
     }
 
     /// The last lines, without terminal sequences.
     pub(super) fn tail(&self) -> Vec<String> {
         let open = Some(&self.open).filter(|line| !line.is_empty());
         let lines = self.lines.iter().chain(open);
-        lines.map(|line| harmless(&String::from_utf8_lossy(line))).collect()
+        lines
+            .map(|line| harmless(&String::from_utf8_lossy(line)))
+            .collect()
     }
 
     fn remember(&mut self, bytes: &[u8]) {
@@ -85,11 +93,14 @@ mod tests {
         let pass = |bytes: &[u8]| seen.lock().unwrap().extend_from_slice(bytes);
         let mut tee = Tee::new(To::Pass(&pass));
         for number in 0..100 {
-            write!(tee, "line {number}\n").unwrap();
+            writeln!(tee, "line {number}").unwrap();
         }
         tee.write_all(b"\x1b[31mopen").unwrap();
         let tail = tee.tail();
-        assert_eq!((tail.len(), tail[0].as_str(), tail[TAIL_LINES].as_str()), (TAIL_LINES + 1, "line 60", "open"));
+        assert_eq!(
+            (tail.len(), tail[0].as_str(), tail[TAIL_LINES].as_str()),
+            (TAIL_LINES + 1, "line 60", "open")
+        );
         assert!(seen.lock().unwrap().starts_with(b"line 0\nline 1\n"));
     }
 }
