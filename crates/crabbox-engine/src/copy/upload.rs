@@ -253,3 +253,22 @@ impl Read for Exactly {
         Ok(count)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_becomes_shorter_is_an_error_and_one_that_grows_is_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        fs::write(&path, "12345").unwrap();
+        let read = |left| {
+            let file = File::open(&path).unwrap();
+            let mut text = String::new();
+            Exactly { file, left }.read_to_string(&mut text).map(|_| text)
+        };
+        assert_eq!(read(3).unwrap(), "123");
+        assert!(read(6).unwrap_err().to_string().contains("shorter"));
+    }
+}

@@ -6,7 +6,9 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
+use crabbox_host::clock::poll_until;
 use crabbox_host::command::Cmd;
 use crabbox_testkit::sshd::Sshd;
 
@@ -303,6 +305,38 @@ fn what_cannot_be_copied_says_why_and_leaves_everything_as_it_was() {
         2,
         "no lease is named"
     );
+}
+
+#[test]
+fn an_interrupted_copy_leaves_nothing_behind() {
+    let lease = Entered::new();
+    let big = fs::File::create(lease.place.path("repo/big")).unwrap();
+    big.set_len(1 << 40).unwrap();
+    let to = format!("SANDBOX:{}", lease.there("big").display());
+    let child = lease
+        .place
+        .command(&["cp", "--id", "jade-krill", "big", &to])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let staged = || {
+        names(lease.sshd.dir())
+            .into_iter()
+            .find(|name| name.starts_with(".crabbox-cp"))
+    };
+    poll_until(Duration::from_secs(20), staged).unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&child),
+        rustix::process::Signal::INT,
+    )
+    .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(
+        (output.status.code(), output.stderr),
+        (Some(130), b"interrupted; nothing was copied\n".to_vec())
+    );
+    poll_until(Duration::from_secs(20), || staged().is_none().then_some(())).unwrap();
+    assert!(!lease.there("big").exists());
 }
 
 #[test]
