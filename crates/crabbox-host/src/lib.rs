@@ -8,6 +8,8 @@ pub mod clone;
 pub mod command;
 pub mod console;
 pub mod digest;
+#[cfg(feature = "download")]
+pub mod download;
 pub mod files;
 pub mod kvm;
 pub mod lock;

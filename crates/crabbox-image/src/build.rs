@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 
 use crabbox_host::clock;
 use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::digest;
 use crabbox_host::files::{self, FileError};
 
 use crate::initrd::{self, InitrdError, InitrdRecipe};
 use crate::kernel::{self, KernelError};
-use crate::manifest::{self, FileFacts, GuestContract, Manifest};
+use crate::manifest::{self, FileFacts, GuestContract, Init, Manifest};
 use crate::progress::Progress;
 use crate::store::{Image, Scratch, Store, StoreError};
 
@@ -38,6 +39,8 @@ pub struct BuildRecipe {
     pub suite: String,
     /// Packages beyond the guest contract.
     pub extra_packages: Vec<String>,
+    /// A script that is run as root inside the new tree when all packages are in, with the network of this host.
+    pub script: Option<PathBuf>,
     /// Where the packages come from, as mmdebstrap takes them; empty for the distribution's own servers.
     pub mirrors: Vec<String>,
     /// The static `crabbox-guest` binary.
@@ -53,6 +56,7 @@ impl BuildRecipe {
             name: "default".to_owned(),
             suite: "bookworm".to_owned(),
             extra_packages: Vec::new(),
+            script: None,
             mirrors: Vec::new(),
             guest_binary: guest_binary.to_owned(),
             stamp_unix: STAMP_UNIX,
@@ -183,11 +187,22 @@ pub fn build_debian(
         arch: std::env::consts::ARCH.to_owned(),
         suite: recipe.suite.clone(),
         kernel_release,
+        init: Init::Ours,
+        provenance: provenance(recipe)?,
         guest,
         files: contents,
         packages,
     };
     Ok(store.put(&scratch, &staged, &record, &recipe.name)?)
+}
+
+/// What the image is made of beyond its packages, for whoever asks later.
+fn provenance(recipe: &BuildRecipe) -> Result<BTreeMap<String, String>, FileError> {
+    let mut facts = BTreeMap::new();
+    if let Some(script) = &recipe.script {
+        facts.insert("script_sha256".to_owned(), digest::sha256_file(script)?);
+    }
+    Ok(facts)
 }
 
 /// All that can be known before the first package is fetched.
@@ -208,6 +223,9 @@ fn check(recipe: &BuildRecipe, store: &Store) -> Result<(), BuildError> {
     check_tools(&bootstrap::TOOLS)?;
     std::fs::metadata(&recipe.guest_binary)
         .map_err(|source| FileError::io("look at the guest's first process", &recipe.guest_binary, source))?;
+    if let Some(script) = &recipe.script {
+        std::fs::File::open(script).map_err(|source| FileError::io("read the script", script, source))?;
+    }
     let free_bytes = files::free_bytes(store.root())?;
     if free_bytes < SPACE_NEEDED {
         let dir = store.root().to_owned();

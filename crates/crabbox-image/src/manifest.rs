@@ -26,7 +26,7 @@ pub const INITRD: &str = "initrd.img";
 /// The read-only root file system that all leases share.
 pub const BASE: &str = "base.ext4";
 
-/// The files that every image has.
+/// The files of an image that we build.
 pub const FILES: [&str; 3] = [KERNEL, INITRD, BASE];
 
 /// The record of one image.
@@ -44,12 +44,44 @@ pub struct Manifest {
     pub suite: String,
     /// The kernel's release, as `uname -r` says it.
     pub kernel_release: String,
+    /// Who sets the guest up.
+    #[serde(default, skip_serializing_if = "Init::is_ours")]
+    pub init: Init,
+    /// Where the content comes from beyond the suite's packages; empty for a plain build.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub provenance: BTreeMap<String, String>,
     /// What a lease can count on.
     pub guest: GuestContract,
     /// Digest and length of each file, by name.
     pub files: BTreeMap<String, FileFacts>,
     /// The installed packages, by name, with their versions.
     pub packages: BTreeMap<String, String>,
+}
+
+/// Who sets the guest up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Init {
+    /// Our first process, from the initrd, above a shared read-only base.
+    #[default]
+    Ours,
+    /// The image's own init, told by cloud-init's seed, on a private copy of the whole file system.
+    CloudInit,
+}
+
+impl Init {
+    /// The files that an image of this kind has, no more and no less.
+    pub const fn files(self) -> &'static [&'static str] {
+        match self {
+            Self::Ours => &FILES,
+            Self::CloudInit => &[KERNEL, BASE],
+        }
+    }
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+    fn is_ours(&self) -> bool {
+        *self == Self::Ours
+    }
 }
 
 /// What the guest offers once it is ready.

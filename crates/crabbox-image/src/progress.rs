@@ -6,6 +6,11 @@
 pub trait Progress {
     /// The stage `name` begins now, for example `installing packages`.
     fn stage(&self, name: &str);
+
+    /// Of the stage that is going on, `done` bytes are dealt with, of `total` where that is known. Called often.
+    fn bytes(&self, done: u64, total: Option<u64>) {
+        let _ = (done, total);
+    }
 }
 
 impl<F: Fn(&str)> Progress for F {

@@ -17,6 +17,7 @@ use crabbox_host::files::{self, FileError};
 use crate::manifest::{self, FileFacts, Manifest};
 
 mod change;
+pub mod gc;
 
 pub use change::Scratch;
 pub(crate) use change::check_name;
@@ -42,12 +43,17 @@ pub struct Image {
 }
 
 impl Image {
+    /// Length of its files together, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.manifest.files.values().map(|facts| facts.bytes).sum()
+    }
+
     /// The guest kernel.
     pub fn kernel(&self) -> PathBuf {
         self.dir.join(manifest::KERNEL)
     }
 
-    /// The initrd, without a seed.
+    /// The initrd, without a seed; an image with an init of its own has none.
     pub fn initrd(&self) -> PathBuf {
         self.dir.join(manifest::INITRD)
     }

@@ -63,6 +63,14 @@ apt-get download -qq "linux-image-$release"
 printf '%s' "$release" > release
 "#;
 
+/// Runs the user's script inside the tree. The tree's own shell reads its first line; it is gone when the tree is packed.
+const SCRIPT_HOOK: &str = r#"#!/bin/sh
+set -e
+install -m 700 "$(dirname "$0")/script" "$1/crabbox-build-script"
+chroot "$1" /crabbox-build-script
+rm -f "$1/crabbox-build-script"
+"#;
+
 /// Longest that fetching and installing the packages may take.
 const INSTALL_LIMIT: Duration = Duration::from_mins(30);
 
@@ -76,6 +84,16 @@ pub(super) fn install(recipe: &BuildRecipe, tree: &Path, scratch: &Path) -> Resu
     let hook = kernel_dir.join("hook");
     files::write_atomic(&hook, KERNEL_HOOK.as_bytes(), 0o700)?;
 
+    let mut hooks = vec![USER_HOOK.to_owned(), shell_word(&hook)];
+    if let Some(script) = &recipe.script {
+        let content =
+            std::fs::read(script).map_err(|source| FileError::io("read the script", script, source))?;
+        let runner = kernel_dir.join("script-hook");
+        files::write_atomic(&kernel_dir.join("script"), &content, 0o700)?;
+        files::write_atomic(&runner, SCRIPT_HOOK.as_bytes(), 0o700)?;
+        hooks.push(shell_word(&runner));
+    }
+
     let packages: Vec<&str> = PACKAGES
         .into_iter()
         .chain(recipe.extra_packages.iter().map(String::as_str))
@@ -86,8 +104,7 @@ pub(super) fn install(recipe: &BuildRecipe, tree: &Path, scratch: &Path) -> Resu
         .arg("--aptopt=Acquire::Languages \"none\"")
         .arg("--aptopt=Acquire::Retries \"3\"")
         .args(DPKG_OPTIONS.map(|option| format!("--dpkgopt={option}")))
-        .arg(format!("--customize-hook={USER_HOOK}"))
-        .arg(format!("--customize-hook={}", shell_word(&hook)))
+        .args(hooks.iter().map(|hook| format!("--customize-hook={hook}")))
         .arg(&recipe.suite)
         .arg(tree)
         .args(&recipe.mirrors)

@@ -76,8 +76,19 @@ impl Store {
         record: &Manifest,
         name: &str,
     ) -> Result<Image, StoreError> {
-        check_name(name)?;
         verify_files(staged, record)?;
+        self.place(scratch, staged, record, name)
+    }
+
+    /// As [`Store::put`], for files whose digests were checked as they were written.
+    pub(crate) fn place(
+        &self,
+        scratch: &Scratch,
+        staged: &Path,
+        record: &Manifest,
+        name: &str,
+    ) -> Result<Image, StoreError> {
+        check_name(name)?;
         let target = self.images().join(&record.digest);
         let kept = read_image(&target, &record.digest, &[])
             .and_then(|image| self.verify(&image))

@@ -26,6 +26,8 @@ fn stage(scratch: &Scratch, content: &str, created_unix: i64) -> (PathBuf, Manif
         arch: "x86_64".to_owned(),
         suite: "bookworm".to_owned(),
         kernel_release: "6.1".to_owned(),
+        init: manifest::Init::Ours,
+        provenance: std::collections::BTreeMap::new(),
         guest: manifest::GuestContract::default(),
         files,
         packages: [("git".to_owned(), "1:2.39".to_owned())].into(),

@@ -1,0 +1,278 @@
+//! Files over HTTP: resumed where they stopped, in place whole or not at all.
+//!
+//! What came is kept beside the target as `<name>.part` until it is complete, with the server's mark of the version in
+//! `<name>.tag`: only with the same mark is a download taken up again. It must never join two versions of a file, nor
+//! answer with one that is shorter than the server said.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::clock;
+use crate::digest;
+use crate::files::{self, FileError};
+
+/// How often a download that moves nothing any more is taken up again before it is given up.
+const TRIES: u32 = 4;
+
+/// Longest wait for a connection, and for the first byte of an answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// Bytes read at a time.
+const CHUNK: usize = 256 * 1024;
+
+/// Why a file could not be brought here.
+#[derive(Debug, thiserror::Error)]
+pub enum DownloadError {
+    /// The server cannot be reached, or speaks no HTTP.
+    #[error("cannot download {url}")]
+    Request {
+        /// What was asked for.
+        url: String,
+        /// Why not.
+        #[source]
+        source: Box<ureq::Error>,
+    },
+    /// The server refused.
+    #[error("cannot download {url}: the server answered with status {status}")]
+    Status {
+        /// What was asked for.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+    },
+    /// The connection ended too early, again and again.
+    #[error("the download of {url} stopped at byte {got} of {}", expected.map_or_else(|| "an unknown number".to_owned(), |expected| expected.to_string()))]
+    Interrupted {
+        /// What was asked for.
+        url: String,
+        /// What is here.
+        got: u64,
+        /// What the server promised.
+        expected: Option<u64>,
+        /// What the system said; none when the connection just ended.
+        #[source]
+        source: Option<std::io::Error>,
+    },
+    /// The content is not what was asked for.
+    #[error("refusing {url}: its SHA-256 is {found}, expected {expected}")]
+    WrongDigest {
+        /// What was asked for.
+        url: String,
+        /// What it should be.
+        expected: String,
+        /// What came.
+        found: String,
+    },
+    /// A file could not be written.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl DownloadError {
+    /// Whether asking again may help.
+    fn is_passing(&self) -> bool {
+        match self {
+            Self::Interrupted { .. } => true,
+            Self::Request { source, .. } => matches!(
+                **source,
+                ureq::Error::Io(_) | ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed
+            ),
+            Self::Status { status, .. } => *status >= 500 || *status == 429,
+            Self::WrongDigest { .. } | Self::File(_) => false,
+        }
+    }
+}
+
+/// Brings `url` to the file `to`, which holds all of it afterwards or is untouched; `sha256` is what it must be, when known.
+///
+/// `told` hears how many bytes are here and how many there will be. A failed download leaves its beginning beside `to`, and the
+/// next call goes on from there; one with a wrong digest leaves nothing.
+pub fn fetch(
+    url: &str,
+    to: &Path,
+    sha256: Option<&str>,
+    told: &mut dyn FnMut(u64, Option<u64>),
+) -> Result<(), DownloadError> {
+    let part = Part::beside(to);
+    let agent = agent(url);
+    let mut idle_tries = 0;
+    loop {
+        let before = part.length();
+        match attempt(&agent, url, &part, told) {
+            Ok(()) => break,
+            Err(error) if error.is_passing() && idle_tries < TRIES => {
+                idle_tries = if part.length() > before { 0 } else { idle_tries + 1 };
+                // A server that is busy wants a moment; nothing else is waited for.
+                clock::poll_until(Duration::from_millis(200) * (idle_tries + 1), || None::<()>);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(expected) = sha256 {
+        let found = digest::sha256_file(&part.data)?;
+        if !found.eq_ignore_ascii_case(expected) {
+            part.forget();
+            return Err(DownloadError::WrongDigest {
+                url: url.to_owned(),
+                expected: expected.to_owned(),
+                found,
+            });
+        }
+    }
+    std::fs::rename(&part.data, to).map_err(|source| FileError::io("put the download at", to, source))?;
+    part.forget();
+    Ok(())
+}
+
+/// The beginning of a file, and which version it is of.
+#[derive(Debug)]
+struct Part {
+    data: PathBuf,
+    tag: PathBuf,
+}
+
+impl Part {
+    fn beside(to: &Path) -> Self {
+        let with = |end: &str| {
+            let mut name = to.as_os_str().to_owned();
+            name.push(end);
+            PathBuf::from(name)
+        };
+        Self {
+            data: with(".part"),
+            tag: with(".tag"),
+        }
+    }
+
+    fn length(&self) -> u64 {
+        std::fs::metadata(&self.data).map_or(0, |facts| facts.len())
+    }
+
+    /// The mark of the version that the part is of; without one nothing can be joined to it.
+    fn mark(&self) -> Option<String> {
+        std::fs::read_to_string(&self.tag)
+            .ok()
+            .filter(|mark| !mark.is_empty() && self.length() > 0)
+    }
+
+    fn forget(&self) {
+        // Left behind they are taken up or overwritten by the next download of the same file.
+        std::fs::remove_file(&self.data).ok();
+        std::fs::remove_file(&self.tag).ok();
+    }
+
+    /// Opens the part for what comes next: at its end, or emptied and of the version `mark`.
+    fn open(&self, resume: bool, mark: Option<&str>) -> Result<File, FileError> {
+        if !resume {
+            files::write_atomic(&self.tag, mark.unwrap_or_default().as_bytes(), 0o600)?;
+        }
+        File::options()
+            .create(true)
+            .append(resume)
+            .write(true)
+            .truncate(!resume)
+            .open(&self.data)
+            .map_err(|source| FileError::io("write", &self.data, source))
+    }
+}
+
+fn agent(url: &str) -> ureq::Agent {
+    let mut config = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_connect(Some(ANSWER_LIMIT))
+        .timeout_recv_response(Some(ANSWER_LIMIT));
+    // A proxy cannot reach this machine's own loopback.
+    let host = url.split("://").nth(1).unwrap_or_default();
+    if ["127.", "localhost", "[::1]"]
+        .iter()
+        .any(|local| host.starts_with(local))
+    {
+        config = config.proxy(None);
+    }
+    config.build().into()
+}
+
+/// One request: from the beginning, or from where the part ends.
+fn attempt(
+    agent: &ureq::Agent,
+    url: &str,
+    part: &Part,
+    told: &mut dyn FnMut(u64, Option<u64>),
+) -> Result<(), DownloadError> {
+    let (here, mark) = (part.length(), part.mark());
+    let mut request = agent.get(url);
+    if let Some(mark) = &mark {
+        request = request
+            .header("Range", format!("bytes={here}-"))
+            .header("If-Range", mark);
+    }
+    let mut response = request.call().map_err(|source| DownloadError::Request {
+        url: url.to_owned(),
+        source: Box::new(source),
+    })?;
+    let status = response.status().as_u16();
+    let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let length = header("content-length").and_then(|length| length.parse::<u64>().ok());
+    let resume = match status {
+        200 => false,
+        // Only what begins where the part ends can be joined to it.
+        206 if mark.is_some()
+            && header("content-range").is_some_and(|range| range.starts_with(&format!("bytes {here}-"))) =>
+        {
+            true
+        }
+        // The part is no beginning of what the server has: the next request asks for everything.
+        206 | 416 if mark.is_some() => {
+            part.forget();
+            return Err(DownloadError::Interrupted {
+                url: url.to_owned(),
+                got: 0,
+                expected: None,
+                source: None,
+            });
+        }
+        status => {
+            let url = url.to_owned();
+            return Err(DownloadError::Status { url, status });
+        }
+    };
+    let new_mark = header("etag")
+        .filter(|tag| !tag.starts_with("W/"))
+        .or_else(|| header("last-modified"))
+        .map(str::to_owned);
+    let mut got = if resume { here } else { 0 };
+    let expected = length.map(|length| length + got);
+    let mut file = part.open(resume, new_mark.as_deref())?;
+    let interrupted = |got, source| DownloadError::Interrupted {
+        url: url.to_owned(),
+        got,
+        expected,
+        source,
+    };
+    let mut body = response.body_mut().as_reader();
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        told(got, expected);
+        match body.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(count) => {
+                file.write_all(&chunk[..count])
+                    .map_err(|source| FileError::io("write", &part.data, source))?;
+                got += count as u64;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(interrupted(got, Some(error))),
+        }
+    }
+    if expected.is_some_and(|expected| got != expected) {
+        return Err(interrupted(got, None));
+    }
+    file.sync_all()
+        .map_err(|source| FileError::io("make durable", &part.data, source))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

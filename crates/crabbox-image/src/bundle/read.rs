@@ -1,0 +1,318 @@
+//! Reading a bundle that anyone may have written: nothing is taken but what its record names, whole and as it says.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, Read, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+
+use crabbox_host::digest;
+use crabbox_host::files::{self, FileError};
+use sha2::{Digest as _, Sha256};
+
+use super::{BundleError, PROGRAMS, RECORD, RECORD_LIMIT, Record, VERSION};
+use crate::manifest::{self, FileFacts};
+use crate::progress::Progress;
+use crate::store::{Image, Scratch, Store, StoreError};
+
+/// Bytes read at a time; a run of zeros of this length becomes a hole.
+const CHUNK: usize = 64 * 1024;
+
+/// What a bundle brought.
+#[derive(Debug)]
+pub struct Imported {
+    /// The image, in the store.
+    pub image: Image,
+    /// The programs that were put into the directory asked for; empty when the bundle has none or none was asked for.
+    pub programs: Vec<PathBuf>,
+}
+
+/// Puts the image of the bundle at `bundle` into `store` as `name`, and its programs into `programs` when that is given.
+pub fn import(
+    bundle: &Path,
+    store: &Store,
+    name: &str,
+    programs: Option<&Path>,
+    progress: &dyn Progress,
+) -> Result<Imported, BundleError> {
+    crate::store::check_name(name)?;
+    progress.stage("reading the bundle");
+    let open = || File::open(bundle).map_err(|source| FileError::io("open", bundle, source));
+    let mut magic = Vec::new();
+    open()?
+        .take(2)
+        .read_to_end(&mut magic)
+        .map_err(|source| FileError::io("read", bundle, source))?;
+    let file = BufReader::with_capacity(1 << 20, open()?);
+    let reader: Box<dyn Read> = if magic == [0x1f, 0x8b] {
+        Box::new(flate2::bufread::MultiGzDecoder::new(file))
+    } else {
+        Box::new(file)
+    };
+    let scratch = store.begin()?;
+    Incoming {
+        bundle,
+        store,
+        scratch: &scratch,
+        progress,
+    }
+    .read(reader, name, programs)
+}
+
+struct Incoming<'a> {
+    bundle: &'a Path,
+    store: &'a Store,
+    scratch: &'a Scratch,
+    progress: &'a dyn Progress,
+}
+
+/// What is still to come: the member's name, where it goes, and what it must be.
+type Expected = BTreeMap<String, (PathBuf, FileFacts)>;
+
+impl Incoming<'_> {
+    fn read(
+        &self,
+        reader: Box<dyn Read>,
+        name: &str,
+        programs: Option<&Path>,
+    ) -> Result<Imported, BundleError> {
+        let mut archive = tar::Archive::new(reader);
+        let mut members = archive.entries().map_err(|source| self.archive(source))?;
+        let first = members.next().ok_or_else(|| self.no_bundle("it is empty"))?;
+        let mut first = first.map_err(|_| self.no_bundle("it is no tar archive"))?;
+        if *first.path_bytes() != *RECORD.as_bytes() || !first.header().entry_type().is_file() {
+            return Err(self.no_bundle("its first member is not bundle.json"));
+        }
+        let record = self.record(&mut first)?;
+        let (image, bin) = (self.scratch.dir().join("image"), self.scratch.dir().join("bin"));
+        for dir in [&image, &bin] {
+            files::create_private_dir(dir)?;
+        }
+        let mut expected = Expected::new();
+        for (file, facts) in &record.image.files {
+            expected.insert(format!("image/{file}"), (image.join(file), facts.clone()));
+        }
+        for (file, facts) in &record.programs {
+            expected.insert(format!("bin/{file}"), (bin.join(file), facts.clone()));
+        }
+        let total = expected.values().map(|(_, facts)| facts.bytes).sum();
+        self.check_space(total)?;
+        let mut done = 0;
+        for member in members {
+            let mut member = member.map_err(|source| self.cut_or(source, &expected))?;
+            let name = String::from_utf8_lossy(&member.path_bytes()).into_owned();
+            if !member.header().entry_type().is_file() {
+                return Err(self.member(name, "is no plain file"));
+            }
+            let Some((to, facts)) = expected.remove(&name) else {
+                return Err(self.member(name, "is not in its record, or there twice"));
+            };
+            self.take(&mut member, &name, &to, &facts, &|here| {
+                self.progress.bytes(done + here, Some(total));
+            })?;
+            done += facts.bytes;
+        }
+        if let Some((member, (_, facts))) = expected.into_iter().next() {
+            return Err(self.truncated(member, 0, facts.bytes));
+        }
+        // Everything is here and as it should be; from now on it may be used.
+        let image = self.store.place(self.scratch, &image, &record.image, name)?;
+        let mut placed = Vec::new();
+        if let Some(dir) = programs {
+            for file in record.programs.keys() {
+                let from = bin.join(file);
+                let bytes = std::fs::read(&from).map_err(|source| FileError::io("read", &from, source))?;
+                files::create_private_dir(dir)?;
+                files::write_atomic(&dir.join(file), &bytes, 0o755)?;
+                placed.push(dir.join(file));
+            }
+        }
+        Ok(Imported {
+            image,
+            programs: placed,
+        })
+    }
+
+    fn record(&self, member: &mut impl Read) -> Result<Record, BundleError> {
+        let mut text = Vec::new();
+        member
+            .take(RECORD_LIMIT)
+            .read_to_end(&mut text)
+            .map_err(|source| self.archive(source))?;
+        let unreadable = |source| BundleError::Record {
+            bundle: self.bundle.to_owned(),
+            source,
+        };
+        // A newer format may well not parse as this one: its version is the better answer.
+        let version: VersionOnly = serde_json::from_slice(&text).map_err(unreadable)?;
+        if version.version != VERSION {
+            return Err(BundleError::Version {
+                bundle: self.bundle.to_owned(),
+                found: version.version,
+            });
+        }
+        let record: Record = serde_json::from_slice(&text).map_err(unreadable)?;
+        self.check(&record)?;
+        Ok(record)
+    }
+
+    /// What can be known from the record alone.
+    fn check(&self, record: &Record) -> Result<(), BundleError> {
+        let image = &record.image;
+        let bundle = self.bundle.to_owned();
+        if image.version != manifest::VERSION {
+            let path = self.bundle.join(RECORD);
+            return Err(StoreError::Version {
+                path,
+                found: image.version,
+            }
+            .into());
+        }
+        if image.arch != std::env::consts::ARCH {
+            let found = image.arch.clone();
+            return Err(BundleError::Architecture { bundle, found });
+        }
+        if !image
+            .files
+            .keys()
+            .map(String::as_str)
+            .eq(sorted(image.init.files()))
+        {
+            return Err(BundleError::Inconsistent {
+                bundle,
+                problem: "image has not the files of its kind",
+            });
+        }
+        if manifest::image_digest(&image.files) != image.digest {
+            return Err(BundleError::Inconsistent {
+                bundle,
+                problem: "digest is not that of its files",
+            });
+        }
+        for (program, facts) in &record.programs {
+            let pinned = PROGRAMS.iter().find(|(name, _)| name == program);
+            let Some((_, expected)) = pinned else {
+                return Err(self.member(format!("bin/{program}"), "is no program that a bundle may bring"));
+            };
+            if facts.sha256 != *expected {
+                let (program, found) = (program.clone(), facts.sha256.clone());
+                return Err(BundleError::Unpinned {
+                    bundle,
+                    program,
+                    expected,
+                    found,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_space(&self, needed_bytes: u64) -> Result<(), BundleError> {
+        let free = files::free_bytes(self.store.root())?;
+        if free >= needed_bytes {
+            return Ok(());
+        }
+        let full = std::io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error());
+        Err(FileError::io("make room for the image in", self.store.root(), full).into())
+    }
+
+    /// Writes one member to the new file `to`, with holes where it is empty.
+    fn take(
+        &self,
+        member: &mut impl Read,
+        name: &str,
+        to: &Path,
+        expected: &FileFacts,
+        told: &dyn Fn(u64),
+    ) -> Result<(), BundleError> {
+        let fail = |source| FileError::io("write", to, source);
+        let mut file = File::create_new(to).map_err(fail)?;
+        let (mut hash, mut got, mut chunk) = (Sha256::new(), 0, vec![0; CHUNK]);
+        loop {
+            let count = match member.read(&mut chunk) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => break,
+                Err(source) => return Err(self.archive(source)),
+            };
+            got += count as u64;
+            // A member longer than the record says is refused before it fills the disk.
+            if got > expected.bytes {
+                return Err(self.member(name.to_owned(), "is longer than its record says"));
+            }
+            hash.update(&chunk[..count]);
+            if chunk[..count].iter().all(|byte| *byte == 0) {
+                file.seek(SeekFrom::Current(i64::try_from(count).unwrap_or(0)))
+                    .map_err(fail)?;
+            } else {
+                file.write_all(&chunk[..count]).map_err(fail)?;
+            }
+            told(got);
+        }
+        if got < expected.bytes {
+            return Err(self.truncated(name.to_owned(), got, expected.bytes));
+        }
+        // A hole at the end has no last byte yet.
+        file.set_len(got).map_err(fail)?;
+        let found = digest::hex(&hash.finalize());
+        if found == expected.sha256 {
+            return Ok(());
+        }
+        Err(BundleError::Damaged {
+            bundle: self.bundle.to_owned(),
+            member: name.to_owned(),
+            expected: expected.sha256.clone(),
+            found,
+        })
+    }
+
+    fn archive(&self, source: std::io::Error) -> BundleError {
+        let bundle = self.bundle.to_owned();
+        BundleError::Archive { bundle, source }
+    }
+
+    fn no_bundle(&self, problem: &'static str) -> BundleError {
+        let bundle = self.bundle.to_owned();
+        BundleError::NotABundle { bundle, problem }
+    }
+
+    fn member(&self, member: String, problem: &'static str) -> BundleError {
+        let bundle = self.bundle.to_owned();
+        BundleError::Member {
+            bundle,
+            member,
+            problem,
+        }
+    }
+
+    fn truncated(&self, member: String, got: u64, expected: u64) -> BundleError {
+        let bundle = self.bundle.to_owned();
+        BundleError::Truncated {
+            bundle,
+            member,
+            got,
+            expected,
+        }
+    }
+
+    /// An archive that ends where another member should begin is cut short; any other failure is the reader's own.
+    fn cut_or(&self, source: std::io::Error, expected: &Expected) -> BundleError {
+        match expected.iter().next() {
+            Some((member, (_, facts))) if source.kind() == std::io::ErrorKind::UnexpectedEof => {
+                self.truncated(member.clone(), 0, facts.bytes)
+            }
+            _ => self.archive(source),
+        }
+    }
+}
+
+fn sorted(names: &[&'static str]) -> Vec<&'static str> {
+    let mut names = names.to_vec();
+    names.sort_unstable();
+    names
+}
+
+#[derive(serde::Deserialize)]
+struct VersionOnly {
+    version: u32,
+}

@@ -1,0 +1,175 @@
+//! Which images may go: a decision over plain facts, with a reason for each.
+//!
+//! It must never let go of an image that a lease runs from, nor of the one that the next lease would use.
+
+use super::Image;
+
+/// What is to be kept beyond what must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Policy {
+    /// Images made longer ago than this many seconds go, named or not.
+    pub older_than_seconds: Option<i64>,
+    /// The oldest go until all together have at most this many bytes.
+    pub max_bytes: Option<u64>,
+}
+
+/// Why an image stays or goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// Stays: leases run from it.
+    InUse {
+        /// Their ids.
+        leases: Vec<String>,
+    },
+    /// Stays: a new lease would use it.
+    Default,
+    /// Stays: it has a name, and no limit is passed.
+    Named,
+    /// Goes: no name points at it.
+    Unnamed,
+    /// Goes: it is older than was asked for.
+    TooOld,
+    /// Goes: all together are larger than was asked for.
+    TooMuch,
+}
+
+impl Reason {
+    /// Whether the image goes.
+    pub const fn goes(&self) -> bool {
+        matches!(self, Self::Unnamed | Self::TooOld | Self::TooMuch)
+    }
+}
+
+/// Decides about each of `images`, newest first as the store lists them. `pins` tells which leases run from an image.
+///
+/// Without limits, the images that no name points at go.
+pub fn plan<'a>(
+    images: &'a [Image],
+    default: Option<&str>,
+    pins: &dyn Fn(&Image) -> Vec<String>,
+    policy: Policy,
+    now_unix: i64,
+) -> Vec<(&'a Image, Reason)> {
+    let decide = |image: &Image| {
+        let leases = pins(image);
+        if !leases.is_empty() {
+            return Reason::InUse { leases };
+        }
+        if default == Some(image.manifest.digest.as_str()) {
+            return Reason::Default;
+        }
+        let age = now_unix.saturating_sub(image.manifest.created_unix);
+        if policy.older_than_seconds.is_some_and(|limit| age > limit) {
+            Reason::TooOld
+        } else if image.names.is_empty() {
+            Reason::Unnamed
+        } else {
+            Reason::Named
+        }
+    };
+    let mut plan: Vec<_> = images.iter().map(|image| (image, decide(image))).collect();
+    if let Some(limit) = policy.max_bytes {
+        let staying = plan.iter().filter(|(_, reason)| !reason.goes());
+        let mut total: u64 = staying.map(|(image, _)| image.bytes()).sum();
+        for (image, reason) in plan.iter_mut().rev() {
+            if total > limit && *reason == Reason::Named {
+                *reason = Reason::TooMuch;
+                total = total.saturating_sub(image.bytes());
+            }
+        }
+    }
+    plan
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::{self, FileFacts, GuestContract, Init, Manifest};
+    use std::collections::BTreeMap;
+
+    fn image(digest: &str, created_unix: i64, names: &[&str]) -> Image {
+        let facts = FileFacts {
+            sha256: String::new(),
+            bytes: 100,
+        };
+        Image {
+            dir: digest.into(),
+            manifest: Manifest {
+                version: manifest::VERSION,
+                digest: digest.to_owned(),
+                created_unix,
+                arch: "x86_64".to_owned(),
+                suite: String::new(),
+                kernel_release: String::new(),
+                init: Init::Ours,
+                provenance: BTreeMap::new(),
+                guest: GuestContract::default(),
+                files: [(manifest::BASE.to_owned(), facts)].into(),
+                packages: BTreeMap::new(),
+            },
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+        }
+    }
+
+    fn decided(policy: Policy) -> Vec<(String, Reason)> {
+        let images = [
+            image("default", 90, &["default"]),
+            image("used", 80, &[]),
+            image("named", 50, &["x"]),
+            image("old", 10, &[]),
+        ];
+        let pins = |image: &Image| match image.manifest.digest.as_str() {
+            "used" => vec!["cbx_1".to_owned()],
+            _ => Vec::new(),
+        };
+        let plan = plan(&images, Some("default"), &pins, policy, 100);
+        plan.into_iter()
+            .map(|(image, reason)| (image.manifest.digest.clone(), reason))
+            .collect()
+    }
+
+    #[test]
+    fn without_limits_only_what_nobody_names_goes() {
+        let decided = decided(Policy::default());
+        let reasons: Vec<_> = decided.iter().map(|(_, reason)| reason.clone()).collect();
+        let used = Reason::InUse {
+            leases: vec!["cbx_1".to_owned()],
+        };
+        assert_eq!(reasons, [Reason::Default, used, Reason::Named, Reason::Unnamed]);
+    }
+
+    #[test]
+    fn no_limit_reaches_what_is_in_use_or_the_default() {
+        for policy in [
+            Policy {
+                older_than_seconds: Some(0),
+                max_bytes: None,
+            },
+            Policy {
+                older_than_seconds: None,
+                max_bytes: Some(0),
+            },
+        ] {
+            let decided = decided(policy);
+            assert!(!decided[0].1.goes() && !decided[1].1.goes(), "{decided:?}");
+            assert!(decided[2].1.goes() && decided[3].1.goes(), "{decided:?}");
+        }
+    }
+
+    #[test]
+    fn the_oldest_go_first_and_only_as_many_as_must() {
+        let images = [
+            image("a", 3, &["a"]),
+            image("b", 2, &["b"]),
+            image("c", 1, &["c"]),
+        ];
+        let policy = Policy {
+            older_than_seconds: None,
+            max_bytes: Some(200),
+        };
+        let plan = plan(&images, None, &|_| Vec::new(), policy, 100);
+        let going: Vec<_> = plan.iter().filter(|(_, reason)| reason.goes()).collect();
+        assert_eq!(going.len(), 1);
+        assert_eq!(going[0].0.manifest.digest, "c");
+    }
+}
