@@ -34,13 +34,20 @@ pub(crate) fn quote(text: &str) -> String {
             '\u{c}' => out.push_str("\\f"),
             '\r' => out.push_str("\\r"),
             c if is_printable(c) => out.push(c),
-            c if c.is_ascii() => out.push_str(&format!("\\x{:02x}", u32::from(c))),
-            c if u32::from(c) <= 0xffff => out.push_str(&format!("\\u{:04x}", u32::from(c))),
-            c => out.push_str(&format!("\\U{:08x}", u32::from(c))),
+            c => out.push_str(&escaped(u32::from(c))),
         }
     }
     out.push('"');
     out
+}
+
+/// A character by its number, in the shortest of Go's three forms.
+fn escaped(number: u32) -> String {
+    match number {
+        0..=0x7f => format!("\\x{number:02x}"),
+        0x80..=0xffff => format!("\\u{number:04x}"),
+        _ => format!("\\U{number:08x}"),
+    }
 }
 
 /// Behind another character, so that a combining one counts as printable, as it does for Go.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crabbox_core::fault::{Fault, Kind};
-use crabbox_engine::logs::{self, Source};
+use crabbox_engine::logs::{self, Log, Source};
 use crabbox_host::clock;
 use crabbox_host::console::harmless;
 
@@ -43,17 +43,24 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &LogsArgs) -> Result<Exit, CommandError> 
     let (mut log, bytes) = logs::open(&engine, name, source)?;
     let mut shown = Shown::new(ctx.printer);
     shown.put(last_lines(&bytes, args.tail));
-    while args.follow {
+    if args.follow {
+        follow(ctx, &mut log, &mut shown)?;
+    }
+    shown.finish();
+    Ok(Exit::SUCCESS)
+}
+
+/// Shows what is written until the lease ends or nobody reads any more. A Ctrl-C ends the program: there is nothing to undo.
+fn follow(ctx: &Ctx<'_>, log: &mut Log, shown: &mut Shown<'_>) -> Result<(), CommandError> {
+    loop {
         // Asked before the read: what was written until then is certainly read.
         let over = log.is_over();
         shown.put(&log.more()?);
         if over || ctx.printer.is_deaf() {
-            break;
+            return Ok(());
         }
         clock::nap(LOOK_EVERY);
     }
-    shown.finish();
-    Ok(Exit::SUCCESS)
 }
 
 /// The last `count` lines, all for 0.

@@ -183,6 +183,91 @@ fn a_directory_goes_there_and_back_and_is_merged() {
     assert!(!litter(lease.sshd.dir()) && !litter(&there) && !litter(&lease.place.path("repo")));
 }
 
+/// Operands of `cp`, the exit code, and how what it says begins.
+type Case = (Vec<String>, i32, String);
+
+fn sandbox(path: &Path) -> String {
+    format!("SANDBOX:{}", path.display())
+}
+
+/// What is wrong on this side.
+fn local_cases(lease: &Entered, repo: &Path) -> Vec<Case> {
+    let usage = "usage: crabbox cp --id <lease-id-or-slug> [-L] <src> <dst>\n";
+    let x = sandbox(&lease.there("x"));
+    let dir = sandbox(&lease.there("dir"));
+    let at = |name: &str| repo.join(name).display().to_string();
+    let case = |words: &[&str], says: String| {
+        let words = words.iter().map(|word| (*word).to_owned()).collect();
+        (words, 2, says)
+    };
+    vec![
+        case(&["file"], usage.into()),
+        case(&["file", "other"], usage.into()),
+        case(
+            &["nothing", &x],
+            format!("cannot read {}\n  caused by: No such file", at("nothing")),
+        ),
+        case(
+            &["-L", "loop", &x],
+            format!("{} leads back to a directory that it is in", at("loop/up/loop")),
+        ),
+        case(
+            &["pipe", &x],
+            format!("{} is a named pipe, which cannot be copied", at("pipe/p")),
+        ),
+        case(
+            &[&sandbox(&lease.there("dir/..")), "sub"],
+            "cannot tell what to call the copy of ".into(),
+        ),
+        case(
+            &[&dir, "file"],
+            format!("{} is there already and is not a directory\n", at("file")),
+        ),
+    ]
+}
+
+/// What is wrong in the lease.
+fn remote_cases(lease: &Entered) -> Vec<Case> {
+    let case = |from: Option<&str>, to: Option<&str>, about: &str, says: &str| {
+        let there = |name: &str| sandbox(&lease.there(name));
+        let words = vec![
+            from.map_or_else(|| "file".to_owned(), there),
+            to.map_or_else(|| "x".to_owned(), there),
+        ];
+        let way = if from.is_some() { "from" } else { "to" };
+        let path = lease.there(about).display().to_string();
+        (
+            words,
+            7,
+            format!("cannot copy {way} {path:?} in the lease: {path}{says}"),
+        )
+    };
+    let mut cases = vec![
+        case(
+            None,
+            Some("dir"),
+            "dir",
+            "/file is there already and is a directory\n",
+        ),
+        case(Some("missing"), None, "missing", " does not exist\n"),
+        case(
+            Some("link"),
+            None,
+            "link",
+            " is a symbolic link; -L copies what it leads to\n",
+        ),
+    ];
+    let mut directory = case(
+        None,
+        Some("file"),
+        "file",
+        " is there already and is not a directory\n",
+    );
+    "sub".clone_into(&mut directory.0[0]);
+    cases.push(directory);
+    cases
+}
+
 #[test]
 fn what_cannot_be_copied_says_why_and_leaves_everything_as_it_was() {
     let lease = Entered::new();
@@ -193,118 +278,28 @@ fn what_cannot_be_copied_says_why_and_leaves_everything_as_it_was() {
     Cmd::new("mkfifo").arg(repo.join("pipe/p")).run().unwrap();
     fs::write(repo.join("file"), "x").unwrap();
     fs::write(lease.there("file"), "there").unwrap();
-    fs::create_dir(lease.there("dir")).unwrap();
-    symlink("file", lease.there("link")).unwrap();
     fs::create_dir_all(lease.there("dir/file")).unwrap();
-    let there = |name: &str| lease.there(name).display().to_string();
-    let usage = "usage: crabbox cp --id <lease-id-or-slug> [-L] <src> <dst>\n";
-    let (file, missing) = (there("file"), there("missing"));
-    let sandbox = |path: &str| format!("SANDBOX:{path}");
-    let cases: Vec<(Vec<String>, i32, String)> = vec![
-        (vec!["file".into()], 2, usage.into()),
-        (vec!["file".into(), "other".into()], 2, usage.into()),
-        (
-            vec!["nothing".into(), sandbox(&there("x"))],
-            2,
-            format!(
-                "cannot read {}\n  caused by: No such file",
-                repo.join("nothing").display()
-            ),
-        ),
-        (
-            vec!["-L".into(), "loop".into(), sandbox(&there("x"))],
-            2,
-            format!(
-                "{} leads back to a directory that it is in",
-                repo.join("loop/up/loop").display()
-            ),
-        ),
-        (
-            vec!["pipe".into(), sandbox(&there("x"))],
-            2,
-            format!(
-                "{} is a named pipe, which cannot be copied",
-                repo.join("pipe/p").display()
-            ),
-        ),
-        (
-            vec!["pipe".into(), sandbox(&file)],
-            2,
-            format!("{} is a named pipe", repo.join("pipe/p").display()),
-        ),
-        (
-            vec!["sub".into(), sandbox(&file)],
-            7,
-            format!("cannot copy to {file:?} in the lease: {file} is there already and is not a directory\n"),
-        ),
-        (
-            vec!["file".into(), sandbox(&there("dir"))],
-            7,
-            format!(
-                "cannot copy to {:?} in the lease: {}/file is there already and is a directory\n",
-                there("dir"),
-                there("dir")
-            ),
-        ),
-        (
-            vec![sandbox(&missing), "x".into()],
-            7,
-            format!("cannot copy from {missing:?} in the lease: {missing} does not exist\n"),
-        ),
-        (
-            vec![sandbox(&there("link")), "x".into()],
-            7,
-            format!(
-                "cannot copy from {:?} in the lease: {} is a symbolic link; -L copies what it leads to\n",
-                there("link"),
-                there("link")
-            ),
-        ),
-        (
-            vec![sandbox(&there("dir/..")), "sub".into()],
-            2,
-            "cannot tell what to call the copy of ".into(),
-        ),
-        (
-            vec![sandbox(&there("dir")), "file".into()],
-            2,
-            format!(
-                "{} is there already and is not a directory\n",
-                repo.join("file").display()
-            ),
-        ),
-    ];
-    for (words, code, want) in &cases {
+    symlink("file", lease.there("link")).unwrap();
+    for (words, code, want) in local_cases(&lease, &repo).into_iter().chain(remote_cases(&lease)) {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let answer = lease.cp(&words);
         assert_eq!(
             (answer.code, answer.out.as_str()),
-            (*code, ""),
+            (code, ""),
             "{words:?}: {}",
             answer.err
         );
-        assert!(answer.err.starts_with(want), "{words:?}: {}", answer.err);
+        assert!(answer.err.starts_with(&want), "{words:?}: {}", answer.err);
     }
-    assert_eq!(
-        (
-            fs::read(lease.there("file")).unwrap(),
-            fs::read(repo.join("file")).unwrap()
-        ),
-        (b"there".to_vec(), b"x".to_vec())
-    );
-    for there in ["x", "missing"] {
-        assert!(!lease.there(there).exists() && !repo.join(there).exists());
+    assert_eq!(fs::read(lease.there("file")).unwrap(), b"there");
+    assert_eq!(fs::read(repo.join("file")).unwrap(), b"x");
+    for name in ["x", "missing"] {
+        assert!(!lease.there(name).exists() && !repo.join(name).exists());
     }
-    assert!(
-        !names(lease.sshd.dir())
-            .iter()
-            .any(|name| name.starts_with(".crabbox-cp"))
-    );
-    assert_eq!(
-        lease.place.run(&["cp", "a", "SANDBOX:b"]).code,
-        2,
-        "no lease is named"
-    );
+    let litter = |name: &String| name.starts_with(".crabbox-cp");
+    assert!(!names(lease.sshd.dir()).iter().any(litter) && !names(&repo).iter().any(litter));
+    let nameless = lease.place.run(&["cp", "a", "SANDBOX:b"]);
+    assert_eq!(nameless.code, 2, "no lease is named");
 }
 
 #[test]
