@@ -46,7 +46,12 @@ pub enum Step {
         /// The network mode and all that its undo needs, as the net crate saved it.
         saved: serde_json::Value,
     },
-    /// Tap and address mapping inside the namespace; they go with it.
+    /// The guest's tap inside the namespace; it goes with it.
+    Tap {
+        /// The namespace's mount point.
+        netns: String,
+    },
+    /// Address mapping and policy inside the namespace; they go with it.
     Mapping {
         /// The namespace's mount point.
         netns: String,
@@ -88,6 +93,7 @@ impl Step {
             Self::Mount { .. } => "mount",
             Self::Namespace { .. } => "namespace",
             Self::Attach { .. } => "attach",
+            Self::Tap { .. } => "tap",
             Self::Mapping { .. } => "mapping",
             Self::Jail { .. } => "jail",
             Self::Cgroup { .. } => "cgroup",

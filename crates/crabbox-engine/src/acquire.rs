@@ -27,7 +27,7 @@ use crate::connection::{self, ConnectionError};
 use crate::disk::{self, DiskError};
 use crate::event::{Event, Ready, Stage, Whose};
 use crate::failpoint::{self, Phase, Who};
-use crate::network::{self, NameServer, NetworkError, Outer};
+use crate::network::{self, GuestSide, NameServer, NetworkError, Outer, SavedAttach};
 use crate::ownership::OwnedLease;
 use crate::ready::{self, ReadyError};
 use crate::request::AcquireRequest;
@@ -173,11 +173,27 @@ impl Making<'_> {
         let deadline = Instant::now() + self.request.launch_timeout;
         self.effect(Step::Supervisor {}, || Ok(((), Some(supervisor.clone()))))?;
         let keys = self.keys(places)?;
-        let outer = self.network(places)?;
-        let home = self.disk(&keys, &outer)?;
+        let plan = self.namespace()?;
+        // A chain that makes the guest's tap must run first. Any other runs while the guest boots, whose own network is fixed.
+        let early = if plan.gives_tap() {
+            Some(self.attach(places, &plan)?)
+        } else {
+            None
+        };
+        let side = early.as_ref().map_or_else(GuestSide::inner, GuestSide::of);
+        if early.is_none() {
+            self.tap()?;
+        }
+        let home = self.disk(&keys, &side)?;
         let listener = home.listen()?;
         let pipe = self.record_console()?;
-        let vmm = self.start(&home, &outer, &pipe)?;
+        let vmm = self.start(&home, &side, &pipe)?;
+        let outer = match early {
+            Some(outer) => outer,
+            None => self.attach(places, &plan)?,
+        };
+        let attached = self.stage.elapsed();
+        keys.pin(&outer, self.request.ssh_port)?;
         let stages = ready::wait(&ready::Wait {
             listener: &listener,
             vmm: &vmm,
@@ -186,7 +202,7 @@ impl Making<'_> {
             deadline,
             cancelled,
         })?;
-        self.over("boot", Whose::Guest);
+        self.booted(attached, &stages);
         let record = &self.made.stored.record;
         let target = connection::target(record, places)?;
         let control = connection::control(&self.request.control_dir, &target)?;
@@ -265,37 +281,64 @@ impl Making<'_> {
         })
     }
 
-    fn network(&mut self, places: &Places) -> Result<Outer, AcquireError> {
+    /// Makes the namespace and plans what gives it its outer address: a network that is not there is told now.
+    fn namespace(&mut self) -> Result<SavedAttach, AcquireError> {
         let dir = self.made.lease.dir().clone();
-        let netns = dir.netns().to_string_lossy().into_owned();
-        self.effect(Step::Namespace { path: netns.clone() }, || {
+        let plan = network::plan(&self.request.network, &self.made)?;
+        let path = dir.netns().to_string_lossy().into_owned();
+        self.effect(Step::Namespace { path }, || {
             Ok((network::create(&dir.netns())?, None))
         })?;
-        let plan = network::plan(&self.request.network, &self.made)?;
-        let outer = self.effect(
-            Step::Attach {
-                saved: plan.to_value(),
-            },
-            || Ok((network::attach(places, &plan)?, None)),
-        )?;
+        self.over("namespace", Whose::Ours);
+        Ok(plan)
+    }
+
+    fn tap(&mut self) -> Result<(), AcquireError> {
+        let netns = self.made.lease.dir().netns();
         let owner = self.made.uid.map(|uid| (uid, uid));
-        let mapping = network::mapping(&dir.netns(), &outer, owner)?;
-        self.effect(Step::Mapping { netns }, || Ok((network::map(&mapping)?, None)))?;
+        let step = Step::Tap {
+            netns: netns.to_string_lossy().into_owned(),
+        };
+        self.effect(step, || Ok((network::make_tap(&netns, owner)?, None)))?;
+        self.over("tap", Whose::Ours);
+        Ok(())
+    }
+
+    /// Attaches the namespace, maps its address onto the guest, and serves names in it.
+    fn attach(&mut self, places: &Places, plan: &SavedAttach) -> Result<Outer, AcquireError> {
+        let netns = self.made.lease.dir().netns();
+        let step = Step::Attach {
+            saved: plan.to_value(),
+        };
+        let outer = self.effect(step, || Ok((network::attach(places, plan)?, None)))?;
+        let owner = self.made.uid.map(|uid| (uid, uid));
+        let mapping = network::mapping(&netns, &outer, owner)?;
+        let step = Step::Mapping {
+            netns: netns.to_string_lossy().into_owned(),
+        };
+        self.effect(step, || Ok((network::map(&mapping)?, None)))?;
         if outer.guest_tap.is_none() {
-            self.names = Some(network::serve_names(&dir.netns())?);
+            self.names = Some(network::serve_names(&netns)?);
         }
         self.record(|stored| stored.record.guest_ip = outer.address.to_string())?;
-        self.over("network", Whose::Ours);
         Ok(outer)
     }
 
-    fn disk(&mut self, keys: &LeaseKeys, outer: &Outer) -> Result<disk::Home, AcquireError> {
-        keys::pin(
-            &keys.known_hosts,
-            &outer.address.to_string(),
-            self.request.ssh_port,
-            &keys.host.public_openssh,
-        )?;
+    /// Tells where the time between the machine's start and `ready` went: the network was made meanwhile, and counts as ours only
+    /// where the guest was ready before it.
+    fn booted(&mut self, attached: Duration, stages: &[(String, u64)]) {
+        let whole = self.stage.elapsed();
+        let guest = stages
+            .last()
+            .map_or(whole, |(_, uptime)| Duration::from_millis(*uptime));
+        let ours = attached.saturating_sub(guest);
+        self.spent("network", attached.saturating_sub(ours), Whose::Meanwhile);
+        self.spent("network", ours, Whose::Ours);
+        self.spent("boot", whole.saturating_sub(ours), Whose::Guest);
+        self.stage = Instant::now();
+    }
+
+    fn disk(&mut self, keys: &LeaseKeys, side: &GuestSide) -> Result<disk::Home, AcquireError> {
         let plan = disk::plan(self.request, &self.made);
         let step = match &plan.jail {
             Some(jail) => Step::Jail {
@@ -305,7 +348,7 @@ impl Making<'_> {
                 path: plan.home.to_string_lossy().into_owned(),
             },
         };
-        let home = self.effect(step, || Ok((disk::prepare(&plan, keys, outer)?, None)))?;
+        let home = self.effect(step, || Ok((disk::prepare(&plan, keys, side)?, None)))?;
         for mount in &plan.mounts {
             let step = Step::Mount {
                 path: mount.target.to_string_lossy().into_owned(),
@@ -324,8 +367,8 @@ impl Making<'_> {
         Ok(home)
     }
 
-    fn start(&mut self, home: &disk::Home, outer: &Outer, pipe: &File) -> Result<Running, AcquireError> {
-        let plan = vmm::plan(self.request, &self.made, home, outer)?;
+    fn start(&mut self, home: &disk::Home, side: &GuestSide, pipe: &File) -> Result<Running, AcquireError> {
+        let plan = vmm::plan(self.request, &self.made, home, side)?;
         if let Some(cgroup) = &plan.cgroup {
             let step = Step::Cgroup {
                 path: cgroup.to_string_lossy().into_owned(),
@@ -379,13 +422,17 @@ impl Making<'_> {
     }
 
     fn over(&mut self, name: &str, whose: Whose) {
-        let micros = u64::try_from(self.stage.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.spent(name, self.stage.elapsed(), whose);
+        self.stage = Instant::now();
+    }
+
+    fn spent(&mut self, name: &str, time: Duration, whose: Whose) {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         (self.events)(Event::Stage(Stage {
             name: name.to_owned(),
             micros,
             whose,
         }));
-        self.stage = Instant::now();
     }
 }
 
@@ -402,5 +449,14 @@ pub struct LeaseKeys {
     pub host: KeyPair,
 }
 
-/// The least time a guest gets, whatever `launchTimeout` says.
-pub const LEAST_TIMEOUT: Duration = Duration::from_secs(1);
+impl LeaseKeys {
+    /// Pins the guest's host key under the address that it is reached at.
+    fn pin(&self, outer: &Outer, port: u16) -> Result<(), keys::KeyError> {
+        keys::pin(
+            &self.known_hosts,
+            &outer.address.to_string(),
+            port,
+            &self.host.public_openssh,
+        )
+    }
+}

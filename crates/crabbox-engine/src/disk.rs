@@ -4,7 +4,6 @@
 //! write to an image of the store, and never let a path that Firecracker sees depend on where the lease lives.
 
 use std::io::Write as _;
-use std::net::IpAddr;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -19,11 +18,9 @@ use crabbox_image::guest::{self, BootNetwork};
 use crabbox_image::kernel;
 use crabbox_image::seed::{LeaseSeed, NoCloud, SeedNetwork, nocloud_fat};
 
-use ipnet::Ipv4Net;
-
 use crate::acquire::LeaseKeys;
 use crate::allocate::Allocated;
-use crate::network::Outer;
+use crate::network::GuestSide;
 use crate::ready::READY_PORT;
 use crate::request::{AcquireRequest, GuestSource};
 
@@ -193,11 +190,11 @@ pub fn plan<'a>(request: &'a AcquireRequest, made: &Allocated) -> Plan<'a> {
 }
 
 /// Makes the directory and all in it but the shared files that need a mount.
-pub fn prepare(plan: &Plan<'_>, keys: &LeaseKeys, outer: &Outer) -> Result<Home, DiskError> {
+pub fn prepare(plan: &Plan<'_>, keys: &LeaseKeys, side: &GuestSide) -> Result<Home, DiskError> {
     files::create_private_dir(&plan.home)?;
     let (method, seed, says_ready) = match &plan.request.guest {
-        GuestSource::Ours { dir, .. } => (ours(plan, dir, keys, outer)?, INITRD, true),
-        GuestSource::Foreign { kernel, rootfs } => (foreign(plan, kernel, rootfs, keys, outer)?, SEED, false),
+        GuestSource::Ours { dir, .. } => (ours(plan, dir, keys, side)?, INITRD, true),
+        GuestSource::Foreign { kernel, rootfs } => (foreign(plan, kernel, rootfs, keys, side)?, SEED, false),
     };
     write_private(&plan.home.join(LOG), b"")?;
     let home = Home {
@@ -217,7 +214,12 @@ pub fn mount(shared: &Shared) -> Result<(), DiskError> {
     Ok(())
 }
 
-fn ours(plan: &Plan<'_>, image: &Path, keys: &LeaseKeys, outer: &Outer) -> Result<&'static str, DiskError> {
+fn ours(
+    plan: &Plan<'_>,
+    image: &Path,
+    keys: &LeaseKeys,
+    side: &GuestSide,
+) -> Result<&'static str, DiskError> {
     place_kernel(plan, &image.join(KERNEL))?;
     let (now, _) = crabbox_host::clock::unix_now();
     let seed = LeaseSeed {
@@ -227,7 +229,7 @@ fn ours(plan: &Plan<'_>, image: &Path, keys: &LeaseKeys, outer: &Outer) -> Resul
         authorized_keys: keys.lease.public_openssh.clone(),
         host_key_private: keys.host.private_openssh.clone(),
         host_key_public: keys.host.public_openssh.clone(),
-        network: Some(seed_network(outer)),
+        network: Some(side.seed.clone()),
         work_root: plan.request.work_root.clone(),
         unix_time: now,
         entropy: crabbox_host::random::bytes().map_err(DiskError::Entropy)?,
@@ -250,7 +252,7 @@ fn foreign(
     kernel: &Path,
     rootfs: &Path,
     keys: &LeaseKeys,
-    outer: &Outer,
+    side: &GuestSide,
 ) -> Result<&'static str, DiskError> {
     place_kernel(plan, kernel)?;
     let report = image_disk::clone_rootfs(
@@ -266,7 +268,7 @@ fn foreign(
         host_key_private: keys.host.private_openssh.clone(),
         host_key_public: keys.host.public_openssh.clone(),
         work_root: plan.request.work_root.clone(),
-        network: Some(seed_network(outer)),
+        network: Some(side.seed.clone()),
     };
     write_private(
         &plan.home.join(SEED),
@@ -276,45 +278,6 @@ fn foreign(
         clone::CloneMethod::Reflink => "reflink of the root file system",
         clone::CloneMethod::SparseCopy => "sparse copy of the root file system",
     })
-}
-
-/// The guest's own network: the fixed inner one, or the outer one where the chain made a tap for the guest.
-///
-/// Names are asked of the lease's forwarder, which asks the host's resolvers.
-fn seed_network(outer: &Outer) -> SeedNetwork {
-    let (address, prefix, gateway) = match outer.guest_tap {
-        Some(_) => (outer.address, outer.prefix, outer.gateway),
-        None => (
-            crabbox_net::GUEST_ADDRESS,
-            crabbox_net::INNER_PREFIX,
-            crabbox_net::TAP_ADDRESS,
-        ),
-    };
-    let mac = outer
-        .guest_tap
-        .as_ref()
-        .map(|tap| tap.mac.clone())
-        .filter(|mac| !mac.is_empty());
-    SeedNetwork {
-        mac: mac.unwrap_or_else(|| crabbox_net::GUEST_MAC.to_owned()),
-        // A prefix from the kernel or from us is never above 32.
-        address: Ipv4Net::new_assert(address, prefix.min(32)),
-        gateway,
-        dns: match outer.guest_tap {
-            Some(_) => outer
-                .dns
-                .iter()
-                .filter_map(|dns| {
-                    if let IpAddr::V4(dns) = dns {
-                        Some(*dns)
-                    } else {
-                        None
-                    }
-                })
-                .collect(),
-            None => vec![crabbox_net::TAP_ADDRESS],
-        },
-    }
 }
 
 /// Checks the kernel and links it. Where a link cannot reach, or a jailed VMM could not read the file that it shares with
@@ -385,7 +348,7 @@ impl Home {
 }
 
 /// The kernel's command line for what boots.
-pub fn kernel_args(request: &AcquireRequest, outer: &Outer) -> String {
+pub fn kernel_args(request: &AcquireRequest, side: &GuestSide) -> String {
     match &request.guest {
         GuestSource::Ours { .. } => guest::kernel_args(),
         GuestSource::Foreign { .. } => {
@@ -394,7 +357,7 @@ pub fn kernel_args(request: &AcquireRequest, outer: &Outer) -> String {
                 gateway,
                 dns,
                 ..
-            } = seed_network(outer);
+            } = side.seed.clone();
             guest::foreign_kernel_args(Some(&BootNetwork {
                 address,
                 gateway,

@@ -52,6 +52,8 @@ pub enum Whose {
     Guest,
     /// The SSH handshake.
     Ssh,
+    /// Ours, done while the guest booted: it adds nothing to the whole.
+    Meanwhile,
 }
 
 /// What the command line needs to enter the lease.

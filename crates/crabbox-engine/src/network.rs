@@ -13,10 +13,11 @@ use crabbox_core::record::LeaseRecord;
 use crabbox_host::lock::LockError;
 use crabbox_host::netlink::{Netlink, NetlinkError};
 use crabbox_host::netns::{self, NetnsError};
+use crabbox_image::seed::SeedNetwork;
 use crabbox_net::dns::{self, Resolvers};
 use crabbox_net::{
     AttachCniError, CniSpec, Inner, MapError, NatError, NatSpec, Policy, attach_cni, attach_nat, detach_cni,
-    detach_nat, map_inner, plan_cni,
+    detach_nat, map_outer, plan_cni,
 };
 use crabbox_store::locks;
 use crabbox_store::places::{LeaseDir, Places};
@@ -246,9 +247,89 @@ pub fn serve_names(netns: &Path) -> Result<NameServer, NetworkError> {
     })
 }
 
-/// Makes tap, mapping and policy.
+/// Makes the guest's tap in the namespace.
+pub fn make_tap(netns: &Path, owner: Option<(u32, u32)>) -> Result<(), NetworkError> {
+    Ok(crabbox_net::make_tap(netns, TAP, owner)?)
+}
+
+/// Maps the outer address onto the guest, and sets its policy. Where the chain made a tap for the guest there is nothing to map.
 pub fn map(inner: &Inner) -> Result<(), NetworkError> {
-    Ok(map_inner(inner)?)
+    if inner.outer.guest_tap.is_none() {
+        map_outer(inner)?;
+    }
+    Ok(())
+}
+
+/// The guest's own side of its network.
+#[derive(Debug, Clone)]
+pub struct GuestSide {
+    /// The tap that its VMM opens.
+    pub tap: String,
+    /// What it is told about its interface.
+    pub seed: SeedNetwork,
+}
+
+impl GuestSide {
+    /// The fixed inner network, the same for every guest.
+    pub fn inner() -> Self {
+        let address = Ipv4Net::new_assert(crabbox_net::GUEST_ADDRESS, crabbox_net::INNER_PREFIX);
+        let gateway = crabbox_net::TAP_ADDRESS;
+        let mac = crabbox_net::GUEST_MAC.to_owned();
+        // Names are asked of the lease's forwarder, which asks the host's resolvers.
+        Self {
+            tap: TAP.to_owned(),
+            seed: SeedNetwork {
+                mac,
+                address,
+                gateway,
+                dns: vec![gateway],
+            },
+        }
+    }
+
+    /// What the outer network leaves to the guest: the inner network, or the outer address itself where the chain made a tap.
+    pub fn of(outer: &Outer) -> Self {
+        let inner = Self::inner();
+        let Some(partner) = &outer.guest_tap else {
+            return inner;
+        };
+        let dns = outer.dns.iter().filter_map(|dns| match dns {
+            IpAddr::V4(dns) => Some(*dns),
+            IpAddr::V6(_) => None,
+        });
+        let mac = if partner.mac.is_empty() {
+            inner.seed.mac
+        } else {
+            partner.mac.clone()
+        };
+        // A prefix that the kernel gave is never above 32.
+        let address = Ipv4Net::new_assert(outer.address, outer.prefix.min(32));
+        let seed = SeedNetwork {
+            mac,
+            address,
+            gateway: outer.gateway,
+            dns: dns.collect(),
+        };
+        Self {
+            tap: partner.tap.clone(),
+            seed,
+        }
+    }
+}
+
+impl SavedAttach {
+    /// Whether the chain makes the guest's tap, so that it must run before the machine is started.
+    pub fn gives_tap(&self) -> bool {
+        match self {
+            Self::Cni(attachment) => attachment.conf.plugins.iter().any(|plugin| {
+                plugin
+                    .get("type")
+                    .and_then(Value::as_str)
+                    .is_some_and(|name| name.contains("tap"))
+            }),
+            Self::Nat(_) => false,
+        }
+    }
 }
 
 /// Why no /30 could be chosen.

@@ -281,7 +281,7 @@ struct Walk<'a> {
 impl Walk<'_> {
     fn undo(&self, live: &Live) -> Result<(), UndoError> {
         match &live.step {
-            Step::Directory { .. } | Step::Supervisor {} | Step::Mapping { .. } => Ok(()),
+            Step::Directory { .. } | Step::Supervisor {} | Step::Tap { .. } | Step::Mapping { .. } => Ok(()),
             Step::Key { dir } => Ok(files::remove_tree(self.key_dir(dir)?)?),
             Step::Disk { path } | Step::Jail { path } => Ok(files::remove_tree(self.inside(path)?)?),
             Step::Mount { path } => Ok(files::withdraw(self.inside(path)?)?),

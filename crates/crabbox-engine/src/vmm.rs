@@ -23,7 +23,7 @@ use crabbox_host::unix::{self, DeadlineStream, SocketError};
 
 use crate::allocate::Allocated;
 use crate::disk::{API, BASE, DISK, Home, INITRD, KERNEL, LOG, SEED, VSOCK, kernel_args};
-use crate::network::Outer;
+use crate::network::GuestSide;
 use crate::request::{AcquireRequest, GuestSource};
 
 /// How long Firecracker may take from its start to its API socket.
@@ -120,12 +120,12 @@ pub fn plan(
     request: &AcquireRequest,
     made: &Allocated,
     home: &Home,
-    outer: &Outer,
+    side: &GuestSide,
 ) -> Result<Plan, VmmError> {
     let vmid = &made.stored.record.vmid;
     let netns = made.lease.dir().netns();
     let firecracker = &request.programs.firecracker;
-    let boot = boot(request, outer);
+    let boot = boot(request, side);
     let options = VmmOptions {
         log_path: Some(LOG.to_owned()),
         level: Some(LogLevel::Info),
@@ -199,7 +199,7 @@ fn limits(request: &AcquireRequest) -> Vec<(String, String)> {
     ]
 }
 
-fn boot(request: &AcquireRequest, outer: &Outer) -> BootPlan {
+fn boot(request: &AcquireRequest, side: &GuestSide) -> BootPlan {
     let drive = |id: &str, file: &str, read_only: bool, root: bool| Drive {
         drive_id: id.to_owned(),
         path_on_host: file.to_owned(),
@@ -225,10 +225,6 @@ fn boot(request: &AcquireRequest, outer: &Outer) -> BootPlan {
             ],
         ),
     };
-    let (tap, mac) = match &outer.guest_tap {
-        Some(partner) => (partner.tap.clone(), partner.mac.clone()),
-        None => (crate::network::TAP.to_owned(), crabbox_net::GUEST_MAC.to_owned()),
-    };
     let machine = MachineConfig {
         // The settings allow no more than Firecracker's 32.
         vcpu_count: u8::try_from(request.machine.cpus).unwrap_or(u8::MAX),
@@ -240,14 +236,14 @@ fn boot(request: &AcquireRequest, outer: &Outer) -> BootPlan {
     let boot = BootSource {
         kernel_image_path: KERNEL.to_owned(),
         initrd_path: initrd,
-        boot_args: Some(kernel_args(request, outer)),
+        boot_args: Some(kernel_args(request, side)),
     };
     BootPlan {
         drives,
         network: vec![NetworkInterface {
             iface_id: "eth0".to_owned(),
-            host_dev_name: tap,
-            guest_mac: Some(mac).filter(|mac| !mac.is_empty()),
+            host_dev_name: side.tap.clone(),
+            guest_mac: Some(side.seed.mac.clone()),
             rx_rate_limiter: None,
             tx_rate_limiter: None,
         }],

@@ -117,6 +117,21 @@ pub fn map_inner(inner: &Inner) -> Result<(), MapError> {
     if inner.outer.guest_tap.is_some() {
         return Ok(());
     }
+    make_tap(&inner.netns, &inner.tap, inner.owner)?;
+    map_outer(inner)
+}
+
+/// Makes the tap with our end's address, and nothing beyond it: the namespace does not forward yet. A machine can be started on it
+/// while the outer side is still being made.
+pub fn make_tap(netns: &Path, tap: &str, owner: Option<(u32, u32)>) -> Result<(), MapError> {
+    if !valid_name(tap) {
+        return Err(MapError::Name { name: tap.to_owned() });
+    }
+    enter(netns, || build_tap(netns, tap, owner))
+}
+
+/// Maps the outer address onto the guest behind a tap of [`make_tap`].
+pub fn map_outer(inner: &Inner) -> Result<(), MapError> {
     for name in [&inner.tap, &inner.outer.ifname] {
         if !valid_name(name) {
             return Err(MapError::Name { name: name.clone() });
@@ -126,8 +141,19 @@ pub fn map_inner(inner: &Inner) -> Result<(), MapError> {
     if overlaps(outer, inner_net()) {
         return Err(MapError::Overlap { outer });
     }
-    netns::within(&inner.netns, || build(inner)).map_err(|source| MapError::Namespace {
-        netns: inner.netns.clone(),
+    enter(&inner.netns, || {
+        // The rules stand before the first packet can pass.
+        nft::apply("load the rules of the lease", &ruleset(inner)).map_err(|source| MapError::Filter {
+            netns: inner.netns.clone(),
+            source,
+        })?;
+        settings(&inner.netns, &["ipv4/ip_forward"], "1")
+    })
+}
+
+fn enter(netns: &Path, work: impl FnOnce() -> Result<(), MapError> + Send) -> Result<(), MapError> {
+    netns::within(netns, work).map_err(|source| MapError::Namespace {
+        netns: netns.to_owned(),
         source,
     })?
 }
@@ -142,53 +168,46 @@ pub(crate) fn overlaps(one: Ipv4Net, other: Ipv4Net) -> bool {
     one.contains(&other.network()) || other.contains(&one.network())
 }
 
-fn build(inner: &Inner) -> Result<(), MapError> {
-    let netns = || inner.netns.clone();
+fn build_tap(netns: &Path, tap: &str, owner: Option<(u32, u32)>) -> Result<(), MapError> {
     let link = |source| MapError::Link {
-        netns: netns(),
+        netns: netns.to_owned(),
         source,
     };
     let mut netlink = Netlink::open().map_err(link)?;
     netlink.set_up("lo").map_err(link)?;
     settings(
-        inner,
+        netns,
         &["ipv6/conf/all/disable_ipv6", "ipv6/conf/default/disable_ipv6"],
         "1",
     )?;
-    // The rules stand before the first packet can pass.
-    nft::apply("load the rules of the lease", &ruleset(inner)).map_err(|source| MapError::Filter {
-        netns: netns(),
+    tap::create(tap, owner).map_err(|source| MapError::Tap {
+        netns: netns.to_owned(),
         source,
     })?;
-    tap::create(&inner.tap, inner.owner).map_err(|source| MapError::Tap {
-        netns: netns(),
-        source,
-    })?;
-    netlink.add_address(&inner.tap, inner_net()).map_err(link)?;
+    netlink.add_address(tap, inner_net()).map_err(link)?;
     // The guest cannot pretend to be another sender, and cannot bend our routes.
-    settings(inner, &[&format!("ipv4/conf/{}/rp_filter", inner.tap)], "1")?;
+    settings(netns, &[&format!("ipv4/conf/{tap}/rp_filter")], "1")?;
     let redirects = [
-        format!("ipv4/conf/{}/accept_redirects", inner.tap),
-        format!("ipv4/conf/{}/send_redirects", inner.tap),
+        format!("ipv4/conf/{tap}/accept_redirects"),
+        format!("ipv4/conf/{tap}/send_redirects"),
     ];
     settings(
-        inner,
+        netns,
         &[&redirects[0], &redirects[1], "ipv4/conf/all/accept_redirects"],
         "0",
     )?;
-    settings(inner, &["ipv4/ip_forward"], "1")?;
-    netlink.set_up(&inner.tap).map_err(link)
+    netlink.set_up(tap).map_err(link)
 }
 
 /// Writes kernel settings of the namespace. A kernel without IPv6 has none of its settings.
-fn settings(inner: &Inner, names: &[&str], value: &'static str) -> Result<(), MapError> {
+fn settings(netns: &Path, names: &[&str], value: &'static str) -> Result<(), MapError> {
     for name in names {
         let setting = Path::new("/proc/sys/net").join(name);
         match std::fs::write(&setting, value) {
             Err(source) if source.kind() == io::ErrorKind::NotFound && name.starts_with("ipv6/") => {}
             Err(source) => {
                 return Err(MapError::Setting {
-                    netns: inner.netns.clone(),
+                    netns: netns.to_owned(),
                     setting,
                     value,
                     source,

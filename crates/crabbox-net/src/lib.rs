@@ -16,7 +16,9 @@ pub mod outer;
 pub mod policy;
 
 pub use cni::{AttachCniError, CniSpec, attach_cni, detach_cni, plan_cni};
-pub use inner::{GUEST_ADDRESS, GUEST_MAC, INNER_PREFIX, Inner, MapError, TAP_ADDRESS, map_inner};
+pub use inner::{
+    GUEST_ADDRESS, GUEST_MAC, INNER_PREFIX, Inner, MapError, TAP_ADDRESS, make_tap, map_inner, map_outer,
+};
 pub use nat::{NatError, NatSpec, attach_nat, detach_nat};
 pub use nft::NftError;
 pub use outer::{Mode, Outer, TapPartner};
