@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crabbox_core::fault::{Fault, Kind};
@@ -32,6 +33,8 @@ use crate::teardown::{self, Actor, Extent};
 
 /// What the command line writes when the lease has become its own.
 pub const CLAIMED: &str = "claimed";
+/// How many lines of a failed machine's console the user is shown.
+const CONSOLE_LINES: usize = 20;
 /// How often the record is looked at for its expiry while nothing else happens.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long a `stop` or `cleanup` may hold the lease while the supervisor waits to clean up itself.
@@ -301,9 +304,17 @@ fn finish(threads: Threads) {
     }
 }
 
+/// The last words of a machine that did not come up: its console's, or the VMM's own where it never said any.
 fn finish_console(threads: Threads, dir: &LeaseDir) -> Vec<String> {
     finish(threads);
-    console::tail(&dir.console(), 20)
+    let console = console::tail(&dir.console(), CONSOLE_LINES);
+    if !console.is_empty() {
+        return console;
+    }
+    let log = leases::read(dir)
+        .map(|stored| stored.record.log_path)
+        .unwrap_or_default();
+    console::tail(Path::new(&log), CONSOLE_LINES)
 }
 
 /// Whether something can be read, the end of the stream included.

@@ -117,6 +117,7 @@ pub fn map_inner(inner: &Inner) -> Result<(), MapError> {
     if inner.outer.guest_tap.is_some() {
         return Ok(());
     }
+    check(inner)?;
     make_tap(&inner.netns, &inner.tap, inner.owner)?;
     map_outer(inner)
 }
@@ -132,6 +133,19 @@ pub fn make_tap(netns: &Path, tap: &str, owner: Option<(u32, u32)>) -> Result<()
 
 /// Maps the outer address onto the guest behind a tap of [`make_tap`].
 pub fn map_outer(inner: &Inner) -> Result<(), MapError> {
+    check(inner)?;
+    enter(&inner.netns, || {
+        // The rules stand before the first packet can pass.
+        nft::apply("load the rules of the lease", &ruleset(inner)).map_err(|source| MapError::Filter {
+            netns: inner.netns.clone(),
+            source,
+        })?;
+        settings(&inner.netns, &["ipv4/ip_forward"], "1")
+    })
+}
+
+/// Refuses what could not be mapped, before anything is made.
+fn check(inner: &Inner) -> Result<(), MapError> {
     for name in [&inner.tap, &inner.outer.ifname] {
         if !valid_name(name) {
             return Err(MapError::Name { name: name.clone() });
@@ -141,14 +155,7 @@ pub fn map_outer(inner: &Inner) -> Result<(), MapError> {
     if overlaps(outer, inner_net()) {
         return Err(MapError::Overlap { outer });
     }
-    enter(&inner.netns, || {
-        // The rules stand before the first packet can pass.
-        nft::apply("load the rules of the lease", &ruleset(inner)).map_err(|source| MapError::Filter {
-            netns: inner.netns.clone(),
-            source,
-        })?;
-        settings(&inner.netns, &["ipv4/ip_forward"], "1")
-    })
+    Ok(())
 }
 
 fn enter(netns: &Path, work: impl FnOnce() -> Result<(), MapError> + Send) -> Result<(), MapError> {
