@@ -32,7 +32,10 @@ const STEPS: [(&str, &str); 6] = [
         "crabbox run --id demo -- sh -c 'exit 7'",
         "cd demo && { crabbox run --id demo -- sh -c 'exit 7'; test $? = 7; }",
     ),
-    ("crabbox list --provider firecracker", "crabbox list --provider firecracker"),
+    (
+        "crabbox list --provider firecracker",
+        "crabbox list --provider firecracker",
+    ),
     ("crabbox stop demo", "crabbox stop demo"),
 ];
 

@@ -121,7 +121,9 @@ impl Fault for ResolveError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::NotFound { .. } => vec!["`crabbox list --provider firecracker` shows the leases of this host".to_owned()],
+            Self::NotFound { .. } => {
+                vec!["`crabbox list --provider firecracker` shows the leases of this host".to_owned()]
+            }
             Self::Unreadable { id, .. } => {
                 vec![format!(
                     "`crabbox stop {id}` takes the lease back from its journal"

@@ -11,9 +11,14 @@ pub fn unix_seconds() -> i64 {
 
 /// Seconds since the unix epoch, and nanoseconds within the second.
 pub fn unix_now() -> (i64, u32) {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or((0, 0), |since| {
-        (i64::try_from(since.as_secs()).unwrap_or(i64::MAX), since.subsec_nanos())
-    })
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or((0, 0), |since| {
+            (
+                i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+                since.subsec_nanos(),
+            )
+        })
 }
 
 /// Sleeps for `pause`, cut to 50 ms: no path of the program may wait longer than that without looking again.

@@ -378,7 +378,11 @@ mod tests {
     fn a_group_past_its_limit_is_killed_whole() {
         let started = Instant::now();
         let command = Cmd::new("sh").args(["-c", "sleep 30; true"]);
-        command.limit(Duration::from_millis(50)).own_group().run().unwrap_err();
+        command
+            .limit(Duration::from_millis(50))
+            .own_group()
+            .run()
+            .unwrap_err();
         // Without the group the grandchild keeps our pipes open until it ends.
         assert!(started.elapsed() < Duration::from_secs(20));
     }

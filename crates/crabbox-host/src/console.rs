@@ -89,7 +89,10 @@ fn record(mut pipe: File, log: &mut BoundedLog, stop: &AtomicBool) {
             // The file may be gone with its lease or its disk full: the guest goes on either way.
             Ok(count) if count > 0 => log.write(&chunk[..count]),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && !ending => {
-                let wait = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+                let wait = Timespec {
+                    tv_sec: 0,
+                    tv_nsec: 50_000_000,
+                };
                 poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&wait)).ok();
             }
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}

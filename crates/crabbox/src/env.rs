@@ -93,7 +93,9 @@ impl Env {
 
     /// Every variable whose name and value are valid UTF-8, in order of the names.
     pub(crate) fn texts(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.variables.iter().filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?)))
+        self.variables
+            .iter()
+            .filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?)))
     }
 
     /// The current directory.

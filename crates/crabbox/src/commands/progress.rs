@@ -14,7 +14,11 @@ pub(super) struct SyncProgress<'a> {
 impl<'a> SyncProgress<'a> {
     /// A bar that is drawn only where somebody watches standard error.
     pub(super) fn new(printer: &'a Printer) -> Self {
-        let target = if printer.shows_progress() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let target = if printer.shows_progress() {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
         let bar = ProgressBar::with_draw_target(None, target);
         if let Ok(style) = ProgressStyle::with_template("{msg} {bar:24} {bytes}/{total_bytes} {eta}") {
             bar.set_style(style);

@@ -110,7 +110,16 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &RunArgs) -> Result<Exit, CommandError> {
     let interrupts = acquire::interrupts()?;
     let id = RunId::from_random(crabbox_host::random::bytes().map_err(RunFailure::Random)?);
     let (lease, new) = lease(ctx, args, &settings, &engine, &repo, &interrupts)?;
-    let run = Run { ctx, args, request: &request, settings: &settings, engine: &engine, repo: &repo, interrupts: &interrupts, id };
+    let run = Run {
+        ctx,
+        args,
+        request: &request,
+        settings: &settings,
+        engine: &engine,
+        repo: &repo,
+        interrupts: &interrupts,
+        id,
+    };
     let mut summary = Summary::default();
     summary.outcome.lease = new.then(|| started.elapsed());
     let outcome = run.inside(&lease, &mut summary);
@@ -131,19 +140,30 @@ fn lease(
         touch::claim(&engine.places, &lease, &repo.root, args.reclaim)?;
         return Ok((lease, false));
     }
-    let wanted = Wanted { slug: args.slug.clone(), keep: args.keep };
-    Ok((acquire::acquire(ctx, engine, settings, &wanted, interrupts)?.lease, true))
+    let wanted = Wanted {
+        slug: args.slug.clone(),
+        keep: args.keep,
+    };
+    Ok((
+        acquire::acquire(ctx, engine, settings, &wanted, interrupts)?.lease,
+        true,
+    ))
 }
 
 impl Run<'_> {
     /// Everything that happens in the lease.
     fn inside(&self, lease: &Lease, summary: &mut Summary) -> Result<(), CommandError> {
-        let target = lease.target.clone().ok_or_else(|| ResolveError::NoAddress { id: lease.id.clone() })?;
+        let target = lease
+            .target
+            .clone()
+            .ok_or_else(|| ResolveError::NoAddress { id: lease.id.clone() })?;
         let destination = run::destination(lease, self.repo);
         let workdir = destination.workdir();
         if !self.args.sync.no_sync {
             let root = self.repo.root.display();
-            self.ctx.printer.note(format_args!("syncing {root} -> {}:{workdir}", lease.address));
+            self.ctx
+                .printer
+                .note(format_args!("syncing {root} -> {}:{workdir}", lease.address));
         }
         report::context(self.ctx, lease, self.id.as_str(), &workdir);
         let outcome = &mut summary.outcome;
@@ -166,7 +186,12 @@ impl Run<'_> {
         self.command(lease, &target, &workdir, summary)
     }
 
-    fn sync(&self, target: &Target, destination: &run::Destination, summary: &mut Summary) -> Result<(), CommandError> {
+    fn sync(
+        &self,
+        target: &Target,
+        destination: &run::Destination,
+        summary: &mut Summary,
+    ) -> Result<(), CommandError> {
         let started = Instant::now();
         let settings = &self.settings.sync;
         let (load, verdict) = run::load(self.repo, settings)?;
@@ -179,7 +204,10 @@ impl Run<'_> {
             allow_mass_deletions: self.ctx.env.text("CRABBOX_ALLOW_MASS_DELETIONS") == Some("1"),
         };
         if choice.full_resync {
-            self.ctx.printer.note(format_args!("full-resync resetting remote workdir {}", destination.workdir()));
+            self.ctx.printer.note(format_args!(
+                "full-resync resetting remote workdir {}",
+                destination.workdir()
+            ));
         }
         let progress = SyncProgress::new(self.ctx.printer);
         let done = run::sync(target, destination, &load, settings, choice, &progress);
@@ -188,49 +216,77 @@ impl Run<'_> {
         let took = started.elapsed();
         summary.outcome.sync = took;
         summary.outcome.sync_skipped = done.skipped;
-        summary.steps = std::iter::once(("manifest", load.took)).chain(done.steps).collect();
+        summary.steps = std::iter::once(("manifest", load.took))
+            .chain(done.steps)
+            .collect();
         let took = go::milliseconds(took);
         if done.skipped {
-            self.ctx.printer.note(format_args!("No changes detected, skipping sync ({took})"));
+            self.ctx
+                .printer
+                .note(format_args!("No changes detected, skipping sync ({took})"));
         } else {
             self.ctx.printer.note(format_args!("sync complete in {took}"));
         }
         Ok(())
     }
 
-    fn command(&self, lease: &Lease, target: &Target, workdir: &str, summary: &mut Summary) -> Result<(), CommandError> {
+    fn command(
+        &self,
+        lease: &Lease,
+        target: &Target,
+        workdir: &str,
+        summary: &mut Summary,
+    ) -> Result<(), CommandError> {
         let printer = self.ctx.printer;
         let uploaded = match &self.request.script {
             Some(script) => {
-                let name = Path::new(&script.source).file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let name = Path::new(&script.source)
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned();
                 let path = run::upload_script(target, workdir, &name, &script.content)?;
                 printer.note(format_args!("uploaded script {} -> {path}", script.source));
                 Some(path)
             }
             None => None,
         };
-        printer.note(format_args!("running on {} {}", lease.address, self.request.display()));
-        let (out, err) = (|bytes: &[u8]| printer.bytes(bytes), |bytes: &[u8]| printer.note_bytes(bytes));
+        printer.note(format_args!(
+            "running on {} {}",
+            lease.address,
+            self.request.display()
+        ));
+        let (out, err) = (
+            |bytes: &[u8]| printer.bytes(bytes),
+            |bytes: &[u8]| printer.note_bytes(bytes),
+        );
         let mut stdout = Tee::new(capture(self.args.results.capture_stdout.as_deref(), &out)?);
         let mut stderr = Tee::new(capture(self.args.results.capture_stderr.as_deref(), &err)?);
         let started = Instant::now();
-        let status = run::command(target, Job {
-            workdir: workdir.to_owned(),
-            env: self.env(lease),
-            form: self.request.form(self.args.command.shell, uploaded.as_deref()),
-            stdout: Sink::Writer(&mut stdout),
-            stderr: Sink::Writer(&mut stderr),
-            cancel: self.interrupts.as_fd(),
-        })?;
+        let status = run::command(
+            target,
+            Job {
+                workdir: workdir.to_owned(),
+                env: self.env(lease),
+                form: self.request.form(self.args.command.shell, uploaded.as_deref()),
+                stdout: Sink::Writer(&mut stdout),
+                stderr: Sink::Writer(&mut stderr),
+                cancel: self.interrupts.as_fd(),
+            },
+        )?;
         summary.outcome.command = started.elapsed();
         let failure = match status {
             RemoteStatus::Exited(0) => None,
             RemoteStatus::Exited(code) => Some(RunFailure::Exited(code)),
             RemoteStatus::Killed => Some(RunFailure::Killed),
             RemoteStatus::ConnectionLost => Some(RunFailure::Lost),
-            RemoteStatus::Cancelled { stopped } | RemoteStatus::TimedOut { stopped } => Some(RunFailure::Interrupted { stopped }),
+            RemoteStatus::Cancelled { stopped } | RemoteStatus::TimedOut { stopped } => {
+                Some(RunFailure::Interrupted { stopped })
+            }
         };
-        let Some(failure) = failure else { return self.downloads(target, workdir) };
+        let Some(failure) = failure else {
+            return self.downloads(target, workdir);
+        };
         if matches!(failure, RunFailure::Exited(_)) {
             report::digest(self.ctx, lease, &stderr.tail(), &stdout.tail());
         }
@@ -240,11 +296,20 @@ impl Run<'_> {
     /// Variables of the command: those that are allowed through, then ours.
     fn env(&self, lease: &Lease) -> Vec<(String, String)> {
         let mut allow = self.settings.env_allow.value.clone();
-        allow.extend(self.args.command.allow_env.iter().flat_map(|list| list.split(',')).map(str::to_owned));
+        allow.extend(
+            self.args
+                .command
+                .allow_env
+                .iter()
+                .flat_map(|list| list.split(','))
+                .map(str::to_owned),
+        );
         let mut env = request::forwarded(&self.ctx.env, &allow);
-        for (name, value) in
-            [("CRABBOX_LEASE_ID", lease.id.as_str()), ("CRABBOX_RUN_ID", self.id.as_str()), ("CRABBOX_SLUG", &lease.slug)]
-        {
+        for (name, value) in [
+            ("CRABBOX_LEASE_ID", lease.id.as_str()),
+            ("CRABBOX_RUN_ID", self.id.as_str()),
+            ("CRABBOX_SLUG", &lease.slug),
+        ] {
             env.push((name.to_owned(), value.to_owned()));
         }
         env
@@ -254,7 +319,9 @@ impl Run<'_> {
         for (remote, local) in &self.request.downloads {
             let local = self.ctx.env.cwd()?.join(local);
             let bytes = run::download(target, workdir, remote, &local)?;
-            self.ctx.printer.note(format_args!("downloaded {} bytes={bytes}", local.display()));
+            self.ctx
+                .printer
+                .note(format_args!("downloaded {} bytes={bytes}", local.display()));
         }
         Ok(())
     }
@@ -269,7 +336,10 @@ impl Run<'_> {
         outcome: Result<(), CommandError>,
     ) -> Result<Exit, CommandError> {
         let failed = outcome.is_err();
-        let code = outcome.as_ref().err().map_or(0, |error| i32::from(error.kind().exit_code()));
+        let code = outcome
+            .as_ref()
+            .err()
+            .map_or(0, |error| i32::from(error.kind().exit_code()));
         summary.outcome.exit_code = code;
         summary.outcome.total = started.elapsed();
         let ran = summary.outcome.command > Duration::ZERO;
@@ -291,10 +361,16 @@ impl Run<'_> {
         if new && failed && self.args.keep_on_failure && !release {
             report::kept(self.ctx, lease);
         }
-        let cleanup = if release { self.release(lease, &mut summary.outcome) } else { self.rest(lease) };
+        let cleanup = if release {
+            self.release(lease, &mut summary.outcome)
+        } else {
+            self.rest(lease)
+        };
         report::summary(self.ctx, lease, &summary);
         if self.args.results.timing_json {
-            self.ctx.printer.note_json(&TimingJson::new(lease, &summary.outcome))?;
+            self.ctx
+                .printer
+                .note_json(&TimingJson::new(lease, &summary.outcome))?;
         }
         outcome?;
         cleanup?;
@@ -311,21 +387,36 @@ impl Run<'_> {
             Some(StopAfter::Failure) => "failure",
         };
         if !quiet {
-            self.ctx.printer.note(format_args!("releasing {} server={}", lease.id, lease.display_id()));
+            self.ctx.printer.note(format_args!(
+                "releasing {} server={}",
+                lease.id,
+                lease.display_id()
+            ));
         }
         let stopped = release::stop(self.engine, &lease.id);
         outcome.stopped = Some(stopped.is_ok());
-        let error = stopped.as_ref().err().map(|error| crabbox_engine::teardown::chain(error)).unwrap_or_default();
+        let error = stopped
+            .as_ref()
+            .err()
+            .map(|error| crabbox_engine::teardown::chain(error))
+            .unwrap_or_default();
         if !quiet {
             let (id, slug) = (&lease.id, &lease.slug);
-            let told = if error.is_empty() { String::new() } else { format!(" error={error:?}") };
+            let told = if error.is_empty() {
+                String::new()
+            } else {
+                format!(" error={error:?}")
+            };
             self.ctx.printer.note(format_args!(
                 "lease cleanup stopped={} policy={policy} lease={id} slug={slug}{told}",
                 stopped.is_ok()
             ));
         }
         outcome.stop_error = error;
-        stopped.map_err(|source| RunFailure::Cleanup { id: lease.id.clone(), source })?;
+        stopped.map_err(|source| RunFailure::Cleanup {
+            id: lease.id.clone(),
+            source,
+        })?;
         Ok(())
     }
 
@@ -341,6 +432,9 @@ fn capture<'a>(path: Option<&Path>, pass: &'a (dyn Fn(&[u8]) + Sync)) -> Result<
         None => Ok(To::Pass(pass)),
         Some(path) => File::create(path)
             .map(To::File)
-            .map_err(|source| RunFailure::Capture { path: path.to_owned(), source }),
+            .map_err(|source| RunFailure::Capture {
+                path: path.to_owned(),
+                source,
+            }),
     }
 }

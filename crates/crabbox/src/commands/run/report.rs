@@ -27,7 +27,10 @@ pub(super) struct Summary {
 /// Where the run takes place.
 pub(super) fn context(ctx: &Ctx<'_>, lease: &Lease, run: &str, workdir: &str) {
     let target = lease.target.as_ref();
-    let ssh = target.map_or_else(|| "-".to_owned(), |target| format!("{}:{}", target.destination(), target.port));
+    let ssh = target.map_or_else(
+        || "-".to_owned(),
+        |target| format!("{}:{}", target.destination(), target.port),
+    );
     ctx.printer.note(format_args!(
         "run context:\n  run={run} portal=- logs=-\n  lease={} slug={} provider={} target=linux type={}\n  ssh={ssh} ip={}\n  workdir={workdir} workspace=raw actions=-",
         lease.id, lease.slug, lease.provider, lease.server_type, lease.address
@@ -63,7 +66,11 @@ pub(super) fn summary(ctx: &Ctx<'_>, lease: &Lease, summary: &Summary) {
         line.push_str(&format_args!(" blocked_stage={stage} retry_likely=unknown").to_string());
     }
     ctx.printer.note(line);
-    let label = if outcome.label.is_empty() { String::new() } else { format!(" label={:?}", outcome.label) };
+    let label = if outcome.label.is_empty() {
+        String::new()
+    } else {
+        format!(" label={:?}", outcome.label)
+    };
     ctx.printer.note(format_args!(
         "run details provider={} lease={} slug={} run={}{label} type={} repo={} workdir={} actions=- stop_command=\"{}\" idle_timeout={}",
         lease.provider,
@@ -81,10 +88,17 @@ pub(super) fn summary(ctx: &Ctx<'_>, lease: &Lease, summary: &Summary) {
 /// What a failed command leaves for its reader.
 pub(super) fn digest(ctx: &Ctx<'_>, lease: &Lease, stderr: &[String], stdout: &[String]) {
     let (provider, slug) = (lease.provider, &lease.slug);
-    ctx.printer.note("failure digest\n  phase: command\n  area: user_command\n  retryable: unknown");
-    ctx.printer.note(format_args!("  next: crabbox ssh --provider {provider} --id {slug}"));
+    ctx.printer
+        .note("failure digest\n  phase: command\n  area: user_command\n  retryable: unknown");
+    ctx.printer.note(format_args!(
+        "  next: crabbox ssh --provider {provider} --id {slug}"
+    ));
     ctx.printer.note(format_args!("  next: {}", stop_command(lease)));
-    let (name, lines) = if stderr.is_empty() { ("stdout", stdout) } else { ("stderr", stderr) };
+    let (name, lines) = if stderr.is_empty() {
+        ("stdout", stdout)
+    } else {
+        ("stderr", stderr)
+    };
     if !lines.is_empty() {
         ctx.printer.note(format_args!("  tail {name}:"));
         for line in &lines[lines.len().saturating_sub(DIGEST_LINES)..] {
@@ -96,7 +110,9 @@ pub(super) fn digest(ctx: &Ctx<'_>, lease: &Lease, stderr: &[String], stdout: &[
 /// How to go on with a lease that was kept because the run failed.
 pub(super) fn kept(ctx: &Ctx<'_>, lease: &Lease) {
     let (provider, slug) = (lease.provider, &lease.slug);
-    let expires = lease.expires_at().map_or_else(|| "idle/ttl".to_owned(), crabbox_core::timestamp::rfc3339);
+    let expires = lease
+        .expires_at()
+        .map_or_else(|| "idle/ttl".to_owned(), crabbox_core::timestamp::rfc3339);
     let ttl = crabbox_core::labels::time(&lease.labels, "ttl_secs").unwrap_or_default();
     ctx.printer.note(format_args!(
         "keep-on-failure: kept lease={} slug={slug} expires={expires} idle_timeout={} ttl={}",
@@ -104,10 +120,15 @@ pub(super) fn kept(ctx: &Ctx<'_>, lease: &Lease) {
         go::seconds(lease.idle_seconds()),
         go::seconds(ttl)
     ));
-    ctx.printer.note(format_args!("inspect: crabbox inspect --provider {provider} --id {slug}"));
-    ctx.printer.note(format_args!("ssh: crabbox ssh --provider {provider} --id {slug}"));
+    ctx.printer.note(format_args!(
+        "inspect: crabbox inspect --provider {provider} --id {slug}"
+    ));
+    ctx.printer
+        .note(format_args!("ssh: crabbox ssh --provider {provider} --id {slug}"));
     if let Some(target) = &lease.target {
-        ctx.printer.note(format_args!("ssh-direct: {}", target.display_line()));
+        ctx.printer
+            .note(format_args!("ssh-direct: {}", target.display_line()));
     }
-    ctx.printer.note(format_args!("stop: crabbox stop --provider {provider} {slug}"));
+    ctx.printer
+        .note(format_args!("stop: crabbox stop --provider {provider} {slug}"));
 }

@@ -101,7 +101,9 @@ impl Request {
     pub(super) fn new(args: &RunArgs) -> Result<Self, RequestError> {
         check(args)?;
         let words = args.command.words.iter().map(|word| {
-            word.clone().into_string().map_err(|word| RequestError::NotText { word })
+            word.clone()
+                .into_string()
+                .map_err(|word| RequestError::NotText { word })
         });
         let words: Vec<String> = words.collect::<Result<_, _>>()?;
         let script = script(args)?;
@@ -110,9 +112,17 @@ impl Request {
         }
         let downloads = args.results.download.iter().map(|pair| {
             let (remote, local) = pair.split_once('=').ok_or(RequestError::Download)?;
-            if remote.is_empty() || local.is_empty() { Err(RequestError::Download) } else { Ok((remote.to_owned(), local.into())) }
+            if remote.is_empty() || local.is_empty() {
+                Err(RequestError::Download)
+            } else {
+                Ok((remote.to_owned(), local.into()))
+            }
         });
-        Ok(Self { script, downloads: downloads.collect::<Result<_, _>>()?, words })
+        Ok(Self {
+            script,
+            downloads: downloads.collect::<Result<_, _>>()?,
+            words,
+        })
     }
 
     /// The command in the form that the other side gets; `uploaded` is the script's path there.
@@ -120,7 +130,11 @@ impl Request {
         match (uploaded, &self.script) {
             (Some(path), Some(script)) => {
                 let direct = script.content.starts_with(b"#!");
-                let mut words = if direct { vec![format!("./{path}")] } else { vec!["bash".to_owned(), path.to_owned()] };
+                let mut words = if direct {
+                    vec![format!("./{path}")]
+                } else {
+                    vec!["bash".to_owned(), path.to_owned()]
+                };
                 words.extend(self.words.iter().cloned());
                 Form::Argv(words)
             }
@@ -132,7 +146,9 @@ impl Request {
     /// The command as it is shown.
     pub(super) fn display(&self) -> String {
         match &self.script {
-            Some(script) => format!("{} {}", script.source, self.words.join(" ")).trim_end().to_owned(),
+            Some(script) => format!("{} {}", script.source, self.words.join(" "))
+                .trim_end()
+                .to_owned(),
             None => self.words.join(" "),
         }
     }
@@ -169,8 +185,14 @@ fn script(args: &RunArgs) -> Result<Option<Script>, RequestError> {
         None if args.command.script_stdin => {
             let path = Path::new("/dev/stdin");
             let mut content = Vec::new();
-            let read = std::io::stdin().lock().take(SCRIPT_LIMIT + 1).read_to_end(&mut content);
-            read.map_err(|source| RequestError::Script { path: path.to_owned(), source })?;
+            let read = std::io::stdin()
+                .lock()
+                .take(SCRIPT_LIMIT + 1)
+                .read_to_end(&mut content);
+            read.map_err(|source| RequestError::Script {
+                path: path.to_owned(),
+                source,
+            })?;
             ("stdin".to_owned(), content)
         }
         None => return Ok(None),
@@ -185,20 +207,28 @@ fn script(args: &RunArgs) -> Result<Option<Script>, RequestError> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, RequestError> {
-    let failed = |source| RequestError::Script { path: path.to_owned(), source };
+    let failed = |source| RequestError::Script {
+        path: path.to_owned(),
+        source,
+    };
     let mut content = Vec::new();
     let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(SCRIPT_LIMIT + 1).read_to_end(&mut content).map_err(failed)?;
+    file.take(SCRIPT_LIMIT + 1)
+        .read_to_end(&mut content)
+        .map_err(failed)?;
     Ok(content)
 }
 
 /// The variables that `allow` lets through, by exact name or by `PREFIX*`, in order of their names.
 pub(super) fn forwarded(env: &Env, allow: &[String]) -> Vec<(String, String)> {
     let allowed = |name: &str| {
-        allow.iter().map(String::as_str).any(|entry| match entry.strip_suffix('*') {
-            Some(prefix) => !prefix.is_empty() && is_name(prefix) && name.starts_with(prefix),
-            None => entry == name,
-        })
+        allow
+            .iter()
+            .map(String::as_str)
+            .any(|entry| match entry.strip_suffix('*') {
+                Some(prefix) => !prefix.is_empty() && is_name(prefix) && name.starts_with(prefix),
+                None => entry == name,
+            })
     };
     env.texts()
         .filter(|(name, _)| is_name(name) && allowed(name) && !OURS.contains(name))
@@ -220,10 +250,19 @@ mod tests {
     fn only_allowed_variables_are_forwarded() {
         let env = Env::for_test(
             Path::new("/"),
-            &[("CI", "1"), ("MY_A", "a"), ("MY_B", ""), ("SECRET", "s"), ("CRABBOX_SLUG", "no")],
+            &[
+                ("CI", "1"),
+                ("MY_A", "a"),
+                ("MY_B", ""),
+                ("SECRET", "s"),
+                ("CRABBOX_SLUG", "no"),
+            ],
         );
         let allow = ["CI", "MY_*", "*", "CRABBOX_SLUG"].map(str::to_owned);
-        let names: Vec<String> = forwarded(&env, &allow).into_iter().map(|(name, _)| name).collect();
+        let names: Vec<String> = forwarded(&env, &allow)
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
         assert_eq!(names, ["CI", "MY_A", "MY_B"]);
     }
 }
