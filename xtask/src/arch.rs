@@ -34,7 +34,7 @@ const PICTURE: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that may use everything, and that nothing which ships may use.
-const TOOLS: &[&str] = &["testkit", "xtask"];
+const TOOLS: &[&str] = &["e2e", "testkit", "xtask"];
 
 /// The part of `cargo metadata` that is read.
 #[derive(Debug, Deserialize)]

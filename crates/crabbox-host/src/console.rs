@@ -207,7 +207,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
         let mut log = BoundedLog::open(&path).unwrap();
-        let block = [b'x'; 64 * 1024];
+        let block = vec![b'x'; 64 * 1024];
         for _ in 0..40 {
             log.write(&block);
         }
