@@ -206,7 +206,12 @@ fn expected(world: &World) -> BTreeSet<Vec<u8>> {
             .map(<[u8]>::to_vec)
             .collect()
     };
-    let tracked = list(&["ls-files", "--cached", "-z"]);
+    // What being tracked protects is a regular file, as the index has it: `100644 <id> <stage>\t<path>`.
+    let regular: BTreeSet<Vec<u8>> = list(&["ls-files", "--stage", "-z"])
+        .into_iter()
+        .filter(|line| line.starts_with(b"100"))
+        .filter_map(|line| line.splitn(2, |byte| *byte == b'\t').nth(1).map(<[u8]>::to_vec))
+        .collect();
     let all = list(&["ls-files", "--cached", "--others", "--exclude-standard", "-z"]);
     let filter = Filter::new(&[], b"", &[]);
     all.into_iter()
@@ -214,7 +219,7 @@ fn expected(world: &World) -> BTreeSet<Vec<u8>> {
             let full = root.join(bytes_path(path));
             inside(&root, &full)
                 && full.symlink_metadata().is_ok_and(|meta| !meta.is_dir())
-                && filter.judge(path, tracked.contains(path)) != Verdict::Drop
+                && filter.judge(path, regular.contains(path)) != Verdict::Drop
         })
         .collect()
 }
