@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crabbox_core::config::{Settings, firecracker};
 use crabbox_core::fault::{Fault, Kind};
+use crabbox_engine::adopt;
 use crabbox_engine::context::{Engine, OpenError};
 use crabbox_engine::event::Event;
 use crabbox_engine::firecracker::{self as provider, AcquireLeaseError, AcquiredLease};
@@ -25,8 +26,16 @@ pub(super) struct Wanted {
     pub(super) keep: bool,
 }
 
-/// The engine for this environment.
+/// The engine for this environment, after leases whose supervisor has died were given a new one.
 pub(super) fn engine(ctx: &Ctx<'_>) -> Result<Engine, EngineError> {
+    let engine = looking_engine(ctx)?;
+    // Records that cannot be read are told by the commands that need them.
+    adopt::orphans(&engine).ok();
+    Ok(engine)
+}
+
+/// The engine for a command that changes nothing at all.
+pub(super) fn looking_engine(ctx: &Ctx<'_>) -> Result<Engine, EngineError> {
     let exe = std::env::current_exe().map_err(EngineError::Exe)?;
     let runtime = ctx.env.os("XDG_RUNTIME_DIR").map(Path::new);
     let failpoint = ctx.env.text("CRABBOX_TEST_FAILPOINT").unwrap_or_default();

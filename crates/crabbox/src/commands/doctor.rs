@@ -71,7 +71,11 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &DoctorArgs) -> Result<Exit, CommandError
     };
     let mut checks = doctor::run(&engine, &settings, &options);
     if let Some(lease) = &args.id {
-        let remote = doctor::remote(&resolve::resolve(&acquire::engine(ctx)?, lease, Purpose::Use)?)?;
+        let remote = doctor::remote(&resolve::resolve(
+            &acquire::looking_engine(ctx)?,
+            lease,
+            Purpose::Use,
+        )?)?;
         let place = checks
             .iter()
             .position(|check| check.check == "ssh-key")

@@ -1,0 +1,45 @@
+//! Leases whose supervisor has died: the machine lives on, and the next command gives it a new one.
+//!
+//! Costs one look at each journal. It must never start a supervisor for a lease that somebody is making or taking back: the new
+//! one takes the lease's lock first and looks again ([`crate::supervise::watch`]).
+
+use std::process::Stdio;
+
+use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::process;
+use crabbox_store::journal;
+use crabbox_store::leases::{self, RecordError};
+
+use crate::client::SUPERVISE;
+use crate::context::Engine;
+use crate::teardown::identity;
+
+/// Starts a supervisor for each lease that has lost its own, and answers their ids. What cannot be read is left to `cleanup`.
+pub fn orphans(engine: &Engine) -> Result<Vec<String>, RecordError> {
+    let mut adopted = Vec::new();
+    for stored in leases::list(&engine.places.leases())?.leases {
+        let Ok(Some(journal)) = journal::read(&stored.dir.journal()) else {
+            continue;
+        };
+        let alive = |name: &str| journal.process(name).map(|process| identity(process).is_alive());
+        // A lease that is being made has a supervisor that lives; one that is being taken back has no VMM soon.
+        if alive("supervisor") == Some(false)
+            && alive("vmm") == Some(true)
+            && watch(engine, &stored.record.lease_id).is_ok()
+        {
+            adopted.push(stored.record.lease_id);
+        }
+    }
+    Ok(adopted)
+}
+
+fn watch(engine: &Engine, id: &str) -> Result<(), CommandError> {
+    let cmd = Cmd::new(&engine.exe).args([SUPERVISE, "--adopt", id]).cwd("/");
+    let mut command = cmd.to_std();
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    // It outlives us, and init reaps it.
+    cmd.spawn(process::new_session(&mut command)).map(drop)
+}

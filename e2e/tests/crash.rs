@@ -1,0 +1,214 @@
+//! Deaths at the worst moments, on real microVMs: `kill -9` of the supervisor at every journal step, of the command line, of both,
+//! of a ready lease's supervisor and VMM, in the middle of a `stop`, and a power cut. One `cleanup` at most, then nothing is left, and
+//! bystanders are as they were.
+
+use std::fmt::Write as _;
+
+use crabbox_e2e::{Host, SMALL, assert_nothing_left};
+
+/// Every step that the supervisor journals, at every phase that a crash can fall into.
+const STEPS: [&str; 10] = [
+    "directory",
+    "supervisor",
+    "key",
+    "namespace",
+    "tap",
+    "jail",
+    "mount",
+    "cgroup",
+    "vmm",
+    "attach",
+];
+
+/// Things on the host that are not ours, or are another lease's: made before, looked at after.
+const BYSTANDERS: &str = "ip netns add bystander 2>/dev/null; nft add table ip bystander; \
+     mkdir -p $HOME/.config/crabbox/state/firecracker/leases/not-a-lease; \
+     echo mine > $HOME/.config/crabbox/state/firecracker/foreign-file; \
+     echo mine > $HOME/.config/crabbox/state/firecracker/leases/not-a-lease/file";
+
+/// Takes the bystanders away again.
+const NO_BYSTANDERS: &str = "ip netns del bystander; nft delete table ip bystander; \
+     rm -rf $HOME/.config/crabbox/state/firecracker/leases/not-a-lease $HOME/.config/crabbox/state/firecracker/foreign-file";
+
+/// Waits on the host, up to 30 s, for a shell condition.
+fn until(host: &Host, condition: &str) {
+    let waited = host.sh(&format!(
+        "for i in $(seq 300); do if {condition}; then exit 0; fi; sleep 0.1; done; exit 1"
+    ));
+    assert_eq!(waited.code, Some(0), "never became true: {condition}");
+}
+
+#[test]
+fn a_supervisor_killed_at_any_step_leaves_nothing_and_touches_nobody() {
+    let host = Host::find();
+    let _alone = host.alone();
+    let repo = host.repository("crash-steps");
+    drop(host.sh(BYSTANDERS));
+    drop(host.warmup(&repo, "bystander", ""));
+    let before = host.residue();
+    let mut failures = String::new();
+    for step in STEPS {
+        for phase in ["begun", "made", "done"] {
+            let point = format!("supervisor:{step}:{phase}");
+            let failed = host.sh(&format!(
+                "CRABBOX_TEST_FAILPOINT={point} crabbox warmup {SMALL} --slug crash"
+            ));
+            // Directory, supervisor and cgroup have no effect of their own between their intent and their mark.
+            let reached = !(phase == "made" && step == "directory");
+            if reached && failed.code != Some(5) {
+                writeln!(failures, "{point}: exit {:?}: {}", failed.code, failed.stderr).unwrap();
+            }
+            if failed.code == Some(0) {
+                drop(host.crabbox("stop crash"));
+            }
+            if host.residue() != before {
+                let clean = host.crabbox("cleanup --provider firecracker");
+                let after = host.residue();
+                if after != before {
+                    writeln!(failures, "{point}: left after cleanup: {after:#?}\n{clean:?}").unwrap();
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures}");
+    let run = host
+        .sh(&format!("cd {repo} && crabbox run --id bystander -- echo alive"))
+        .exits(0);
+    assert_eq!(run.stdout, "alive\n");
+    drop(host.crabbox("stop bystander").exits(0));
+    let foreign = host.sh("cat $HOME/.config/crabbox/state/firecracker/leases/not-a-lease/file && nft list table ip bystander").exits(0);
+    assert!(foreign.stdout.starts_with("mine\n"), "{foreign:?}");
+    drop(host.sh(NO_BYSTANDERS));
+}
+
+#[test]
+fn a_killed_command_line_is_cleaned_up_after_by_its_supervisor() {
+    let host = Host::find();
+    let _alone = host.alone();
+    let before = host.residue();
+    for delay in ["0.3", "1.0", "2.5"] {
+        drop(host.sh(&format!(
+            "crabbox warmup {SMALL} --slug killed >/dev/null 2>&1 & pid=$!; sleep {delay}; kill -9 $pid"
+        )));
+        until(&host, "! pgrep -f __supervise >/dev/null");
+        assert_nothing_left(&before, &host.residue());
+    }
+}
+
+#[test]
+fn when_both_are_killed_one_cleanup_is_enough() {
+    let host = Host::find();
+    let _alone = host.alone();
+    let before = host.residue();
+    for delay in ["0.5", "2.0"] {
+        drop(host.sh(&format!(
+            "crabbox warmup {SMALL} --slug killed >/dev/null 2>&1 & pid=$!; sleep {delay}; kill -9 $pid $(pgrep -f __supervise)"
+        )));
+        let cleaned = host.crabbox("cleanup --provider firecracker").exits(0);
+        assert!(
+            cleaned.stdout.contains("remove firecracker lease="),
+            "{cleaned:?}"
+        );
+        assert_nothing_left(&before, &host.residue());
+    }
+}
+
+#[test]
+fn a_ready_lease_outlives_its_supervisor_and_not_its_machine() {
+    let host = Host::find();
+    let _alone = host.alone();
+    let repo = host.repository("crash-ready");
+    let before = host.residue();
+    drop(host.warmup(&repo, "ready", ""));
+    drop(host.sh("kill -9 $(pgrep -f __supervise)").exits(0));
+    let run = host
+        .sh(&format!("cd {repo} && crabbox run --id ready -- echo alive"))
+        .exits(0);
+    assert_eq!(run.stdout, "alive\n");
+    until(&host, "pgrep -f '__supervise --adopt' >/dev/null");
+    // The machine dies: the supervisor that took over cleans up.
+    drop(host.sh("kill -9 $(pgrep -f 'firecracker --id')").exits(0));
+    until(&host, "! pgrep -f __supervise >/dev/null");
+    assert_nothing_left(&before, &host.residue());
+}
+
+#[test]
+fn a_guest_that_powers_off_is_noticed_and_cleaned() {
+    let host = Host::find();
+    let _alone = host.alone();
+    let repo = host.repository("crash-poweroff");
+    let before = host.residue();
+    drop(host.warmup(&repo, "off", ""));
+    drop(host.sh(&format!(
+        "cd {repo} && crabbox run --id off --no-sync -- sudo poweroff"
+    )));
+    until(&host, "! pgrep -f __supervise >/dev/null");
+    assert_nothing_left(&before, &host.residue());
+}
+
+#[test]
+fn a_stop_killed_half_way_is_finished_by_cleanup() {
+    let host = Host::find();
+    let _alone = host.alone();
+    let repo = host.repository("crash-stop");
+    let before = host.residue();
+    for step in [
+        "undo-claim",
+        "undo-vmm",
+        "undo-attach",
+        "undo-namespace",
+        "undo-jail",
+    ] {
+        drop(host.warmup(&repo, "half", ""));
+        // The supervisor would finish the work by itself; without it, cleanup must.
+        drop(host.sh("kill -9 $(pgrep -f __supervise)").exits(0));
+        drop(host.sh(&format!(
+            "CRABBOX_TEST_FAILPOINT=cli:{step}:begun crabbox stop half; pkill -9 -f __supervise"
+        )));
+        drop(host.crabbox("cleanup --provider firecracker").exits(0));
+        assert_nothing_left(&before, &host.residue());
+    }
+}
+
+#[test]
+fn ttl_and_idle_timeout_end_a_lease_without_any_command() {
+    let host = Host::find();
+    let _alone = host.alone();
+    let repo = host.repository("expiry");
+    let before = host.residue();
+    for limit in ["--ttl 5s", "--idle-timeout 5s"] {
+        drop(host.warmup(&repo, "short", limit));
+        until(&host, "! pgrep -f __supervise >/dev/null");
+        assert_nothing_left(&before, &host.residue());
+    }
+}
+
+#[test]
+fn two_of_everything_at_once_lose_nothing() {
+    let host = Host::find();
+    let _alone = host.alone();
+    let repo = host.repository("races");
+    let before = host.residue();
+    // Two warmups with one slug: both get a lease, one a suffix.
+    let both = host.sh(&format!(
+        "cd {repo} && (crabbox warmup {SMALL} --slug twin > a.out 2>&1 & crabbox warmup {SMALL} --slug twin > b.out 2>&1; wait); \
+         cat a.out b.out; crabbox list --provider firecracker | grep -c 'state=\\|ready'"
+    ));
+    assert_eq!(
+        both.stdout.matches("\nleased cbx_").count() + usize::from(both.stdout.starts_with("leased")),
+        2,
+        "{both:?}"
+    );
+    // Two stops of one lease, a heartbeat between them, and two cleanups: no error but "not found", no directory comes back.
+    let storm = host.sh(
+        "(crabbox stop twin & crabbox heartbeat twin & crabbox stop twin & wait) 2>&1; \
+         (crabbox cleanup --provider firecracker & crabbox cleanup --provider firecracker & wait) 2>&1; \
+         for id in $(crabbox list --provider firecracker | grep -o 'cbx_[0-9a-f]*'); do crabbox stop $id; done",
+    );
+    assert!(
+        !storm.stdout.contains("panicked") && !storm.stderr.contains("panicked"),
+        "{storm:?}"
+    );
+    drop(host.sh(&format!("rm -f {repo}/a.out {repo}/b.out")));
+    assert_nothing_left(&before, &host.residue());
+}
