@@ -105,11 +105,16 @@ impl Host {
         }
     }
 
-    /// The same, with no other test on the host that asked for the same until the guard is dropped.
+    /// The host for this test alone until the guard is dropped, without what a failed test may have left in it.
     #[track_caller]
     pub fn alone(&self) -> FileLock {
-        FileLock::acquire_within(&self.lab_dir.join("alone.lock"), Duration::from_mins(30))
-            .expect("the host is free")
+        let waited = FileLock::acquire_within(&self.lab_dir.join("alone.lock"), Duration::from_mins(30));
+        let guard = waited.unwrap_or_else(|error| panic!("the host is not to be had: {error}"));
+        drop(self.sh(
+            "for id in $(ls .config/crabbox/state/firecracker/leases 2>/dev/null | grep '^cbx_'); do crabbox stop $id; done; \
+             crabbox cleanup --provider firecracker",
+        ));
+        guard
     }
 
     /// Runs a shell script on the host as root, in its home directory.

@@ -90,7 +90,7 @@ fn a_killed_command_line_is_cleaned_up_after_by_its_supervisor() {
         drop(host.sh(&format!(
             "crabbox warmup {SMALL} --slug killed >/dev/null 2>&1 & pid=$!; sleep {delay}; kill -9 $pid"
         )));
-        until(&host, "! pgrep -f __supervise >/dev/null");
+        until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
         assert_nothing_left(&before, &host.residue());
     }
 }
@@ -102,7 +102,7 @@ fn when_both_are_killed_one_cleanup_is_enough() {
     let before = host.residue();
     for delay in ["0.5", "2.0"] {
         drop(host.sh(&format!(
-            "crabbox warmup {SMALL} --slug killed >/dev/null 2>&1 & pid=$!; sleep {delay}; kill -9 $pid $(pgrep -f __supervise)"
+            "crabbox warmup {SMALL} --slug killed >/dev/null 2>&1 & pid=$!; sleep {delay}; kill -9 $pid $(pgrep -f '[_]_supervise')"
         )));
         let cleaned = host.crabbox("cleanup --provider firecracker").exits(0);
         assert!(
@@ -120,15 +120,15 @@ fn a_ready_lease_outlives_its_supervisor_and_not_its_machine() {
     let repo = host.repository("crash-ready");
     let before = host.residue();
     drop(host.warmup(&repo, "ready", ""));
-    drop(host.sh("kill -9 $(pgrep -f __supervise)").exits(0));
+    drop(host.sh("kill -9 $(pgrep -f '[_]_supervise')").exits(0));
     let run = host
         .sh(&format!("cd {repo} && crabbox run --id ready -- echo alive"))
         .exits(0);
     assert_eq!(run.stdout, "alive\n");
-    until(&host, "pgrep -f '__supervise --adopt' >/dev/null");
+    until(&host, "pgrep -f '[_]_supervise --adopt' >/dev/null");
     // The machine dies: the supervisor that took over cleans up.
-    drop(host.sh("kill -9 $(pgrep -f 'firecracker --id')").exits(0));
-    until(&host, "! pgrep -f __supervise >/dev/null");
+    drop(host.sh("kill -9 $(pgrep -f '[f]irecracker --id')").exits(0));
+    until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
     assert_nothing_left(&before, &host.residue());
 }
 
@@ -142,7 +142,7 @@ fn a_guest_that_powers_off_is_noticed_and_cleaned() {
     drop(host.sh(&format!(
         "cd {repo} && crabbox run --id off --no-sync -- sudo poweroff"
     )));
-    until(&host, "! pgrep -f __supervise >/dev/null");
+    until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
     assert_nothing_left(&before, &host.residue());
 }
 
@@ -161,9 +161,9 @@ fn a_stop_killed_half_way_is_finished_by_cleanup() {
     ] {
         drop(host.warmup(&repo, "half", ""));
         // The supervisor would finish the work by itself; without it, cleanup must.
-        drop(host.sh("kill -9 $(pgrep -f __supervise)").exits(0));
+        drop(host.sh("kill -9 $(pgrep -f '[_]_supervise')").exits(0));
         drop(host.sh(&format!(
-            "CRABBOX_TEST_FAILPOINT=cli:{step}:begun crabbox stop half; pkill -9 -f __supervise"
+            "CRABBOX_TEST_FAILPOINT=cli:{step}:begun crabbox stop half; pkill -9 -f '[_]_supervise'"
         )));
         drop(host.crabbox("cleanup --provider firecracker").exits(0));
         assert_nothing_left(&before, &host.residue());
@@ -178,7 +178,7 @@ fn ttl_and_idle_timeout_end_a_lease_without_any_command() {
     let before = host.residue();
     for limit in ["--ttl 5s", "--idle-timeout 5s"] {
         drop(host.warmup(&repo, "short", limit));
-        until(&host, "! pgrep -f __supervise >/dev/null");
+        until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
         assert_nothing_left(&before, &host.residue());
     }
 }
