@@ -12,6 +12,7 @@ use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::LeaseId;
 use crabbox_host::command::find_on_path;
 use crabbox_image::kernel::{self, KernelError};
+use crabbox_image::manifest::Init;
 use crabbox_image::store::{Image, Store, StoreError};
 
 use crate::context::Engine;
@@ -105,13 +106,15 @@ impl Fault for PrepareError {
                 ..
             } => "set firecracker.jailer to the jailer, or to none to run without a jail",
             Self::Program { .. } => {
-                "set firecracker.binary (--firecracker-binary), or run `crabbox setup firecracker`"
+                "run `crabbox setup firecracker` (or this command with --yes), or set firecracker.binary"
             }
             Self::File { .. } | Self::NotAFile { .. } | Self::Half { .. } => {
                 "set firecracker.kernel and firecracker.rootfs to your image, or leave both unset to use crabbox's own"
             }
             Self::Kernel { .. } => "it must be an uncompressed x86_64 ELF kernel (vmlinux), not a bzImage",
-            Self::NoImage(_) => "run `crabbox image build`, or set firecracker.kernel and firecracker.rootfs",
+            Self::NoImage(_) => {
+                "run `crabbox setup firecracker` (or this command with --yes), or set firecracker.kernel and firecracker.rootfs"
+            }
             Self::Network(_) => {
                 "name a network that exists with --firecracker-cni-network and --firecracker-cni-conf-dir, or use --firecracker-network nat"
             }
@@ -243,9 +246,15 @@ pub fn guest(engine: &Engine, plan: &FirecrackerPlan) -> Result<GuestSource, Pre
         }),
         (false, false) => {
             let image = our_image(&engine.places.images()).map_err(PrepareError::NoImage)?;
-            Ok(GuestSource::Ours {
-                digest: image.manifest.digest.clone(),
-                dir: image.dir,
+            Ok(match image.manifest.init {
+                Init::Ours => GuestSource::Ours {
+                    digest: image.manifest.digest.clone(),
+                    dir: image.dir,
+                },
+                Init::CloudInit => GuestSource::Foreign {
+                    kernel: image.kernel(),
+                    rootfs: image.base(),
+                },
             })
         }
     }

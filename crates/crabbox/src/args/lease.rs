@@ -39,6 +39,9 @@ pub(crate) struct WarmupArgs {
     /// Take over a lease that another repository claimed
     #[arg(long)]
     pub(crate) reclaim: bool,
+    /// Set this host up first when it never was
+    #[arg(long)]
+    pub(crate) yes: bool,
     /// Print timings as one line of JSON on standard error
     #[arg(long)]
     pub(crate) timing_json: bool,

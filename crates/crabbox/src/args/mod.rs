@@ -3,6 +3,7 @@
 //! Flags that set configuration come from the key registry ([`keys`]); flags of features that do not exist here are refused by
 //! name ([`refused`]). A flag must never be accepted and then ignored.
 
+mod images;
 mod keys;
 mod lease;
 mod local;
@@ -14,6 +15,10 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+pub(crate) use images::{
+    ImageBuildArgs, ImageCommand, ImageExportArgs, ImageGcArgs, ImageImportArgs, ImageListArgs,
+    ImageNameArgs, ImageRemoveArgs, SetupArgs, SetupCommand,
+};
 pub(crate) use lease::{
     CleanupArgs, ConnectArgs, CpArgs, HeartbeatArgs, InspectArgs, ListArgs, LogsArgs, PauseArgs, PortsArgs,
     SshArgs, StatusArgs, StopArgs, TunnelArgs, WarmupArgs,
@@ -90,6 +95,12 @@ pub(crate) enum Command {
     SyncPlan(SyncPlanArgs),
     /// Check whether this host can lease machines
     Doctor(DoctorArgs),
+    /// Prepare this host for leases, or undo it
+    #[command(subcommand)]
+    Setup(SetupCommand),
+    /// Make and look after guest images
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Show local claims on leases
     #[command(subcommand)]
     Claims(ClaimsCommand),

@@ -29,6 +29,9 @@ pub(crate) struct RunArgs {
     /// Take over a lease that another repository claimed
     #[arg(long)]
     pub(crate) reclaim: bool,
+    /// Set this host up first when it never was
+    #[arg(long)]
+    pub(crate) yes: bool,
     /// What is synced, and how.
     #[command(flatten)]
     pub(crate) sync: RunSyncArgs,

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use crabbox_core::config::{Settings, firecracker};
+use crabbox_core::config::{ProviderError, Settings, firecracker};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_engine::adopt;
 use crabbox_engine::context::{Engine, OpenError};
@@ -13,6 +13,7 @@ use crabbox_engine::prepare::{self, NewLease};
 use crabbox_host::command::Cmd;
 use crabbox_host::signals::{Interrupts, SignalError};
 
+use crate::commands::setup;
 use crate::context::Ctx;
 use crate::env::EnvError;
 use crate::ui::CommandError;
@@ -24,6 +25,8 @@ pub(super) struct Wanted {
     pub(super) slug: Option<String>,
     /// Whether to keep it.
     pub(super) keep: bool,
+    /// Whether to set this host up when it never was.
+    pub(super) set_up: bool,
 }
 
 /// The engine for this environment, after leases whose supervisor has died were given a new one.
@@ -91,13 +94,24 @@ pub(super) fn acquire(
     wanted: &Wanted,
     interrupts: &Interrupts,
 ) -> Result<AcquiredLease, CommandError> {
-    settings.provider()?;
+    match settings.provider() {
+        // A user who has chosen nothing yet and wants the host set up gets what setup chooses.
+        Err(ProviderError::NotSelected) if wanted.set_up => {
+            setup::offer(ctx, engine, settings, true, None)?;
+        }
+        chosen => drop(chosen?),
+    }
     let plan = firecracker::plan(settings)?;
     let new = NewLease {
         slug: wanted.slug.clone(),
         keep: wanted.keep,
     };
-    let request = prepare::request(engine, &plan, &new)?;
+    let request = match prepare::request(engine, &plan, &new) {
+        Err(error) if setup::offer(ctx, engine, settings, wanted.set_up, Some(&error))? => {
+            prepare::request(engine, &plan, &new)?
+        }
+        other => other?,
+    };
     let repo = repository(ctx.env.cwd()?);
     let mut vmid = String::new();
     let acquired = provider::acquire(engine, &request, &repo, interrupts, &mut |event| {

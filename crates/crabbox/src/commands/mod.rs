@@ -9,6 +9,7 @@ mod cp;
 mod doctor;
 mod entry;
 mod heartbeat;
+mod image;
 mod inspect;
 mod list;
 mod logs;
@@ -16,7 +17,9 @@ mod progress;
 mod providers;
 mod route;
 mod run;
+mod setup;
 mod ssh;
+mod stages;
 mod status;
 mod stop;
 mod supervise;
@@ -29,7 +32,7 @@ mod warmup;
 use std::ffi::OsString;
 
 use crate::args::{
-    self, ClaimsCommand, Command, CompletionsArgs, ConfigCommand, MachineCommand, PoolCommand,
+    self, ClaimsCommand, Command, CompletionsArgs, ConfigCommand, MachineCommand, PoolCommand, SetupCommand,
 };
 use crate::context::Ctx;
 use crate::env::Env;
@@ -97,6 +100,8 @@ fn dispatch(ctx: &Ctx<'_>, command: Command) -> Result<Exit, CommandError> {
         Command::Resume(args) => unsupported::pause(ctx, &args, "resume"),
         Command::SyncPlan(args) => sync_plan::run(ctx, &args),
         Command::Doctor(args) => doctor::run(ctx, &args),
+        Command::Setup(SetupCommand::Firecracker(args)) => setup::run(ctx, &args),
+        Command::Image(command) => image::run(ctx, &command),
         Command::Claims(ClaimsCommand::List(args)) => claims::run(ctx, &args),
         Command::Config(ConfigCommand::Path) => config::path(ctx),
         Command::Config(ConfigCommand::Show(args)) => config::show(ctx, &args),

@@ -143,6 +143,7 @@ fn lease(
     let wanted = Wanted {
         slug: args.slug.clone(),
         keep: args.keep,
+        set_up: args.yes,
     };
     Ok((
         acquire::acquire(ctx, engine, settings, &wanted, interrupts)?.lease,

@@ -20,6 +20,7 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &WarmupArgs) -> Result<Exit, CommandError
     let wanted = Wanted {
         slug: args.slug.clone(),
         keep: args.keep,
+        set_up: args.yes,
     };
     let acquired = acquire::acquire(ctx, &engine, &settings, &wanted, &interrupts)?;
     let lease = &acquired.lease;

@@ -1,0 +1,192 @@
+//! What setup made on this host: `<state>/setup.json`, written before each thing is made.
+
+use std::path::{Path, PathBuf};
+
+use crabbox_host::files::{self, FileError};
+use crabbox_image::fetch;
+use crabbox_store::places::Places;
+use serde::{Deserialize, Serialize};
+
+/// The version of the format that this program writes and reads.
+const VERSION: u32 = 1;
+
+/// One thing that setup made, or was about to make when it was killed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Made {
+    /// A directory that was not there.
+    Directory {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// A file that was not there.
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// SHA-256 of what was written; a file with other content is the user's by now.
+        sha256: String,
+    },
+    /// An image; without a digest, whatever `default` names, for there was none before.
+    Image {
+        /// Its digest.
+        digest: Option<String>,
+    },
+}
+
+/// Why the record cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// It cannot be understood.
+    #[error("cannot understand the record of what setup made, {}", path.display())]
+    Parse {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// It was written by a newer program.
+    #[error("{} has version {found}, this program reads {VERSION}; update crabbox", path.display())]
+    Version {
+        /// Its file.
+        path: PathBuf,
+        /// The version in it.
+        found: u32,
+    },
+    /// It cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Content {
+    version: u32,
+    made: Vec<Made>,
+}
+
+/// The record of this host and user.
+#[derive(Debug)]
+pub(super) struct Record {
+    path: PathBuf,
+    content: Content,
+}
+
+impl Record {
+    /// The record, empty when there is none. Nothing is written yet.
+    pub(super) fn read(places: &Places) -> Result<Self, RecordError> {
+        let path = places.state.join("setup.json");
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let content = Content {
+                    version: VERSION,
+                    made: Vec::new(),
+                };
+                return Ok(Self { path, content });
+            }
+            Err(source) => return Err(FileError::io("read", &path, source).into()),
+        };
+        let content: Content = match serde_json::from_slice(&text) {
+            Ok(content) => content,
+            Err(source) => return Err(RecordError::Parse { path, source }),
+        };
+        if content.version != VERSION {
+            return Err(RecordError::Version {
+                path,
+                found: content.version,
+            });
+        }
+        Ok(Self { path, content })
+    }
+
+    /// The record for more to come: its directory is made, and is the first thing in it.
+    pub(super) fn open(places: &Places) -> Result<Self, RecordError> {
+        let mut record = Self::read(places)?;
+        let missing = missing(&places.state);
+        files::create_private_dir(&places.state)?;
+        record.content.made.extend(missing);
+        record.save()?;
+        Ok(record)
+    }
+
+    /// What was made, the first one first.
+    pub(super) fn made(&self) -> &[Made] {
+        &self.content.made
+    }
+
+    /// Notes what will be made below `dir`, and the directories that have to be made for it.
+    pub(super) fn add(&mut self, made: Made, dir: &Path) -> Result<(), RecordError> {
+        for directory in missing(dir) {
+            self.note(directory);
+        }
+        self.note(made);
+        self.save()
+    }
+
+    /// Notes that an image will be put into a store that has none, when it is `wanted`.
+    pub(super) fn image(&mut self, places: &Places, wanted: bool) -> Result<(), RecordError> {
+        if !wanted {
+            return Ok(());
+        }
+        self.content
+            .made
+            .retain(|made| !matches!(made, Made::Image { .. }));
+        self.add(Made::Image { digest: None }, &places.images())
+    }
+
+    /// Notes which image it became.
+    pub(super) fn made_image(&mut self, image: &str) -> Result<(), RecordError> {
+        for made in &mut self.content.made {
+            if let Made::Image { digest } = made {
+                *digest = Some(image.to_owned());
+            }
+        }
+        self.save()
+    }
+
+    /// Notes that Firecracker and jailer will be put into their directory, when they are `wanted`.
+    pub(super) fn programs(&mut self, places: &Places, wanted: bool) -> Result<(), RecordError> {
+        if !wanted {
+            return Ok(());
+        }
+        let dir = places.firecracker();
+        for (name, sha256) in [
+            ("firecracker", fetch::FIRECRACKER_SHA256),
+            ("jailer", fetch::JAILER_SHA256),
+        ] {
+            let (path, sha256) = (dir.join(name), sha256.to_owned());
+            self.add(Made::File { path, sha256 }, &dir)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the record itself.
+    pub(super) fn forget(self) -> Result<(), FileError> {
+        files::remove_tree(&self.path)
+    }
+
+    fn note(&mut self, made: Made) {
+        if !self.content.made.contains(&made) {
+            self.content.made.push(made);
+        }
+    }
+
+    fn save(&self) -> Result<(), RecordError> {
+        let text = serde_json::to_vec_pretty(&self.content).map_err(|source| RecordError::Parse {
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok(files::write_atomic(&self.path, &text, 0o600)?)
+    }
+}
+
+/// `dir` and those above it that are not there, the highest first.
+fn missing(dir: &Path) -> Vec<Made> {
+    let mut missing: Vec<_> = dir
+        .ancestors()
+        .take_while(|dir| std::fs::symlink_metadata(dir).is_err())
+        .map(|dir| Made::Directory { path: dir.to_owned() })
+        .collect();
+    missing.reverse();
+    missing
+}

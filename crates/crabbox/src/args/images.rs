@@ -1,0 +1,177 @@
+//! Arguments of the commands that prepare a host: `setup` and `image`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use crabbox_core::duration::GoDuration;
+
+use super::keys::{KeyFlags, LeaseSet};
+use super::lease::duration;
+
+/// `setup`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SetupCommand {
+    /// Bring everything that Firecracker leases need to this host, or take it away again
+    Firecracker(Box<SetupArgs>),
+}
+
+/// `setup firecracker`.
+#[derive(Debug, Args)]
+pub(crate) struct SetupArgs {
+    /// Only tell what would be done
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Take away what setup made, and nothing else
+    #[arg(long)]
+    pub(crate) remove: bool,
+    /// Do it without asking
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Start from this bundle instead of building the image here
+    #[arg(long, value_name = "FILE|URL")]
+    pub(crate) from: Option<String>,
+    /// SHA-256 that the bundle must have
+    #[arg(long, value_name = "HEX")]
+    pub(crate) sha256: Option<String>,
+    /// Print JSON: a line an event, then one document
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<LeaseSet>,
+}
+
+/// `image`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Build an image from Debian packages
+    Build(ImageBuildArgs),
+    /// Take a ready kernel and ext4 root file system, or a bundle, as an image
+    Import(ImageImportArgs),
+    /// Write an image into one file, from which other hosts are set up
+    Export(ImageExportArgs),
+    /// List the images
+    #[command(alias = "ls")]
+    List(ImageListArgs),
+    /// Show everything about an image
+    Inspect(ImageNameArgs),
+    /// Read an image and compare it with its record
+    Verify(ImageNameArgs),
+    /// Remove an image
+    #[command(alias = "remove")]
+    Rm(ImageRemoveArgs),
+    /// Remove images that nothing needs
+    Gc(ImageGcArgs),
+}
+
+/// `image build`.
+#[derive(Debug, Args)]
+pub(crate) struct ImageBuildArgs {
+    /// Name for the image; leases use the one called default
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub(crate) name: String,
+    /// Debian suite
+    #[arg(long, value_name = "SUITE")]
+    pub(crate) suite: Option<String>,
+    /// Install this package too; can be given again
+    #[arg(long, value_name = "PACKAGE")]
+    pub(crate) package: Vec<String>,
+    /// Run this script in the image as root when all packages are in
+    #[arg(long, value_name = "PATH")]
+    pub(crate) script: Option<PathBuf>,
+    /// Use this static crabbox-guest instead of the one inside this program
+    #[arg(long, value_name = "PATH")]
+    pub(crate) guest_binary: Option<PathBuf>,
+    /// Print JSON: a line an event, then one document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `image import`.
+#[derive(Debug, Args)]
+#[command(override_usage = "crabbox image import [--name NAME] (--kernel PATH --rootfs PATH | BUNDLE)")]
+pub(crate) struct ImageImportArgs {
+    /// Name for the image; leases use the one called default
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub(crate) name: String,
+    /// The guest kernel: vmlinux, or a bzImage
+    #[arg(long, value_name = "PATH")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// The root file system: ext4 with sshd, git, rsync, python3 and cloud-init
+    #[arg(long, value_name = "PATH")]
+    pub(crate) rootfs: Option<PathBuf>,
+    /// SHA-256 that the bundle must have
+    #[arg(long, value_name = "HEX")]
+    pub(crate) sha256: Option<String>,
+    /// Print JSON: a line an event, then one document
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// A bundle, as a file or URL
+    #[arg(value_name = "BUNDLE")]
+    pub(crate) bundle: Option<String>,
+}
+
+/// `image export`.
+#[derive(Debug, Args)]
+#[command(override_usage = "crabbox image export [flags] <name-or-digest> <file>")]
+pub(crate) struct ImageExportArgs {
+    /// Print JSON: a line an event, then one document
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Name or digest of the image
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: Option<String>,
+    /// The new file; compressed when its name ends in .gz
+    #[arg(value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+}
+
+/// `image list`.
+#[derive(Debug, Args)]
+pub(crate) struct ImageListArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `image inspect` and `image verify`.
+#[derive(Debug, Args)]
+pub(crate) struct ImageNameArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Name or digest of the image
+    #[arg(value_name = "IMAGE", default_value = "default")]
+    pub(crate) image: String,
+}
+
+/// `image rm`.
+#[derive(Debug, Args)]
+pub(crate) struct ImageRemoveArgs {
+    /// Remove it although leases run from it; they keep their disks
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Name or digest of the image
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: Option<String>,
+}
+
+/// `image gc`.
+#[derive(Debug, Args)]
+pub(crate) struct ImageGcArgs {
+    /// Also remove named images made longer ago than this
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) older_than: Option<GoDuration>,
+    /// Also remove the oldest until all have at most this many MiB
+    #[arg(long, value_name = "MIB")]
+    pub(crate) max_mib: Option<u64>,
+    /// Only tell what would be removed
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,231 @@
+//! `setup`: a host that can lease, in one command; and the offer of it where a command finds that there is none.
+
+use std::io::{BufRead as _, IsTerminal as _};
+
+use crabbox_core::config::{Settings, firecracker};
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_engine::context::Engine;
+use crabbox_engine::images::Source;
+use crabbox_engine::prepare::PrepareError;
+use crabbox_engine::setup::{self, Plan, Removal, Step, Wanted};
+use serde::Serialize;
+
+use crate::args::SetupArgs;
+use crate::commands::acquire;
+use crate::commands::stages::Stages;
+use crate::context::Ctx;
+use crate::ui::{CommandError, Exit};
+
+/// The variable that names a bundle for hosts that are set up by `run` or `warmup`; read from the environment only, so that no
+/// repository can choose one.
+const FROM_VARIABLE: &str = "CRABBOX_SETUP_FROM";
+
+/// Why nothing was done.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    /// There is nobody to ask.
+    #[error("nothing was done: there is no terminal to ask on")]
+    NoTerminal,
+    /// The user said no.
+    #[error("nothing was done")]
+    Declined,
+}
+
+impl Fault for Refused {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::NoTerminal => {
+                vec!["add --yes to go ahead, or --dry-run to see what would be done".to_owned()]
+            }
+            Self::Declined => Vec::new(),
+        }
+    }
+}
+
+/// What `--json` prints at the end.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SetupView<'a> {
+    event: &'static str,
+    dry_run: bool,
+    steps: Vec<String>,
+    advice: &'a [String],
+}
+
+pub(super) fn run(ctx: &Ctx<'_>, args: &SetupArgs) -> Result<Exit, CommandError> {
+    let settings = ctx.settings(&args.keys.values)?.settings;
+    let engine = acquire::looking_engine(ctx)?;
+    if args.remove {
+        return remove(ctx, &engine, args);
+    }
+    let cwd = ctx.env.cwd()?;
+    let from = args.from.as_deref().or_else(|| ctx.env.text(FROM_VARIABLE));
+    let wanted = Wanted {
+        from: from.map(|from| Source::named(from, cwd, args.sha256.clone())),
+    };
+    let plan = setup::plan(&engine, &settings, &firecracker::plan(&settings)?, &wanted)?;
+    if !args.json {
+        show(ctx, &plan);
+    }
+    if !args.dry_run && !plan.steps.is_empty() {
+        if !args.yes {
+            ask(ctx, "Go ahead?")?;
+        }
+        apply(ctx, &engine, &plan, args.json)?;
+    }
+    if args.json {
+        ctx.printer.json(&SetupView {
+            event: "done",
+            dry_run: args.dry_run,
+            steps: plan.steps.iter().map(words).collect(),
+            advice: &plan.advice,
+        })?;
+    }
+    Ok(Exit::SUCCESS)
+}
+
+/// Sets up a host on which a command found nothing to lease with, when the user or CI agrees; `false` when `error` is about
+/// something else.
+pub(super) fn offer(
+    ctx: &Ctx<'_>,
+    engine: &Engine,
+    settings: &Settings,
+    yes: bool,
+    error: Option<&PrepareError>,
+) -> Result<bool, CommandError> {
+    if error.is_some_and(|error| !setup::is_missing(error)) {
+        return Ok(false);
+    }
+    let ci = matches!(ctx.env.text("CI"), Some("true" | "1"));
+    if !yes && !ci && !can_ask(ctx) {
+        return Ok(false);
+    }
+    let cwd = ctx.env.cwd()?;
+    let from = ctx.env.text(FROM_VARIABLE);
+    let wanted = Wanted {
+        from: from.map(|from| Source::named(from, cwd, None)),
+    };
+    let plan = setup::plan(engine, settings, &firecracker::plan(settings)?, &wanted)?;
+    if let Some(error) = error {
+        ctx.printer
+            .note(format_args!("This host is not set up for leases yet: {error}."));
+    }
+    show(ctx, &plan);
+    if !yes && !ci {
+        ask(ctx, "Set it up now?")?;
+    }
+    apply(ctx, engine, &plan, false)?;
+    Ok(true)
+}
+
+fn apply(ctx: &Ctx<'_>, engine: &Engine, plan: &Plan, json: bool) -> Result<(), CommandError> {
+    let stages = Stages::new(ctx.printer, json);
+    setup::apply(engine, plan, &stages, &mut |_| {})?;
+    stages.done();
+    if !json && !plan.steps.is_empty() {
+        ctx.printer
+            .note("this host is set up; `crabbox setup firecracker --remove` takes it away again");
+    }
+    Ok(())
+}
+
+fn show(ctx: &Ctx<'_>, plan: &Plan) {
+    if plan.steps.is_empty() {
+        ctx.printer.line("nothing to do: this host is set up");
+    }
+    for step in &plan.steps {
+        ctx.printer.line(words(step));
+    }
+    for advice in &plan.advice {
+        ctx.printer.warn(advice);
+    }
+}
+
+/// A step as something to be done.
+fn words(step: &Step) -> String {
+    match step {
+        Step::Bundle {
+            from,
+            image,
+            programs,
+        } => {
+            let what = match (image, programs) {
+                (true, true) => "the guest image, and Firecracker if it is in there,",
+                (true, false) => "the guest image",
+                (false, _) => "Firecracker, if it is in there,",
+            };
+            format!("take {what} from {from}")
+        }
+        Step::BuildImage { store } => {
+            format!(
+                "build a guest image from Debian packages (about a minute) into {}",
+                store.display()
+            )
+        }
+        Step::Programs { dir } => format!("fetch Firecracker and its jailer into {}", dir.display()),
+        Step::Network { path, .. } => format!("write the CNI network {}", path.display()),
+        Step::Configuration { path } => format!("choose provider firecracker in {}", path.display()),
+    }
+}
+
+fn remove(ctx: &Ctx<'_>, engine: &Engine, args: &SetupArgs) -> Result<Exit, CommandError> {
+    let mut planned = Vec::new();
+    setup::remove(&engine.places, true, &mut |removal| {
+        planned.push(removal_words(removal));
+    })?;
+    if !args.json {
+        if planned.is_empty() {
+            ctx.printer.line("nothing to do: setup made nothing on this host");
+        }
+        for line in &planned {
+            ctx.printer.line(line);
+        }
+    }
+    if !args.dry_run && !planned.is_empty() {
+        if !args.yes {
+            ask(ctx, "Go ahead?")?;
+        }
+        setup::remove(&engine.places, false, &mut |_| {})?;
+    }
+    if args.json {
+        ctx.printer.json(&SetupView {
+            event: "done",
+            dry_run: args.dry_run,
+            steps: planned,
+            advice: &[],
+        })?;
+    }
+    Ok(Exit::SUCCESS)
+}
+
+fn removal_words(removal: &Removal) -> String {
+    match removal {
+        Removal::Image { digest } => format!("remove image {}", digest.get(..12).unwrap_or(digest)),
+        Removal::File { path } => format!("remove {}", path.display()),
+        Removal::Directory { path } => format!("remove {} if it is empty then", path.display()),
+        Removal::Changed { path } => format!("leave {}: it was changed since", path.display()),
+    }
+}
+
+fn can_ask(ctx: &Ctx<'_>) -> bool {
+    ctx.printer.shows_progress() && std::io::stdin().is_terminal()
+}
+
+/// Asks on the terminal; everything but a yes is a no.
+fn ask(ctx: &Ctx<'_>, question: &str) -> Result<(), Refused> {
+    if !can_ask(ctx) {
+        return Err(Refused::NoTerminal);
+    }
+    ctx.printer.note(format_args!("{question} [y/N]"));
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().read_line(&mut answer);
+    if read.is_ok() && matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
+        Ok(())
+    } else {
+        Err(Refused::Declined)
+    }
+}
