@@ -12,7 +12,7 @@ use crabbox_store::leases::{self, RecordError};
 
 use crate::client::SUPERVISE;
 use crate::context::Engine;
-use crate::teardown::identity;
+use crate::teardown::{ENDING, identity};
 
 /// Starts a supervisor for each lease that has lost its own, and answers their ids. What cannot be read is left to `cleanup`.
 pub fn orphans(engine: &Engine) -> Result<Vec<String>, RecordError> {
@@ -21,6 +21,9 @@ pub fn orphans(engine: &Engine) -> Result<Vec<String>, RecordError> {
         let Ok(Some(journal)) = journal::read(&stored.dir.journal()) else {
             continue;
         };
+        if journal.note(ENDING).is_some() {
+            continue;
+        }
         let alive = |name: &str| journal.process(name).map(|process| identity(process).is_alive());
         // A lease that is being made has a supervisor that lives; one that is being taken back has no VMM soon.
         if alive("supervisor") == Some(false)

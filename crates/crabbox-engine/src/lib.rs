@@ -21,6 +21,7 @@ pub mod images;
 pub mod lease;
 pub mod logs;
 pub mod network;
+pub mod orphans;
 pub mod ownership;
 pub mod prepare;
 pub mod probe;

@@ -12,12 +12,14 @@ use crabbox_host::clock;
 use crabbox_host::files;
 use crabbox_host::lock::LockError;
 use crabbox_store::claims::{self, ClaimError};
+use crabbox_store::journal;
 use crabbox_store::leases::{self, RecordError, StoredLease};
 use crabbox_store::locks;
 use crabbox_store::places::{LeaseDir, Places};
 
 use crate::context::Engine;
 use crate::failpoint::Who;
+use crate::orphans::{self, OrphanError};
 use crate::ownership::{OwnedLease, OwnershipError};
 use crate::resolve::{self, Purpose, ResolveError};
 use crate::teardown::{self, Actor, Extent, Report};
@@ -46,6 +48,9 @@ pub enum ReleaseError {
     /// A file could not be removed.
     #[error(transparent)]
     Files(#[from] files::FileError),
+    /// An object without a lease could not be found or removed.
+    #[error(transparent)]
+    Orphan(#[from] OrphanError),
     /// Some of it is left.
     #[error("lease {id} could not be taken back completely: {}", .leftovers.join("; "))]
     Leftovers {
@@ -156,6 +161,13 @@ pub enum Subject {
         /// Its slug.
         slug: String,
     },
+    /// An object on the host that bears our tag, without a lease.
+    Object {
+        /// What it is: `process`, `link`, `table`, `cgroup`, `lock`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
 }
 
 /// Decides about every lease and claim of the provider, and removes what is to go unless `dry_run`.
@@ -198,6 +210,23 @@ pub fn cleanup(
         };
         if !dry_run {
             decision.error = remove_claim(places, &id).err();
+        }
+        on_decision(&decision);
+        decisions.push(decision);
+    }
+    for orphan in orphans::find(places)? {
+        let mut decision = Decision {
+            lease: "-".to_owned(),
+            subject: Subject::Object {
+                kind: orphan.kind(),
+                name: orphan.name(),
+            },
+            remove: true,
+            reason: "no_lease".to_owned(),
+            error: None,
+        };
+        if !dry_run {
+            decision.error = orphans::remove(places, &orphan).err().map(ReleaseError::from);
         }
         on_decision(&decision);
         decisions.push(decision);
@@ -249,11 +278,19 @@ fn look_at_lease(places: &Places, seen: &StoredLease) -> (Decision, Option<Owned
         }
     };
     // What counts is the record as it stands under the lock.
-    let record = match leases::read(lease.dir()) {
-        Ok(stored) => stored.record,
-        Err(_) => return (decide(false, "gone"), None),
+    let Ok(stored) = leases::read(lease.dir()) else {
+        if !lease.dir().path().exists() {
+            // Stopped by somebody else in this moment; the lock file that we made for it goes again.
+            lease.forget().ok();
+        }
+        return (decide(false, "gone"), None);
     };
+    let record = stored.record;
     let state = labels::state(&record.labels);
+    let journal = journal::read(&lease.dir().journal()).ok().flatten();
+    if journal.is_some_and(|journal| journal.note(teardown::ENDING).is_some()) && state != "released" {
+        return (decide(true, "interrupted_release"), Some(lease));
+    }
     if resolve::is_running(&record) {
         return match labels::expired(&record.labels, clock::unix_seconds()) {
             Verdict::Remove(reason) => (decide(true, &reason), Some(lease)),

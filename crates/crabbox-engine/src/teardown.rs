@@ -25,6 +25,8 @@ use crate::ownership::OwnedLease;
 
 /// How long a VMM gets between SIGTERM and SIGKILL. Its disk dies with it, so there is nothing for it to save.
 const VMM_GRACE: Duration = Duration::from_millis(500);
+/// The journal's note that a lease is being taken back: from then on there is no way but to the end.
+pub const ENDING: &str = "ending";
 /// How long the kernel gets to let go of an empty control group.
 const GROUP_LIMIT: Duration = Duration::from_secs(2);
 /// How long a supervisor gets to notice that its lease is gone.
@@ -143,6 +145,13 @@ pub fn teardown(places: &Places, lease: OwnedLease, extent: Extent, actor: Actor
         || foreign_journal(places, &lease),
         |journal| journal.state().clone(),
     );
+    if let Some(journal) = &mut journal
+        && state.note(ENDING).is_none()
+        && let Err(error) = journal.note(ENDING, "yes")
+    {
+        // Without this note a later cleanup may take a half-removed lease for a live one, which is the lesser harm.
+        report.errors.push(("journal", error.into()));
+    }
     let walk = Walk {
         places,
         lease: &lease,
@@ -288,7 +297,7 @@ impl Walk<'_> {
             Step::Namespace { path } => Ok(netns::remove(self.inside(path)?)?),
             Step::Attach { saved } => Ok(network::detach(self.places, &SavedAttach::from_value(saved)?)?),
             Step::Cgroup { path } => remove_cgroup(Path::new(path), self.lease),
-            Step::Vmm { dir, .. } => end_vmm(live.process.as_ref(), self.inside(dir)?),
+            Step::Vmm { dir, vmid } => end_vmm(live.process.as_ref(), self.inside(dir)?, vmid),
             Step::Connection { control } => Ok(connection::close(Path::new(control))?),
             Step::Claim {} => {
                 claims::remove(self.places, self.lease.id().as_str(), None)?;
@@ -329,10 +338,10 @@ fn within<'p>(path: &'p Path, dir: &Path) -> Result<&'p Path, UndoError> {
 }
 
 /// Ends the VMM by its identity; where it was never written, by its working directory or root, which is the lease's own.
-fn end_vmm(process: Option<&Process>, dir: &Path) -> Result<(), UndoError> {
+fn end_vmm(process: Option<&Process>, dir: &Path, vmid: &str) -> Result<(), UndoError> {
     let ids = match process {
         Some(process) => vec![identity(process)],
-        None => at_home_in(dir)?,
+        None => at_home_in(dir, vmid)?,
     };
     for id in ids {
         if let Some(handle) = id.open()? {
@@ -342,13 +351,19 @@ fn end_vmm(process: Option<&Process>, dir: &Path) -> Result<(), UndoError> {
     Ok(())
 }
 
-/// Processes whose working directory or root is `dir`.
-fn at_home_in(dir: &Path) -> Result<Vec<ProcessId>, ProcessError> {
+/// VMMs and their makers whose working directory or root is `dir`: they have the machine's id among their arguments, or are the
+/// supervisor's child that has not become one yet. A user's shell may stand there too and is nothing of ours.
+fn at_home_in(dir: &Path, vmid: &str) -> Result<Vec<ProcessId>, ProcessError> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
     let mut found = Vec::new();
     for candidate in process::list()? {
         let here = |at: Option<&PathBuf>| at.is_some_and(|at| at == dir);
+        let ours = candidate
+            .cmdline
+            .iter()
+            .any(|arg| arg == vmid || arg == crate::client::SUPERVISE);
         if candidate.pid != own
+            && ours
             && (here(candidate.cwd.as_ref()) || here(candidate.root.as_ref()))
             && let Some(id) = process::identify(candidate.pid)?
         {

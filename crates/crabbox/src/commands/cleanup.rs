@@ -63,6 +63,7 @@ impl DecisionView {
                 Subject::Lease { .. } => "lease",
                 Subject::Directory => "directory",
                 Subject::Claim { .. } => "claim",
+                Subject::Object { kind, .. } => kind,
             },
             action: match (decision.remove, dry_run) {
                 (true, false) => "remove",
@@ -107,5 +108,6 @@ fn line(decision: &Decision, dry_run: bool) -> String {
         Subject::Claim { slug } => {
             format!("{verb} firecracker claim lease={lease} slug={slug} reason={reason}")
         }
+        Subject::Object { kind, name } => format!("{verb} firecracker {kind} name={name} reason={reason}"),
     }
 }
