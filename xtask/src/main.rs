@@ -1,4 +1,4 @@
-//! Developer tasks: lab, arch. One file (or folder) a task; this one only names them and turns errors into an exit code.
+//! Developer tasks: demo, test, lab, bench, arch, docs. One file (or folder) a task; this one only names them and turns errors into an exit code.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -8,7 +8,9 @@
 mod arch;
 mod bench;
 mod demo;
+mod docs;
 mod lab;
+mod licences;
 mod payload;
 mod provision;
 mod site;
@@ -58,6 +60,10 @@ enum Task {
     },
     /// Check the edges between our crates against the picture in ARCHITECTURE.md
     Arch,
+    /// Write the generated parts of the documents anew, from the code and the program itself
+    Docs(docs::Arguments),
+    /// Check the licences of all dependencies against deny.toml
+    Licences,
 }
 
 #[derive(Debug, Subcommand)]
@@ -81,6 +87,8 @@ fn main() -> ExitCode {
         Task::Bench(Bench::Lease { name, count }) => bench::lease(&name, count),
         Task::Provision { name } => provision::main(&name),
         Task::Arch => arch::main(),
+        Task::Docs(arguments) => docs::main(&arguments),
+        Task::Licences => licences::main(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

@@ -44,6 +44,7 @@ pub(crate) fn main(which: Which, lab: &str) -> Result<ExitCode> {
         stage("checking the walls of the house", || {
             crate::arch::main().map(drop)
         })?;
+        stage("checking the licences", || crate::licences::main().map(drop))?;
         cargo(
             "testing all but the end",
             &[

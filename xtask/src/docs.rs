@@ -1,0 +1,161 @@
+//! `docs`: the generated parts of the documents, from the key registry and from the program itself.
+//!
+//! A document holds blocks between `<!-- generated: WHAT -->` and `<!-- end -->`; all else in it is written by people and is
+//! never touched. With `--check` nothing is written, and a stale block fails.
+
+mod blocks;
+mod compatibility;
+mod keys;
+mod program;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::workspace;
+use program::Program;
+
+/// What `docs` is told.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Write nothing, and fail if a document is stale
+    #[arg(long)]
+    check: bool,
+    /// Ask this program instead of building one
+    #[arg(long, value_name = "PATH")]
+    crabbox: Option<PathBuf>,
+}
+
+/// Brings every document up to date, or tells which are not.
+pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
+    let path = match &arguments.crabbox {
+        Some(path) => path
+            .canonicalize()
+            .with_context(|| format!("cannot find {}", path.display()))?,
+        None => crate::payload::development_binary()?,
+    };
+    let program = Program::new(path)?;
+    let mut problems = Vec::new();
+    let mut stale = 0;
+    let files = documents()?;
+    for file in &files {
+        let old = fs::read_to_string(file)?;
+        let name = file.strip_prefix(workspace::root()).unwrap_or(file).display();
+        let new = blocks::replace(&old, |what| generate(&program, what))
+            .with_context(|| format!("cannot generate {name}"))?;
+        problems.extend(
+            broken_links(file, &new)
+                .into_iter()
+                .map(|link| format!("{name}: nothing at {link}")),
+        );
+        if new == old {
+            continue;
+        }
+        if arguments.check {
+            problems.push(format!("{name} is stale"));
+        } else {
+            fs::write(file, new)?;
+            stale += 1;
+        }
+    }
+    problems.extend(pages_missing(&program)?);
+    if !problems.is_empty() {
+        bail!(
+            "the documents are not right (`cargo xtask docs` writes the generated parts anew):\n  {}",
+            problems.join("\n  ")
+        );
+    }
+    println!("docs: {} documents, {stale} written anew", files.len());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The content of one block.
+fn generate(program: &Program, what: &str) -> Result<String> {
+    match what.split_once(' ').unwrap_or((what, "")) {
+        ("help", path) => Ok(format!("```\n{}\n```", program.help(path)?)),
+        ("keys", section) => keys::table(section),
+        ("commands", "") => commands(program),
+        ("compatibility", "") => compatibility::generate(program),
+        _ => bail!("nothing is known of a block {what:?}"),
+    }
+}
+
+/// A table of all commands, each with its page.
+fn commands(program: &Program) -> Result<String> {
+    let rows: Vec<String> = program
+        .commands("")?
+        .into_iter()
+        .map(|(name, about)| format!("| [`{name}`](commands/{name}.md) | {about} |"))
+        .collect();
+    Ok(format!(
+        "| Command | What it does |\n|---|---|\n{}",
+        rows.join("\n")
+    ))
+}
+
+/// Every Markdown file of the project.
+fn documents() -> Result<Vec<PathBuf>> {
+    let docs = workspace::root().join("docs");
+    let mut files = Vec::new();
+    for dir in [
+        workspace::root().to_owned(),
+        docs.clone(),
+        docs.join("commands"),
+        docs.join("providers"),
+    ] {
+        let entries = fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))?;
+        for entry in entries {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "md") {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Commands and subcommands whose help stands in no page of their own.
+fn pages_missing(program: &Program) -> Result<Vec<String>> {
+    let mut missing = Vec::new();
+    let commands = program.commands("")?;
+    ensure!(!commands.is_empty(), "the program's help names no command");
+    for (name, _) in commands {
+        let page = format!("docs/commands/{name}.md");
+        let text = fs::read_to_string(workspace::root().join(&page)).unwrap_or_default();
+        let inner = program.commands(&name)?;
+        let paths = std::iter::once(name.clone()).chain(inner.iter().map(|(sub, _)| format!("{name} {sub}")));
+        for path in paths {
+            if !text.contains(&blocks::opening(&format!("help {path}"))) {
+                missing.push(format!("{page} lacks the block `help {path}`"));
+            }
+        }
+    }
+    Ok(missing)
+}
+
+/// The relative links of a document that lead nowhere.
+fn broken_links(file: &Path, text: &str) -> Vec<String> {
+    let dir = file.parent().unwrap_or(file);
+    text.split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split(')').next())
+        .filter(|link| !link.contains("://") && !link.starts_with('#') && !link.contains(char::is_whitespace))
+        .filter(|link| !dir.join(link.split('#').next().unwrap_or(link)).exists())
+        .map(str::to_owned)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_that_lead_nowhere_are_found() {
+        let file = workspace::root().join("README.md");
+        let text = "[a](README.md) [b](docs/#x) [c](nowhere.md) [d](scheme://host) [e](#here)";
+        assert_eq!(broken_links(&file, text), ["nowhere.md"]);
+    }
+}

@@ -1,0 +1,157 @@
+//! `licences`: every dependency's licence, held against the allow list of `deny.toml` without cargo-deny.
+//!
+//! Reads `cargo metadata` for the one platform we build for. It must never pass a dependency without a licence, nor keep an
+//! allowed licence that no dependency names any more.
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use crabbox_host::command::Cmd;
+use serde_json::Value;
+
+use crate::workspace;
+
+const PLATFORM: &str = "x86_64-unknown-linux-gnu";
+
+/// Checks them; one line for each that is not allowed, and for each permission that nothing uses.
+pub(crate) fn main() -> Result<ExitCode> {
+    let deny =
+        std::fs::read_to_string(workspace::root().join("deny.toml")).context("cannot read deny.toml")?;
+    let allowed = allow_list(&deny);
+    ensure!(!allowed.is_empty(), "deny.toml allows no licence at all");
+    let out = Cmd::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--filter-platform", PLATFORM])
+        .cwd(workspace::root())
+        .run()?;
+    let metadata: Value = serde_json::from_slice(&out.stdout).context("cannot read cargo metadata")?;
+    // A package without a source is ours.
+    let packages: Vec<(&str, &str)> = metadata["packages"]
+        .as_array()
+        .context("cargo metadata lists no packages")?
+        .iter()
+        .filter(|package| !package["source"].is_null())
+        .map(|package| {
+            (
+                package["name"].as_str().unwrap_or("?"),
+                package["license"].as_str().unwrap_or("none"),
+            )
+        })
+        .collect();
+    let wrong = violations(&packages, &allowed);
+    if !wrong.is_empty() {
+        bail!("deny.toml and the dependencies differ:\n  {}", wrong.join("\n  "));
+    }
+    println!("licences: {} dependencies, each allowed", packages.len());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The strings of `allow = [...]` in the section `[licenses]`.
+fn allow_list(deny: &str) -> Vec<&str> {
+    deny.lines()
+        .skip_while(|line| line.trim() != "[licenses]")
+        .skip_while(|line| line.trim() != "allow = [")
+        .take_while(|line| line.trim() != "]")
+        .filter_map(|line| line.trim().strip_prefix('"')?.split('"').next())
+        .collect()
+}
+
+fn violations(packages: &[(&str, &str)], allowed: &[&str]) -> Vec<String> {
+    let refused = packages
+        .iter()
+        .filter(|(_, licence)| !any_of(licence, allowed))
+        .map(|(name, licence)| format!("{name}: {licence} is not allowed"));
+    let unused = allowed
+        .iter()
+        .filter(|licence| {
+            !packages
+                .iter()
+                .any(|(_, used)| ids(used).any(|id| id == **licence))
+        })
+        .map(|licence| format!("{licence} is allowed, and no dependency names it"));
+    refused.chain(unused).collect()
+}
+
+/// The licences that an SPDX expression names.
+fn ids(expression: &str) -> impl Iterator<Item = &str> {
+    expression
+        .split(" OR ")
+        .flat_map(|part| part.split(" AND "))
+        .flat_map(|part| part.split('/'))
+        .map(|id| id.trim_matches(['(', ')', ' ']))
+}
+
+/// Whether an SPDX expression can be met by what is allowed. `/` is the old way to write OR; OR binds weaker than AND.
+fn any_of(expression: &str, allowed: &[&str]) -> bool {
+    top_level(&expression.replace('/', " OR "), " OR ")
+        .iter()
+        .any(|part| top_level(part, " AND ").iter().all(|part| term(part, allowed)))
+}
+
+fn term(part: &str, allowed: &[&str]) -> bool {
+    let part = part.trim();
+    match part.strip_prefix('(').and_then(|part| part.strip_suffix(')')) {
+        Some(inner) => any_of(inner, allowed),
+        None => allowed.contains(&part),
+    }
+}
+
+/// Splits at `separator` outside of parentheses.
+fn top_level(expression: &str, separator: &str) -> Vec<String> {
+    let mut parts: Vec<String> = Vec::new();
+    for piece in expression.split(separator) {
+        match parts.last_mut() {
+            Some(last) if last.matches('(').count() > last.matches(')').count() => {
+                *last = format!("{last}{separator}{piece}");
+            }
+            _ => parts.push(piece.to_owned()),
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expressions_are_met_as_spdx_says() {
+        let allowed = ["MIT", "BSD-3-Clause", "Apache-2.0 WITH LLVM-exception"];
+        for good in [
+            "MIT",
+            "GPL-3.0-only OR MIT",
+            "GPL-3.0-only/MIT",
+            "(GPL-3.0-only OR MIT) AND BSD-3-Clause",
+            "GPL-3.0-only OR MIT AND BSD-3-Clause",
+            "Apache-2.0 WITH LLVM-exception OR Apache-2.0",
+        ] {
+            assert!(any_of(good, &allowed), "{good}");
+        }
+        for bad in [
+            "none",
+            "GPL-3.0-only",
+            "MIT AND GPL-3.0-only",
+            "Apache-2.0",
+            "(MIT OR X) AND Y",
+        ] {
+            assert!(!any_of(bad, &allowed), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_foreign_licence_and_an_idle_permission_are_told() {
+        let packages = [("good", "MIT/X"), ("bad", "AGPL-3.0-only")];
+        assert_eq!(
+            violations(&packages, &["MIT", "ISC"]),
+            [
+                "bad: AGPL-3.0-only is not allowed",
+                "ISC is allowed, and no dependency names it"
+            ]
+        );
+    }
+
+    #[test]
+    fn only_the_licences_of_deny_toml_are_read() {
+        let deny = "[bans]\nallow = [\n \"x\",\n]\n[licenses]\nversion = 2\nallow = [\n    \"MIT\", # why\n    \"ISC\",\n]\n\"no\"\n";
+        assert_eq!(allow_list(deny), ["MIT", "ISC"]);
+    }
+}
