@@ -320,7 +320,10 @@ pub fn import_bundle(
             Ok(bundle::import(path, &store, name, bin, progress)?)
         }
         Source::Url { url, sha256 } => {
-            let file = download(places, url, sha256.as_deref(), progress)?;
+            let file = download(places, url, sha256.as_deref(), progress).inspect_err(|_| {
+                // With the beginning of a file in it, it stays.
+                std::fs::remove_dir(downloads(places)).ok();
+            })?;
             let imported = bundle::import(&file, &store, name, bin, progress);
             // Good or bad, it is not read again; a bad one must not be taken for a beginning of the next.
             files::remove_tree(&file)?;
@@ -374,7 +377,8 @@ impl std::fmt::Display for Source {
     }
 }
 
-fn downloads(places: &Places) -> PathBuf {
+/// Where bundles and their beginnings are while they are being brought here.
+pub(crate) fn downloads(places: &Places) -> PathBuf {
     places.cache.join("downloads")
 }
 

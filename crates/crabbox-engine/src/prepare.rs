@@ -262,6 +262,11 @@ pub fn guest(engine: &Engine, plan: &FirecrackerPlan) -> Result<GuestSource, Pre
 
 /// The image called `default`, else the newest.
 pub fn our_image(store: &Path) -> Result<Image, StoreError> {
+    // A look must not make a store.
+    if !store.is_dir() {
+        let reference = DEFAULT_IMAGE.to_owned();
+        return Err(StoreError::NotFound { reference });
+    }
     let store = Store::open(store)?;
     match store.get(DEFAULT_IMAGE) {
         Err(error @ StoreError::NotFound { .. }) => store.list()?.images.into_iter().next().ok_or(error),

@@ -61,6 +61,8 @@ pub enum Step {
         path: PathBuf,
         /// Its content.
         text: String,
+        /// Where the plugins will keep the addresses that they gave out.
+        addresses: PathBuf,
     },
     /// Choose the provider, for a user who has no configuration.
     Configuration {
@@ -217,7 +219,12 @@ fn network_step(engine: &Engine, lease: &FirecrackerPlan) -> Option<Step> {
     }
     let routes = std::fs::read_to_string("/proc/net/route").ok()?;
     let text = network::conflist(name, network::free(&routes)?);
-    Some(Step::Network { path, text })
+    let addresses = Path::new(network::ADDRESSES).join(name);
+    Some(Step::Network {
+        path,
+        text,
+        addresses,
+    })
 }
 
 /// What stands between this user and `/dev/kvm`.
@@ -283,7 +290,19 @@ fn do_step(
             files::create_private_dir(dir)?;
             fetch::ensure_firecracker(dir, progress)?;
         }
-        Step::Network { path, text } => new_file(record, path, text, 0o644)?,
+        Step::Network {
+            path,
+            text,
+            addresses,
+        } => {
+            record.add(
+                Made::Addresses {
+                    dir: addresses.clone(),
+                },
+                addresses,
+            )?;
+            new_file(record, path, text, 0o644)?;
+        }
         Step::Configuration { path } => new_file(record, path, CONFIGURATION, 0o600)?,
     }
     Ok(())

@@ -5,6 +5,9 @@ use ipnet::Ipv4Net;
 /// The plugins that the network needs.
 pub(super) const PLUGINS: [&str; 2] = ["ptp", "host-local"];
 
+/// Where `host-local` keeps a directory for each network, unless a network says otherwise; ours does not.
+pub(super) const ADDRESSES: &str = "/var/lib/cni/networks";
+
 /// Subnets to choose from: the Go program's own first, so that both programs' documentation fits.
 const CANDIDATES: [&str; 4] = [
     "192.168.127.0/24",

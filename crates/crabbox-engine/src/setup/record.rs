@@ -26,6 +26,11 @@ pub enum Made {
         /// SHA-256 of what was written; a file with other content is the user's by now.
         sha256: String,
     },
+    /// What `host-local` keeps about the addresses of our network, from the first lease on.
+    Addresses {
+        /// The network's own directory.
+        dir: PathBuf,
+    },
     /// An image; without a digest, whatever `default` names, for there was none before.
     Image {
         /// Its digest.

@@ -13,6 +13,7 @@ use crabbox_store::places::Places;
 
 use super::SetupError;
 use super::record::{Made, Record};
+use crate::images;
 use crate::prepare::DEFAULT_IMAGE;
 
 /// One thing of the record, and what becomes of it.
@@ -27,6 +28,11 @@ pub enum Removal {
     File {
         /// Its path.
         path: PathBuf,
+    },
+    /// What the plugins keep about a network of ours goes, unless an address is still given out.
+    Addresses {
+        /// The network's directory.
+        dir: PathBuf,
     },
     /// A directory goes.
     Directory {
@@ -104,6 +110,7 @@ fn decide(places: &Places, made: &Made) -> Result<Option<Removal>, SetupError> {
                 Some(Removal::Changed { path: path.clone() })
             }
         }
+        Made::Addresses { dir } => dir.is_dir().then(|| Removal::Addresses { dir: dir.clone() }),
         Made::Image { digest } if places.images().is_dir() => {
             let reference = digest.as_deref().unwrap_or(DEFAULT_IMAGE);
             match Store::open(&places.images())?.get(reference) {
@@ -122,6 +129,7 @@ fn carry_out(places: &Places, removal: &Removal) -> Result<(), SetupError> {
     match removal {
         Removal::Image { digest } => drop(Store::open(&places.images())?.remove(digest)?),
         Removal::File { path } => files::remove_tree(path)?,
+        Removal::Addresses { dir } => remove_bookkeeping(dir)?,
         // When everything else is gone.
         Removal::Directory { .. } | Removal::Changed { .. } => {}
     }
@@ -131,6 +139,7 @@ fn carry_out(places: &Places, removal: &Removal) -> Result<(), SetupError> {
 /// What a store without images and a host without leases still have: directories with nothing in them but locks.
 fn skeleton(places: &Places) -> Result<(), FileError> {
     let images = places.images();
+    files::remove_tree(&images::downloads(places))?;
     for dir in [images.join("images"), images.join("names")] {
         remove_empty(&dir)?;
     }
@@ -157,6 +166,23 @@ fn skeleton(places: &Places) -> Result<(), FileError> {
         remove_empty(&dir)?;
     }
     Ok(())
+}
+
+/// Removes the lock and the note of the last address that `host-local` keeps; a file for an address keeps them.
+fn remove_bookkeeping(dir: &Path) -> Result<(), FileError> {
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return Ok(());
+    };
+    let paths: Vec<_> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
+    let is_ours = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name == "lock" || name.starts_with("last_reserved_ip.")
+    };
+    if !paths.iter().all(is_ours) {
+        return Ok(());
+    }
+    paths.iter().try_for_each(|path| files::remove_tree(path))?;
+    remove_empty(dir)
 }
 
 /// Removes a directory of lock files, which nobody can hold when there is no lease.

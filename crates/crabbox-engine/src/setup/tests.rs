@@ -88,6 +88,11 @@ impl World {
         found
     }
 
+    /// Where plugins keep addresses, in this world.
+    fn addresses(&self) -> PathBuf {
+        self.dir.path().join("home/lib/cni/networks/ours")
+    }
+
     fn steps(&self) -> Vec<Step> {
         vec![
             Step::Bundle {
@@ -98,6 +103,7 @@ impl World {
             Step::Network {
                 path: self.dir.path().join("home/cni/net.d/10-crabbox.conflist"),
                 text: "{}".to_owned(),
+                addresses: self.addresses(),
             },
             Step::Configuration {
                 path: self.places.config.join("config.yaml"),
@@ -173,6 +179,22 @@ fn a_setup_that_failed_half_way_is_taken_away_too() {
     apply(&world.engine(), &plan, &|_: &str| {}, &mut |_| {}).unwrap_err();
     world.removals(false);
     assert_eq!(world.tree(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn what_plugins_keep_of_our_network_goes_unless_an_address_is_given_out() {
+    let world = world();
+    for (file, stays) in [("192.168.127.2", true), ("last_reserved_ip.0", false)] {
+        world.apply(world.steps());
+        let addresses = world.addresses();
+        std::fs::create_dir_all(&addresses).unwrap();
+        for name in ["lock", "last_reserved_ip.0", file] {
+            std::fs::write(addresses.join(name), "").unwrap();
+        }
+        world.removals(false);
+        assert_eq!(addresses.join("lock").exists(), stays);
+        std::fs::remove_dir_all(world.dir.path().join("home")).ok();
+    }
 }
 
 #[test]

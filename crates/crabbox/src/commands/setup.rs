@@ -69,7 +69,7 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &SetupArgs) -> Result<Exit, CommandError>
     };
     let plan = setup::plan(&engine, &settings, &firecracker::plan(&settings)?, &wanted)?;
     if !args.json {
-        show(ctx, &plan);
+        show(&plan, &|line| ctx.printer.line(line), ctx);
     }
     if !args.dry_run && !plan.steps.is_empty() {
         if !args.yes {
@@ -114,7 +114,8 @@ pub(super) fn offer(
         ctx.printer
             .note(format_args!("This host is not set up for leases yet: {error}."));
     }
-    show(ctx, &plan);
+    // Standard output belongs to the command that was asked for.
+    show(&plan, &|line| ctx.printer.note(line), ctx);
     if !yes && !ci {
         ask(ctx, "Set it up now?")?;
     }
@@ -133,12 +134,12 @@ fn apply(ctx: &Ctx<'_>, engine: &Engine, plan: &Plan, json: bool) -> Result<(), 
     Ok(())
 }
 
-fn show(ctx: &Ctx<'_>, plan: &Plan) {
+fn show(plan: &Plan, put: &dyn Fn(&str), ctx: &Ctx<'_>) {
     if plan.steps.is_empty() {
-        ctx.printer.line("nothing to do: this host is set up");
+        put("nothing to do: this host is set up");
     }
     for step in &plan.steps {
-        ctx.printer.line(words(step));
+        put(&words(step));
     }
     for advice in &plan.advice {
         ctx.printer.warn(advice);
@@ -206,6 +207,7 @@ fn removal_words(removal: &Removal) -> String {
     match removal {
         Removal::Image { digest } => format!("remove image {}", digest.get(..12).unwrap_or(digest)),
         Removal::File { path } => format!("remove {}", path.display()),
+        Removal::Addresses { dir } => format!("remove {} if no address is given out", dir.display()),
         Removal::Directory { path } => format!("remove {} if it is empty then", path.display()),
         Removal::Changed { path } => format!("leave {}: it was changed since", path.display()),
     }

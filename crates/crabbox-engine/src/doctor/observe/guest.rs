@@ -197,7 +197,7 @@ pub(super) fn probe(engine: &Engine, vmm: &Vmm, guest: &Guest) -> Seen<Judged> {
     let initrd = match (guest_binary::bytes(), &guest.image) {
         (Some(bytes), _) => {
             let written = files::create_private_dir(cache)
-                .and_then(|()| files::write_atomic(&made, &probe::initrd(bytes), 0o600));
+                .and_then(|()| files::write_atomic(&made, &probe::initrd(&bytes), 0o600));
             written.map_err(|error| Trouble::chain(&error))?;
             &made
         }
