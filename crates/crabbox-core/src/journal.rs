@@ -279,6 +279,13 @@ impl Journal {
             .and_then(|live| live.process.as_ref())
     }
 
+    /// Whether the command line that asked for the lease has entered and claimed it.
+    pub fn is_claimed(&self) -> bool {
+        self.live
+            .iter()
+            .any(|live| live.done && matches!(live.step, Step::Claim {}))
+    }
+
     /// The last value noted under `name`.
     pub fn note(&self, name: &str) -> Option<&str> {
         self.notes

@@ -21,7 +21,8 @@ pub fn orphans(engine: &Engine) -> Result<Vec<String>, RecordError> {
         let Ok(Some(journal)) = journal::read(&stored.dir.journal()) else {
             continue;
         };
-        if journal.note(ENDING).is_some() {
+        // What was never handed over, or is on its way out, is `cleanup`'s.
+        if journal.note(ENDING).is_some() || !journal.is_claimed() {
             continue;
         }
         let alive = |name: &str| journal.process(name).map(|process| identity(process).is_alive());

@@ -287,9 +287,16 @@ fn look_at_lease(places: &Places, seen: &StoredLease) -> (Decision, Option<Owned
     };
     let record = stored.record;
     let state = labels::state(&record.labels);
-    let journal = journal::read(&lease.dir().journal()).ok().flatten();
-    if journal.is_some_and(|journal| journal.note(teardown::ENDING).is_some()) && state != "released" {
-        return (decide(true, "interrupted_release"), Some(lease));
+    if let Ok(Some(journal)) = journal::read(&lease.dir().journal())
+        && state != "released"
+    {
+        if journal.note(teardown::ENDING).is_some() {
+            return (decide(true, "interrupted_release"), Some(lease));
+        }
+        // Its maker holds its lock until it is claimed; we have the lock, so the maker has died.
+        if !journal.is_claimed() {
+            return (decide(true, "never_claimed"), Some(lease));
+        }
     }
     if resolve::is_running(&record) {
         return match labels::expired(&record.labels, clock::unix_seconds()) {
