@@ -81,7 +81,7 @@ impl Fault for AllocateError {
                 vec!["free some space, or stop a lease (crabbox list)".to_owned()]
             }
             Self::Subnet(_) => {
-                vec!["stop a lease, or set firecracker.natRange to a range that is free here".to_owned()]
+                vec!["stop a lease, or use CNI (--firecracker-network cni)".to_owned()]
             }
             _ => Vec::new(),
         }

@@ -13,7 +13,7 @@ use crabbox_engine::prepare::{self, NewLease};
 use crabbox_host::command::Cmd;
 use crabbox_host::signals::{Interrupts, SignalError};
 
-use crate::commands::setup;
+use crate::commands::{route, setup};
 use crate::context::Ctx;
 use crate::env::EnvError;
 use crate::ui::CommandError;
@@ -99,7 +99,7 @@ pub(super) fn acquire(
         Err(ProviderError::NotSelected) if wanted.set_up => {
             setup::offer(ctx, engine, settings, true, None)?;
         }
-        chosen => drop(chosen?),
+        chosen => route::check(chosen?, "warmup and run")?,
     }
     let plan = firecracker::plan(settings)?;
     let new = NewLease {

@@ -11,7 +11,7 @@ use crate::ui::CommandError;
 
 /// The provider cannot do it.
 #[derive(Debug, thiserror::Error)]
-enum Refusal {
+pub(super) enum Refusal {
     /// A command that works with leases on this host only.
     #[error("provider={provider} does not support `crabbox {command}` in this program yet")]
     Command {
@@ -72,7 +72,8 @@ pub(super) fn provider(
     }
 }
 
-fn check(provider: Provider, command: &'static str) -> Result<(), Refusal> {
+/// Refuses what this program cannot do yet with a provider.
+pub(super) fn check(provider: Provider, command: &'static str) -> Result<(), Refusal> {
     match (provider, command) {
         (Provider::Firecracker, _) => Ok(()),
         (Provider::Ssh, "cleanup") => Err(Refusal::Cleanup {

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use crabbox_core::config::key::Name;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_engine::run::Form;
 
@@ -28,6 +29,12 @@ pub(super) enum RequestError {
         first: &'static str,
         /// The second.
         second: &'static str,
+    },
+    /// A flag whose feature is not there yet: it must not look as if it had done its work.
+    #[error("{flag} is not supported yet")]
+    NotYet {
+        /// The flag.
+        flag: &'static str,
     },
     /// Two sources for one script.
     #[error("--script and --script-stdin are mutually exclusive")]
@@ -154,9 +161,32 @@ impl Request {
     }
 }
 
+/// The first flag that was given and whose feature is not there yet.
+fn not_yet(args: &RunArgs) -> Option<&'static str> {
+    let (results, keys) = (&args.results, &args.keys.values);
+    let key = |name: Name| keys.iter().any(|flag| flag.key == name);
+    let given = [
+        ("--artifact-glob", !results.artifact_glob.is_empty()),
+        ("--require-artifact", !results.require_artifact.is_empty()),
+        (
+            "--timing-record",
+            results.timing_record.as_deref().is_some_and(|to| to != "off"),
+        ),
+        ("--preflight", args.command.preflight),
+        ("--preflight-tools", key(Name::PreflightTools)),
+        ("--junit", key(Name::ResultsJunit)),
+        ("--results-auto", key(Name::ResultsAuto)),
+        ("--fail-on-test-failures", key(Name::ResultsFailOnFailures)),
+    ];
+    given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+}
+
 fn check(args: &RunArgs) -> Result<(), RequestError> {
     let script = args.command.script.is_some() || args.command.script_stdin;
     let conflict = |first, second| Err(RequestError::Conflict { first, second });
+    if let Some(flag) = not_yet(args) {
+        return Err(RequestError::NotYet { flag });
+    }
     if args.command.script.is_some() && args.command.script_stdin {
         return Err(RequestError::TwoScripts);
     }
