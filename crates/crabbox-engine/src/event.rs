@@ -86,6 +86,9 @@ pub struct Failure {
     pub console: Vec<String>,
     /// Steps of the rollback that did not work.
     pub leftovers: Vec<String>,
+    /// Whether the machine itself ended while it booted: a fresh one may well come up.
+    #[serde(default)]
+    pub machine_ended: bool,
 }
 
 impl Failure {
@@ -104,6 +107,7 @@ impl Failure {
             hints: error.hints(),
             console,
             leftovers,
+            machine_ended: false,
         }
     }
 

@@ -93,6 +93,11 @@ impl Fault for AcquireLeaseError {
 }
 
 impl AcquireLeaseError {
+    /// Whether a fresh lease may come up where this one did not: its machine ended while it booted, and nothing of it is left.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Machine(ClientError::Failed(failure, _)) if failure.machine_ended && failure.leftovers.is_empty())
+    }
+
     /// The end of the console of a machine that did not come up.
     pub fn console(&self) -> &[String] {
         match self {

@@ -28,6 +28,7 @@ use crate::event::{Event, Failure};
 use crate::failpoint::Who;
 use crate::network;
 use crate::ownership::{OwnedLease, OwnershipError};
+use crate::ready::ReadyError;
 use crate::request::AcquireRequest;
 use crate::teardown::{self, Actor, Extent};
 
@@ -123,7 +124,9 @@ pub fn run(input: File, mut output: File) -> Result<(), SuperviseError> {
         Err(error) => {
             let console = finish_console(threads, lease.dir());
             let report = teardown::teardown(&places, lease, Extent::Everything, actor);
-            tell(Event::Failed(Failure::of(&error, console, report.leftovers())));
+            let mut failure = Failure::of(&error, console, report.leftovers());
+            failure.machine_ended = matches!(error, AcquireError::Ready(ReadyError::Ended));
+            tell(Event::Failed(failure));
             return Ok(());
         }
     };

@@ -10,6 +10,7 @@ use crabbox_engine::context::{Engine, OpenError};
 use crabbox_engine::event::Event;
 use crabbox_engine::firecracker::{self as provider, AcquireLeaseError, AcquiredLease};
 use crabbox_engine::prepare::{self, NewLease};
+use crabbox_engine::request::AcquireRequest;
 use crabbox_host::command::Cmd;
 use crabbox_host::signals::{Interrupts, SignalError};
 
@@ -114,11 +115,23 @@ pub(super) fn acquire(
     };
     let repo = repository(ctx.env.cwd()?);
     let mut vmid = String::new();
-    let acquired = provider::acquire(engine, &request, &repo, interrupts, &mut |event| {
-        if let Event::Allocated { name, .. } = event {
-            vmid.clone_from(name);
+    let mut lease = |request: &AcquireRequest| {
+        provider::acquire(engine, request, &repo, interrupts, &mut |event| {
+            if let Event::Allocated { name, .. } = event {
+                vmid.clone_from(name);
+            }
+        })
+    };
+    let acquired = match lease(&request) {
+        // Once, as the Go program does when a machine does not come up.
+        Err(error) if error.is_passing() && interrupts.caught().is_none() => {
+            ctx.printer.warn(format_args!(
+                "bootstrap failed; retrying with fresh lease: {error}"
+            ));
+            lease(&prepare::request(engine, &plan, &new)?)
         }
-    });
+        other => other,
+    };
     let acquired = acquired.inspect_err(|error| show_console(ctx, error))?;
     ctx.printer.note(format_args!(
         "provisioned provider=firecracker lease={} vmid={vmid} ip={}",
