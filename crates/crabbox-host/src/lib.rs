@@ -19,5 +19,6 @@ pub mod process;
 pub mod random;
 pub mod reflink;
 pub mod signals;
+pub mod sockets;
 pub mod tap;
 pub mod unix;

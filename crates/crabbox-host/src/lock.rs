@@ -83,6 +83,23 @@ impl FileLock {
         }
     }
 
+    /// Whether somebody holds the lock right now. Only looks: a lock file that is not there is not made.
+    pub fn is_held(path: &Path) -> Result<bool, LockError> {
+        let mut options = File::options();
+        options.read(true).write(true).custom_flags(libc::O_NOFOLLOW);
+        let file = match options.open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(source) => return Err(failed("open", path, source)),
+        };
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(source)) => Err(failed("look at", path, source)),
+            // Closing the file gives it back at once.
+            Ok(()) => Ok(false),
+        }
+    }
+
     /// Waits for the lock, at most `limit`, then gives up with [`LockError::Busy`].
     pub fn acquire_within(path: &Path, limit: Duration) -> Result<Self, LockError> {
         clock::poll_until(limit, || Self::try_acquire(path).transpose()).unwrap_or_else(|| {
@@ -173,8 +190,15 @@ mod tests {
             FileLock::acquire_within(&path, limit),
             Err(LockError::Busy { .. })
         ));
+        assert!(FileLock::is_held(&path).unwrap());
         drop(held);
+        assert!(!FileLock::is_held(&path).unwrap());
         assert!(FileLock::try_acquire(&path).unwrap().is_some());
+        let none = dir.path().join("none");
+        assert!(
+            !FileLock::is_held(&none).unwrap() && !none.exists(),
+            "a look makes nothing"
+        );
     }
 
     #[test]

@@ -18,7 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 mod scan;
 
 pub use rustix::process::Signal;
-pub use scan::{ProcessInfo, list};
+pub use scan::{ProcessInfo, list, with_environment};
 
 /// Where the kernel gives each boot its own random name.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::{ProcessError, is_gone, proc_path};
+use super::{ProcessError, ProcessId, identify, is_gone, proc_path};
 
 /// One running process, as a scan for leftovers sees it. What may not be read is empty or `None`.
 #[derive(Debug, Clone)]
@@ -64,6 +64,28 @@ pub fn list() -> Result<Vec<ProcessInfo>, ProcessError> {
     Ok(found)
 }
 
+/// Every process whose environment, as it was at its start, holds `entry` (`NAME=value`), this one left out.
+pub fn with_environment(entry: &str) -> Result<Vec<ProcessId>, ProcessError> {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let holds = |pid: i32| {
+        // What may not be read is not ours.
+        std::fs::read(proc_path(pid, "environ")).is_ok_and(|bytes| {
+            bytes
+                .split(|byte| *byte == 0)
+                .any(|word| word == entry.as_bytes())
+        })
+    };
+    let mut found = Vec::new();
+    for process in list()?.into_iter().filter(|process| process.pid != own) {
+        if holds(process.pid)
+            && let Some(id) = identify(process.pid)?
+        {
+            found.push(id);
+        }
+    }
+    Ok(found)
+}
+
 /// Arguments end with a NUL each; a process may have overwritten them, then the last one has none.
 fn split_cmdline(bytes: &[u8]) -> Vec<OsString> {
     let bytes = bytes.strip_suffix(b"\0").unwrap_or(bytes);
@@ -112,6 +134,23 @@ mod tests {
             (found.root.unwrap(), found.cwd.unwrap()),
             ("/".into(), std::env::current_dir().unwrap())
         );
+    }
+
+    #[test]
+    fn a_process_is_found_by_its_environment() {
+        let mut command = Cmd::new("sleep")
+            .arg("600")
+            .env("CRABBOX_SCAN_TEST", "x1")
+            .to_std();
+        let mut child = command.spawn().unwrap();
+        let found = clock::poll_until(Duration::from_secs(5), || {
+            with_environment("CRABBOX_SCAN_TEST=x1").unwrap().pop()
+        });
+        let none = with_environment("CRABBOX_SCAN_TEST=x").unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(found.map(|id| id.pid.unsigned_abs()), Some(child.id()));
+        assert!(none.is_empty(), "a beginning is not the whole: {none:?}");
     }
 
     #[test]
