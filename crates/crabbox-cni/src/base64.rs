@@ -1,4 +1,4 @@
-//! Standard base64, written only: Go's JSON keeps bytes so, and libcni's cache file with it. It must never read anything.
+//! Standard base64: Go's JSON keeps bytes so, and libcni's cache file with it. It must never guess at a text that is not whole.
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
@@ -24,6 +24,26 @@ pub(crate) fn encode(bytes: &[u8]) -> String {
     text
 }
 
+/// The bytes of a text with padding; `None` if it is not one.
+pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
+    let letters = text.trim_end_matches('=');
+    if !text.len().is_multiple_of(4) || text.len() - letters.len() > 2 {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
+    for chunk in letters.as_bytes().chunks(4) {
+        let mut group = 0u32;
+        for letter in chunk {
+            let value = ALPHABET.iter().position(|known| known == letter)?;
+            group = group << 6 | u32::try_from(value).ok()?;
+        }
+        // n letters carry n - 1 bytes; the bits beyond them are zero.
+        let [_, all @ ..] = (group << (6 * (4 - chunk.len()))).to_be_bytes();
+        bytes.extend(&all[..chunk.len().checked_sub(1)?]);
+    }
+    Some(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
@@ -38,6 +58,10 @@ mod tests {
             ("foobar", "Zm9vYmFy"),
         ] {
             assert_eq!(super::encode(plain.as_bytes()), coded);
+            assert_eq!(super::decode(coded).as_deref(), Some(plain.as_bytes()));
+        }
+        for bad in ["Z", "Zg", "Zg=", "Z===", "Zm9*", "Zg==Zg=="] {
+            assert_eq!(super::decode(bad), None, "{bad}");
         }
         assert_eq!(super::encode(&[0xfb, 0xff]), "+/8=");
     }

@@ -3,7 +3,7 @@
 //! The cache is what DEL and CHECK hand to plugins as `prevResult`; without it both still run. It must never decide what is deleted.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
@@ -60,10 +60,87 @@ pub(crate) fn load(attachment: &Attachment) -> Option<Value> {
     entry.get_mut("result").map(Value::take).filter(Value::is_object)
 }
 
+/// The attachments of `container` that any runtime of the specification's reference kind (libcni, this one) has cached below
+/// `cache_dir`: what DEL needs when nothing else is known of them. What cannot be read is left out.
+pub fn cached(cache_dir: &Path, container: &str, netns: &Path, bin_dirs: &[PathBuf]) -> Vec<Attachment> {
+    let entries =
+        std::fs::read_dir(cache_dir.join("results")).map(|entries| entries.filter_map(Result::ok).collect());
+    let mut files: Vec<PathBuf> = entries
+        .unwrap_or_else(|_| Vec::new())
+        .into_iter()
+        .map(|entry| entry.path())
+        .collect();
+    files.sort();
+    files
+        .iter()
+        .filter_map(|file| attachment_of(file, cache_dir, container, netns, bin_dirs))
+        .collect()
+}
+
+fn attachment_of(
+    file: &Path,
+    cache_dir: &Path,
+    container: &str,
+    netns: &Path,
+    bin_dirs: &[PathBuf],
+) -> Option<Attachment> {
+    let entry: Value = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
+    let text = |name: &str| entry.get(name).and_then(Value::as_str).unwrap_or_default();
+    if text("containerId") != container {
+        return None;
+    }
+    let conf = crate::conf::parse(file, &base64::decode(text("config"))?)?;
+    let mut attachment = Attachment::new(
+        conf,
+        bin_dirs.to_vec(),
+        container,
+        netns,
+        text("ifName"),
+        cache_dir,
+    );
+    let args = entry.get("cniArgs").cloned().unwrap_or_default();
+    attachment.args = serde_json::from_value(args).unwrap_or_default();
+    let capabilities = entry.get("capabilityArgs").and_then(Value::as_object);
+    attachment.capability_args = capabilities.cloned().unwrap_or_default();
+    Some(attachment)
+}
+
 /// Deletes the entry. Nothing there is fine.
 pub(crate) fn forget(attachment: &Attachment) -> io::Result<()> {
     match std::fs::remove_file(file(attachment)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attachment_comes_back_from_its_cache_entry_without_its_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let conf = br#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"ptp","ipMasq":true},{"type":"portmap"}]}"#;
+        let conf = crate::conf::parse(Path::new("/gone"), conf).unwrap();
+        let bins = vec![PathBuf::from("/bins")];
+        let made = Attachment::new(conf, bins.clone(), "c1", Path::new("/n"), "veth0", dir.path());
+        save(&made, &json!({"cniVersion": "1.0.0"})).unwrap();
+        std::fs::write(dir.path().join("results/garbage"), "{").unwrap();
+        let found = cached(dir.path(), "c1", Path::new("/n"), &bins);
+        assert_eq!(found.len(), 1);
+        assert_eq!(
+            (
+                &found[0].conf.plugins,
+                &found[0].conf.name,
+                found[0].ifname.as_str()
+            ),
+            (&made.conf.plugins, &made.conf.name, "veth0")
+        );
+        assert!(
+            load(&found[0]).is_some(),
+            "its result is found under the same name"
+        );
+        assert!(cached(dir.path(), "c2", Path::new("/n"), &bins).is_empty());
+        assert!(cached(Path::new("/none"), "c1", Path::new("/n"), &bins).is_empty());
     }
 }

@@ -249,6 +249,13 @@ fn read(file: &Path) -> std::io::Result<(String, Map<String, Value>)> {
     Ok((name.to_owned(), document))
 }
 
+/// A configuration as a cache entry carries it; `file` is where the entry is.
+pub(crate) fn parse(file: &Path, bytes: &[u8]) -> Option<ConfList> {
+    let document: Map<String, Value> = serde_json::from_slice(bytes).ok()?;
+    let name = document.get("name").and_then(Value::as_str)?.to_owned();
+    conf_list(name, file.to_owned(), document).ok()
+}
+
 fn conf_list(name: String, file: PathBuf, document: Map<String, Value>) -> Result<ConfList, LoadError> {
     let version = version_of(&name, &file, &document)?;
     let (disable_check, disable_gc) = (
