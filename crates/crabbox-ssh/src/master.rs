@@ -4,6 +4,7 @@
 //! After [`exit`] there must never be one left, whatever state it was in.
 
 use std::ffi::OsString;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -152,12 +153,23 @@ pub fn open(target: &Target, control: &Path, limit: Duration) -> Result<(), Conn
     }
     // A socket left behind by a master that was killed would make ssh go on without sharing.
     std::fs::remove_file(control).ok();
-    let messages = tempfile::NamedTempFile::new().map_err(|source| ConnectError::Messages { source })?;
-    let argv = master_argv(target, control, messages.path());
-    match Cmd::new(&argv[0]).args(&argv[1..]).limit(limit).run() {
+    // Beside the socket, so that `exit` finds it even when we die now.
+    let messages = messages_path(control);
+    std::fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&messages)
+        .map_err(|source| ConnectError::Messages { source })?;
+    let argv = master_argv(target, control, &messages);
+    let started = Cmd::new(&argv[0]).args(&argv[1..]).limit(limit).run();
+    let text = std::fs::read(&messages).unwrap_or_default();
+    // One that stays is removed by `exit`.
+    std::fs::remove_file(&messages).ok();
+    match started {
         Ok(_) => Ok(()),
         Err(CommandError::Failed { stderr, .. }) => {
-            let text = std::fs::read(messages.path()).unwrap_or_default();
             let text = String::from_utf8_lossy(&text);
             let said = if text.trim().is_empty() {
                 &stderr
@@ -203,18 +215,60 @@ pub fn exit(control: &Path) -> Result<bool, ExitError> {
         Err(MuxError::Absent) => false,
         Err(source) => return Err(ExitError::Ask { source }),
     };
-    match std::fs::remove_file(control) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            return Err(ExitError::Socket {
-                path: control.to_owned(),
-                source,
-            });
+    // A master whose maker died in the middle of the handshake has no socket yet, and would wait for its machine.
+    end_unheard(control)?;
+    for path in [control.to_owned(), messages_path(control)] {
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(ExitError::Socket { path, source });
+            }
+            _ => {}
         }
-        _ => {}
     }
     lock.remove_while_held()
         .map_err(|source| ExitError::Lock { source })?;
     Ok(ended)
+}
+
+/// The control sockets of the masters that this program opened with `key`. The Go program's have `%C` in their names.
+pub fn of_key(key: &Path) -> Result<Vec<PathBuf>, ExitError> {
+    let failed = |source| ExitError::Process { pid: 0, source };
+    let mut found = Vec::new();
+    for process in process::list().map_err(failed)? {
+        let words = &process.cmdline;
+        let with_key = words
+            .windows(2)
+            .any(|pair| pair[0] == "-i" && pair[1] == key.as_os_str());
+        let control = words
+            .iter()
+            .find_map(|word| word.to_str()?.strip_prefix("ControlPath="));
+        if with_key && let Some(control) = control.filter(|path| !path.contains(['%', '"'])) {
+            found.push(PathBuf::from(control));
+        }
+    }
+    Ok(found)
+}
+
+/// Ends every ssh that was told to be the master at `control`.
+fn end_unheard(control: &Path) -> Result<(), ExitError> {
+    let told = OsString::from(format!("ControlPath={}", config_path(control)));
+    let failed = |pid| move |source| ExitError::Process { pid, source };
+    for found in process::list().map_err(failed(0))? {
+        let is_ssh = found
+            .cmdline
+            .first()
+            .is_some_and(|program| Path::new(program).file_name() == Some("ssh".as_ref()));
+        let is_master = || found.cmdline.iter().any(|word| word == "ControlMaster=yes");
+        if is_ssh
+            && found.cmdline.contains(&told)
+            && is_master()
+            && let Some(identity) = process::identify(found.pid).map_err(failed(found.pid))?
+            && let Some(handle) = identity.open().map_err(failed(found.pid))?
+        {
+            handle.terminate(EXIT_GRACE).map_err(failed(found.pid))?;
+        }
+    }
+    Ok(())
 }
 
 /// The first value of an option counts, so what makes a master comes before the words of the target.
@@ -239,6 +293,11 @@ fn master_argv(target: &Target, control: &Path, messages: &Path) -> Vec<OsString
     };
     argv.extend(target.ssh_argv(own).into_iter().skip(1));
     argv
+}
+
+/// Where a master that cannot connect says why.
+fn messages_path(control: &Path) -> PathBuf {
+    control.with_extension("log")
 }
 
 fn lock_path(control: &Path) -> PathBuf {
