@@ -398,6 +398,24 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_is_handed_over_when_its_claim_is_written_and_not_before() {
+        let mut journal = Journal::parse(&line(&sample()[0])).unwrap();
+        assert!(!journal.is_claimed());
+        let claim = Entry::Begin {
+            seq: 0,
+            step: Step::Claim {},
+        };
+        journal.apply(claim).unwrap();
+        assert!(!journal.is_claimed(), "an intent is no claim");
+        let done = Entry::Done {
+            seq: 0,
+            process: None,
+        };
+        journal.apply(done).unwrap();
+        assert!(journal.is_claimed());
+    }
+
+    #[test]
     fn garbage_in_the_middle_is_told_with_its_line() {
         let text = line(&sample()[0]) + "garbage\n" + &line(&sample()[1]);
         let error = Journal::parse(&text).unwrap_err();

@@ -214,6 +214,8 @@ impl Making<'_> {
             self.made.journal.begin(connection)?,
             self.made.journal.begin(Step::Claim {})?,
         ];
+        let armed = self.request.failpoint.as_str();
+        failpoint::hit(armed, Who::Supervisor, "claim", Phase::Begun);
         let ready = Ready {
             address: outer.address.to_string(),
             key: keys.private,
@@ -242,9 +244,12 @@ impl Making<'_> {
 
     /// The command line has entered and claimed the lease: what it promised is there.
     pub fn claimed(&mut self, acquired: &mut Acquired) -> Result<(), AcquireError> {
+        let armed = self.request.failpoint.as_str();
+        failpoint::hit(armed, Who::Supervisor, "claim", Phase::Made);
         for pending in acquired.promised.drain(..) {
             self.made.journal.done(pending, None)?;
         }
+        failpoint::hit(armed, Who::Supervisor, "claim", Phase::Done);
         self.record(|stored| {
             let (now, _) = clock::unix_now();
             labels::touch(&mut stored.record.labels, Some("ready"), None, now);

@@ -1,10 +1,12 @@
-//! Leases whose supervisor has died: the machine lives on, and the next command gives it a new one.
+//! Leases whose supervisor has died: the machine lives on, and the next command gives it a new one. A lease that died in the
+//! making, or while it was taken back, is ended by the new one.
 //!
 //! Costs one look at each journal. It must never start a supervisor for a lease that somebody is making or taking back: the new
 //! one takes the lease's lock first and looks again ([`crate::supervise::watch`]).
 
 use std::process::Stdio;
 
+use crabbox_core::labels;
 use crabbox_host::command::{Cmd, CommandError};
 use crabbox_host::process;
 use crabbox_store::journal;
@@ -21,14 +23,13 @@ pub fn orphans(engine: &Engine) -> Result<Vec<String>, RecordError> {
         let Ok(Some(journal)) = journal::read(&stored.dir.journal()) else {
             continue;
         };
-        // What was never handed over, or is on its way out, is `cleanup`'s.
-        if journal.note(ENDING).is_some() || !journal.is_claimed() {
-            continue;
-        }
+        // One that was never handed over is nobody's, and one whose end has begun is as good as gone: the new supervisor ends both.
+        let unfinished = journal.note(ENDING).is_some() || !journal.is_claimed();
         let alive = |name: &str| journal.process(name).map(|process| identity(process).is_alive());
-        // A lease that is being made has a supervisor that lives; one that is being taken back has no VMM soon.
+        // A lease that is being made has a supervisor that lives.
         if alive("supervisor") == Some(false)
-            && alive("vmm") == Some(true)
+            && (unfinished || alive("vmm") == Some(true))
+            && labels::state(&stored.record.labels) != "released"
             && watch(engine, &stored.record.lease_id).is_ok()
         {
             adopted.push(stored.record.lease_id);

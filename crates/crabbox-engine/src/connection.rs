@@ -57,6 +57,14 @@ pub fn shared(record: &LeaseRecord, places: &Places, dir: &Path) -> Result<Targe
     Ok(target)
 }
 
+/// Ends every shared connection that was opened with the key of lease `id`, for a lease whose journal does not tell.
+pub fn close_all(places: &Places, id: &str) -> Result<(), ExitError> {
+    for control in master::of_key(&places.keys(id).join("id_ed25519"))? {
+        close(&control)?;
+    }
+    Ok(())
+}
+
 /// Ends the shared connection at `control`; none there is fine.
 pub fn close(control: &Path) -> Result<(), ExitError> {
     master::exit(control).map(drop)

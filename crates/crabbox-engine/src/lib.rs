@@ -4,6 +4,7 @@
 //! journal entry before every effect. It must never print, read the environment, or destroy what it has no proof of owning.
 
 pub mod acquire;
+pub mod activity;
 pub mod adopt;
 pub mod allocate;
 pub mod claims;

@@ -350,14 +350,22 @@ pub fn choose_subnet(range: Ipv4Net, taken: &[Ipv4Net]) -> Result<Ipv4Net, Subne
     Ok(nat::choose_subnet(range, taken, &routes)?)
 }
 
-/// The attachment of a lease that the Go program made, as far as its record tells.
+/// The attachment of a lease that the Go program made: what its CNI library cached in the lease, else what the configuration says now.
 pub fn saved_of_record(record: &LeaseRecord, dir: &LeaseDir) -> Option<SavedAttach> {
+    let bin_dirs = vec![
+        record.cni_bin_dir.clone().into(),
+        crate::prepare::DEBIAN_CNI.into(),
+    ];
+    let cached = crabbox_cni::cached(&dir.cni_cache(), &record.vmid, &dir.netns(), &bin_dirs);
+    if let Some(attachment) = cached.into_iter().next() {
+        return Some(SavedAttach::Cni(attachment));
+    }
     if record.cni_network.is_empty() {
         return None;
     }
     plan_cni(&CniSpec {
         conf_dir: record.cni_conf_dir.clone().into(),
-        bin_dirs: vec![record.cni_bin_dir.clone().into()],
+        bin_dirs,
         network: record.cni_network.clone(),
         container_id: record.vmid.clone(),
         netns: dir.netns(),

@@ -106,7 +106,12 @@ pub fn stop(engine: &Engine, text: &str) -> Result<Released, ReleaseError> {
     let lease = OwnedLease::prove(&engine.places, &id, guard)?;
     // Somebody else may have stopped it while we waited; then there is nothing left to do, and that is a success.
     let extent = match leases::read(lease.dir()) {
-        Ok(stored) if !stored.record.delete_on_release => Extent::KeepDirectory,
+        // A directory that was kept once goes with the second `stop`.
+        Ok(stored)
+            if !stored.record.delete_on_release && labels::state(&stored.record.labels) != "released" =>
+        {
+            Extent::KeepDirectory
+        }
         _ => Extent::Everything,
     };
     take_back(engine, lease, extent, Who::Cli)?;
@@ -334,6 +339,8 @@ fn look_at_unreadable(places: &Places, bad: &leases::Unreadable) -> (Decision, O
             }
         }
         Ok(None) => (decide(false, "busy".to_owned()), None),
+        // What is not a lease is somebody else's: left alone, and no trouble of ours.
+        Err(ReleaseError::Ownership(error)) => (decide(false, format!("not_ours ({error})")), None),
         Err(error) => (
             Decision {
                 error: Some(error),

@@ -241,7 +241,7 @@ pub fn state(places: &Places, record: &LeaseRecord) -> Result<String, LockError>
         return Ok(labelled);
     }
     // A lease that is being made has no process yet, and its maker holds its lock.
-    if labelled == "provisioning" && locks::try_lease(places, &record.lease_id)?.is_none() {
+    if labelled == "provisioning" && locks::is_busy(places, &record.lease_id)? {
         return Ok(labelled);
     }
     Ok("stopped".to_owned())

@@ -13,17 +13,19 @@ use std::time::{Duration, Instant};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::LeaseId;
 use crabbox_core::labels::{self, Verdict};
+use crabbox_host::clock;
 use crabbox_host::console::{self, Recorder};
+use crabbox_host::lock::{FileLock, LockError};
 use crabbox_host::process::{self, ProcessError, ProcessHandle};
 use crabbox_host::signals::{Interrupts, SignalError};
-use crabbox_host::{clock, lock::LockError};
-use crabbox_store::journal::JournalFileError;
-use crabbox_store::leases;
+use crabbox_store::journal::{self, JournalFileError};
+use crabbox_store::leases::{self, StoredLease};
 use crabbox_store::locks;
 use crabbox_store::places::{LeaseDir, Places};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::acquire::{self, AcquireError, Making, Threads};
+use crate::activity::{self, Watchpoint};
 use crate::event::{Event, Failure};
 use crate::failpoint::Who;
 use crate::network;
@@ -90,6 +92,8 @@ enum End {
     Asked,
     /// Somebody else took it back.
     LeaseGone,
+    /// Its making or its end was broken off by a death.
+    Unfinished,
 }
 
 /// Makes the lease that `input` describes in its first line, then watches it to its end.
@@ -134,8 +138,8 @@ pub fn run(input: File, mut output: File) -> Result<(), SuperviseError> {
     lease.release();
     tell(Event::Watching);
     drop((input, output));
-    let end = observe(&dir, &vmm, &interrupts);
-    conclude(&places, &id, &end, threads, actor)
+    let end = observe(&places, &dir, &vmm, &interrupts);
+    conclude(&places, &id, end, threads, actor)
 }
 
 /// The VMM of a lease that has been handed over, or why there is none.
@@ -182,13 +186,25 @@ pub fn watch(places: &Places, id: &LeaseId) -> Result<(), SuperviseError> {
     let supervisor = own_identity()?;
     let dir = LeaseDir::at(places.lease(id));
     let guard = locks::lease(places, id.as_str(), LOCK_LIMIT)?;
-    let Some(mut journal) = crabbox_store::journal::JournalFile::open(&dir.journal())? else {
+    let Some(mut journal) = journal::JournalFile::open(&dir.journal())? else {
+        if !dir.path().exists() {
+            // Taken back while we waited; the lock file that we made for it goes again.
+            guard.remove_while_held()?;
+        }
         return Ok(());
     };
     if let Some(standing) = journal.state().process("supervisor")
         && teardown::identity(standing).is_alive()
     {
         return Ok(());
+    }
+    let actor = Actor {
+        who: Who::Supervisor,
+        failpoint: "",
+    };
+    if journal.state().note(teardown::ENDING).is_some() || !journal.state().is_claimed() {
+        drop((journal, guard));
+        return conclude(places, id, (End::Unfinished, None), Threads::default(), actor);
     }
     let Some(vmm) = journal.state().process("vmm").map(teardown::identity) else {
         return Ok(());
@@ -204,23 +220,21 @@ pub fn watch(places: &Places, id: &LeaseId) -> Result<(), SuperviseError> {
         names: network::serve_names(&dir.netns()).ok(),
     };
     let end = match vmm.open()? {
-        Some(handle) => observe(&dir, &handle, &interrupts),
-        None => End::MachineGone,
+        Some(handle) => observe(places, &dir, &handle, &interrupts),
+        None => (End::MachineGone, None),
     };
-    conclude(
-        places,
-        id,
-        &end,
-        threads,
-        Actor {
-            who: Who::Supervisor,
-            failpoint: "",
-        },
-    )
+    conclude(places, id, end, threads, actor)
 }
 
 /// Waits for something that ends the lease.
-fn observe(dir: &LeaseDir, vmm: &ProcessHandle, interrupts: &Interrupts) -> End {
+///
+/// The lock of an expired lease comes along: the decision was made under it, so no heartbeat can come in between.
+fn observe(
+    places: &Places,
+    dir: &LeaseDir,
+    vmm: &ProcessHandle,
+    interrupts: &Interrupts,
+) -> (End, Option<FileLock>) {
     let mut look = Instant::now() + LOOK_EVERY;
     loop {
         let left = look.saturating_duration_since(Instant::now());
@@ -233,11 +247,12 @@ fn observe(dir: &LeaseDir, vmm: &ProcessHandle, interrupts: &Interrupts) -> End 
             PollFd::new(interrupts, PollFlags::IN),
         ];
         if poll(&mut fds, Some(&wait)).is_ok_and(|count| count > 0) {
-            return if fds[0].revents().is_empty() {
+            let end = if fds[0].revents().is_empty() {
                 End::Asked
             } else {
                 End::MachineGone
             };
+            return (end, None);
         }
         if Instant::now() < look {
             continue;
@@ -245,37 +260,65 @@ fn observe(dir: &LeaseDir, vmm: &ProcessHandle, interrupts: &Interrupts) -> End 
         look = Instant::now() + LOOK_EVERY;
         match leases::read(dir) {
             Ok(stored) => {
-                if let Verdict::Remove(reason) = expiry(&stored.record.labels, clock::unix_seconds()) {
-                    return End::Expired(reason);
+                if let Some(reason) = expired(places, &stored)
+                    && let Ok(Some(guard)) = locks::try_lease(places, &stored.record.lease_id)
+                    && leases::read(dir).is_ok_and(|stored| expired_now(&stored))
+                {
+                    return (End::Expired(reason), Some(guard));
                 }
             }
-            Err(leases::RecordError::Missing { .. }) if !dir.path().exists() => return End::LeaseGone,
+            Err(leases::RecordError::Missing { .. }) if !dir.path().exists() => {
+                return (End::LeaseGone, None);
+            }
             // An unreadable record is left for `cleanup` to report; the machine goes on.
             Err(_) => {}
         }
     }
 }
 
-/// Whether a lease has expired. `keep` does not keep it past what its `expires` line promised.
-fn expiry(labels: &labels::Labels, now: i64) -> Verdict {
-    let mut labels = labels.clone();
-    labels.remove("keep");
-    labels::expired(&labels, now)
+/// Refreshes a lease that is in use; answers why one has expired. In use or not, its time to live is the end.
+fn expired(places: &Places, stored: &StoredLease) -> Option<String> {
+    let watchpoint = match journal::read(&stored.dir.journal()) {
+        Ok(Some(journal)) => Watchpoint::of(&stored.record, &journal),
+        Ok(None) | Err(_) => None,
+    };
+    // What cannot be looked at is taken for in use: better a lease that lives to its time to live than work that is ended.
+    let in_use = watchpoint.is_some_and(|watchpoint| watchpoint.in_use().unwrap_or(true));
+    let labels = if in_use {
+        activity::renew(places, &stored.dir, &stored.record.lease_id);
+        leases::read(&stored.dir).ok()?.record.labels
+    } else {
+        stored.record.labels.clone()
+    };
+    match activity::expiry(&labels, clock::unix_seconds()) {
+        Verdict::Remove(reason) => Some(reason),
+        Verdict::Skip(_) => None,
+    }
+}
+
+fn expired_now(stored: &StoredLease) -> bool {
+    matches!(
+        activity::expiry(&stored.record.labels, clock::unix_seconds()),
+        Verdict::Remove(_)
+    )
 }
 
 /// Takes the lease back, unless somebody else is at it or has done it.
 fn conclude(
     places: &Places,
     id: &LeaseId,
-    end: &End,
+    (end, guard): (End, Option<FileLock>),
     threads: Threads,
     actor: Actor<'_>,
 ) -> Result<(), SuperviseError> {
     finish(threads);
-    if *end == End::LeaseGone {
+    if end == End::LeaseGone {
         return Ok(());
     }
-    let guard = locks::lease(places, id.as_str(), LOCK_LIMIT)?;
+    let guard = match guard {
+        Some(guard) => guard,
+        None => locks::lease(places, id.as_str(), LOCK_LIMIT)?,
+    };
     let lease = OwnedLease::prove(places, id, guard)?;
     let Ok(stored) = leases::read(lease.dir()) else {
         if lease.dir().path().exists() {
@@ -327,20 +370,4 @@ fn is_readable(input: &impl AsFd) -> bool {
         tv_nsec: 0,
     };
     poll(&mut [PollFd::new(input, PollFlags::IN)], Some(&now)).is_ok_and(|count| count > 0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_kept_lease_expires_when_it_said_it_would() {
-        let labels = labels::Labels::from([
-            ("keep".to_owned(), "true".to_owned()),
-            ("state".to_owned(), "ready".to_owned()),
-            ("expires_at".to_owned(), "100".to_owned()),
-        ]);
-        assert!(matches!(expiry(&labels, 100), Verdict::Skip(_)));
-        assert!(matches!(expiry(&labels, 101), Verdict::Remove(_)));
-    }
 }

@@ -27,6 +27,8 @@ use crate::ownership::OwnedLease;
 const VMM_GRACE: Duration = Duration::from_millis(500);
 /// The journal's note that a lease is being taken back: from then on there is no way but to the end.
 pub const ENDING: &str = "ending";
+/// How long a CNI plugin gets whose runtime has died.
+const PLUGIN_GRACE: Duration = Duration::from_secs(10);
 /// How long the kernel gets to let go of an empty control group.
 const GROUP_LIMIT: Duration = Duration::from_secs(2);
 /// How long a supervisor gets to notice that its lease is gone.
@@ -156,6 +158,11 @@ pub fn teardown(places: &Places, lease: OwnedLease, extent: Extent, actor: Actor
         places,
         lease: &lease,
     };
+    if journal.is_none()
+        && let Err(error) = connection::close_all(places, lease.id().as_str())
+    {
+        report.errors.push(("connection", error.into()));
+    }
     for live in state.teardown() {
         let name = live.step.name();
         if matches!(live.step, Step::Directory { .. } | Step::Supervisor {})
@@ -295,7 +302,13 @@ impl Walk<'_> {
             Step::Disk { path } | Step::Jail { path } => Ok(files::remove_tree(self.inside(path)?)?),
             Step::Mount { path } => Ok(files::withdraw(self.inside(path)?)?),
             Step::Namespace { path } => Ok(netns::remove(self.inside(path)?)?),
-            Step::Attach { saved } => Ok(network::detach(self.places, &SavedAttach::from_value(saved)?)?),
+            Step::Attach { saved } => {
+                let saved = SavedAttach::from_value(saved)?;
+                if !live.done {
+                    end_plugins(&saved)?;
+                }
+                Ok(network::detach(self.places, &saved)?)
+            }
             Step::Cgroup { path } => remove_cgroup(Path::new(path), self.lease),
             Step::Vmm { dir, vmid } => end_vmm(live.process.as_ref(), self.inside(dir)?, vmid),
             Step::Connection { control } => Ok(connection::close(Path::new(control))?),
@@ -337,6 +350,29 @@ fn within<'p>(path: &'p Path, dir: &Path) -> Result<&'p Path, UndoError> {
     }
 }
 
+/// Waits for the CNI plugins that a maker who died left running, then ends them: one that went on after the detachment would attach
+/// what nobody detaches any more.
+fn end_plugins(saved: &SavedAttach) -> Result<(), ProcessError> {
+    let SavedAttach::Cni(attachment) = saved else {
+        return Ok(());
+    };
+    let entry = format!("CNI_CONTAINERID={}", attachment.container_id);
+    let running = || match process::with_environment(&entry) {
+        Ok(left) if left.is_empty() => Some(Ok(())),
+        Ok(_) => None,
+        Err(error) => Some(Err(error)),
+    };
+    if let Some(over) = crabbox_host::clock::poll_until(PLUGIN_GRACE, running) {
+        return over;
+    }
+    for id in process::with_environment(&entry)? {
+        if let Some(handle) = id.open()? {
+            handle.terminate(VMM_GRACE)?;
+        }
+    }
+    Ok(())
+}
+
 /// Ends the VMM by its identity; where it was never written, by its working directory or root, which is the lease's own.
 fn end_vmm(process: Option<&Process>, dir: &Path, vmid: &str) -> Result<(), UndoError> {
     let ids = match process {
@@ -351,7 +387,7 @@ fn end_vmm(process: Option<&Process>, dir: &Path, vmid: &str) -> Result<(), Undo
     Ok(())
 }
 
-/// VMMs and their makers whose working directory or root is `dir`: they have the machine's id among their arguments, or are the
+/// VMMs and their makers whose working directory or root is `dir`, or whose socket lies beside it, as the Go program's does: they have the machine's id among their arguments, or are the
 /// supervisor's child that has not become one yet. A user's shell may stand there too and is nothing of ours.
 fn at_home_in(dir: &Path, vmid: &str) -> Result<Vec<ProcessId>, ProcessError> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
@@ -362,9 +398,13 @@ fn at_home_in(dir: &Path, vmid: &str) -> Result<Vec<ProcessId>, ProcessError> {
             .cmdline
             .iter()
             .any(|arg| arg == vmid || arg == crate::client::SUPERVISE);
+        let lease = dir.parent().unwrap_or(dir);
+        let socket = candidate.cmdline.iter().any(|arg| {
+            Path::new(arg).parent() == Some(lease) && Path::new(arg).extension() == Some("sock".as_ref())
+        });
         if candidate.pid != own
             && ours
-            && (here(candidate.cwd.as_ref()) || here(candidate.root.as_ref()))
+            && (socket || here(candidate.cwd.as_ref()) || here(candidate.root.as_ref()))
             && let Some(id) = process::identify(candidate.pid)?
         {
             found.push(id);
@@ -435,15 +475,14 @@ fn foreign_journal(places: &Places, lease: &OwnedLease) -> Journal {
             None,
         ));
     }
-    if let Some(process) = process_of(&record) {
-        steps.push((
-            Step::Vmm {
-                vmid: record.vmid.clone(),
-                dir: format!("{dir}/vm"),
-            },
-            Some(process),
-        ));
-    }
+    // Without a pid (its maker died before it wrote one) the machine is found by its socket in the lease directory.
+    steps.push((
+        Step::Vmm {
+            vmid: record.vmid.clone(),
+            dir: format!("{dir}/vm"),
+        },
+        process_of(&record),
+    ));
     steps.push((Step::Claim {}, None));
     let live = steps
         .into_iter()

@@ -60,7 +60,16 @@ pub fn touch(
     idle: Option<Duration>,
 ) -> Result<Labels, TouchError> {
     let guard = locks::lease(places, id, LOCK_LIMIT)?;
-    let mut stored = leases::read(&LeaseDir::at(places.leases().join(id)))?;
+    let mut stored = match leases::read(&LeaseDir::at(places.leases().join(id))) {
+        Ok(stored) => stored,
+        Err(error) => {
+            if !places.leases().join(id).exists() {
+                // Taken back while we waited; the lock file that we made for it goes again.
+                guard.remove_while_held()?;
+            }
+            return Err(error.into());
+        }
+    };
     let (seconds, nanoseconds) = clock::unix_now();
     labels::touch(&mut stored.record.labels, state, idle, seconds);
     stored.record.updated_at = timestamp::rfc3339_nano(seconds, nanoseconds);

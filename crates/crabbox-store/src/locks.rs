@@ -22,6 +22,11 @@ pub fn try_lease(places: &Places, id: &str) -> Result<Option<FileLock>, LockErro
     FileLock::try_acquire(&places.lease_lock(id))
 }
 
+/// Whether somebody is at lease `id` right now. Leaves nothing behind.
+pub fn is_busy(places: &Places, id: &str) -> Result<bool, LockError> {
+    FileLock::is_held(&places.lease_lock(id))
+}
+
 /// Takes the lock of lease `id`, waiting for its holder at most `limit`.
 pub fn lease(places: &Places, id: &str, limit: Duration) -> Result<FileLock, LockError> {
     FileLock::acquire_within(&places.lease_lock(id), limit)

@@ -1,6 +1,7 @@
 //! `cleanup`: gives back every lease that nobody needs any more, and says why.
 
 use crabbox_core::fault::Kind;
+use crabbox_engine::adopt;
 use crabbox_engine::release::{self, Decision, Subject};
 use serde::Serialize;
 
@@ -33,12 +34,16 @@ struct DecisionView {
 }
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &CleanupArgs) -> Result<Exit, CommandError> {
-    let engine = route::to_provider(ctx, &args.keys.values, "cleanup")?;
+    let engine = route::to_provider_only_looking(ctx, &args.keys.values, "cleanup")?;
     let decisions = release::cleanup(&engine, args.dry_run, &mut |decision| {
         if !args.json {
             show(ctx, args.dry_run, decision);
         }
     })?;
+    if !args.dry_run {
+        // What is left lives; one that lost its supervisor gets a new one.
+        adopt::orphans(&engine).ok();
+    }
     if args.json {
         ctx.printer.json(&CleanupView {
             provider: "firecracker",

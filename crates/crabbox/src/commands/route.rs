@@ -59,6 +59,17 @@ pub(super) fn to_provider(
     Ok(acquire::engine(ctx)?)
 }
 
+/// The same for a command that decides about leases itself: none is adopted before it has.
+pub(super) fn to_provider_only_looking(
+    ctx: &Ctx<'_>,
+    flags: &[FlagValue],
+    command: &'static str,
+) -> Result<Engine, CommandError> {
+    let provider = ctx.settings(flags)?.settings.provider()?;
+    check(provider, command)?;
+    Ok(acquire::looking_engine(ctx)?)
+}
+
 /// The provider of the lease if one is named, else the one that was chosen.
 pub(super) fn provider(
     ctx: &Ctx<'_>,
