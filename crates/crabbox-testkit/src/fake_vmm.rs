@@ -14,6 +14,7 @@ use std::time::Duration;
 use crabbox_host::{clock, unix};
 use serde::{Deserialize, Serialize};
 
+mod guest;
 mod http;
 mod jail;
 mod machine;
@@ -24,7 +25,7 @@ use machine::Machine;
 /// The version that the fake says it is, and whose API it answers.
 pub const VERSION: &str = "1.12.1";
 
-/// The name of the file in the fake's working directory that holds its [`Script`].
+/// The name of the file that holds the fake's [`Script`]: in its working directory, else beside the program.
 pub const SCRIPT_FILE: &str = "fake-vmm.json";
 
 /// What the fake is to do out of the ordinary. An endpoint is written as `PUT /actions`.
@@ -47,6 +48,8 @@ pub struct Script {
     pub console: Vec<String>,
     /// Whether the guest says `ready` on vsock port 1024 after the start.
     pub ready: bool,
+    /// Whether an sshd answers behind the lease's tap after the start, with the keys of the lease's seed. Needs root.
+    pub sshd: bool,
 }
 
 impl Script {
@@ -56,11 +59,15 @@ impl Script {
     }
 
     fn read_here() -> std::io::Result<Self> {
-        match std::fs::read(SCRIPT_FILE) {
-            Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(error),
+        let beside = std::env::current_exe()?.with_file_name(SCRIPT_FILE);
+        for place in [Path::new(SCRIPT_FILE), &beside] {
+            match std::fs::read(place) {
+                Ok(bytes) => return Ok(serde_json::from_slice(&bytes)?),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
+        Ok(Self::default())
     }
 }
 
@@ -245,6 +252,11 @@ impl Connections {
     /// What the guest would do: talk on its console, say that it is ready, and perhaps end.
     fn run_guest(&self) {
         self.script.console.iter().for_each(|line| say(line));
+        if self.script.sshd
+            && let Err(error) = guest::start()
+        {
+            say(&format!("fake guest: {error}"));
+        }
         let socket = self.machine.lock().ok().and_then(|machine| machine.vsock_path());
         if let Some(socket) = socket.filter(|_| self.script.ready) {
             let mut port = socket.into_os_string();
