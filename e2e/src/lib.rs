@@ -7,6 +7,10 @@
     reason = "all of this is test code: what fails here fails the test"
 )]
 
+mod pretend;
+
+pub use pretend::PRETEND;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,6 +31,8 @@ pub const SMALL: &str =
 pub struct Host {
     ssh: Vec<String>,
     lab_dir: PathBuf,
+    /// The namespaces of a pretended host, which end with it.
+    _pretend: Option<pretend::Namespaces>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -98,6 +104,7 @@ impl Host {
             Some(record) => Self {
                 ssh: record.ssh_argv,
                 lab_dir: dir,
+                _pretend: None,
             },
             None => panic!(
                 "this test needs a KVM host with crabbox installed; start the lab: cargo xtask provision"

@@ -1,0 +1,126 @@
+//! A host that is not one: namespaces of this machine in which crabbox runs with a fake VMM, for what needs hundreds of leases.
+//!
+//! Links, rules, routes, mounts, processes and the home directory are its own and end with it; leases have real namespaces, real CNI
+//! plugins, real rules and a real sshd. No microVM runs here, so nothing seen here is a claim about one.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use crabbox_host::clock;
+use crabbox_host::command::Cmd;
+use crabbox_host::process;
+
+use crate::Host;
+
+/// Options with which a lease on a pretended host starts.
+pub const PRETEND: &str = "--provider firecracker --firecracker-binary /srv/fake/firecracker --firecracker-user root \
+     --firecracker-kernel /srv/vmlinux --firecracker-rootfs /srv/rootfs.ext4 --firecracker-disk-mib 64 --firecracker-memory-mib 128 \
+     --firecracker-cpus 1 --firecracker-work-root /srv/work --firecracker-cni-conf-dir /srv/cni --firecracker-cni-bin-dir /usr/lib/cni \
+     --firecracker-launch-timeout 30s";
+
+/// Makes the host; run in the new namespaces. `$1` is the directory with our programs.
+const MAKE: &str = include_str!("pretend.sh");
+
+/// The namespaces; they and all in them end when this is dropped, or when the test dies.
+#[derive(Debug)]
+pub(crate) struct Namespaces {
+    child: Child,
+}
+
+impl Drop for Namespaces {
+    fn drop(&mut self) {
+        // Its first process dies with it, and everything in its namespaces with that one.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+impl Host {
+    /// A new pretended host. Needs root, and `crabbox`, `fake-firecracker` and `fake-jailer` in the directory that this test was
+    /// built in: `cargo build -p crabbox -p crabbox-testkit --bins`.
+    #[track_caller]
+    pub fn pretend() -> Self {
+        let bins = built();
+        for program in ["crabbox", "fake-firecracker", "fake-jailer"] {
+            assert!(
+                bins.join(program).is_file(),
+                "this test needs {}: cargo build -p crabbox -p crabbox-testkit --bins",
+                bins.join(program).display()
+            );
+        }
+        let cmd = Cmd::new("unshare")
+            .args([
+                "--net",
+                "--mount",
+                "--pid",
+                "--ipc",
+                "--uts",
+                "--fork",
+                "--mount-proc",
+                "--kill-child=KILL",
+            ])
+            .args(["sh", "-c", MAKE, "sh"])
+            .arg(&bins);
+        let mut command = cmd.to_std();
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        // No death signal: the thread of a test that starts it may end before the test does.
+        let mut child = cmd
+            .spawn(process::new_session(&mut command))
+            .unwrap_or_else(|error| panic!("cannot pretend a host (root?): {error}"));
+        let mut ready = [0; 6];
+        let told = child
+            .stdout
+            .as_mut()
+            .is_some_and(|out| std::io::Read::read_exact(out, &mut ready).is_ok());
+        assert!(told && &ready == b"ready\n", "the pretended host was not made");
+        let inner = first_process(child.id());
+        let argv = [
+            "nsenter",
+            "-t",
+            &inner.to_string(),
+            "-m",
+            "-n",
+            "-p",
+            "-i",
+            "-u",
+            "env",
+            "-i",
+            "HOME=/srv",
+            "PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "LC_ALL=C",
+            "sh",
+            "-c",
+        ];
+        Self {
+            ssh: argv.map(str::to_owned).into(),
+            lab_dir: PathBuf::from("/nonexistent"),
+            _pretend: Some(Namespaces { child }),
+        }
+    }
+}
+
+/// The directory of our programs: where this test's own directory lies.
+fn built() -> PathBuf {
+    let own = std::env::current_exe().unwrap_or_default();
+    own.parent()
+        .and_then(Path::parent)
+        .map(Path::to_owned)
+        .unwrap_or_default()
+}
+
+/// The first process in the new pid namespace: `unshare`'s only child.
+#[track_caller]
+fn first_process(unshare: u32) -> u32 {
+    let path = format!("/proc/{unshare}/task/{unshare}/children");
+    let child = || {
+        std::fs::read_to_string(&path)
+            .ok()?
+            .split_whitespace()
+            .next()?
+            .parse()
+            .ok()
+    };
+    clock::poll_until(Duration::from_secs(5), child)
+        .unwrap_or_else(|| panic!("no child of process {unshare}"))
+}
