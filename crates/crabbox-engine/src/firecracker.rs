@@ -5,7 +5,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crabbox_core::config::{Provider as Which, Settings, firecracker};
 use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::labels::Labels;
 use crabbox_host::clock;
 use crabbox_host::signals::Interrupts;
 use crabbox_ssh::capture;
@@ -18,14 +20,87 @@ use crate::client::{self, ClientError};
 use crate::context::Engine;
 use crate::event::{Event, Ready, Stage, Whose};
 use crate::lease::Lease;
+use crate::prepare::{self, NewLease};
+use crate::provider::{LeaseError, Leases, Notice, Provider};
+use crate::release::{self, Decision, Released};
 use crate::request::{AcquireRequest, GuestSource};
-use crate::resolve::{self, ResolveError};
+use crate::resolve::{self, Purpose, ResolveError};
 use crate::touch::{self, TouchError};
 
 /// What foreign images are asked whether they are ready; cloud-init writes it (behaviour reference 8.4).
 const READY_COMMAND: &str = "/usr/local/bin/crabbox-ready >/tmp/crabbox-ready.log 2>&1";
 /// How long one try at the handshake may take; under emulation it takes seconds.
 const HANDSHAKE_LIMIT: Duration = Duration::from_mins(1);
+
+/// The provider `firecracker`.
+#[derive(Debug)]
+pub struct Firecracker {
+    engine: Engine,
+    settings: Settings,
+}
+
+impl Firecracker {
+    /// The provider with these settings.
+    pub fn new(engine: Engine, settings: Settings) -> Self {
+        Self { engine, settings }
+    }
+}
+
+impl Provider for Firecracker {
+    fn name(&self) -> &'static str {
+        Which::Firecracker.name()
+    }
+
+    fn acquire(
+        &self,
+        new: &NewLease,
+        repo: &Path,
+        interrupts: &Interrupts,
+        on_notice: &mut dyn FnMut(&Notice<'_>),
+    ) -> Result<AcquiredLease, LeaseError> {
+        let plan = firecracker::plan(&self.settings)?;
+        let request = prepare::request(&self.engine, &plan, new)?;
+        let acquired = acquire(&self.engine, &request, repo, interrupts, &mut |event| {
+            on_notice(&Notice::Machine(event));
+        })?;
+        Ok(acquired)
+    }
+
+    fn resolve(&self, text: &str, purpose: Purpose) -> Result<Lease, LeaseError> {
+        Ok(resolve::resolve(&self.engine, text, purpose)?)
+    }
+
+    fn list(&self) -> Result<Leases, LeaseError> {
+        let (leases, unreadable) = resolve::list(&self.engine)?;
+        Ok(Leases { leases, unreadable })
+    }
+
+    fn claim(&self, lease: &Lease, repo: &Path, reclaim: bool) -> Result<(), LeaseError> {
+        touch::claim(&self.engine.places, lease, repo, reclaim)?;
+        Ok(())
+    }
+
+    fn touch(
+        &self,
+        lease: &Lease,
+        state: Option<&str>,
+        idle: Option<Duration>,
+    ) -> Result<Labels, LeaseError> {
+        Ok(touch::touch(&self.engine.places, &lease.id, state, idle)?)
+    }
+
+    fn release(&self, text: &str) -> Result<Released, LeaseError> {
+        Ok(release::stop(&self.engine, text)?)
+    }
+
+    fn cleanup(
+        &self,
+        dry_run: bool,
+        on_decision: &mut dyn FnMut(&Decision),
+    ) -> Result<Vec<Decision>, LeaseError> {
+        Ok(release::cleanup(&self.engine, dry_run, on_decision)?)
+    }
+}
 
 /// Why there is no lease.
 #[derive(Debug, thiserror::Error)]

@@ -7,18 +7,18 @@ use std::time::Duration;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::labels;
 use crabbox_store::claims::{self, ClaimError};
+use crabbox_store::places::Places;
 
-use crate::context::Engine;
 use crate::lease::Lease;
-use crate::resolve::{self, Purpose, ResolveError};
-use crate::touch::{self, TouchError};
+use crate::provider::{LeaseError, Provider};
+use crate::resolve::Purpose;
 
 /// Why a lease was not kept alive.
 #[derive(Debug, thiserror::Error)]
 pub enum HeartbeatError {
-    /// There is no such lease.
+    /// There is no such lease, or it could not be refreshed.
     #[error(transparent)]
-    Resolve(#[from] ResolveError),
+    Lease(#[from] LeaseError),
     /// Nobody claims it, or another provider's claim stands under its id.
     #[error("lease {id} is not claimed for provider={provider}; refusing heartbeat")]
     NotClaimed {
@@ -38,37 +38,38 @@ pub enum HeartbeatError {
     /// The claim cannot be read.
     #[error(transparent)]
     Claim(#[from] ClaimError),
-    /// It could not be refreshed.
-    #[error(transparent)]
-    Touch(#[from] TouchError),
 }
 
 impl Fault for HeartbeatError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Resolve(error) => error.kind(),
+            Self::Lease(error) => error.kind(),
             Self::NotClaimed { .. } => Kind::NotFound,
             Self::Terminal { .. } => Kind::Unavailable,
             Self::Claim(_) => Kind::Usage,
-            Self::Touch(error) => error.kind(),
         }
     }
 
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::Resolve(error) => error.hints(),
+            Self::Lease(error) => error.hints(),
             Self::NotClaimed { id, .. } => vec![format!("`crabbox ssh {id}` claims it for this repository")],
             Self::Terminal { id, .. } => vec![format!("`crabbox stop {id}` takes it back")],
-            Self::Claim(_) | Self::Touch(_) => Vec::new(),
+            Self::Claim(_) => Vec::new(),
         }
     }
 }
 
 /// Keeps the lease that `text` names alive, from now on with the idle limit `idle` if one is given. Answers the lease as it is
 /// afterwards.
-pub fn heartbeat(engine: &Engine, text: &str, idle: Option<Duration>) -> Result<Lease, HeartbeatError> {
-    let mut lease = resolve::resolve(engine, text, Purpose::Look)?;
-    let claim = claims::read(&engine.places, &lease.id)?;
+pub fn heartbeat(
+    places: &Places,
+    provider: &dyn Provider,
+    text: &str,
+    idle: Option<Duration>,
+) -> Result<Lease, HeartbeatError> {
+    let mut lease = provider.resolve(text, Purpose::Look)?;
+    let claim = claims::read(places, &lease.id)?;
     if claim.is_none_or(|claim| claim.provider != lease.provider) {
         return Err(HeartbeatError::NotClaimed {
             id: lease.id,
@@ -81,6 +82,6 @@ pub fn heartbeat(engine: &Engine, text: &str, idle: Option<Duration>) -> Result<
             state: lease.state,
         });
     }
-    lease.labels = touch::touch(&engine.places, &lease.id, None, idle)?;
+    lease.labels = provider.touch(&lease, None, idle)?;
     Ok(lease)
 }

@@ -14,6 +14,8 @@ pub struct Lease {
     pub slug: String,
     /// The provider's name for the machine.
     pub name: String,
+    /// The provider's id of the machine; users see it as the server.
+    pub cloud_id: String,
     /// The provider that made it.
     pub provider: &'static str,
     /// Machine type.
@@ -31,9 +33,9 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The name that users see: the machine's name.
+    /// The server that users see.
     pub fn display_id(&self) -> &str {
-        &self.name
+        &self.cloud_id
     }
 
     /// Idle limit in seconds.

@@ -131,6 +131,8 @@ pub struct NewLease {
     pub slug: Option<String>,
     /// Whether the user asked to keep the lease.
     pub keep: bool,
+    /// Whether a claim of another repository is taken over; a new machine has none.
+    pub reclaim: bool,
 }
 
 /// Completes the request for a new lease.

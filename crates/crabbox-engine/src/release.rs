@@ -88,6 +88,8 @@ pub struct Released {
     pub id: String,
     /// Its machine's name.
     pub name: String,
+    /// The host that it was, for a host that exists already.
+    pub host: Option<String>,
 }
 
 /// Gives the lease back that `text` names.
@@ -100,7 +102,11 @@ pub fn stop(engine: &Engine, text: &str) -> Result<Released, ReleaseError> {
     };
     let Ok(id) = LeaseId::parse(&found.id) else {
         claims::remove(&engine.places, &found.id, None)?;
-        return Ok(Released { id: found.id, name });
+        return Ok(Released {
+            id: found.id,
+            name,
+            host: None,
+        });
     };
     let guard = locks::lease(&engine.places, id.as_str(), LOCK_LIMIT)?;
     let lease = OwnedLease::prove(&engine.places, &id, guard)?;
@@ -118,6 +124,7 @@ pub fn stop(engine: &Engine, text: &str) -> Result<Released, ReleaseError> {
     Ok(Released {
         id: id.to_string(),
         name,
+        host: None,
     })
 }
 

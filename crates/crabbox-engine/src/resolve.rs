@@ -259,6 +259,7 @@ pub fn lease(engine: &Engine, record: &LeaseRecord) -> Result<Lease, ResolveErro
         id: record.lease_id.clone(),
         slug: record.slug.clone(),
         name: record.name.clone(),
+        cloud_id: record.name.clone(),
         provider: "firecracker",
         server_type: label("server_type"),
         state: state(&engine.places, record)?,

@@ -152,8 +152,8 @@ pub fn sync(
         full_resync: choice.full_resync,
         fingerprint: settings.fingerprint.value,
         allow_mass_deletions: choice.allow_mass_deletions,
-        // The machine is on this host: compressing would only cost time.
-        compress: false,
+        // On this host compressing would only cost time.
+        compress: !target.on_this_machine,
         timeout: Some(settings.timeout.value.to_std()),
         git_seed: if settings.git_seed.value {
             GitSeed::Shallow

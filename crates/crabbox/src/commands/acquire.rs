@@ -3,18 +3,17 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use crabbox_core::config::{ProviderError, Settings, firecracker};
+use crabbox_core::config::{Provider as Which, ProviderError, Settings};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_engine::adopt;
 use crabbox_engine::context::{Engine, OpenError};
-use crabbox_engine::event::Event;
-use crabbox_engine::firecracker::{self as provider, AcquireLeaseError, AcquiredLease};
-use crabbox_engine::prepare::{self, NewLease};
-use crabbox_engine::request::AcquireRequest;
+use crabbox_engine::firecracker::AcquiredLease;
+use crabbox_engine::prepare::NewLease;
+use crabbox_engine::provider::{self, LeaseError, Notice, Provider};
 use crabbox_host::command::Cmd;
 use crabbox_host::signals::{Interrupts, SignalError};
 
-use crate::commands::{route, setup};
+use crate::commands::setup;
 use crate::context::Ctx;
 use crate::env::EnvError;
 use crate::ui::CommandError;
@@ -28,6 +27,8 @@ pub(super) struct Wanted {
     pub(super) keep: bool,
     /// Whether to set this host up when it never was.
     pub(super) set_up: bool,
+    /// Whether a claim of another repository is taken over.
+    pub(super) reclaim: bool,
 }
 
 /// The engine for this environment, after leases whose supervisor has died were given a new one.
@@ -94,54 +95,68 @@ pub(super) fn acquire(
     settings: &Settings,
     wanted: &Wanted,
     interrupts: &Interrupts,
-) -> Result<AcquiredLease, CommandError> {
-    match settings.provider() {
+) -> Result<(Box<dyn Provider>, AcquiredLease), CommandError> {
+    let which = match settings.provider() {
         // A user who has chosen nothing yet and wants the host set up gets what setup chooses.
         Err(ProviderError::NotSelected) if wanted.set_up => {
             setup::offer(ctx, engine, settings, true, None)?;
+            Which::Firecracker
         }
-        chosen => route::check(chosen?, "warmup and run")?,
-    }
-    let plan = firecracker::plan(settings)?;
+        chosen => chosen?,
+    };
+    let provider = provider::open(which, engine, settings);
     let new = NewLease {
         slug: wanted.slug.clone(),
         keep: wanted.keep,
-    };
-    let request = match prepare::request(engine, &plan, &new) {
-        Err(error) if setup::offer(ctx, engine, settings, wanted.set_up, Some(&error))? => {
-            prepare::request(engine, &plan, &new)?
-        }
-        other => other?,
+        reclaim: wanted.reclaim,
     };
     let repo = repository(ctx.env.cwd()?);
-    let mut vmid = String::new();
-    let mut lease = |request: &AcquireRequest| {
-        provider::acquire(engine, request, &repo, interrupts, &mut |event| {
-            if let Event::Allocated { name, .. } = event {
-                vmid.clone_from(name);
-            }
-        })
-    };
-    let acquired = match lease(&request) {
-        // Once, as the Go program does when a machine does not come up.
-        Err(error) if error.is_passing() && interrupts.caught().is_none() => {
-            ctx.printer.warn(format_args!(
-                "bootstrap failed; retrying with fresh lease: {error}"
-            ));
-            lease(&prepare::request(engine, &plan, &new)?)
-        }
-        other => other,
-    };
+    let acquire = || provider.acquire(&new, &repo, interrupts, &mut |notice| show(ctx, notice));
+    let mut acquired = acquire();
+    if let Err(LeaseError::Prepare(error)) = &acquired
+        && setup::offer(ctx, engine, settings, wanted.set_up, Some(error))?
+    {
+        acquired = acquire();
+    }
+    // Once, as the Go program does when a machine does not come up.
+    if let Err(LeaseError::Acquire(error)) = &acquired
+        && error.is_passing()
+        && interrupts.caught().is_none()
+    {
+        ctx.printer.warn(format_args!(
+            "bootstrap failed; retrying with fresh lease: {error}"
+        ));
+        acquired = acquire();
+    }
     let acquired = acquired.inspect_err(|error| show_console(ctx, error))?;
-    ctx.printer.note(format_args!(
-        "provisioned provider=firecracker lease={} vmid={vmid} ip={}",
-        acquired.lease.id, acquired.lease.address
-    ));
-    Ok(acquired)
+    if which == Which::Firecracker {
+        let lease = &acquired.lease;
+        ctx.printer.note(format_args!(
+            "provisioned provider=firecracker lease={} vmid={} ip={}",
+            lease.id, lease.name, lease.address
+        ));
+    }
+    Ok((provider, acquired))
+}
+
+/// What a provider tells on the way.
+fn show(ctx: &Ctx<'_>, notice: &Notice<'_>) {
+    match notice {
+        Notice::Machine(_) => {}
+        Notice::Using {
+            lease,
+            slug,
+            host,
+            keep,
+        } => ctx.printer.note(format_args!(
+            "using static target lease={lease} slug={slug} target=linux windows_mode=normal host={host} keep={keep}"
+        )),
+        Notice::Waiting(progress) => ctx.printer.note(progress),
+    }
 }
 
 /// A machine that did not come up has something to say; its console is gone with it otherwise.
-fn show_console(ctx: &Ctx<'_>, error: &AcquireLeaseError) {
+fn show_console(ctx: &Ctx<'_>, error: &LeaseError) {
     let lines = error.console();
     if lines.is_empty() {
         return;

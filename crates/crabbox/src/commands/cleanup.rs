@@ -2,7 +2,7 @@
 
 use crabbox_core::fault::Kind;
 use crabbox_engine::adopt;
-use crabbox_engine::release::{self, Decision, Subject};
+use crabbox_engine::release::{Decision, Subject};
 use serde::Serialize;
 
 use crate::args::CleanupArgs;
@@ -34,8 +34,8 @@ struct DecisionView {
 }
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &CleanupArgs) -> Result<Exit, CommandError> {
-    let engine = route::to_provider_only_looking(ctx, &args.keys.values, "cleanup")?;
-    let decisions = release::cleanup(&engine, args.dry_run, &mut |decision| {
+    let (engine, provider) = route::to_provider_only_looking(ctx, &args.keys.values)?;
+    let decisions = provider.cleanup(args.dry_run, &mut |decision| {
         if !args.json {
             show(ctx, args.dry_run, decision);
         }
@@ -46,7 +46,7 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &CleanupArgs) -> Result<Exit, CommandErro
     }
     if args.json {
         ctx.printer.json(&CleanupView {
-            provider: "firecracker",
+            provider: provider.name(),
             dry_run: args.dry_run,
             decisions: decisions
                 .iter()

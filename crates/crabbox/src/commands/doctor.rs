@@ -7,11 +7,11 @@ use crabbox_core::config::key::Name;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_engine::context::Engine;
 use crabbox_engine::doctor::{self, Check, Options};
-use crabbox_engine::resolve::{self, Purpose};
+use crabbox_engine::resolve::Purpose;
 use serde::Serialize;
 
 use crate::args::DoctorArgs;
-use crate::commands::acquire;
+use crate::commands::{acquire, route};
 use crate::context::Ctx;
 use crate::env::EnvError;
 use crate::ui::{CommandError, Exit};
@@ -71,11 +71,8 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &DoctorArgs) -> Result<Exit, CommandError
     };
     let mut checks = doctor::run(&engine, &settings, &options);
     if let Some(lease) = &args.id {
-        let remote = doctor::remote(&resolve::resolve(
-            &acquire::looking_engine(ctx)?,
-            lease,
-            Purpose::Use,
-        )?)?;
+        let provider = route::of_lease(&acquire::looking_engine(ctx)?, &settings, lease, "doctor")?;
+        let remote = doctor::remote(&provider.resolve(lease, Purpose::Use)?)?;
         let place = checks
             .iter()
             .position(|check| check.check == "ssh-key")

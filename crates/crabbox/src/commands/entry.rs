@@ -1,10 +1,9 @@
 //! Entering a lease that is there: found, claimed for the repository we stand in, touched.
 
 use crabbox_core::config::FlagValue;
-use crabbox_engine::context::Engine;
 use crabbox_engine::lease::{Lease, Target};
-use crabbox_engine::resolve::{self, Purpose, ResolveError};
-use crabbox_engine::touch;
+use crabbox_engine::provider::Provider;
+use crabbox_engine::resolve::{Purpose, ResolveError};
 
 use crate::commands::{acquire, route};
 use crate::context::Ctx;
@@ -12,10 +11,10 @@ use crate::ui::CommandError;
 
 /// A lease that may be used.
 pub(super) struct Entry {
-    /// The engine.
-    pub(super) engine: Engine,
+    /// Whose it is.
+    provider: Box<dyn Provider>,
     /// The lease.
-    pub(super) lease: Lease,
+    lease: Lease,
     /// How it is entered.
     pub(super) target: Target,
 }
@@ -29,12 +28,8 @@ pub(super) fn enter(
     reclaim: bool,
 ) -> Result<Entry, CommandError> {
     let entry = visit(ctx, flags, name, command)?;
-    touch::claim(
-        &entry.engine.places,
-        &entry.lease,
-        &acquire::repository(ctx.env.cwd()?),
-        reclaim,
-    )?;
+    let repo = acquire::repository(ctx.env.cwd()?);
+    entry.provider.claim(&entry.lease, &repo, reclaim)?;
     Ok(entry)
 }
 
@@ -45,14 +40,14 @@ pub(super) fn visit(
     name: &str,
     command: &'static str,
 ) -> Result<Entry, CommandError> {
-    let engine = route::to_lease(ctx, flags, name, command)?;
-    let lease = resolve::resolve(&engine, name, Purpose::Use)?;
+    let (_, provider) = route::to_lease(ctx, flags, name, command)?;
+    let lease = provider.resolve(name, Purpose::Use)?;
     let target = lease
         .target
         .clone()
         .ok_or_else(|| ResolveError::NoAddress { id: lease.id.clone() })?;
     Ok(Entry {
-        engine,
+        provider,
         lease,
         target,
     })
@@ -61,13 +56,13 @@ pub(super) fn visit(
 impl Entry {
     /// Refreshes the lease and leaves its state as it is.
     pub(super) fn refresh(&self) -> Result<(), CommandError> {
-        touch::touch(&self.engine.places, &self.lease.id, None, None)?;
+        self.provider.touch(&self.lease, None, None)?;
         Ok(())
     }
 
     /// Refreshes the lease.
     pub(super) fn touch(&self, state: &str) -> Result<(), CommandError> {
-        touch::touch(&self.engine.places, &self.lease.id, Some(state), None)?;
+        self.provider.touch(&self.lease, Some(state), None)?;
         Ok(())
     }
 }

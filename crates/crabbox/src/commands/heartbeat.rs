@@ -49,8 +49,13 @@ struct HeartbeatView {
 pub(super) fn run(ctx: &Ctx<'_>, args: &HeartbeatArgs) -> Result<Exit, CommandError> {
     let name = args.lease.get().ok_or(Usage::Lease)?;
     let idle = args.idle_timeout.map(positive).transpose()?;
-    let engine = route::to_lease(ctx, &args.keys.values, name, "heartbeat")?;
-    let view = HeartbeatView::new(&heartbeat::heartbeat(&engine, name, idle)?);
+    let (engine, provider) = route::to_lease(ctx, &args.keys.values, name, "heartbeat")?;
+    let view = HeartbeatView::new(&heartbeat::heartbeat(
+        &engine.places,
+        provider.as_ref(),
+        name,
+        idle,
+    )?);
     if args.json {
         ctx.printer.json(&view)?;
     } else {

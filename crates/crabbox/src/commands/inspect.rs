@@ -1,7 +1,7 @@
 //! `inspect`: everything about a lease, one `key=value` a line or one document.
 
 use crabbox_core::fault::{Fault, Kind};
-use crabbox_engine::resolve::{self, Purpose};
+use crabbox_engine::resolve::Purpose;
 use crabbox_host::console::harmless;
 
 use crate::args::InspectArgs;
@@ -24,8 +24,8 @@ impl Fault for Usage {
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &InspectArgs) -> Result<Exit, CommandError> {
     let name = args.lease.get().ok_or(Usage)?;
-    let engine = route::to_lease(ctx, &args.keys.values, name, "inspect")?;
-    let lease = resolve::resolve(&engine, name, Purpose::Look)?;
+    let (_, provider) = route::to_lease(ctx, &args.keys.values, name, "inspect")?;
+    let lease = provider.resolve(name, Purpose::Look)?;
     if args.json {
         ctx.printer.json(&status::view(&lease))?;
     } else {

@@ -1,7 +1,7 @@
 //! `list`: the leases of this host.
 
 use crabbox_engine::lease::Lease;
-use crabbox_engine::resolve;
+use crabbox_engine::provider::Leases;
 
 use crate::args::ListArgs;
 use crate::commands::{route, views};
@@ -9,8 +9,7 @@ use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &ListArgs) -> Result<Exit, CommandError> {
-    let engine = route::to_provider(ctx, &args.keys.values, "list")?;
-    let (leases, unreadable) = resolve::list(&engine)?;
+    let Leases { leases, unreadable } = route::to_provider(ctx, &args.keys.values)?.list()?;
     for bad in &unreadable {
         ctx.printer.warn(format_args!(
             "lease {} is left out: {}",
@@ -58,6 +57,7 @@ mod tests {
         );
         let fresh = Lease {
             name: "short".into(),
+            cloud_id: "short".into(),
             address: String::new(),
             state: "provisioning".into(),
             ..lease

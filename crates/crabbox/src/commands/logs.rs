@@ -39,7 +39,7 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &LogsArgs) -> Result<Exit, CommandError> 
         (_, true) => Source::Vmm,
         (_, false) => Source::Console,
     };
-    let engine = route::to_lease(ctx, &args.keys.values, name, "logs")?;
+    let (engine, _) = route::to_lease(ctx, &args.keys.values, name, "logs")?;
     let (mut log, bytes) = logs::open(&engine, name, source)?;
     let mut shown = Shown::new(ctx.printer);
     shown.put(last_lines(&bytes, args.tail));

@@ -14,14 +14,15 @@ use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::RunId;
 use crabbox_engine::context::Engine;
 use crabbox_engine::lease::{Lease, Target};
-use crabbox_engine::resolve::{self, Purpose, ResolveError};
+use crabbox_engine::provider::{LeaseError, Provider};
+use crabbox_engine::resolve::{Purpose, ResolveError};
 use crabbox_engine::run::{self, Job, RemoteStatus, Repo, Sink, SyncChoice};
-use crabbox_engine::{release, touch};
 use crabbox_host::signals::Interrupts;
 
 use crate::args::{RunArgs, StopAfter};
 use crate::commands::acquire::{self, Wanted};
 use crate::commands::progress::SyncProgress;
+use crate::commands::route;
 use crate::context::Ctx;
 use crate::go;
 use crate::timing::{Outcome, TimingJson};
@@ -67,7 +68,7 @@ enum RunFailure {
         id: String,
         /// Why.
         #[source]
-        source: release::ReleaseError,
+        source: LeaseError,
     },
 }
 
@@ -92,7 +93,7 @@ struct Run<'a> {
     args: &'a RunArgs,
     request: &'a Request,
     settings: &'a Settings,
-    engine: &'a Engine,
+    provider: &'a dyn Provider,
     repo: &'a Repo,
     interrupts: &'a Interrupts,
     id: RunId,
@@ -109,13 +110,13 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &RunArgs) -> Result<Exit, CommandError> {
     let engine = acquire::engine(ctx)?;
     let interrupts = acquire::interrupts()?;
     let id = RunId::from_random(crabbox_host::random::bytes().map_err(RunFailure::Random)?);
-    let (lease, new) = lease(ctx, args, &settings, &engine, &repo, &interrupts)?;
+    let (provider, lease, new) = lease(ctx, args, &settings, &engine, &repo, &interrupts)?;
     let run = Run {
         ctx,
         args,
         request: &request,
         settings: &settings,
-        engine: &engine,
+        provider: provider.as_ref(),
         repo: &repo,
         interrupts: &interrupts,
         id,
@@ -126,7 +127,7 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &RunArgs) -> Result<Exit, CommandError> {
     run.finish(&lease, new, started, summary, outcome)
 }
 
-/// The lease that was named, or a new one; and whether it is new.
+/// The lease that was named, or a new one, with its provider; and whether it is new.
 fn lease(
     ctx: &Ctx<'_>,
     args: &RunArgs,
@@ -134,21 +135,21 @@ fn lease(
     engine: &Engine,
     repo: &Repo,
     interrupts: &Interrupts,
-) -> Result<(Lease, bool), CommandError> {
+) -> Result<(Box<dyn Provider>, Lease, bool), CommandError> {
     if let Some(name) = &args.id {
-        let lease = resolve::resolve(engine, name, Purpose::Use)?;
-        touch::claim(&engine.places, &lease, &repo.root, args.reclaim)?;
-        return Ok((lease, false));
+        let provider = route::of_lease(engine, settings, name, "run")?;
+        let lease = provider.resolve(name, Purpose::Use)?;
+        provider.claim(&lease, &repo.root, args.reclaim)?;
+        return Ok((provider, lease, false));
     }
     let wanted = Wanted {
         slug: args.slug.clone(),
         keep: args.keep,
         set_up: args.yes,
+        reclaim: args.reclaim,
     };
-    Ok((
-        acquire::acquire(ctx, engine, settings, &wanted, interrupts)?.lease,
-        true,
-    ))
+    let (provider, acquired) = acquire::acquire(ctx, engine, settings, &wanted, interrupts)?;
+    Ok((provider, acquired.lease, true))
 }
 
 impl Run<'_> {
@@ -172,7 +173,7 @@ impl Run<'_> {
         outcome.workdir.clone_from(&workdir);
         outcome.repo_path = self.repo.root.display().to_string();
         outcome.label = self.args.command.label.clone().unwrap_or_default();
-        touch::touch(&self.engine.places, &lease.id, Some("running"), None)?;
+        self.provider.touch(lease, Some("running"), None)?;
         if self.args.sync.no_sync {
             run::make_workdir(&target, &workdir)?;
         } else {
@@ -394,7 +395,7 @@ impl Run<'_> {
                 lease.display_id()
             ));
         }
-        let stopped = release::stop(self.engine, &lease.id);
+        let stopped = self.provider.release(&lease.id);
         outcome.stopped = Some(stopped.is_ok());
         let error = stopped
             .as_ref()
@@ -423,7 +424,7 @@ impl Run<'_> {
 
     /// A lease that goes on is ready again.
     fn rest(&self, lease: &Lease) -> Result<(), CommandError> {
-        touch::touch(&self.engine.places, &lease.id, Some("ready"), None)?;
+        self.provider.touch(lease, Some("ready"), None)?;
         Ok(())
     }
 }

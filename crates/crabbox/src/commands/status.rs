@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::labels;
-use crabbox_engine::context::Engine;
 use crabbox_engine::lease::Lease;
-use crabbox_engine::resolve::{self, Purpose};
-use crabbox_engine::{session, touch};
+use crabbox_engine::provider::Provider;
+use crabbox_engine::resolve::Purpose;
+use crabbox_engine::session;
 use crabbox_host::clock;
 
 use crate::args::StatusArgs;
@@ -53,14 +53,14 @@ impl Fault for StatusError {
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &StatusArgs) -> Result<Exit, CommandError> {
     let name = args.lease.get().ok_or(StatusError::Usage)?;
-    let engine = route::to_lease(ctx, &args.keys.values, name, "status")?;
+    let (_, provider) = route::to_lease(ctx, &args.keys.values, name, "status")?;
     let deadline = Instant::now() + args.wait_timeout.to_std();
     loop {
-        let lease = resolve::resolve(&engine, name, Purpose::Look)?;
+        let lease = provider.resolve(name, Purpose::Look)?;
         let view = view(&lease);
         if !args.wait || view.ready {
             if args.wait && view.ready {
-                refresh(&engine, &lease);
+                refresh(provider.as_ref(), &lease);
             }
             show(ctx, args.json, &view)?;
             return Ok(Exit::SUCCESS);
@@ -79,7 +79,10 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &StatusArgs) -> Result<Exit, CommandError
         while Instant::now() < next.min(deadline) {
             clock::nap(Duration::from_millis(50));
             // A lease that has become ready is told at once, not at the next line.
-            if resolve::resolve(&engine, name, Purpose::Look).is_ok_and(|now| now.state != lease.state) {
+            if provider
+                .resolve(name, Purpose::Look)
+                .is_ok_and(|now| now.state != lease.state)
+            {
                 break;
             }
         }
@@ -97,9 +100,9 @@ pub(super) fn view(lease: &Lease) -> StatusView {
 }
 
 /// A wait that was successful counts as use.
-fn refresh(engine: &Engine, lease: &Lease) {
+fn refresh(provider: &dyn Provider, lease: &Lease) {
     // The lease may have been stopped in this very moment; its status was still true.
-    touch::touch(&engine.places, &lease.id, None, None).ok();
+    provider.touch(lease, None, None).ok();
 }
 
 fn show(ctx: &Ctx<'_>, json: bool, view: &StatusView) -> Result<(), CommandError> {

@@ -1,11 +1,11 @@
 //! `stop`: gives a lease back.
 
 use crabbox_core::fault::{Fault, Kind};
-use crabbox_engine::release;
 
 use crate::args::StopArgs;
 use crate::commands::route;
 use crate::context::Ctx;
+use crate::go::blank;
 use crate::ui::{CommandError, Exit};
 
 /// Why nothing was stopped.
@@ -15,8 +15,11 @@ enum StopError {
     #[error("usage: crabbox stop --id <lease-or-server-id>")]
     Usage,
     /// `--reclaim`.
-    #[error("provider=firecracker does not support stop --reclaim")]
-    Reclaim,
+    #[error("provider={provider} does not support stop --reclaim")]
+    Reclaim {
+        /// The provider.
+        provider: &'static str,
+    },
 }
 
 impl Fault for StopError {
@@ -27,14 +30,20 @@ impl Fault for StopError {
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &StopArgs) -> Result<Exit, CommandError> {
     let name = args.lease.get().ok_or(StopError::Usage)?;
+    let (_, provider) = route::to_lease(ctx, &args.keys.values, name, "stop")?;
     if args.reclaim {
-        return Err(StopError::Reclaim.into());
+        let provider = provider.name();
+        return Err(StopError::Reclaim { provider }.into());
     }
-    let engine = route::to_lease(ctx, &args.keys.values, name, "stop")?;
-    let released = release::stop(&engine, name)?;
-    ctx.printer.note(format_args!(
-        "deleted lease={} server={} name={}",
-        released.id, released.name, released.name
-    ));
+    let released = provider.release(name)?;
+    let (id, name) = (&released.id, &released.name);
+    match &released.host {
+        Some(host) => ctx
+            .printer
+            .note(format_args!("released static lease={id} host={}", blank(host))),
+        None => ctx
+            .printer
+            .note(format_args!("deleted lease={id} server={name} name={name}")),
+    }
     Ok(Exit::SUCCESS)
 }

@@ -47,7 +47,7 @@ impl ListItem {
             ipv4: Ipv4 { ip: ip.to_owned() },
         };
         Self {
-            cloud_id: lease.name.clone(),
+            cloud_id: lease.cloud_id.clone(),
             provider: lease.provider,
             host_id: String::new(),
             id: 0,
@@ -113,7 +113,7 @@ impl StatusView {
             provider: lease.provider,
             target: "linux",
             state: lease.state.clone(),
-            server_id: lease.name.clone(),
+            server_id: lease.cloud_id.clone(),
             server_type: lease.server_type.clone(),
             host: lease.address.clone(),
             network: "public",
@@ -159,6 +159,7 @@ pub(super) fn sample() -> Lease {
         id: "cbx_0123456789ab".into(),
         slug: "jade-krill".into(),
         name: "crabbox-jade-krill-1a2b3c4d".into(),
+        cloud_id: "crabbox-jade-krill-1a2b3c4d".into(),
         provider: "firecracker",
         server_type: "microvm".into(),
         state: "ready".into(),

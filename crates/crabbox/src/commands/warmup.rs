@@ -21,8 +21,9 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &WarmupArgs) -> Result<Exit, CommandError
         slug: args.slug.clone(),
         keep: args.keep,
         set_up: args.yes,
+        reclaim: args.reclaim,
     };
-    let acquired = acquire::acquire(ctx, &engine, &settings, &wanted, &interrupts)?;
+    let (_, acquired) = acquire::acquire(ctx, &engine, &settings, &wanted, &interrupts)?;
     let lease = &acquired.lease;
     print_leased(ctx, lease);
     let total = started.elapsed();
