@@ -215,16 +215,15 @@ fn the_claim_chooses_the_provider_and_a_flag_wins() {
     claim(&place, "other_2", "far", "hetzner");
     let cases: &[(&[&str], i32, &str)] = &[
         (
-            &["stop", "static_host"],
+            &["status", "static_host"],
             2,
-            "provider=ssh does not support `crabbox stop` in this program yet\n",
+            "provider=ssh requires static.host or CRABBOX_STATIC_HOST\n",
         ),
         (
-            &["stop", "host"],
+            &["stop", "static_unclaimed"],
             2,
-            "provider=ssh does not support `crabbox stop` in this program yet\n",
+            "provider=ssh requires static.host",
         ),
-        (&["stop", "static_unclaimed"], 2, "provider=ssh does not support"),
         (
             &["status", "twice"],
             2,
@@ -238,7 +237,7 @@ fn the_claim_chooses_the_provider_and_a_flag_wins() {
         (
             &["ssh", "--provider", "ssh", "jade-krill"],
             2,
-            "provider=ssh does not support `crabbox ssh`",
+            "provider=ssh requires static.host or CRABBOX_STATIC_HOST\n",
         ),
         (
             &["heartbeat", "--provider", "firecracker", "far"],
@@ -266,6 +265,7 @@ fn the_claim_chooses_the_provider_and_a_flag_wins() {
             2,
             "provider=firecracker does not support ports; use a provider with native port publishing\n",
         ),
+        (&["stop", "host"], 0, "released static lease=static_host host=-\n"),
     ];
     for (words, code, want) in cases {
         let answer = place.run(words);

@@ -12,6 +12,7 @@ mod leases;
 mod place;
 mod remote;
 mod smoke;
+mod static_host;
 mod sync_plan;
 mod usage;
 mod world;

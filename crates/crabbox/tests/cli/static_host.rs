@@ -1,0 +1,340 @@
+//! The provider `ssh` against a real sshd: a whole life of a lease, and what it refuses.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use crabbox_host::command::Cmd;
+use crabbox_testkit::sshd::Sshd;
+use serde_json::{Value, json};
+
+use crate::place::{Answer, Place};
+use crate::world::{claim_file, read_claim};
+
+const ID: &str = "static_127-0-0-1";
+
+/// A host that exists already, a repository with one commit, and a configuration that knows nothing yet.
+fn existing() -> (Place, Sshd) {
+    let (sshd, place) = (Sshd::start(), Place::new());
+    fs::create_dir(place.path("run")).unwrap();
+    fs::set_permissions(place.path("run"), fs::Permissions::from_mode(0o700)).unwrap();
+    let run = place.path("run");
+    let place = place
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("XDG_RUNTIME_DIR", run);
+    fs::remove_dir(place.path("repo/.git")).unwrap();
+    let script = "git init -q -b main && echo committed > tracked && git add tracked && \
+                  git -c user.name=t -c user.email=t@t commit -qm one && echo dirty > tracked && echo new > untracked";
+    Cmd::new("sh")
+        .args(["-ec", script])
+        .cwd(place.path("repo"))
+        .env("HOME", place.path("home"))
+        .run()
+        .unwrap();
+    (place, sshd)
+}
+
+/// The settings of that host, with `more` lines.
+fn configure(place: &Place, sshd: &Sshd, more: &str) {
+    let work_root = sshd.dir().join("work");
+    let text = format!(
+        "provider: ssh\nssh:\n  key: {}\n{more}static:\n  host: 127.0.0.1\n  user: {}\n  port: {}\n  workRoot: {}\n",
+        key(place, sshd),
+        sshd.user(),
+        sshd.port(),
+        work_root.display()
+    );
+    place.write("home/.config/crabbox/config.yaml", text);
+}
+
+/// The user's key, in their own directory for keys.
+fn key(place: &Place, sshd: &Sshd) -> String {
+    fs::create_dir_all(place.path("home/.ssh")).unwrap();
+    let key = place.write("home/.ssh/key", fs::read(sshd.client_key()).unwrap());
+    key.display().to_string()
+}
+
+fn claimed(place: &Place, id: &str) -> bool {
+    place
+        .path("home/.config/crabbox/state/claims")
+        .join(format!("{id}.json"))
+        .exists()
+}
+
+/// Whether a shared connection is left.
+fn connected(place: &Place) -> bool {
+    let sockets = fs::read_dir(place.path("run/crabbox"));
+    sockets.is_ok_and(|mut sockets| sockets.next().is_some())
+}
+
+fn ended(answer: &Answer, code: i32, start: &str) {
+    assert_eq!(answer.code, code, "{}{}", answer.out, answer.err);
+    assert!(answer.err.starts_with(start), "{}", answer.err);
+}
+
+#[test]
+fn a_host_that_exists_is_leased_used_and_given_back() {
+    let (place, sshd) = existing();
+    configure(&place, &sshd, "");
+    let port = sshd.port();
+    let warmup = place.run(&["warmup", "--slug", "My Box"]);
+    ended(
+        &warmup,
+        0,
+        &format!(
+            "using static target lease={ID} slug=my-box target=linux windows_mode=normal host=127.0.0.1 keep=true\n"
+        ),
+    );
+    let leased =
+        format!("leased {ID} slug=my-box provider=ssh server={ID} type=ssh ip=127.0.0.1 idle_timeout=30m0s ");
+    assert!(warmup.out.starts_with(&leased), "{}", warmup.out);
+    let ready = format!("ready ssh={}@127.0.0.1:{port} network=public", sshd.user());
+    assert!(warmup.out.contains(&ready), "{}", warmup.out);
+    let claim = read_claim(&place, ID);
+    let work_root = sshd.dir().join("work").display().to_string();
+    for (field, value) in [
+        ("provider", json!("ssh")),
+        ("cloudID", json!(ID)),
+        ("staticHost", json!("127.0.0.1")),
+        ("staticUser", json!(sshd.user())),
+        ("staticPort", json!(port.to_string())),
+        ("staticWorkRoot", json!(work_root)),
+        ("repoRoot", json!(place.path("repo"))),
+    ] {
+        assert_eq!(claim[field], value, "{field}");
+    }
+    assert!(
+        place.path("home/.ssh/known_hosts").exists(),
+        "the user's own file"
+    );
+    used(&place, &sshd);
+    let stop = place.run(&["stop", "my-box"]);
+    ended(&stop, 0, &format!("released static lease={ID} host=127.0.0.1\n"));
+    assert_eq!(stop.out, "");
+    assert!(!claimed(&place, ID) && !connected(&place));
+    assert!(Path::new(&work_root).is_dir(), "nothing on the host is destroyed");
+    assert!(place.path("home/.ssh/key").exists(), "the key is the user's");
+}
+
+/// Everything that is done with a lease, under the names it has; no setting names the host, its claim knows it.
+fn used(place: &Place, sshd: &Sshd) {
+    let only_key = format!("ssh:\n  key: {}\n", key(place, sshd));
+    place.write("home/.config/crabbox/config.yaml", only_key);
+    let status = place.run(&["status", "--wait", "--wait-timeout", "60s", "my-box"]);
+    ended(&status, 0, "");
+    assert!(
+        status.out.contains("state=ready type=ssh host=127.0.0.1") && status.out.contains(" ready=true "),
+        "{}",
+        status.out
+    );
+    let run = place.run(&[
+        "run",
+        "--id",
+        ID,
+        "--shell",
+        "cat tracked untracked; echo problem >&2; exit 7",
+    ]);
+    assert_eq!((run.code, run.out.as_str()), (7, "dirty\nnew\n"), "{}", run.err);
+    assert!(run.err.contains("\nproblem\n"), "{}", run.err);
+    place.write("repo/up [1]", "there and back");
+    let there = sshd.dir().join("there [1]").display().to_string();
+    let sandbox = format!("SANDBOX:{there}");
+    ended(&place.run(&["cp", "--id", "my-box", "up [1]", &sandbox]), 0, "");
+    ended(
+        &place.run(&["cp", "--provider", "ssh", "--id", "127.0.0.1", &sandbox, "back"]),
+        0,
+        "",
+    );
+    assert_eq!(fs::read(place.path("repo/back")).unwrap(), b"there and back");
+    let heartbeat = place.run(&["heartbeat", "--idle-timeout", "10m", ID]);
+    ended(&heartbeat, 0, "");
+    assert_eq!(read_claim(place, ID)["idleTimeoutSeconds"], 600);
+    let list = place.run(&["list", "--json", "--provider", "static-ssh"]);
+    ended(&list, 0, "");
+    let list: Value = serde_json::from_str(&list.out).unwrap();
+    assert_eq!(list.as_array().unwrap().len(), 1);
+    assert_eq!(
+        [
+            &list[0]["CloudID"],
+            &list[0]["Provider"],
+            &list[0]["labels"]["slug"],
+            &list[0]["server_type"]["name"]
+        ],
+        [&json!(ID), &json!("ssh"), &json!("my-box"), &json!("ssh")]
+    );
+    let inspect = place.run(&["inspect", ID]);
+    assert!(inspect.out.contains("\nprovider=ssh\n"), "{}", inspect.out);
+    assert_eq!(
+        place.run(&["connect", ID]).code,
+        0,
+        "a shell at the end of its input"
+    );
+    let line = place.run(&["ssh", ID]).out;
+    assert!(line.contains("'StrictHostKeyChecking=accept-new'"), "{line}");
+    let again = Cmd::new("sh")
+        .args(["-c", &format!("{} echo in", line.trim())])
+        .run();
+    assert_eq!(again.unwrap().stdout_text(), "in");
+}
+
+#[test]
+fn a_run_without_a_lease_gives_the_host_back() {
+    let (place, sshd) = existing();
+    configure(&place, &sshd, "");
+    let run = place.run(&["run", "--", "cat", "tracked"]);
+    assert_eq!((run.code, run.out.as_str()), (0, "dirty\n"), "{}", run.err);
+    assert!(run.err.contains("keep=false\n"), "{}", run.err);
+    assert!(!claimed(&place, ID) && !connected(&place));
+}
+
+#[test]
+fn the_default_port_falls_back_to_the_one_that_answers() {
+    let (place, sshd) = existing();
+    // A port of our own stands for 22, which is somebody else's here; nothing listens on port 1.
+    let text = format!(
+        "provider: ssh\nssh:\n  key: {}\n  user: {}\n  port: 1\n  fallbackPorts: [{}]\nstatic:\n  host: 127.0.0.1\n",
+        key(&place, &sshd),
+        sshd.user(),
+        sshd.port()
+    );
+    place.write("home/.config/crabbox/config.yaml", text);
+    ended(&place.run(&["warmup"]), 0, "using static target");
+    assert_eq!(read_claim(&place, ID)["staticPort"], sshd.port().to_string());
+    ended(&place.run(&["stop", "127.0.0.1"]), 0, "released static lease");
+}
+
+#[test]
+fn what_cannot_be_done_with_a_host_says_why() {
+    let (place, sshd) = existing();
+    for words in [
+        &["warmup", "--provider", "ssh"][..],
+        &["list", "--provider", "static"],
+    ] {
+        ended(
+            &place.run(words),
+            2,
+            "provider=ssh requires static.host or CRABBOX_STATIC_HOST\n",
+        );
+    }
+    configure(&place, &sshd, "");
+    let listed = place.run(&["list"]).out;
+    assert!(
+        listed.contains(&format!("lease={ID} slug=127-0-0-1 ")),
+        "{listed}"
+    );
+    ended(
+        &place.run(&["cleanup"]),
+        2,
+        "machine cleanup is not supported for provider=ssh\n",
+    );
+    ended(
+        &place.run(&["logs", ID]),
+        2,
+        "provider=ssh does not support `crabbox logs`\n",
+    );
+    ended(
+        &place.run(&["stop", "--reclaim", ID]),
+        2,
+        "provider=ssh does not support stop --reclaim\n",
+    );
+    ended(
+        &place.run(&["status", "nobody"]),
+        4,
+        "lease/server not found: nobody\n",
+    );
+    let unclaimed = format!("lease {ID} is not claimed for provider=ssh; refusing heartbeat\n");
+    ended(&place.run(&["heartbeat", ID]), 4, &unclaimed);
+    ended(
+        &place.run(&["warmup", "--target", "windows"]),
+        2,
+        "provider=ssh supports target=linux only",
+    );
+    // Somebody else's key is refused at once, not after the twenty minutes that a host may take to come up.
+    let other = place.path("home/.ssh/other");
+    Cmd::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+        .arg(&other)
+        .run()
+        .unwrap();
+    let refused = place
+        .command(&["warmup"])
+        .env("CRABBOX_SSH_KEY", &other)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(5), "{said}");
+    assert!(
+        said.contains("cannot log in to 127.0.0.1\n") && said.contains("authorized_keys"),
+        "{said}"
+    );
+    assert!(!claimed(&place, ID));
+}
+
+#[test]
+fn a_claim_for_another_host_or_provider_is_left_alone() {
+    let (place, sshd) = existing();
+    configure(&place, &sshd, "");
+    for (field, value) in [("staticHost", "elsewhere.invalid"), ("provider", "hetzner")] {
+        let mut claim = json!({
+            "leaseID": ID, "slug": "its-own", "provider": "ssh", "cloudID": ID, "staticHost": "127.0.0.1",
+            "repoRoot": place.path("repo"), "claimedAt": "2025-07-31T22:13:20Z", "lastUsedAt": "2025-07-31T22:13:20Z",
+        });
+        claim[field] = value.into();
+        claim_file(&place, &format!("{ID}.json"), &claim.to_string());
+        let warmup = place.run(&["warmup"]);
+        assert_eq!(warmup.code, 4, "{}", warmup.err);
+        let said = format!("lease {ID} is claimed for another host than 127.0.0.1\n");
+        assert!(warmup.err.contains(&said), "{}", warmup.err);
+        assert_eq!(read_claim(&place, ID), claim, "{field}");
+    }
+    // Another repository's claim is only taken over when that is asked for.
+    let theirs = json!({
+        "leaseID": ID, "slug": "its-own", "provider": "ssh", "cloudID": ID, "staticHost": "127.0.0.1",
+        "repoRoot": "/elsewhere", "claimedAt": "2025-07-31T22:13:20Z", "lastUsedAt": "2025-07-31T22:13:20Z",
+    });
+    claim_file(&place, &format!("{ID}.json"), &theirs.to_string());
+    let held = place.run(&["warmup"]);
+    assert_eq!(held.code, 2, "{}", held.err);
+    assert!(
+        held.err.contains("is claimed by repo /elsewhere; use --reclaim"),
+        "{}",
+        held.err
+    );
+    ended(&place.run(&["warmup", "--reclaim"]), 0, "using static target");
+    ended(&place.run(&["stop", ID]), 0, "released static lease");
+}
+
+/// A repository's host is refused where its configuration chooses the provider; where a name leads to it, it does not count.
+#[test]
+fn a_repository_cannot_choose_where_the_user_s_key_goes() {
+    let (place, sshd) = existing();
+    let key = key(&place, &sshd);
+    place.write(
+        "home/.config/crabbox/config.yaml",
+        format!("ssh:\n  key: {key}\n"),
+    );
+    place.write(
+        "repo/.crabbox.yaml",
+        format!(
+            "static:\n  host: 127.0.0.1\n  user: {}\n  port: {}\n",
+            sshd.user(),
+            sshd.port()
+        ),
+    );
+    let chosen = place.run(&["warmup", "--provider", "ssh"]);
+    assert_eq!(chosen.code, 2);
+    assert!(
+        chosen
+            .err
+            .contains("provider=ssh refuses repository-configured static.host"),
+        "{}",
+        chosen.err
+    );
+    let led = place.run(&["connect", ID]);
+    ended(
+        &led,
+        2,
+        "provider=ssh requires static.host or CRABBOX_STATIC_HOST\n",
+    );
+    assert_eq!(sshd.logins(), 0);
+}
