@@ -3,6 +3,13 @@
 //! What can be wrong with the tree is found out before a machine is leased ([`look`]). On a lease that is entered already, a
 //! run with nothing to bring takes two remote executions: one that compares, one that is the command.
 
+pub mod bundle;
+pub mod collect;
+pub mod junit;
+pub mod owner;
+pub mod pattern;
+pub mod preflight;
+
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -224,6 +231,8 @@ pub struct Job<'a> {
     pub workdir: String,
     /// Variables to export; their values never stand in an argument vector.
     pub env: Vec<(String, String)>,
+    /// Shell lines that run before anything else, for example those that mark the command for the owner of the tree.
+    pub before: String,
     /// The command.
     pub form: Form,
     /// Where its standard output goes.
@@ -243,7 +252,7 @@ pub fn command(target: &Target, job: Job<'_>) -> Result<RemoteStatus, RunError> 
         form: job.form,
     };
     let exec = Exec {
-        script: command.script()?,
+        script: format!("{}\n{}", job.before, command.script()?),
         stdin: Stdin::Null,
         stdout: job.stdout,
         stderr: job.stderr,
