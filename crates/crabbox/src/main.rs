@@ -3,8 +3,6 @@
 //! The binary only chooses words: it parses arguments, gathers settings, calls the engine and prints what came of it. It must
 //! never decide what happens to a lease.
 
-#![expect(dead_code, reason = "the lease commands that use the rest are being written")]
-
 mod args;
 mod commands;
 mod context;

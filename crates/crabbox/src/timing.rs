@@ -1,5 +1,9 @@
 //! The one line of JSON that `--timing-json` prints (behaviour reference 5.3).
 
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use crabbox_engine::event::Stage;
@@ -27,6 +31,12 @@ pub(crate) struct Outcome {
     pub(crate) sync_skipped: bool,
     /// The command itself.
     pub(crate) command: Duration,
+    /// The phases that the command told of.
+    pub(crate) phases: Vec<(String, Duration)>,
+    /// The stage in which it failed, and whether another try may help, where that is known.
+    pub(crate) blocked: Option<(&'static str, &'static str)>,
+    /// What was brought back: kind, path, bytes.
+    pub(crate) artifacts: Vec<Artifact>,
     /// The run's id; empty for `warmup`.
     pub(crate) run_id: String,
     /// `--label`.
@@ -39,6 +49,24 @@ pub(crate) struct Outcome {
     pub(crate) stopped: Option<bool>,
     /// Why giving it back did not work.
     pub(crate) stop_error: String,
+}
+
+/// A file that a run brought back.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Artifact {
+    /// By which flag.
+    pub(crate) kind: &'static str,
+    /// Where it lies here.
+    pub(crate) path: String,
+    /// Its size.
+    pub(crate) bytes: u64,
+}
+
+/// A phase of the command.
+#[derive(Debug, Serialize)]
+struct Phase {
+    name: String,
+    ms: u64,
 }
 
 /// The document.
@@ -61,6 +89,8 @@ pub(crate) struct TimingJson {
     sync_ms: u64,
     sync_skipped: bool,
     command_ms: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    command_phases: Vec<Phase>,
     total_ms: u64,
     end_to_end_ms: u64,
     exit_code: i32,
@@ -76,6 +106,12 @@ pub(crate) struct TimingJson {
     workdir: String,
     stop_command: String,
     idle_timeout: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blocked_stage: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_likely: Option<&'static str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    artifacts: Vec<Artifact>,
     #[serde(skip_serializing_if = "Option::is_none")]
     lease_stopped: Option<bool>,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -96,6 +132,14 @@ impl TimingJson {
             sync_ms: ms(outcome.sync),
             sync_skipped: outcome.sync_skipped,
             command_ms: ms(outcome.command),
+            command_phases: outcome
+                .phases
+                .iter()
+                .map(|(name, took)| Phase {
+                    name: name.clone(),
+                    ms: ms(*took),
+                })
+                .collect(),
             total_ms: ms(outcome.total),
             end_to_end_ms: if outcome.run_id.is_empty() {
                 0
@@ -115,9 +159,29 @@ impl TimingJson {
             workdir: outcome.workdir.clone(),
             stop_command: stop_command(lease),
             idle_timeout: go::seconds(lease.idle_seconds()),
+            blocked_stage: outcome.blocked.map(|(stage, _)| stage),
+            retry_likely: outcome.blocked.map(|(_, retry)| retry),
+            artifacts: outcome.artifacts.clone(),
             lease_stopped: outcome.stopped,
             lease_stop_error: outcome.stop_error.clone(),
         }
+    }
+}
+
+impl TimingJson {
+    /// Appends it to a file as one line, written at once so that two runs do not mix theirs.
+    pub(crate) fn append(&self, path: &Path) -> io::Result<()> {
+        let mut line = serde_json::to_vec(self)?;
+        line.push(b'\n');
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        let mut file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(path)?;
+        file.write_all(&line)
     }
 }
 

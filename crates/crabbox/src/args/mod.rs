@@ -27,7 +27,7 @@ pub(crate) use local::{
     ClaimsCommand, ClaimsListArgs, CompletionsArgs, ConfigCommand, ConfigExplainArgs, ConfigShowArgs,
     DoctorArgs, ProvidersArgs, ProvidersCommand, ProvidersDescribeArgs, SuperviseArgs, SyncPlanArgs,
 };
-pub(crate) use run::{RunArgs, StopAfter};
+pub(crate) use run::{RunArgs, RunResultArgs, StopAfter};
 
 use crate::goflags::{Problem, Stop, UsageError, normalise};
 

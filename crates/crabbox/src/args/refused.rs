@@ -56,8 +56,6 @@ pub(super) const WARMUP: &[Flag] = &[value("lease-id"), switch("actions-runner")
 /// Of `run`.
 pub(super) const RUN: &[Flag] = &[
     value("require-artifact-schema"),
-    value("env-from-profile"),
-    switch("env-helper"),
     value("preset"),
     value("scenario"),
     value("preset-var"),

@@ -58,7 +58,7 @@ pub(crate) struct RunSyncArgs {
     /// Empty the remote tree first
     #[arg(long, alias = "fresh-sync")]
     pub(crate) full_resync: bool,
-    /// Show the progress of the transfer
+    /// Show how long each step of the sync took
     #[arg(long)]
     pub(crate) debug: bool,
     /// Skip hydration; this program never hydrates
@@ -81,6 +81,12 @@ pub(crate) struct RunCommandArgs {
     /// Hand this variable to the command too
     #[arg(long, value_name = "NAME")]
     pub(crate) allow_env: Vec<String>,
+    /// Hand on the allowed variables of this file in `.env` syntax
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_from_profile: Vec<PathBuf>,
+    /// Leave a program of this name in .crabbox/env that runs its arguments with those variables
+    #[arg(long, value_name = "NAME")]
+    pub(crate) env_helper: Option<String>,
     /// Print the versions of tools on the machine first
     #[arg(long)]
     pub(crate) preflight: bool,

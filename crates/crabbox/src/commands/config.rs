@@ -3,7 +3,7 @@
 mod explain;
 mod view;
 
-use crabbox_core::config::{Provider, firecracker};
+use crabbox_core::config::{Provider, Settings, firecracker};
 
 use crate::args::ConfigShowArgs;
 use crate::context::Ctx;
@@ -15,6 +15,11 @@ pub(super) use explain::run as explain;
 pub(super) fn path(ctx: &Ctx<'_>) -> Result<Exit, CommandError> {
     ctx.printer.line(ctx.env.user_config()?.display());
     Ok(Exit::SUCCESS)
+}
+
+/// The settings in lines, for a report; no secret is among them.
+pub(super) fn described(settings: &Settings) -> Vec<String> {
+    view::ConfigView::new(settings, None).lines()
 }
 
 /// `config show`: also checks what the chosen provider would check.

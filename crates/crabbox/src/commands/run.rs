@@ -1,7 +1,10 @@
 //! `run`: a command in a lease, with the working tree as it stands here.
 
+mod failure;
+mod profile;
 mod report;
 mod request;
+mod results;
 mod streams;
 
 use std::fs::File;
@@ -16,6 +19,8 @@ use crabbox_engine::context::Engine;
 use crabbox_engine::lease::{Lease, Target};
 use crabbox_engine::provider::{LeaseError, Provider};
 use crabbox_engine::resolve::{Purpose, ResolveError};
+use crabbox_engine::run::owner::{self, Owner};
+use crabbox_engine::run::preflight;
 use crabbox_engine::run::{self, Job, RemoteStatus, Repo, Sink, SyncChoice};
 use crabbox_host::signals::Interrupts;
 
@@ -27,9 +32,10 @@ use crate::context::Ctx;
 use crate::go;
 use crate::timing::{Outcome, TimingJson};
 use crate::ui::{CommandError, Exit};
-use report::Summary;
+use profile::ProfileError;
+use report::{Ended, Summary};
 use request::Request;
-use streams::{Tee, To};
+use streams::{Phases, Tee, To};
 
 /// Why a run ended without the command's own exit code being enough of an answer.
 #[derive(Debug, thiserror::Error)]
@@ -93,16 +99,28 @@ struct Run<'a> {
     args: &'a RunArgs,
     request: &'a Request,
     settings: &'a Settings,
+    engine: &'a Engine,
     provider: &'a dyn Provider,
     repo: &'a Repo,
     interrupts: &'a Interrupts,
     id: RunId,
+    variables: Variables,
+}
+
+/// Variables for the command that come from here.
+#[derive(Debug, Default)]
+struct Variables {
+    /// What may be handed on, by name or `PREFIX*`.
+    allow: Vec<String>,
+    /// Those of `--env-from-profile`.
+    profile: Vec<(String, String)>,
 }
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &RunArgs) -> Result<Exit, CommandError> {
     let started = Instant::now();
     let request = Request::new(args)?;
     let settings = ctx.settings(&args.keys.values)?.settings;
+    let variables = variables(ctx, args, &settings)?;
     let repo = run::look(ctx.env.cwd()?)?;
     if !args.sync.no_sync {
         run::check(&repo)?;
@@ -110,21 +128,65 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &RunArgs) -> Result<Exit, CommandError> {
     let engine = acquire::engine(ctx)?;
     let interrupts = acquire::interrupts()?;
     let id = RunId::from_random(crabbox_host::random::bytes().map_err(RunFailure::Random)?);
-    let (provider, lease, new) = lease(ctx, args, &settings, &engine, &repo, &interrupts)?;
+    let (provider, lease, new) = lease(ctx, args, &settings, &engine, &repo, &interrupts)
+        .inspect_err(|error| report::classification(ctx, error))?;
     let run = Run {
         ctx,
         args,
         request: &request,
         settings: &settings,
+        engine: &engine,
         provider: provider.as_ref(),
         repo: &repo,
         interrupts: &interrupts,
         id,
+        variables,
     };
     let mut summary = Summary::default();
     summary.outcome.lease = new.then(|| started.elapsed());
-    let outcome = run.inside(&lease, &mut summary);
-    run.finish(&lease, new, started, summary, outcome)
+    let mut owner = None;
+    let outcome = run.inside(&lease, &mut summary, &mut owner);
+    run.finish(
+        &lease,
+        Finish {
+            new,
+            started,
+            summary,
+            owner,
+            outcome,
+        },
+    )
+}
+
+/// What is there when everything in the lease is done.
+struct Finish {
+    new: bool,
+    started: Instant,
+    summary: Summary,
+    owner: Option<Owner>,
+    outcome: Result<(), CommandError>,
+}
+
+/// The variables that the command line and the configuration let through.
+fn variables(ctx: &Ctx<'_>, args: &RunArgs, settings: &Settings) -> Result<Variables, CommandError> {
+    let command = &args.command;
+    let mut allow = settings.env_allow.value.clone();
+    allow.extend(
+        command
+            .allow_env
+            .iter()
+            .flat_map(|list| list.split(','))
+            .map(str::to_owned),
+    );
+    let mut profile = profile::read(&command.env_from_profile, ctx.env.cwd()?)?;
+    profile.retain(|(name, _)| request::is_allowed(name, &allow));
+    if let Some(name) = &command.env_helper {
+        profile::helper(name)?;
+        if profile.is_empty() {
+            return Err(ProfileError::NothingForHelper.into());
+        }
+    }
+    Ok(Variables { allow, profile })
 }
 
 /// The lease that was named, or a new one, with its provider; and whether it is new.
@@ -154,7 +216,12 @@ fn lease(
 
 impl Run<'_> {
     /// Everything that happens in the lease.
-    fn inside(&self, lease: &Lease, summary: &mut Summary) -> Result<(), CommandError> {
+    fn inside(
+        &self,
+        lease: &Lease,
+        summary: &mut Summary,
+        owner: &mut Option<Owner>,
+    ) -> Result<(), CommandError> {
         let target = lease
             .target
             .clone()
@@ -174,18 +241,47 @@ impl Run<'_> {
         outcome.repo_path = self.repo.root.display().to_string();
         outcome.label = self.args.command.label.clone().unwrap_or_default();
         self.provider.touch(lease, Some("running"), None)?;
+        summary.stage = Some("ssh");
+        let owner = owner.insert(self.own(lease, &target)?);
+        summary.stage = None;
         if self.args.sync.no_sync {
             run::make_workdir(&target, &workdir)?;
         } else {
-            summary.blocked = Some("sync");
+            summary.stage = Some("sync");
             self.sync(&target, &destination, summary)?;
-            summary.blocked = None;
+            summary.stage = None;
         }
         if self.args.sync.sync_only {
             self.ctx.printer.line(format_args!("synced {workdir}"));
             return Ok(());
         }
-        self.command(lease, &target, &workdir, summary)
+        if self.args.command.preflight {
+            self.ctx.printer.note("preflight:");
+            for line in preflight::preflight(&target, &self.settings.preflight_tools.value)? {
+                self.ctx
+                    .printer
+                    .note(format_args!("  {}", crabbox_host::console::harmless(&line)));
+            }
+        }
+        self.command(lease, &target, owner, summary)
+    }
+
+    /// Waits until nobody else is in the tree.
+    fn own(&self, lease: &Lease, target: &Target) -> Result<Owner, CommandError> {
+        let printer = self.ctx.printer;
+        let waiting = |elapsed, state: &str| {
+            printer.note(format_args!(
+                "waiting for reusable workspace owner elapsed={} state={state}",
+                go::seconds(i64::try_from(Duration::as_secs(&elapsed)).unwrap_or(i64::MAX))
+            ));
+        };
+        let owner = owner::own(target, &lease.id, self.interrupts.as_fd(), &waiting)?;
+        printer.note(format_args!(
+            "workspace owner acquired wait={} recovered={}",
+            go::milliseconds(owner.wait),
+            owner.recovered
+        ));
+        Ok(owner)
     }
 
     fn sync(
@@ -222,6 +318,13 @@ impl Run<'_> {
             .chain(done.steps)
             .collect();
         let took = go::milliseconds(took);
+        if self.args.sync.debug {
+            for (step, took) in &summary.steps {
+                self.ctx
+                    .printer
+                    .note(format_args!("sync step {step} {}", go::milliseconds(*took)));
+            }
+        }
         if done.skipped {
             self.ctx
                 .printer
@@ -236,47 +339,47 @@ impl Run<'_> {
         &self,
         lease: &Lease,
         target: &Target,
-        workdir: &str,
+        owner: &Owner,
         summary: &mut Summary,
     ) -> Result<(), CommandError> {
         let printer = self.ctx.printer;
-        let uploaded = match &self.request.script {
-            Some(script) => {
-                let name = Path::new(&script.source)
-                    .file_name()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned();
-                let path = run::upload_script(target, workdir, &name, &script.content)?;
-                printer.note(format_args!("uploaded script {} -> {path}", script.source));
-                Some(path)
-            }
-            None => None,
-        };
+        let workdir = summary.outcome.workdir.clone();
+        let uploaded = self.upload(target, &workdir)?;
         printer.note(format_args!(
             "running on {} {}",
             lease.address,
             self.request.display()
         ));
+        let env = self.env(lease);
+        let mut ended = Ended {
+            env: env.iter().map(|(name, _)| name.clone()).collect(),
+            ..Ended::default()
+        };
         let (out, err) = (
             |bytes: &[u8]| printer.bytes(bytes),
             |bytes: &[u8]| printer.note_bytes(bytes),
         );
-        let mut stdout = Tee::new(capture(self.args.results.capture_stdout.as_deref(), &out)?);
-        let mut stderr = Tee::new(capture(self.args.results.capture_stderr.as_deref(), &err)?);
+        let phases = Phases::default();
+        let results = &self.args.results;
+        let mut stdout = Tee::new(capture(results.capture_stdout.as_deref(), &out)?, &phases);
+        let mut stderr = Tee::new(capture(results.capture_stderr.as_deref(), &err)?, &phases);
         let started = Instant::now();
         let status = run::command(
             target,
             Job {
-                workdir: workdir.to_owned(),
-                env: self.env(lease),
+                workdir: workdir.clone(),
+                env,
+                before: self.before(owner, &workdir),
                 form: self.request.form(self.args.command.shell, uploaded.as_deref()),
                 stdout: Sink::Writer(&mut stdout),
                 stderr: Sink::Writer(&mut stderr),
                 cancel: self.interrupts.as_fd(),
             },
         )?;
-        summary.outcome.command = started.elapsed();
+        let end = Instant::now();
+        summary.outcome.command = end - started;
+        summary.outcome.phases = phases.ended(end);
+        (ended.stdout, ended.stderr) = (stdout.tail(), stderr.tail());
         let failure = match status {
             RemoteStatus::Exited(0) => None,
             RemoteStatus::Exited(code) => Some(RunFailure::Exited(code)),
@@ -286,27 +389,79 @@ impl Run<'_> {
                 Some(RunFailure::Interrupted { stopped })
             }
         };
+        let reached = matches!(status, RemoteStatus::Exited(_));
+        let report = reached.then(|| self.junit(target, &workdir, owner)).flatten();
         let Some(failure) = failure else {
-            return self.downloads(target, workdir);
+            return self.bring_back(target, &workdir, report.as_ref(), summary);
         };
-        if matches!(failure, RunFailure::Exited(_)) {
-            report::digest(self.ctx, lease, &stderr.tail(), &stdout.tail());
+        // A tree in which the command may still run is not handed on as it is.
+        summary.unquiet = matches!(
+            failure,
+            RunFailure::Lost | RunFailure::Interrupted { stopped: false }
+        );
+        if !matches!(failure, RunFailure::Interrupted { .. }) {
+            summary.ended = Some(ended);
         }
         Err(failure.into())
     }
 
+    /// Brings the script over, if there is one; answers its path.
+    fn upload(&self, target: &Target, workdir: &str) -> Result<Option<String>, CommandError> {
+        let Some(script) = &self.request.script else {
+            return Ok(None);
+        };
+        let name = Path::new(&script.source)
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy();
+        let path = run::upload_script(target, workdir, &name, &script.content)?;
+        self.ctx
+            .printer
+            .note(format_args!("uploaded script {} -> {path}", script.source));
+        Ok(Some(path))
+    }
+
+    /// What the command's own script does before the command, so that it costs no execution of its own.
+    fn before(&self, owner: &Owner, workdir: &str) -> String {
+        let mut before = owner.mark();
+        if let Some(name) = &self.args.command.env_helper {
+            before.push('\n');
+            before.push_str(&profile::helper_lines(
+                name,
+                self.id.as_str(),
+                workdir,
+                &self.variables.profile,
+            ));
+            self.ctx.printer.note(format_args!(
+                "env helper remote=.crabbox/env/{name} usage='./.crabbox/env/{name} <command>'"
+            ));
+        }
+        before
+    }
+
     /// Variables of the command: those that are allowed through, then ours.
     fn env(&self, lease: &Lease) -> Vec<(String, String)> {
-        let mut allow = self.settings.env_allow.value.clone();
-        allow.extend(
-            self.args
-                .command
-                .allow_env
-                .iter()
-                .flat_map(|list| list.split(','))
-                .map(str::to_owned),
-        );
-        let mut env = request::forwarded(&self.ctx.env, &allow);
+        let Variables { allow, profile } = &self.variables;
+        // A variable of this process wins over the file.
+        let own = request::forwarded(&self.ctx.env, allow);
+        let mut env = profile.clone();
+        env.retain(|(name, _)| own.iter().all(|(known, _)| known != name));
+        env.extend(own);
+        let command = &self.args.command;
+        if !command.allow_env.is_empty()
+            || !command.env_from_profile.is_empty()
+            || self.ctx.env.os("CRABBOX_ENV_ALLOW").is_some()
+        {
+            let what = if env.is_empty() {
+                format!("matched=none allow={}", allow.join(","))
+            } else {
+                format!("vars={}", profile::described(&env))
+            };
+            self.ctx.printer.note(format_args!(
+                "env forwarding provider={} behavior=forwarded {what}",
+                lease.provider
+            ));
+        }
         for (name, value) in [
             ("CRABBOX_LEASE_ID", lease.id.as_str()),
             ("CRABBOX_RUN_ID", self.id.as_str()),
@@ -317,26 +472,15 @@ impl Run<'_> {
         env
     }
 
-    fn downloads(&self, target: &Target, workdir: &str) -> Result<(), CommandError> {
-        for (remote, local) in &self.request.downloads {
-            let local = self.ctx.env.cwd()?.join(local);
-            let bytes = run::download(target, workdir, remote, &local)?;
-            self.ctx
-                .printer
-                .note(format_args!("downloaded {} bytes={bytes}", local.display()));
-        }
-        Ok(())
-    }
-
     /// The last lines, and the lease given back where it is due. The command's own exit code always wins.
-    fn finish(
-        &self,
-        lease: &Lease,
-        new: bool,
-        started: Instant,
-        mut summary: Summary,
-        outcome: Result<(), CommandError>,
-    ) -> Result<Exit, CommandError> {
+    fn finish(&self, lease: &Lease, finish: Finish) -> Result<Exit, CommandError> {
+        let Finish {
+            new,
+            started,
+            mut summary,
+            owner,
+            outcome,
+        } = finish;
         let failed = outcome.is_err();
         let code = outcome
             .as_ref()
@@ -360,23 +504,78 @@ impl Run<'_> {
             Some(StopAfter::Failure) => failed,
             None => new && !keep,
         };
-        if new && failed && self.args.keep_on_failure && !release {
+        let kept = new && failed && self.args.keep_on_failure && !release;
+        if let Err(error) = &outcome {
+            summary.judge(error);
+        }
+        report::summary(self.ctx, lease, &summary);
+        if let Err(error) = &outcome {
+            self.failed(lease, &summary, error);
+        }
+        if kept {
             report::kept(self.ctx, lease);
+        }
+        if let Some(ended) = &summary.ended {
+            report::streams(self.ctx, &self.args.results, ended, code);
+        }
+        let quiet = match owner {
+            Some(owner) if summary.unquiet => owner.abandon(),
+            Some(owner) => owner.release(),
+            None => false,
+        };
+        if quiet && !release {
+            self.ctx.printer.note("workspace owner released");
         }
         let cleanup = if release {
             self.release(lease, &mut summary.outcome)
         } else {
             self.rest(lease)
         };
-        report::summary(self.ctx, lease, &summary);
+        let timing = TimingJson::new(lease, &summary.outcome);
+        let recorded = self.record(&timing);
         if self.args.results.timing_json {
-            self.ctx
-                .printer
-                .note_json(&TimingJson::new(lease, &summary.outcome))?;
+            self.ctx.printer.note_json(&timing)?;
         }
         outcome?;
         cleanup?;
+        recorded?;
         Ok(Exit::SUCCESS)
+    }
+
+    /// What a failed run leaves for its reader. Nothing of it may hide why it failed.
+    fn failed(&self, lease: &Lease, summary: &Summary, error: &CommandError) {
+        let Some(ended) = &summary.ended else {
+            return report::classification(self.ctx, error);
+        };
+        let again = self.request.script.is_none().then(|| {
+            let shell = if self.args.command.shell { " --shell" } else { "" };
+            format!("{shell} -- {}", self.request.display())
+        });
+        report::digest(self.ctx, lease, summary, ended, again.as_deref());
+        if let Err(error) = self.bundle(lease, summary, ended) {
+            let error = CommandError::from(error).text();
+            self.ctx
+                .printer
+                .warn(format_args!("no failure bundle was written: {error}"));
+        }
+    }
+
+    /// Appends the timings to the file of `--timing-record`.
+    fn record(&self, timing: &TimingJson) -> Result<(), CommandError> {
+        let path = match self.args.results.timing_record.as_deref() {
+            None | Some("off" | "") => return Ok(()),
+            Some("default") => self.engine.places.state.join("timings.jsonl"),
+            Some(path) => self.ctx.env.cwd()?.join(path),
+        };
+        timing.append(&path).map_err(|source| RunFailure::Capture {
+            path: path.clone(),
+            source,
+        })?;
+        self.ctx.printer.note(format_args!(
+            "benchmark timing record appended path={} observations=1",
+            path.display()
+        ));
+        Ok(())
     }
 
     fn release(&self, lease: &Lease, outcome: &mut Outcome) -> Result<(), CommandError> {

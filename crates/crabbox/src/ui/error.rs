@@ -33,15 +33,6 @@ pub(crate) struct CommandError {
 }
 
 impl CommandError {
-    /// An error of this kind, for errors of others that know no kind of their own.
-    pub(crate) fn new(kind: Kind, error: impl Error + Send + Sync + 'static) -> Self {
-        Self {
-            kind,
-            error: Some(Box::new(error)),
-            hints: Vec::new(),
-        }
-    }
-
     /// A failure whose reason was printed already: only the exit code is left to tell.
     pub(crate) const fn silent(kind: Kind) -> Self {
         Self {
@@ -51,15 +42,15 @@ impl CommandError {
         }
     }
 
-    /// Adds what the user can do about it.
-    #[must_use]
-    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hints.push(hint.into());
-        self
-    }
-
     pub(crate) const fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// The message and its causes as one text, for those who look for known words in it.
+    pub(crate) fn text(&self) -> String {
+        self.error
+            .as_ref()
+            .map_or_else(String::new, |error| lines(error.as_ref()).join("\n"))
     }
 
     /// Prints the message, each cause once, and the hints.

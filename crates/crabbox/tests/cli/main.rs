@@ -11,6 +11,7 @@ mod files;
 mod leases;
 mod place;
 mod remote;
+mod run;
 mod smoke;
 mod static_host;
 mod sync_plan;

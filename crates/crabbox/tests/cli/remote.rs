@@ -18,15 +18,15 @@ use crate::world::{Machine, Record, record};
 const ID: &str = "cbx_0123456789ab";
 
 /// A lease that can be entered.
-struct Entered {
-    place: Place,
-    sshd: Sshd,
+pub(crate) struct Entered {
+    pub(crate) place: Place,
+    pub(crate) sshd: Sshd,
     /// Ends with the test, after everything that uses it.
     _machine: Machine,
 }
 
 impl Entered {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (sshd, machine) = (Sshd::start(), Machine::start());
         let place = Place::new().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         fs::create_dir(place.path("run")).unwrap();
@@ -36,6 +36,7 @@ impl Entered {
         let mut lease = Record::new(ID, "jade-krill").on(&machine);
         lease.0["sshUser"] = sshd.user().into();
         lease.0["sshPort"] = sshd.port().to_string().into();
+        lease.0["labels"]["work_root"] = sshd.dir().join("work").to_str().unwrap().into();
         lease.write(&place);
         let keys = place.path("home/.config/crabbox/testboxes").join(ID);
         fs::create_dir_all(&keys).unwrap();

@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use crabbox_engine::lease::Lease;
 
+use super::failure::{self, Class};
+use crate::args::RunResultArgs;
 use crate::context::Ctx;
 use crate::go;
 use crate::timing::{Outcome, stop_command};
+use crate::ui::CommandError;
 
 /// How many lines of each stream a failure shows.
 pub(super) const TAIL_LINES: usize = 40;
@@ -20,8 +23,39 @@ pub(super) struct Summary {
     pub(super) outcome: Outcome,
     /// The steps of the sync.
     pub(super) steps: Vec<(&'static str, Duration)>,
-    /// The stage in which it failed before the command ran.
-    pub(super) blocked: Option<&'static str>,
+    /// The stage that it is in before the command runs.
+    pub(super) stage: Option<&'static str>,
+    /// The command's end, when it ended without success.
+    pub(super) ended: Option<Ended>,
+    /// Whether the command may still run.
+    pub(super) unquiet: bool,
+    /// What the failure is thought to be.
+    class: Option<Class>,
+}
+
+/// What a command left that ended without success.
+#[derive(Debug, Default)]
+pub(super) struct Ended {
+    /// Last lines of its standard output.
+    pub(super) stdout: Vec<String>,
+    /// Last lines of its standard error.
+    pub(super) stderr: Vec<String>,
+    /// Names of the variables it was given.
+    pub(super) env: Vec<String>,
+}
+
+impl Summary {
+    /// Finds out what a failure may be.
+    pub(super) fn judge(&mut self, error: &CommandError) {
+        let mut text = error.text();
+        if let Some(ended) = &self.ended {
+            text.push_str(&ended.stderr.join("\n"));
+            text.push_str(&ended.stdout.join("\n"));
+        }
+        self.class = failure::classify(&text);
+        let stage = self.stage.map(|stage| (stage, "unknown"));
+        self.outcome.blocked = self.class.map(|class| (class.stage, class.retry)).or(stage);
+    }
 }
 
 /// Where the run takes place.
@@ -62,8 +96,16 @@ pub(super) fn summary(ctx: &Ctx<'_>, lease: &Lease, summary: &Summary) {
     if !steps.is_empty() {
         line.push_str(&format_args!(" sync_steps={}", steps.join(",")).to_string());
     }
-    if let Some(stage) = summary.blocked {
-        line.push_str(&format_args!(" blocked_stage={stage} retry_likely=unknown").to_string());
+    let phases: Vec<String> = outcome
+        .phases
+        .iter()
+        .map(|(name, took)| format!("{name}:{}", ms(*took)))
+        .collect();
+    if !phases.is_empty() {
+        line.push_str(&format_args!(" command_phases={}", phases.join(",")).to_string());
+    }
+    if let Some((stage, retry)) = outcome.blocked {
+        line.push_str(&format_args!(" blocked_stage={stage} retry_likely={retry}").to_string());
     }
     ctx.printer.note(line);
     let label = if outcome.label.is_empty() {
@@ -85,24 +127,77 @@ pub(super) fn summary(ctx: &Ctx<'_>, lease: &Lease, summary: &Summary) {
     ));
 }
 
-/// What a failed command leaves for its reader.
-pub(super) fn digest(ctx: &Ctx<'_>, lease: &Lease, stderr: &[String], stdout: &[String]) {
+/// What a failure before the command is thought to be, if that can be told.
+pub(super) fn classification(ctx: &Ctx<'_>, error: &CommandError) {
+    if let Some(class) = failure::classify(&error.text()) {
+        ctx.printer.note(format_args!(
+            "failure classification blocked_stage={} retry_likely={}",
+            class.stage, class.retry
+        ));
+    }
+}
+
+/// What a failed command leaves for its reader; `again` is how it would be run again, from the flags on.
+pub(super) fn digest(ctx: &Ctx<'_>, lease: &Lease, summary: &Summary, ended: &Ended, again: Option<&str>) {
     let (provider, slug) = (lease.provider, &lease.slug);
-    ctx.printer
-        .note("failure digest\n  phase: command\n  area: user_command\n  retryable: unknown");
-    ctx.printer.note(format_args!(
-        "  next: crabbox ssh --provider {provider} --id {slug}"
-    ));
-    ctx.printer.note(format_args!("  next: {}", stop_command(lease)));
-    let (name, lines) = if stderr.is_empty() {
-        ("stdout", stdout)
+    let area = summary.class.map_or("user_command", |class| class.area);
+    let retry = summary.class.map_or("unknown", |class| class.retry);
+    let say = |line: String| ctx.printer.note(format_args!("  {line}"));
+    ctx.printer.note("failure digest");
+    say("phase: command".to_owned());
+    say(format!("area: {area}"));
+    say(format!("retryable: {retry}"));
+    if area == "resource_exhaustion" {
+        say("resource_exhaustion: memory".to_owned());
+    }
+    let phases = &summary.outcome.phases;
+    if let Some((last, _)) = phases.last() {
+        say(format!("failed_phase: {last}"));
+        let names: Vec<&str> = phases.iter().map(|(name, _)| name.as_str()).collect();
+        say(format!("observed_phases: {}", names.join(",")));
+    }
+    say(format!("next: crabbox ssh --provider {provider} --id {slug}"));
+    if let Some(again) = again.filter(|_| retry != "false") {
+        say(format!(
+            "next: crabbox run --provider {provider} --id {slug} --fresh-sync{again}"
+        ));
+    }
+    say(format!("next: {}", stop_command(lease)));
+    let (name, lines) = if ended.stderr.is_empty() {
+        ("stdout", &ended.stdout)
     } else {
-        ("stderr", stderr)
+        ("stderr", &ended.stderr)
     };
     if !lines.is_empty() {
-        ctx.printer.note(format_args!("  tail {name}:"));
+        say(format!("tail {name}:"));
         for line in &lines[lines.len().saturating_sub(DIGEST_LINES)..] {
-            ctx.printer.note(format_args!("    {line}"));
+            say(format!("  {line}"));
+        }
+    }
+}
+
+/// The last lines of both streams of a command that failed with `code`.
+pub(super) fn streams(ctx: &Ctx<'_>, results: &RunResultArgs, ended: &Ended, code: i32) {
+    if code == 127 {
+        ctx.printer.note("hint: a command was not found in the lease; --preflight shows which tools are there, and a login shell (bash -lc) decides its PATH");
+    }
+    for (name, path, lines) in [
+        ("stdout", &results.capture_stdout, &ended.stdout),
+        ("stderr", &results.capture_stderr, &ended.stderr),
+    ] {
+        match path {
+            Some(path) => ctx
+                .printer
+                .note(format_args!("{name} tail: captured at {}", path.display())),
+            None if lines.is_empty() => ctx.printer.note(format_args!("{name} tail: empty")),
+            None => {
+                let lines = &lines[lines.len().saturating_sub(TAIL_LINES)..];
+                ctx.printer
+                    .note(format_args!("{name} tail last {} lines:", lines.len()));
+                for line in lines {
+                    ctx.printer.note(line);
+                }
+            }
         }
     }
 }

@@ -4,9 +4,9 @@ use std::ffi::OsString;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use crabbox_core::config::key::Name;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_engine::run::Form;
+use crabbox_engine::run::pattern::{Pattern, PatternError};
 
 use crate::args::RunArgs;
 use crate::env::Env;
@@ -29,12 +29,6 @@ pub(super) enum RequestError {
         first: &'static str,
         /// The second.
         second: &'static str,
-    },
-    /// A flag whose feature is not there yet: it must not look as if it had done its work.
-    #[error("{flag} is not supported yet")]
-    NotYet {
-        /// The flag.
-        flag: &'static str,
     },
     /// Two sources for one script.
     #[error("--script and --script-stdin are mutually exclusive")]
@@ -69,6 +63,9 @@ pub(super) enum RequestError {
         #[source]
         source: std::io::Error,
     },
+    /// A pattern for artifacts that is none.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
     /// A word that is not text.
     #[error("the command has a word that is not valid UTF-8: {}", word.to_string_lossy())]
     NotText {
@@ -101,6 +98,10 @@ pub(super) struct Request {
     pub(super) words: Vec<String>,
     /// `--download`, taken apart.
     pub(super) downloads: Vec<(String, PathBuf)>,
+    /// `--artifact-glob`.
+    pub(super) artifacts: Vec<Pattern>,
+    /// `--require-artifact`.
+    pub(super) required: Vec<Pattern>,
 }
 
 impl Request {
@@ -128,6 +129,8 @@ impl Request {
         Ok(Self {
             script,
             downloads: downloads.collect::<Result<_, _>>()?,
+            artifacts: patterns(&args.results.artifact_glob)?,
+            required: patterns(&args.results.require_artifact)?,
             words,
         })
     }
@@ -161,32 +164,13 @@ impl Request {
     }
 }
 
-/// The first flag that was given and whose feature is not there yet.
-fn not_yet(args: &RunArgs) -> Option<&'static str> {
-    let (results, keys) = (&args.results, &args.keys.values);
-    let key = |name: Name| keys.iter().any(|flag| flag.key == name);
-    let given = [
-        ("--artifact-glob", !results.artifact_glob.is_empty()),
-        ("--require-artifact", !results.require_artifact.is_empty()),
-        (
-            "--timing-record",
-            results.timing_record.as_deref().is_some_and(|to| to != "off"),
-        ),
-        ("--preflight", args.command.preflight),
-        ("--preflight-tools", key(Name::PreflightTools)),
-        ("--junit", key(Name::ResultsJunit)),
-        ("--results-auto", key(Name::ResultsAuto)),
-        ("--fail-on-test-failures", key(Name::ResultsFailOnFailures)),
-    ];
-    given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+fn patterns(list: &[String]) -> Result<Vec<Pattern>, PatternError> {
+    list.iter().map(|text| text.parse()).collect()
 }
 
 fn check(args: &RunArgs) -> Result<(), RequestError> {
     let script = args.command.script.is_some() || args.command.script_stdin;
     let conflict = |first, second| Err(RequestError::Conflict { first, second });
-    if let Some(flag) = not_yet(args) {
-        return Err(RequestError::NotYet { flag });
-    }
     if args.command.script.is_some() && args.command.script_stdin {
         return Err(RequestError::TwoScripts);
     }
@@ -201,6 +185,12 @@ fn check(args: &RunArgs) -> Result<(), RequestError> {
     }
     if args.sync.sync_only && args.sync.no_sync {
         return conflict("--sync-only", "--no-sync");
+    }
+    if args.sync.sync_only && !args.results.artifact_glob.is_empty() {
+        return conflict("--artifact-glob", "--sync-only");
+    }
+    if args.sync.sync_only && !args.results.require_artifact.is_empty() {
+        return conflict("--require-artifact", "--sync-only");
     }
     let (out, err) = (&args.results.capture_stdout, &args.results.capture_stderr);
     if out.is_some() && out == err {
@@ -249,25 +239,27 @@ fn read(path: &Path) -> Result<Vec<u8>, RequestError> {
     Ok(content)
 }
 
-/// The variables that `allow` lets through, by exact name or by `PREFIX*`, in order of their names.
+/// Whether `allow` lets the variable through, by exact name or by `PREFIX*`.
+pub(super) fn is_allowed(name: &str, allow: &[String]) -> bool {
+    let mut entries = allow.iter().map(String::as_str);
+    is_name(name)
+        && !OURS.contains(&name)
+        && entries.any(|entry| match entry.strip_suffix('*') {
+            Some(prefix) => !prefix.is_empty() && is_name(prefix) && name.starts_with(prefix),
+            None => entry == name,
+        })
+}
+
+/// The variables that `allow` lets through, in order of their names.
 pub(super) fn forwarded(env: &Env, allow: &[String]) -> Vec<(String, String)> {
-    let allowed = |name: &str| {
-        allow
-            .iter()
-            .map(String::as_str)
-            .any(|entry| match entry.strip_suffix('*') {
-                Some(prefix) => !prefix.is_empty() && is_name(prefix) && name.starts_with(prefix),
-                None => entry == name,
-            })
-    };
     env.texts()
-        .filter(|(name, _)| is_name(name) && allowed(name) && !OURS.contains(name))
+        .filter(|(name, _)| is_allowed(name, allow))
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect()
 }
 
 /// `[A-Za-z_][A-Za-z0-9_]*`.
-fn is_name(name: &str) -> bool {
+pub(super) fn is_name(name: &str) -> bool {
     name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use crabbox_host::console::harmless;
 
@@ -11,9 +13,50 @@ use super::report::TAIL_LINES;
 /// The longest remembered line, in bytes; what is beyond it is forgotten.
 const LINE_LIMIT: usize = 4096;
 
+/// How a line of the command begins that names the phase that begins with it.
+const PHASE: &[u8] = b"CRABBOX_PHASE:";
+/// The most phases that are kept.
+const PHASES: usize = 100;
+
+/// The phases that the command told of on either stream.
+#[derive(Debug, Default)]
+pub(super) struct Phases(Mutex<Vec<(String, Instant)>>);
+
+impl Phases {
+    fn see(&self, line: &[u8]) {
+        let Some(name) = line.strip_prefix(PHASE) else {
+            return;
+        };
+        let name = String::from_utf8_lossy(name).trim().to_owned();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
+            return;
+        }
+        if let Ok(mut phases) = self.0.lock()
+            && phases.len() < PHASES
+        {
+            phases.push((name, Instant::now()));
+        }
+    }
+
+    /// The phases of a command that ended at `end`, in their order, each with how long it took.
+    pub(super) fn ended(&self, end: Instant) -> Vec<(String, Duration)> {
+        let Ok(phases) = self.0.lock() else {
+            return Vec::new();
+        };
+        let ends = phases.iter().skip(1).map(|(_, began)| *began).chain([end]);
+        phases
+            .iter()
+            .zip(ends)
+            .map(|((name, began), ended)| (name.clone(), ended.saturating_duration_since(*began)))
+            .collect()
+    }
+}
+
 /// A stream that passes on what it gets and remembers its last lines.
 pub(super) struct Tee<'a> {
     to: To<'a>,
+    phases: &'a Phases,
     lines: VecDeque<Vec<u8>>,
     open: Vec<u8>,
 }
@@ -35,10 +78,11 @@ impl std::fmt::Debug for Tee<'_> {
 }
 
 impl<'a> Tee<'a> {
-    /// A stream to `to`.
-    pub(super) fn new(to: To<'a>) -> Self {
+    /// A stream to `to` that looks for phases on the way.
+    pub(super) fn new(to: To<'a>, phases: &'a Phases) -> Self {
         Self {
             to,
+            phases,
             lines: VecDeque::new(),
             open: Vec::new(),
         }
@@ -58,6 +102,7 @@ impl<'a> Tee<'a> {
             let room = LINE_LIMIT.saturating_sub(self.open.len());
             self.open.extend_from_slice(&piece[..piece.len().min(room)]);
             if piece.ends_with(b"\n") {
+                self.phases.see(&self.open);
                 self.lines.push_back(std::mem::take(&mut self.open));
                 if self.lines.len() > TAIL_LINES {
                     self.lines.pop_front();
@@ -85,13 +130,13 @@ impl Write for Tee<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
 
     #[test]
     fn everything_is_passed_on_and_the_last_lines_are_kept() {
         let seen = Mutex::new(Vec::new());
+        let phases = Phases::default();
         let pass = |bytes: &[u8]| seen.lock().unwrap().extend_from_slice(bytes);
-        let mut tee = Tee::new(To::Pass(&pass));
+        let mut tee = Tee::new(To::Pass(&pass), &phases);
         for number in 0..100 {
             writeln!(tee, "line {number}").unwrap();
         }
@@ -102,5 +147,19 @@ mod tests {
             (TAIL_LINES + 1, "line 60", "open")
         );
         assert!(seen.lock().unwrap().starts_with(b"line 0\nline 1\n"));
+    }
+
+    #[test]
+    fn phases_are_told_by_whole_lines_with_a_plain_name() {
+        let phases = Phases::default();
+        let pass = |_: &[u8]| {};
+        let mut tee = Tee::new(To::Pass(&pass), &phases);
+        tee.write_all(b"CRABBOX_PHASE:bui").unwrap();
+        tee.write_all(b"ld\r\nx CRABBOX_PHASE:no\nCRABBOX_PHASE:\nCRABBOX_PHASE:a,b\nCRABBOX_PHASE:test\n")
+            .unwrap();
+        let ended = phases.ended(Instant::now() + Duration::from_secs(5));
+        let names: Vec<&str> = ended.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["build", "test"]);
+        assert!(ended[1].1 >= Duration::from_secs(5) && ended[0].1 < Duration::from_secs(5));
     }
 }

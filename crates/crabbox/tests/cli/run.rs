@@ -1,0 +1,338 @@
+//! `run` on a lease whose machine is a real sshd.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use crabbox_host::clock::poll_until;
+use crabbox_host::command::Cmd;
+
+use crate::place::Answer;
+use crate::remote::Entered;
+
+fn entered() -> Entered {
+    let lease = Entered::new();
+    // A real repository in place of the empty one.
+    let repo = lease.place.path("repo");
+    fs::remove_dir_all(repo.join(".git")).unwrap();
+    Cmd::new("git").args(["init", "-q"]).cwd(&repo).run().unwrap();
+    lease
+}
+
+fn words<'a>(flags: &[&'a str], script: &'a str) -> Vec<&'a str> {
+    [
+        &["run", "--id", "jade-krill", "--no-sync"],
+        flags,
+        &["--shell", "--", script],
+    ]
+    .concat()
+}
+
+fn run(lease: &Entered, flags: &[&str], script: &str) -> Answer {
+    lease.place.run(&words(flags, script))
+}
+
+/// The names in an archive, sorted.
+fn inside(archive: &std::path::Path) -> Vec<String> {
+    let listed = Cmd::new("tar").args(["-tzf"]).arg(archive).run().unwrap();
+    let mut names: Vec<String> = listed.stdout_text().lines().map(str::to_owned).collect();
+    names.sort();
+    names
+}
+
+/// The rest of the first line that begins so.
+fn line<'a>(answer: &'a Answer, begin: &str) -> &'a str {
+    let mut lines = answer.err.lines();
+    let found = lines.find_map(|line| line.strip_prefix(begin));
+    assert!(found.is_some(), "no line {begin:?} in {}", answer.err);
+    found.unwrap()
+}
+
+#[test]
+fn artifacts_come_back_and_required_ones_must_be_there() {
+    let lease = entered();
+    let script = "mkdir -p d/e .git; echo 1 >a.log; echo 2 >d/e/b.log; echo 3 >d/c.txt; echo 4 >.git/x.log; ln -s /etc/passwd l.log";
+    let done = run(
+        &lease,
+        &[
+            "--artifact-glob",
+            "**/*.log",
+            "--artifact-glob",
+            "none*",
+            "--require-artifact",
+            "d",
+            "--timing-json",
+        ],
+        script,
+    );
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert_eq!(line(&done, "required artifact "), "d matched=2");
+    assert_eq!(line(&done, "warning: no artifact matches "), "none*");
+    let told = line(&done, "artifact kind=artifact-glob path=");
+    let (path, bytes) = told.split_once(" bytes=").unwrap();
+    let path = std::path::Path::new(path);
+    assert_eq!(path.metadata().unwrap().len().to_string(), bytes);
+    assert_eq!(inside(path), ["./a.log", "./d/e/b.log"]);
+    assert!(path.starts_with(lease.place.path("repo/.crabbox/runs")));
+    let timing: serde_json::Value = serde_json::from_str(done.err.lines().last().unwrap()).unwrap();
+    assert_eq!(timing["artifacts"][0]["kind"], "artifact-glob");
+    let missing = run(
+        &lease,
+        &["--require-artifact", "nothing", "--require-artifact", "d/*"],
+        "true",
+    );
+    assert_eq!(missing.code, 7, "{}", missing.err);
+    assert_eq!(
+        missing.err.lines().last(),
+        Some("missing required artifact: nothing")
+    );
+    let empty = run(&lease, &["--artifact-glob", "zzz"], "true");
+    let path = line(&empty, "artifact kind=artifact-glob path=")
+        .split_once(' ')
+        .unwrap()
+        .0;
+    assert!(inside(std::path::Path::new(path)).is_empty());
+    for bad in ["../x", "/etc/*", "-x", "a b", ".git/config"] {
+        assert_eq!(
+            run(&lease, &[&format!("--artifact-glob={bad}")], "true").code,
+            2,
+            "{bad}"
+        );
+    }
+}
+
+#[test]
+fn test_reports_are_counted_and_can_fail_the_run() {
+    let lease = entered();
+    let old = "<testsuite><testcase name='old'><failure/></testcase></testsuite>";
+    let first = run(&lease, &[], &format!("echo \"{old}\" > results.xml; sleep 0.1"));
+    assert_eq!(first.code, 0, "{}", first.err);
+    let write = "mkdir -p out; echo \"<testsuites><testsuite><testcase classname='C' name='t'><failure message='no'/></testcase><testcase name='u'/></testsuite></testsuites>\" > out/junit-1.xml";
+    let counted = run(&lease, &["--results-auto"], write);
+    assert_eq!(counted.code, 0, "{}", counted.err);
+    assert_eq!(
+        line(&counted, "test results "),
+        "files=1 tests=2 failures=1 errors=0 skipped=0"
+    );
+    assert_eq!(line(&counted, "test failed: "), "C.t no");
+    let failed = run(&lease, &["--results-auto", "--fail-on-test-failures"], write);
+    assert_eq!(failed.code, 1, "{}", failed.err);
+    assert_eq!(
+        failed.err.lines().last(),
+        Some("JUnit results contain 1 failures and 0 errors")
+    );
+    let named = run(&lease, &["--junit", "results.xml,missing.xml"], "true");
+    assert_eq!(
+        line(&named, "test results "),
+        "files=1 tests=1 failures=1 errors=0 skipped=0"
+    );
+    assert!(line(&named, "warning: collect test results incomplete: ").contains("missing.xml"));
+    let bad = run(
+        &lease,
+        &["--junit", "bad.xml"],
+        "ln -sf /etc/passwd bad.xml; exit 3",
+    );
+    assert_eq!(bad.code, 3, "the command's own code wins");
+    assert!(
+        line(&bad, "warning: collect test results incomplete: ").contains("bad.xml: is not a regular file")
+    );
+}
+
+#[test]
+fn a_failed_run_leaves_a_digest_and_a_bundle() {
+    let lease = entered();
+    let failed = run(
+        &lease,
+        &["--allow-env", "MY_*", "--label", "nightly"],
+        "echo CRABBOX_PHASE:build; echo out; echo CRABBOX_PHASE:test; echo 'ENOMEM: x' >&2; nosuchtool",
+    );
+    assert_eq!(failed.code, 127, "{}", failed.err);
+    assert_eq!(line(&failed, "  failed_phase: "), "test");
+    assert_eq!(line(&failed, "  observed_phases: "), "build,test");
+    assert_eq!(line(&failed, "  area: "), "install_setup");
+    assert!(line(&failed, "run summary ").contains(" command_phases=build:"));
+    assert!(line(&failed, "run summary ").contains(" blocked_stage=install retry_likely=unknown"));
+    assert!(line(&failed, "run details ").contains(" label=\"nightly\" "));
+    assert_eq!(
+        line(&failed, "env forwarding "),
+        "provider=firecracker behavior=forwarded matched=none allow=CI,NODE_OPTIONS,MY_*"
+    );
+    assert!(line(&failed, "hint: ").starts_with("a command was not found"));
+    assert_eq!(line(&failed, "stdout tail last "), "3 lines:");
+    assert_eq!(failed.err.lines().last(), Some("remote command exited 127"));
+    let told = line(&failed, "failure-bundle local=").split_once(' ').unwrap().0;
+    let bundle = lease.place.path("repo").join(told);
+    assert_eq!(bundle.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(
+        inside(&bundle),
+        [
+            "README.txt",
+            "config.redacted.txt",
+            "crabbox-run.json",
+            "env.redacted.txt",
+            "stderr.log",
+            "stdout.log",
+            "timings.json"
+        ]
+        .map(|name| format!("crabbox-artifacts/{name}"))
+    );
+    assert_eq!(
+        line(&failed, "workspace owner "),
+        line(&failed, "workspace owner ")
+    );
+    assert!(failed.err.contains("\nworkspace owner released\n"));
+}
+
+#[test]
+fn variables_of_a_profile_arrive_and_stand_in_no_argument_vector() {
+    let lease = entered();
+    lease.place.write(
+        "repo/vars.env",
+        "export MY_TOKEN='s3cr3t value'\nOTHER=x\nMY_EMPTY=\n",
+    );
+    let flags = [
+        "--env-from-profile",
+        "vars.env",
+        "--allow-env",
+        "MY_*",
+        "--env-helper",
+        "with-env",
+    ];
+    let done = run(
+        &lease,
+        &flags,
+        "echo \"[$MY_TOKEN][$OTHER]\"; grep -l 's3cr3t' /proc/[0-9]*/cmdline | grep -v /self/; env -u MY_TOKEN ./.crabbox/env/with-env sh -c 'echo \"<$MY_TOKEN>\"'",
+    );
+    assert_eq!(done.code, 0, "{}", done.err);
+    // The script itself holds the word that it looks for, so its own shells are found and nothing else.
+    assert!(
+        done.out.starts_with("[s3cr3t value][]\n") && done.out.ends_with("<s3cr3t value>\n"),
+        "{}",
+        done.out
+    );
+    assert!(!done.err.contains("s3cr3t value"), "{}", done.err);
+    assert_eq!(
+        line(&done, "env forwarding "),
+        "provider=firecracker behavior=forwarded vars=MY_TOKEN=set len=12 secret=true,MY_EMPTY=empty"
+    );
+    let nothing = run(&lease, &["--env-helper", "x"], "true");
+    assert_eq!(
+        (nothing.code, nothing.err.as_str()),
+        (
+            2,
+            "--env-helper requires --env-from-profile values selected by --allow-env\n"
+        )
+    );
+}
+
+#[test]
+fn timings_are_appended_and_tools_are_told() {
+    let lease = entered();
+    let record = lease.place.path("outside/t/timings.jsonl");
+    for _ in 0..2 {
+        let done = run(
+            &lease,
+            &[
+                "--timing-record",
+                record.to_str().unwrap(),
+                "--preflight",
+                "--preflight-tools",
+                "sh,nosuchtool",
+            ],
+            "true",
+        );
+        assert_eq!(done.code, 0, "{}", done.err);
+        assert!(done.err.contains("\npreflight:\n  os="), "{}", done.err);
+        assert_eq!(line(&done, "  nosuchtool="), "missing");
+        assert_eq!(
+            line(&done, "benchmark timing record appended "),
+            format!("path={} observations=1", record.display())
+        );
+    }
+    let lines = fs::read_to_string(&record).unwrap();
+    assert_eq!(lines.lines().count(), 2);
+    let first: serde_json::Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    assert_eq!(first["exitCode"], 0);
+}
+
+/// A run in the background whose command makes a file `name` in the work tree and waits.
+fn waiting(lease: &Entered, name: &str) -> Child {
+    let child = lease
+        .place
+        .command(&words(&[], &format!("echo $$ > {name}; exec sleep 1000")))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let began = poll_until(Duration::from_secs(20), || pid(lease, name));
+    began.unwrap();
+    child
+}
+
+fn pid(lease: &Entered, name: &str) -> Option<String> {
+    let path = lease.sshd.dir().join("work/cbx_0123456789ab/repo").join(name);
+    let text = fs::read_to_string(path).ok()?;
+    text.strip_suffix('\n').map(str::to_owned)
+}
+
+fn signal(child: &Child, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
+}
+
+#[test]
+fn two_runs_are_never_in_one_tree() {
+    let lease = entered();
+    let mut first = waiting(&lease, "first");
+    let mut second = lease
+        .place
+        .command(&words(&[], "echo ran"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It has to wait for as long as the first is there.
+    let early = poll_until(Duration::from_millis(1500), || second.try_wait().unwrap());
+    assert_eq!(early, None);
+    signal(&first, rustix::process::Signal::INT);
+    assert_eq!(first.wait().unwrap().code(), Some(130));
+    let output = second.wait_with_output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        (output.status.code(), output.stdout.as_slice()),
+        (Some(0), &b"ran\n"[..]),
+        "{err}"
+    );
+    let answer = Answer {
+        code: 0,
+        out: String::new(),
+        err,
+    };
+    let told = line(&answer, "workspace owner acquired wait=");
+    assert!(
+        told.ends_with(" recovered=false") && !told.contains("ms"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_client_that_is_killed_takes_its_command_along_and_the_next_one_recovers() {
+    let lease = entered();
+    let mut first = waiting(&lease, "first");
+    let command = pid(&lease, "first").unwrap();
+    signal(&first, rustix::process::Signal::KILL);
+    first.wait().unwrap();
+    let started = Instant::now();
+    let next = run(
+        &lease,
+        &[],
+        &format!("! grep -qs '^State:.[^ZX]' /proc/{command}/status"),
+    );
+    assert_eq!(next.code, 0, "{}", next.err);
+    assert!(
+        line(&next, "workspace owner acquired ").ends_with(" recovered=true"),
+        "{}",
+        next.err
+    );
+    assert!(started.elapsed() < Duration::from_secs(30));
+}
