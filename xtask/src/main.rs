@@ -7,6 +7,7 @@
 
 mod arch;
 mod bench;
+mod bench_disk;
 mod demo;
 mod docs;
 mod lab;
@@ -77,6 +78,12 @@ enum Bench {
         #[arg(long, default_value_t = 5)]
         count: usize,
     },
+    /// Time to a private writable disk, for a small and a large image (root, loop devices)
+    Disk {
+        /// In the namespace of the mounts
+        #[arg(long, hide = true)]
+        inside: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -85,6 +92,7 @@ fn main() -> ExitCode {
         Task::Demo { name } => demo::main(&name),
         Task::Test { which, name } => test::main(which, &name),
         Task::Bench(Bench::Lease { name, count }) => bench::lease(&name, count),
+        Task::Bench(Bench::Disk { inside }) => bench_disk::main(inside),
         Task::Provision { name } => provision::main(&name),
         Task::Arch => arch::main(),
         Task::Docs(arguments) => docs::main(&arguments),

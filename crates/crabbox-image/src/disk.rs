@@ -3,13 +3,14 @@
 //! For our image an empty layer above the shared base, for anyone's image a private copy of the whole. Neither may cost
 //! more for a larger size, and none may touch the image it comes from or leave a half-made disk behind.
 
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crabbox_host::clone::{self, CloneError, CloneMethod};
 use crabbox_host::command::{Cmd, CommandError};
 use crabbox_host::files::{self, FileError};
+use rustix::fs::MemfdFlags;
 
 use crate::inspect::{self, InspectError, Superblock};
 
@@ -98,24 +99,28 @@ pub struct DiskReport {
 ///
 /// The file is sparse: it takes some 100 KiB whatever its size. The guest should mount it with `noinit_itable`, or its
 /// kernel would write the unused inode tables in the background and make the file grow on the host.
+///
+/// It is formatted in memory and its few data blocks are copied: mke2fs syncs four times, each of which waits for a disk, and
+/// a layer never has to survive a power cut.
 pub fn make_layer(path: &Path, size_mib: u64) -> Result<(), DiskError> {
     if size_mib < LAYER_MIN_MIB {
         return Err(DiskError::LayerTooSmall { want_mib: size_mib });
     }
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|source| FileError::io("create", path, source))?;
-    let made = file
-        .set_len(size_mib.saturating_mul(1 << 20))
-        .map_err(|source| FileError::io("make room in", path, source).into())
-        .and_then(|()| format_layer(path));
-    undo_unless_ok(made, path)
+    let fail = |source: std::io::Error| FileError::io("format in memory", path, source);
+    let memory = rustix::fs::memfd_create(c"crabbox-layer", MemfdFlags::CLOEXEC)
+        .map(std::fs::File::from)
+        .map_err(|error| fail(error.into()))?;
+    memory.set_len(size_mib.saturating_mul(1 << 20)).map_err(fail)?;
+    // By the name that another process sees it under.
+    let name = format!("/proc/{}/fd/{}", std::process::id(), memory.as_raw_fd());
+    let name = Path::new(&name);
+    format_layer(name, path)?;
+    clone::clone_file(name, path)?;
+    Ok(())
 }
 
-fn format_layer(path: &Path) -> Result<(), DiskError> {
+/// Formats the file `memory`, which will be the disk `path`.
+fn format_layer(memory: &Path, path: &Path) -> Result<(), DiskError> {
     Cmd::new("mke2fs")
         .args([
             "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0",
@@ -125,7 +130,7 @@ fn format_layer(path: &Path) -> Result<(), DiskError> {
             "-E",
             "lazy_itable_init=1,nodiscard,packed_meta_blocks=1,num_backup_sb=0,root_owner=0:0",
         ])
-        .arg(path)
+        .arg(memory)
         .limit(E2FSPROGS_LIMIT)
         .run()
         .map_err(|source| DiskError::Tool {

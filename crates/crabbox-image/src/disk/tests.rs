@@ -44,20 +44,14 @@ fn a_layer_is_a_clean_private_file_system_of_the_size_asked_for() {
 #[test]
 fn a_large_layer_costs_no_more_than_a_small_one() {
     let dir = tempfile::tempdir().unwrap();
-    let (small, large) = (dir.path().join("small"), dir.path().join("large"));
-    make_layer(&small, 1024).unwrap();
+    let large = dir.path().join("large");
     let started = Instant::now();
     make_layer(&large, 64 * 1024).unwrap();
+    // Some 40 KiB for 1 GiB, 104 KiB for 64: the descriptors of the block groups.
     assert!(
-        occupied(&large) < 1 << 20,
+        occupied(&large) < 256 << 10,
         "{} bytes for 64 GiB",
         occupied(&large)
-    );
-    assert!(
-        occupied(&large) < 2 * occupied(&small),
-        "{} and {}",
-        occupied(&large),
-        occupied(&small)
     );
     // It takes some 10 ms; the limit only tells "writes the tables" (tens of seconds) from "does not".
     assert!(started.elapsed() < Duration::from_secs(5));
@@ -75,7 +69,11 @@ fn a_layer_never_replaces_a_file_and_has_a_least_size() {
     make_layer(&path, LAYER_MIN_MIB).unwrap();
     check(&path);
     let before = inspect::superblock(&path).unwrap();
-    assert!(matches!(make_layer(&path, 64), Err(DiskError::File(_))));
+    let error = make_layer(&path, 64).unwrap_err();
+    assert!(
+        matches!(error, DiskError::Clone(CloneError::File(_))),
+        "{error:?}"
+    );
     assert_eq!(inspect::superblock(&path).unwrap(), before);
 }
 
