@@ -5,6 +5,7 @@
 
 mod blocks;
 mod compatibility;
+mod files;
 mod keys;
 mod program;
 
@@ -15,6 +16,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::workspace;
+use files::Reference;
 use program::Program;
 
 /// What `docs` is told.
@@ -28,6 +30,15 @@ pub(crate) struct Arguments {
     crabbox: Option<PathBuf>,
 }
 
+/// Fails when a document says otherwise than this built program.
+pub(crate) fn check(crabbox: PathBuf) -> Result<()> {
+    let arguments = Arguments {
+        check: true,
+        crabbox: Some(crabbox),
+    };
+    main(&arguments).map(drop)
+}
+
 /// Brings every document up to date, or tells which are not.
 pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
     let path = match &arguments.crabbox {
@@ -37,13 +48,19 @@ pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
         None => crate::payload::development_binary()?,
     };
     let program = Program::new(path)?;
-    let mut problems = Vec::new();
-    let mut stale = 0;
+    let reference = Reference::new(&program)?;
+    let (mut problems, mut stale) = (Vec::new(), 0);
+    let schemas = reference.settle(!arguments.check)?;
+    if arguments.check {
+        problems.extend(schemas.iter().map(|name| format!("{name} is stale")));
+    } else {
+        stale += schemas.len();
+    }
     let files = documents()?;
     for file in &files {
         let old = fs::read_to_string(file)?;
         let name = file.strip_prefix(workspace::root()).unwrap_or(file).display();
-        let new = blocks::replace(&old, |what| generate(&program, what))
+        let new = blocks::replace(&old, |what| generate(&program, &reference, what))
             .with_context(|| format!("cannot generate {name}"))?;
         problems.extend(
             broken_links(file, &new)
@@ -67,16 +84,20 @@ pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
             problems.join("\n  ")
         );
     }
-    println!("docs: {} documents, {stale} written anew", files.len());
+    println!(
+        "docs: {} pages, {stale} files written anew; man pages in target/man",
+        files.len()
+    );
     Ok(ExitCode::SUCCESS)
 }
 
 /// The content of one block.
-fn generate(program: &Program, what: &str) -> Result<String> {
+fn generate(program: &Program, reference: &Reference, what: &str) -> Result<String> {
     match what.split_once(' ').unwrap_or((what, "")) {
         ("help", path) => Ok(format!("```\n{}\n```", program.help(path)?)),
         ("keys", section) => keys::table(section),
         ("commands", "") => commands(program),
+        ("documents", "") => reference.table(),
         ("compatibility", "") => compatibility::generate(program),
         _ => bail!("nothing is known of a block {what:?}"),
     }

@@ -55,6 +55,9 @@ pub(crate) fn main(which: Which, lab: &str) -> Result<ExitCode> {
                 "--no-fail-fast",
             ],
         )?;
+        // The tests have just built the program; it lies beside this one.
+        let crabbox = std::env::current_exe()?.with_file_name("crabbox");
+        stage("checking the documents", || crate::docs::check(crabbox))?;
     }
     if which != Which::Local {
         let payload = payload::ensure()?;

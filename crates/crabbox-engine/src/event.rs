@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use crabbox_core::fault::{Fault, Kind};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One event of a lease being made.
@@ -30,7 +31,7 @@ pub enum Event {
 }
 
 /// A stage of the acquisition and what it took.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Stage {
     /// Its name: `allocate`, `key`, `disk`, `network`, `vmm`, `boot`.
     pub name: String,
@@ -41,7 +42,7 @@ pub struct Stage {
 }
 
 /// Who spent the time of a stage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Whose {
     /// crabbox itself and the helpers it runs.

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crabbox_host::digest;
@@ -30,7 +31,7 @@ pub const BASE: &str = "base.ext4";
 pub const FILES: [&str; 3] = [KERNEL, INITRD, BASE];
 
 /// The record of one image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Manifest {
     /// Version of this format: [`VERSION`].
     pub version: u32,
@@ -59,7 +60,7 @@ pub struct Manifest {
 }
 
 /// Who sets the guest up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Init {
     /// Our first process, from the initrd, above a shared read-only base.
@@ -85,7 +86,7 @@ impl Init {
 }
 
 /// What the guest offers once it is ready.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GuestContract {
     /// The user who logs in; sudo asks this user for no password.
     pub user: String,
@@ -109,7 +110,7 @@ impl Default for GuestContract {
 }
 
 /// What one file must be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FileFacts {
     /// SHA-256, 64 lower-case hexadecimal digits.
     pub sha256: String,

@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::manifest::{Manifest, Volume};
 
 /// The limits of the configuration; 0 switches one off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Limits {
     /// `sync.warnFiles`.
@@ -55,7 +56,7 @@ impl Counted {
 }
 
 /// How bad it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// Below all limits.
@@ -67,7 +68,7 @@ pub enum Status {
 }
 
 /// Which number broke which limit.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Reason {
     /// Warn or fail.
     pub status: Status,
@@ -273,7 +274,7 @@ pub fn human_bytes(bytes: u64) -> String {
 }
 
 /// A file or directory and what it weighs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Weight {
     /// The path, invalid UTF-8 replaced.

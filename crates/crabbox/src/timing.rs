@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crabbox_engine::event::Stage;
 use crabbox_engine::lease::Lease;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::go;
@@ -52,7 +53,7 @@ pub(crate) struct Outcome {
 }
 
 /// A file that a run brought back.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(crate) struct Artifact {
     /// By which flag.
     pub(crate) kind: &'static str,
@@ -63,21 +64,25 @@ pub(crate) struct Artifact {
 }
 
 /// A phase of the command.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Phase {
     name: String,
     ms: u64,
 }
 
 /// The document.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TimingJson {
+    /// The provider, by its canonical name.
     provider: String,
+    /// The lease.
     #[serde(skip_serializing_if = "String::is_empty")]
     lease_id: String,
+    /// The lease's name for people.
     #[serde(skip_serializing_if = "String::is_empty")]
     slug: String,
+    /// From the request to a lease that can be entered; absent where the lease was there.
     #[serde(skip_serializing_if = "Option::is_none")]
     lease_ms: Option<u64>,
     /// Ours: where the time of a new lease went.
@@ -86,34 +91,54 @@ pub(crate) struct TimingJson {
     /// Ours: the guest's uptime in milliseconds at the end of each stage of its boot.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     guest_stages: Vec<(String, u64)>,
+    /// Bringing the tree over.
     sync_ms: u64,
+    /// Whether nothing had to be brought.
     sync_skipped: bool,
+    /// The command itself.
     command_ms: u64,
+    /// The phases that the command itself told.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     command_phases: Vec<Phase>,
+    /// All of it.
     total_ms: u64,
+    /// The same for `run`, 0 for `warmup`.
     end_to_end_ms: u64,
+    /// The command's exit code.
     exit_code: i32,
+    /// `succeeded` or `failed`.
     run_status: &'static str,
+    /// The run; absent for `warmup`.
     #[serde(skip_serializing_if = "String::is_empty")]
     run_id: String,
+    /// What `--label` said.
     #[serde(skip_serializing_if = "String::is_empty")]
     label: String,
+    /// What kind of machine it is.
     machine_type: String,
+    /// The repository's root here.
     #[serde(skip_serializing_if = "String::is_empty")]
     repo_path: String,
+    /// The working directory there.
     #[serde(skip_serializing_if = "String::is_empty")]
     workdir: String,
+    /// What gives the lease back.
     stop_command: String,
+    /// How long it may stand idle, as Go writes durations.
     idle_timeout: String,
+    /// What a known failure was about: `ssh`, `sync`, `install` and so on.
     #[serde(skip_serializing_if = "Option::is_none")]
     blocked_stage: Option<&'static str>,
+    /// Whether trying again may help: `true`, `false` or `unknown`.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_likely: Option<&'static str>,
+    /// The files that were brought back.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     artifacts: Vec<Artifact>,
+    /// Whether it was given back, where that was tried.
     #[serde(skip_serializing_if = "Option::is_none")]
     lease_stopped: Option<bool>,
+    /// Why that did not work.
     #[serde(skip_serializing_if = "String::is_empty")]
     lease_stop_error: String,
 }

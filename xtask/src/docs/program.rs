@@ -2,7 +2,7 @@
 //!
 //! Every call either asks for help or names a provider that does not exist, so that no command ever acts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use crabbox_host::command::{Captured, Cmd};
@@ -76,6 +76,17 @@ impl Program {
         );
         let text = done.stdout_text();
         Ok(text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n"))
+    }
+
+    /// Has the program write its man pages and schemas below `dir`.
+    pub(super) fn write_reference(&self, dir: &Path) -> Result<()> {
+        let done = self.call(&["__reference", &dir.display().to_string()])?;
+        ensure!(
+            done.status.success(),
+            "`crabbox __reference` failed: {}",
+            done.stderr_text()
+        );
+        Ok(())
     }
 
     /// Whether the program has this command, hidden ones included.

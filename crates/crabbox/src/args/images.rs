@@ -33,7 +33,7 @@ pub(crate) struct SetupArgs {
     /// SHA-256 that the bundle must have
     #[arg(long, value_name = "HEX")]
     pub(crate) sha256: Option<String>,
-    /// Print JSON: a line an event, then one document
+    /// Print one JSON document; events go to standard error
     #[arg(long)]
     pub(crate) json: bool,
     /// Flags that set configuration keys.
@@ -82,7 +82,7 @@ pub(crate) struct ImageBuildArgs {
     /// Use this static crabbox-guest instead of the one inside this program
     #[arg(long, value_name = "PATH")]
     pub(crate) guest_binary: Option<PathBuf>,
-    /// Print JSON: a line an event, then one document
+    /// Print one JSON document; events go to standard error
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -103,7 +103,7 @@ pub(crate) struct ImageImportArgs {
     /// SHA-256 that the bundle must have
     #[arg(long, value_name = "HEX")]
     pub(crate) sha256: Option<String>,
-    /// Print JSON: a line an event, then one document
+    /// Print one JSON document; events go to standard error
     #[arg(long)]
     pub(crate) json: bool,
     /// A bundle, as a file or URL
@@ -115,7 +115,7 @@ pub(crate) struct ImageImportArgs {
 #[derive(Debug, Args)]
 #[command(override_usage = "crabbox image export [flags] <name-or-digest> <file>")]
 pub(crate) struct ImageExportArgs {
-    /// Print JSON: a line an event, then one document
+    /// Print one JSON document; events go to standard error
     #[arg(long)]
     pub(crate) json: bool,
     /// Name or digest of the image

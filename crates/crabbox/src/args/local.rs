@@ -1,5 +1,7 @@
 //! Arguments of the commands that look at this host and its configuration only.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 use super::keys::{DoctorSet, KeyFlags, LeaseSet};
@@ -127,6 +129,14 @@ pub(crate) struct CompletionsArgs {
     /// The shell
     #[arg(value_enum)]
     pub(crate) shell: clap_complete::Shell,
+}
+
+/// `__reference`.
+#[derive(Debug, Args)]
+pub(crate) struct ReferenceArgs {
+    /// Where to write
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
 }
 
 /// `__supervise`: what the engine hands to the supervisor it starts.

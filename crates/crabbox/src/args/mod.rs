@@ -25,7 +25,8 @@ pub(crate) use lease::{
 };
 pub(crate) use local::{
     ClaimsCommand, ClaimsListArgs, CompletionsArgs, ConfigCommand, ConfigExplainArgs, ConfigShowArgs,
-    DoctorArgs, ProvidersArgs, ProvidersCommand, ProvidersDescribeArgs, SuperviseArgs, SyncPlanArgs,
+    DoctorArgs, ProvidersArgs, ProvidersCommand, ProvidersDescribeArgs, ReferenceArgs, SuperviseArgs,
+    SyncPlanArgs,
 };
 pub(crate) use run::{RunArgs, RunResultArgs, StopAfter};
 
@@ -113,6 +114,9 @@ pub(crate) enum Command {
     Completions(CompletionsArgs),
     /// Print the version
     Version,
+    /// Write man pages and JSON schemas
+    #[command(name = "__reference", hide = true)]
+    Reference(ReferenceArgs),
     /// The supervisor of one microVM
     #[command(name = "__supervise", hide = true)]
     Supervise(SuperviseArgs),

@@ -2,6 +2,7 @@
 
 use crabbox_core::fault::Kind;
 use crabbox_engine::claims::{self, Claim, Listing, Problem};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::args::ClaimsListArgs;
@@ -10,15 +11,19 @@ use crate::go::quote;
 use crate::ui::{CommandError, Exit};
 
 /// The document; field names are the Go program's.
-#[derive(Debug, Serialize)]
-struct ClaimsView {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct ClaimsView {
+    /// Version of this document: 1.
     version: u32,
+    /// Always `local-claims`: no provider was asked.
     source: &'static str,
+    /// The claims that can be read.
     claims: Vec<ClaimView>,
+    /// The files that cannot.
     problems: Vec<ProblemView>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct ClaimView {
     lease_id: String,
@@ -34,10 +39,13 @@ struct ClaimView {
     idle_timeout_seconds: i64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct ProblemView {
+    /// The file's name.
     file: String,
+    /// What is wrong with it, for programs.
     code: &'static str,
+    /// The same for people.
     message: String,
 }
 

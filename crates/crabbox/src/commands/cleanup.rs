@@ -3,6 +3,7 @@
 use crabbox_core::fault::Kind;
 use crabbox_engine::adopt;
 use crabbox_engine::release::{Decision, Subject};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::args::CleanupArgs;
@@ -11,22 +12,27 @@ use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
 /// What `--json` prints, once, when everything is done.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct CleanupView {
+pub(super) struct CleanupView {
+    /// The provider, by its canonical name.
     provider: &'static str,
+    /// Whether nothing was removed.
     dry_run: bool,
+    /// What was looked at, in the order in which it was decided.
     decisions: Vec<DecisionView>,
 }
 
 /// One decision.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
 struct DecisionView {
+    /// The lease id; for an object without a record the lease that its tag names.
     lease: String,
-    /// `lease`, `directory` or `claim`.
+    /// `lease`, `directory`, `claim`, or the kind of object that was found without a record.
     subject: &'static str,
     /// `remove`, `would_remove` or `skip`.
     action: &'static str,
+    /// Why.
     reason: String,
     /// Why a removal did not work out.
     #[serde(skip_serializing_if = "Option::is_none")]

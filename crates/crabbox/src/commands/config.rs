@@ -9,7 +9,8 @@ use crate::args::ConfigShowArgs;
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
-pub(super) use explain::run as explain;
+pub(super) use explain::{Explanation, run as explain};
+pub(super) use view::ConfigView;
 
 /// `config path`: the user's file, whatever `CRABBOX_CONFIG` says, as in the Go program.
 pub(super) fn path(ctx: &Ctx<'_>) -> Result<Exit, CommandError> {
@@ -32,7 +33,7 @@ pub(super) fn show(ctx: &Ctx<'_>, args: &ConfigShowArgs) -> Result<Exit, Command
     if !settings.provider.is_default() {
         settings.provider()?;
     }
-    let view = view::ConfigView::new(&settings, plan.as_ref());
+    let view = ConfigView::new(&settings, plan.as_ref());
     if args.json {
         ctx.printer.json(&view)?;
     } else {

@@ -8,6 +8,7 @@ use crabbox_core::fault::{Fault, Kind};
 use crabbox_engine::context::Engine;
 use crabbox_engine::doctor::{self, Check, Options};
 use crabbox_engine::resolve::Purpose;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::args::DoctorArgs;
@@ -17,10 +18,13 @@ use crate::env::EnvError;
 use crate::ui::{CommandError, Exit};
 
 /// The document of `--json`.
-#[derive(Debug, Serialize)]
-struct Document<'a> {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct DoctorView<'a> {
+    /// Whether no check came out as `missing` or `failed`.
     ok: bool,
+    /// The provider that was chosen; empty when none was.
     provider: &'a str,
+    /// The checks, in the order in which they are shown.
     checks: &'a [Check],
 }
 
@@ -82,7 +86,7 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &DoctorArgs) -> Result<Exit, CommandError
     let ok = doctor::is_well(&checks);
     if args.json {
         let provider = settings.provider().map_or("", |provider| provider.name());
-        ctx.printer.json(&Document {
+        ctx.printer.json(&DoctorView {
             ok,
             provider,
             checks: &checks,

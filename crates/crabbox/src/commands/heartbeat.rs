@@ -8,6 +8,7 @@ use crabbox_core::labels;
 use crabbox_core::timestamp;
 use crabbox_engine::heartbeat;
 use crabbox_engine::lease::Lease;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::args::HeartbeatArgs;
@@ -34,15 +35,22 @@ impl Fault for Usage {
 }
 
 /// What was done, as `--json` prints it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct HeartbeatView {
+pub(super) struct HeartbeatView {
+    /// The lease id.
     id: String,
+    /// The lease's name for people.
     slug: String,
+    /// The provider, by its canonical name.
     provider: &'static str,
+    /// Its state.
     state: String,
+    /// Now, RFC 3339 in UTC.
     last_touched_at: String,
+    /// How long it may stand idle from now on, as Go writes durations.
     idle_timeout: String,
+    /// When it ends unless it is used before, RFC 3339 in UTC.
     expires_at: String,
 }
 

@@ -6,6 +6,7 @@ use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::timestamp;
 use crabbox_engine::images::{self, Broken, Build, Image, Init, Listed, Manifest, Policy, Reason, Source};
 use crabbox_engine::teardown::chain;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::args::{
@@ -40,21 +41,31 @@ impl Fault for Usage {
 }
 
 /// An image as `--json` prints it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct ImageView<'a> {
+    /// The image's identity, SHA-256 in hexadecimal digits.
     digest: &'a str,
+    /// Its names.
     names: &'a [String],
+    /// When it was made, RFC 3339 in UTC.
     created_at: String,
+    /// The length of its files together.
     bytes: u64,
+    /// The processor it is for.
     arch: &'a str,
+    /// The distribution's suite.
     suite: &'a str,
+    /// The kernel's release.
     kernel: &'a str,
     /// `crabbox` or `cloud-init`.
     init: &'static str,
+    /// Its directory.
     path: PathBuf,
+    /// Whether new leases use it.
     #[serde(skip_serializing_if = "Option::is_none")]
     default: Option<bool>,
+    /// The leases that hold on to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     leases: Option<&'a [String]>,
 }
@@ -90,7 +101,7 @@ impl<'a> ImageView<'a> {
 }
 
 /// A directory of the store that is no image.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct BrokenView {
     path: PathBuf,
     error: String,
@@ -106,37 +117,62 @@ impl BrokenView {
 }
 
 /// `image inspect --json`.
-#[derive(Debug, Serialize)]
-struct InspectView<'a> {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct InspectView<'a> {
     #[serde(flatten)]
     image: ImageView<'a>,
     manifest: &'a Manifest,
 }
 
 /// `image list --json`.
-#[derive(Debug, Serialize)]
-struct ListView<'a> {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct ListView<'a> {
     images: Vec<ImageView<'a>>,
     broken: Vec<BrokenView>,
 }
 
-/// The last line of a command that made an image.
-#[derive(Debug, Serialize)]
-struct Made<'a> {
-    event: &'static str,
+/// `image build --json` and `image import --json`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct MadeView<'a> {
     image: ImageView<'a>,
 }
 
+/// `image export --json`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct ExportView {
+    file: PathBuf,
+    bytes: u64,
+}
+
+/// `image verify --json`: printed only when every byte is as it was.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct VerifyView<'a> {
+    ok: bool,
+    digest: &'a str,
+    bytes: u64,
+}
+
+/// `image rm --json`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct RemovedView<'a> {
+    /// The digest of what is gone.
+    removed: &'a str,
+    bytes: u64,
+}
+
 /// `image gc --json`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct GcView {
+pub(super) struct GcView {
+    /// Whether nothing was removed.
     dry_run: bool,
+    /// The length of what was removed, or would be.
     freed_bytes: u64,
+    /// Each image.
     decisions: Vec<GcDecision>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct GcDecision {
     digest: String,
     names: Vec<String>,
@@ -194,7 +230,7 @@ fn import(ctx: &Ctx<'_>, args: &ImageImportArgs) -> Result<Exit, CommandError> {
 fn made(ctx: &Ctx<'_>, json: bool, image: &Image) -> Result<Exit, CommandError> {
     if json {
         let image = ImageView::new(image);
-        ctx.printer.json(&Made { event: "done", image })?;
+        ctx.printer.json(&MadeView { image })?;
     } else {
         ctx.printer.line(line(image));
     }
@@ -210,8 +246,7 @@ fn export(ctx: &Ctx<'_>, args: &ImageExportArgs) -> Result<Exit, CommandError> {
     let bytes = images::export(&ctx.env.places()?, image, &to, &stages)?;
     stages.done();
     if args.json {
-        let document = serde_json::json!({ "event": "done", "file": to, "bytes": bytes });
-        ctx.printer.json(&document)?;
+        ctx.printer.json(&ExportView { file: to, bytes })?;
     } else {
         ctx.printer
             .line(format_args!("{} {}", to.display(), mebibytes(bytes)));
@@ -285,9 +320,11 @@ fn inspect(ctx: &Ctx<'_>, args: &ImageNameArgs) -> Result<Exit, CommandError> {
 fn verify(ctx: &Ctx<'_>, args: &ImageNameArgs) -> Result<Exit, CommandError> {
     let image = images::verify(&ctx.env.places()?, &args.image)?;
     if args.json {
-        let document =
-            serde_json::json!({ "ok": true, "digest": image.manifest.digest, "bytes": image.bytes() });
-        ctx.printer.json(&document)?;
+        ctx.printer.json(&VerifyView {
+            ok: true,
+            digest: &image.manifest.digest,
+            bytes: image.bytes(),
+        })?;
     } else {
         ctx.printer.line(format_args!(
             "{} is whole: {} read",
@@ -302,8 +339,10 @@ fn remove(ctx: &Ctx<'_>, args: &ImageRemoveArgs) -> Result<Exit, CommandError> {
     let name = args.image.as_deref().ok_or(Usage::Remove)?;
     let image = images::remove(&ctx.env.places()?, name, args.force)?;
     if args.json {
-        ctx.printer
-            .json(&serde_json::json!({ "removed": image.manifest.digest, "bytes": image.bytes() }))?;
+        ctx.printer.json(&RemovedView {
+            removed: &image.manifest.digest,
+            bytes: image.bytes(),
+        })?;
     } else {
         ctx.printer.line(format_args!(
             "removed {} {}",

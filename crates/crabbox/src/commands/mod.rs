@@ -7,6 +7,7 @@ mod config;
 mod connect;
 mod cp;
 mod doctor;
+mod documents;
 mod entry;
 mod heartbeat;
 mod image;
@@ -15,6 +16,7 @@ mod list;
 mod logs;
 mod progress;
 mod providers;
+mod reference;
 mod route;
 mod run;
 mod setup;
@@ -112,6 +114,7 @@ fn dispatch(ctx: &Ctx<'_>, command: Command) -> Result<Exit, CommandError> {
             ctx.printer.line(env!("CARGO_PKG_VERSION"));
             Ok(Exit::SUCCESS)
         }
+        Command::Reference(args) => reference::run(ctx, &args),
         Command::Supervise(args) => supervise::run(ctx, &args),
     }
 }

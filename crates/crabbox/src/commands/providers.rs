@@ -2,6 +2,7 @@
 
 use crabbox_core::config::Provider;
 use crabbox_core::config::key::{Group, KEYS, Key, Kind};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::args::{ProvidersArgs, ProvidersCommand, ProvidersDescribeArgs};
@@ -9,9 +10,9 @@ use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
 /// What a provider is and can do, in the words of the Go program's catalogue.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct Entry {
+pub(super) struct Entry {
     provider: &'static str,
     family: &'static str,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -28,7 +29,7 @@ struct Entry {
     class_catalog: ClassCatalog,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct ClassCatalog {
     disposition: &'static str,
     profiles: [&'static str; 0],
@@ -88,9 +89,9 @@ impl Entry {
 }
 
 /// `providers describe`, version 2 of the Go program's schema.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct Description {
+pub(super) struct Description {
     schema_version: u32,
     provider: Identity,
     runnable: bool,
@@ -103,7 +104,7 @@ struct Description {
     provider_flags: Vec<FlagEntry>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct Identity {
     requested: String,
@@ -114,7 +115,7 @@ struct Identity {
     replacement: &'static str,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Capabilities {
     features: &'static [&'static str],
     runtime: &'static [&'static str],
@@ -125,7 +126,7 @@ struct Capabilities {
     coordinator: &'static str,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct FlagEntry {
     name: &'static str,
@@ -145,7 +146,7 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &ProvidersArgs) -> Result<Exit, CommandEr
     if let Some(ProvidersCommand::Describe(args)) = &args.command {
         return describe(ctx, args);
     }
-    let entries = Provider::ALL.map(entry);
+    let entries = Vec::from(Provider::ALL.map(entry));
     if args.json {
         ctx.printer.json(&entries)?;
     } else {

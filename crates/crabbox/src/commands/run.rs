@@ -33,6 +33,7 @@ use crate::go;
 use crate::ui::{CommandError, Exit};
 use command::Variables;
 use error::RunFailure;
+pub(super) use failure::BundledRun;
 use finish::Finish;
 use report::Summary;
 use request::Request;

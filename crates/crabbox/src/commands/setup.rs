@@ -8,6 +8,7 @@ use crabbox_engine::context::Engine;
 use crabbox_engine::images::Source;
 use crabbox_engine::prepare::PrepareError;
 use crabbox_engine::setup::{self, Plan, Removal, Step, Wanted};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::args::SetupArgs;
@@ -47,12 +48,14 @@ impl Fault for Refused {
 }
 
 /// What `--json` prints at the end.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct SetupView<'a> {
-    event: &'static str,
+pub(super) struct SetupView<'a> {
+    /// Whether nothing was done.
     dry_run: bool,
+    /// What was done, or would be.
     steps: Vec<String>,
+    /// What could be better on this host and is not for setup to change.
     advice: &'a [String],
 }
 
@@ -79,7 +82,6 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &SetupArgs) -> Result<Exit, CommandError>
     }
     if args.json {
         ctx.printer.json(&SetupView {
-            event: "done",
             dry_run: args.dry_run,
             steps: plan.steps.iter().map(words).collect(),
             advice: &plan.advice,
@@ -194,7 +196,6 @@ fn remove(ctx: &Ctx<'_>, engine: &Engine, args: &SetupArgs) -> Result<Exit, Comm
     }
     if args.json {
         ctx.printer.json(&SetupView {
-            event: "done",
             dry_run: args.dry_run,
             steps: planned,
             advice: &[],

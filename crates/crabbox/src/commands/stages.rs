@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crabbox_engine::images::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::ui::Printer;
@@ -27,9 +28,9 @@ struct Stage {
 }
 
 /// A line for a program.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
-enum Line<'a> {
+pub(super) enum Line<'a> {
     /// A stage begins.
     StageBegan { stage: &'a str },
     /// A stage is over; the next one begins, or the work is done.
@@ -43,7 +44,7 @@ enum Line<'a> {
 }
 
 impl<'a> Stages<'a> {
-    /// Stages for a person, or with `json` for a program, on standard output then.
+    /// Stages for a person, or with `json` for a program. Both are told on standard error: standard output is for the result.
     pub(super) fn new(printer: &'a Printer, json: bool) -> Self {
         let target = if printer.shows_progress() && !json {
             ProgressDrawTarget::stderr()
@@ -77,7 +78,7 @@ impl<'a> Stages<'a> {
 
     fn line(&self, line: &Line<'_>) {
         // A line of ours has no keys that are no texts: it always has a JSON form.
-        self.printer.json(line).ok();
+        self.printer.note_json(line).ok();
     }
 
     fn look(&self, template: &str) {

@@ -1,6 +1,7 @@
 //! `sync-plan`: what a sync of the working tree would bring, without a lease.
 
 use crabbox_engine::sync_plan::{self, Limits, Reason, Status, SyncPlan, Volume, Weight, human_bytes};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::args::SyncPlanArgs;
@@ -8,9 +9,9 @@ use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
 /// The document; field names are the Go program's.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct PlanView<'a> {
+pub(super) struct PlanView<'a> {
     candidate: VolumeView,
     dirty_delta: VolumeView,
     deleted_tracked_paths: usize,
@@ -20,7 +21,7 @@ struct PlanView<'a> {
     top_dirs: &'a [Weight],
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct VolumeView {
     files: u64,
@@ -28,14 +29,14 @@ struct VolumeView {
     human_bytes: String,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct ProtectedView<'a> {
     count: usize,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     examples: &'a [String],
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct GuardrailView<'a> {
     scope: &'static str,

@@ -3,40 +3,53 @@
 use crabbox_core::labels::{self, Labels};
 use crabbox_core::timestamp;
 use crabbox_engine::lease::Lease;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::go;
 
 /// One element of `list --json`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ListItem {
+    /// What its provider calls it: the microVM's name, or the lease id of a host that exists already.
     #[serde(rename = "CloudID")]
     cloud_id: String,
+    /// The provider, by its canonical name.
     #[serde(rename = "Provider")]
     provider: &'static str,
+    /// Always empty: no provider here has hosts of its own.
     #[serde(rename = "HostID")]
     host_id: String,
+    /// Always 0: no provider here numbers its machines.
     id: i64,
+    /// The machine's name.
     name: String,
+    /// Its state now, computed and not stored: `ready`, `running`, `provisioning`, `stopped`, `released`, `failed`, `expired` and so on.
     status: String,
+    /// Everything that is kept about the lease; times are unix seconds, durations are seconds, as texts.
     labels: Labels,
+    /// Where it is reached.
     public_net: Net,
+    /// Always empty.
     private_net: Net,
+    /// What kind of machine it is.
     server_type: ServerType,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Net {
     ipv4: Ipv4,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Ipv4 {
+    /// The address; empty while there is none.
     ip: String,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct ServerType {
+    /// `microvm`, or `ssh` for a host that exists already.
     name: String,
 }
 
@@ -64,34 +77,54 @@ impl ListItem {
 }
 
 /// `status --json` and `inspect --json`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct StatusView {
+    /// The lease id.
     pub(super) id: String,
+    /// The lease's name for people.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) slug: String,
+    /// The provider, by its canonical name.
     pub(super) provider: &'static str,
+    /// The operating system: `linux`.
     pub(super) target: &'static str,
+    /// Its state now, computed and not stored.
     pub(super) state: String,
+    /// What its provider calls the machine.
     pub(super) server_id: String,
+    /// `microvm`, or `ssh` for a host that exists already.
     pub(super) server_type: String,
+    /// Its address; empty while there is none.
     pub(super) host: String,
+    /// How it is reached: `public`.
     pub(super) network: &'static str,
+    /// Where sshd listens; empty while there is no address.
     ssh_host: String,
+    /// Who logs in.
     ssh_user: String,
+    /// The port, as a text.
     ssh_port: String,
+    /// The private key's path; empty when OpenSSH chooses.
     ssh_key: String,
+    /// When it was last used, RFC 3339 in UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) last_touched_at: Option<String>,
+    /// How long ago that is, as Go writes durations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) idle_for: Option<String>,
+    /// How long it may stand idle, as Go writes durations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) idle_timeout: Option<String>,
+    /// When it ends unless it is used before, RFC 3339 in UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) expires_at: Option<String>,
+    /// Everything that is kept about the lease; times are unix seconds, durations are seconds, as texts.
     #[serde(skip_serializing_if = "Labels::is_empty")]
     pub(super) labels: Labels,
+    /// Whether it has an address.
     pub(super) has_host: bool,
+    /// Whether it can be entered now.
     pub(super) ready: bool,
 }
 

@@ -1,7 +1,11 @@
 //! JSON as Go's `json.Encoder` writes it: compact, one line, `<`, `>` and `&` escaped.
 
 use crabbox_core::fault::{Fault, Kind};
+use schemars::JsonSchema;
 use serde::Serialize;
+
+/// Something that is printed as JSON. Nothing else can be: each document is named in one list, and has a schema there.
+pub(crate) trait Document: Serialize + JsonSchema {}
 
 /// A value has no JSON form: a map with keys that are no texts.
 #[derive(Debug, thiserror::Error)]

@@ -8,6 +8,7 @@ mod json;
 mod printer;
 
 pub(crate) use error::{CommandError, Exit};
+pub(crate) use json::Document;
 pub(crate) use printer::Printer;
 
 /// Renders what became of a command and gives the process exit code.

@@ -9,9 +9,8 @@ use std::sync::Mutex;
 
 use anstream::ColorChoice;
 use anstream::adapter::strip_bytes;
-use serde::Serialize;
 
-use super::json::{self, JsonError};
+use super::json::{self, Document, JsonError};
 use crate::env::Env;
 
 /// Where text goes; shared by all threads.
@@ -123,14 +122,14 @@ impl Printer {
         self.note(format_args!("{style}warning:{style:#} {text}"));
     }
 
-    /// A value as one line of JSON, escaped as in the Go program, on standard output.
-    pub(crate) fn json(&self, value: &impl Serialize) -> Result<(), JsonError> {
+    /// A document as one line of JSON, escaped as in the Go program, on standard output.
+    pub(crate) fn json(&self, value: &impl Document) -> Result<(), JsonError> {
         self.line(json::line(value, true)?);
         Ok(())
     }
 
-    /// A value as one line of JSON without HTML escapes, on standard error: `--timing-json`.
-    pub(crate) fn note_json(&self, value: &impl Serialize) -> Result<(), JsonError> {
+    /// A document as one line of JSON without HTML escapes, on standard error: `--timing-json`, progress.
+    pub(crate) fn note_json(&self, value: &impl Document) -> Result<(), JsonError> {
         self.note(json::line(value, false)?);
         Ok(())
     }

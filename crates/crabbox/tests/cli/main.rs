@@ -7,6 +7,7 @@
 
 mod config;
 mod doctor;
+mod documents;
 mod files;
 mod leases;
 mod place;

@@ -7,6 +7,8 @@ use std::process::Stdio;
 
 use crabbox_host::command::Cmd;
 
+use crate::documents;
+
 /// A home and a repository that nobody else sees.
 pub(crate) struct Place {
     root: tempfile::TempDir,
@@ -61,11 +63,13 @@ impl Place {
 
     pub(crate) fn run(&self, words: &[&str]) -> Answer {
         let output = self.command(words).output().unwrap();
-        Answer {
+        let answer = Answer {
             code: output.status.code().unwrap(),
             out: String::from_utf8(output.stdout).unwrap(),
             err: String::from_utf8(output.stderr).unwrap(),
-        }
+        };
+        documents::check(words, &answer);
+        answer
     }
 
     /// The value that `config explain` gives for a key, and its source.

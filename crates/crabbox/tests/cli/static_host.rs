@@ -181,9 +181,14 @@ fn used(place: &Place, sshd: &Sshd) {
 fn a_run_without_a_lease_gives_the_host_back() {
     let (place, sshd) = existing();
     configure(&place, &sshd, "");
-    let run = place.run(&["run", "--", "cat", "tracked"]);
+    let run = place.run(&["run", "--timing-json", "--", "cat", "tracked"]);
     assert_eq!((run.code, run.out.as_str()), (0, "dirty\n"), "{}", run.err);
     assert!(run.err.contains("keep=false\n"), "{}", run.err);
+    let timing: Value = serde_json::from_str(run.err.lines().last().unwrap()).unwrap();
+    assert_eq!(
+        (&timing["runStatus"], &timing["leaseStopped"]),
+        (&json!("succeeded"), &json!(true))
+    );
     assert!(!claimed(&place, ID) && !connected(&place));
 }
 

@@ -4,6 +4,7 @@ use crabbox_core::config::key::{KEYS, Key, Trust};
 use crabbox_core::config::layer::Origin;
 use crabbox_core::config::{Resolution, suggest};
 use crabbox_core::fault::{Fault, Kind};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::args::ConfigExplainArgs;
@@ -31,9 +32,9 @@ impl Fault for UnknownKey {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct Explanation {
+pub(in crate::commands) struct Explanation {
     key: &'static str,
     value: String,
     source: &'static str,

@@ -6,12 +6,13 @@ use crabbox_core::config::firecracker::FirecrackerPlan;
 use crabbox_core::config::settings::{FirecrackerSettings, SyncSettings};
 use crabbox_core::config::{Provider, Settings};
 use crabbox_core::duration::GoDuration;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// The JSON object; fields in the Go program's order, ours behind them.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct ConfigView {
+pub(in crate::commands) struct ConfigView {
     profile: String,
     provider: String,
     provider_selected: bool,
@@ -34,11 +35,13 @@ pub(super) struct ConfigView {
     r#static: StaticView,
     results: ResultsView,
     firecracker: FirecrackerView,
+    #[schemars(with = "String")]
     ttl: GoDuration,
+    #[schemars(with = "String")]
     idle_timeout: GoDuration,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct SyncView {
     exclude: Vec<String>,
@@ -48,6 +51,7 @@ struct SyncView {
     git_seed: bool,
     fingerprint: bool,
     base_ref: String,
+    #[schemars(with = "String")]
     timeout: GoDuration,
     warn_files: i64,
     warn_bytes: i64,
@@ -56,18 +60,18 @@ struct SyncView {
     allow_large: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct EnvView {
     allow: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct RunView {
     preflight_tools: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct StaticView {
     id: String,
@@ -78,7 +82,7 @@ struct StaticView {
     work_root: String,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct ResultsView {
     junit: Vec<String>,
@@ -86,7 +90,7 @@ struct ResultsView {
     fail_on_failures: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct FirecrackerView {
     binary: String,
@@ -104,6 +108,7 @@ struct FirecrackerView {
     cni_network: String,
     cni_conf_dir: String,
     cni_bin_dir: String,
+    #[schemars(with = "String")]
     launch_timeout: GoDuration,
     delete_on_release: bool,
 }

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_engine::lease::Lease;
 use crabbox_engine::run::{RunError, bundle};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Run;
 use super::report::{Ended, Summary};
 use crate::timing::TimingJson;
+use crate::ui::Document;
 
 /// The most of a captured stream that goes into a bundle, in bytes.
 const CAPTURED_LIMIT: u64 = 16 << 20;
@@ -87,9 +89,10 @@ impl Fault for BundleError {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// `crabbox-run.json` of a failure bundle.
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct BundledRun<'a> {
+pub(in crate::commands) struct BundledRun<'a> {
     provider: &'a str,
     lease_id: &'a str,
     slug: &'a str,
@@ -154,7 +157,7 @@ impl Run<'_> {
     }
 }
 
-fn json(value: &impl Serialize) -> Result<Vec<u8>, BundleError> {
+fn json(value: &impl Document) -> Result<Vec<u8>, BundleError> {
     Ok(serde_json::to_vec(value)?)
 }
 

@@ -1,0 +1,87 @@
+//! Every JSON document that this program prints, each with the name of its schema.
+//!
+//! The one list: a type that does not stand here is no [`Document`] and cannot be printed as JSON. The schemas are made from the
+//! types; they must never be written by hand.
+
+use schemars::generate::SchemaSettings;
+use schemars::transform::{RecursiveTransform, Transform as _};
+use schemars::{JsonSchema, Schema};
+use serde_json::Value;
+
+use super::config::{ConfigView, Explanation};
+use super::image::{ExportView, GcView, InspectView, ListView, MadeView, RemovedView, VerifyView};
+use super::run::BundledRun;
+use super::views::{ListItem, StatusView};
+use super::{claims, cleanup, doctor, heartbeat, providers, setup, stages, sync_plan};
+use crate::timing::TimingJson;
+use crate::ui::Document;
+
+macro_rules! documents {
+    ($($name:literal, $command:literal => $type:ty;)+) => {
+        $(impl Document for $type {})+
+
+        /// The schema of every document, by its name.
+        pub(super) fn schemas() -> Vec<(&'static str, Schema)> {
+            vec![$(($name, schema::<$type>($command))),+]
+        }
+    };
+}
+
+documents! {
+    "claims-list", "claims list --json" => claims::ClaimsView;
+    "cleanup", "cleanup --json" => cleanup::CleanupView;
+    "config-explain", "config explain --json KEY" => Explanation;
+    "config-explain-all", "config explain --json" => Vec<Explanation>;
+    "config-show", "config show --json" => ConfigView;
+    "doctor", "doctor --json" => doctor::DoctorView<'_>;
+    "failure-bundle-run", "run, crabbox-run.json in the bundle of a failed run" => BundledRun<'_>;
+    "heartbeat", "heartbeat --json" => heartbeat::HeartbeatView;
+    "image-export", "image export --json" => ExportView;
+    "image-gc", "image gc --json" => GcView;
+    "image-inspect", "image inspect --json" => InspectView<'_>;
+    "image-list", "image list --json" => ListView<'_>;
+    "image-made", "image build --json and image import --json" => MadeView<'_>;
+    "image-rm", "image rm --json" => RemovedView<'_>;
+    "image-verify", "image verify --json" => VerifyView<'_>;
+    "list", "list --json" => Vec<ListItem>;
+    "progress", "image and setup with --json, a line an event on standard error" => stages::Line<'_>;
+    "providers", "providers --json" => Vec<providers::Entry>;
+    "providers-describe", "providers describe --json" => providers::Description;
+    "setup", "setup firecracker --json" => setup::SetupView<'_>;
+    "status", "status --json and inspect --json" => StatusView;
+    "sync-plan", "sync-plan --json" => sync_plan::PlanView<'_>;
+    "timing", "run --timing-json and warmup --timing-json, on standard error" => TimingJson;
+}
+
+fn schema<T: JsonSchema>(command: &str) -> Schema {
+    let mut schema = SchemaSettings::draft2020_12()
+        .for_serialize()
+        .into_generator()
+        .into_root_schema_for::<T>();
+    RecursiveTransform(absent_is_not_null).transform(&mut schema);
+    schema.insert("title".to_owned(), format!("crabbox {command}").into());
+    schema
+}
+
+/// A field that may be left out is never `null`: it is left out then.
+fn absent_is_not_null(schema: &mut Schema) {
+    let required = schema.get("required").cloned().unwrap_or_default();
+    let is_required = |name: &str| {
+        required
+            .as_array()
+            .is_some_and(|names| names.iter().any(|one| one == name))
+    };
+    let Some(Value::Object(properties)) = schema.get_mut("properties") else {
+        return;
+    };
+    for (_, property) in properties.iter_mut().filter(|(name, _)| !is_required(name)) {
+        let Some(kinds) = property.get_mut("type") else {
+            continue;
+        };
+        if let Some([kind, null]) = kinds.as_array().map(Vec::as_slice)
+            && null == "null"
+        {
+            *kinds = kind.clone();
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! JSON documents held against the schemas in `docs/schemas`: every answer to `--json` and `--timing-json` in these tests goes
+//! through [`check`].
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::place::{Answer, Place};
+
+/// Commands whose document has a name of its own.
+const NAMES: [(&str, &str); 6] = [
+    ("pool-list", "list"),
+    ("inspect", "status"),
+    ("image-build", "image-made"),
+    ("image-import", "image-made"),
+    ("machine-cleanup", "cleanup"),
+    ("setup-firecracker", "setup"),
+];
+
+/// Commands that are groups, so that the second word belongs to the name.
+const GROUPS: [&str; 6] = ["claims", "config", "image", "machine", "pool", "setup"];
+
+/// Checks that the answer to a command with `--json` is one document on one line, and is what its schema says.
+pub(crate) fn check(words: &[&str], answer: &Answer) {
+    let ours = words.split(|word| *word == "--").next().unwrap();
+    if ours.contains(&"--timing-json") && answer.err.contains('{') {
+        let line = answer.err.lines().last().unwrap();
+        hold("timing", words, line);
+    }
+    // A command that failed before it had a result has said so on standard error.
+    if !ours.contains(&"--json") || (answer.code != 0 && answer.out.is_empty()) {
+        return;
+    }
+    let (line, rest) = answer.out.split_once('\n').expect("a whole line");
+    assert_eq!(rest, "", "{words:?}: more than one line on standard output");
+    hold(&schema_of(ours, line), words, line);
+}
+
+fn hold(name: &str, words: &[&str], line: &str) {
+    let document = serde_json::from_str(line).unwrap();
+    let problems = problems(name, &document);
+    assert!(
+        problems.is_empty(),
+        "{words:?} against {name}: {problems:#?}\n{line}"
+    );
+}
+
+fn schema_of(words: &[&str], line: &str) -> String {
+    let mut name = words[0].to_owned();
+    let groups =
+        |word: &&str| GROUPS.contains(word) || (*word == "providers" && words.get(1) == Some(&"describe"));
+    if words.first().is_some_and(groups) {
+        name = format!("{name}-{}", words[1]);
+    }
+    if name == "config-explain" && line.starts_with('[') {
+        name.push_str("-all");
+    }
+    NAMES
+        .iter()
+        .find(|(command, _)| *command == name)
+        .map_or(name, |(_, schema)| (*schema).to_owned())
+}
+
+fn problems(name: &str, document: &Value) -> Vec<String> {
+    let path = directory().join(format!("{name}.json"));
+    let text = fs::read_to_string(&path).expect("every command with --json has a schema");
+    let mut schema = serde_json::from_str(&text).unwrap();
+    close(&mut schema);
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    validator
+        .iter_errors(document)
+        .map(|error| format!("{error} at {}", error.instance_path()))
+        .collect()
+}
+
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/schemas")
+}
+
+/// Readers must put up with fields that they do not know; these tests must not: what the schema does not name is a mistake.
+fn close(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            if map.contains_key("properties") && !map.contains_key("additionalProperties") {
+                map.insert("additionalProperties".to_owned(), json!(false));
+            }
+            map.values_mut().for_each(close);
+        }
+        Value::Array(items) => items.iter_mut().for_each(close),
+        _ => {}
+    }
+}
+
+#[test]
+fn a_document_that_is_not_as_its_schema_says_is_found() {
+    let answer = Place::new().run(&["providers", "describe", "firecracker", "--json"]);
+    let good: Value = serde_json::from_str(&answer.out).unwrap();
+    assert_eq!(problems("providers-describe", &good), [""; 0]);
+    let broken = |change: fn(&mut Value)| {
+        let mut document = good.clone();
+        change(&mut document);
+        problems("providers-describe", &document).len()
+    };
+    assert_eq!(broken(|document| document["more"] = json!(1)), 1);
+    assert_eq!(broken(|document| document["runnable"] = json!("yes")), 1);
+    assert_eq!(
+        broken(|document| document["providerFlags"][0]["more"] = json!(1)),
+        1
+    );
+    assert_eq!(
+        broken(|document| drop(document.as_object_mut().unwrap().remove("kind"))),
+        1
+    );
+}
+
+#[test]
+fn the_schemas_in_the_documents_are_those_of_this_program() {
+    let place = Place::new();
+    let answer = place.run(&["__reference", "reference"]);
+    assert_eq!(
+        (answer.code, answer.out, answer.err),
+        (0, String::new(), String::new())
+    );
+    let files = |dir: PathBuf| {
+        let mut files: Vec<(String, String)> = fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| {
+                let name = entry.file_name().into_string().unwrap();
+                (name, fs::read_to_string(entry.path()).unwrap())
+            })
+            .collect();
+        files.sort();
+        files
+    };
+    let made = files(place.path("repo/reference/schemas"));
+    let names = |files: &[(String, String)]| files.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    let kept = files(directory());
+    assert_eq!(names(&made), names(&kept), "`cargo xtask docs` writes them");
+    for (made, kept) in made.iter().zip(&kept) {
+        assert_eq!(made, kept, "`cargo xtask docs` writes them");
+    }
+    for (name, text) in kept {
+        let schema = serde_json::from_str(&text).unwrap();
+        assert!(jsonschema::meta::is_valid(&schema), "{name}");
+    }
+}
+
+#[test]
+fn every_command_in_the_help_has_a_man_page() {
+    let place = Place::new();
+    assert_eq!(place.run(&["__reference", "reference"]).code, 0);
+    let help = place.run(&["--help"]).out;
+    let commands = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| line.starts_with("  "))
+        .filter_map(|line| line.split_whitespace().next());
+    let mut count = 0;
+    for command in commands {
+        let page = place.path(&format!("repo/reference/man/crabbox-{command}.1"));
+        let text = fs::read_to_string(&page).unwrap();
+        assert!(text.contains(&format!(".TH crabbox-{command} 1")), "{text}");
+        count += 1;
+    }
+    assert!(count > 15, "{help}");
+    for entry in fs::read_dir(place.path("repo/reference/man")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(!name.contains("__") && name.ends_with(".1"), "{name}");
+    }
+}
