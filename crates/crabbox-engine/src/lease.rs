@@ -30,6 +30,8 @@ pub struct Lease {
     pub target: Option<Target>,
     /// Directory under which trees are synced.
     pub work_root: String,
+    /// Whether its VMM runs as root, without a jail.
+    pub unjailed: bool,
 }
 
 impl Lease {

@@ -233,6 +233,13 @@ pub fn is_running(record: &LeaseRecord) -> bool {
     process_of(record).is_some_and(|process| identity(&process).is_alive())
 }
 
+/// Whether the record's VMM is running as root. A jail gives each VMM a user of its own.
+fn runs_as_root(record: &LeaseRecord) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    is_running(record)
+        && std::fs::metadata(format!("/proc/{}", record.pid)).is_ok_and(|process| process.uid() == 0)
+}
+
 /// The state of a lease: its label's, `stopped` when the machine is gone.
 pub fn state(places: &Places, record: &LeaseRecord) -> Result<String, LockError> {
     let labelled = labels::state(&record.labels);
@@ -267,6 +274,7 @@ pub fn lease(engine: &Engine, record: &LeaseRecord) -> Result<Lease, ResolveErro
         address: record.guest_ip.clone(),
         target,
         work_root: label("work_root"),
+        unjailed: runs_as_root(record),
     })
 }
 

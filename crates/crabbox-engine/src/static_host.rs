@@ -5,6 +5,7 @@
 
 mod error;
 mod host;
+mod probe;
 mod reach;
 
 use std::path::Path;
@@ -21,6 +22,7 @@ use crabbox_store::claims;
 
 pub use error::StaticError;
 use host::Host;
+pub use probe::{ProbeError, probe};
 
 use crate::connection;
 use crate::context::Engine;

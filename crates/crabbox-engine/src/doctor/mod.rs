@@ -7,6 +7,7 @@ pub mod check;
 mod generic;
 pub mod judge;
 pub mod observe;
+mod prepare;
 mod remote;
 pub mod world;
 
@@ -33,8 +34,10 @@ pub struct Options {
     pub ssh_key: Option<PathBuf>,
     /// Whether to boot a guest.
     pub probe: bool,
-    /// What lies about without an owner, one line each; `None` when nobody looked.
-    pub orphans: Option<Vec<String>>,
+    /// Whether to find everything that a lease is made of, as a lease would.
+    pub prepare: bool,
+    /// Whether to log in to a host that exists already.
+    pub probe_ssh: bool,
 }
 
 /// Every check, in the order they are shown.
@@ -45,10 +48,15 @@ pub fn run(engine: &Engine, settings: &Settings, options: &Options) -> Vec<Check
             Ok(plan) => {
                 let world = observe::world(engine, &plan, options);
                 checks.extend(judge::firecracker(&plan, &world));
+                checks.extend(options.prepare.then(|| prepare::check(engine, &plan)));
             }
             Err(error) => checks.push(generic::invalid("firecracker", &error)),
         },
-        Ok(Provider::Ssh) => checks.push(generic::static_host(settings)),
+        Ok(Provider::Ssh) => {
+            let probe = options.probe_ssh.then_some(&engine.places);
+            checks.push(generic::static_host(settings, probe));
+            checks.extend(options.prepare.then(prepare::nothing));
+        }
         Err(error @ ProviderError::Unknown { .. }) => {
             checks.push(generic::invalid(&settings.provider.value, &error));
         }

@@ -4,6 +4,7 @@ mod guest;
 mod host;
 mod network;
 mod programs;
+mod residue;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -35,7 +36,7 @@ pub(super) fn world(engine: &Engine, plan: &FirecrackerPlan, options: &Options) 
         kvm: kvm(probe, remembered),
         network: network::network(plan),
         storage: storage(&engine.places.state),
-        orphans: options.orphans.clone(),
+        residue: residue::residue(engine),
         tools,
         vmm,
         guest,

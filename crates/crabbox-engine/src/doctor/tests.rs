@@ -171,7 +171,7 @@ fn healthy() -> World {
             reflink: Ok(true),
             free_mib: Ok(100_000),
         },
-        orphans: Some(Vec::new()),
+        residue: Ok(Vec::new()),
     }
 }
 
@@ -214,7 +214,7 @@ fn faults() -> Vec<Fault> {
         Fault("the probe could not be made", PLAIN, |w| w.kvm.probe = Some(Err(Trouble::new("no kernel"))), ("kvm-boot", Failed, BLOCKED)),
         Fault("no firecracker", PLAIN, |w| w.vmm = Vmm { firecracker: Err(Trouble::new("exec: \"firecracker\": executable file not found in $PATH")), jailer: Ok(None), ..w.vmm.clone() }, ("binary", Failed, BLOCKED)),
         Fault("firecracker is something else", PLAIN, |w| w.vmm.firecracker.as_mut().unwrap().version = Err(Trouble::new("it printed hello")), ("firecracker-version", Failed, BLOCKED)),
-        Fault("firecracker is old", &[("FIRECRACKER_JAILER", "none")], |w| { w.vmm.firecracker.as_mut().unwrap().version = Ok("1.7.0".into()); w.vmm.jailer = Ok(None); }, ("firecracker-version", Warning, DEGRADED)),
+        Fault("firecracker is old", PLAIN, |w| { w.vmm.firecracker.as_mut().unwrap().version = Ok("1.7.0".into()); w.vmm.jailer.as_mut().unwrap().as_mut().unwrap().version = Ok("1.7.0".into()); }, ("firecracker-version", Warning, DEGRADED)),
         Fault("configured jailer is gone", &[("FIRECRACKER_JAILER", "/x/jailer")], |w| w.vmm.jailer = Err(no_such("/x/jailer")), ("jailer", Failed, BLOCKED)),
         Fault("jailer of another release", PLAIN, |w| w.vmm.jailer = Ok(Some(Binary { version: Ok("1.13.0".into()), ..binary("/j", "j") })), ("jailer-version", Failed, BLOCKED)),
         Fault("jailer does not run", PLAIN, |w| w.vmm.jailer = Ok(Some(Binary { version: Err(Trouble::new("exec format error")), ..binary("/j", "j") })), ("jailer-version", Failed, BLOCKED)),
@@ -253,7 +253,8 @@ fn faults() -> Vec<Fault> {
         Fault("state cannot be written", PLAIN, |w| w.storage.reflink = Err(Trouble::new("permission denied")), ("reflink", Failed, BLOCKED)),
         Fault("old ssh", PLAIN, |w| { w.tools.insert("ssh", tool("/usr/bin/ssh", &[8, 3])); }, ("tools", Failed, BLOCKED)),
         Fault("no mke2fs", PLAIN, |w| { w.tools.insert("mke2fs", None); }, ("tools", Failed, BLOCKED)),
-        Fault("something left behind", PLAIN, |w| w.orphans = Some(vec!["namespace cbx-1".into()]), ("orphans", Warning, "residue")),
+        Fault("no jail, as root", &[("FIRECRACKER_JAILER", "none")], |w| w.vmm.jailer = Ok(None), ("jail", Warning, HARDENING)),
+        Fault("something left behind", PLAIN, |w| w.residue = Ok(vec!["link cbx01234567".into()]), ("orphans", Warning, "residue")),
         Fault("nested", PLAIN, |w| w.host.nested = true, ("nested", Warning, DEGRADED)),
         Fault("open swap", PLAIN, |w| w.host.swaps = vec!["/swapfile".into()], ("swap", Warning, HARDENING)),
         Fault("merged pages", PLAIN, |w| w.host.ksm = true, ("ksm", Warning, HARDENING)),
@@ -477,15 +478,15 @@ fn a_configuration_that_makes_no_sense_is_one_check_in_place_of_all() {
 
 #[test]
 fn a_static_host_is_described_and_a_missing_one_is_told() {
-    let check = generic::static_host(&settings(&[
-        ("PROVIDER", "ssh"),
-        ("STATIC_HOST", "build.example"),
-    ]));
+    let check = generic::static_host(
+        &settings(&[("PROVIDER", "ssh"), ("STATIC_HOST", "build.example")]),
+        None,
+    );
     assert_eq!(
         check.message,
         "provider=ssh timeout=10s target=linux windows_mode=normal host=build.example api=static_config mutation=false runtime=unchecked"
     );
-    let check = generic::static_host(&settings(&[("PROVIDER", "ssh")]));
+    let check = generic::static_host(&settings(&[("PROVIDER", "ssh")]), None);
     assert!(
         check.message.ends_with("missing static.host"),
         "{}",

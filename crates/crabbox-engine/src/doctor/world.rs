@@ -290,6 +290,6 @@ pub struct World {
     pub network: Network,
     /// The disk.
     pub storage: Storage,
-    /// What lies about without an owner; `None` when nobody looked.
-    pub orphans: Option<Vec<String>>,
+    /// What `cleanup` would take away, one text each.
+    pub residue: Seen<Vec<String>>,
 }

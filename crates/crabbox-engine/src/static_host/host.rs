@@ -163,6 +163,7 @@ impl Host {
             address: self.address.clone(),
             target: Some(target),
             work_root: self.work_root.clone(),
+            unjailed: false,
         })
     }
 

@@ -80,7 +80,7 @@ pub(crate) struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// Also check what a lease needs to be prepared
+    /// Also find everything that a lease is made of, and make nothing
     #[arg(long)]
     pub(crate) prepare_check: bool,
     /// Also boot a tiny guest for a moment, the only proof that KVM works

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use crabbox_core::config::FlagValue;
 use crabbox_core::config::key::Name;
+use crabbox_core::config::{FlagValue, Provider as Which};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_engine::context::Engine;
 use crabbox_engine::doctor::{self, Check, Options};
@@ -34,44 +34,37 @@ enum DoctorError {
     /// A check found something.
     #[error("doctor found problems")]
     Problems,
-    /// A flag that does nothing for any provider here.
-    #[error("--{flag} is not supported by this program yet")]
-    Flag {
-        /// The flag.
-        flag: &'static str,
-    },
+    /// A flag for another provider than the one that was chosen.
+    #[error("--doctor-probe-ssh needs provider=ssh")]
+    NotSsh,
 }
 
 impl Fault for DoctorError {
     fn kind(&self) -> Kind {
         match self {
             Self::Problems => Kind::Problems,
-            Self::Flag { .. } => Kind::Usage,
+            Self::NotSsh => Kind::Usage,
         }
     }
 }
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &DoctorArgs) -> Result<Exit, CommandError> {
-    for (given, flag) in [
-        (args.prepare_check, "prepare-check"),
-        (args.doctor_probe_ssh, "doctor-probe-ssh"),
-    ] {
-        if given {
-            return Err(DoctorError::Flag { flag }.into());
-        }
-    }
     let mut flags = args.keys.values.clone();
     flags.extend(args.profile.iter().map(|profile| FlagValue {
         key: Name::Profile,
         values: vec![profile.clone()],
     }));
     let settings = ctx.settings(&flags)?.settings;
+    if args.doctor_probe_ssh && settings.provider() != Ok(Which::Ssh) {
+        return Err(DoctorError::NotSsh.into());
+    }
     let engine = onlooker(ctx)?;
     let options = Options {
         config_file: ctx.env.user_config()?,
         ssh_key: ctx.env.os("CRABBOX_SSH_KEY").map(PathBuf::from),
         probe: args.probe,
-        orphans: None,
+        prepare: args.prepare_check,
+        probe_ssh: args.doctor_probe_ssh,
     };
     let mut checks = doctor::run(&engine, &settings, &options);
     if let Some(lease) = &args.id {

@@ -63,6 +63,7 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &StatusArgs) -> Result<Exit, CommandError
                 refresh(provider.as_ref(), &lease);
             }
             show(ctx, args.json, &view)?;
+            warn_of_no_jail(ctx, &lease);
             return Ok(Exit::SUCCESS);
         }
         if !args.json {
@@ -97,6 +98,16 @@ pub(super) fn view(lease: &Lease) -> StatusView {
     let usable = lease.state != "provisioning" && !labels::is_terminal(&lease.state);
     let ready = usable && lease.target.as_ref().is_some_and(session::answers);
     StatusView::new(lease, ready, clock::unix_seconds())
+}
+
+/// A VMM that runs as root is one bug of Firecracker away from the host.
+fn warn_of_no_jail(ctx: &Ctx<'_>, lease: &Lease) {
+    if lease.unjailed {
+        ctx.printer.warn(format_args!(
+            "lease {} runs without a jail: its Firecracker is root on this host (`crabbox doctor --provider firecracker` says why)",
+            lease.id
+        ));
+    }
 }
 
 /// A wait that was successful counts as use.

@@ -209,5 +209,6 @@ pub(super) fn sample() -> Lease {
         address: "192.168.127.5".into(),
         target: Some(target),
         work_root: "/work/crabbox".into(),
+        unjailed: false,
     }
 }

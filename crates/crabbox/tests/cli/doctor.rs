@@ -3,7 +3,10 @@
 use std::fs;
 use std::path::Path;
 
+use crabbox_testkit::sshd::Sshd;
+
 use crate::place::{Answer, Place};
+use crate::world::{Machine, Record, claim};
 
 /// Where the tools of a Debian host are.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
@@ -320,12 +323,142 @@ fn a_static_host_is_described_and_a_missing_one_is_found() {
 }
 
 #[test]
-fn what_cannot_be_done_is_refused_and_not_ignored() {
-    for flag in ["--prepare-check", "--doctor-probe-ssh"] {
-        let answer = place().run(&["doctor", "--provider", "firecracker", flag]);
-        assert_eq!(answer.code, 2, "{}", answer.err);
-        assert!(answer.err.contains(flag), "{}", answer.err);
+fn the_knock_at_a_static_host_tells_whether_it_lets_us_in_and_leaves_nothing() {
+    let sshd = Sshd::start();
+    let place = place().env("CRABBOX_SSH_PORT", sshd.port().to_string());
+    let knock = |user: &str| {
+        let words = ["doctor", "--json", "--provider", "ssh", "--doctor-probe-ssh"];
+        let host = ["--static-host", "127.0.0.1", "--static-user", user];
+        let answer = place.run(&[&words[..], &host].concat());
+        let document: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
+        let details = check(&document, "provider")["details"].clone();
+        (answer.code, details)
+    };
+    place.write("home/key", fs::read(sshd.client_key()).unwrap());
+    let key = place.path("home/key");
+    place.write(
+        "home/.config/crabbox/config.yaml",
+        format!("ssh: {{key: {}}}", key.display()),
+    );
+    let before = tree(&place.path("home"));
+    let (code, details) = knock(sshd.user());
+    assert_eq!(
+        (code, &details["api"], &details["runtime"], &details["mutation"]),
+        (0, &"ssh_probe".into(), &"ssh_reachable".into(), &"false".into()),
+        "{details}"
+    );
+    assert_eq!(tree(&place.path("home")), before, "not even the host key is kept");
+    let (code, details) = knock("nobody-of-that-name");
+    assert_eq!((code, &details["class"]), (1, &"auth".into()), "{details}");
+    drop(sshd);
+    let (code, details) = knock("anyone");
+    assert_eq!((code, &details["class"]), (1, &"network".into()), "{details}");
+    assert!(details["fix"].is_string(), "{details}");
+}
+
+#[test]
+fn what_a_lease_is_made_of_is_looked_for_on_request() {
+    let place = place();
+    let (answer, document) = doctor(
+        &place,
+        &["--prepare-check", "--firecracker-binary", "/nowhere/firecracker"],
+    );
+    let found = check(&document, "prepare");
+    assert_eq!((answer.code, &found["status"]), (1, &"failed".into()), "{found}");
+    let message = found["message"].as_str().unwrap();
+    // A host without KVM ends there.
+    assert!(
+        message.starts_with("firecracker.binary unavailable: /nowhere/firecracker")
+            || message.starts_with("/dev/kvm"),
+        "{message}"
+    );
+    let (_, without) = doctor(&place, &["--firecracker-binary", "/nowhere/firecracker"]);
+    assert!(check(&without, "prepare").is_null());
+}
+
+#[test]
+fn what_cleanup_would_take_away_is_named() {
+    let place = place();
+    let (_, document) = doctor(&place, &[]);
+    assert_eq!(
+        check(&document, "orphans")["details"]["orphans"],
+        "0",
+        "{document}"
+    );
+    let id = "cbx_0123456789ab";
+    Record::new(id, "jade-krill").write(&place);
+    claim(&place, "cbx_aaaaaaaaaaaa", "amber-crab", "firecracker");
+    let before = tree(&place.path("home"));
+    let (_, document) = doctor(&place, &[]);
+    let orphans = check(&document, "orphans");
+    assert_eq!(
+        (&orphans["status"], &orphans["details"]["class"]),
+        (&"warning".into(), &"residue".into())
+    );
+    let message = orphans["message"].as_str().unwrap();
+    for one in [
+        "orphans=2 ",
+        "dead lease cbx_0123456789ab",
+        "claim cbx_aaaaaaaaaaaa",
+    ] {
+        assert!(message.contains(one), "{message}");
     }
+    assert_eq!(tree(&place.path("home")), before);
+    assert_eq!(place.run(&["cleanup", "--provider", "firecracker"]).code, 0);
+    let (_, document) = doctor(&place, &[]);
+    assert_eq!(check(&document, "orphans")["status"], "ok");
+}
+
+#[test]
+fn a_vmm_without_a_jail_is_warned_about() {
+    let place = place();
+    // Any program will do: what counts is that it is not jailed.
+    let flags = [
+        "--firecracker-binary",
+        "/bin/true",
+        "--firecracker-jailer",
+        "none",
+    ];
+    let (_, document) = doctor(&place, &flags);
+    let jail = check(&document, "jail");
+    assert_eq!(
+        (&jail["status"], &jail["details"]["class"]),
+        (&"warning".into(), &"hardening".into()),
+        "{document}"
+    );
+    let machine = Machine::start();
+    Record::new("cbx_0123456789ab", "jade-krill")
+        .on(&machine)
+        .write(&place);
+    let status = place.run(&["status", "jade-krill"]);
+    assert!(
+        status
+            .err
+            .contains("warning: lease cbx_0123456789ab runs without a jail"),
+        "{}",
+        status.err
+    );
+    assert!(!status.out.contains("jail="), "{}", status.out);
+}
+
+#[test]
+fn a_look_at_this_host_is_quick() {
+    let place = place();
+    let began = std::time::Instant::now();
+    doctor(&place, &[]);
+    let took = began.elapsed();
+    assert!(took < std::time::Duration::from_secs(2), "{took:?}");
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_and_not_ignored() {
+    let answer = place().run(&["doctor", "--provider", "firecracker", "--doctor-probe-ssh"]);
+    assert_eq!(answer.code, 2, "{}", answer.err);
+    assert!(
+        answer.err.contains("--doctor-probe-ssh needs provider=ssh"),
+        "{}",
+        answer.err
+    );
     let answer = place().run(&["doctor", "--provider", "firecracker", "--from-run", "x"]);
     assert_eq!(answer.code, 2);
     let answer = place().run(&["doctor", "--provider", "firecracker", "--id", "cbx_000000000000"]);

@@ -16,22 +16,25 @@ pub(super) fn checks(plan: &FirecrackerPlan, world: &World) -> Vec<Check> {
     let mut checks = Vec::new();
     let firecracker = world.vmm.firecracker.as_ref().ok();
     let jailer = world.vmm.jailer.as_ref().ok().and_then(Option::as_ref);
-    checks.extend(firecracker.map(|binary| version("firecracker-version", binary, &world.vmm.pinned[0])));
+    checks.extend(
+        firecracker.map(|binary| version("firecracker-version", binary, &world.vmm.pinned[0], Some(OLDEST))),
+    );
     checks.extend(jailer.map(
-        |binary| match version("jailer-version", binary, &world.vmm.pinned[1]) {
+        |binary| match version("jailer-version", binary, &world.vmm.pinned[1], None) {
             check if check.status.is_problem() => check,
             check => same_version(check, binary, firecracker),
         },
     ));
     if jailer.is_some() {
         checks.extend([ownership(firecracker, jailer), cgroup(world)]);
-    } else if plan.jailer == Jailer::Auto && firecracker.is_some() {
-        checks.push(no_jail(world));
+    } else if firecracker.is_some() && !matches!(plan.jailer, Jailer::Program(_)) {
+        checks.push(no_jail(&plan.jailer, world));
     }
     checks
 }
 
-fn version(check: &'static str, binary: &Binary, pinned: &str) -> Check {
+/// `oldest` is not asked of the jailer: it must be of one release with Firecracker, whose age is told once.
+fn version(check: &'static str, binary: &Binary, pinned: &str, oldest: Option<Version>) -> Check {
     let path = binary.path.display();
     let text = match &binary.version {
         Ok(text) => text,
@@ -44,14 +47,16 @@ fn version(check: &'static str, binary: &Binary, pinned: &str) -> Check {
     let digest = binary.digest.as_deref().unwrap_or("unreadable");
     let known = if digest == pinned { "pinned" } else { "unknown" };
     let facts = format!("version={text} digest={known} mutation=false");
-    let made = match text.parse::<Version>() {
-        Ok(version) if version >= OLDEST => Check::firecracker(Status::Ok, check, facts),
-        _ => Check::firecracker(
-            Status::Warning,
-            check,
-            format!("older than {OLDEST}, which nobody tried: {facts}"),
-        )
-        .trouble(Class::Degraded, "crabbox setup firecracker"),
+    let made = match oldest {
+        Some(oldest) if !text.parse::<Version>().is_ok_and(|version| version >= oldest) => {
+            Check::firecracker(
+                Status::Warning,
+                check,
+                format!("older than {oldest}, which nobody tried: {facts}"),
+            )
+            .trouble(Class::Degraded, "crabbox setup firecracker")
+        }
+        _ => Check::firecracker(Status::Ok, check, facts),
     };
     made.with("path", path).with("sha256", digest)
 }
@@ -120,15 +125,18 @@ fn cgroup(world: &World) -> Check {
     .trouble(Class::EnvironmentBlocked, FIX)
 }
 
-fn no_jail(world: &World) -> Check {
+fn no_jail(jailer: &Jailer, world: &World) -> Check {
     let root = world.host.euid == 0;
-    let (message, fix) = if root {
-        (
+    let (message, fix) = match (root, jailer) {
+        (true, Jailer::Off) => (
+            "jail=none: Firecracker runs as root because firecracker.jailer is none",
+            "leave firecracker.jailer and --firecracker-jailer unset (`crabbox config explain firecracker.jailer` tells where it is set)",
+        ),
+        (true, _) => (
             "jail=none: no jailer lies beside the Firecracker program",
             "crabbox setup firecracker (it brings the jailer)",
-        )
-    } else {
-        ("jail=none: only root can build one", "run crabbox as root")
+        ),
+        (false, _) => ("jail=none: only root can build one", "run crabbox as root"),
     };
     Check::firecracker(Status::Warning, "jail", message).trouble(Class::Hardening, fix)
 }
