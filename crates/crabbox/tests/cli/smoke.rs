@@ -1,4 +1,4 @@
-//! `scripts/live-firecracker-smoke.sh` with programs that stand in for crabbox.
+//! The smoke scripts: `live-firecracker-smoke.sh` with programs that stand in for crabbox, `live-ssh-localhost-smoke.sh` with the real one.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -168,4 +168,38 @@ fn a_full_run_tells_the_step_that_failed_and_gives_the_lease_back_all_the_same()
             "{step}: {out}"
         );
     }
+}
+
+fn localhost_smoke(crabbox: &Path) -> (i32, String, String) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/live-ssh-localhost-smoke.sh");
+    let done = Cmd::new("bash")
+        .arg(script)
+        .env("CRABBOX_BIN", crabbox)
+        .capture()
+        .unwrap();
+    (
+        done.status.code().unwrap(),
+        done.stdout_text(),
+        done.stderr_text(),
+    )
+}
+
+#[test]
+fn a_lease_on_localhost_lives_its_whole_life() {
+    let (code, out, err) = localhost_smoke(Path::new(env!("CARGO_BIN_EXE_crabbox")));
+    assert_eq!(code, 0, "{out}\n{err}");
+    assert!(
+        out.starts_with("classification=live_passed provider=ssh "),
+        "{out}"
+    );
+}
+
+#[test]
+fn a_step_on_localhost_that_fails_is_named() {
+    let (code, out, _) = localhost_smoke(Path::new("/bin/false"));
+    assert_eq!(code, 1);
+    assert!(
+        out.starts_with("classification=live_failed provider=ssh step=warmup exit=1\n"),
+        "{out}"
+    );
 }
