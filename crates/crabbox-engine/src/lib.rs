@@ -42,3 +42,4 @@ pub mod teardown;
 pub mod touch;
 pub mod tunnel;
 pub mod vmm;
+pub mod watch;

@@ -119,11 +119,7 @@ pub fn load(repo: &Repo, settings: &SyncSettings) -> Result<(Load, Result<(), Gu
 
 /// The tree held against the limits of the configuration.
 pub(crate) fn judge(repo: &Repo, settings: &SyncSettings) -> Result<(Manifest, Judgement), SyncError> {
-    let scope = Scope {
-        exclude: settings.exclude.value.clone(),
-        include: settings.include.value.clone(),
-    };
-    let manifest = Manifest::build(repo, &scope)?;
+    let manifest = Manifest::build(repo, &scope(settings))?;
     let limit = |value: i64| u64::try_from(value).unwrap_or(0);
     let limits = Limits {
         warn_files: limit(settings.warn_files.value),
@@ -133,6 +129,14 @@ pub(crate) fn judge(repo: &Repo, settings: &SyncSettings) -> Result<(Manifest, J
     };
     let judgement = guardrail::judge(&manifest, limits, settings.allow_large.value);
     Ok((manifest, judgement))
+}
+
+/// What of a tree is in scope.
+pub(crate) fn scope(settings: &SyncSettings) -> Scope {
+    Scope {
+        exclude: settings.exclude.value.clone(),
+        include: settings.include.value.clone(),
+    }
 }
 
 /// Where the tree of `repo` goes in `lease`.

@@ -22,3 +22,4 @@ pub mod signals;
 pub mod sockets;
 pub mod tap;
 pub mod unix;
+pub mod watch;

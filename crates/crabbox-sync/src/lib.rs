@@ -5,6 +5,7 @@
 
 mod agent;
 mod channel;
+pub mod directories;
 mod entry;
 mod events;
 mod filter;

@@ -190,7 +190,7 @@ fn volume<'a>(entries: impl Iterator<Item = &'a Entry>) -> Volume {
     })
 }
 
-fn read_ignore_file(root: &Path) -> Result<Vec<u8>, ManifestError> {
+pub(crate) fn read_ignore_file(root: &Path) -> Result<Vec<u8>, ManifestError> {
     match std::fs::read(root.join(IGNORE_FILE)) {
         Ok(bytes) => Ok(bytes),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),

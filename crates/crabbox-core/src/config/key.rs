@@ -329,6 +329,9 @@ registry! {
         .env(&["CRABBOX_FIRECRACKER_DELETE_ON_RELEASE"]).flag("firecracker-delete-on-release", ProviderOptions);
 }
 
+/// The section of jobs, which are no keys: names and what is run under them.
+pub const JOBS: &str = "jobs";
+
 /// Sections that the Go program reads and this one does not: told to the user once a file, never taken for a typing error.
 pub const FOREIGN_SECTIONS: &[&str] = &[
     "actions",
@@ -337,7 +340,6 @@ pub const FOREIGN_SECTIONS: &[&str] = &[
     "capacity",
     "external",
     "hostId",
-    "jobs",
     "presets",
     "profiles",
     "proofTemplates",

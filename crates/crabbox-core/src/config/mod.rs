@@ -4,6 +4,7 @@
 //! environment itself.
 
 pub mod firecracker;
+pub mod jobs;
 pub mod key;
 pub mod layer;
 mod provider;

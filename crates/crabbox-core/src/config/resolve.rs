@@ -3,9 +3,11 @@
 //! A fold over the layers, weakest first, driven by the key registry. It must never let a repository file set a host-only
 //! key, and never leave a value out without a warning.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::key::{FOREIGN_SECTIONS, KEYS, Key, Kind, Merge, Name, Trust};
+use super::jobs::{self, Job};
+use super::key::{FOREIGN_SECTIONS, JOBS, KEYS, Key, Kind, Merge, Name, Trust};
 use super::layer::{Layer, Origin, Place, Sourced};
 use super::settings::Settings;
 use super::suggest::suggest;
@@ -66,6 +68,8 @@ pub struct Resolution {
     pub settings: Settings,
     /// What was left out and why, in the order it was met.
     pub warnings: Vec<Warning>,
+    /// The jobs by name; a later file replaces those of an earlier one.
+    pub jobs: BTreeMap<String, Job>,
     values: Table,
 }
 
@@ -81,18 +85,24 @@ pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
     let mut fold = Fold {
         values: Table::defaults(inputs.home),
         warnings: Vec::new(),
+        jobs: BTreeMap::new(),
     };
     for file in inputs.files {
         fold.file(inputs, file)?;
     }
     fold.environment(inputs);
     fold.flags(inputs)?;
-    let Fold { values, warnings } = fold;
+    let Fold {
+        values,
+        warnings,
+        jobs,
+    } = fold;
     let settings = Settings::from_table(&values);
     settings.check_credentials(inputs.repository)?;
     Ok(Resolution {
         settings,
         warnings,
+        jobs,
         values,
     })
 }
@@ -103,6 +113,7 @@ const PRINTED_LENGTH: usize = 80;
 struct Fold {
     values: Table,
     warnings: Vec<Warning>,
+    jobs: BTreeMap<String, Job>,
 }
 
 impl Fold {
@@ -140,6 +151,8 @@ impl Fold {
             let name = key_text(key);
             if FOREIGN_SECTIONS.contains(&name) {
                 foreign.push(name.to_owned());
+            } else if name == JOBS {
+                self.jobs(file, value)?;
             } else {
                 self.entry(inputs, file, name, key, value)?;
             }
@@ -150,6 +163,19 @@ impl Fold {
                 sections: foreign,
             });
         }
+        Ok(())
+    }
+
+    fn jobs(&mut self, file: &ConfigFile, section: &Node) -> Result<(), ConfigError> {
+        let (jobs, unknown) = jobs::read(section, file.layer, &|node| place(file, node))
+            .map_err(|wrong| wrong_type(file, &wrong.node, &wrong.path, wrong.expected))?;
+        self.jobs.extend(jobs);
+        self.warnings
+            .extend(unknown.into_iter().map(|(path, place)| Warning::UnknownKey {
+                place,
+                path: printable(&path),
+                suggestion: None,
+            }));
         Ok(())
     }
 

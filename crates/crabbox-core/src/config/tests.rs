@@ -229,7 +229,7 @@ fn what_cannot_be_used_is_left_out_with_a_warning() {
 #[test]
 fn unknown_keys_are_told_with_what_was_meant() {
     let world = world().repo(
-        "provider: ssh\nfirecraker:\n  cpus: 1\nsync:\n  exlude: [a]\nzebra: 1\nbroker: {url: x}\njobs: {}\n",
+        "provider: ssh\nfirecraker:\n  cpus: 1\nsync:\n  exlude: [a]\nzebra: 1\nbroker: {url: x}\nshard: {}\n",
     );
     assert_eq!(
         world.warnings(),
@@ -237,7 +237,7 @@ fn unknown_keys_are_told_with_what_was_meant() {
             "/w/repo/crabbox.yaml:2:1: unknown key firecraker is ignored; did you mean firecracker?",
             "/w/repo/crabbox.yaml:5:3: unknown key sync.exlude is ignored; did you mean sync.exclude?",
             "/w/repo/crabbox.yaml:6:1: unknown key zebra is ignored",
-            "/w/repo/crabbox.yaml: not supported by this program and ignored: broker, jobs",
+            "/w/repo/crabbox.yaml: not supported by this program and ignored: broker, shard",
         ]
     );
 }
@@ -488,5 +488,65 @@ proptest! {
     #[test]
     fn no_text_makes_it_panic(text in "\\PC{0,60}|[a-z:\\-\\[\\]{}&*!|>'\"%@` \n\t#]{0,80}") {
         let _outcome = world().repo(&text).resolve();
+    }
+}
+
+#[test]
+fn jobs_are_read_with_their_flags_and_their_trust() {
+    let world = world()
+        .user("jobs:\n  mine: {command: make, stop: never}\n  both: {command: user}\n")
+        .repo(
+            "jobs:\n  both:\n    command: 'cargo test'\n    shell: yes\n    noSync: false\n    ttl: 10m\n    type: big\n    \
+             windows: {mode: normal}\n    artifactGlobs: ['*.log', b]\n    junit: r.xml\n    hydrate: {actions: true}\n    colour: red\n",
+        );
+    let jobs = world.resolve().unwrap().jobs;
+    let (mine, both) = (&jobs["mine"], &jobs["both"]);
+    assert!(mine.is_trusted && !both.is_trusted);
+    assert_eq!(
+        (mine.command.as_deref(), mine.stop.as_deref()),
+        (Some("make"), Some("never"))
+    );
+    let flags: Vec<String> = both
+        .flags
+        .iter()
+        .map(|(flag, value)| {
+            value
+                .as_ref()
+                .map_or_else(|| (*flag).to_owned(), |value| format!("{flag}={value}"))
+        })
+        .collect();
+    assert_eq!(
+        flags,
+        [
+            "windows-mode=normal",
+            "type=big",
+            "ttl=10m",
+            "shell",
+            "junit=r.xml",
+            "artifact-glob=*.log",
+            "artifact-glob=b"
+        ]
+    );
+    assert_eq!(both.foreign, ["hydrate.actions"]);
+    assert_eq!(
+        world.warnings(),
+        ["/w/repo/crabbox.yaml:12:13: unknown key jobs.both.colour is ignored"]
+    );
+}
+
+#[test]
+fn jobs_that_make_no_sense_are_refused_at_their_place() {
+    for (text, want) in [
+        ("jobs: [a]\n", "jobs"),
+        ("jobs:\n  a: b\n", "jobs.a"),
+        ("jobs:\n  a: {stop: maybe}\n", "jobs.a.stop"),
+        ("jobs:\n  a: {shell: maybe}\n", "jobs.a.shell"),
+        ("jobs:\n  a: {downloads: {x: y}}\n", "jobs.a.downloads"),
+    ] {
+        let error = world().repo(text).resolve().unwrap_err();
+        assert!(
+            matches!(&error, ConfigError::WrongType { key, .. } if key == want),
+            "{error:?}"
+        );
     }
 }

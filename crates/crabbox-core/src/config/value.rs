@@ -125,7 +125,7 @@ fn port(text: &str) -> Option<u16> {
 }
 
 /// The spellings of the Go program's environment, and those that its YAML library takes for a boolean.
-fn boolean(text: &str) -> Option<bool> {
+pub(super) fn boolean(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "1" | "true" | "yes" | "on" | "y" | "t" => Some(true),
         "0" | "false" | "no" | "off" | "n" | "f" => Some(false),

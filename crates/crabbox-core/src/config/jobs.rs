@@ -1,0 +1,236 @@
+//! The section `jobs` of the configuration: commands with the flags they are run with, by name.
+//!
+//! A job only says what `crabbox run` would be told; it must never be able to say more than the keys and flags that a
+//! repository may set, so each job knows whether its file is trusted.
+
+use std::collections::BTreeMap;
+
+use super::layer::{Layer, Place};
+use super::yaml::{Content, Node};
+
+/// Fields that become a flag of `run` with a value: the YAML path below the job, and the flag.
+const FLAGS: &[(&str, &str)] = &[
+    ("provider", "provider"),
+    ("target", "target"),
+    ("targetOS", "target"),
+    ("windows.mode", "windows-mode"),
+    ("profile", "profile"),
+    ("class", "class"),
+    ("architecture", "arch"),
+    ("serverType", "type"),
+    ("type", "type"),
+    ("market", "market"),
+    ("capacity.market", "market"),
+    ("ttl", "ttl"),
+    ("idleTimeout", "idle-timeout"),
+    ("desktopEnv", "desktop-env"),
+    ("network", "network"),
+    ("label", "label"),
+];
+/// Fields that become a switch.
+const SWITCHES: &[(&str, &str)] = &[
+    ("desktop", "desktop"),
+    ("browser", "browser"),
+    ("code", "code"),
+    ("shell", "shell"),
+    ("noSync", "no-sync"),
+    ("syncOnly", "sync-only"),
+    ("checksum", "checksum"),
+    ("forceSyncLarge", "force-sync-large"),
+];
+/// Fields that become a flag for each of their values.
+const LISTS: &[(&str, &str)] = &[
+    ("junit", "junit"),
+    ("artifactGlobs", "artifact-glob"),
+    ("requiredArtifacts", "require-artifact"),
+    ("downloads", "download"),
+];
+/// Fields of the Go program for which there is nothing here.
+const FOREIGN: &[&str] = &["hydrate.actions", "hydrate.githubRunner"];
+/// Fields that only matter with those.
+const IDLE: &[&str] = &["actions", "hydrate", "capacity", "windows"];
+
+/// A job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// Flags of `run`, in the order of the tables above: the name without dashes, and its value; `None` for a switch.
+    pub flags: Vec<(&'static str, Option<String>)>,
+    /// What is run.
+    pub command: Option<String>,
+    /// When the lease is given back: `auto`, `always`, `success`, `failure` or `never`.
+    pub stop: Option<String>,
+    /// What it asks for that this program has not.
+    pub foreign: Vec<&'static str>,
+    /// Where it stands.
+    pub place: Place,
+    /// Whether the user of this host wrote it, rather than whoever wrote the repository.
+    pub is_trusted: bool,
+}
+
+/// What is wrong with the section.
+#[derive(Debug, Clone)]
+pub(super) struct Wrong {
+    /// The path of the field.
+    pub path: String,
+    /// What it should be.
+    pub expected: &'static str,
+    /// What stands there instead.
+    pub node: Node,
+}
+
+/// Fields that nobody knows, each with its place.
+type Unknown = Vec<(String, Place)>;
+
+/// Reads the section of one file.
+pub(super) fn read(
+    section: &Node,
+    layer: Layer,
+    at: &dyn Fn(&Node) -> Place,
+) -> Result<(BTreeMap<String, Job>, Unknown), Wrong> {
+    let (mut jobs, mut unknown) = (BTreeMap::new(), Vec::new());
+    for (name, node) in mapping(section, "jobs")? {
+        let path = format!("jobs.{name}");
+        let mut fields = BTreeMap::new();
+        collect(node, &path, "", &mut fields)?;
+        let mut job = Job {
+            flags: Vec::new(),
+            command: None,
+            stop: None,
+            foreign: Vec::new(),
+            place: at(node),
+            is_trusted: layer.is_trusted(),
+        };
+        for (field, node) in &fields {
+            let path = format!("{path}.{field}");
+            if !take(&mut job, field, node, &path)? {
+                unknown.push((path, at(node)));
+            }
+        }
+        job.flags.sort_by_key(|(flag, _)| order(flag));
+        jobs.insert(name.to_owned(), job);
+    }
+    Ok((jobs, unknown))
+}
+
+fn order(flag: &str) -> usize {
+    let known = FLAGS.iter().chain(SWITCHES).chain(LISTS);
+    known
+        .into_iter()
+        .position(|(_, name)| *name == flag)
+        .unwrap_or(usize::MAX)
+}
+
+/// Takes a field; whether it is one.
+fn take(job: &mut Job, field: &str, node: &Node, path: &str) -> Result<bool, Wrong> {
+    let find = |table: &[(&'static str, &'static str)]| {
+        table
+            .iter()
+            .find(|(name, _)| *name == field)
+            .map(|(_, flag)| *flag)
+    };
+    if let Some(flag) = find(FLAGS) {
+        let value = scalar(node, path, "a text")?;
+        if !value.is_empty() {
+            job.flags.push((flag, Some(value)));
+        }
+    } else if let Some(flag) = find(SWITCHES) {
+        if truth(node, path)? {
+            job.flags.push((flag, None));
+        }
+    } else if let Some(flag) = find(LISTS) {
+        for value in list(node, path)? {
+            job.flags.push((flag, Some(value)));
+        }
+    } else if let Some(foreign) = FOREIGN.iter().find(|name| **name == field) {
+        if truth(node, path)? {
+            job.foreign.push(foreign);
+        }
+    } else if field == "command" {
+        job.command = Some(scalar(node, path, "a text")?).filter(|command| !command.trim().is_empty());
+    } else if field == "stop" {
+        let stop = scalar(node, path, STOPS)?;
+        if !["auto", "always", "success", "failure", "never", ""].contains(&stop.as_str()) {
+            return Err(wrong(node, path, STOPS));
+        }
+        job.stop = Some(stop).filter(|stop| !stop.is_empty());
+    } else {
+        return Ok(IDLE
+            .iter()
+            .any(|section| field.split('.').next() == Some(section)));
+    }
+    Ok(true)
+}
+
+/// What `stop` may be.
+const STOPS: &str = "auto, always, success, failure or never";
+
+/// The fields of a job by their paths; only mappings that have fields of their own are gone into.
+fn collect<'a>(
+    node: &'a Node,
+    path: &str,
+    above: &str,
+    fields: &mut BTreeMap<String, &'a Node>,
+) -> Result<(), Wrong> {
+    for (name, value) in mapping(node, path)? {
+        let field = if above.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{above}.{name}")
+        };
+        match &value.content {
+            Content::Null => {}
+            Content::Map(_) if IDLE.contains(&field.as_str()) => {
+                collect(value, &format!("{path}.{name}"), &field, fields)?;
+            }
+            _ => {
+                fields.insert(field, value);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn mapping<'a>(node: &'a Node, path: &str) -> Result<Vec<(&'a str, &'a Node)>, Wrong> {
+    match &node.content {
+        Content::Null => Ok(Vec::new()),
+        Content::Map(entries) => Ok(entries
+            .iter()
+            .filter_map(|(key, value)| match &key.content {
+                Content::Scalar { text, .. } => Some((text.as_str(), value)),
+                _ => None,
+            })
+            .collect()),
+        _ => Err(wrong(node, path, "a mapping of keys to values")),
+    }
+}
+
+fn scalar(node: &Node, path: &str, expected: &'static str) -> Result<String, Wrong> {
+    match &node.content {
+        Content::Scalar { text, .. } => Ok(text.trim().to_owned()),
+        _ => Err(wrong(node, path, expected)),
+    }
+}
+
+fn truth(node: &Node, path: &str) -> Result<bool, Wrong> {
+    let text = scalar(node, path, "true or false")?;
+    super::value::boolean(&text).ok_or_else(|| wrong(node, path, "true or false"))
+}
+
+fn list(node: &Node, path: &str) -> Result<Vec<String>, Wrong> {
+    match &node.content {
+        Content::Scalar { text, .. } => Ok(vec![text.trim().to_owned()]),
+        Content::List(items) => items
+            .iter()
+            .map(|item| scalar(item, path, "a list of texts"))
+            .collect(),
+        _ => Err(wrong(node, path, "a list of texts")),
+    }
+}
+
+fn wrong(node: &Node, path: &str, expected: &'static str) -> Wrong {
+    Wrong {
+        path: path.to_owned(),
+        expected,
+        node: node.clone(),
+    }
+}
