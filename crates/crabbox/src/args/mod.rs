@@ -9,6 +9,7 @@ mod lease;
 mod local;
 mod refused;
 mod run;
+mod work;
 
 use std::ffi::OsString;
 
@@ -29,6 +30,7 @@ pub(crate) use local::{
     SyncPlanArgs,
 };
 pub(crate) use run::{RunArgs, RunResultArgs, StopAfter};
+pub(crate) use work::{InitArgs, JobCommand, JobListArgs, JobRunArgs, PrewarmArgs, WatchArgs};
 
 use crate::goflags::{Problem, Stop, UsageError, normalise};
 
@@ -54,6 +56,15 @@ pub(crate) enum Command {
     Warmup(WarmupArgs),
     /// Sync the working tree to a machine and run a command there
     Run(Box<RunArgs>),
+    /// Run a command again each time that the working tree has changed
+    Watch(WatchArgs),
+    /// Run commands that the configuration names
+    #[command(subcommand)]
+    Job(JobCommand),
+    /// Write the files that make a repository ready
+    Init(InitArgs),
+    /// Lease a machine ahead of its use and look whether it is fit
+    Prewarm(PrewarmArgs),
     /// Print the ssh command line of a lease
     Ssh(SshArgs),
     /// Open a shell on a lease

@@ -3,6 +3,7 @@
 mod acquire;
 mod claims;
 mod cleanup;
+mod compose;
 mod config;
 mod connect;
 mod cp;
@@ -11,9 +12,12 @@ mod documents;
 mod entry;
 mod heartbeat;
 mod image;
+mod init;
 mod inspect;
+mod job;
 mod list;
 mod logs;
+mod prewarm;
 mod progress;
 mod providers;
 mod reference;
@@ -30,6 +34,7 @@ mod tunnel;
 mod unsupported;
 mod views;
 mod warmup;
+mod watch;
 
 use std::ffi::OsString;
 
@@ -100,6 +105,10 @@ fn dispatch(ctx: &Ctx<'_>, command: Command) -> Result<Exit, CommandError> {
         Command::Ports(args) => unsupported::ports(ctx, &args),
         Command::Pause(args) => unsupported::pause(ctx, &args, "pause"),
         Command::Resume(args) => unsupported::pause(ctx, &args, "resume"),
+        Command::Watch(args) => watch::run(ctx, &args),
+        Command::Job(command) => job::run(ctx, &command),
+        Command::Init(args) => init::run(ctx, &args),
+        Command::Prewarm(args) => prewarm::run(ctx, &args),
         Command::SyncPlan(args) => sync_plan::run(ctx, &args),
         Command::Doctor(args) => doctor::run(ctx, &args),
         Command::Setup(SetupCommand::Firecracker(args)) => setup::run(ctx, &args),

@@ -53,8 +53,23 @@ struct Run<'a> {
 }
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &RunArgs) -> Result<Exit, CommandError> {
-    let started = Instant::now();
+    // The words are judged before anything else happens.
     let request = Request::new(args)?;
+    run_request(ctx, args, &request, &acquire::interrupts()?)
+}
+
+/// The same for a command that runs others and watches for Ctrl-C itself.
+pub(super) fn within(ctx: &Ctx<'_>, args: &RunArgs, interrupts: &Interrupts) -> Result<Exit, CommandError> {
+    run_request(ctx, args, &Request::new(args)?, interrupts)
+}
+
+fn run_request(
+    ctx: &Ctx<'_>,
+    args: &RunArgs,
+    request: &Request,
+    interrupts: &Interrupts,
+) -> Result<Exit, CommandError> {
+    let started = Instant::now();
     let settings = ctx.settings(&args.keys.values)?.settings;
     let variables = command::variables(ctx, args, &settings)?;
     let repo = run::look(ctx.env.cwd()?)?;
@@ -62,19 +77,18 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &RunArgs) -> Result<Exit, CommandError> {
         run::check(&repo)?;
     }
     let engine = acquire::engine(ctx)?;
-    let interrupts = acquire::interrupts()?;
     let id = RunId::from_random(crabbox_host::random::bytes().map_err(RunFailure::Random)?);
-    let (provider, lease, new) = lease(ctx, args, &settings, &engine, &repo, &interrupts)
+    let (provider, lease, new) = lease(ctx, args, &settings, &engine, &repo, interrupts)
         .inspect_err(|error| report::classification(ctx, error))?;
     let run = Run {
         ctx,
         args,
-        request: &request,
+        request,
         settings: &settings,
         engine: &engine,
         provider: provider.as_ref(),
         repo: &repo,
-        interrupts: &interrupts,
+        interrupts,
         id,
         variables,
     };

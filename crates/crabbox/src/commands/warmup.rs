@@ -3,7 +3,10 @@
 use std::time::Instant;
 
 use crabbox_core::timestamp;
+use crabbox_engine::firecracker::AcquiredLease;
 use crabbox_engine::lease::Lease;
+use crabbox_engine::provider::Provider;
+use crabbox_host::signals::Interrupts;
 
 use crate::args::WarmupArgs;
 use crate::commands::acquire::{self, Wanted};
@@ -13,17 +16,26 @@ use crate::timing::{Outcome, TimingJson};
 use crate::ui::{CommandError, Exit};
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &WarmupArgs) -> Result<Exit, CommandError> {
+    lease(ctx, args, &acquire::interrupts()?)?;
+    Ok(Exit::SUCCESS)
+}
+
+/// The same for a command that goes on with the lease.
+pub(super) fn lease(
+    ctx: &Ctx<'_>,
+    args: &WarmupArgs,
+    interrupts: &Interrupts,
+) -> Result<(Box<dyn Provider>, AcquiredLease), CommandError> {
     let started = Instant::now();
     let settings = ctx.settings(&args.keys.values)?.settings;
     let engine = acquire::engine(ctx)?;
-    let interrupts = acquire::interrupts()?;
     let wanted = Wanted {
         slug: args.slug.clone(),
         keep: args.keep,
         set_up: args.yes,
         reclaim: args.reclaim,
     };
-    let (_, acquired) = acquire::acquire(ctx, &engine, &settings, &wanted, &interrupts)?;
+    let (provider, acquired) = acquire::acquire(ctx, &engine, &settings, &wanted, interrupts)?;
     let lease = &acquired.lease;
     print_leased(ctx, lease);
     let total = started.elapsed();
@@ -39,7 +51,7 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &WarmupArgs) -> Result<Exit, CommandError
         };
         ctx.printer.note_json(&TimingJson::new(lease, &outcome))?;
     }
-    Ok(Exit::SUCCESS)
+    Ok((provider, acquired))
 }
 
 /// The two lines by which scripts know a lease.

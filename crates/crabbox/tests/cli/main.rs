@@ -17,4 +17,5 @@ mod smoke;
 mod static_host;
 mod sync_plan;
 mod usage;
+mod work;
 mod world;

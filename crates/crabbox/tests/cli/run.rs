@@ -11,7 +11,7 @@ use crabbox_host::command::Cmd;
 use crate::place::Answer;
 use crate::remote::Entered;
 
-fn entered() -> Entered {
+pub(crate) fn entered() -> Entered {
     let lease = Entered::new();
     // A real repository in place of the empty one.
     let repo = lease.place.path("repo");

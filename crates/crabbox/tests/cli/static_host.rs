@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 use crate::place::{Answer, Place};
 use crate::world::{claim_file, read_claim};
 
-const ID: &str = "static_127-0-0-1";
+pub(crate) const ID: &str = "static_127-0-0-1";
 
 /// A host that exists already, a repository with one commit, and a configuration that knows nothing yet.
-fn existing() -> (Place, Sshd) {
+pub(crate) fn existing() -> (Place, Sshd) {
     let (sshd, place) = (Sshd::start(), Place::new());
     fs::create_dir(place.path("run")).unwrap();
     fs::set_permissions(place.path("run"), fs::Permissions::from_mode(0o700)).unwrap();
@@ -35,7 +35,7 @@ fn existing() -> (Place, Sshd) {
 }
 
 /// The settings of that host, with `more` lines.
-fn configure(place: &Place, sshd: &Sshd, more: &str) {
+pub(crate) fn configure(place: &Place, sshd: &Sshd, more: &str) {
     let work_root = sshd.dir().join("work");
     let text = format!(
         "provider: ssh\nssh:\n  key: {}\n{more}static:\n  host: 127.0.0.1\n  user: {}\n  port: {}\n  workRoot: {}\n",
@@ -54,7 +54,7 @@ fn key(place: &Place, sshd: &Sshd) -> String {
     key.display().to_string()
 }
 
-fn claimed(place: &Place, id: &str) -> bool {
+pub(crate) fn claimed(place: &Place, id: &str) -> bool {
     place
         .path("home/.config/crabbox/state/claims")
         .join(format!("{id}.json"))
@@ -62,7 +62,7 @@ fn claimed(place: &Place, id: &str) -> bool {
 }
 
 /// Whether a shared connection is left.
-fn connected(place: &Place) -> bool {
+pub(crate) fn connected(place: &Place) -> bool {
     let sockets = fs::read_dir(place.path("run/crabbox"));
     sockets.is_ok_and(|mut sockets| sockets.next().is_some())
 }
