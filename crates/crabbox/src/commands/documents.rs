@@ -12,7 +12,7 @@ use super::config::{ConfigView, Explanation};
 use super::image::{ExportView, GcView, InspectView, ListView, MadeView, RemovedView, VerifyView};
 use super::run::BundledRun;
 use super::views::{ListItem, StatusView};
-use super::{claims, cleanup, doctor, heartbeat, providers, setup, stages, sync_plan};
+use super::{claims, cleanup, doctor, heartbeat, job, providers, setup, stages, sync_plan};
 use crate::timing::TimingJson;
 use crate::ui::Document;
 
@@ -43,6 +43,7 @@ documents! {
     "image-made", "image build --json and image import --json" => MadeView<'_>;
     "image-rm", "image rm --json" => RemovedView<'_>;
     "image-verify", "image verify --json" => VerifyView<'_>;
+    "job-list", "job list --json" => Vec<job::JobView>;
     "list", "list --json" => Vec<ListItem>;
     "progress", "image and setup with --json, a line an event on standard error" => stages::Line<'_>;
     "providers", "providers --json" => Vec<providers::Entry>;

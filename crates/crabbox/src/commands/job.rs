@@ -7,6 +7,7 @@ use std::path::{Component, Path};
 
 use crabbox_core::config::jobs::Job;
 use crabbox_core::fault::{Fault, Kind};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::args::{JobCommand, JobListArgs, JobRunArgs};
@@ -83,11 +84,15 @@ pub(super) fn run(ctx: &Ctx<'_>, command: &JobCommand) -> Result<Exit, CommandEr
 }
 
 /// A job, as `--json` prints it.
-#[derive(Debug, Serialize)]
-struct JobView {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct JobView {
+    /// Its name.
     name: String,
+    /// What it runs; empty when it only syncs.
     command: String,
+    /// The command line that does the same.
     run: String,
+    /// The file, line and column where it stands.
     place: String,
 }
 
