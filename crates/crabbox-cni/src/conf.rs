@@ -182,7 +182,8 @@ fn instead(present: &[Found], unreadable: &[Unreadable]) -> String {
     } else {
         let names: Vec<_> = present
             .iter()
-            .map(|found| format!("{} ({})", found.name, shown(&found.file)))
+            // A name may hold anything; shown as it is it could repaint the terminal.
+            .map(|found| format!("{} ({})", found.name.escape_debug(), shown(&found.file)))
             .collect();
         parts.push(format!("it holds {}", names.join(", ")));
     }
@@ -195,10 +196,8 @@ fn instead(present: &[Found], unreadable: &[Unreadable]) -> String {
 }
 
 fn shown(file: &Path) -> String {
-    file.file_name()
-        .unwrap_or(file.as_os_str())
-        .to_string_lossy()
-        .into_owned()
+    let name = file.file_name().unwrap_or(file.as_os_str());
+    name.to_string_lossy().escape_debug().to_string()
 }
 
 /// Finds the network `name` in `conf_dir`: lists (`.conflist`) before single plugins (`.conf`, `.json`), each in lexical order of the
@@ -393,13 +392,20 @@ mod tests {
             ("10-a.conflist", LIST),
             ("20-b.conflist", "{ \"name\": "),
             ("30-c.conf", "{}"),
+            (
+                "40-d.conf",
+                r#"{"cniVersion":"1.0.0","name":"\u001b[2Jd","type":"ptp"}"#,
+            ),
         ]);
         let error = load(dir.path(), "crabbox").unwrap_err().to_string();
         assert!(
             error.contains(&format!("no CNI network \"crabbox\" in {}", dir.path().display())),
             "{error}"
         );
-        assert!(error.contains("it holds net (10-a.conflist)"), "{error}");
+        assert!(
+            error.contains(r"it holds net (10-a.conflist), \u{1b}[2Jd (40-d.conf)"),
+            "{error}"
+        );
         assert!(
             error.contains("20-b.conflist is unreadable: EOF while parsing a value at line 1"),
             "{error}"

@@ -245,7 +245,7 @@ impl Journal {
                 (self.lease, self.uid, self.subnet) = (lease, uid, subnet);
             }
             Entry::Begin { seq, step } => {
-                self.next_seq = self.next_seq.max(seq + 1);
+                self.next_seq = self.next_seq.max(seq.saturating_add(1));
                 self.live.push(Live {
                     seq,
                     step,

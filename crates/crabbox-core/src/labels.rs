@@ -88,7 +88,7 @@ pub fn new_lease(new: &NewLease<'_>, now: i64) -> Labels {
         ("idle_timeout_secs", idle),
         ("ttl_secs", ttl),
         ("ssh_port", i64::from(new.ssh_port)),
-        ("expires_at", now + ttl.min(idle)),
+        ("expires_at", now.saturating_add(ttl.min(idle))),
     ] {
         put(name, &value.to_string());
     }
@@ -108,7 +108,10 @@ pub fn touch(labels: &mut Labels, state: Option<&str>, idle: Option<Duration>, n
         ("idle_timeout", idle),
         ("idle_timeout_secs", idle),
         ("last_touched_at", now),
-        ("expires_at", (created + ttl).min(now + idle)),
+        (
+            "expires_at",
+            created.saturating_add(ttl).min(now.saturating_add(idle)),
+        ),
     ] {
         labels.insert(name.to_owned(), value.to_string());
     }

@@ -72,7 +72,7 @@ pub fn renew(places: &Places, dir: &LeaseDir, id: &str) {
 fn is_due(labels: &Labels, now: i64) -> bool {
     let most = i64::try_from(RENEW_EVERY.as_secs()).unwrap_or(i64::MAX);
     let pause = (labels::idle_seconds(labels) / 4).min(most);
-    labels::time(labels, "last_touched_at").is_none_or(|last| now - last >= pause)
+    labels::time(labels, "last_touched_at").is_none_or(|last| now.saturating_sub(last) >= pause)
 }
 
 /// Whether a lease that was just found not to be in use, or was renewed, has expired. `keep` does not keep it past what its

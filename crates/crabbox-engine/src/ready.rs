@@ -160,7 +160,8 @@ fn parse_report(text: &str) -> Option<Vec<(String, u64)>> {
 fn milliseconds(seconds: &str) -> Option<u64> {
     let (whole, fraction) = seconds.split_once('.').unwrap_or((seconds, ""));
     let digits: String = fraction.chars().chain("000".chars()).take(3).collect();
-    Some(whole.parse::<u64>().ok()?.checked_mul(1000)? + digits.parse::<u64>().ok()?)
+    let milliseconds = whole.parse::<u64>().ok()?.checked_mul(1000)?;
+    milliseconds.checked_add(digits.parse().ok()?)
 }
 
 /// Whether an sshd answers at `address` right now.
@@ -201,6 +202,20 @@ mod tests {
             "stage a b c d\nready 1\n",
         ] {
             assert_eq!(parse_report(bad), None, "{bad}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_a_guest_says_is_a_report_or_none(bytes in crabbox_testkit::mutate::damaged(vec![
+            b"stage modules 0.31\nstage sshd 1.250\nready 1.3\n".to_vec(),
+            b"stage root 18446744073709551.9\nready 18446744073709551.615\n".to_vec(),
+        ])) {
+            let text = String::from_utf8_lossy(&bytes);
+            if let Some(stages) = parse_report(&text) {
+                proptest::prop_assert_eq!(stages.last().map(|(name, _)| name.as_str()), Some("ready"));
+                proptest::prop_assert!(stages.len() <= text.lines().count());
+            }
         }
     }
 

@@ -287,3 +287,65 @@ fn guest_tap(result: &CniResult, container: &str) -> Result<Option<TapPartner>, 
         mac: guest.mac.clone(),
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CONTAINER: &str = "cbx-1";
+
+    fn attachment() -> Attachment {
+        let conf = crabbox_cni::ConfList {
+            name: "net".to_owned(),
+            version: crabbox_cni::Version::V1_0_0,
+            disable_check: false,
+            disable_gc: false,
+            plugins: Vec::new(),
+            file: "/n.conflist".into(),
+        };
+        Attachment::new(
+            conf,
+            Vec::new(),
+            CONTAINER,
+            "/ns".as_ref(),
+            "eth0",
+            "/cache".as_ref(),
+        )
+    }
+
+    fn results() -> Vec<Vec<u8>> {
+        let plain = r#"{"cniVersion":"1.0.0","interfaces":[{"name":"veth0","mac":"aa:bb:cc:dd:ee:ff"},{"name":"eth0","sandbox":"/ns"}],
+            "ips":[{"interface":1,"address":"10.1.2.3/24","gateway":"10.1.2.1"}],"dns":{"nameservers":["9.9.9.9","x"]}}"#;
+        let tap = r#"{"cniVersion":"0.4.0","interfaces":[{"name":"eth0","sandbox":"/ns"},{"name":"eth0","mac":"aa:bb:cc:dd:ee:ff",
+            "sandbox":"cbx-1"}],"ips":[{"version":"4","interface":1,"address":"10.1.2.3/32"},{"version":"6","address":"fd00::2/64"}]}"#;
+        [plain, tap].map(|text| text.as_bytes().to_vec()).into()
+    }
+
+    #[test]
+    fn the_samples_are_good_ones() {
+        for text in results() {
+            let result = serde_json::from_slice(&text).unwrap();
+            let seen = Seen {
+                mtu: 1500,
+                gateway: Some(Ipv4Addr::new(10, 1, 2, 1)),
+            };
+            let outer = outer_of(&attachment(), &result, seen).unwrap();
+            assert_eq!(outer.address, Ipv4Addr::new(10, 1, 2, 3));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_plugin_answers_is_an_address_or_a_reason(bytes in crabbox_testkit::mutate::damaged(results())) {
+            let Ok(result) = serde_json::from_slice::<CniResult>(&bytes) else {
+                return Ok(());
+            };
+            match outer_of(&attachment(), &result, Seen { mtu: 1500, gateway: None }) {
+                Ok(outer) => prop_assert!(outer.prefix <= 32 && outer.ifname == "eth0"),
+                Err(misfit) => prop_assert!(misfit.to_string().len() > 20),
+            }
+        }
+    }
+}

@@ -95,7 +95,8 @@ impl JournalFile {
         };
         let file = OpenOptions::new().append(true).open(path).map_err(fail)?;
         // A torn last line is cut off, so that what is appended now stands on lines of its own.
-        file.set_len(whole_lines(path).map_err(fail)?).map_err(fail)?;
+        let bytes = std::fs::read(path).map_err(fail)?;
+        file.set_len(whole_lines(&bytes) as u64).map_err(fail)?;
         Ok(Some(Self {
             path: path.to_owned(),
             file,
@@ -154,8 +155,8 @@ impl JournalFile {
 
 /// Reads a journal without the right to change it; `None` where there is none.
 pub fn read(path: &Path) -> Result<Option<Journal>, JournalFileError> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => {
             return Err(JournalFileError::Read {
@@ -164,20 +165,37 @@ pub fn read(path: &Path) -> Result<Option<Journal>, JournalFileError> {
             });
         }
     };
-    let journal = Journal::parse(&text).map_err(|source| JournalFileError::Corrupt {
-        path: path.to_owned(),
-        source,
-    })?;
+    // A write may be torn within a character; what counts are whole lines.
+    let journal = text(&bytes[..whole_lines(&bytes)])
+        .and_then(Journal::parse)
+        .map_err(|source| JournalFileError::Corrupt {
+            path: path.to_owned(),
+            source,
+        })?;
     Ok(Some(journal))
 }
 
-/// How many bytes of the file are whole lines.
-fn whole_lines(path: &Path) -> std::io::Result<u64> {
-    let text = std::fs::read(path)?;
-    Ok(text
+/// How many bytes are whole lines.
+fn whole_lines(bytes: &[u8]) -> usize {
+    bytes
         .iter()
         .rposition(|byte| *byte == b'\n')
-        .map_or(0, |end| end as u64 + 1))
+        .map_or(0, |end| end + 1)
+}
+
+fn text(bytes: &[u8]) -> Result<&str, JournalError> {
+    std::str::from_utf8(bytes).map_err(|error| {
+        // Lines count from 1, and there is one even before the first line break.
+        let line = bytes[..error.valid_up_to()].split(|byte| *byte == b'\n').count();
+        let bad = bytes
+            .split(|byte| *byte == b'\n')
+            .nth(line - 1)
+            .unwrap_or_default();
+        JournalError::BadLine {
+            line,
+            text: String::from_utf8_lossy(bad).chars().take(120).collect(),
+        }
+    })
 }
 
 #[cfg(test)]

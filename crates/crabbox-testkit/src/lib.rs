@@ -1,4 +1,5 @@
 //! Fakes, residue scanner, failpoints: for tests only.
 
 pub mod fake_vmm;
+pub mod mutate;
 pub mod sshd;

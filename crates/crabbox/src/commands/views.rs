@@ -155,7 +155,7 @@ impl StatusView {
             ssh_port: port,
             ssh_key: key,
             last_touched_at: touched.map(timestamp::rfc3339),
-            idle_for: touched.map(|at| go::seconds((now - at).max(0))),
+            idle_for: touched.map(|at| go::seconds(now.saturating_sub(at).max(0))),
             idle_timeout: Some(go::seconds(lease.idle_seconds())),
             expires_at: lease.expires_at().map(timestamp::rfc3339),
             labels: lease.labels.clone(),

@@ -494,3 +494,41 @@ fn a_followed_log_goes_on_over_a_turn_and_ends_with_the_lease() {
     out.read_to_string(&mut rest).unwrap();
     assert_eq!((rest.as_str(), child.wait().unwrap().code()), ("last\n", Some(0)));
 }
+
+#[test]
+fn numbers_out_of_this_world_end_no_command_in_a_panic() {
+    let extremes = [i64::MIN, i64::MAX].map(|number| number.to_string());
+    let names = [
+        "created_at",
+        "last_touched_at",
+        "expires_at",
+        "idle_timeout_secs",
+        "idle_timeout",
+        "ttl_secs",
+    ];
+    for extreme in &extremes {
+        let (place, machine) = (Place::new(), Machine::start());
+        let record = names
+            .iter()
+            .fold(Record::new(ID, "jade-krill").on(&machine), |record, name| {
+                record.label(name, extreme)
+            });
+        record.write(&place);
+        for words in [
+            &["list", "--provider", "firecracker"][..],
+            &["list", "--provider", "firecracker", "--json"],
+            &["status", ID],
+            &["status", "--json", ID],
+            &["inspect", ID],
+            &["cleanup", "--provider", "firecracker", "--dry-run"],
+            &["heartbeat", ID],
+        ] {
+            let answer = place.run(words);
+            assert!(
+                answer.code != 101 && !answer.err.contains("panicked"),
+                "{extreme} {words:?}: {}",
+                answer.err
+            );
+        }
+    }
+}
