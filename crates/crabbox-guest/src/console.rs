@@ -13,6 +13,8 @@ use crate::clock;
 #[derive(Debug)]
 pub(crate) struct Console {
     device: Option<File>,
+    /// Lines of an earlier process of this boot.
+    before: String,
     stages: Vec<(&'static str, Duration)>,
     current: Option<&'static str>,
 }
@@ -22,6 +24,7 @@ impl Console {
     pub(crate) fn open() -> Self {
         Self {
             device: open_device(),
+            before: String::new(),
             stages: Vec::new(),
             current: None,
         }
@@ -62,12 +65,23 @@ impl Console {
         self.current.unwrap_or("start")
     }
 
-    /// The record as it is sent to the host: `stage` lines, then the `ready` line.
-    pub(crate) fn report(&self) -> String {
-        let mut text = String::new();
+    /// Goes on with the stages that [`Console::stages`] gave in another process.
+    pub(crate) fn resume(&mut self, stages: &str) {
+        stages.clone_into(&mut self.before);
+    }
+
+    /// The stages so far, a line each.
+    pub(crate) fn stages(&self) -> String {
+        let mut text = self.before.clone();
         for (stage, at) in &self.stages {
             writeln!(text, "stage {stage} {}", seconds(*at)).ok();
         }
+        text
+    }
+
+    /// The record as it is sent to the host: `stage` lines, then the `ready` line.
+    pub(crate) fn report(&self) -> String {
+        let mut text = self.stages();
         writeln!(text, "ready {}", seconds(clock::uptime())).ok();
         text
     }
@@ -102,6 +116,7 @@ mod tests {
     fn the_report_lists_stages_in_order_and_ends_with_ready() {
         let mut console = Console {
             device: None,
+            before: "stage mounts 0.001\n".to_owned(),
             stages: Vec::new(),
             current: None,
         };
@@ -115,9 +130,10 @@ mod tests {
             .lines()
             .map(|line| line.split(' ').collect::<Vec<_>>())
             .collect();
-        assert_eq!(words[0][..2], ["stage", "modules"]);
-        assert_eq!(words[1][..2], ["stage", "sshd"]);
-        assert_eq!(words[2][0], "ready");
+        assert_eq!(words[0], ["stage", "mounts", "0.001"]);
+        assert_eq!(words[1][..2], ["stage", "modules"]);
+        assert_eq!(words[2][..2], ["stage", "sshd"]);
+        assert_eq!(words[3][0], "ready");
         assert_eq!(seconds(Duration::from_millis(1234)), "1.234");
     }
 }

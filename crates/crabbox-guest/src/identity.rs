@@ -12,13 +12,11 @@ use rustix::fs::{Gid, Uid};
 
 use crate::accounts::{self, Account, Databases};
 use crate::failure::Failure;
+use crate::root;
 use crate::seed::Seed;
 
 /// Names under which the image's users expect to end the machine.
 pub(crate) const POWER_COMMANDS: [&str; 4] = ["poweroff", "reboot", "halt", "shutdown"];
-
-/// Where [`crate::root::switch`] leaves this program.
-const PROGRAM: &str = "/run/crabbox/guest";
 
 /// Host name, machine id and resolver.
 pub(crate) fn write_names(seed: &Seed) -> Result<(), Failure> {
@@ -89,7 +87,7 @@ pub(crate) fn link_power_commands() -> Result<(), Failure> {
         for place in [Some(local), missing.then_some(usual)].into_iter().flatten() {
             if place.parent().is_some_and(Path::is_dir) {
                 remove(&place)?;
-                std::os::unix::fs::symlink(PROGRAM, &place)
+                std::os::unix::fs::symlink(root::PROGRAM, &place)
                     .map_err(Failure::path("make the link", &place))?;
             }
         }

@@ -11,6 +11,7 @@ mod accounts;
 mod clock;
 mod console;
 mod failure;
+mod handover;
 mod identity;
 mod modules;
 mod network;
@@ -46,7 +47,12 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     if !rustix::process::getpid().is_init() {
-        let name = std::env::args().next().unwrap_or_default();
+        let mut words = std::env::args();
+        let name = words.next().unwrap_or_default();
+        if name == handover::WAITER {
+            handover::wait_and_tell(&words.next().unwrap_or_default());
+            return ExitCode::SUCCESS;
+        }
         return power::ask(name.rsplit('/').next().unwrap_or_default()).into();
     }
     sys::block_signals();
@@ -61,7 +67,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// From the initramfs to a listening SSH server; returns the server's process id.
+/// From the initramfs to a listening SSH server; returns the server's process id. With an init of the image's own, it returns
+/// only when that could not be started.
 fn boot(console: &mut Console) -> Result<Pid, Failure> {
     console.begin("mounts");
     root::mount_kernel_filesystems()?;
@@ -70,6 +77,9 @@ fn boot(console: &mut Console) -> Result<Pid, Failure> {
 
     console.begin("modules");
     modules::load(Path::new("/modules"))?;
+    if let Some(init) = handover::asked() {
+        return Err(handover::to_image(console, &init));
+    }
 
     console.begin("disks");
     root::wait_for_disks()?;
@@ -97,12 +107,19 @@ fn boot(console: &mut Console) -> Result<Pid, Failure> {
     identity::write_names(&seed)?;
     let account = identity::write_user(&seed)?;
     identity::write_host_key(&seed)?;
-    identity::link_power_commands()?;
+    let init = handover::wanted()?;
+    if init.is_none() {
+        identity::link_power_commands()?;
+    }
     if let Some(path) = &seed.work_root {
         root::mount_work_root(&layer, path, account.uid, account.gid)?;
     }
     seed.forget_secrets();
     drop(layer);
+    if let Some(init) = init {
+        console.end();
+        return Err(handover::with_waiter(console, &init));
+    }
 
     console.begin("sshd");
     rustix::process::setrlimit(Resource::Nofile, FILE_LIMIT).map_err(Failure::path(

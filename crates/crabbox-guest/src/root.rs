@@ -29,6 +29,9 @@ const BASE_DEVICE: &str = "/dev/vda";
 const LAYER_DEVICE: &str = "/dev/vdb";
 const NEW_ROOT: &str = "/newroot";
 
+/// Where [`switch`] leaves this program.
+pub(crate) const PROGRAM: &str = "/run/crabbox/guest";
+
 /// Directories of the private layer that are mounted beside the overlay, once the root is switched.
 #[derive(Debug)]
 pub(crate) struct Layer {
@@ -52,7 +55,11 @@ pub(crate) fn mount_kernel_filesystems() -> Result<(), Failure> {
 
 /// Waits for the two disks.
 pub(crate) fn wait_for_disks() -> Result<(), Failure> {
-    for device in [BASE_DEVICE, LAYER_DEVICE].map(Path::new) {
+    wait_for(&[BASE_DEVICE, LAYER_DEVICE])
+}
+
+fn wait_for(devices: &[&'static str]) -> Result<(), Failure> {
+    for device in devices.iter().map(Path::new) {
         clock::poll_until(DISK_WAIT, Duration::from_millis(1), || {
             device.exists().then_some(())
         })
@@ -97,16 +104,20 @@ pub(crate) fn assemble() -> Result<Layer, Failure> {
     })
 }
 
+/// Mounts the whole of an image that has an init of its own, writable, and makes it `/`; its init mounts the rest.
+pub(crate) fn switch_to_image() -> Result<(), Failure> {
+    wait_for(&[BASE_DEVICE])?;
+    create_dir(NEW_ROOT)?;
+    mount_at(BASE_DEVICE, NEW_ROOT, "ext4", MountFlags::NOATIME, "")?;
+    move_kernel_filesystems()?;
+    enter_new_root()
+}
+
 /// Makes the new root `/`. What was the initramfs is out of reach afterwards.
 pub(crate) fn switch() -> Result<(), Failure> {
-    for name in ["proc", "sys", "dev", "run"] {
-        create_dir(format!("{NEW_ROOT}/{name}"))?;
-    }
-    for name in ["proc", "sys", "dev"] {
-        let target = format!("{NEW_ROOT}/{name}");
-        mount_move(format!("/{name}"), &target).map_err(Failure::path("move to", Path::new(&target)))?;
-    }
+    move_kernel_filesystems()?;
     let run = format!("{NEW_ROOT}/run");
+    create_dir(&run)?;
     mount_at(
         "tmpfs",
         &run,
@@ -114,10 +125,23 @@ pub(crate) fn switch() -> Result<(), Failure> {
         MountFlags::NOSUID | MountFlags::NODEV,
         "mode=0755",
     )?;
-    let program = format!("{run}/crabbox/guest");
+    let program = format!("{NEW_ROOT}{PROGRAM}");
     create_dir(format!("{run}/crabbox"))?;
     std::fs::write(&program, b"").map_err(Failure::path("create", Path::new(&program)))?;
     mount_bind("/init", &program).map_err(Failure::path("bind /init on", Path::new(&program)))?;
+    enter_new_root()
+}
+
+fn move_kernel_filesystems() -> Result<(), Failure> {
+    for name in ["proc", "sys", "dev"] {
+        let target = format!("{NEW_ROOT}/{name}");
+        create_dir(&target)?;
+        mount_move(format!("/{name}"), &target).map_err(Failure::path("move to", Path::new(&target)))?;
+    }
+    Ok(())
+}
+
+fn enter_new_root() -> Result<(), Failure> {
     let root = Path::new(NEW_ROOT);
     rustix::process::chdir(root).map_err(Failure::path("enter", root))?;
     mount_move(".", "/").map_err(Failure::path("move to / from", root))?;

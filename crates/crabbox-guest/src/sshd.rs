@@ -131,7 +131,8 @@ pub(crate) fn log_tail() -> String {
     tail().unwrap_or_default()
 }
 
-fn is_listening() -> bool {
+/// Whether something listens on port 22, without a connection to it.
+pub(crate) fn is_listening() -> bool {
     ["/proc/net/tcp", "/proc/net/tcp6"]
         .into_iter()
         .any(|table| std::fs::read_to_string(table).is_ok_and(|text| has_listener(&text, 22)))

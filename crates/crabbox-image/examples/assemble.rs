@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         guest_binary,
         modules_root,
         kernel_version: &kernel_version,
-        extra_modules: &[],
+        modules: &initrd::MODULES,
     };
     let mut archive = initrd::build(&recipe)?;
     archive.extend(lease_seed(seed_dir)?.to_cpio());

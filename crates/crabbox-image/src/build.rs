@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crabbox_host::clock;
+use crabbox_host::clone::CloneError;
 use crabbox_host::command::{Cmd, CommandError};
 use crabbox_host::digest;
 use crabbox_host::files::{self, FileError};
@@ -15,11 +16,15 @@ use crate::initrd::{self, InitrdError, InitrdRecipe};
 use crate::kernel::{self, KernelError};
 use crate::manifest::{self, FileFacts, GuestContract, Init, Manifest};
 use crate::progress::Progress;
+use crate::source::SourceError;
 use crate::store::{Image, Scratch, Store, StoreError};
 
 mod base;
 mod bootstrap;
 mod contract;
+mod from;
+
+pub use from::{TreeRecipe, build_tree};
 
 /// Free space that a build wants, in bytes: the tree, the unpacked kernel package and the image are together about 700 MiB.
 pub const SPACE_NEEDED: u64 = 1280 * 1024 * 1024;
@@ -29,6 +34,16 @@ pub const STAMP_UNIX: u32 = 1_735_689_600;
 
 /// The label of the base file system, by which the guest may check what it mounts.
 pub const BASE_LABEL: &str = "crabbox-base";
+
+/// Who is process 1 of the guest once it is set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OwnInit {
+    /// `crabbox-guest` stays it: the fastest way to a command.
+    #[default]
+    None,
+    /// The image's own `/sbin/init`, which starts sshd and whatever else is enabled.
+    Systemd,
+}
 
 /// What to build.
 #[derive(Debug, Clone)]
@@ -41,6 +56,8 @@ pub struct BuildRecipe {
     pub extra_packages: Vec<String>,
     /// A script that is run as root inside the new tree when all packages are in, with the network of this host.
     pub script: Option<PathBuf>,
+    /// Whether systemd is installed and runs in the guest.
+    pub init: OwnInit,
     /// Where the packages come from, as mmdebstrap takes them; empty for the distribution's own servers.
     pub mirrors: Vec<String>,
     /// The static `crabbox-guest` binary.
@@ -57,6 +74,7 @@ impl BuildRecipe {
             suite: "bookworm".to_owned(),
             extra_packages: Vec::new(),
             script: None,
+            init: OwnInit::None,
             mirrors: Vec::new(),
             guest_binary: guest_binary.to_owned(),
             stamp_unix: STAMP_UNIX,
@@ -142,6 +160,56 @@ pub enum BuildError {
         /// What is strange.
         unexpected: &'static str,
     },
+    /// A tree that somebody made cannot be taken.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// There was no room for all of it.
+    #[error("the file system of {} is full", dir.display())]
+    Full {
+        /// The store.
+        dir: PathBuf,
+        /// What could not be written.
+        #[source]
+        source: SourceError,
+    },
+    /// The guest contract is not kept.
+    #[error(
+        "{from} has no {}: a lease needs it; install it in the tree (Debian: apt-get install -y {})",
+        missing.join(", no "), packages.join(" ")
+    )]
+    Incomplete {
+        /// The source.
+        from: String,
+        /// What is not there.
+        missing: Vec<&'static str>,
+        /// Debian's packages that have it.
+        packages: Vec<&'static str>,
+    },
+    /// The programs are for another processor.
+    #[error("{from} is for {found}, and this host is {}", std::env::consts::ARCH)]
+    OtherProcessor {
+        /// The source.
+        from: String,
+        /// What it is for.
+        found: &'static str,
+    },
+    /// There is no kernel to boot it with.
+    #[error(
+        "{from} brings no kernel (boot/vmlinuz-RELEASE with lib/modules/RELEASE), and there is no image to take one from; run `crabbox image build` first"
+    )]
+    NoKernel {
+        /// The source.
+        from: String,
+    },
+    /// What crabbox writes would go through a link of the tree.
+    #[error("{path} of the tree is a symbolic link or no directory, and crabbox has to write there")]
+    Link {
+        /// The place in the tree.
+        path: String,
+    },
+    /// A file could not be copied.
+    #[error(transparent)]
+    Clone(#[from] CloneError),
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -170,7 +238,7 @@ pub fn build_debian(
     stage_kernel(recipe, &kernel_release, &scratch, &staged)?;
     progress.stage("setting up the guest");
     let guest = GuestContract::default();
-    contract::apply(&tree, &guest)?;
+    contract::apply(&tree, &guest, recipe.init)?;
     let packages = bootstrap::packages(&tree)?;
     progress.stage("making the file system");
     base::make(&tree, &staged.join(manifest::BASE), recipe.stamp_unix)?;
@@ -216,16 +284,22 @@ fn check(recipe: &BuildRecipe, store: &Store) -> Result<(), BuildError> {
     for package in &recipe.extra_packages {
         check_word("package", package)?;
     }
-    crate::store::check_name(&recipe.name)?;
-    if !rustix::process::geteuid().is_root() {
-        return Err(BuildError::NeedsRoot);
-    }
+    check_store(&recipe.name, &recipe.guest_binary, store)?;
     check_tools(&bootstrap::TOOLS)?;
-    std::fs::metadata(&recipe.guest_binary)
-        .map_err(|source| FileError::io("look at the guest's first process", &recipe.guest_binary, source))?;
     if let Some(script) = &recipe.script {
         std::fs::File::open(script).map_err(|source| FileError::io("read the script", script, source))?;
     }
+    Ok(())
+}
+
+/// What every build needs: a good name, root's rights, the first process, room.
+fn check_store(name: &str, guest_binary: &Path, store: &Store) -> Result<(), BuildError> {
+    crate::store::check_name(name)?;
+    if !rustix::process::geteuid().is_root() {
+        return Err(BuildError::NeedsRoot);
+    }
+    std::fs::metadata(guest_binary)
+        .map_err(|source| FileError::io("look at the guest's first process", guest_binary, source))?;
     let free_bytes = files::free_bytes(store.root())?;
     if free_bytes < SPACE_NEEDED {
         let dir = store.root().to_owned();
@@ -302,7 +376,7 @@ fn stage_kernel(
         guest_binary: &recipe.guest_binary,
         modules_root: &modules_root,
         kernel_version: release,
-        extra_modules: &[],
+        modules: &initrd::MODULES,
     })
     .map_err(BuildError::Initrd)?;
     files::write_atomic(&staged.join(manifest::INITRD), &archive, 0o644)?;

@@ -132,32 +132,51 @@ impl Writer {
     }
 }
 
-/// A reader for tests: what the kernel would make of an archive.
+/// One entry of an archive that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Read<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) mode: u32,
+    pub(crate) content: &'a [u8],
+}
+
+/// Every entry of one or more archives laid behind each other, as the kernel would take them; `None` when they are damaged.
+pub(crate) fn read(mut archive: &[u8]) -> Option<Vec<Read<'_>>> {
+    let mut entries = Vec::new();
+    while !archive.is_empty() {
+        archive.starts_with(b"070701").then_some(())?;
+        let field = |index: usize| {
+            let text = std::str::from_utf8(archive.get(6 + index * 8..14 + index * 8)?).ok()?;
+            usize::from_str_radix(text, 16).ok()
+        };
+        let (mode, size, name_size) = (field(1)?, field(6)?, field(11)?);
+        let name_end = 110_usize.checked_add(name_size.checked_sub(1)?)?;
+        let name = std::str::from_utf8(archive.get(110..name_end)?).ok()?;
+        let start = name_end.checked_add(1)?.checked_next_multiple_of(4)?;
+        let end = start.checked_add(size)?;
+        let content = archive.get(start..end)?;
+        archive = archive.get(end.checked_next_multiple_of(4)?..)?;
+        if name != "TRAILER!!!" {
+            let mode = u32::try_from(mode).ok()?;
+            entries.push(Read { name, mode, content });
+        }
+    }
+    Some(entries)
+}
+
+/// The same for tests, with owned parts.
 #[cfg(test)]
 pub(crate) mod reader {
     /// Name, mode and content of one entry.
     pub(crate) type Entry = (String, u32, Vec<u8>);
 
     /// Every entry of one or more archives laid behind each other.
-    pub(crate) fn read(mut archive: &[u8]) -> Vec<Entry> {
-        let mut entries = Vec::new();
-        while !archive.is_empty() {
-            assert_eq!(&archive[..6], b"070701");
-            let field = |index: usize| {
-                let text = std::str::from_utf8(&archive[6 + index * 8..14 + index * 8]).unwrap();
-                usize::from_str_radix(text, 16).unwrap()
-            };
-            let (mode, size, name_size) = (field(1), field(6), field(11));
-            let name = String::from_utf8(archive[110..110 + name_size - 1].to_vec()).unwrap();
-            assert_eq!(archive[110 + name_size - 1], 0);
-            let start = (110 + name_size).next_multiple_of(4);
-            let content = archive[start..start + size].to_vec();
-            archive = &archive[(start + size).next_multiple_of(4)..];
-            if name != "TRAILER!!!" {
-                entries.push((name, u32::try_from(mode).unwrap(), content));
-            }
-        }
+    pub(crate) fn read(archive: &[u8]) -> Vec<Entry> {
+        let entries = super::read(archive).expect("a whole archive");
         entries
+            .into_iter()
+            .map(|entry| (entry.name.to_owned(), entry.mode, entry.content.to_vec()))
+            .collect()
     }
 }
 
@@ -198,6 +217,18 @@ mod tests {
         assert_eq!(one, sample());
         assert_eq!(one.len() % 4, 0);
         assert_eq!(reader::read(&[one.clone(), one].concat()).len(), 8);
+    }
+
+    #[test]
+    fn what_is_cut_anywhere_is_damaged_or_shorter_and_never_a_panic() {
+        let whole = sample();
+        for cut in 0..whole.len() {
+            assert!(
+                read(&whole[..cut]).is_none_or(|entries| entries.len() < 4 || cut > whole.len() - 128),
+                "{cut}"
+            );
+        }
+        assert!(read(&[b"070701".as_slice(), &[b'f'; 200]].concat()).is_none());
     }
 
     #[test]

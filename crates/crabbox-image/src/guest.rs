@@ -35,6 +35,10 @@ const OWN: [&str; 14] = [
     "quiet",
 ];
 
+/// What tells the first process of our initrd to hand over to the init of a root file system that is not ours; `crabbox-guest` knows
+/// the same word.
+pub const HANDOVER: &str = "crabbox.init=/sbin/init";
+
 /// Kernel arguments for our own image.
 pub fn kernel_args() -> String {
     OWN.join(" ")

@@ -13,6 +13,7 @@ use crabbox_host::command::{Cmd, CommandError};
 use crabbox_host::digest;
 use crabbox_host::files::{self, FileError};
 
+use crate::initrd::{self, InitrdError, InitrdRecipe};
 use crate::inspect::{self, InspectError};
 use crate::kernel::{self, KernelError};
 use crate::manifest::{self, FileFacts, GuestContract, Init, Manifest};
@@ -46,6 +47,8 @@ pub struct ImportRecipe {
     pub kernel: PathBuf,
     /// The root file system: a bare ext4.
     pub rootfs: PathBuf,
+    /// The static `crabbox-guest`, for a kernel that cannot reach its root file system without modules.
+    pub guest_binary: Option<PathBuf>,
 }
 
 /// Why something is no image for leases.
@@ -88,6 +91,28 @@ pub enum ImportError {
         /// What it is for.
         found: &'static str,
     },
+    /// The kernel needs an initrd, and there is nothing to make it of.
+    #[error(
+        "the kernel {release} in {} has its disk drivers as modules, and this crabbox was built without crabbox-guest, which loads them",
+        path.display()
+    )]
+    NoGuestBinary {
+        /// The root file system.
+        path: PathBuf,
+        /// The kernel's release.
+        release: String,
+    },
+    /// No initrd could be put together.
+    #[error("cannot make an initrd for the kernel {release} of {}", path.display())]
+    Initrd {
+        /// The root file system with the modules.
+        path: PathBuf,
+        /// The kernel's release.
+        release: String,
+        /// Why not.
+        #[source]
+        source: InitrdError,
+    },
     /// It could not be copied.
     #[error(transparent)]
     Clone(#[from] CloneError),
@@ -126,10 +151,17 @@ pub fn import_ready(
     files::create_private_dir(&staged)?;
     files::write_atomic(&staged.join(manifest::KERNEL), &elf, 0o644)?;
     clone::clone_file(&recipe.rootfs, &staged.join(manifest::BASE))?;
+    let mut names = vec![manifest::KERNEL, manifest::BASE];
+    if let Some(release) = &release
+        && let Some(initrd) = initrd_for(recipe, release, scratch.dir())?
+    {
+        files::write_atomic(&staged.join(manifest::INITRD), &initrd, 0o644)?;
+        names.push(manifest::INITRD);
+    }
     progress.stage("storing the image");
     let mut contents = BTreeMap::new();
-    for name in Init::CloudInit.files() {
-        contents.insert((*name).to_owned(), FileFacts::of(&staged.join(name))?);
+    for name in names {
+        contents.insert(name.to_owned(), FileFacts::of(&staged.join(name))?);
     }
     let record = Manifest {
         version: manifest::VERSION,
@@ -177,6 +209,50 @@ fn check_contract(rootfs: &Path) -> Result<(), ImportError> {
         }
     }
     Ok(())
+}
+
+/// The initrd that a kernel with its disk drivers as modules needs; `None` when it has them built in, or when the file system holds no
+/// modules of it: then it must have.
+fn initrd_for(recipe: &ImportRecipe, release: &str, scratch: &Path) -> Result<Option<Vec<u8>>, ImportError> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '+');
+    if release.is_empty() || !release.chars().all(legal) {
+        return Ok(None);
+    }
+    let modules = scratch.join("modules");
+    files::create_private_dir(&modules)?;
+    let place = modules.join(release);
+    let rootfs = &recipe.rootfs;
+    // Where /lib is a link, debugfs follows it.
+    debugfs(
+        rootfs,
+        format!("rdump /lib/modules/{release} {}\n", modules.display()),
+    )?;
+    let Ok(built_in) = std::fs::read_to_string(place.join("modules.builtin")) else {
+        return Ok(None);
+    };
+    if initrd::ROOT_MODULES
+        .iter()
+        .all(|name| initrd::is_built_in(&built_in, name))
+    {
+        return Ok(None);
+    }
+    let Some(guest_binary) = &recipe.guest_binary else {
+        return Err(ImportError::NoGuestBinary {
+            path: rootfs.clone(),
+            release: release.to_owned(),
+        });
+    };
+    let built = initrd::build(&InitrdRecipe {
+        guest_binary,
+        modules_root: &place,
+        kernel_version: release,
+        modules: &initrd::ROOT_MODULES,
+    });
+    built.map(Some).map_err(|source| ImportError::Initrd {
+        path: rootfs.clone(),
+        release: release.to_owned(),
+        source,
+    })
 }
 
 /// Runs debugfs commands on the file system in `image`, read-only. `-c` leaves the bitmaps unread: most of the work.

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use crate::cpio::Writer;
+use crate::cpio::{self, Writer};
 use crate::kernel::{self, KernelError};
 use crate::modinfo;
 
@@ -26,6 +26,13 @@ pub const MODULES: [&str; 5] = [
     "virtio_net",
     "vmw_vsock_virtio_transport",
 ];
+
+/// What an init of the image's own cannot load, because it is needed to reach that init. A kernel without any of them as a module
+/// needs no initrd.
+pub const ROOT_MODULES: [&str; 3] = ["virtio_mmio", "virtio_blk", "ext4"];
+
+/// The list of modules in loading order.
+const ORDER: &str = "modules/order";
 
 /// The largest module taken, in bytes, uncompressed.
 const MODULE_LIMIT: u64 = 64 * 1024 * 1024;
@@ -39,8 +46,8 @@ pub struct InitrdRecipe<'a> {
     pub modules_root: &'a Path,
     /// Version of the kernel that will boot it ([`kernel::version`]); the tree must be of the same.
     pub kernel_version: &'a str,
-    /// Modules beyond [`MODULES`], by name.
-    pub extra_modules: &'a [&'a str],
+    /// The modules that it must load, by name: [`MODULES`] for images of ours, [`ROOT_MODULES`] for those with an init of their own.
+    pub modules: &'a [&'a str],
 }
 
 /// Why an initrd could not be put together.
@@ -88,6 +95,12 @@ pub enum InitrdError {
         /// Which file.
         path: PathBuf,
     },
+    /// An initrd that is none of ours, or no longer whole.
+    #[error("{path} is no initrd that crabbox made")]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+    },
     /// Modules that depend on each other in a circle.
     #[error("kernel module {name} depends on itself")]
     Circle {
@@ -98,11 +111,7 @@ pub enum InitrdError {
 
 /// Puts the archive together; its length is a multiple of four, so that a seed can be laid behind it.
 pub fn build(recipe: &InitrdRecipe<'_>) -> Result<Vec<u8>, InitrdError> {
-    let guest = read(recipe.guest_binary)?;
-    kernel::check_static_program(&guest).map_err(|source| InitrdError::GuestBinary {
-        path: recipe.guest_binary.to_owned(),
-        source,
-    })?;
+    let guest = first_process(recipe.guest_binary)?;
     if recipe.modules_root.file_name().and_then(std::ffi::OsStr::to_str) != Some(recipe.kernel_version) {
         return Err(InitrdError::WrongKernel {
             modules_root: recipe.modules_root.to_owned(),
@@ -110,26 +119,63 @@ pub fn build(recipe: &InitrdRecipe<'_>) -> Result<Vec<u8>, InitrdError> {
         });
     }
     let mut loading = Loading::new(recipe.modules_root)?;
-    for name in MODULES.iter().chain(recipe.extra_modules) {
+    for name in recipe.modules {
         loading.add(name)?;
     }
 
-    let mut archive = Writer::new();
-    for directory in ["dev", "proc", "sys", "modules"] {
-        archive.directory(directory, 0o755);
-    }
-    archive.character_device("dev/console", 0o600, (5, 1));
-    archive.file("init", 0o755, &guest);
+    let mut archive = skeleton(&guest);
     let order: Vec<_> = loading
         .ordered
         .iter()
         .map(|(name, _)| format!("{name}.ko\n"))
         .collect();
-    archive.file("modules/order", 0o644, order.concat().as_bytes());
+    archive.file(ORDER, 0o644, order.concat().as_bytes());
     for (name, module) in &loading.ordered {
         archive.file(&format!("modules/{name}.ko"), 0o644, module);
     }
     Ok(archive.finish())
+}
+
+/// The initrd `archive` of an earlier build with the first process `guest_binary` in place of its own: the kernel and its modules
+/// serve any root file system.
+pub fn with_guest(archive: &[u8], from: &Path, guest_binary: &Path) -> Result<Vec<u8>, InitrdError> {
+    let guest = first_process(guest_binary)?;
+    let damaged = || InitrdError::Damaged {
+        path: from.to_owned(),
+    };
+    let entries = cpio::read(archive).ok_or_else(damaged)?;
+    let modules: Vec<_> = entries
+        .iter()
+        .filter(|entry| entry.name.starts_with("modules/"))
+        .collect();
+    if !modules.iter().any(|entry| entry.name == ORDER) {
+        return Err(damaged());
+    }
+    let mut writer = skeleton(&guest);
+    for module in modules {
+        writer.file(module.name, 0o644, module.content);
+    }
+    Ok(writer.finish())
+}
+
+/// All that an initrd has but the modules.
+fn skeleton(guest: &[u8]) -> Writer {
+    let mut archive = Writer::new();
+    for directory in ["dev", "proc", "sys", "modules"] {
+        archive.directory(directory, 0o755);
+    }
+    archive.character_device("dev/console", 0o600, (5, 1));
+    archive.file("init", 0o755, guest);
+    archive
+}
+
+fn first_process(guest_binary: &Path) -> Result<Vec<u8>, InitrdError> {
+    let guest = read(guest_binary)?;
+    kernel::check_static_program(&guest).map_err(|source| InitrdError::GuestBinary {
+        path: guest_binary.to_owned(),
+        source,
+    })?;
+    Ok(guest)
 }
 
 /// Modules of one tree, being put into loading order.
@@ -150,10 +196,7 @@ impl<'a> Loading<'a> {
             path: list.clone(),
             source,
         })?;
-        let built_in = text
-            .lines()
-            .filter_map(|line| module_name(Path::new(line)))
-            .collect();
+        let built_in = built_in(&text).collect();
         Ok(Self {
             root,
             files,
@@ -188,6 +231,16 @@ impl<'a> Loading<'a> {
         self.ordered.push((name, module));
         Ok(())
     }
+}
+
+/// The modules that a tree's `modules.builtin` names.
+fn built_in(list: &str) -> impl Iterator<Item = String> {
+    list.lines().filter_map(|line| module_name(Path::new(line)))
+}
+
+/// Whether a tree's `modules.builtin` names the module `name`.
+pub(crate) fn is_built_in(list: &str, name: &str) -> bool {
+    built_in(list).any(|known| known == name)
 }
 
 /// The name under which the kernel knows a module file, whatever its compression.
@@ -293,7 +346,7 @@ mod tests {
             guest_binary: &dir.path().join("guest"),
             modules_root: root,
             kernel_version: VERSION,
-            extra_modules: extra,
+            modules: &[&MODULES, extra].concat(),
         })
     }
 
@@ -346,6 +399,30 @@ mod tests {
     }
 
     #[test]
+    fn another_first_process_and_the_same_modules() {
+        let (dir, root) = tree();
+        let archive = build_in(&dir, &root, &[]).unwrap();
+        let other = dir.path().join("other");
+        let mut guest = std::fs::read(dir.path().join("guest")).unwrap();
+        guest.push(7);
+        std::fs::write(&other, &guest).unwrap();
+        let from = Path::new("initrd.img");
+        let again = with_guest(&archive, from, &other).unwrap();
+        assert_eq!(order(&again), order(&archive));
+        assert_eq!(again.len(), archive.len() + 4, "only the first process differs");
+        assert_eq!(
+            with_guest(&again, from, &dir.path().join("guest")).unwrap(),
+            archive
+        );
+        for bad in [&archive[..archive.len() / 2], b"text"] {
+            assert!(matches!(
+                with_guest(bad, from, &other),
+                Err(InitrdError::Damaged { .. })
+            ));
+        }
+    }
+
+    #[test]
     fn compressed_modules_are_unpacked() {
         let (dir, root) = tree();
         let plain = root.join("kernel/drivers/virtio.ko");
@@ -380,7 +457,7 @@ mod tests {
             guest_binary: &dir.path().join("guest"),
             modules_root: &root,
             kernel_version: "6.1.0-8",
-            extra_modules: &[],
+            modules: &MODULES,
         };
         let message = build(&recipe).unwrap_err().to_string();
         assert!(message.ends_with("are not for kernel 6.1.0-8"), "{message}");
@@ -393,7 +470,7 @@ mod tests {
             guest_binary: Path::new("/bin/sh"),
             modules_root: &root,
             kernel_version: VERSION,
-            extra_modules: &[],
+            modules: &MODULES,
         };
         assert!(matches!(
             build(&recipe).unwrap_err(),

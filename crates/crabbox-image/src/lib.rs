@@ -15,4 +15,5 @@ pub mod manifest;
 mod modinfo;
 pub mod progress;
 pub mod seed;
+pub mod source;
 pub mod store;

@@ -71,12 +71,15 @@ pub enum Init {
 }
 
 impl Init {
-    /// The files that an image of this kind has, no more and no less.
-    pub const fn files(self) -> &'static [&'static str] {
-        match self {
+    /// Whether these are the files of an image of this kind, no more and no less. One with an init of its own has an initrd when
+    /// its kernel needs one.
+    pub fn has_files<'a>(self, names: impl Iterator<Item = &'a str>) -> bool {
+        let names: Vec<_> = names.collect();
+        let needed: &[&str] = match self {
             Self::Ours => &FILES,
             Self::CloudInit => &[KERNEL, BASE],
-        }
+        };
+        needed.iter().all(|name| names.contains(name)) && names.iter().all(|name| FILES.contains(name))
     }
 
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
@@ -141,6 +144,20 @@ pub fn image_digest(files: &BTreeMap<String, FileFacts>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_has_the_files_of_its_kind() {
+        for (init, names, fits) in [
+            (Init::Ours, &[KERNEL, INITRD, BASE][..], true),
+            (Init::Ours, &[KERNEL, BASE], false),
+            (Init::CloudInit, &[KERNEL, BASE], true),
+            (Init::CloudInit, &[KERNEL, INITRD, BASE], true),
+            (Init::CloudInit, &[BASE], false),
+            (Init::Ours, &[KERNEL, INITRD, BASE, "more"], false),
+        ] {
+            assert_eq!(init.has_files(names.iter().copied()), fits, "{init:?} {names:?}");
+        }
+    }
 
     #[test]
     fn the_identity_is_what_sha256sum_prints_hashed_again() {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crabbox_host::command::Cmd;
 use crabbox_host::files::{self, FileError};
 
-use super::{BuildError, BuildRecipe};
+use super::{BuildError, BuildRecipe, OwnInit};
 
 /// The programs that a build runs, each with the Debian package that has it.
 pub(super) const TOOLS: [(&str, &str); 5] = [
@@ -96,6 +96,7 @@ pub(super) fn install(recipe: &BuildRecipe, tree: &Path, scratch: &Path) -> Resu
 
     let packages: Vec<&str> = PACKAGES
         .into_iter()
+        .chain((recipe.init == OwnInit::Systemd).then_some("systemd-sysv"))
         .chain(recipe.extra_packages.iter().map(String::as_str))
         .collect();
     Cmd::new("mmdebstrap")

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crabbox_host::files::{self, FileError};
 
-use super::BuildError;
+use super::{BuildError, OwnInit};
 use crate::manifest::GuestContract;
 
 /// What is emptied or absent in an image: logs, caches, lists, and everything that would identify one machine.
@@ -67,10 +67,65 @@ done
 [ -d "$root" ] && [ -w "$root" ] || { echo "crabbox-ready: cannot write to $root" >&2; exit 1; }
 "#;
 
+/// Directories that are written into; none of them may lead elsewhere.
+const WRITTEN: [&str; 13] = [
+    "etc",
+    "etc/ssh",
+    "etc/ssh/sshd_config.d",
+    "etc/sudoers.d",
+    "usr/lib/crabbox",
+    "usr/local/bin",
+    "var/lib/crabbox",
+    "var/lib/dbus",
+    "var/lib/dpkg",
+    "var/lib/systemd",
+    "var/cache/crabbox",
+    "var/cache/debconf",
+    "var/cache/ldconfig",
+];
+
+/// The file that tells the guest's first process which init to hand over to; `crabbox-guest` knows the same path.
+const INIT: &str = "usr/lib/crabbox/init";
+
+/// Whether no part of `path` that is there is a symbolic link, so that a write below `tree` stays in it.
+pub(super) fn is_real(tree: &Path, path: &str) -> bool {
+    let parts = Path::new(path)
+        .ancestors()
+        .filter(|part| !part.as_os_str().is_empty());
+    parts
+        .map(|part| std::fs::symlink_metadata(tree.join(part)))
+        .all(|found| {
+            found.map_or_else(
+                |error| error.kind() == std::io::ErrorKind::NotFound,
+                |facts| !facts.is_symlink(),
+            )
+        })
+}
+
+/// Refuses a tree in which anything that [`apply`] writes to or empties would be somewhere else.
+fn check_places(tree: &Path, guest: &GuestContract) -> Result<(), BuildError> {
+    let work_root = guest.work_root.trim_start_matches('/');
+    for path in WRITTEN.into_iter().chain(EMPTIED_DIRS).chain([work_root]) {
+        let good = is_real(tree, path)
+            && std::fs::symlink_metadata(tree.join(path)).map_or(true, |facts| facts.is_dir());
+        if !good {
+            let path = path.to_owned();
+            return Err(BuildError::Link { path });
+        }
+    }
+    Ok(())
+}
+
 /// Settles everything that packages leave open. `tree` is the root of the file system to be.
-pub(super) fn apply(tree: &Path, guest: &GuestContract) -> Result<(), BuildError> {
+pub(super) fn apply(tree: &Path, guest: &GuestContract, init: OwnInit) -> Result<(), BuildError> {
+    check_places(tree, guest)?;
     for dir in EMPTIED_DIRS {
         empty_files(&tree.join(dir))?;
+    }
+    for dir in ["etc/ssh/sshd_config.d", "etc/sudoers.d", "usr/local/bin"] {
+        if !tree.join(dir).is_dir() {
+            directory(&tree.join(dir), None)?;
+        }
     }
     for file in ABSENT {
         files::remove_tree(&tree.join(file))?;
@@ -97,6 +152,13 @@ pub(super) fn apply(tree: &Path, guest: &GuestContract) -> Result<(), BuildError
         0o755,
     )?;
 
+    match init {
+        OwnInit::Systemd => {
+            directory(&tree.join("usr/lib/crabbox"), None)?;
+            write(INIT, "/sbin/init\n", 0o644)?;
+        }
+        OwnInit::None => files::remove_tree(&tree.join(INIT))?,
+    }
     directory(&tree.join("var/lib/crabbox"), None)?;
     write("var/lib/crabbox/bootstrapped", "", 0o644)?;
     write("var/lib/crabbox/image-ready", "", 0o644)?;
@@ -179,7 +241,7 @@ mod tests {
     #[test]
     fn nothing_of_the_building_machine_stays() {
         let tree = debian_tree();
-        apply(tree.path(), &GuestContract::default()).unwrap();
+        apply(tree.path(), &GuestContract::default(), OwnInit::None).unwrap();
         let found = Cmd::new("grep")
             .args(["-r", "of this machine"])
             .arg(tree.path())
@@ -200,7 +262,7 @@ mod tests {
     #[test]
     fn the_user_owns_the_work_root_and_sudo_would_read_its_file() {
         let tree = debian_tree();
-        apply(tree.path(), &GuestContract::default()).unwrap();
+        apply(tree.path(), &GuestContract::default(), OwnInit::None).unwrap();
         let facts = |path: &str| tree.path().join(path).metadata().unwrap();
         assert_eq!(
             (facts("work/crabbox").uid(), facts("work/crabbox").mode() & 0o7777),
@@ -214,7 +276,7 @@ mod tests {
     #[test]
     fn the_ready_check_names_what_is_missing() {
         let tree = debian_tree();
-        apply(tree.path(), &GuestContract::default()).unwrap();
+        apply(tree.path(), &GuestContract::default(), OwnInit::None).unwrap();
         let script = tree.path().join("usr/local/bin/crabbox-ready");
         let missing = Cmd::new("/bin/sh")
             .arg(&script)

@@ -171,12 +171,7 @@ impl Incoming<'_> {
             let found = image.arch.clone();
             return Err(BundleError::Architecture { bundle, found });
         }
-        if !image
-            .files
-            .keys()
-            .map(String::as_str)
-            .eq(sorted(image.init.files()))
-        {
+        if !image.init.has_files(image.files.keys().map(String::as_str)) {
             return Err(BundleError::Inconsistent {
                 bundle,
                 problem: "image has not the files of its kind",
@@ -304,12 +299,6 @@ impl Incoming<'_> {
             _ => self.archive(source),
         }
     }
-}
-
-fn sorted(names: &[&'static str]) -> Vec<&'static str> {
-    let mut names = names.to_vec();
-    names.sort_unstable();
-    names
 }
 
 #[derive(serde::Deserialize)]

@@ -44,6 +44,7 @@ fn import(rootfs: PathBuf, kernel: &[u8]) -> (tempfile::TempDir, Result<Image, I
         name: "mine".to_owned(),
         kernel: dir.path().join("vmlinux"),
         rootfs,
+        guest_binary: None,
     };
     let result = import_ready(&recipe, &store, &|_: &str| {});
     if result.is_err() {

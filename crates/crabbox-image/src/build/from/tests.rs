@@ -1,0 +1,282 @@
+//! Small trees that keep the contract, or do not, built by the real tools over a kernel that is none.
+
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+use crabbox_host::command::Cmd;
+
+use super::*;
+use crate::build::STAMP_UNIX;
+use crate::cpio::Writer;
+
+/// An ELF head for the processor `machine`.
+fn elf(machine: u16) -> Vec<u8> {
+    let mut head = vec![0; 128];
+    head[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    head[16] = 3;
+    head[18..20].copy_from_slice(&machine.to_le_bytes());
+    head
+}
+
+struct Place {
+    dir: tempfile::TempDir,
+    store: Store,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        std::fs::write(dir.path().join("guest"), elf(62)).unwrap();
+        let place = Self { dir, store };
+        for (_, places, _) in NEEDED {
+            place.write(places[0], b"#!/bin/sh\n");
+        }
+        place.write("usr/sbin/sshd", &elf(62));
+        place.write(
+            "etc/passwd",
+            b"root:x:0:0::/root:/bin/sh\nnode:x:1000:1000::/home/node:/bin/sh\n",
+        );
+        place.write("etc/os-release", b"ID=alpine\nVERSION_ID=\"3.20\"\n");
+        place.write("var/log/old", b"of the maker");
+        place
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.dir.path().join("tree")
+    }
+
+    fn write(&self, path: &str, content: &[u8]) {
+        let path = self.tree().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// An image of the store with a kernel of its own.
+    fn kernel(&self) -> Image {
+        let scratch = self.store.begin().unwrap();
+        let staged = scratch.dir().join("image");
+        std::fs::create_dir(&staged).unwrap();
+        let mut initrd = Writer::new();
+        initrd.file("init", 0o755, b"old");
+        initrd.file("modules/order", 0o644, b"virtio.ko\n");
+        initrd.file("modules/virtio.ko", 0o644, b"module");
+        let contents = [
+            (manifest::KERNEL, elf(62)),
+            (manifest::INITRD, initrd.finish()),
+            (manifest::BASE, b"base".to_vec()),
+        ];
+        let files: BTreeMap<_, _> = contents
+            .iter()
+            .map(|(name, bytes)| {
+                std::fs::write(staged.join(name), bytes).unwrap();
+                ((*name).to_owned(), FileFacts::of(&staged.join(name)).unwrap())
+            })
+            .collect();
+        let record = Manifest {
+            version: manifest::VERSION,
+            digest: manifest::image_digest(&files),
+            created_unix: 1,
+            arch: "x86_64".to_owned(),
+            suite: String::new(),
+            kernel_release: "6.1.0-test".to_owned(),
+            init: Init::Ours,
+            provenance: BTreeMap::new(),
+            guest: GuestContract::default(),
+            files,
+            packages: BTreeMap::new(),
+        };
+        self.store.put(&scratch, &staged, &record, "kernel").unwrap()
+    }
+
+    fn build(&self, source: &str, init: OwnInit) -> Result<Image, BuildError> {
+        let kernel_of = self.store.get("kernel").ok();
+        let recipe = TreeRecipe {
+            name: "mine".to_owned(),
+            source: Source::named(source, self.dir.path()).unwrap(),
+            init,
+            kernel_of,
+            guest_binary: self.dir.path().join("guest"),
+            stamp_unix: STAMP_UNIX,
+        };
+        build_tree(&recipe, &self.store, &|_: &str| {})
+    }
+
+    /// A build that must fail, and what it leaves.
+    fn refused(&self, init: OwnInit) -> BuildError {
+        let error = self.build("tree", init).unwrap_err();
+        assert!(self.store.get("mine").is_err(), "nothing half-made may be used");
+        let mut left: Vec<_> = std::fs::read_dir(self.store.root())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["images", "lock", "names"]);
+        error
+    }
+}
+
+fn content(image: &Image, path: &str) -> String {
+    let done = Cmd::new("debugfs")
+        .args(["-R", &format!("cat {path}")])
+        .arg(image.base())
+        .run()
+        .unwrap();
+    done.stdout_text()
+}
+
+#[test]
+fn a_tree_becomes_an_image_with_the_kernel_of_another_and_this_first_process() {
+    let place = Place::new();
+    let kernel = place.kernel();
+    let image = place.build("tree", OwnInit::None).unwrap();
+    place.store.verify(&image).unwrap();
+    let record = &image.manifest;
+    assert_eq!(
+        (
+            record.init,
+            record.kernel_release.as_str(),
+            record.suite.as_str(),
+            record.guest.uid
+        ),
+        (Init::Ours, "6.1.0-test", "alpine-3.20", 1001)
+    );
+    assert_eq!(
+        record.files[manifest::KERNEL],
+        kernel.manifest.files[manifest::KERNEL]
+    );
+    let initrd = crate::cpio::reader::read(&std::fs::read(image.initrd()).unwrap());
+    let init = initrd.iter().find(|(name, ..)| name == "init").unwrap();
+    assert_eq!(init.2, elf(62));
+    assert!(
+        initrd
+            .iter()
+            .any(|(name, _, content)| name == "modules/virtio.ko" && content == b"module")
+    );
+    assert!(content(&image, "/etc/ssh/sshd_config.d/99-crabbox.conf").contains("PasswordAuthentication no"));
+    assert!(content(&image, "/usr/local/bin/crabbox-ready").contains("/work/crabbox"));
+    assert_eq!(content(&image, "/var/log/old"), "");
+    assert_eq!(content(&image, "/usr/lib/crabbox/init"), "");
+    // The tree itself is only read.
+    assert!(place.tree().join("var/log/old").exists());
+}
+
+#[test]
+fn the_same_tree_gives_the_same_digest_whatever_carries_it() {
+    let place = Place::new();
+    place.kernel();
+    let digest = |source: &str| place.build(source, OwnInit::None).unwrap().manifest.digest;
+    let first = digest("tree");
+    assert_eq!(digest("tree"), first);
+    let pack = |file: &str, order: &str| {
+        Cmd::new("tar")
+            .args(["--create", order, "--file"])
+            .arg(place.dir.path().join(file))
+            .arg("-C")
+            .args([&place.tree(), Path::new(".")])
+            .run()
+            .unwrap();
+        digest(file)
+    };
+    assert_eq!(pack("a.tar", "--sort=name"), first);
+    assert_eq!(pack("a.tar.gz", "--gzip"), pack("b.tar.gz", "--gzip"));
+    place.write("etc/more", b"x");
+    assert_ne!(digest("tree"), first);
+}
+
+#[test]
+fn an_image_that_wants_systemd_says_so_in_its_base_and_must_have_it() {
+    let place = Place::new();
+    place.kernel();
+    let error = place.refused(OwnInit::Systemd).to_string();
+    assert!(
+        error.contains("has no /sbin/init:") && error.contains("systemd-sysv"),
+        "{error}"
+    );
+    // As Debian has it, where a host's path would lead elsewhere.
+    place.write("usr/lib/systemd/systemd", &elf(62));
+    std::fs::create_dir_all(place.tree().join("sbin")).unwrap();
+    symlink("/usr/lib/systemd/systemd", place.tree().join("sbin/init")).unwrap();
+    let with = place.build("tree", OwnInit::Systemd).unwrap();
+    assert_eq!(content(&with, "/usr/lib/crabbox/init"), "/sbin/init");
+    let without = place.build("tree", OwnInit::None).unwrap();
+    assert_ne!(with.manifest.digest, without.manifest.digest);
+}
+
+#[test]
+fn all_that_a_lease_needs_and_the_tree_lacks_is_named_at_once() {
+    let place = Place::new();
+    place.kernel();
+    for name in ["usr/sbin/sshd", "usr/bin/rsync"] {
+        std::fs::remove_file(place.tree().join(name)).unwrap();
+    }
+    let error = place.refused(OwnInit::None).to_string();
+    assert!(error.contains("tree has no sshd, no rsync:"), "{error}");
+    assert!(
+        error.contains("apt-get install -y openssh-server rsync"),
+        "{error}"
+    );
+}
+
+#[test]
+fn another_processor_and_a_missing_kernel_are_named() {
+    let place = Place::new();
+    let error = place.refused(OwnInit::None);
+    assert!(matches!(error, BuildError::NoKernel { .. }), "{error:?}");
+    place.kernel();
+    place.write("usr/sbin/sshd", &elf(183));
+    let error = place.refused(OwnInit::None).to_string();
+    assert!(
+        error.contains("is for aarch64, and this host is x86_64"),
+        "{error}"
+    );
+}
+
+#[test]
+fn nothing_of_this_host_is_emptied_or_written_through_a_link_of_the_tree() {
+    for path in [
+        "var/log",
+        "etc/ssh",
+        "usr/local/bin",
+        "work",
+        "var/lib/crabbox",
+        "etc/sudoers.d",
+        "tmp",
+    ] {
+        let place = Place::new();
+        place.kernel();
+        let outside = place.dir.path().join("outside");
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("precious"), "x").unwrap();
+        let link = place.tree().join(path);
+        std::fs::remove_dir_all(&link).ok();
+        std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+        symlink(&outside, &link).unwrap();
+        let error = place.refused(OwnInit::None);
+        assert!(matches!(error, BuildError::Link { .. }), "{path}: {error:?}");
+        assert!(error.to_string().starts_with(path), "{error}");
+        let left: Vec<_> = std::fs::read_dir(&outside)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(left, ["precious"], "{path}");
+    }
+}
+
+#[test]
+fn a_program_of_this_host_behind_a_link_is_none_of_the_tree() {
+    let place = Place::new();
+    place.kernel();
+    std::fs::remove_file(place.tree().join("usr/bin/git")).unwrap();
+    let host = place.dir.path().join("git");
+    std::fs::write(&host, "of this host").unwrap();
+    symlink(&host, place.tree().join("usr/bin/git")).unwrap();
+    let error = place.refused(OwnInit::None).to_string();
+    assert!(error.contains("has no git:"), "{error}");
+}
+
+#[test]
+fn releases_are_ordered_by_their_numbers() {
+    assert!(numbers("6.10.0-1-amd64") > numbers("6.9.12-cloud-amd64"));
+    assert!(numbers("6.1.0-30-amd64") > numbers("6.1.0-9-amd64"));
+}

@@ -1,0 +1,154 @@
+//! Archives and layers, whatever they are compressed with: told by their first bytes, never by a name or media type.
+
+use std::io::{self, BufRead, BufReader, Read};
+
+use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
+use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+
+const GZIP: &[u8] = b"\x1f\x8b";
+const XZ: &[u8] = b"\xfd7zXZ\0";
+const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
+
+/// Frames of zstd that hold no data begin with one of these, with a last digit of 0 to F (RFC 8878, 3.1.2).
+const ZSTD_SKIPPED: &[u8] = b"\x2a\x4d\x18";
+
+/// Whether something that begins so is compressed.
+pub(super) fn is_compressed(head: &[u8]) -> bool {
+    [GZIP, XZ, ZSTD].iter().any(|mark| head.starts_with(mark)) || is_skipped(head)
+}
+
+fn is_skipped(head: &[u8]) -> bool {
+    head.first().is_some_and(|byte| byte >> 4 == 5) && head.get(1..4) == Some(ZSTD_SKIPPED)
+}
+
+/// The content of `packed`, unpacked while it is read.
+pub(super) fn reader<'a>(packed: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    let mut packed = BufReader::with_capacity(256 * 1024, packed);
+    let head = packed.fill_buf()?;
+    Ok(if head.starts_with(GZIP) {
+        Box::new(flate2::bufread::MultiGzDecoder::new(packed))
+    } else if head.starts_with(XZ) {
+        Box::new(lzma_rust2::XzReader::new(packed, true))
+    } else if head.starts_with(ZSTD) || is_skipped(head) {
+        Box::new(Zstd {
+            packed,
+            decoder: FrameDecoder::new(),
+        })
+    } else {
+        Box::new(packed)
+    })
+}
+
+/// Frames of zstd behind each other; one that holds no data is skipped.
+struct Zstd<R> {
+    packed: R,
+    decoder: FrameDecoder,
+}
+
+impl<R: BufRead> Read for Zstd<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            while self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
+                self.decoder
+                    .decode_blocks(&mut self.packed, BlockDecodingStrategy::UptoBlocks(1))
+                    .map_err(io::Error::other)?;
+            }
+            let count = self.decoder.read(buffer)?;
+            if count > 0 || self.packed.fill_buf()?.is_empty() {
+                return Ok(count);
+            }
+            self.begin_frame()?;
+        }
+    }
+}
+
+impl<R: BufRead> Zstd<R> {
+    /// Reads the head of the next frame, which is there.
+    fn begin_frame(&mut self) -> io::Result<()> {
+        match self.decoder.init(&mut self.packed) {
+            Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
+                length, ..
+            })) => {
+                let length = u64::from(length);
+                let skipped = io::copy(&mut self.packed.by_ref().take(length), &mut io::sink())?;
+                if skipped < length {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                Ok(())
+            }
+            other => other.map_err(io::Error::other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crabbox_host::command::Cmd;
+    use proptest::prelude::*;
+
+    /// What the usual program makes of `bytes`.
+    fn packed(program: &str, bytes: &[u8]) -> Vec<u8> {
+        let done = Cmd::new(program).arg("-c").stdin(bytes.to_vec()).run().unwrap();
+        done.stdout
+    }
+
+    fn unpacked(bytes: &[u8]) -> io::Result<Vec<u8>> {
+        let mut all = Vec::new();
+        reader(bytes)?.read_to_end(&mut all).map(|_| all)
+    }
+
+    /// Some data that packs well and some that does not, longer than a block of zstd.
+    fn sample() -> Vec<u8> {
+        (0..300_000_u32)
+            .flat_map(|n| (n.wrapping_mul(2_654_435_761) >> (n % 29)).to_le_bytes())
+            .collect()
+    }
+
+    #[test]
+    fn every_kind_is_told_by_its_head_and_parts_behind_each_other_are_one() {
+        for program in ["gzip", "xz", "zstd"] {
+            let one = packed(program, &sample());
+            assert!(is_compressed(&one), "{program}");
+            assert!(unpacked(&one).unwrap() == sample(), "{program}");
+            let two = [one.clone(), one].concat();
+            assert!(
+                unpacked(&two).unwrap() == [sample(), sample()].concat(),
+                "{program}"
+            );
+        }
+        assert!(!is_compressed(&sample()) && unpacked(&sample()).unwrap() == sample());
+    }
+
+    #[test]
+    fn a_frame_without_data_is_skipped_wherever_it_is() {
+        let frame = [b"\x53\x2a\x4d\x18\x03\0\0\0xyz".to_vec()].concat();
+        let data = packed("zstd", b"text");
+        let mixed = [frame.clone(), data.clone(), frame.clone(), data, frame].concat();
+        assert!(is_compressed(&mixed));
+        assert_eq!(unpacked(&mixed).unwrap(), b"texttext");
+    }
+
+    #[test]
+    fn what_is_cut_short_is_an_error_and_not_an_end() {
+        for program in ["gzip", "xz", "zstd"] {
+            let whole = packed(program, &sample());
+            for cut in [3, whole.len() / 2, whole.len() - 1] {
+                // Three bytes of zstd or xz are no head, so they are taken as they are.
+                let read = unpacked(&whole[..cut]);
+                assert!(read.is_err() || read.unwrap() == whole[..cut], "{program} {cut}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_can_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0..4_usize) {
+            let head: &[u8] = [GZIP, XZ, ZSTD, b"\x50\x2a\x4d\x18"][kind];
+            unpacked(&[head, &bytes].concat()).ok();
+        }
+    }
+}

@@ -1,0 +1,573 @@
+//! Trees of every source, made here; and what must never come out of one.
+
+use std::fs::Permissions;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+
+use crabbox_host::command::Cmd;
+use serde_json::json;
+use tar::{Builder, EntryType, Header};
+
+use super::*;
+
+/// A layer: `(name, content)`; the content `-> x` is a symbolic link, `=> x` a hard link, `dir`, `char` and `fifo` are such.
+fn layer(entries: &[(&str, &str)]) -> Vec<u8> {
+    let mut archive = Builder::new(Vec::new());
+    for (name, content) in entries {
+        let mut header = Header::new_ustar();
+        header.set_mode(0o4755);
+        header.set_uid(12);
+        header.set_gid(34);
+        header.set_mtime(1000);
+        header.set_size(0);
+        // Names that the crate would refuse to write.
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        let mut body: &[u8] = b"";
+        if let Some(target) = content
+            .strip_prefix("-> ")
+            .or_else(|| content.strip_prefix("=> "))
+        {
+            let kind = if content.starts_with('-') {
+                EntryType::Symlink
+            } else {
+                EntryType::Link
+            };
+            header.set_entry_type(kind);
+            header.as_old_mut().linkname[..target.len()].copy_from_slice(target.as_bytes());
+        } else {
+            match *content {
+                "dir" => header.set_entry_type(EntryType::Directory),
+                "char" => header.set_entry_type(EntryType::Char),
+                "fifo" => header.set_entry_type(EntryType::Fifo),
+                _ => {
+                    header.set_entry_type(EntryType::Regular);
+                    header.set_size(content.len() as u64);
+                    body = content.as_bytes();
+                }
+            }
+        }
+        header.set_cksum();
+        archive.append(&header, body).unwrap();
+    }
+    archive.into_inner().unwrap()
+}
+
+fn packed(program: &str, bytes: &[u8]) -> Vec<u8> {
+    Cmd::new(program)
+        .arg("-c")
+        .stdin(bytes.to_vec())
+        .run()
+        .unwrap()
+        .stdout
+}
+
+/// An OCI layout of `layers` at `dir` for `architecture`, with the tag `one`; answers the blobs' digests.
+fn layout(dir: &Path, architecture: &str, layers: &[Vec<u8>]) -> Vec<String> {
+    let blobs = dir.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let mut digests = Vec::new();
+    let mut put = |bytes: &[u8]| {
+        let hex = digest::sha256(bytes);
+        std::fs::write(blobs.join(&hex), bytes).unwrap();
+        digests.push(hex.clone());
+        json!({ "mediaType": "x", "digest": format!("sha256:{hex}"), "size": bytes.len() })
+    };
+    let layers: Vec<_> = layers.iter().map(|layer| put(layer)).collect();
+    let config = json!({ "architecture": architecture, "os": "linux", "rootfs": { "type": "layers", "diff_ids": [] } });
+    let config = put(config.to_string().as_bytes());
+    let manifest = put(json!({ "config": config, "layers": layers })
+        .to_string()
+        .as_bytes());
+    let mut named = manifest;
+    named["annotations"] = json!({ "org.opencontainers.image.ref.name": "one" });
+    std::fs::write(
+        dir.join("index.json"),
+        json!({ "manifests": [named] }).to_string(),
+    )
+    .unwrap();
+    std::fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    digests
+}
+
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn unpack(&self, source: &str) -> Result<PathBuf, SourceError> {
+        let root = self.path("root");
+        std::fs::remove_dir_all(&root).ok();
+        Source::named(source, self.dir.path())?.unpack(&root, self.dir.path())?;
+        Ok(root)
+    }
+
+    /// Unpacks one layer as a plain archive.
+    fn tar(&self, entries: &[(&str, &str)]) -> Result<PathBuf, SourceError> {
+        std::fs::write(self.path("a.tar"), layer(entries)).unwrap();
+        self.unpack("a.tar")
+    }
+}
+
+/// Every path of a tree with what it is, sorted.
+fn listing(root: &Path) -> Vec<String> {
+    let said = Cmd::new("find")
+        .arg(root)
+        .args(["-mindepth", "1", "-printf", "%P %y%l\\n"])
+        .run()
+        .unwrap()
+        .stdout_text();
+    let mut lines: Vec<String> = said.lines().map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+fn text(path: PathBuf) -> String {
+    std::fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn an_archive_keeps_owners_modes_times_and_links() {
+    let place = Place::new();
+    let root = place
+        .tar(&[
+            ("./bin/", "dir"),
+            ("bin/su", "x"),
+            ("/bin/also", "=> bin/su"),
+            ("link", "-> /bin/su"),
+            ("pipe", "fifo"),
+        ])
+        .unwrap();
+    assert_eq!(
+        listing(&root),
+        ["bin d", "bin/also f", "bin/su f", "link l/bin/su", "pipe p"]
+    );
+    let facts = root.join("bin/su").metadata().unwrap();
+    assert_eq!(
+        (
+            facts.mode() & 0o7777,
+            facts.uid(),
+            facts.gid(),
+            facts.mtime(),
+            facts.nlink()
+        ),
+        (0o4755, 12, 34, 1000, 2)
+    );
+}
+
+#[test]
+fn what_a_file_may_do_is_kept() {
+    let place = Place::new();
+    let tree = place.path("tree");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("ping"), "x").unwrap();
+    // CAP_NET_RAW, permitted and effective, version 2.
+    let value = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    rustix::fs::setxattr(
+        tree.join("ping"),
+        "security.capability",
+        &value,
+        rustix::fs::XattrFlags::empty(),
+    )
+    .unwrap();
+    Cmd::new("tar")
+        .args(["--xattrs", "--xattrs-include=*", "-cf"])
+        .arg(place.path("a.tar"))
+        .arg("-C")
+        .args([&tree, Path::new(".")])
+        .run()
+        .unwrap();
+    for source in ["tree", "a.tar"] {
+        let root = place.unpack(source).unwrap();
+        let mut found = [0; 64];
+        let length = rustix::fs::getxattr(root.join("ping"), "security.capability", &mut found).unwrap();
+        assert_eq!(found[..length], value, "{source}");
+    }
+}
+
+#[test]
+fn no_entry_reaches_outside_and_the_refusal_names_it() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("outside")).unwrap();
+    for entries in [
+        vec![("../outside/x", "evil")],
+        vec![("a/../../outside/x", "evil")],
+        vec![("f", "x"), ("h", "=> ../outside/secret")],
+    ] {
+        let error = place.tar(&entries).unwrap_err();
+        assert!(matches!(error, SourceError::Escape { .. }), "{error:?}");
+        assert!(error.to_string().contains("outside"), "{error}");
+    }
+    // Links lead where they would lead in the guest.
+    let outside = place.path("outside");
+    let outside = outside.to_str().unwrap();
+    let inner = format!("{}/", outside.trim_start_matches('/'));
+    let root = place
+        .tar(&[
+            (&inner, "dir"),
+            ("a", &format!("-> {outside}")),
+            ("b", "-> ../../../../../../.."),
+            ("a/x", "evil"),
+            ("b/y", "evil"),
+        ])
+        .unwrap();
+    assert_eq!(listing(Path::new(outside)), Vec::<String>::new());
+    assert_eq!(text(root.join("y")), "evil");
+    assert_eq!(text(root.join(outside.trim_start_matches('/')).join("x")), "evil");
+}
+
+#[test]
+fn a_hard_link_never_takes_a_file_of_this_host_in() {
+    let place = Place::new();
+    std::fs::write(place.path("secret"), "s").unwrap();
+    let secret = place.path("secret");
+    let error = place
+        .tar(&[("h", &format!("=> {}", secret.display()))])
+        .unwrap_err();
+    assert!(matches!(error, SourceError::Write { .. }), "{error:?}");
+    let dir = place.dir.path().display().to_string();
+    let error = place
+        .tar(&[("d", &format!("-> {dir}")), ("h", "=> d/secret")])
+        .unwrap_err();
+    assert!(matches!(error, SourceError::Write { .. }), "{error:?}");
+    assert_eq!(secret.metadata().unwrap().nlink(), 1);
+}
+
+#[test]
+fn devices_are_refused_by_name_and_left_out_of_dev() {
+    let place = Place::new();
+    let error = place.tar(&[("srv/disk", "char")]).unwrap_err();
+    assert!(matches!(error, SourceError::Device { .. }), "{error:?}");
+    assert!(error.to_string().contains("srv/disk"), "{error}");
+    assert_eq!(
+        listing(&place.tar(&[("dev/null", "char"), ("x", "1")]).unwrap()),
+        ["x f"]
+    );
+}
+
+#[test]
+fn an_archive_that_is_cut_short_is_never_taken_for_a_whole_one() {
+    let place = Place::new();
+    let whole = layer(&[("a", &"x".repeat(5000)), ("b", "y")]);
+    for program in ["cat", "gzip", "zstd", "xz"] {
+        let bytes = if program == "cat" {
+            whole.clone()
+        } else {
+            packed(program, &whole)
+        };
+        // Inside a file, between two of them, before the end mark; of a compressed one, in the middle and in the check sum.
+        let cuts = if program == "cat" {
+            vec![700, 5632, 6656]
+        } else {
+            vec![bytes.len() / 2, bytes.len() - 2]
+        };
+        for cut in cuts {
+            std::fs::write(place.path("a.tar"), &bytes[..cut]).unwrap();
+            let error = place.unpack("a.tar").unwrap_err();
+            assert!(
+                matches!(error, SourceError::Read { .. }),
+                "{program} {cut}: {error:?}"
+            );
+            assert!(error.to_string().contains("a.tar"), "{error}");
+        }
+        std::fs::write(place.path("a.tar"), &bytes).unwrap();
+        place.unpack("a.tar").unwrap();
+    }
+}
+
+#[test]
+fn layers_hide_what_they_say_and_only_what_lower_ones_had() {
+    let place = Place::new();
+    let layers = [
+        layer(&[
+            ("d/", "dir"),
+            ("d/old", "1"),
+            ("gone", "1"),
+            ("kept", "1"),
+            ("becomes-dir", "1"),
+            ("lib", "-> usr/lib"),
+            ("usr/lib/", "dir"),
+        ]),
+        // What hides comes behind what stays, and a name that is hidden comes back.
+        packed(
+            "gzip",
+            &layer(&[
+                ("d/new", "2"),
+                ("d/.wh..wh..opq", ""),
+                ("gone", "2"),
+                (".wh.gone", ""),
+                ("lib/x", "2"),
+            ]),
+        ),
+        packed(
+            "zstd",
+            &layer(&[
+                (".wh.kept", ""),
+                (".wh.never", ""),
+                ("no/.wh.x", ""),
+                ("becomes-dir/in", "3"),
+            ]),
+        ),
+    ];
+    layout(&place.path("img"), "amd64", &layers);
+    for source in ["img", "oci:img", "oci:img:one"] {
+        let error = place.unpack(source);
+        // A file in the way of a directory is an error of the layer: it did not say that it replaces it.
+        let error = error.unwrap_err();
+        assert!(matches!(error, SourceError::Write { .. }), "{error:?}");
+    }
+    let better = [
+        layers[0].clone(),
+        layers[1].clone(),
+        packed(
+            "zstd",
+            &layer(&[(".wh.kept", ""), ("becomes-dir/", "dir"), ("becomes-dir/in", "3")]),
+        ),
+    ];
+    layout(&place.path("img"), "amd64", &better);
+    let root = place.unpack("oci:img:one").unwrap();
+    let found = listing(&root);
+    let expected = [
+        "becomes-dir d",
+        "becomes-dir/in f",
+        "d d",
+        "d/new f",
+        "gone f",
+        "lib lusr/lib",
+        "usr d",
+        "usr/lib d",
+        "usr/lib/x f",
+    ];
+    assert_eq!(found, expected);
+    assert_eq!(text(root.join("gone")), "2");
+    // The same as one file, plain and compressed.
+    Cmd::new("tar")
+        .arg("-cf")
+        .arg(place.path("img.tar"))
+        .arg("-C")
+        .args([&place.path("img"), Path::new(".")])
+        .run()
+        .unwrap();
+    assert_eq!(
+        listing(&place.unpack("oci-archive:img.tar:one").unwrap()),
+        expected
+    );
+    std::fs::write(
+        place.path("img.tgz"),
+        packed("gzip", &std::fs::read(place.path("img.tar")).unwrap()),
+    )
+    .unwrap();
+    assert_eq!(listing(&place.unpack("oci-archive:img.tgz").unwrap()), expected);
+}
+
+#[test]
+fn no_part_of_an_image_is_believed_without_its_digest() {
+    let place = Place::new();
+    let dir = place.path("img");
+    let digests = layout(&dir, "amd64", &[layer(&[("a", "1")])]);
+    for digest in &digests {
+        let blob = dir.join("blobs/sha256").join(digest);
+        let good = std::fs::read(&blob).unwrap();
+        std::fs::write(&blob, [good.clone(), b" ".to_vec()].concat()).unwrap();
+        let error = place.unpack("img").unwrap_err();
+        assert!(matches!(error, SourceError::Digest { .. }), "{error:?}");
+        assert!(error.to_string().contains(digest), "{error}");
+        std::fs::remove_file(&blob).unwrap();
+        let error = place.unpack("img").unwrap_err();
+        assert!(matches!(error, SourceError::NoBlob { .. }), "{error:?}");
+        std::fs::write(&blob, good).unwrap();
+    }
+    place.unpack("img").unwrap();
+    std::fs::write(
+        dir.join("index.json"),
+        r#"{"manifests":[{"digest":"sha256:../../../../etc/passwd"}]}"#,
+    )
+    .unwrap();
+    assert!(matches!(
+        place.unpack("img").unwrap_err(),
+        SourceError::BadDigest { .. }
+    ));
+}
+
+#[test]
+fn another_platform_and_a_wrong_tag_are_named() {
+    let place = Place::new();
+    layout(&place.path("img"), "arm64", &[layer(&[("a", "1")])]);
+    let error = place.unpack("img").unwrap_err().to_string();
+    assert!(
+        error.contains("is for linux/arm64, and this host is linux/amd64"),
+        "{error}"
+    );
+    let error = place.unpack("oci:img:two").unwrap_err().to_string();
+    assert!(error.contains(r#"no image called "two"; it has: one"#), "{error}");
+    let index = |platforms: &[(&str, &str)]| {
+        let all: Vec<_> = platforms
+            .iter()
+            .map(|(os, architecture)| {
+                json!({ "digest": format!("sha256:{}", "0".repeat(64)), "platform": { "os": os, "architecture": architecture } })
+            })
+            .collect();
+        std::fs::write(
+            place.path("img/index.json"),
+            json!({ "manifests": all }).to_string(),
+        )
+        .unwrap();
+    };
+    index(&[("linux", "riscv64"), ("windows", "amd64")]);
+    let error = place.unpack("img").unwrap_err().to_string();
+    assert!(error.contains("is for linux/riscv64, windows/amd64"), "{error}");
+    index(&[("linux", "riscv64"), ("linux", "amd64")]);
+    assert!(
+        matches!(place.unpack("img").unwrap_err(), SourceError::NoBlob { .. }),
+        "the fitting one is taken"
+    );
+}
+
+/// What `docker save` writes: layers in members of the archive, one of them a link to another.
+fn docker_save(path: &Path, layers: &[(&str, Vec<u8>)], diff_ids: &[String]) {
+    let mut archive = Builder::new(Vec::new());
+    let mut add = |name: &str, bytes: &[u8]| {
+        let mut header = Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, name, bytes).unwrap();
+    };
+    for (name, bytes) in layers {
+        add(name, bytes);
+    }
+    let config = json!({ "architecture": "amd64", "os": "linux", "rootfs": { "type": "layers", "diff_ids": diff_ids } });
+    add("config.json", config.to_string().as_bytes());
+    let names: Vec<_> = layers
+        .iter()
+        .map(|(name, _)| *name)
+        .chain(["again/layer.tar"])
+        .collect();
+    let manifest = json!([{ "Config": "config.json", "RepoTags": ["img:one"], "Layers": names }]);
+    add("manifest.json", manifest.to_string().as_bytes());
+    let mut link = Header::new_gnu();
+    link.set_entry_type(EntryType::Symlink);
+    link.set_size(0);
+    archive
+        .append_link(&mut link, "again/layer.tar", "../a/layer.tar")
+        .unwrap();
+    std::fs::write(path, archive.into_inner().unwrap()).unwrap();
+}
+
+#[test]
+fn what_docker_saves_is_taken_and_its_layers_are_checked() {
+    let place = Place::new();
+    let (one, two) = (
+        layer(&[("a", "1"), ("b", "1")]),
+        layer(&[(".wh.a", ""), ("c", "2")]),
+    );
+    let id = |bytes: &[u8]| format!("sha256:{}", digest::sha256(bytes));
+    let ids = [id(&one), id(&two), id(&one)];
+    let path = place.path("saved.tar");
+    docker_save(
+        &path,
+        &[
+            ("a/layer.tar", one.clone()),
+            ("b/layer.tar", packed("gzip", &two)),
+        ],
+        &ids,
+    );
+    for source in [
+        "docker-archive:saved.tar",
+        "docker-archive:saved.tar:img:one",
+        "docker-archive:saved.tar:one",
+    ] {
+        assert_eq!(listing(&place.unpack(source).unwrap()), ["a f", "b f", "c f"]);
+    }
+    assert!(matches!(
+        place.unpack("docker-archive:saved.tar:img:two").unwrap_err(),
+        SourceError::NoTag { .. }
+    ));
+    docker_save(&path, &[("a/layer.tar", two), ("b/layer.tar", one)], &ids);
+    assert!(matches!(
+        place.unpack("docker-archive:saved.tar").unwrap_err(),
+        SourceError::Digest { .. }
+    ));
+}
+
+#[test]
+fn a_directory_is_copied_with_its_links_and_without_its_devices() {
+    let place = Place::new();
+    let tree = place.path("tree");
+    std::fs::create_dir_all(tree.join("dev")).unwrap();
+    std::fs::write(tree.join("one"), "1").unwrap();
+    std::fs::hard_link(tree.join("one"), tree.join("two")).unwrap();
+    std::fs::set_permissions(tree.join("one"), Permissions::from_mode(0o6711)).unwrap();
+    symlink("/etc/passwd", tree.join("link")).unwrap();
+    Cmd::new("mknod")
+        .arg(tree.join("dev/null"))
+        .args(["c", "1", "3"])
+        .run()
+        .unwrap();
+    let root = place.unpack("tree").unwrap();
+    assert_eq!(listing(&root), ["dev d", "link l/etc/passwd", "one f", "two f"]);
+    let facts = root.join("two").metadata().unwrap();
+    assert_eq!((facts.mode() & 0o7777, facts.nlink()), (0o6711, 2));
+    Cmd::new("mknod")
+        .arg(tree.join("disk"))
+        .args(["b", "8", "0"])
+        .run()
+        .unwrap();
+    assert!(matches!(
+        place.unpack("tree").unwrap_err(),
+        SourceError::Device { .. }
+    ));
+}
+
+#[test]
+fn a_full_disk_is_told_from_a_bad_archive() {
+    let place = Place::new();
+    std::fs::write(place.path("a.tar"), layer(&[("big", &"x".repeat(3 << 20))])).unwrap();
+    let small = place.path("small");
+    std::fs::create_dir(&small).unwrap();
+    rustix::mount::mount(
+        "tmpfs",
+        &small,
+        "tmpfs",
+        rustix::mount::MountFlags::empty(),
+        c"size=1m",
+    )
+    .unwrap();
+    let done = Source::named("a.tar", place.dir.path())
+        .unwrap()
+        .unpack(&small.join("root"), &small);
+    rustix::mount::unmount(&small, rustix::mount::UnmountFlags::DETACH).unwrap();
+    let error = done.unwrap_err();
+    assert!(
+        error.is_out_of_space() && error.to_string().contains("big"),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn what_is_no_source_is_told() {
+    let place = Place::new();
+    let mut file = File::create(place.path("x")).unwrap();
+    file.write_all(b"text").unwrap();
+    assert!(matches!(
+        place.unpack("x").unwrap_err(),
+        SourceError::Unknown { .. }
+    ));
+    assert!(matches!(place.unpack("none").unwrap_err(), SourceError::File(_)));
+    assert!(matches!(
+        place.unpack("oci:none").unwrap_err(),
+        SourceError::File(_)
+    ));
+    std::fs::create_dir(place.path("empty")).unwrap();
+    assert!(matches!(
+        place.unpack("oci:empty").unwrap_err(),
+        SourceError::NoBlob { .. }
+    ));
+}
