@@ -367,6 +367,8 @@ impl Making<'_> {
             stored.record.socket_path = text(disk::API);
             stored.record.log_path = text(disk::LOG);
             stored.record.cloud_init_path = text(home.seed);
+            let labels = &mut stored.record.labels;
+            labels.insert("disk_method".to_owned(), home.method.to_owned());
         })?;
         self.over("disk", Whose::Ours);
         Ok(home)

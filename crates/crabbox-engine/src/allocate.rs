@@ -200,7 +200,7 @@ fn first_record(request: &AcquireRequest, id: &LeaseId, slug: &Slug, dir: &Lease
     labels.insert("state".to_owned(), "provisioning".to_owned());
     let (kernel, rootfs) = match &request.guest {
         GuestSource::Ours { dir, .. } => (dir.join("vmlinux"), dir.join("base.ext4")),
-        GuestSource::Foreign { kernel, rootfs } => (kernel.clone(), rootfs.clone()),
+        GuestSource::Foreign { kernel, rootfs, .. } => (kernel.clone(), rootfs.clone()),
     };
     let now = timestamp::rfc3339_nano(seconds, nanoseconds);
     LeaseRecord {

@@ -151,7 +151,7 @@ pub struct Shared {
 pub struct Home {
     /// Its path on the host.
     pub dir: PathBuf,
-    /// How the private disk was made.
+    /// How the private disk was made: a layer above a `shared-base`, a `reflink` or a `sparse-copy` of the whole.
     pub method: &'static str,
     /// The file that carries the seed.
     pub seed: &'static str,
@@ -194,7 +194,16 @@ pub fn prepare(plan: &Plan<'_>, keys: &LeaseKeys, side: &GuestSide) -> Result<Ho
     files::create_private_dir(&plan.home)?;
     let (method, seed, says_ready) = match &plan.request.guest {
         GuestSource::Ours { dir, .. } => (ours(plan, dir, keys, side)?, INITRD, true),
-        GuestSource::Foreign { kernel, rootfs } => (foreign(plan, kernel, rootfs, keys, side)?, SEED, false),
+        GuestSource::Foreign {
+            kernel,
+            rootfs,
+            initrd,
+        } => {
+            if let Some(initrd) = initrd {
+                clone::clone_file(initrd, &plan.home.join(INITRD))?;
+            }
+            (foreign(plan, kernel, rootfs, keys, side)?, SEED, false)
+        }
     };
     write_private(&plan.home.join(LOG), b"")?;
     let home = Home {
@@ -244,7 +253,7 @@ fn ours(
     initrd.extend(seed.to_cpio());
     write_private(&plan.home.join(INITRD), &initrd)?;
     image_disk::make_layer(&plan.home.join(DISK), u64::from(plan.request.machine.disk_mib))?;
-    Ok("shared base with a private layer")
+    Ok("shared-base")
 }
 
 fn foreign(
@@ -275,8 +284,8 @@ fn foreign(
         &nocloud_fat(&seed).map_err(DiskError::Seed)?,
     )?;
     Ok(match report.method {
-        clone::CloneMethod::Reflink => "reflink of the root file system",
-        clone::CloneMethod::SparseCopy => "sparse copy of the root file system",
+        clone::CloneMethod::Reflink => "reflink",
+        clone::CloneMethod::SparseCopy => "sparse-copy",
     })
 }
 
@@ -351,18 +360,22 @@ impl Home {
 pub fn kernel_args(request: &AcquireRequest, side: &GuestSide) -> String {
     match &request.guest {
         GuestSource::Ours { .. } => guest::kernel_args(),
-        GuestSource::Foreign { .. } => {
+        GuestSource::Foreign { initrd, .. } => {
             let SeedNetwork {
                 address,
                 gateway,
                 dns,
                 ..
             } = side.seed.clone();
-            guest::foreign_kernel_args(Some(&BootNetwork {
+            let args = guest::foreign_kernel_args(Some(&BootNetwork {
                 address,
                 gateway,
                 dns,
-            }))
+            }));
+            match initrd {
+                Some(_) => format!("{args} {}", guest::HANDOVER),
+                None => args,
+            }
         }
     }
 }

@@ -10,13 +10,15 @@ use crabbox_core::fault::{Fault, Kind};
 use crabbox_host::clock;
 use crabbox_host::digest;
 use crabbox_host::files::{self, FileError};
-use crabbox_image::build::{BuildError, BuildRecipe, build_debian};
+pub use crabbox_image::build::OwnInit;
+use crabbox_image::build::{BuildError, BuildRecipe, STAMP_UNIX, TreeRecipe, build_debian, build_tree};
 pub use crabbox_image::bundle::Imported;
 use crabbox_image::bundle::{self, BundleError};
 use crabbox_image::guest_binary;
 use crabbox_image::import::{ImportError, ImportRecipe, import_ready};
 pub use crabbox_image::manifest::{BASE, Init, Manifest};
 pub use crabbox_image::progress::Progress;
+use crabbox_image::source::Source as TreeSource;
 pub use crabbox_image::store::gc::{Policy, Reason};
 pub use crabbox_image::store::{Broken, Image};
 use crabbox_image::store::{Listing, Store, StoreError, gc};
@@ -59,6 +61,12 @@ pub enum ImagesError {
         expected: String,
         /// What it is.
         found: String,
+    },
+    /// A kernel of an image that is not ours.
+    #[error("image {image} has an init of its own: its kernel need not boot another tree")]
+    ForeignKernel {
+        /// The image, as it was named.
+        image: String,
     },
     /// This program carries no first process for a guest.
     #[error("this crabbox was built without crabbox-guest, the guest's first process")]
@@ -213,6 +221,12 @@ pub struct Build {
     pub packages: Vec<String>,
     /// A script to run in it, chosen on the command line.
     pub script: Option<PathBuf>,
+    /// A tree to take instead of packages, as the command line names it, and the directory that it is relative to.
+    pub from: Option<(String, PathBuf)>,
+    /// Whether the image's own init runs in the guest.
+    pub init: OwnInit,
+    /// The image whose kernel a tree without one gets; none for the usual image.
+    pub kernel_of: Option<String>,
     /// The guest's first process; none for the one that this program carries.
     pub guest_binary: Option<PathBuf>,
 }
@@ -225,7 +239,40 @@ impl Build {
             suite: None,
             packages: Vec::new(),
             script: None,
+            from: None,
+            init: OwnInit::None,
+            kernel_of: None,
             guest_binary: None,
+        }
+    }
+}
+
+/// The first process of a guest, as a file of its own or the one that this program carries.
+enum FirstProcess {
+    Given(PathBuf),
+    /// Removed when it is dropped.
+    Carried(tempfile::NamedTempFile),
+}
+
+impl FirstProcess {
+    fn new(given: Option<&Path>, store: &Store) -> Result<Self, ImagesError> {
+        if let Some(path) = given {
+            return Ok(Self::Given(path.to_owned()));
+        }
+        let bytes = guest_binary::bytes().ok_or(ImagesError::NoGuestBinary)?;
+        let carried = tempfile::Builder::new()
+            .prefix(".crabbox-guest-")
+            .tempfile_in(store.root())
+            .map_err(|source| FileError::io("write in", store.root(), source))?;
+        std::fs::write(carried.path(), bytes)
+            .map_err(|source| FileError::io("write", carried.path(), source))?;
+        Ok(Self::Carried(carried))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Given(path) => path,
+            Self::Carried(file) => file.path(),
         }
     }
 }
@@ -233,28 +280,49 @@ impl Build {
 /// Builds an image.
 pub fn build(places: &Places, wanted: &Build, progress: &dyn Progress) -> Result<Image, ImagesError> {
     let store = open(places)?;
-    // Removed when this function ends, however it does.
-    let carried;
-    let guest = if let Some(path) = &wanted.guest_binary {
-        path.clone()
-    } else {
-        let bytes = guest_binary::bytes().ok_or(ImagesError::NoGuestBinary)?;
-        carried = tempfile::Builder::new()
-            .prefix(".crabbox-guest-")
-            .tempfile_in(store.root())
-            .map_err(|source| FileError::io("write in", store.root(), source))?;
-        std::fs::write(carried.path(), bytes)
-            .map_err(|source| FileError::io("write", carried.path(), source))?;
-        carried.path().to_owned()
-    };
-    let mut recipe = BuildRecipe::debian(&guest);
+    let guest = FirstProcess::new(wanted.guest_binary.as_deref(), &store)?;
+    if let Some((from, cwd)) = &wanted.from {
+        let recipe = TreeRecipe {
+            name: wanted.name.clone(),
+            source: TreeSource::named(from, cwd).map_err(BuildError::from)?,
+            init: wanted.init,
+            kernel_of: kernel_of(places, wanted.kernel_of.as_deref())?,
+            guest_binary: guest.path().to_owned(),
+            stamp_unix: STAMP_UNIX,
+        };
+        return Ok(build_tree(&recipe, &store, progress)?);
+    }
+    let mut recipe = BuildRecipe::debian(guest.path());
     recipe.name.clone_from(&wanted.name);
     if let Some(suite) = &wanted.suite {
         recipe.suite.clone_from(suite);
     }
     recipe.extra_packages.clone_from(&wanted.packages);
     recipe.script.clone_from(&wanted.script);
+    recipe.init = wanted.init;
     Ok(build_debian(&recipe, &store, progress)?)
+}
+
+/// The image whose kernel and modules a tree without a kernel gets: the one that is named, else the usual one when it is ours.
+fn kernel_of(places: &Places, named: Option<&str>) -> Result<Option<Image>, ImagesError> {
+    let image = match prepare::stored_image(&places.images(), named.unwrap_or_default()) {
+        Ok(image) => image,
+        Err(StoreError::NotFound { .. }) if named.is_none() => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if image.manifest.init == Init::Ours {
+        return Ok(Some(image));
+    }
+    // An image with an init of its own may be the usual one; any of ours has a kernel that serves.
+    match named {
+        Some(named) => Err(ImagesError::ForeignKernel {
+            image: named.to_owned(),
+        }),
+        None => Ok(listing(places)?
+            .images
+            .into_iter()
+            .find(|image| image.manifest.init == Init::Ours)),
+    }
 }
 
 /// Takes a ready kernel and root file system as the image `name`.
@@ -265,12 +333,16 @@ pub fn import(
     rootfs: &Path,
     progress: &dyn Progress,
 ) -> Result<Image, ImagesError> {
+    let store = open(places)?;
+    // Only a kernel with its disk drivers as modules needs it; such an import says so when it is not there.
+    let guest = FirstProcess::new(None, &store).ok();
     let recipe = ImportRecipe {
         name: name.to_owned(),
         kernel: kernel.to_owned(),
         rootfs: rootfs.to_owned(),
+        guest_binary: guest.as_ref().map(|guest| guest.path().to_owned()),
     };
-    Ok(import_ready(&recipe, &open(places)?, progress)?)
+    Ok(import_ready(&recipe, &store, progress)?)
 }
 
 /// Writes an image, and our own Firecracker when it is here, into one file; answers its length in bytes.

@@ -12,7 +12,7 @@ use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::LeaseId;
 use crabbox_host::command::find_on_path;
 use crabbox_image::kernel::{self, KernelError};
-use crabbox_image::manifest::Init;
+use crabbox_image::manifest::{INITRD, Init};
 use crabbox_image::store::{Image, Store, StoreError};
 
 use crate::context::Engine;
@@ -68,6 +68,12 @@ pub enum PrepareError {
         /// The setting that is not.
         unset: &'static str,
     },
+    /// An image of the store and files of one's own are both chosen.
+    #[error("firecracker.image and {key} are both set: a lease boots one of them")]
+    Both {
+        /// The other setting.
+        key: &'static str,
+    },
     /// The kernel is not one.
     #[error("firecracker.kernel {} is not a usable guest kernel", path.display())]
     Kernel {
@@ -80,6 +86,15 @@ pub enum PrepareError {
     /// There is no image.
     #[error("there is no guest image on this host")]
     NoImage(#[source] StoreError),
+    /// The image that was asked for cannot be used.
+    #[error("firecracker.image {image} unavailable")]
+    Image {
+        /// Its name or digest.
+        image: String,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
     /// The network is not there.
     #[error(transparent)]
     Network(#[from] crabbox_cni::LoadError),
@@ -110,6 +125,10 @@ impl Fault for PrepareError {
             }
             Self::File { .. } | Self::NotAFile { .. } | Self::Half { .. } => {
                 "set firecracker.kernel and firecracker.rootfs to your image, or leave both unset to use crabbox's own"
+            }
+            Self::Both { .. } => "unset one of them",
+            Self::Image { .. } => {
+                "`crabbox image list` shows what there is; unset firecracker.image for the usual one"
             }
             Self::Kernel { .. } => "it must be an uncompressed x86_64 ELF kernel (vmlinux), not a bzImage",
             Self::NoImage(_) => {
@@ -219,10 +238,20 @@ fn jailer(engine: &Engine, wanted: &Jailer, firecracker: &Path) -> Result<Option
     }
 }
 
-/// What boots: the image that the settings name, or ours.
+/// What boots: the image or the files that the settings name, or the usual image.
 pub fn guest(engine: &Engine, plan: &FirecrackerPlan) -> Result<GuestSource, PrepareError> {
     let (kernel, rootfs) = (plan.kernel.value.as_path(), plan.rootfs.value.as_path());
-    let chosen = |default: bool, path: &Path| !default || path.exists();
+    let named = !plan.image.as_str().is_empty();
+    for (key, default) in [
+        ("firecracker.kernel", plan.kernel.is_default()),
+        ("firecracker.rootfs", plan.rootfs.is_default()),
+    ] {
+        if named && !default {
+            return Err(PrepareError::Both { key });
+        }
+    }
+    // Files at the default places stand for no choice when an image is named.
+    let chosen = |default: bool, path: &Path| !named && (!default || path.exists());
     let kernel_chosen = chosen(plan.kernel.is_default(), kernel);
     let rootfs_chosen = chosen(plan.rootfs.is_default(), rootfs);
     match (kernel_chosen, rootfs_chosen) {
@@ -236,6 +265,7 @@ pub fn guest(engine: &Engine, plan: &FirecrackerPlan) -> Result<GuestSource, Pre
             Ok(GuestSource::Foreign {
                 kernel: kernel.to_owned(),
                 rootfs: rootfs.to_owned(),
+                initrd: None,
             })
         }
         (true, false) => Err(PrepareError::Half {
@@ -247,7 +277,15 @@ pub fn guest(engine: &Engine, plan: &FirecrackerPlan) -> Result<GuestSource, Pre
             unset: "firecracker.kernel",
         }),
         (false, false) => {
-            let image = our_image(&engine.places.images()).map_err(PrepareError::NoImage)?;
+            let wanted = plan.image.as_str();
+            let image = stored_image(&engine.places.images(), wanted).map_err(|source| {
+                if named {
+                    let image = wanted.to_owned();
+                    PrepareError::Image { image, source }
+                } else {
+                    PrepareError::NoImage(source)
+                }
+            })?;
             Ok(match image.manifest.init {
                 Init::Ours => GuestSource::Ours {
                     digest: image.manifest.digest.clone(),
@@ -256,10 +294,23 @@ pub fn guest(engine: &Engine, plan: &FirecrackerPlan) -> Result<GuestSource, Pre
                 Init::CloudInit => GuestSource::Foreign {
                     kernel: image.kernel(),
                     rootfs: image.base(),
+                    initrd: Some(image.initrd()).filter(|_| image.manifest.files.contains_key(INITRD)),
                 },
             })
         }
     }
+}
+
+/// The image that `wanted` names, or the usual one when it is empty.
+pub fn stored_image(store: &Path, wanted: &str) -> Result<Image, StoreError> {
+    if wanted.is_empty() {
+        return our_image(store);
+    }
+    if store.is_dir() {
+        return Store::open(store)?.get(wanted);
+    }
+    let reference = wanted.to_owned();
+    Err(StoreError::NotFound { reference })
 }
 
 /// The image called `default`, else the newest.

@@ -103,6 +103,8 @@ pub enum GuestSource {
         kernel: PathBuf,
         /// An ext4 image.
         rootfs: PathBuf,
+        /// The initrd of ours that a kernel with its disk drivers as modules needs.
+        initrd: Option<PathBuf>,
     },
 }
 

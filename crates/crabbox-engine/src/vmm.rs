@@ -217,8 +217,8 @@ fn boot(request: &AcquireRequest, side: &GuestSide) -> BootPlan {
                 drive("disk", DISK, false, false),
             ],
         ),
-        GuestSource::Foreign { .. } => (
-            None,
+        GuestSource::Foreign { initrd, .. } => (
+            initrd.as_ref().map(|_| INITRD.to_owned()),
             vec![
                 drive("rootfs", DISK, false, true),
                 drive("cidata", SEED, true, false),

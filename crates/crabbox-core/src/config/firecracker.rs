@@ -54,6 +54,8 @@ pub struct FirecrackerPlan {
     pub kernel: Sourced<HostPath>,
     /// The root file system image, likewise.
     pub rootfs: Sourced<HostPath>,
+    /// The image of the store, by name or digest; empty for the usual one.
+    pub image: HostName,
     /// User to make in the guest and to log in as.
     pub user: String,
     /// Absolute directory of working trees in the guest.
@@ -200,6 +202,7 @@ pub fn plan(settings: &Settings) -> Result<FirecrackerPlan, InvalidFirecracker> 
         jailer: jailer(&firecracker.jailer.value),
         kernel: firecracker.kernel.clone(),
         rootfs: firecracker.rootfs.clone(),
+        image: firecracker.image.value.clone(),
         user: user.to_owned(),
         work_root: work_root.to_owned(),
         cpus: u32::try_from(cpus).unwrap_or(MAX_CPUS),

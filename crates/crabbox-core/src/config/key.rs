@@ -294,6 +294,9 @@ registry! {
     /// The guest root file system, an ext4 image.
     FirecrackerRootfs = row("firecracker.rootfs", Path, "/var/lib/crabbox/firecracker/rootfs.ext4")
         .env(&["CRABBOX_FIRECRACKER_ROOTFS"]).flag("firecracker-rootfs", ProviderOptions).host_only();
+    /// The image of `crabbox image list` that leases run, by name or digest; empty: the one called default, else the newest.
+    FirecrackerImage = row("firecracker.image", Text, "")
+        .env(&["CRABBOX_FIRECRACKER_IMAGE"]).flag("firecracker-image", ProviderOptions).host_only();
     /// User of the guest; becomes the SSH user.
     FirecrackerUser = row("firecracker.user", Text, "crabbox")
         .env(&["CRABBOX_FIRECRACKER_USER"]).flag("firecracker-user", ProviderOptions);
@@ -377,7 +380,8 @@ mod tests {
     #[test]
     fn what_selects_programs_and_files_of_the_host_is_host_only() {
         for key in KEYS.iter().filter(|key| key.path.starts_with("firecracker.")) {
-            let selects = matches!(key.kind, Kind::Path | Kind::Program) || key.path.contains("etwork");
+            let named = key.path.contains("etwork") || key.path == "firecracker.image";
+            let selects = named || matches!(key.kind, Kind::Path | Kind::Program);
             assert_eq!(key.trust == Trust::HostOnly, selects, "{}", key.path);
         }
     }

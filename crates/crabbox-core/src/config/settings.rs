@@ -148,6 +148,8 @@ pub struct FirecrackerSettings {
     pub kernel: Sourced<HostPath>,
     /// `firecracker.rootfs`.
     pub rootfs: Sourced<HostPath>,
+    /// `firecracker.image`: a name or digest, or empty.
+    pub image: Sourced<HostName>,
     /// `firecracker.user`.
     pub user: Sourced<String>,
     /// `firecracker.workRoot`.
@@ -341,6 +343,7 @@ impl Reader<'_> {
             jailer: self.host_path(Name::FirecrackerJailer),
             kernel: self.host_path(Name::FirecrackerKernel),
             rootfs: self.host_path(Name::FirecrackerRootfs),
+            image: self.host_name(Name::FirecrackerImage),
             user: self.text(Name::FirecrackerUser),
             work_root: self.text(Name::FirecrackerWorkRoot),
             cpus: self.integer(Name::FirecrackerCpus),

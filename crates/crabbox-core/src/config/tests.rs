@@ -477,7 +477,7 @@ proptest! {
 
     /// Whatever a repository writes, what selects programs and files of the host stays the user's.
     #[test]
-    fn no_repository_text_reaches_a_host_only_key(text in "(firecracker:\n)?( {0,2}(binary|kernel|network|jailer|<<|&a|\\*a): ?[a-z/{}\\[\\]&*: ]{0,8}\n){0,6}") {
+    fn no_repository_text_reaches_a_host_only_key(text in "(firecracker:\n)?( {0,2}(binary|kernel|image|network|jailer|<<|&a|\\*a): ?[a-z/{}\\[\\]&*: ]{0,8}\n){0,6}") {
         if let Ok(resolution) = world().repo(&text).resolve() {
             for key in KEYS.iter().filter(|key| key.trust == Trust::HostOnly) {
                 prop_assert_eq!(resolution.explain(key.name).layer(), Layer::Default, "{}", key.path);

@@ -240,8 +240,10 @@ impl Checked<'_> {
             .collect();
         let user = GuestContract::default().user;
         let there = users.iter().find(|(name, _)| *name == user).map(|(_, uid)| *uid);
-        let free =
-            || (GuestContract::default().uid..).find(|uid| users.iter().all(|(_, taken)| taken != uid));
+        let free = || {
+            (GuestContract::default().uid..=u32::from(u16::MAX))
+                .find(|uid| users.iter().all(|(_, taken)| taken != uid))
+        };
         Ok(there.or_else(free).unwrap_or_default())
     }
 

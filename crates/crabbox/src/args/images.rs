@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use crabbox_core::duration::GoDuration;
 
 use super::keys::{KeyFlags, LeaseSet};
@@ -44,7 +44,7 @@ pub(crate) struct SetupArgs {
 /// `image`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
-    /// Build an image from Debian packages
+    /// Build an image from Debian packages, a directory, a tar archive or an OCI image
     Build(ImageBuildArgs),
     /// Take a ready kernel and ext4 root file system, or a bundle, as an image
     Import(ImageImportArgs),
@@ -70,6 +70,16 @@ pub(crate) struct ImageBuildArgs {
     /// Name for the image; leases use the one called default
     #[arg(long, value_name = "NAME", default_value = "default")]
     pub(crate) name: String,
+    /// Take this tree instead of Debian packages: a directory, a tar archive, oci:DIR[:TAG], oci-archive:FILE[:TAG] or
+    /// docker-archive:FILE[:TAG]
+    #[arg(long, value_name = "SOURCE", conflicts_with_all = ["suite", "package", "script"])]
+    pub(crate) from: Option<String>,
+    /// For a tree without a kernel: use the one of this image [default: the one that leases use]
+    #[arg(long, value_name = "IMAGE", requires = "from")]
+    pub(crate) kernel_of: Option<String>,
+    /// Whose process 1 runs in the guest once it is set up
+    #[arg(long, value_enum, value_name = "INIT", default_value_t = InitChoice::None)]
+    pub(crate) init: InitChoice,
     /// Debian suite
     #[arg(long, value_name = "SUITE")]
     pub(crate) suite: Option<String>,
@@ -85,6 +95,15 @@ pub(crate) struct ImageBuildArgs {
     /// Print one JSON document; events go to standard error
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `--init`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum InitChoice {
+    /// crabbox's own, the fastest way to a command
+    None,
+    /// systemd, or whatever the image has as /sbin/init
+    Systemd,
 }
 
 /// `image import`.

@@ -18,7 +18,7 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub(crate) use images::{
     ImageBuildArgs, ImageCommand, ImageExportArgs, ImageGcArgs, ImageImportArgs, ImageListArgs,
-    ImageNameArgs, ImageRemoveArgs, SetupArgs, SetupCommand,
+    ImageNameArgs, ImageRemoveArgs, InitChoice, SetupArgs, SetupCommand,
 };
 pub(crate) use lease::{
     CleanupArgs, ConnectArgs, CpArgs, HeartbeatArgs, InspectArgs, ListArgs, LogsArgs, PauseArgs, PortsArgs,

@@ -4,14 +4,16 @@ use std::path::PathBuf;
 
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::timestamp;
-use crabbox_engine::images::{self, Broken, Build, Image, Init, Listed, Manifest, Policy, Reason, Source};
+use crabbox_engine::images::{
+    self, Broken, Build, Image, Init, Listed, Manifest, OwnInit, Policy, Reason, Source,
+};
 use crabbox_engine::teardown::chain;
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::args::{
     ImageBuildArgs, ImageCommand, ImageExportArgs, ImageGcArgs, ImageImportArgs, ImageListArgs,
-    ImageNameArgs, ImageRemoveArgs,
+    ImageNameArgs, ImageRemoveArgs, InitChoice,
 };
 use crate::commands::stages::Stages;
 use crate::context::Ctx;
@@ -201,6 +203,12 @@ fn build(ctx: &Ctx<'_>, args: &ImageBuildArgs) -> Result<Exit, CommandError> {
         suite: args.suite.clone(),
         packages: args.package.clone(),
         script: args.script.as_ref().map(|path| cwd.join(path)),
+        from: args.from.clone().map(|from| (from, cwd.to_owned())),
+        init: match args.init {
+            InitChoice::None => OwnInit::None,
+            InitChoice::Systemd => OwnInit::Systemd,
+        },
+        kernel_of: args.kernel_of.clone(),
         guest_binary: args.guest_binary.as_ref().map(|path| cwd.join(path)),
     };
     let stages = Stages::new(ctx.printer, args.json);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crabbox_core::config::firecracker::FirecrackerPlan;
 use crabbox_host::command::Cmd;
 use crabbox_host::{files, process};
+use crabbox_image::manifest::Init;
 use crabbox_image::store::{Image as Stored, StoreError};
 use crabbox_image::{guest_binary, inspect, kernel, manifest};
 
@@ -37,9 +38,10 @@ pub(super) fn guest(engine: &Engine, plan: &FirecrackerPlan, tools: &Tools) -> G
         entry(plan.kernel.value.as_path()),
         entry(plan.rootfs.value.as_path()),
     );
+    let named = plan.image.as_str();
     let chosen = (!plan.kernel.is_default() || kernel.kind.is_ok())
         || (!plan.rootfs.is_default() || rootfs.kind.is_ok());
-    if chosen {
+    if chosen && named.is_empty() {
         let image = foreign(&kernel, &rootfs, tools);
         return Guest {
             kernel,
@@ -49,7 +51,7 @@ pub(super) fn guest(engine: &Engine, plan: &FirecrackerPlan, tools: &Tools) -> G
     }
     // Opening the store would make it; a store that is not there holds nothing.
     let store = engine.places.images();
-    let trouble = match store.is_dir().then(|| prepare::our_image(&store)) {
+    let trouble = match store.is_dir().then(|| prepare::stored_image(&store, named)) {
         Some(Ok(stored)) => {
             let image = ours_of(&stored, tools);
             return Guest {
@@ -58,7 +60,10 @@ pub(super) fn guest(engine: &Engine, plan: &FirecrackerPlan, tools: &Tools) -> G
                 image,
             };
         }
-        Some(Err(StoreError::NotFound { .. })) | None => None,
+        Some(Err(StoreError::NotFound { .. })) | None if named.is_empty() => None,
+        None => Some(Trouble::new(
+            "firecracker.image is set, and there is no image store",
+        )),
         Some(Err(error)) => Some(Trouble::chain(&error)),
     };
     Guest {
@@ -81,7 +86,7 @@ fn ours_of(stored: &Stored, tools: &Tools) -> Image {
         }
     });
     let mut contract = contract(&stored.base(), tools);
-    if let Ok(contract) = &mut contract {
+    if let (Ok(contract), Init::Ours) = (&mut contract, stored.manifest.init) {
         // Our own first process does its work.
         contract.missing.retain(|program| *program != "cloud-init");
     }

@@ -1,0 +1,188 @@
+//! Images and the leases that run from them, on a pretended host: what is shared, what is chosen, what is held.
+
+use crabbox_e2e::{Host, assert_nothing_left};
+
+/// Makes the image `$1` of a small tree whose kernel is none; `$2` goes into it.
+const BUILD: &str = r#"set -e; name=$1; word=$2; tree=/srv/tree-$name
+echo '{"sshd": true, "ready": true}' > /srv/fake/fake-vmm.json
+mkdir -p $tree/usr/sbin $tree/usr/bin $tree/bin $tree/etc $tree/boot $tree/usr/lib/modules/6.1.0-test/kernel
+cp /usr/sbin/sshd $tree/usr/sbin/
+for p in git rsync tar curl jq python3 sudo; do printf '#!/bin/sh\n' > $tree/usr/bin/$p; done
+printf '#!/bin/sh\n' > $tree/bin/sh
+echo 'root:x:0:0::/root:/bin/sh' > $tree/etc/passwd
+echo "$word" > $tree/etc/word
+head -c 3000000 /dev/urandom > $tree/etc/large
+cp /srv/vmlinux $tree/boot/vmlinuz-6.1.0-test
+for m in virtio_mmio virtio_blk overlay virtio_net vmw_vsock_virtio_transport; do echo kernel/$m.ko; done > $tree/usr/lib/modules/6.1.0-test/modules.builtin
+crabbox image build --name $name --from $tree --guest-binary /srv/vmlinux"#;
+
+/// Options of a lease from the store.
+const OURS: &str = "--provider firecracker --firecracker-binary /srv/fake/firecracker --firecracker-user root --firecracker-cpus 1 \
+     --firecracker-memory-mib 128 --firecracker-work-root /srv/work --firecracker-network nat --firecracker-launch-timeout 30s";
+
+fn build(host: &Host, name: &str) {
+    let script = BUILD.replace('\'', r"'\''");
+    drop(host.sh(&format!("sh -c '{script}' sh {name} of-{name}")).exits(0));
+}
+
+/// Where an image lies.
+fn dir_of(host: &Host, name: &str) -> String {
+    let image = host
+        .crabbox(&format!("image inspect --json {name}"))
+        .exits(0)
+        .json();
+    image["path"].as_str().unwrap_or_default().to_owned()
+}
+
+fn links(host: &Host, dir: &str) -> String {
+    host.sh(&format!("stat -c %h {dir}/base.ext4")).exits(0).stdout
+}
+
+#[test]
+fn fifty_leases_share_one_image_and_hold_it() {
+    let host = Host::pretend();
+    build(&host, "default");
+    let dir = dir_of(&host, "default");
+    let before = host.residue();
+    let each = |command: &str| {
+        let done = host.sh(&format!(
+            "seq 50 | xargs -P 4 -I% sh -c '{command} >/tmp/out% 2>&1 || {{ cat /tmp/out%; exit 1; }}'; e=$?; rm /tmp/out*; exit $e"
+        ));
+        assert_eq!(done.code, Some(0), "{done:?}");
+    };
+    each(&format!(
+        "crabbox warmup {OURS} --firecracker-disk-mib 16384 --slug s%"
+    ));
+    assert_eq!(
+        links(&host, &dir),
+        "51\n",
+        "the base is the same file in every lease"
+    );
+    let used = host
+        .sh("du -sk /srv/.config/crabbox/state/firecracker/leases | cut -f1")
+        .exits(0);
+    let used: u64 = used.stdout.trim().parse().unwrap();
+    // The base counts once, though every lease has it; 16 GiB of each take some 50 KiB.
+    assert!(used < 50 * 512 + 8192, "{used} KiB for fifty leases");
+    let status = host.crabbox("status --id s7 --json").exits(0).json();
+    assert_eq!(status["labels"]["disk_method"], "shared-base", "{status}");
+
+    drop(host.crabbox("image verify default").exits(0));
+    let held = host.crabbox("image rm default").exits(2);
+    assert!(held.stderr.contains("is in use by cbx_"), "{}", held.stderr);
+    let kept = host
+        .crabbox("image gc --max-mib 0 --older-than 1s --json")
+        .exits(0)
+        .json();
+    assert_eq!(kept["decisions"][0]["action"], "keep", "{kept}");
+
+    each("crabbox stop s%");
+    assert_eq!(links(&host, &dir), "1\n");
+    drop(host.crabbox("image verify default").exits(0));
+    // What a dead process leaves to the kernel is gone a moment later.
+    let mut after = host.residue();
+    for _ in 0..20 {
+        if after != before {
+            drop(host.sh("sleep 0.1"));
+            after = host.residue();
+        }
+    }
+    assert_nothing_left(&before, &after);
+    drop(host.crabbox("image rm default").exits(0));
+}
+
+#[test]
+fn the_user_chooses_the_image_of_a_lease_and_a_repository_does_not() {
+    let host = Host::pretend();
+    build(&host, "default");
+    build(&host, "other");
+    let (usual, other) = (dir_of(&host, "default"), dir_of(&host, "other"));
+    assert_ne!(usual, other);
+    let leased = |more: &str| {
+        drop(host.sh(&format!("cd /srv/repo && {more}")).exits(0));
+        let source = host
+            .sh("grep -o '\"sourceRootfs\": *\"[^\"]*' /srv/.config/crabbox/state/firecracker/leases/*/metadata.json; crabbox stop one >/dev/null 2>&1")
+            .exits(0);
+        source.stdout
+    };
+    drop(host.sh("git init -q /srv/repo").exits(0));
+    let warmup = format!("crabbox warmup {OURS} --slug one");
+    assert!(leased(&warmup).contains(&usual));
+    assert!(leased(&format!("{warmup} --firecracker-image other")).contains(&other));
+    assert!(leased(&format!("CRABBOX_FIRECRACKER_IMAGE=other {warmup}")).contains(&other));
+    let digest = other.rsplit('/').next().unwrap().get(..12).unwrap();
+    assert!(leased(&format!("{warmup} --firecracker-image {digest}")).contains(&other));
+
+    drop(
+        host.sh("printf 'firecracker:\\n  image: other\\n' > /srv/repo/crabbox.yaml")
+            .exits(0),
+    );
+    assert!(leased(&warmup).contains(&usual), "a repository must not choose");
+    drop(
+        host.sh("mv /srv/repo/crabbox.yaml /srv/.config/crabbox/config.yaml")
+            .exits(0),
+    );
+    assert!(leased(&warmup).contains(&other));
+    drop(host.sh("rm /srv/.config/crabbox/config.yaml").exits(0));
+
+    for (more, said) in [
+        ("--firecracker-image none", "firecracker.image none unavailable"),
+        (
+            "--firecracker-image other --firecracker-rootfs /srv/rootfs.ext4",
+            "firecracker.image and firecracker.rootfs are both set",
+        ),
+    ] {
+        let refused = host.crabbox(&format!("warmup {OURS} {more}")).exits(2);
+        assert!(refused.stderr.contains(said), "{}", refused.stderr);
+    }
+}
+
+#[test]
+fn what_two_builds_of_the_same_tree_give_is_one_image() {
+    let host = Host::pretend();
+    build(&host, "default");
+    let first = dir_of(&host, "default");
+    let again = host
+        .sh("sleep 1; crabbox image build --name again --from /srv/tree-default --guest-binary /srv/vmlinux")
+        .exits(0);
+    assert_eq!(dir_of(&host, "again"), first, "{again:?}");
+    let image = host.crabbox("image inspect --json default").exits(0).json();
+    assert_eq!(image["names"], serde_json::json!(["again", "default"]));
+}
+
+#[test]
+fn a_build_that_is_killed_leaves_nothing_that_is_used() {
+    let host = Host::pretend();
+    build(&host, "default");
+    let good = dir_of(&host, "default");
+    // Killed a little later each time, until it is too late to kill it.
+    let mut killed = 0;
+    loop {
+        let limit = 0.06 * f64::from(killed + 1);
+        let build = host.sh(&format!(
+            "echo {killed} > /srv/tree-default/etc/word
+             timeout -s KILL {limit} crabbox image build --name default --from /srv/tree-default --guest-binary /srv/vmlinux"
+        ));
+        if build.code == Some(0) {
+            break;
+        }
+        assert_eq!(build.code, Some(137), "{build:?}");
+        killed += 1;
+        assert_eq!(dir_of(&host, "default"), good, "killed after {limit} s");
+        drop(host.crabbox("image verify default").exits(0));
+        let list = host.crabbox("image list --json").exits(0).json();
+        assert_eq!(
+            (
+                list["images"].as_array().map(Vec::len),
+                list["broken"].as_array().map(Vec::len)
+            ),
+            (Some(1), Some(0)),
+            "killed after {limit} s: {list}"
+        );
+    }
+    assert!(killed > 3, "it was over before it could be killed {killed} times");
+    // The one that was not killed swept what the others had left.
+    let left = host.sh("ls -A /srv/.cache/crabbox/images").exits(0);
+    assert_eq!(left.stdout, "images\nlock\nnames\n");
+    assert_ne!(dir_of(&host, "default"), good);
+}
