@@ -56,9 +56,10 @@ pub struct BootNetwork {
 }
 
 /// Kernel arguments for anyone's cloud-init image, as the Go program gives them (`nomodules` included, which no kernel knows
-/// and some scripts look for), in a fixed order.
+/// and some scripts look for), in a fixed order. Its `noapic` is left out: a kernel with ACPI, which Firecracker has since 1.8, finds no
+/// interrupt for its disks then and waits for them for ever.
 pub fn foreign_kernel_args(network: Option<&BootNetwork>) -> String {
-    let fixed = "root=/dev/vda rw console=ttyS0 noapic reboot=k panic=1 pci=off nomodules";
+    let fixed = "root=/dev/vda rw console=ttyS0 reboot=k panic=1 pci=off nomodules";
     let Some(network) = network else {
         return fixed.to_owned();
     };
@@ -97,13 +98,13 @@ mod tests {
     }
 
     #[test]
-    fn foreign_arguments_are_the_go_programs() {
+    fn foreign_arguments_are_the_go_programs_without_noapic() {
         let mut network = BootNetwork {
             address: "192.168.127.5/24".parse().unwrap(),
             gateway: Ipv4Addr::new(192, 168, 127, 1),
             dns: vec![Ipv4Addr::new(1, 1, 1, 1)],
         };
-        let fixed = "root=/dev/vda rw console=ttyS0 noapic reboot=k panic=1 pci=off nomodules";
+        let fixed = "root=/dev/vda rw console=ttyS0 reboot=k panic=1 pci=off nomodules";
         assert_eq!(foreign_kernel_args(None), fixed);
         let with =
             |dns: &str| format!("{fixed} ip=192.168.127.5::192.168.127.1:255.255.255.0::eth0:off:{dns}:");
