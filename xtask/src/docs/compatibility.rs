@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::fs;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use crabbox_core::config::key::{JOBS, KEYS, Key};
+use crabbox_core::config::key::{JOBS, KEYS, Key, PRESETS, PROFILES};
 
 use super::program::{Answer, Program};
 use crate::workspace;
@@ -99,7 +99,9 @@ pub(super) fn generate(program: &Program) -> Result<String> {
         for row in rows {
             let found = match &section {
                 Section::Commands => program.has_command(row.name)?.into(),
-                Section::Keys => (Key::by_path(row.name).is_some() || row.name == JOBS).into(),
+                Section::Keys => {
+                    (Key::by_path(row.name).is_some() || [JOBS, PRESETS, PROFILES].contains(&row.name)).into()
+                }
                 Section::Variables => variables.are_read(row.name).into(),
                 Section::Flags(_) => {
                     named.extend(

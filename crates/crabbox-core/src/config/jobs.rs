@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use super::fields::{Unknown, Wrong, list, mapping, scalar, truth, wrong};
 use super::layer::{Layer, Place};
 use super::yaml::{Content, Node};
 
@@ -66,20 +67,6 @@ pub struct Job {
     /// Whether the user of this host wrote it, rather than whoever wrote the repository.
     pub is_trusted: bool,
 }
-
-/// What is wrong with the section.
-#[derive(Debug, Clone)]
-pub(super) struct Wrong {
-    /// The path of the field.
-    pub path: String,
-    /// What it should be.
-    pub expected: &'static str,
-    /// What stands there instead.
-    pub node: Node,
-}
-
-/// Fields that nobody knows, each with its place.
-type Unknown = Vec<(String, Place)>;
 
 /// Reads the section of one file.
 pub(super) fn read(
@@ -188,49 +175,4 @@ fn collect<'a>(
         }
     }
     Ok(())
-}
-
-fn mapping<'a>(node: &'a Node, path: &str) -> Result<Vec<(&'a str, &'a Node)>, Wrong> {
-    match &node.content {
-        Content::Null => Ok(Vec::new()),
-        Content::Map(entries) => Ok(entries
-            .iter()
-            .filter_map(|(key, value)| match &key.content {
-                Content::Scalar { text, .. } => Some((text.as_str(), value)),
-                _ => None,
-            })
-            .collect()),
-        _ => Err(wrong(node, path, "a mapping of keys to values")),
-    }
-}
-
-fn scalar(node: &Node, path: &str, expected: &'static str) -> Result<String, Wrong> {
-    match &node.content {
-        Content::Scalar { text, .. } => Ok(text.trim().to_owned()),
-        _ => Err(wrong(node, path, expected)),
-    }
-}
-
-fn truth(node: &Node, path: &str) -> Result<bool, Wrong> {
-    let text = scalar(node, path, "true or false")?;
-    super::value::boolean(&text).ok_or_else(|| wrong(node, path, "true or false"))
-}
-
-fn list(node: &Node, path: &str) -> Result<Vec<String>, Wrong> {
-    match &node.content {
-        Content::Scalar { text, .. } => Ok(vec![text.trim().to_owned()]),
-        Content::List(items) => items
-            .iter()
-            .map(|item| scalar(item, path, "a list of texts"))
-            .collect(),
-        _ => Err(wrong(node, path, "a list of texts")),
-    }
-}
-
-fn wrong(node: &Node, path: &str, expected: &'static str) -> Wrong {
-    Wrong {
-        path: path.to_owned(),
-        expected,
-        node: node.clone(),
-    }
 }

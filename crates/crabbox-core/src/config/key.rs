@@ -191,7 +191,7 @@ use Group::{Create, Network, Provider, ProviderOptions, Run, Target};
 use Kind::{Bool, Duration, Integer, List, Path, Port, Ports, Program, Text};
 
 registry! {
-    /// Name of the profile, recorded as a label.
+    /// Name of the profile; what it brings stands under profiles.
     Profile = row("profile", Text, "default").env(&["CRABBOX_PROFILE"]).flag("profile", Create);
     /// Who provides the machine: firecracker, or ssh for a host that exists already.
     ProviderName = row("provider", Text, "hetzner").env(&["CRABBOX_PROVIDER"]).flag("provider", Provider);
@@ -335,6 +335,12 @@ registry! {
 /// The section of jobs, which are no keys: names and what is run under them.
 pub const JOBS: &str = "jobs";
 
+/// The section of profiles: what runs under a name get.
+pub const PROFILES: &str = "profiles";
+
+/// The section of presets: commands by name.
+pub const PRESETS: &str = "presets";
+
 /// Sections that the Go program reads and this one does not: told to the user once a file, never taken for a typing error.
 pub const FOREIGN_SECTIONS: &[&str] = &[
     "actions",
@@ -343,8 +349,6 @@ pub const FOREIGN_SECTIONS: &[&str] = &[
     "capacity",
     "external",
     "hostId",
-    "presets",
-    "profiles",
     "proofTemplates",
     "shard",
     "tailscale",

@@ -3,10 +3,13 @@
 //! Everything here is a function of texts, names and values that the caller read; it must never open a file or look at the
 //! environment itself.
 
+pub mod allow;
+mod fields;
 pub mod firecracker;
 pub mod jobs;
 pub mod key;
 pub mod layer;
+pub mod profiles;
 mod provider;
 mod resolve;
 pub mod settings;

@@ -6,9 +6,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::fields::{Unknown, Wrong};
 use super::jobs::{self, Job};
-use super::key::{FOREIGN_SECTIONS, JOBS, KEYS, Key, Kind, Merge, Name, Trust};
+use super::key::{FOREIGN_SECTIONS, JOBS, KEYS, Key, Kind, Merge, Name, PRESETS, PROFILES, Trust};
 use super::layer::{Layer, Origin, Place, Sourced};
+use super::profiles::{Preset, Profile, Reader};
 use super::settings::Settings;
 use super::suggest::suggest;
 use super::table::Table;
@@ -86,6 +88,8 @@ pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
         values: Table::defaults(inputs.home),
         warnings: Vec::new(),
         jobs: BTreeMap::new(),
+        profiles: BTreeMap::new(),
+        presets: BTreeMap::new(),
     };
     for file in inputs.files {
         fold.file(inputs, file)?;
@@ -93,11 +97,21 @@ pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
     fold.environment(inputs);
     fold.flags(inputs)?;
     let Fold {
-        values,
+        mut values,
         warnings,
         jobs,
+        mut profiles,
+        presets,
     } = fold;
-    let settings = Settings::from_table(&values);
+    let mut settings = Settings::from_table(&values);
+    let profile = profiles.remove(&settings.profile.value).unwrap_or_default();
+    settings.take_profile(profile, presets);
+    let allow = &settings.env_allow;
+    values.set(
+        Name::EnvAllow.key(),
+        Value::List(allow.value.clone()),
+        allow.origin.clone(),
+    );
     settings.check_credentials(inputs.repository)?;
     Ok(Resolution {
         settings,
@@ -114,6 +128,8 @@ struct Fold {
     values: Table,
     warnings: Vec<Warning>,
     jobs: BTreeMap<String, Job>,
+    profiles: BTreeMap<String, Profile>,
+    presets: BTreeMap<String, Preset>,
 }
 
 impl Fold {
@@ -153,6 +169,8 @@ impl Fold {
                 foreign.push(name.to_owned());
             } else if name == JOBS {
                 self.jobs(file, value)?;
+            } else if [PROFILES, PRESETS].contains(&name) {
+                foreign.extend(self.profiles(file, name, value)?);
             } else {
                 self.entry(inputs, file, name, key, value)?;
             }
@@ -168,15 +186,46 @@ impl Fold {
 
     fn jobs(&mut self, file: &ConfigFile, section: &Node) -> Result<(), ConfigError> {
         let (jobs, unknown) = jobs::read(section, file.layer, &|node| place(file, node))
-            .map_err(|wrong| wrong_type(file, &wrong.node, &wrong.path, wrong.expected))?;
+            .map_err(|wrong| misfit(file, &wrong))?;
         self.jobs.extend(jobs);
+        self.unknown(unknown);
+        Ok(())
+    }
+
+    /// Reads `profiles` or `presets`; a later file replaces what an earlier one has under the same name. Answers what is there and
+    /// not for this program.
+    fn profiles(
+        &mut self,
+        file: &ConfigFile,
+        name: &str,
+        section: &Node,
+    ) -> Result<Vec<String>, ConfigError> {
+        let mut reader = Reader {
+            layer: file.layer,
+            at: &|node| place(file, node),
+            unknown: Vec::new(),
+            foreign: Vec::new(),
+        };
+        if name == PROFILES {
+            let profiles = reader.profiles(section).map_err(|wrong| misfit(file, &wrong))?;
+            self.profiles.extend(profiles);
+        } else {
+            let presets = reader
+                .presets(section, PRESETS)
+                .map_err(|wrong| misfit(file, &wrong))?;
+            self.presets.extend(presets);
+        }
+        self.unknown(reader.unknown);
+        Ok(reader.foreign.iter().map(|path| printable(path)).collect())
+    }
+
+    fn unknown(&mut self, unknown: Unknown) {
         self.warnings
             .extend(unknown.into_iter().map(|(path, place)| Warning::UnknownKey {
                 place,
                 path: printable(&path),
                 suggestion: None,
             }));
-        Ok(())
     }
 
     fn entry(
@@ -379,6 +428,10 @@ fn wrong_type(file: &ConfigFile, node: &Node, key: &str, expected: &'static str)
         expected,
         found: node.content.describe(),
     }
+}
+
+fn misfit(file: &ConfigFile, wrong: &Wrong) -> ConfigError {
+    wrong_type(file, &wrong.node, &wrong.path, wrong.expected)
 }
 
 /// Text of a file in a form that cannot repaint a terminal or fill it.

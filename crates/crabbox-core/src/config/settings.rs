@@ -3,10 +3,12 @@
 //! Built only from a resolved table. What selects programs or files of this host is a [`HostPath`] or [`HostName`] here, so that
 //! nothing behind this module has to ask about trust again.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::key::Name;
 use super::layer::{Layer, Origin, Sourced};
+use super::profiles::{Preset, Profile};
 use super::provider::{Provider, ProviderError};
 use super::table::Table;
 use super::trust::{HostName, HostPath, lexically_normal};
@@ -53,8 +55,14 @@ pub struct Settings {
     pub idle_timeout: Sourced<GoDuration>,
     /// `sync.*`.
     pub sync: SyncSettings,
-    /// `env.allow`.
+    /// `env.allow`, or what the profile has in its place.
     pub env_allow: Sourced<Vec<String>>,
+    /// Variables for commands, from the profile.
+    pub env: BTreeMap<String, String>,
+    /// What runs bring back, from the profile.
+    pub artifact_globs: Vec<String>,
+    /// Commands by name: the profile's before the others.
+    pub presets: BTreeMap<String, Preset>,
     /// `run.preflightTools`.
     pub preflight_tools: Sourced<Vec<String>>,
     /// `results.*`.
@@ -183,6 +191,19 @@ impl Settings {
         Provider::by_name(&self.provider.value)
     }
 
+    /// Adds what the chosen profile has. A variable or flag that sets `env.allow` stands above it.
+    pub(super) fn take_profile(&mut self, profile: Profile, presets: BTreeMap<String, Preset>) {
+        if let Some(allow) = profile.allow
+            && self.env_allow.layer() < Layer::Environment
+        {
+            self.env_allow = allow;
+        }
+        self.env = profile.env;
+        self.artifact_globs = profile.artifact_globs;
+        self.presets = presets;
+        self.presets.extend(profile.presets);
+    }
+
     /// Refuses to carry the user's own credentials to a host that a repository names.
     pub(super) fn check_credentials(&self, repository: &Path) -> Result<(), ConfigError> {
         let Origin::RepoFile(place) = &self.static_host.host.origin else {
@@ -234,6 +255,9 @@ impl Settings {
             idle_timeout: read.duration(Name::IdleTimeout),
             sync: read.sync(),
             env_allow: read.list(Name::EnvAllow),
+            env: BTreeMap::new(),
+            artifact_globs: Vec::new(),
+            presets: BTreeMap::new(),
             preflight_tools: read.list(Name::PreflightTools),
             results: ResultsSettings {
                 junit: read.list(Name::ResultsJunit),

@@ -56,7 +56,6 @@ pub(super) const WARMUP: &[Flag] = &[value("lease-id"), switch("actions-runner")
 /// Of `run`.
 pub(super) const RUN: &[Flag] = &[
     value("require-artifact-schema"),
-    value("preset"),
     value("scenario"),
     value("preset-var"),
     switch("emit-proof"),

@@ -78,6 +78,9 @@ pub(crate) struct RunCommandArgs {
     /// Read a script from standard input and run it
     #[arg(long)]
     pub(crate) script_stdin: bool,
+    /// Run the command that the configuration has under this name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) preset: Option<String>,
     /// Hand this variable to the command too
     #[arg(long, value_name = "NAME")]
     pub(crate) allow_env: Vec<String>,

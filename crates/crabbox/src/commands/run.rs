@@ -55,22 +55,23 @@ struct Run<'a> {
 pub(super) fn run(ctx: &Ctx<'_>, args: &RunArgs) -> Result<Exit, CommandError> {
     // The words are judged before anything else happens.
     let request = Request::new(args)?;
-    run_request(ctx, args, &request, &acquire::interrupts()?)
+    run_request(ctx, args, request, &acquire::interrupts()?)
 }
 
 /// The same for a command that runs others and watches for Ctrl-C itself.
 pub(super) fn within(ctx: &Ctx<'_>, args: &RunArgs, interrupts: &Interrupts) -> Result<Exit, CommandError> {
-    run_request(ctx, args, &Request::new(args)?, interrupts)
+    run_request(ctx, args, Request::new(args)?, interrupts)
 }
 
 fn run_request(
     ctx: &Ctx<'_>,
     args: &RunArgs,
-    request: &Request,
+    request: Request,
     interrupts: &Interrupts,
 ) -> Result<Exit, CommandError> {
     let started = Instant::now();
     let settings = ctx.settings(&args.keys.values)?.settings;
+    let request = &request.configured(&settings, args.command.preset.as_deref())?;
     let variables = command::variables(ctx, args, &settings)?;
     let repo = run::look(ctx.env.cwd()?)?;
     if !args.sync.no_sync {
@@ -174,7 +175,7 @@ impl Run<'_> {
             self.ctx.printer.line(format_args!("synced {workdir}"));
             return Ok(());
         }
-        if self.args.command.preflight {
+        if self.request.preflight {
             self.ctx.printer.note("preflight:");
             for line in preflight::preflight(&target, &self.settings.preflight_tools.value)? {
                 self.ctx

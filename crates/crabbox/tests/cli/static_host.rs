@@ -343,3 +343,54 @@ fn a_repository_cannot_choose_where_the_user_s_key_goes() {
     );
     assert_eq!(sshd.logins(), 0);
 }
+
+#[test]
+fn a_profile_and_its_presets_reach_the_command_and_secrets_only_when_the_user_says_so() {
+    let (place, sshd) = existing();
+    configure(&place, &sshd, "");
+    place.write(
+        "repo/.crabbox.yaml",
+        "profiles:\n  ci:\n    env: {FROM_PROFILE: p, BOTH: profile}\n    envAllow: [BOTH, MY_TOKEN, PLAIN]\n\
+         presets:\n  show:\n    command: 'echo \"$FROM_PROFILE $FROM_PRESET $BOTH $PLAIN [$MY_TOKEN]\"'\n    shell: true\n    env: {FROM_PRESET: q}\n",
+    );
+    let place = place
+        .env("BOTH", "host")
+        .env("PLAIN", "plain")
+        .env("MY_TOKEN", "s3cr3t");
+    let run = place.run(&["run", "--profile", "ci", "--preset", "show"]);
+    assert_eq!(
+        (run.code, run.out.as_str()),
+        (0, "p q host plain []\n"),
+        "{}",
+        run.err
+    );
+    let warning = "warning: MY_TOKEN is not handed on: only the repository asks for it";
+    assert!(
+        run.err.contains(warning) && !run.err.contains("s3cr3t"),
+        "{}",
+        run.err
+    );
+    let allowed = place.run(&[
+        "run",
+        "--profile",
+        "ci",
+        "--preset",
+        "show",
+        "--allow-env",
+        "MY_TOKEN",
+    ]);
+    assert_eq!(allowed.out, "p q host plain [s3cr3t]\n", "{}", allowed.err);
+    assert!(!allowed.err.contains("warning:"), "{}", allowed.err);
+    let unknown = place.run(&["run", "--preset", "shwo"]);
+    assert_eq!(unknown.code, 2);
+    assert!(
+        unknown.err.contains("unknown preset \"shwo\"") && unknown.err.contains("show"),
+        "{}",
+        unknown.err
+    );
+    let both = place.run(&["run", "--preset", "show", "--", "true"]);
+    assert_eq!(
+        (both.code, both.err.lines().next()),
+        (2, Some("--preset cannot be combined with a command"))
+    );
+}

@@ -2,12 +2,14 @@
 //!
 //! Values of variables must never stand in an argument vector or in a line that is printed.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::Instant;
 
 use crabbox_core::config::Settings;
+use crabbox_core::config::allow::{Allow, Verdict};
 use crabbox_engine::lease::{Lease, Target};
 use crabbox_engine::run::owner::Owner;
 use crabbox_engine::run::{self, Job, RemoteStatus, Sink};
@@ -25,8 +27,8 @@ use crate::ui::CommandError;
 /// Variables for the command that come from here.
 #[derive(Debug, Default)]
 pub(super) struct Variables {
-    /// What may be handed on, by name or `PREFIX*`.
-    allow: Vec<String>,
+    /// What may be handed on.
+    allow: Allow,
     /// Those of `--env-from-profile`.
     profile: Vec<(String, String)>,
 }
@@ -38,8 +40,8 @@ pub(super) fn variables(
     settings: &Settings,
 ) -> Result<Variables, CommandError> {
     let command = &args.command;
-    let mut allow = settings.env_allow.value.clone();
-    allow.extend(
+    let mut allow = Allow::new(&settings.env_allow);
+    allow.trust(
         command
             .allow_env
             .iter()
@@ -47,7 +49,20 @@ pub(super) fn variables(
             .map(str::to_owned),
     );
     let mut profile = profile::read(&command.env_from_profile, ctx.env.cwd()?)?;
-    profile.retain(|(name, _)| request::is_allowed(name, &allow));
+    let of_file = profile.iter().map(|(name, _)| name.as_str());
+    let of_process = ctx.env.texts().map(|(name, _)| name);
+    let withheld: BTreeSet<&str> = of_file
+        .chain(of_process)
+        .filter(|name| allow.judge(name) == Verdict::Withheld)
+        .collect();
+    for name in withheld {
+        ctx.printer.warn(format_args!(
+            "{name} is not handed on: only the repository asks for it ({}), and it looks like a secret; --allow-env {name} hands it on, \
+             and so does env.allow in your own configuration",
+            settings.env_allow.origin
+        ));
+    }
+    profile.retain(|(name, _)| allow.judge(name) == Verdict::Passes);
     if let Some(name) = &command.env_helper {
         profile::helper(name)?;
         if profile.is_empty() {
@@ -94,7 +109,7 @@ impl Run<'_> {
                 workdir: workdir.clone(),
                 env,
                 before: self.before(owner, &workdir),
-                form: self.request.form(self.args.command.shell, uploaded.as_deref()),
+                form: self.request.form(uploaded.as_deref()),
                 stdout: Sink::Writer(&mut stdout),
                 stderr: Sink::Writer(&mut stderr),
                 cancel: self.interrupts.as_fd(),
@@ -168,7 +183,9 @@ impl Run<'_> {
         let Variables { allow, profile } = &self.variables;
         // A variable of this process wins over the file.
         let own = request::forwarded(&self.ctx.env, allow);
-        let mut env = profile.clone();
+        let mut env = self.request.env.clone();
+        env.retain(|(name, _)| profile.iter().all(|(known, _)| known != name));
+        env.extend(profile.clone());
         env.retain(|(name, _)| own.iter().all(|(known, _)| known != name));
         env.extend(own);
         let command = &self.args.command;
@@ -177,7 +194,10 @@ impl Run<'_> {
             || self.ctx.env.os("CRABBOX_ENV_ALLOW").is_some()
         {
             let what = if env.is_empty() {
-                format!("matched=none allow={}", allow.join(","))
+                format!(
+                    "matched=none allow={}",
+                    allow.names().collect::<Vec<_>>().join(",")
+                )
             } else {
                 format!("vars={}", profile::described(&env))
             };

@@ -101,7 +101,7 @@ impl Run<'_> {
             return report::classification(self.ctx, error);
         };
         let again = self.request.script.is_none().then(|| {
-            let shell = if self.args.command.shell { " --shell" } else { "" };
+            let shell = if self.request.shell { " --shell" } else { "" };
             format!("{shell} -- {}", self.request.display())
         });
         report::digest(self.ctx, lease, summary, ended, again.as_deref());

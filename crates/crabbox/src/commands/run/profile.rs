@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crabbox_core::config::allow::{is_name, is_secret};
 use crabbox_core::fault::{Fault, Kind};
 
 /// The largest file that is read, in bytes.
@@ -93,7 +94,7 @@ fn parse(text: &str) -> Vec<(String, String)> {
             .unwrap_or(line);
         let (name, value) = line.trim_start().split_once('=')?;
         let name = name.trim_end();
-        super::request::is_name(name).then_some(())?;
+        is_name(name).then_some(())?;
         Some((name.to_owned(), value_of(value.trim())?))
     };
     text.lines().filter_map(line).collect()
@@ -141,13 +142,6 @@ pub(super) fn described(variables: &[(String, String)]) -> String {
         }
     };
     variables.iter().map(one).collect::<Vec<_>>().join(",")
-}
-
-fn is_secret(name: &str) -> bool {
-    let name = name.to_ascii_uppercase();
-    ["KEY", "TOKEN", "SECRET", "PASSWORD", "PASS", "CREDENTIAL", "AUTH"]
-        .iter()
-        .any(|word| name.contains(word))
 }
 
 /// Shell lines that leave a file of these variables and the helper in the working directory. They travel over standard input,

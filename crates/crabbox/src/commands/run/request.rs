@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use crabbox_core::config::Settings;
+use crabbox_core::config::allow::{Allow, Verdict};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_engine::run::Form;
 use crabbox_engine::run::pattern::{Pattern, PatternError};
@@ -11,8 +13,6 @@ use crabbox_engine::run::pattern::{Pattern, PatternError};
 use crate::args::RunArgs;
 use crate::env::Env;
 
-/// Variables of a run that the user does not choose.
-const OURS: [&str; 3] = ["CRABBOX_LEASE_ID", "CRABBOX_RUN_ID", "CRABBOX_SLUG"];
 /// The largest script that is uploaded, in bytes.
 const SCRIPT_LIMIT: u64 = 16 << 20;
 
@@ -63,6 +63,14 @@ pub(super) enum RequestError {
         #[source]
         source: std::io::Error,
     },
+    /// No preset of that name.
+    #[error("unknown preset {name:?}")]
+    Preset {
+        /// The name.
+        name: String,
+        /// The names there are.
+        known: Vec<String>,
+    },
     /// A pattern for artifacts that is none.
     #[error(transparent)]
     Pattern(#[from] PatternError),
@@ -77,6 +85,16 @@ pub(super) enum RequestError {
 impl Fault for RequestError {
     fn kind(&self) -> Kind {
         Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Preset { known, .. } if known.is_empty() => {
+                vec!["a preset is written under `presets` in a configuration file".to_owned()]
+            }
+            Self::Preset { known, .. } => vec![format!("the configuration has {}", known.join(", "))],
+            _ => Vec::new(),
+        }
     }
 }
 
@@ -102,6 +120,12 @@ pub(super) struct Request {
     pub(super) artifacts: Vec<Pattern>,
     /// `--require-artifact`.
     pub(super) required: Vec<Pattern>,
+    /// Whether a shell gets the words as they are.
+    pub(super) shell: bool,
+    /// Whether the tools of the lease are shown first.
+    pub(super) preflight: bool,
+    /// Variables from the configuration.
+    pub(super) env: Vec<(String, String)>,
 }
 
 impl Request {
@@ -115,7 +139,7 @@ impl Request {
         });
         let words: Vec<String> = words.collect::<Result<_, _>>()?;
         let script = script(args)?;
-        if script.is_none() && words.is_empty() && !args.sync.sync_only {
+        if script.is_none() && words.is_empty() && !args.sync.sync_only && args.command.preset.is_none() {
             return Err(RequestError::Usage);
         }
         let downloads = args.results.download.iter().map(|pair| {
@@ -132,11 +156,37 @@ impl Request {
             artifacts: patterns(&args.results.artifact_glob)?,
             required: patterns(&args.results.require_artifact)?,
             words,
+            shell: args.command.shell,
+            preflight: args.command.preflight,
+            env: Vec::new(),
         })
     }
 
+    /// The same with what the configuration adds: the profile, and the preset if one is named.
+    pub(super) fn configured(
+        mut self,
+        settings: &Settings,
+        preset: Option<&str>,
+    ) -> Result<Self, RequestError> {
+        self.artifacts.extend(patterns(&settings.artifact_globs)?);
+        let mut env = settings.env.clone();
+        if let Some(name) = preset {
+            let preset = settings.presets.get(name).ok_or_else(|| RequestError::Preset {
+                name: name.to_owned(),
+                known: settings.presets.keys().cloned().collect(),
+            })?;
+            self.words = vec![preset.command.clone()];
+            self.shell |= preset.shell;
+            self.preflight |= preset.preflight;
+            self.artifacts.extend(patterns(&preset.artifact_globs)?);
+            env.extend(preset.env.clone());
+        }
+        self.env = env.into_iter().collect();
+        Ok(self)
+    }
+
     /// The command in the form that the other side gets; `uploaded` is the script's path there.
-    pub(super) fn form(&self, shell: bool, uploaded: Option<&str>) -> Form {
+    pub(super) fn form(&self, uploaded: Option<&str>) -> Form {
         match (uploaded, &self.script) {
             (Some(path), Some(script)) => {
                 let direct = script.content.starts_with(b"#!");
@@ -148,7 +198,7 @@ impl Request {
                 words.extend(self.words.iter().cloned());
                 Form::Argv(words)
             }
-            _ if shell => Form::shell(&self.words),
+            _ if self.shell => Form::shell(&self.words),
             _ => Form::detect(&self.words),
         }
     }
@@ -173,6 +223,16 @@ fn check(args: &RunArgs) -> Result<(), RequestError> {
     let conflict = |first, second| Err(RequestError::Conflict { first, second });
     if args.command.script.is_some() && args.command.script_stdin {
         return Err(RequestError::TwoScripts);
+    }
+    if args.command.preset.is_some() {
+        let other = [
+            (!args.command.words.is_empty(), "a command"),
+            (script, "--script"),
+            (args.sync.sync_only, "--sync-only"),
+        ];
+        if let Some((_, other)) = other.into_iter().find(|(given, _)| *given) {
+            return conflict("--preset", other);
+        }
     }
     if args.id.is_some() && args.slug.is_some() {
         return Err(RequestError::SlugWithId);
@@ -239,29 +299,12 @@ fn read(path: &Path) -> Result<Vec<u8>, RequestError> {
     Ok(content)
 }
 
-/// Whether `allow` lets the variable through, by exact name or by `PREFIX*`.
-pub(super) fn is_allowed(name: &str, allow: &[String]) -> bool {
-    let mut entries = allow.iter().map(String::as_str);
-    is_name(name)
-        && !OURS.contains(&name)
-        && entries.any(|entry| match entry.strip_suffix('*') {
-            Some(prefix) => !prefix.is_empty() && is_name(prefix) && name.starts_with(prefix),
-            None => entry == name,
-        })
-}
-
 /// The variables that `allow` lets through, in order of their names.
-pub(super) fn forwarded(env: &Env, allow: &[String]) -> Vec<(String, String)> {
+pub(super) fn forwarded(env: &Env, allow: &Allow) -> Vec<(String, String)> {
     env.texts()
-        .filter(|(name, _)| is_allowed(name, allow))
+        .filter(|(name, _)| allow.judge(name) == Verdict::Passes)
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect()
-}
-
-/// `[A-Za-z_][A-Za-z0-9_]*`.
-pub(super) fn is_name(name: &str) -> bool {
-    name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
 #[cfg(test)]
@@ -280,7 +323,8 @@ mod tests {
                 ("CRABBOX_SLUG", "no"),
             ],
         );
-        let allow = ["CI", "MY_*", "*", "CRABBOX_SLUG"].map(str::to_owned);
+        let mut allow = Allow::default();
+        allow.trust(["CI", "MY_*", "*", "CRABBOX_SLUG"].map(str::to_owned));
         let names: Vec<String> = forwarded(&env, &allow)
             .into_iter()
             .map(|(name, _)| name)

@@ -1,0 +1,126 @@
+//! Which variables of this host are handed to the command in the lease.
+//!
+//! A repository may ask for what its tests need. It must never carry off a secret: whoever wrote its file also wrote what runs in
+//! the lease, and the lease reaches the internet.
+
+use super::layer::Sourced;
+
+/// Words that make a name look like a secret's, as the Go program has them.
+const SECRETS: [&str; 7] = ["KEY", "TOKEN", "SECRET", "PASSWORD", "PASS", "CREDENTIAL", "AUTH"];
+/// What the lease is told itself, whatever is set here.
+const OURS: [&str; 3] = ["CRABBOX_LEASE_ID", "CRABBOX_RUN_ID", "CRABBOX_SLUG"];
+
+/// The names that are let through, exact ones and prefixes with a `*` behind them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Allow {
+    /// By the user of this host.
+    trusted: Vec<String>,
+    /// By a file of the repository.
+    repository: Vec<String>,
+}
+
+/// What becomes of a variable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is handed on.
+    Passes,
+    /// Only the repository asks for it, and it looks like a secret.
+    Withheld,
+    /// Nobody asks for it.
+    Stays,
+}
+
+impl Allow {
+    /// What a layer lets through.
+    pub fn new(names: &Sourced<Vec<String>>) -> Self {
+        let mut allow = Self::default();
+        if names.layer().is_trusted() {
+            allow.trusted.clone_from(&names.value);
+        } else {
+            allow.repository.clone_from(&names.value);
+        }
+        allow
+    }
+
+    /// Lets these through as well, because the user said so.
+    pub fn trust(&mut self, names: impl IntoIterator<Item = String>) {
+        self.trusted.extend(names);
+    }
+
+    /// Every name, for a line.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.trusted.iter().chain(&self.repository).map(String::as_str)
+    }
+
+    /// What becomes of the variable `name`.
+    pub fn judge(&self, name: &str) -> Verdict {
+        if !is_name(name) || OURS.contains(&name) {
+            Verdict::Stays
+        } else if matches(&self.trusted, name) {
+            Verdict::Passes
+        } else if !matches(&self.repository, name) {
+            Verdict::Stays
+        } else if is_secret(name) {
+            Verdict::Withheld
+        } else {
+            Verdict::Passes
+        }
+    }
+}
+
+fn matches(entries: &[String], name: &str) -> bool {
+    entries.iter().any(|entry| match entry.strip_suffix('*') {
+        Some(prefix) => !prefix.is_empty() && is_name(prefix) && name.starts_with(prefix),
+        None => entry == name,
+    })
+}
+
+/// `[A-Za-z_][A-Za-z0-9_]*`.
+pub fn is_name(name: &str) -> bool {
+    name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+/// Whether the name looks like a secret's.
+pub fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    SECRETS.iter().any(|word| name.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::layer::{Origin, Place};
+
+    fn from_repository(names: &[&str]) -> Allow {
+        let place = Place {
+            path: "/r/.crabbox.yaml".into(),
+            line: 1,
+            column: 1,
+        };
+        Allow::new(&Sourced {
+            value: names.iter().map(ToString::to_string).collect(),
+            origin: Origin::RepoFile(place),
+        })
+    }
+
+    #[test]
+    fn a_repository_carries_off_no_secret_unless_the_user_says_so() {
+        use Verdict::{Passes, Stays, Withheld};
+        let mut allow = from_repository(&["CI", "AWS_*", "npm_token", "*", "CRABBOX_SLUG", "A-B"]);
+        for (name, verdict) in [
+            ("CI", Passes),
+            ("AWS_REGION", Passes),
+            ("AWS_SECRET_ACCESS_KEY", Withheld),
+            ("npm_token", Withheld),
+            ("HOME", Stays),
+            ("CRABBOX_SLUG", Stays),
+            ("A-B", Stays),
+        ] {
+            assert_eq!(allow.judge(name), verdict, "{name}");
+        }
+        allow.trust(["npm_token".to_owned()]);
+        assert_eq!(allow.judge("npm_token"), Passes);
+        assert_eq!(allow.judge("AWS_SECRET_ACCESS_KEY"), Withheld);
+    }
+}

@@ -1,0 +1,70 @@
+//! Reading the fields of sections that are no keys of the registry: jobs, profiles, presets.
+//!
+//! What does not fit is told with its path and its node; nothing is guessed.
+
+use super::layer::Place;
+use super::yaml::{Content, Node};
+
+/// What is wrong with the section.
+#[derive(Debug, Clone)]
+pub(super) struct Wrong {
+    /// The path of the field.
+    pub path: String,
+    /// What it should be.
+    pub expected: &'static str,
+    /// What stands there instead.
+    pub node: Node,
+}
+
+/// Fields that nobody knows, each with its place.
+pub(super) type Unknown = Vec<(String, Place)>;
+
+/// The entries of a mapping, in file order; nothing is an empty one.
+pub(super) fn mapping<'a>(node: &'a Node, path: &str) -> Result<Vec<(&'a str, &'a Node)>, Wrong> {
+    match &node.content {
+        Content::Null => Ok(Vec::new()),
+        Content::Map(entries) => Ok(entries
+            .iter()
+            .filter_map(|(key, value)| match &key.content {
+                Content::Scalar { text, .. } => Some((text.as_str(), value)),
+                _ => None,
+            })
+            .collect()),
+        _ => Err(wrong(node, path, "a mapping of keys to values")),
+    }
+}
+
+/// A text.
+pub(super) fn scalar(node: &Node, path: &str, expected: &'static str) -> Result<String, Wrong> {
+    match &node.content {
+        Content::Scalar { text, .. } => Ok(text.trim().to_owned()),
+        _ => Err(wrong(node, path, expected)),
+    }
+}
+
+/// Yes or no.
+pub(super) fn truth(node: &Node, path: &str) -> Result<bool, Wrong> {
+    let text = scalar(node, path, "true or false")?;
+    super::value::boolean(&text).ok_or_else(|| wrong(node, path, "true or false"))
+}
+
+/// Texts; one alone is a list of one.
+pub(super) fn list(node: &Node, path: &str) -> Result<Vec<String>, Wrong> {
+    match &node.content {
+        Content::Scalar { text, .. } => Ok(vec![text.trim().to_owned()]),
+        Content::List(items) => items
+            .iter()
+            .map(|item| scalar(item, path, "a list of texts"))
+            .collect(),
+        _ => Err(wrong(node, path, "a list of texts")),
+    }
+}
+
+/// What stands at a field and does not fit.
+pub(super) fn wrong(node: &Node, path: &str, expected: &'static str) -> Wrong {
+    Wrong {
+        path: path.to_owned(),
+        expected,
+        node: node.clone(),
+    }
+}

@@ -1,0 +1,164 @@
+//! The sections `profiles` and `presets`: what a project wants of its runs, and commands with names.
+//!
+//! Nothing in them chooses anything of this host: variables and commands are for the lease. Each knows whether its file is trusted.
+
+use std::collections::BTreeMap;
+
+use super::fields::{Unknown, Wrong, list, mapping, scalar, truth, wrong};
+use super::layer::{Layer, Origin, Place, Sourced};
+use super::yaml::{Content, Node};
+
+/// What the Go program has below a profile or preset and this program has not.
+const FOREIGN: [&str; 3] = ["doctor", "proofTemplates", "proofTemplate"];
+
+/// A command with a name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Preset {
+    /// What is run.
+    pub command: String,
+    /// Whether a shell gets it as it is.
+    pub shell: bool,
+    /// Variables for it.
+    pub env: BTreeMap<String, String>,
+    /// Whether the tools of the lease are shown first.
+    pub preflight: bool,
+    /// What is brought back, as `--artifact-glob` does.
+    pub artifact_globs: Vec<String>,
+}
+
+/// What runs under a profile get.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Profile {
+    /// Variables for the command.
+    pub env: BTreeMap<String, String>,
+    /// Variables of this host that are handed on, in place of `env.allow`; `None` where the profile says nothing of it.
+    pub allow: Option<Sourced<Vec<String>>>,
+    /// What is brought back, as `--artifact-glob` does.
+    pub artifact_globs: Vec<String>,
+    /// Its own presets.
+    pub presets: BTreeMap<String, Preset>,
+}
+
+/// Reads a section of one file.
+pub(super) struct Reader<'a> {
+    /// The file's layer.
+    pub layer: Layer,
+    /// Where a node stands.
+    pub at: &'a dyn Fn(&Node) -> Place,
+    /// What nobody knows.
+    pub unknown: Unknown,
+    /// What this program has no use for, by its path.
+    pub foreign: Vec<String>,
+}
+
+impl Reader<'_> {
+    /// The section `profiles`.
+    pub(super) fn profiles(&mut self, section: &Node) -> Result<BTreeMap<String, Profile>, Wrong> {
+        let mut profiles = BTreeMap::new();
+        for (name, node) in mapping(section, "profiles")? {
+            let path = format!("profiles.{name}");
+            let mut profile = Profile::default();
+            for (field, node) in mapping(node, &path)? {
+                let at = format!("{path}.{field}");
+                match field {
+                    "env" => self.env(&mut profile, node, &at)?,
+                    "envAllow" => self.allow(&mut profile, node, &at)?,
+                    "artifactGlobs" => profile.artifact_globs = texts(node, &at)?,
+                    "presets" => profile.presets = self.presets(node, &at)?,
+                    _ => self.other(field, at, node),
+                }
+            }
+            profiles.insert(name.to_owned(), profile);
+        }
+        Ok(profiles)
+    }
+
+    /// A section `presets`.
+    pub(super) fn presets(&mut self, section: &Node, path: &str) -> Result<BTreeMap<String, Preset>, Wrong> {
+        let mut presets = BTreeMap::new();
+        for (name, node) in mapping(section, path)? {
+            let at = format!("{path}.{name}");
+            let mut preset = Preset::default();
+            for (field, node) in mapping(node, &at)? {
+                let at = format!("{at}.{field}");
+                match field {
+                    _ if node.content == Content::Null => {}
+                    "command" => preset.command = scalar(node, &at, "a text")?,
+                    "shell" => preset.shell = truth(node, &at)?,
+                    "preflight" => preset.preflight = truth(node, &at)?,
+                    "artifactGlobs" => preset.artifact_globs = texts(node, &at)?,
+                    "env" => {
+                        for (name, value) in mapping(node, &at)? {
+                            variable(&mut preset.env, name, value, &at)?;
+                        }
+                    }
+                    _ => self.other(field, at, node),
+                }
+            }
+            if preset.command.is_empty() {
+                return Err(wrong(node, &format!("{at}.command"), "a command"));
+            }
+            presets.insert(name.to_owned(), preset);
+        }
+        Ok(presets)
+    }
+
+    /// `env`: variables by name, and beside them `allow`.
+    fn env(&mut self, profile: &mut Profile, node: &Node, path: &str) -> Result<(), Wrong> {
+        for (name, value) in mapping(node, path)? {
+            if name == "allow" {
+                self.allow(profile, value, &format!("{path}.allow"))?;
+            } else {
+                variable(&mut profile.env, name, value, path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn allow(&mut self, profile: &mut Profile, node: &Node, path: &str) -> Result<(), Wrong> {
+        let place = (self.at)(node);
+        let origin = if self.layer.is_trusted() {
+            Origin::UserFile(place)
+        } else {
+            Origin::RepoFile(place)
+        };
+        let names = texts(node, path)?;
+        match &mut profile.allow {
+            Some(allow) => allow.value.extend(names),
+            None => profile.allow = Some(Sourced { value: names, origin }),
+        }
+        Ok(())
+    }
+
+    fn other(&mut self, field: &str, path: String, node: &Node) {
+        if FOREIGN.contains(&field) {
+            self.foreign.push(path);
+        } else {
+            self.unknown.push((path, (self.at)(node)));
+        }
+    }
+}
+
+fn texts(node: &Node, path: &str) -> Result<Vec<String>, Wrong> {
+    match node.content {
+        Content::Null => Ok(Vec::new()),
+        _ => list(node, path),
+    }
+}
+
+fn variable(env: &mut BTreeMap<String, String>, name: &str, value: &Node, path: &str) -> Result<(), Wrong> {
+    if !super::allow::is_name(name) {
+        return Err(wrong(
+            value,
+            &format!("{path}.{name}"),
+            "under the name of a variable",
+        ));
+    }
+    let text = match &value.content {
+        Content::Null => String::new(),
+        Content::Scalar { text, .. } => text.clone(),
+        _ => return Err(wrong(value, &format!("{path}.{name}"), "a text")),
+    };
+    env.insert(name.to_owned(), text);
+    Ok(())
+}
