@@ -3,9 +3,10 @@
 //! Both are made from the program itself. It must never write outside the directory that it was given.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use clap_mangen::Man;
 use crabbox_core::fault::{Fault, Kind};
 
 use crate::args::{self, ReferenceArgs};
@@ -39,11 +40,45 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &ReferenceArgs) -> Result<Exit, CommandEr
 /// One page a command, hidden ones left out.
 fn man(dir: &Path) -> Result<(), WriteError> {
     make(dir)?;
-    let failed = |source| WriteError {
-        path: dir.to_owned(),
-        source,
-    };
-    clap_mangen::generate_to(args::command(), dir).map_err(failed)
+    page(&args::command(), dir)
+}
+
+fn page(command: &clap::Command, dir: &Path) -> Result<(), WriteError> {
+    let version = format!("crabbox {}", env!("CARGO_PKG_VERSION"));
+    let man = Man::new(command.clone()).source(version).manual("crabbox");
+    let path = dir.join(man.get_filename());
+    let written = render(&man, command).and_then(|text| fs::write(&path, text));
+    written.map_err(|source| WriteError { path, source })?;
+    command
+        .get_subcommands()
+        .filter(|inner| !inner.is_hide_set())
+        .try_for_each(|inner| page(inner, dir))
+}
+
+/// The library's page with our one line of usage: its own synopsis names each of some forty flags.
+fn render(man: &Man, command: &clap::Command) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    man.render_title(&mut text)?;
+    man.render_name_section(&mut text)?;
+    let usage = command.clone().render_usage().to_string();
+    let usage = usage.trim_start_matches("Usage:").trim();
+    writeln!(
+        text,
+        ".SH SYNOPSIS\n.nf\n{}\n.fi",
+        usage.replace('\\', "\\e").replace('-', "\\-")
+    )?;
+    man.render_description_section(&mut text)?;
+    if command
+        .get_opts()
+        .chain(command.get_positionals())
+        .any(|arg| !arg.is_hide_set())
+    {
+        man.render_options_section(&mut text)?;
+    }
+    if command.has_subcommands() {
+        man.render_subcommands_section(&mut text)?;
+    }
+    Ok(text)
 }
 
 fn schemas(dir: &Path) -> Result<(), WriteError> {

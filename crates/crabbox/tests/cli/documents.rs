@@ -162,7 +162,11 @@ fn every_command_in_the_help_has_a_man_page() {
     for command in commands {
         let page = place.path(&format!("repo/reference/man/crabbox-{command}.1"));
         let text = fs::read_to_string(&page).unwrap();
-        assert!(text.contains(&format!(".TH crabbox-{command} 1")), "{text}");
+        let usage = format!(".SH SYNOPSIS\n.nf\ncrabbox {}", command.replace('-', "\\-"));
+        assert!(
+            text.contains(&format!(".TH crabbox-{command} 1")) && text.contains(&usage),
+            "{text}"
+        );
         count += 1;
     }
     assert!(count > 15, "{help}");
