@@ -21,6 +21,11 @@ use serde::Deserialize;
 
 /// How long one command on the host may take: several leases under emulation.
 const LIMIT: Duration = Duration::from_mins(5);
+/// How long the host may be silent before it counts as hung.
+const SILENCE: Duration = Duration::from_secs(90);
+/// The file in the lab's directory that names the tests during which the emulated host, or an emulated machine in it, stood still:
+/// those of them that failed are repeated once by `cargo xtask test`, and no others.
+const HUNG: &str = "hung";
 
 /// Options with which a lease costs an emulated host as little as possible.
 pub const SMALL: &str =
@@ -117,6 +122,9 @@ impl Host {
     pub fn alone(&self) -> FileLock {
         let waited = FileLock::acquire_within(&self.lab_dir.join("alone.lock"), Duration::from_mins(30));
         let guard = waited.unwrap_or_else(|error| panic!("the host is not to be had: {error}"));
+        if !self.answers() {
+            self.reset();
+        }
         drop(self.sh(
             "for id in $(ls .config/crabbox/state/firecracker/leases 2>/dev/null | grep '^cbx_'); do crabbox stop $id; done; \
              crabbox cleanup --provider firecracker",
@@ -137,12 +145,91 @@ impl Host {
             status,
             stdout,
             stderr,
-        } = ran.unwrap_or_else(|error| panic!("{script}: {error}"));
+        } = ran.unwrap_or_else(|error| {
+            self.must_answer();
+            panic!("{script}: {error}")
+        });
+        // What ssh answers when the host does not; a program may end so, too.
+        if status.code() == Some(255) {
+            self.must_answer();
+        }
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        let (stdout, stderr) = (text(stdout), text(stderr));
+        // A machine that stands still before its first word is the emulator's doing as well; a test that expects it loses nothing.
+        if self.emulated()
+            && [&stdout, &stderr]
+                .iter()
+                .any(|said| said.contains("(no word from the guest)"))
+        {
+            self.note_standstill();
+        }
         Done {
             code: status.code(),
-            stdout: text(stdout),
-            stderr: text(stderr),
+            stdout,
+            stderr,
+        }
+    }
+
+    /// Resets the lab as a power cut would, and waits until it answers again.
+    #[track_caller]
+    pub fn reset(&self) {
+        let name = self.lab_dir.file_name().unwrap_or_default();
+        let reset = Cmd::new(env!("CARGO"))
+            .args(["xtask", "lab", "--name"])
+            .arg(name)
+            .arg("reset")
+            .cwd(Path::new(env!("CARGO_MANIFEST_DIR")))
+            .limit(LIMIT)
+            .run();
+        if let Err(error) = reset {
+            panic!("the host cannot be reset: {error}");
+        }
+    }
+
+    /// Whether it is the lab, and not this machine or a part of it.
+    fn emulated(&self) -> bool {
+        self.ssh.first().is_some_and(|program| program == "ssh")
+    }
+
+    /// Whether the host answers over a connection of its own.
+    fn answers(&self) -> bool {
+        let [program, options @ .., destination] = self.ssh.as_slice() else {
+            return false;
+        };
+        if !self.emulated() {
+            return true;
+        }
+        let asked = Cmd::new(program)
+            .args(["-o", "ControlPath=none", "-o", "ControlMaster=no"])
+            .args(options)
+            .args([destination.as_str(), "--", "true"])
+            .limit(SILENCE)
+            .capture();
+        asked.is_ok_and(|captured| captured.status.success())
+    }
+
+    /// Fails the test, and notes that it was cut short, when the host does not answer at all.
+    #[track_caller]
+    fn must_answer(&self) {
+        if !self.answers() {
+            self.note_standstill();
+            panic!("the emulated host hung in the middle of this test");
+        }
+    }
+
+    /// Notes that the emulator stood still during this test.
+    #[track_caller]
+    fn note_standstill(&self) {
+        let thread = std::thread::current();
+        let test = thread.name().unwrap_or("?");
+        let list = self.lab_dir.join(HUNG);
+        let noted = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&list)
+            .and_then(|mut file| std::io::Write::write_all(&mut file, format!("{test}\n").as_bytes()));
+        if let Err(error) = noted {
+            panic!("{}: {error}", list.display());
         }
     }
 

@@ -10,6 +10,7 @@ mod bench;
 mod bench_disk;
 mod demo;
 mod docs;
+mod e2e;
 mod lab;
 mod licences;
 mod payload;

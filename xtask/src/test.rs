@@ -63,10 +63,7 @@ pub(crate) fn main(which: Which, lab: &str) -> Result<ExitCode> {
         let payload = payload::ensure()?;
         let site = site::choose(&payload, lab)?;
         eprintln!("xtask: end to end on {}", site.name);
-        cargo(
-            "testing end to end",
-            &["test", "--package", "crabbox-e2e", "--no-fail-fast"],
-        )?;
+        crate::e2e::main(lab)?;
         crate::lab::down(lab)?;
     }
     Ok(ExitCode::SUCCESS)

@@ -1,8 +1,8 @@
 //! What `/dev/kvm` says of itself: that it opens, and its API version.
 //!
 //! No machine is made: the first and the last one of a host switch virtualization on and off on all its processors, which is
-//! more than looking (and hung an emulated host once). It must never be taken for proof: a KVM that answers can still be
-//! unable to run a guest, and only a boot tells.
+//! more than looking. It must never be taken for proof: a KVM that answers can still be unable to run a guest, and only a boot
+//! tells.
 
 use std::fs::File;
 use std::io;

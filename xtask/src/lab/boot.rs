@@ -32,6 +32,8 @@ pub(super) struct Machine {
     pub(super) console: PathBuf,
     /// Where QEMU's own words go.
     pub(super) log: PathBuf,
+    /// The socket of QEMU's monitor, which answers when the machine inside does not.
+    pub(super) monitor: PathBuf,
     pub(super) memory_mib: u32,
     pub(super) cpus: u32,
     /// The loopback port that leads to its sshd.
@@ -67,7 +69,10 @@ impl Machine {
         );
         add("-device", "virtio-net-pci,netdev=net".into());
         add("-display", "none".into());
-        add("-monitor", "none".into());
+        let mut monitor = OsString::from("unix:");
+        monitor.push(&self.monitor);
+        monitor.push(",server=on,wait=off");
+        add("-monitor", monitor);
         let mut serial = OsString::from("file:");
         serial.push(&self.console);
         add("-serial", serial);
@@ -194,7 +199,7 @@ fn judge(console: &[u8]) -> Option<Result<(), String>> {
 }
 
 /// The end of a log, with a heading and its path, without what QEMU says of every EPYC it emulates in software.
-fn said(who: &str, log: &Path) -> String {
+pub(super) fn said(who: &str, log: &Path) -> String {
     let bytes = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text
@@ -238,6 +243,7 @@ mod tests {
             artefacts: None,
             console,
             log: home.join("qemu.log"),
+            monitor: home.join("monitor"),
             memory_mib: 1,
             cpus: 1,
             port: 1,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use super::{Lab, Options, down};
+use super::{Lab, Options, SILENCE, down};
 use crate::stage::stage;
 
 /// `cargo xtask lab`.
@@ -131,9 +131,7 @@ fn status(name: &str, json: bool) -> Result<ExitCode> {
         }
         return Ok(ExitCode::FAILURE);
     };
-    let lab = lab.within(Duration::from_secs(30));
-    let uptime = lab.run(&["cat", "/proc/uptime"])?;
-    let answers = uptime.status.success();
+    let answers = lab.answers(SILENCE);
     let record = lab.record();
     if json {
         let mut document = serde_json::to_value(record)?;
@@ -143,6 +141,9 @@ fn status(name: &str, json: bool) -> Result<ExitCode> {
         let answers = if answers { "answers" } else { "does not answer" };
         let (pid, port, kernel) = (record.pid, record.port, &record.kernel_version);
         println!("{name}: running and {answers}, pid {pid}, port {port}, kernel {kernel}");
+    }
+    if !answers {
+        eprintln!("{}", lab.last_words());
     }
     Ok(if answers {
         ExitCode::SUCCESS

@@ -40,7 +40,7 @@ pub(super) fn ssh_argv(address: Address<'_>) -> Vec<String> {
         ("LogLevel", "ERROR".to_owned()),
         ("ConnectTimeout", "60".to_owned()),
         ("ServerAliveInterval", "30".to_owned()),
-        ("ServerAliveCountMax", "10".to_owned()),
+        ("ServerAliveCountMax", "4".to_owned()),
         ("StrictHostKeyChecking", "yes".to_owned()),
         ("UpdateHostKeys", "no".to_owned()),
         ("HostKeyAlias", HOST_KEY_ALIAS.to_owned()),
@@ -69,6 +69,11 @@ pub(super) fn control_path(lab_dir: &Path) -> PathBuf {
     let place = hex(&Sha256::digest(lab_dir.as_os_str().as_encoded_bytes())[..6]);
     let user = rustix::process::geteuid().as_raw();
     PathBuf::from(format!("/tmp/crabbox-lab-{user}-{place}/ssh"))
+}
+
+/// The socket of QEMU's monitor, beside that of the shared connection.
+pub(super) fn monitor_path(control_path: &Path) -> PathBuf {
+    control_path.with_file_name("monitor")
 }
 
 /// Makes the directory of a [`control_path`], or makes sure that the one there is ours alone.
@@ -108,18 +113,39 @@ pub(super) fn open(ssh_argv: &[String], limit: Duration) -> Result<()> {
 
 /// Ends the shared connection and removes its directory; none is fine.
 pub(super) fn close(ssh_argv: &[String], control_path: &Path) {
+    close_master(ssh_argv, control_path);
+    if let Some(dir) = control_path.parent() {
+        fs::remove_dir_all(dir).ok();
+    }
+}
+
+/// Ends the shared connection; none is fine.
+pub(super) fn close_master(ssh_argv: &[String], control_path: &Path) {
     if let (Some((destination, options)), true) = (ssh_argv.split_last(), control_path.exists()) {
         // The master ends by itself as soon as QEMU does; this is only quicker.
         Cmd::new(&options[0])
             .args(&options[1..])
             .args(["-O", "exit"])
             .arg(destination)
+            .limit(Duration::from_secs(10))
             .capture()
             .ok();
     }
-    if let Some(dir) = control_path.parent() {
-        fs::remove_dir_all(dir).ok();
-    }
+    fs::remove_file(control_path).ok();
+}
+
+/// Whether a new connection is answered within `patience`.
+pub(super) fn answers(ssh_argv: &[String], patience: Duration) -> bool {
+    let Some((destination, options)) = ssh_argv.split_last() else {
+        return false;
+    };
+    let asked = Cmd::new(&options[0])
+        .args(["-o", "ControlPath=none", "-o", "ControlMaster=no"])
+        .args(&options[1..])
+        .args([destination.as_str(), "--", "true"])
+        .limit(patience)
+        .capture();
+    asked.is_ok_and(|captured| captured.status.success())
 }
 
 /// Runs `argv` in the lab, word for word, and captures what it says, whatever its exit code is.

@@ -10,6 +10,7 @@ pub(crate) mod cli;
 mod connection;
 mod images;
 mod initrd;
+mod monitor;
 pub(crate) mod packages;
 mod recipe;
 mod record;
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use crabbox_host::clock;
-use crabbox_host::command::{Captured, Cmd};
+use crabbox_host::command::Cmd;
 
 use crate::stage::stage;
 use crate::workspace;
@@ -30,8 +31,10 @@ use boot::Machine;
 use connection::Address;
 use record::{Record, State};
 
-/// How long a captured command in the lab may take.
-const RUN_LIMIT: Duration = Duration::from_mins(15);
+/// How long a machine may be silent before it counts as hung: a new connection takes a second on an idle host.
+pub(crate) const SILENCE: Duration = Duration::from_secs(90);
+/// The file in a lab's directory with what was to be seen of it when it was reset because it had hung.
+pub(crate) const LAST_WORDS: &str = "last-words";
 
 /// How a lab is to be started.
 #[derive(Debug, Clone)]
@@ -61,7 +64,6 @@ impl Default for Options {
 #[derive(Debug)]
 pub(crate) struct Lab {
     record: Record,
-    patience: Duration,
 }
 
 impl Lab {
@@ -72,10 +74,7 @@ impl Lab {
             .filter(|record| record.state == State::Running && record.identity().is_alive());
         let record = record
             .with_context(|| format!("the lab `{name}` is not running; start it: cargo xtask lab up"))?;
-        Ok(Self {
-            record,
-            patience: RUN_LIMIT,
-        })
+        Ok(Self { record })
     }
 
     /// Starts the lab `name`, or finds it running (and then says so).
@@ -118,6 +117,7 @@ impl Lab {
             artefacts: drive,
             console: dir.join("console.log"),
             log: dir.join("qemu.log"),
+            monitor: connection::monitor_path(&connection::control_path(&dir)),
             memory_mib: options.memory_mib,
             cpus: options.cpus,
             port: 0,
@@ -130,20 +130,7 @@ impl Lab {
             connection::close(&failed.ssh_argv, &failed.control_path);
         }
         let record = record?;
-        Ok(Self {
-            record,
-            patience: RUN_LIMIT,
-        })
-    }
-
-    /// Runs `argv` in the lab, word for word, whatever its exit code is.
-    pub(crate) fn run<S: AsRef<OsStr>>(&self, argv: &[S]) -> Result<Captured> {
-        connection::capture(&self.record.ssh_argv, argv, self.patience)
-    }
-
-    /// The same lab with another limit for [`Lab::run`]; 15 minutes without this.
-    pub(crate) fn within(self, patience: Duration) -> Self {
-        Self { patience, ..self }
+        Ok(Self { record })
     }
 
     /// Runs `words` in the lab with our own streams: `exact` as an argument vector, else left to the remote shell.
@@ -156,26 +143,48 @@ impl Lab {
         connection::copy(&self.record.ssh_argv, source, target)
     }
 
-    /// Resets the machine as a power cut would (nothing is synced, the disk stays) and waits until it answers again.
+    /// Whether it answers a command over a connection of its own within `patience`.
+    pub(crate) fn answers(&self, patience: Duration) -> bool {
+        connection::answers(&self.record.ssh_argv, patience)
+    }
+
+    /// Resets the machine as a power cut would (nothing is synced, the disk stays) and waits until it answers again. Works on
+    /// a machine that has hung, too.
     pub(crate) fn reset(&self, limit: Duration) -> Result<()> {
         let record = &self.record;
+        if !self.answers(SILENCE) {
+            let words = self.last_words();
+            eprintln!("lab: `{}` does not answer{words}", record.name);
+            if let Some(dir) = record.console.parent() {
+                fs::write(dir.join(LAST_WORDS), words)?;
+            }
+        }
         let said = fs::metadata(&record.console).map_or(0, |meta| meta.len());
-        // Later and in the background, so that this command is answered before the machine is gone.
-        let trigger = [
-            "sh",
-            "-c",
-            "(sleep 0.2; echo b > /proc/sysrq-trigger) </dev/null >/dev/null 2>&1 &",
-        ];
-        let asked = self.run(&trigger)?;
-        ensure!(
-            asked.status.success(),
-            "the lab cannot be reset: {}",
-            asked.stderr_text()
-        );
+        monitor::ask(&connection::monitor_path(&record.control_path), "system_reset")?;
         boot::wait_ready_again(record.identity(), &record.console, said, limit)?;
-        connection::close(&record.ssh_argv, &record.control_path);
-        connection::make_control_dir(&record.control_path)?;
+        connection::close_master(&record.ssh_argv, &record.control_path);
         enter(record, limit)
+    }
+
+    /// What is to be known of a machine that does not answer: the end of its console, and where its processors stand.
+    pub(crate) fn last_words(&self) -> String {
+        let record = &self.record;
+        let monitor = connection::monitor_path(&record.control_path);
+        let mut told = boot::said("the console", &record.console);
+        for command in ["info status", "info cpus", "info registers -a"] {
+            let answer = monitor::ask(&monitor, command).unwrap_or_else(|error| format!("{error:#}"));
+            let telling =
+                |line: &&str| !line.contains("XMM") && !line.contains("YMM") && !line.starts_with("FPR");
+            told.extend(["\n", command, ":\n"]);
+            told.extend(
+                answer
+                    .lines()
+                    .skip(1)
+                    .filter(telling)
+                    .map(|line| format!("  {}\n", line.trim_end())),
+            );
+        }
+        told
     }
 
     /// What is known of it: the content of `lab.json`.
@@ -279,7 +288,8 @@ fn lock(dir: &Path) -> Result<fs::File> {
     Ok(file)
 }
 
-fn dir_of(name: &str) -> Result<PathBuf> {
+/// The directory of the lab `name`.
+pub(crate) fn dir_of(name: &str) -> Result<PathBuf> {
     let fine = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if name.is_empty() || name.len() > 32 || name == "cache" || !name.bytes().all(fine) {
         bail!("`{name}` cannot be the name of a lab: 1 to 32 of a-z, 0-9 and -, and not `cache`");
