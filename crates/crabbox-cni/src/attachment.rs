@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use crate::cache;
 use crate::conf::{ConfList, Version};
 use crate::plugin::{Call, Place, PluginError, Verb};
+use crate::reservation;
 use crate::result::CniResult;
 use crate::upkeep::Outcome;
 
@@ -239,6 +240,7 @@ pub fn add(attachment: &Attachment) -> Result<CniResult, AddError> {
         undo: backwards(attachment, all, Some(&last)),
         source,
     })?;
+    reservation::make_durable(&attachment.conf, &result);
     Ok(result)
 }
 

@@ -9,6 +9,7 @@ mod base64;
 mod cache;
 mod conf;
 mod plugin;
+mod reservation;
 mod result;
 mod upkeep;
 

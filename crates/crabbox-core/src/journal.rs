@@ -102,6 +102,24 @@ impl Step {
             Self::Claim {} => "claim",
         }
     }
+
+    /// Whether its effect is on a disk outside the lease directory, so that it is still there after a power cut. Its line must
+    /// be on the disk before it.
+    pub fn outlives_boot(&self) -> bool {
+        match self {
+            Self::Key { .. } | Self::Attach { .. } | Self::Jail { .. } | Self::Claim {} => true,
+            Self::Directory { .. }
+            | Self::Supervisor {}
+            | Self::Disk { .. }
+            | Self::Mount { .. }
+            | Self::Namespace { .. }
+            | Self::Tap { .. }
+            | Self::Mapping { .. }
+            | Self::Cgroup { .. }
+            | Self::Vmm { .. }
+            | Self::Connection { .. } => false,
+        }
+    }
 }
 
 /// A process, told apart from any later one with the same pid.
@@ -133,6 +151,9 @@ pub enum Entry {
         /// The /30 of built-in networking, kept by the lease until it is gone.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         subnet: Option<String>,
+        /// The most memory that the lease takes up in MiB, VMM included.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        memory_mib: Option<u64>,
     },
     /// An effect is about to happen.
     Begin {
@@ -188,6 +209,8 @@ pub struct Journal {
     pub uid: Option<u32>,
     /// The /30 set aside for built-in networking.
     pub subnet: Option<String>,
+    /// The most memory that the lease takes up in MiB, VMM included.
+    pub memory_mib: Option<u64>,
     /// Steps that may have left something, in the order they began.
     pub live: Vec<Live>,
     /// Facts noted, in order.
@@ -240,9 +263,13 @@ impl Journal {
         match entry {
             Entry::Open { version, .. } if version > VERSION => return Err(JournalError::TooNew { version }),
             Entry::Open {
-                lease, uid, subnet, ..
+                lease,
+                uid,
+                subnet,
+                memory_mib,
+                ..
             } => {
-                (self.lease, self.uid, self.subnet) = (lease, uid, subnet);
+                (self.lease, self.uid, self.subnet, self.memory_mib) = (lease, uid, subnet, memory_mib);
             }
             Entry::Begin { seq, step } => {
                 self.next_seq = self.next_seq.max(seq.saturating_add(1));
@@ -311,6 +338,7 @@ mod tests {
             at: 1,
             uid: Some(9),
             subnet: None,
+            memory_mib: None,
         };
         let begin = |seq, step| Entry::Begin { seq, step };
         let process = Process {
@@ -436,6 +464,7 @@ mod tests {
             at: 0,
             uid: None,
             subnet: None,
+            memory_mib: None,
         };
         assert_eq!(
             Journal::parse(&line(&open)),

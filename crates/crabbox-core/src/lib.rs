@@ -1,5 +1,6 @@
 //! The domain of crabbox: ids, records, states, configuration model, plans. No I/O at all.
 
+pub mod admission;
 pub mod claim;
 pub mod config;
 pub mod duration;

@@ -6,9 +6,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use crabbox_core::admission::Refusal;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::{LeaseId, Slug, SlugError};
-use crabbox_core::journal::{Entry, Step, VERSION};
+use crabbox_core::journal::{Entry, Journal, Step, VERSION};
 use crabbox_core::labels::{self, NewLease};
 use crabbox_core::record::{LeaseRecord, SCHEMA_VERSION};
 use crabbox_core::timestamp;
@@ -21,6 +22,7 @@ use crabbox_store::leases::{self, RecordError, StoredLease};
 use crabbox_store::locks;
 use crabbox_store::places::{LeaseDir, Places};
 
+use crate::admission;
 use crate::failpoint::{self, Phase, Who};
 use crate::network;
 use crate::ownership::{OwnedLease, OwnershipError};
@@ -64,6 +66,9 @@ pub enum AllocateError {
         /// How many it has.
         count: u32,
     },
+    /// The host has no room for it.
+    #[error(transparent)]
+    NoRoom(#[from] Refusal),
     /// No subnet is to be had.
     #[error(transparent)]
     Subnet(#[from] network::SubnetError),
@@ -71,7 +76,10 @@ pub enum AllocateError {
 
 impl Fault for AllocateError {
     fn kind(&self) -> Kind {
-        Kind::Usage
+        match self {
+            Self::NoRoom(refusal) => refusal.kind(),
+            _ => Kind::Usage,
+        }
     }
 
     fn hints(&self) -> Vec<String> {
@@ -80,6 +88,7 @@ impl Fault for AllocateError {
             Self::Files(error) if error.is_out_of_space() => {
                 vec!["free some space, or stop a lease (crabbox list)".to_owned()]
             }
+            Self::NoRoom(refusal) => refusal.hints(),
             Self::Subnet(_) => {
                 vec!["stop a lease, or use CNI (--firecracker-network cni)".to_owned()]
             }
@@ -103,19 +112,52 @@ pub struct Allocated {
     pub journal: JournalFile,
 }
 
-/// Gives `request` a lease directory.
+/// Gives `request` a lease directory. When it cannot, nothing of the lease is left.
 pub fn allocate(places: &Places, request: &AcquireRequest, id: &LeaseId) -> Result<Allocated, AllocateError> {
     for dir in [&places.state, &places.config, &places.leases()] {
         files::create_private_dir(dir)?;
     }
-    let allocation = locks::allocation(places)?;
-    let lock =
-        locks::try_lease(places, id.as_str())?.ok_or_else(|| AllocateError::Exists { id: id.to_string() })?;
+    let _allocation = locks::allocation(places)?;
+    let share = share(places, request, id)?;
+    let exists = || AllocateError::Exists { id: id.to_string() };
+    let lock = locks::try_lease(places, id.as_str())?.ok_or_else(exists)?;
     let dir = LeaseDir::at(places.lease(id));
     if dir.path().exists() {
-        return Err(AllocateError::Exists { id: id.to_string() });
+        return Err(exists());
     }
+    // The record is written before the allocation lock is given up: it is what takes the slug.
+    match open(&dir, request, id, &share) {
+        Ok((journal, stored)) => Ok(Allocated {
+            lease: OwnedLease::prove(places, id, lock)?,
+            stored,
+            uid: share.uid,
+            subnet: share.subnet,
+            journal,
+        }),
+        Err(error) => {
+            // On a full disk even this may fail; `cleanup` knows such directories and locks, too.
+            files::remove_tree(dir.path()).ok();
+            lock.remove_while_held().ok();
+            Err(error)
+        }
+    }
+}
+
+/// What a lease gets for its life.
+struct Share {
+    slug: Slug,
+    uid: Option<u32>,
+    subnet: Option<ipnet::Ipv4Net>,
+}
+
+/// Chooses what nobody else has, if there is room at all.
+fn share(places: &Places, request: &AcquireRequest, id: &LeaseId) -> Result<Share, AllocateError> {
     let taken = taken(places)?;
+    let room = admission::room(
+        places,
+        taken.journals.iter().map(|(journal, busy)| (journal, *busy)),
+    )?;
+    crabbox_core::admission::admit(&request.limits, &admission::demand(places, request), &room)?;
     let slug = match &request.slug {
         Some(text) => Slug::requested(text)?,
         None => Slug::for_lease(id),
@@ -136,6 +178,16 @@ pub fn allocate(places: &Places, request: &AcquireRequest, id: &LeaseId) -> Resu
         NetworkMode::Nat => Some(network::choose_subnet(request.network.nat_range, &taken.subnets)?),
         NetworkMode::Cni => None,
     };
+    Ok(Share { slug, uid, subnet })
+}
+
+/// Makes the directory with its journal and record.
+fn open(
+    dir: &LeaseDir,
+    request: &AcquireRequest,
+    id: &LeaseId,
+    share: &Share,
+) -> Result<(JournalFile, StoredLease), AllocateError> {
     files::create_private_dir(dir.path())?;
     failpoint::hit(&request.failpoint, Who::Supervisor, "directory", Phase::Begun);
     let mut journal = JournalFile::create(
@@ -144,8 +196,9 @@ pub fn allocate(places: &Places, request: &AcquireRequest, id: &LeaseId) -> Resu
             version: VERSION,
             lease: id.to_string(),
             at: clock::unix_seconds(),
-            uid,
-            subnet: subnet.map(|subnet| subnet.to_string()),
+            uid: share.uid,
+            subnet: share.subnet.map(|subnet| subnet.to_string()),
+            memory_mib: Some(admission::memory_mib(request)),
         },
     )?;
     let pending = journal.begin(Step::Directory {
@@ -153,18 +206,9 @@ pub fn allocate(places: &Places, request: &AcquireRequest, id: &LeaseId) -> Resu
     })?;
     journal.done(pending, None)?;
     failpoint::hit(&request.failpoint, Who::Supervisor, "directory", Phase::Done);
-    let lease = OwnedLease::prove(places, id, lock)?;
-    // The record is written before the allocation lock is given up: it is what takes the slug.
-    let mut stored = StoredLease::new(dir, first_record(request, id, &slug, lease.dir()));
+    let mut stored = StoredLease::new(dir.clone(), first_record(request, id, &share.slug, dir));
     stored.save()?;
-    drop(allocation);
-    Ok(Allocated {
-        lease,
-        stored,
-        uid,
-        subnet,
-        journal,
-    })
+    Ok((journal, stored))
 }
 
 /// The record of a lease that is being made.
@@ -240,6 +284,8 @@ struct Taken {
     slugs: BTreeSet<String>,
     uids: BTreeSet<u32>,
     subnets: Vec<ipnet::Ipv4Net>,
+    /// The journals, and whether somebody is at work on the lease.
+    journals: Vec<(Journal, bool)>,
 }
 
 /// Reads what is in use. A lease whose journal cannot be read keeps nothing: its uid and subnet may be given out again,
@@ -258,11 +304,12 @@ fn taken(places: &Places) -> Result<Taken, AllocateError> {
             continue;
         };
         taken.uids.extend(journal.uid);
-        taken.subnets.extend(
-            journal
-                .subnet
-                .and_then(|subnet| subnet.parse::<ipnet::Ipv4Net>().ok()),
-        );
+        let subnet = journal.subnet.as_deref();
+        taken
+            .subnets
+            .extend(subnet.and_then(|subnet| subnet.parse::<ipnet::Ipv4Net>().ok()));
+        let busy = locks::is_busy(places, &entry.file_name().to_string_lossy())?;
+        taken.journals.push((journal, busy));
     }
     Ok(taken)
 }

@@ -5,6 +5,7 @@
 
 pub mod acquire;
 pub mod activity;
+mod admission;
 pub mod adopt;
 pub mod allocate;
 pub mod claims;

@@ -185,6 +185,7 @@ pub fn request(
             memory_mib: plan.memory_mib,
             disk_mib: u32::try_from(plan.disk_mib).unwrap_or(u32::MAX),
         },
+        limits: plan.limits,
         programs: programs(engine, plan)?,
         guest: guest(engine, plan)?,
         network: network_request(plan)?,

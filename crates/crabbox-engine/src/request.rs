@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crabbox_core::admission::Limits;
 use serde::{Deserialize, Serialize};
 
 use crate::context::SavedPlaces;
@@ -41,6 +42,8 @@ pub struct AcquireRequest {
     pub work_root: String,
     /// Size of the machine.
     pub machine: Machine,
+    /// When it is refused for want of room.
+    pub limits: Limits,
     /// Programs that run on the host.
     pub programs: Programs,
     /// What boots in it.

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use crabbox_core::admission::VMM_OVERHEAD_MIB;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_fc::client::{Client, ClientError};
 use crabbox_fc::launch::{
@@ -32,8 +33,6 @@ const API_LIMIT: Duration = Duration::from_secs(20);
 const REQUEST_LIMIT: Duration = Duration::from_secs(20);
 /// The context id of the guest's vsock; each Firecracker has its own vsock, so it need not be unique on the host.
 const GUEST_CID: u32 = 3;
-/// Memory of the control group beyond the guest's own, for the VMM itself, in MiB.
-const VMM_OVERHEAD_MIB: u64 = 128;
 /// Threads and processes in the control group: one thread a vCPU, the API thread, the VMM thread, and room.
 const PIDS_BEYOND_CPUS: u32 = 32;
 /// Where control groups are mounted.

@@ -13,6 +13,7 @@ pub mod download;
 pub mod files;
 pub mod kvm;
 pub mod lock;
+pub mod memory;
 pub mod netlink;
 pub mod netns;
 pub mod process;

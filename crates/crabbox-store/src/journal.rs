@@ -80,7 +80,8 @@ impl JournalFile {
         };
         journal.append(open)?;
         journal.file.sync_all().map_err(fail)?;
-        if let Some(dir) = path.parent() {
+        // The journal's own name, and that of the lease directory.
+        for dir in path.ancestors().skip(1).take(2) {
             files::sync_dir(dir).map_err(|error| fail(std::io::Error::other(error)))?;
         }
         Ok(journal)
@@ -112,7 +113,14 @@ impl JournalFile {
     /// Writes that `step` is about to happen.
     pub fn begin(&mut self, step: Step) -> Result<Pending, JournalFileError> {
         let seq = self.state.next_seq;
+        let durable = step.outlives_boot();
         self.append(&Entry::Begin { seq, step })?;
+        if durable {
+            self.file.sync_data().map_err(|source| JournalFileError::Write {
+                path: self.path.clone(),
+                source,
+            })?;
+        }
         Ok(Pending { seq })
     }
 
@@ -210,6 +218,7 @@ mod tests {
             at: 1,
             uid: None,
             subnet: None,
+            memory_mib: None,
         }
     }
 

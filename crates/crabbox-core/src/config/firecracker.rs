@@ -7,6 +7,7 @@
 use super::layer::Sourced;
 use super::settings::Settings;
 use super::trust::{HostName, HostPath};
+use crate::admission::Limits;
 use crate::duration::GoDuration;
 use crate::fault::{Fault, Kind};
 
@@ -66,6 +67,8 @@ pub struct FirecrackerPlan {
     pub memory_mib: u32,
     /// Disk in MiB.
     pub disk_mib: u64,
+    /// When a lease is refused for want of room.
+    pub limits: Limits,
     /// How the lease gets its address.
     pub network: NetworkMode,
     /// The CNI network.
@@ -208,6 +211,11 @@ pub fn plan(settings: &Settings) -> Result<FirecrackerPlan, InvalidFirecracker> 
         cpus: u32::try_from(cpus).unwrap_or(MAX_CPUS),
         memory_mib: u32::try_from(memory).unwrap_or(MAX_MEMORY_MIB),
         disk_mib,
+        limits: Limits {
+            max_leases: amount("firecracker.maxLeases", &firecracker.max_leases)?,
+            reserve_memory_mib: amount("firecracker.reserveMemoryMiB", &firecracker.reserve_memory_mib)?,
+            reserve_disk_mib: amount("firecracker.reserveDiskMiB", &firecracker.reserve_disk_mib)?,
+        },
         network,
         cni_network: firecracker.cni_network.value.clone(),
         cni_conf_dir: firecracker.cni_conf_dir.value.clone(),
@@ -290,6 +298,19 @@ fn size(key: &'static str, value: &Sourced<i64>, least: u64, most: u64) -> Resul
             found,
         })
     }
+}
+
+/// A number that may be zero.
+fn amount(key: &'static str, value: &Sourced<i64>) -> Result<u64, InvalidFirecracker> {
+    u64::try_from(value.value)
+        .ok()
+        .filter(|amount| *amount <= MAX_DISK_MIB)
+        .ok_or(InvalidFirecracker::OutOfRange {
+            key,
+            least: 0,
+            most: MAX_DISK_MIB,
+            found: value.value,
+        })
 }
 
 fn network_mode(text: &str) -> Result<NetworkMode, InvalidFirecracker> {

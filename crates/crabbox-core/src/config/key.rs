@@ -327,6 +327,15 @@ registry! {
     /// Longest time a microVM may take to answer over SSH.
     FirecrackerLaunchTimeout = row("firecracker.launchTimeout", Duration, "2m")
         .env(&["CRABBOX_FIRECRACKER_LAUNCH_TIMEOUT"]).flag("firecracker-launch-timeout", ProviderOptions);
+    /// Most leases at a time; 0 is no limit.
+    FirecrackerMaxLeases = row("firecracker.maxLeases", Integer, "0")
+        .env(&["CRABBOX_FIRECRACKER_MAX_LEASES"]).host_only();
+    /// Memory in MiB that leases leave to the host.
+    FirecrackerReserveMemory = row("firecracker.reserveMemoryMiB", Integer, "256")
+        .env(&["CRABBOX_FIRECRACKER_RESERVE_MEMORY_MIB"]).host_only();
+    /// Disk in MiB that a new lease leaves free.
+    FirecrackerReserveDisk = row("firecracker.reserveDiskMiB", Integer, "512")
+        .env(&["CRABBOX_FIRECRACKER_RESERVE_DISK_MIB"]).host_only();
     /// Whether the files of a lease are removed when it is released.
     FirecrackerDeleteOnRelease = row("firecracker.deleteOnRelease", Bool, "true")
         .env(&["CRABBOX_FIRECRACKER_DELETE_ON_RELEASE"]).flag("firecracker-delete-on-release", ProviderOptions);
@@ -386,7 +395,9 @@ mod tests {
         for key in KEYS.iter().filter(|key| key.path.starts_with("firecracker.")) {
             let named = key.path.contains("etwork") || key.path == "firecracker.image";
             let selects = named || matches!(key.kind, Kind::Path | Kind::Program);
-            assert_eq!(key.trust == Trust::HostOnly, selects, "{}", key.path);
+            // So is what keeps leases from taking the host over.
+            let guards = key.path.contains(".max") || key.path.contains(".reserve");
+            assert_eq!(key.trust == Trust::HostOnly, selects || guards, "{}", key.path);
         }
     }
 }

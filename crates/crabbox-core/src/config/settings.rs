@@ -178,6 +178,12 @@ pub struct FirecrackerSettings {
     pub cni_bin_dir: Sourced<HostPath>,
     /// `firecracker.launchTimeout`, greater than zero.
     pub launch_timeout: Sourced<GoDuration>,
+    /// `firecracker.maxLeases`.
+    pub max_leases: Sourced<i64>,
+    /// `firecracker.reserveMemoryMiB`.
+    pub reserve_memory_mib: Sourced<i64>,
+    /// `firecracker.reserveDiskMiB`.
+    pub reserve_disk_mib: Sourced<i64>,
     /// `firecracker.deleteOnRelease`.
     pub delete_on_release: Sourced<bool>,
 }
@@ -378,6 +384,9 @@ impl Reader<'_> {
             cni_conf_dir: self.host_path(Name::FirecrackerCniConfDir),
             cni_bin_dir: self.host_path(Name::FirecrackerCniBinDir),
             launch_timeout: self.duration(Name::FirecrackerLaunchTimeout),
+            max_leases: self.integer(Name::FirecrackerMaxLeases),
+            reserve_memory_mib: self.integer(Name::FirecrackerReserveMemory),
+            reserve_disk_mib: self.integer(Name::FirecrackerReserveDisk),
             delete_on_release: self.boolean(Name::FirecrackerDeleteOnRelease),
         }
     }

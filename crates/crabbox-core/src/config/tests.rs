@@ -346,8 +346,9 @@ fn a_repository_sets_no_host_only_key_whatever_it_writes() {
             );
             assert!(warnings[0].contains(key.variables[0]), "{warnings:?}");
         }
+        let mine = if key.kind == Kind::Integer { "7" } else { "/mine" };
         let set = world()
-            .user(&format!("{section}: {{{leaf}: /mine}}"))
+            .user(&format!("{section}: {{{leaf}: {mine}}}"))
             .resolve()
             .unwrap();
         assert_eq!(set.explain(key.name).layer(), Layer::UserFile, "{}", key.path);

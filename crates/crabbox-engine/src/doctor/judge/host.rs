@@ -1,5 +1,6 @@
 //! The machine: KVM beyond its device file, rights, memory, processors, disk, and the programs that leases need.
 
+use crabbox_core::admission::{LEASE_DISK_MIB, VMM_OVERHEAD_MIB};
 use crabbox_core::config::firecracker::FirecrackerPlan;
 
 use super::super::check::{Check, Class, Status};
@@ -8,10 +9,6 @@ use crate::probe::{Judged, Verdict};
 
 /// `CAP_NET_ADMIN` and `CAP_SYS_ADMIN` (`linux/capability.h`): making a network namespace and what is in it.
 const CAPABILITIES: u64 = (1 << 12) | (1 << 21);
-/// Memory of the VMM itself beyond the guest's, in MiB.
-const VMM_OVERHEAD_MIB: u64 = 128;
-/// What a lease writes before anybody uses it, in MiB: records, logs, an empty layer.
-const LEASE_MIB: u64 = 256;
 /// The oldest host kernel that Firecracker supports.
 const OLDEST_KERNEL: [u32; 2] = [5, 10];
 
@@ -232,7 +229,7 @@ fn disk_space(plan: &FirecrackerPlan, world: &World) -> Check {
         ) => rootfs.used_mib,
         _ => 0,
     };
-    let (needed, full) = (LEASE_MIB + copy, plan.disk_mib);
+    let (needed, full) = (LEASE_DISK_MIB + copy, plan.disk_mib);
     let facts = format!("free_mib={free} needed_mib={needed} disk_mib={full} dir={dir} mutation=false");
     if free < needed {
         return Check::firecracker(

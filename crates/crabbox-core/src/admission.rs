@@ -1,0 +1,230 @@
+//! Admission: whether a host has room for one more lease. Decided from numbers that the engine observed, before anything is made.
+//!
+//! A lease that is let in must never be the one that makes the kernel kill somebody for memory; disks are sparse and may be
+//! promised more than once, but never so that the next lease cannot even start.
+
+use crate::fault::{Fault, Kind};
+
+/// What a VMM needs beside its guest's memory, in MiB; the limit of a lease's control group is the sum.
+pub const VMM_OVERHEAD_MIB: u64 = 128;
+/// What a lease writes to the disk at once, in MiB: kernel, private layer, keys, records and logs.
+pub const LEASE_DISK_MIB: u64 = 256;
+
+/// What the administrator set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Limits {
+    /// Most leases at a time; 0 is no limit. `firecracker.maxLeases`.
+    pub max_leases: u64,
+    /// Memory in MiB that leases leave to the host. `firecracker.reserveMemoryMiB`.
+    pub reserve_memory_mib: u64,
+    /// Disk in MiB that a new lease leaves free. `firecracker.reserveDiskMiB`.
+    pub reserve_disk_mib: u64,
+}
+
+/// What a new lease needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Demand {
+    /// Memory of the guest in MiB.
+    pub memory_mib: u64,
+    /// What will be copied for its disk, in MiB; 0 where blocks are shared.
+    pub copied_mib: u64,
+}
+
+/// What the host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Leases there are, those in the making included.
+    pub leases: u64,
+    /// `MemAvailable` of the kernel, in MiB.
+    pub available_mib: u64,
+    /// Memory in MiB that leases may still take up and have not yet.
+    pub promised_mib: u64,
+    /// Free disk where leases are kept, in MiB.
+    pub free_disk_mib: u64,
+}
+
+/// Why there is no room.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// As many leases as are allowed.
+    #[error("no room for another lease (lease_limit): {leases} of {max} leases are in use")]
+    Leases {
+        /// Leases there are.
+        leases: u64,
+        /// `firecracker.maxLeases`.
+        max: u64,
+    },
+    /// The memory does not reach.
+    #[error(
+        "no room for another lease (insufficient_memory): it may take {needed_mib} MiB, and of {available_mib} MiB available {promised_mib} MiB \
+         are promised to other leases and {reserve_mib} MiB stay with the host"
+    )]
+    Memory {
+        /// Guest and VMM.
+        needed_mib: u64,
+        /// What the kernel could give.
+        available_mib: u64,
+        /// What other leases may still take.
+        promised_mib: u64,
+        /// `firecracker.reserveMemoryMiB`.
+        reserve_mib: u64,
+    },
+    /// The disk does not reach.
+    #[error(
+        "no room for another lease (insufficient_disk): it writes {needed_mib} MiB at once, and of {free_mib} MiB free {reserve_mib} MiB are to \
+         stay free"
+    )]
+    Disk {
+        /// What it writes at once.
+        needed_mib: u64,
+        /// What is free.
+        free_mib: u64,
+        /// `firecracker.reserveDiskMiB`.
+        reserve_mib: u64,
+    },
+}
+
+impl Refusal {
+    /// The reason's name, for programs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Leases { .. } => "lease_limit",
+            Self::Memory { .. } => "insufficient_memory",
+            Self::Disk { .. } => "insufficient_disk",
+        }
+    }
+}
+
+impl Fault for Refusal {
+    fn kind(&self) -> Kind {
+        Kind::Unavailable
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let stop = "stop a lease (crabbox list; crabbox stop), or run `crabbox cleanup`".to_owned();
+        let other = match self {
+            Self::Leases { .. } => "raise firecracker.maxLeases in your own configuration".to_owned(),
+            Self::Memory {
+                available_mib,
+                promised_mib,
+                reserve_mib,
+                ..
+            } => {
+                let fits = available_mib
+                    .saturating_sub(promised_mib + reserve_mib)
+                    .saturating_sub(VMM_OVERHEAD_MIB);
+                if fits == 0 {
+                    return vec![stop];
+                }
+                format!("ask for less: --firecracker-memory-mib {fits}")
+            }
+            Self::Disk { .. } => {
+                "free some space: crabbox image gc removes images that no lease uses".to_owned()
+            }
+        };
+        vec![stop, other]
+    }
+}
+
+/// Lets a lease in, or says why not.
+pub fn admit(limits: &Limits, demand: &Demand, room: &Room) -> Result<(), Refusal> {
+    if limits.max_leases > 0 && room.leases >= limits.max_leases {
+        return Err(Refusal::Leases {
+            leases: room.leases,
+            max: limits.max_leases,
+        });
+    }
+    let needed_mib = demand.memory_mib + VMM_OVERHEAD_MIB;
+    if needed_mib + room.promised_mib + limits.reserve_memory_mib > room.available_mib {
+        return Err(Refusal::Memory {
+            needed_mib,
+            available_mib: room.available_mib,
+            promised_mib: room.promised_mib,
+            reserve_mib: limits.reserve_memory_mib,
+        });
+    }
+    let needed_mib = demand.copied_mib + LEASE_DISK_MIB;
+    if needed_mib + limits.reserve_disk_mib > room.free_disk_mib {
+        return Err(Refusal::Disk {
+            needed_mib,
+            free_mib: room.free_disk_mib,
+            reserve_mib: limits.reserve_disk_mib,
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        max_leases: 3,
+        reserve_memory_mib: 100,
+        reserve_disk_mib: 50,
+    };
+    const DEMAND: Demand = Demand {
+        memory_mib: 1000,
+        copied_mib: 10,
+    };
+    /// Exactly enough of everything.
+    const ROOM: Room = Room {
+        leases: 2,
+        available_mib: 1000 + VMM_OVERHEAD_MIB + 100 + 500,
+        promised_mib: 500,
+        free_disk_mib: 10 + LEASE_DISK_MIB + 50,
+    };
+
+    #[test]
+    fn exactly_enough_is_enough_and_one_less_is_not() {
+        assert_eq!(admit(&LIMITS, &DEMAND, &ROOM), Ok(()));
+        for (room, reason) in [
+            (Room { leases: 3, ..ROOM }, "lease_limit"),
+            (
+                Room {
+                    available_mib: ROOM.available_mib - 1,
+                    ..ROOM
+                },
+                "insufficient_memory",
+            ),
+            (
+                Room {
+                    promised_mib: 501,
+                    ..ROOM
+                },
+                "insufficient_memory",
+            ),
+            (
+                Room {
+                    free_disk_mib: ROOM.free_disk_mib - 1,
+                    ..ROOM
+                },
+                "insufficient_disk",
+            ),
+        ] {
+            let refusal = admit(&LIMITS, &DEMAND, &room).unwrap_err();
+            assert_eq!(refusal.reason(), reason);
+            assert!(refusal.to_string().contains(reason) && !refusal.hints().is_empty());
+        }
+        let no_limit = Limits {
+            max_leases: 0,
+            ..LIMITS
+        };
+        assert_eq!(admit(&no_limit, &DEMAND, &Room { leases: 99, ..ROOM }), Ok(()));
+    }
+
+    #[test]
+    fn the_size_in_the_hint_is_let_in() {
+        let room = Room {
+            available_mib: 900,
+            ..ROOM
+        };
+        let hints = admit(&LIMITS, &DEMAND, &room).unwrap_err().hints();
+        let fits: u64 = hints[1].rsplit(' ').next().unwrap().parse().unwrap();
+        let smaller = Demand {
+            memory_mib: fits,
+            ..DEMAND
+        };
+        assert_eq!(admit(&LIMITS, &smaller, &room), Ok(()));
+    }
+}
