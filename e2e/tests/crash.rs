@@ -212,3 +212,58 @@ fn two_of_everything_at_once_lose_nothing() {
     drop(host.sh(&format!("rm -f {repo}/a.out {repo}/b.out")));
     assert_nothing_left(&before, &host.residue());
 }
+
+#[test]
+fn after_a_power_cut_one_cleanup_is_enough() {
+    let host = Host::find();
+    let _alone = host.alone();
+    // From a fresh start, so that what a boot changes is not taken for residue.
+    host.reset();
+    let repo = host.repository("power");
+    let before = host.residue();
+    for mode in ["cni", "nat"] {
+        drop(host.warmup(&repo, mode, &format!("--firecracker-network {mode}")));
+    }
+    // A third one is in the making. Nothing is synced for the records: what a cut must not lose was written so.
+    drop(host.sh(&format!(
+        "sync; setsid crabbox warmup {SMALL} --slug cut </dev/null >/dev/null 2>&1 & sleep 2"
+    )));
+    host.reset();
+    let cleaned = host.crabbox("cleanup --provider firecracker").exits(0);
+    assert_eq!(
+        cleaned.stdout.matches("remove firecracker lease=").count(),
+        3,
+        "{cleaned:?}"
+    );
+    assert_nothing_left(&before, &host.residue());
+    drop(host.warmup(&repo, "after", ""));
+    let run = host
+        .sh(&format!("cd {repo} && crabbox run --id after -- cat tracked"))
+        .exits(0);
+    assert_eq!(run.stdout, "one\n");
+    drop(host.crabbox("stop after").exits(0));
+    assert_nothing_left(&before, &host.residue());
+}
+
+#[test]
+fn ten_leases_four_at_a_time_leave_nothing() {
+    let host = Host::find();
+    let _alone = host.alone();
+    let before = host.residue();
+    let done = host.sh(&format!(
+        "seq 10 | xargs -P 4 -I% sh -c 'crabbox warmup {SMALL} --slug ten-% >/tmp/ten-%.out 2>&1 && \
+         crabbox run --id ten-% --no-sync -- echo alive >>/tmp/ten-%.out 2>&1 && crabbox stop ten-% >>/tmp/ten-%.out 2>&1 && echo ok || cat /tmp/ten-%.out'; \
+         rm -f /tmp/ten-*.out"
+    ));
+    assert_eq!(done.stdout, "ok\n".repeat(10), "{done:?}");
+    assert_nothing_left(&before, &host.residue());
+    drop(host.warmup("$HOME", "last", ""));
+    let opened = host
+        .sh("head -1 .config/crabbox/state/firecracker/leases/cbx_*/journal.jsonl")
+        .exits(0);
+    assert!(
+        opened.stdout.contains("\"uid\":1900000000"),
+        "what the ten held is free again: {opened:?}"
+    );
+    drop(host.crabbox("stop last").exits(0));
+}
