@@ -20,15 +20,19 @@ use crate::seed::Seed;
 const PROGRAM: &str = include_str!("agent.py");
 
 /// What runs in the lease. The shell alone answers "same": `stat` over the lists of the last sync, hashed, must give what
-/// the agent wrote down. Otherwise python reads the program from standard input and goes into it. One line, no single
-/// quotes and no `!`, so that every login shell passes it on.
+/// the agent wrote down, and the fingerprint that comes over standard input must be the one of that sync. The looking goes on
+/// while this side still looks at its own tree. Otherwise python reads the program from standard input and goes into it.
+/// One line, no single quotes and no `!`, so that every login shell passes it on.
 const BOOTSTRAP: &str = concat!(
-    r#"cd "$1" 2>/dev/null && read -r f s <"$2/stamp" && [ "$f" = "$3" ] && "#,
-    r#"[ "$({ xargs -0 stat --printf "%f %s %.9Y %.9Z %i %n\0" -- <"$2/paths"; "#,
-    r#"xargs -0 stat --printf "%f %n\0" -- <"$2/ways"; } 2>/dev/null | sha256sum | cut -c1-64)" = "$s" ] "#,
-    r#"&& echo "{\"state\":\"same\"}" || "#,
+    r#"s=-; h=; f=-; [ "$3" = trust ] && cd "$1" 2>/dev/null && read -r f s <"$2/stamp" && "#,
+    r#"h=$({ xargs -0 stat --printf "%f %s %.9Y %.9Z %i %n\0" -- <"$2/paths"; "#,
+    r#"xargs -0 stat --printf "%f %n\0" -- <"$2/ways"; } 2>/dev/null | sha256sum | cut -c1-64); "#,
+    r#"read -r w || exit 0; [ "$w" = "$f" ] && [ "$h" = "$s" ] && echo "{\"state\":\"same\"}" && exit 0; "#,
     r#"exec python3 -IS -c "import sys;exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))""#,
 );
+
+/// A fingerprint that equals no other, for a comparison that must not say "same".
+const NONE: &str = "none";
 
 /// OpenSSH's exit status when the connection, not the command, failed.
 const SSH_FAILED: i32 = 255;
@@ -149,45 +153,18 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Starts the far side and gets its first answer; a connection that fails at once is tried once more.
-    pub(crate) fn open(
+    /// Starts the far side, which begins to look at what it has. With `trust` it may answer by the record of the last sync.
+    pub(crate) fn start(
         channel: &Channel,
         workdir: &str,
         meta: &str,
-        request: &Request<'_>,
-        limit: Option<Duration>,
-    ) -> Result<(Self, Reply), AgentError> {
-        let attempt = || {
-            let mut session = Self::start(channel, workdir, meta, request, limit)?;
-            let header = serde_json::to_string(request).map_err(|error| AgentError::Nonsense {
-                text: error.to_string(),
-            })?;
-            session.send(format!("{}\n{PROGRAM}{header}\n", PROGRAM.len()).as_bytes());
-            let reply = session.reply()?;
-            Ok((session, reply))
-        };
-        match attempt() {
-            Err(AgentError::Connection { .. }) => attempt(),
-            other => other,
-        }
-    }
-
-    fn start(
-        channel: &Channel,
-        workdir: &str,
-        meta: &str,
-        request: &Request<'_>,
+        trust: bool,
         limit: Option<Duration>,
     ) -> Result<Self, AgentError> {
-        // No fingerprint ever equals "-", so that the shell does not say "same" when it must not be believed.
-        let fingerprint = if request.reset || request.distrust {
-            "-"
-        } else {
-            request.fingerprint
-        };
+        let trust = if trust { "trust" } else { "distrust" };
         let script = format!(
             "exec sh -c {}",
-            quote::join([BOOTSTRAP, "sh", workdir, meta, fingerprint])
+            quote::join([BOOTSTRAP, "sh", workdir, meta, trust])
         );
         let cmd = channel.command(&script);
         let mut command = cmd.to_std();
@@ -217,6 +194,20 @@ impl Session {
             stderr: Some(stderr),
             limit,
         })
+    }
+
+    /// Asks the question and gets the first answer.
+    pub(crate) fn ask(&mut self, request: &Request<'_>) -> Result<Reply, AgentError> {
+        let header = serde_json::to_string(request).map_err(|error| AgentError::Nonsense {
+            text: error.to_string(),
+        })?;
+        let fingerprint = if request.reset || request.distrust {
+            NONE
+        } else {
+            request.fingerprint
+        };
+        self.send(format!("{fingerprint}\n{}\n{PROGRAM}{header}\n", PROGRAM.len()).as_bytes());
+        self.reply()
     }
 
     /// Sends bytes. A pipe that breaks is not an error here: the missing answer is, and its exit code says why.

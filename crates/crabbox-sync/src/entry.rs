@@ -5,14 +5,12 @@
 //! look that a later touch could carry the same times; such an entry gets no identity and is sent again next time.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
-use std::io::ErrorKind;
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{Access, AtFlags};
+use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use crate::manifest::ManifestError;
@@ -55,121 +53,87 @@ pub(crate) fn show(path: &[u8]) -> String {
     String::from_utf8_lossy(path).escape_debug().collect()
 }
 
+/// Paths a thread should have at least to be worth its start.
+const PATHS_A_THREAD: usize = 2000;
+/// More threads than this only wait for each other in the kernel.
+const THREADS: usize = 8;
+
 /// One walk over the working tree.
 #[derive(Debug)]
 pub(crate) struct Scan {
     pub(crate) root: PathBuf,
+    handle: OwnedFd,
     started_ns: i128,
-    /// Directories known to be directories of the tree itself, not links.
-    dirs: HashMap<Vec<u8>, bool>,
     user: u32,
 }
 
 impl Scan {
-    pub(crate) fn start(root: &Path) -> Self {
+    pub(crate) fn start(root: &Path) -> Result<Self, ManifestError> {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let handle = rustix::fs::open(root, flags, Mode::empty()).map_err(|source| ManifestError::Look {
+            path: root.display().to_string(),
+            source: source.into(),
+        })?;
+        Ok(Self {
             root: root.to_owned(),
+            handle,
             started_ns: i128::try_from(started.as_nanos()).unwrap_or(i128::MAX),
-            dirs: HashMap::new(),
             user: rustix::process::geteuid().as_raw(),
+        })
+    }
+
+    /// Looks at one path after the other, with an eye that remembers directories.
+    pub(crate) fn eye(&self) -> Eye<'_> {
+        Eye {
+            scan: self,
+            dirs: HashMap::new(),
+            last: None,
         }
     }
 
-    /// What stands at `path` now; `None` when no file or link does, or only one beyond a linked directory.
-    pub(crate) fn look(&mut self, path: &[u8], changed: bool) -> Result<Option<Entry>, ManifestError> {
-        if let Some(cut) = path.iter().rposition(|byte| *byte == b'/')
-            && !self.is_own_dir(&path[..cut])
-        {
-            return Ok(None);
-        }
-        let full = self.root.join(OsStr::from_bytes(path));
-        let meta = match full.symlink_metadata() {
-            Ok(meta) => meta,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-                return Ok(None);
-            }
-            Err(source) => {
-                return Err(ManifestError::Look {
-                    path: show(path),
-                    source,
-                });
-            }
+    /// What `look` makes of each item, in their order; several threads share the items.
+    pub(crate) fn all<T: Sync, R: Send>(
+        &self,
+        items: &[T],
+        look: impl Fn(&mut Eye<'_>, &T) -> Result<R, ManifestError> + Sync,
+    ) -> Result<Vec<R>, ManifestError> {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let threads = cores.min(THREADS).min(items.len() / PATHS_A_THREAD).max(1);
+        let share = |items: &[T]| -> Result<Vec<R>, ManifestError> {
+            let mut eye = self.eye();
+            items.iter().map(|item| look(&mut eye, item)).collect()
         };
-        let kind = meta.file_type();
-        if kind.is_dir() {
-            return Ok(None);
+        if threads == 1 {
+            return share(items);
         }
-        let mut target = Vec::new();
-        let kind = if kind.is_file() {
-            self.check_readable(path, &full, &meta)?;
-            Kind::File
-        } else if kind.is_symlink() {
-            let link = std::fs::read_link(&full).map_err(|source| ManifestError::Look {
-                path: show(path),
-                source,
-            })?;
-            target.extend_from_slice(link.as_os_str().as_bytes());
-            Kind::Symlink
-        } else {
-            let kind = if kind.is_socket() {
-                "socket"
-            } else if kind.is_fifo() {
-                "named pipe"
-            } else {
-                "device"
-            };
-            return Err(ManifestError::Special {
-                path: show(path),
-                kind,
-            });
-        };
-        let identity = self.identity(kind, &meta, &target);
-        Ok(Some(Entry {
-            path: path.to_vec(),
-            kind,
-            mode: meta.mode() & 0o7777,
-            size: if kind == Kind::Symlink {
-                target.len() as u64
-            } else {
-                meta.size()
-            },
-            mtime_ns: nanoseconds(meta.mtime(), meta.mtime_nsec()),
-            changed,
-            identity,
-        }))
-    }
-
-    /// Whether `dir` and all above it are directories and not links: what lies beyond a link is not this tree's.
-    fn is_own_dir(&mut self, dir: &[u8]) -> bool {
-        if let Some(known) = self.dirs.get(dir) {
-            return *known;
+        let parts: Vec<Result<Vec<R>, ManifestError>> = std::thread::scope(|scope| {
+            let started: Vec<_> = items
+                .chunks(items.len().div_ceil(threads))
+                .map(|part| scope.spawn(|| share(part)))
+                .collect();
+            started
+                .into_iter()
+                .map(|thread| {
+                    thread
+                        .join()
+                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                })
+                .collect()
+        });
+        let mut all = Vec::with_capacity(items.len());
+        for part in parts {
+            all.extend(part?);
         }
-        let above = dir
-            .iter()
-            .rposition(|byte| *byte == b'/')
-            .is_none_or(|cut| self.is_own_dir(&dir[..cut]));
-        let own = above
-            && self
-                .root
-                .join(OsStr::from_bytes(dir))
-                .symlink_metadata()
-                .is_ok_and(|meta| meta.file_type().is_dir());
-        self.dirs.insert(dir.to_vec(), own);
-        own
+        Ok(all)
     }
 
     /// Asks the system only where the owner's read bit does not answer.
-    fn check_readable(
-        &self,
-        path: &[u8],
-        full: &Path,
-        meta: &std::fs::Metadata,
-    ) -> Result<(), ManifestError> {
-        if meta.uid() == self.user && meta.mode() & 0o400 != 0 {
+    fn check_readable(&self, path: &[u8], stat: &Stat) -> Result<(), ManifestError> {
+        if stat.st_uid == self.user && stat.st_mode & 0o400 != 0 {
             return Ok(());
         }
-        rustix::fs::accessat(rustix::fs::CWD, full, Access::READ_OK, AtFlags::EACCESS).map_err(|source| {
+        rustix::fs::accessat(&self.handle, path, Access::READ_OK, AtFlags::EACCESS).map_err(|source| {
             ManifestError::Denied {
                 path: show(path),
                 source: source.into(),
@@ -177,10 +141,10 @@ impl Scan {
         })
     }
 
-    fn identity(&self, kind: Kind, meta: &std::fs::Metadata, target: &[u8]) -> Option<u64> {
-        let modified = nanoseconds(meta.mtime(), meta.mtime_nsec());
-        let changed = nanoseconds(meta.ctime(), meta.ctime_nsec());
-        let grain = if meta.ctime_nsec() == 0 {
+    fn identity(&self, kind: Kind, stat: &Stat, target: &[u8]) -> Option<u64> {
+        let modified = nanoseconds(stat.st_mtime, stat.st_mtime_nsec);
+        let changed = nanoseconds(stat.st_ctime, stat.st_ctime_nsec);
+        let grain = if stat.st_ctime_nsec == 0 {
             COARSE_NS
         } else {
             FINE_NS
@@ -191,11 +155,11 @@ impl Scan {
         let mut hash = Sha256::new();
         hash.update([u8::from(kind == Kind::Symlink)]);
         for number in [
-            i128::from(meta.mode()),
-            i128::from(meta.size()),
+            i128::from(stat.st_mode),
+            i128::from(stat.st_size),
             modified,
             changed,
-            i128::from(meta.ino()),
+            i128::from(stat.st_ino),
         ] {
             hash.update(number.to_le_bytes());
         }
@@ -227,8 +191,107 @@ impl Scan {
     }
 }
 
-fn nanoseconds(seconds: i64, rest: i64) -> i128 {
-    i128::from(seconds) * 1_000_000_000 + i128::from(rest)
+/// Looks at paths of a tree.
+#[derive(Debug)]
+pub(crate) struct Eye<'a> {
+    scan: &'a Scan,
+    /// Directories known to be directories of the tree itself, not links.
+    dirs: HashMap<Vec<u8>, bool>,
+    /// The directory of the last path: neighbours come one after the other.
+    last: Option<(Vec<u8>, bool)>,
+}
+
+impl Eye<'_> {
+    /// What stands at `path` now; `None` when no file or link does, or only one beyond a linked directory.
+    pub(crate) fn look(&mut self, path: &[u8], changed: bool) -> Result<Option<Entry>, ManifestError> {
+        if let Some(cut) = path.iter().rposition(|byte| *byte == b'/')
+            && !self.is_in_own_dir(&path[..cut])
+        {
+            return Ok(None);
+        }
+        let stat = match rustix::fs::statat(&self.scan.handle, path, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            Err(source) => {
+                return Err(ManifestError::Look {
+                    path: show(path),
+                    source: source.into(),
+                });
+            }
+        };
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => return Ok(None),
+            FileType::RegularFile => Kind::File,
+            FileType::Symlink => Kind::Symlink,
+            other => {
+                return Err(ManifestError::Special {
+                    path: show(path),
+                    kind: match other {
+                        FileType::Socket => "socket",
+                        FileType::Fifo => "named pipe",
+                        _ => "device",
+                    },
+                });
+            }
+        };
+        let target = if kind == Kind::Symlink {
+            let link = rustix::fs::readlinkat(&self.scan.handle, path, Vec::new()).map_err(|source| {
+                ManifestError::Look {
+                    path: show(path),
+                    source: source.into(),
+                }
+            })?;
+            link.into_bytes()
+        } else {
+            self.scan.check_readable(path, &stat)?;
+            Vec::new()
+        };
+        let size = if kind == Kind::Symlink {
+            target.len() as u64
+        } else {
+            u64::try_from(stat.st_size).unwrap_or(0)
+        };
+        Ok(Some(Entry {
+            path: path.to_vec(),
+            kind,
+            mode: stat.st_mode & 0o7777,
+            size,
+            mtime_ns: nanoseconds(stat.st_mtime, stat.st_mtime_nsec),
+            changed,
+            identity: self.scan.identity(kind, &stat, &target),
+        }))
+    }
+
+    fn is_in_own_dir(&mut self, dir: &[u8]) -> bool {
+        if let Some((last, own)) = &self.last
+            && last == dir
+        {
+            return *own;
+        }
+        let own = self.is_own_dir(dir);
+        self.last = Some((dir.to_vec(), own));
+        own
+    }
+
+    /// Whether `dir` and all above it are directories and not links: what lies beyond a link is not this tree's.
+    fn is_own_dir(&mut self, dir: &[u8]) -> bool {
+        if let Some(known) = self.dirs.get(dir) {
+            return *known;
+        }
+        let above = dir
+            .iter()
+            .rposition(|byte| *byte == b'/')
+            .is_none_or(|cut| self.is_own_dir(&dir[..cut]));
+        let own = above
+            && rustix::fs::statat(&self.scan.handle, dir, AtFlags::SYMLINK_NOFOLLOW)
+                .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
+        self.dirs.insert(dir.to_vec(), own);
+        own
+    }
+}
+
+fn nanoseconds(seconds: impl Into<i128>, rest: impl Into<i128>) -> i128 {
+    seconds.into() * 1_000_000_000 + rest.into()
 }
 
 /// Lower-case hex.

@@ -15,6 +15,7 @@ pub mod guardrail;
 mod listing;
 pub mod manifest;
 pub mod plan;
+pub mod pull;
 pub mod repo;
 mod rsync;
 mod seed;

@@ -3,7 +3,7 @@
 //! Git says what is tracked, ignored and changed (two processes, side by side); one `lstat` a path says what is there.
 //! It must never write to the repository, follow a symbolic link out of it, or take a path for gone that git merely hides.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -165,10 +165,21 @@ impl Manifest {
         let ignore_file = read_ignore_file(root)?;
         let filter = Filter::new(&scope.exclude, &ignore_file, &scope.include);
         // Before the first look at a file: whatever is touched later than this is not trusted to stay as it was seen.
-        let scan = Scan::start(root);
-        let (index, status) = ask_git(root)?;
+        let scan = Scan::start(root)?;
+        // git looks for what has changed while we look at what is tracked.
+        let (tracked, status) = std::thread::scope(|threads| {
+            let status = threads.spawn(|| ask_status(root));
+            let tracked = ask_index(root).and_then(|index| {
+                let looks = look_at_tracked(&scan, &filter, &index)?;
+                Ok((index, looks))
+            });
+            (tracked, status.join())
+        });
+        let status = status.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let (index, looks) = tracked?;
+        let status = status?;
         Draft::new(scan, filter)
-            .fill(&index, &status)?
+            .fill(&index, looks, &status)?
             .finish(repo, index, status)
     }
 
@@ -201,49 +212,80 @@ pub(crate) fn read_ignore_file(root: &Path) -> Result<Vec<u8>, ManifestError> {
     }
 }
 
-fn ask_git(root: &Path) -> Result<(Index, Status), ManifestError> {
-    let ask = |args: &[&str]| -> Result<Vec<u8>, ManifestError> {
-        let out = git(root)
-            .args(args)
-            .capture()
-            .map_err(|source| ManifestError::Git {
-                root: root.to_owned(),
-                source,
-            })?;
-        if !out.status.success() {
-            return Err(ManifestError::GitRefused {
-                root: root.to_owned(),
-                said: first_line(&out.stderr_text()),
-            });
-        }
-        if out.stdout.len() >= CAPTURE_LIMIT {
-            return Err(ManifestError::TooLong {
-                root: root.to_owned(),
-            });
-        }
-        Ok(out.stdout)
-    };
-    let (index, status) = std::thread::scope(|threads| {
-        let index = threads.spawn(|| ask(&["ls-files", "-t", "--stage", "-z"]));
-        let status = ask(&[
+/// What `git` prints for these words.
+fn ask(root: &Path, args: &[&str]) -> Result<Vec<u8>, ManifestError> {
+    let out = git(root)
+        .args(args)
+        .capture()
+        .map_err(|source| ManifestError::Git {
+            root: root.to_owned(),
+            source,
+        })?;
+    if !out.status.success() {
+        return Err(ManifestError::GitRefused {
+            root: root.to_owned(),
+            said: first_line(&out.stderr_text()),
+        });
+    }
+    if out.stdout.len() >= CAPTURE_LIMIT {
+        return Err(ManifestError::TooLong {
+            root: root.to_owned(),
+        });
+    }
+    Ok(out.stdout)
+}
+
+fn unreadable(root: &Path) -> impl Fn(String) -> ManifestError {
+    move |line| ManifestError::Unreadable {
+        root: root.to_owned(),
+        line,
+    }
+}
+
+fn ask_status(root: &Path) -> Result<Status, ManifestError> {
+    let said = ask(
+        root,
+        &[
             "status",
             "--porcelain=v2",
             "-z",
             "--untracked-files=all",
             "--no-renames",
             "--ignore-submodules=all",
-        ]);
-        (index.join(), status)
-    });
-    let index = index.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-    let unreadable = |line: String| ManifestError::Unreadable {
-        root: root.to_owned(),
-        line,
-    };
-    Ok((
-        Index::parse(&index).map_err(unreadable)?,
-        Status::parse(&status?).map_err(unreadable)?,
-    ))
+        ],
+    )?;
+    Status::parse(&said).map_err(unreadable(root))
+}
+
+fn ask_index(root: &Path) -> Result<Index, ManifestError> {
+    let said = ask(root, &["ls-files", "-t", "--stage", "-z"])?;
+    Index::parse(&said).map_err(unreadable(root))
+}
+
+/// What a look at a tracked path gave.
+enum Look {
+    /// It is out of scope.
+    Dropped,
+    /// It is in scope.
+    InScope {
+        /// What stands there.
+        entry: Option<Entry>,
+        /// The rule that only its being tracked kept it from.
+        spared: Option<Vec<u8>>,
+    },
+}
+
+fn look_at_tracked(scan: &Scan, filter: &Filter, index: &Index) -> Result<Vec<Look>, ManifestError> {
+    scan.all(&index.paths, |eye, tracked| {
+        let spared = match filter.judge(&tracked.path, tracked.is_regular()) {
+            Verdict::Drop => return Ok(Look::Dropped),
+            Verdict::Keep => None,
+            Verdict::KeepTracked(rule) => Some(rule.to_vec()),
+        };
+        // Whether it has changed is git's to say.
+        let entry = eye.look(&tracked.path, false)?;
+        Ok(Look::InScope { entry, spared })
+    })
 }
 
 /// A manifest in the making.
@@ -268,22 +310,18 @@ impl Draft {
         }
     }
 
-    fn fill(mut self, index: &Index, status: &Status) -> Result<Self, ManifestError> {
-        let mut seen: HashMap<&[u8], bool> =
-            HashMap::with_capacity(index.paths.len() + status.untracked.len());
-        for tracked in &index.paths {
-            let regular = tracked.is_regular();
-            let spared = match self.filter.judge(&tracked.path, regular) {
-                Verdict::Drop => continue,
-                Verdict::Keep => None,
-                Verdict::KeepTracked(rule) => Some(rule.to_vec()),
+    fn fill(mut self, index: &Index, looks: Vec<Look>, status: &Status) -> Result<Self, ManifestError> {
+        // By the places of the index, which git sorts by path: in scope or not, and whether it is there.
+        let mut there: Vec<Option<bool>> = Vec::with_capacity(looks.len());
+        for (tracked, look) in index.paths.iter().zip(looks) {
+            let Look::InScope { entry, spared } = look else {
+                there.push(None);
+                continue;
             };
-            let entry = self
-                .scan
-                .look(&tracked.path, status.changed.contains(&tracked.path))?;
-            seen.insert(&tracked.path, entry.is_some());
+            there.push(Some(entry.is_some()));
             match entry {
-                Some(entry) => {
+                Some(mut entry) => {
+                    entry.changed = status.changed.contains(&tracked.path);
                     self.protected_tracked
                         .extend(spared.map(|rule| (tracked.path.clone(), rule)));
                     self.entries.push(entry);
@@ -292,20 +330,34 @@ impl Draft {
                 None => self.deleted.push(tracked.path.clone()),
             }
         }
-        for path in &status.untracked {
-            if self.filter.judge(path, false) == Verdict::Keep
-                && seen.get(path.as_slice()) != Some(&true)
-                && let Some(entry) = self.scan.look(path, true)?
-            {
-                seen.insert(path, true);
-                self.entries.push(entry);
-            }
-        }
+        let tracked = |path: &[u8]| -> Option<bool> {
+            let place = index
+                .paths
+                .binary_search_by(|tracked| tracked.path.as_slice().cmp(path))
+                .ok()?;
+            there.get(place).copied().flatten()
+        };
+        let untracked: Vec<&Vec<u8>> = status
+            .untracked
+            .iter()
+            .filter(|path| self.filter.judge(path, false) == Verdict::Keep && tracked(path) != Some(true))
+            .collect();
+        let found = self.scan.all(&untracked, |eye, path| eye.look(path, true))?;
+        let brought: HashSet<&[u8]> = untracked
+            .iter()
+            .zip(&found)
+            .filter(|(_, entry)| entry.is_some())
+            .map(|(path, _)| path.as_slice())
+            .collect();
         for path in &status.staged_deletions {
-            if !seen.contains_key(path.as_slice()) && self.filter.judge(path, true) != Verdict::Drop {
+            if tracked(path).is_none()
+                && !brought.contains(path.as_slice())
+                && self.filter.judge(path, true) != Verdict::Drop
+            {
                 self.deleted.push(path.clone());
             }
         }
+        self.entries.extend(found.into_iter().flatten());
         Ok(self)
     }
 

@@ -69,6 +69,12 @@ pub enum RepoError {
     },
 }
 
+fn done<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 impl Repo {
     /// Looks at the repository around `cwd`.
     pub fn discover(cwd: &Path) -> Result<Self, RepoError> {
@@ -97,11 +103,16 @@ impl Repo {
             ask(args)
                 .map(|out| Some(out.stdout_text()).filter(|text| out.status.success() && !text.is_empty()))
         };
-        let origin = word(&["config", "--get", "remote.origin.url"])?;
-        let head = word(&["rev-parse", "--verify", "--quiet", "HEAD^{commit}"])?;
-        let branch = word(&["symbolic-ref", "--quiet", "--short", "HEAD"])?;
-        let base_ref = word(&["symbolic-ref", "--quiet", "--short", "refs/remotes/origin/HEAD"])?
-            .map(|name| name.strip_prefix("origin/").unwrap_or(&name).to_owned());
+        // Side by side: each is a process that mostly waits to be started.
+        let (origin, head, branch, base_ref) = std::thread::scope(|threads| {
+            let origin = threads.spawn(|| word(&["config", "--get", "remote.origin.url"]));
+            let head = threads.spawn(|| word(&["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]));
+            let branch = threads.spawn(|| word(&["symbolic-ref", "--quiet", "--short", "HEAD"]));
+            let base_ref = word(&["symbolic-ref", "--quiet", "--short", "refs/remotes/origin/HEAD"]);
+            (done(origin), done(head), done(branch), base_ref)
+        });
+        let (origin, head, branch) = (origin?, head?, branch?);
+        let base_ref = base_ref?.map(|name| name.strip_prefix("origin/").unwrap_or(&name).to_owned());
         let name = origin
             .as_deref()
             .and_then(name_of_url)

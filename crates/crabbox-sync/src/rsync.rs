@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crabbox_host::clock::nap;
 use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::process::die_with_us;
 
 use crate::channel::Channel;
 use crate::events::{Progress, SyncEvents};
@@ -138,6 +139,8 @@ impl Transfer<'_> {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        // Another client may enter the tree as soon as we are gone.
+        die_with_us(&mut command);
         let mut child = cmd
             .spawn(&mut command)
             .map_err(|source| RsyncError::Run { source })?;

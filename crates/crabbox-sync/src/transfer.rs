@@ -183,6 +183,33 @@ impl TransferError {
     }
 }
 
+/// A sync whose far side has begun to look at what it has; this side may look at its own tree meanwhile.
+#[derive(Debug)]
+pub struct Begun {
+    way: Way,
+    session: Result<Session, AgentError>,
+}
+
+/// Where a sync goes, and how.
+#[derive(Debug)]
+struct Way {
+    channel: Channel,
+    destination: Destination,
+    options: Options,
+}
+
+/// Begins a sync. Nobody else may change the workdir from here on.
+pub fn begin(channel: &Channel, destination: &Destination, options: &Options) -> Begun {
+    let way = Way {
+        channel: channel.clone(),
+        destination: destination.clone(),
+        options: options.clone(),
+    };
+    // What is wrong with it is told when the answer is wanted.
+    let session = way.open();
+    Begun { way, session }
+}
+
 /// Brings the workdir in the lease to the state of `manifest`.
 pub fn sync(
     channel: &Channel,
@@ -191,58 +218,103 @@ pub fn sync(
     options: &Options,
     events: &dyn SyncEvents,
 ) -> Result<Outcome, TransferError> {
-    Run {
-        channel,
-        workdir: destination.workdir(),
-        lease_dir: destination.lease_dir(),
-        destination,
-        manifest,
-        options,
-        events,
+    begin(channel, destination, options).finish(manifest, events)
+}
+
+impl Way {
+    /// Whether the far side may answer by the record of the last sync.
+    fn trusts(&self) -> bool {
+        !(self.options.full_resync || self.options.checksum || !self.options.fingerprint)
     }
-    .run()
+
+    fn meta(&self) -> String {
+        format!(
+            "{}/.crabbox-sync/{}",
+            self.destination.lease_dir(),
+            self.destination.name
+        )
+    }
+
+    fn open(&self) -> Result<Session, AgentError> {
+        Session::start(
+            &self.channel,
+            &self.destination.workdir(),
+            &self.meta(),
+            self.trusts(),
+            self.options.timeout,
+        )
+    }
+}
+
+impl Begun {
+    /// Brings the workdir to the state of `manifest`.
+    pub fn finish(self, manifest: &Manifest, events: &dyn SyncEvents) -> Result<Outcome, TransferError> {
+        let Self { way, session } = self;
+        let run = Run {
+            way: &way,
+            workdir: way.destination.workdir(),
+            lease_dir: way.destination.lease_dir(),
+            manifest,
+            events,
+        };
+        run.check_before()?;
+        events.stage(Stage::Compare);
+        let started = Instant::now();
+        let seed = (way.options.git_seed == GitSeed::Shallow).then(|| Seed::of(manifest));
+        let fingerprint = match &seed {
+            Some(seed) => format!("{}.{}", manifest.fingerprint, seed.id),
+            None => manifest.fingerprint.clone(),
+        };
+        let request = Request {
+            lease_dir: &run.lease_dir,
+            name: &way.destination.name,
+            fingerprint: &fingerprint,
+            delete: way.options.delete,
+            reset: way.options.full_resync,
+            distrust: way.options.checksum || !way.options.fingerprint,
+            seed: seed.as_ref(),
+        };
+        let compare = |source| TransferError::Compare {
+            workdir: run.workdir.clone(),
+            source,
+        };
+        // A connection that fails at once is tried once more.
+        let ask = |session: Result<Session, AgentError>| {
+            let mut session = session?;
+            let reply = session.ask(&request)?;
+            Ok((session, reply))
+        };
+        let asked = match ask(session) {
+            Err(AgentError::Connection { .. }) => ask(way.open()),
+            other => other,
+        };
+        let (session, reply) = asked.map_err(compare)?;
+        run.answered(session, reply, seed.as_ref(), started)
+    }
 }
 
 struct Run<'a> {
-    channel: &'a Channel,
+    way: &'a Way,
     workdir: String,
     lease_dir: String,
-    destination: &'a Destination,
     manifest: &'a Manifest,
-    options: &'a Options,
     events: &'a dyn SyncEvents,
 }
 
 impl Run<'_> {
-    fn run(&self) -> Result<Outcome, TransferError> {
-        self.check_before()?;
-        let seed = (self.options.git_seed == GitSeed::Shallow).then(|| Seed::of(self.manifest));
-        let fingerprint = match &seed {
-            Some(seed) => format!("{}.{}", self.manifest.fingerprint, seed.id),
-            None => self.manifest.fingerprint.clone(),
-        };
-        let request = Request {
-            lease_dir: &self.lease_dir,
-            name: &self.destination.name,
-            fingerprint: &fingerprint,
-            delete: self.options.delete,
-            reset: self.options.full_resync,
-            distrust: self.options.checksum || !self.options.fingerprint,
-            seed: seed.as_ref(),
-        };
-        self.events.stage(Stage::Compare);
-        let started = Instant::now();
-        let compare = |source| TransferError::Compare {
-            workdir: self.workdir.clone(),
-            source,
-        };
-        let meta = format!("{}/.crabbox-sync/{}", self.lease_dir, self.destination.name);
-        let (mut session, mut reply) =
-            Session::open(self.channel, &self.workdir, &meta, &request, self.options.timeout)
-                .map_err(compare)?;
+    fn answered(
+        &self,
+        mut session: Session,
+        mut reply: Reply,
+        seed: Option<&Seed>,
+        started: Instant,
+    ) -> Result<Outcome, TransferError> {
         if matches!(reply, Reply::Differs) {
             session.send_counted(&encode(&self.manifest.entries, &self.manifest.deleted));
-            reply = session.reply().map_err(compare)?;
+            reply = session.reply().map_err(|source| TransferError::Compare {
+                workdir: self.workdir.clone(),
+                source,
+            })?;
         }
         let mut outcome = Outcome {
             skipped: matches!(reply, Reply::Same),
@@ -264,9 +336,9 @@ impl Run<'_> {
                     stale
                 };
                 if !places.is_empty() {
-                    self.send(&places, &meta, &mut outcome)?;
+                    self.send(&places, &mut outcome)?;
                 }
-                if let Some(seed) = seed.as_ref().filter(|_| state.needed) {
+                if let Some(seed) = seed.filter(|_| state.needed) {
                     self.seed(&mut session, seed, &state.have, &mut outcome);
                 }
                 self.finish(&mut session, &mut outcome)?;
@@ -279,7 +351,7 @@ impl Run<'_> {
 
     fn check_before(&self) -> Result<(), TransferError> {
         let count = self.manifest.deleted.len();
-        if count >= MASS_DELETION && !self.options.allow_mass_deletions {
+        if count >= MASS_DELETION && !self.way.options.allow_mass_deletions {
             return Err(TransferError::MassDeletion { count });
         }
         match self
@@ -296,7 +368,7 @@ impl Run<'_> {
         }
     }
 
-    fn send(&self, places: &[usize], meta: &str, outcome: &mut Outcome) -> Result<(), TransferError> {
+    fn send(&self, places: &[usize], outcome: &mut Outcome) -> Result<(), TransferError> {
         let (mut files, mut bytes) = (Vec::new(), 0);
         for place in places {
             let entry = self
@@ -319,14 +391,14 @@ impl Run<'_> {
         let transfer = Transfer {
             root: &self.manifest.root,
             workdir: &self.workdir,
-            temp_dir: &format!("{meta}/tmp"),
+            temp_dir: &format!("{}/tmp", self.way.meta()),
             files,
-            compress: self.options.compress,
-            checksum: self.options.checksum,
-            limit: self.options.timeout,
+            compress: self.way.options.compress,
+            checksum: self.way.options.checksum,
+            limit: self.way.options.timeout,
         };
         let sent = transfer
-            .run(self.channel, self.events)
+            .run(&self.way.channel, self.events)
             .map_err(|source| TransferError::Rsync {
                 workdir: self.workdir.clone(),
                 source,
