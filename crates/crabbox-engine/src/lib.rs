@@ -28,6 +28,7 @@ pub mod ownership;
 pub mod prepare;
 pub mod probe;
 pub mod provider;
+pub mod pull;
 pub mod ready;
 pub mod release;
 pub mod request;

@@ -27,7 +27,7 @@ use crabbox_sync::manifest::{Manifest, ManifestError, Scope};
 pub use crabbox_sync::repo::Repo;
 use crabbox_sync::repo::RepoError;
 use crabbox_sync::transfer::{self, GitSeed, Options, TransferError};
-pub use crabbox_sync::transfer::{Destination, Outcome};
+pub use crabbox_sync::transfer::{Begun, Destination, Outcome};
 pub use crabbox_sync::{Progress, Stage, SyncEvents};
 
 use crate::lease::{Lease, Target};
@@ -148,15 +148,13 @@ pub fn destination(lease: &Lease, repo: &Repo) -> Destination {
     }
 }
 
-/// Brings the tree over.
-pub fn sync(
+/// Begins a sync: the lease looks at what it has while [`load`] looks at what is here.
+pub fn begin(
     target: &Target,
     destination: &Destination,
-    load: &Load,
     settings: &SyncSettings,
     choice: SyncChoice,
-    events: &dyn SyncEvents,
-) -> Result<Outcome, SyncError> {
+) -> Begun {
     let options = Options {
         delete: settings.delete.value,
         checksum: settings.checksum.value,
@@ -172,13 +170,12 @@ pub fn sync(
             GitSeed::Off
         },
     };
-    Ok(transfer::sync(
-        &Channel::ssh(target),
-        destination,
-        &load.manifest,
-        &options,
-        events,
-    )?)
+    transfer::begin(&Channel::ssh(target), destination, &options)
+}
+
+/// Brings the tree over.
+pub fn sync(begun: Begun, load: &Load, events: &dyn SyncEvents) -> Result<Outcome, SyncError> {
+    Ok(begun.finish(&load.manifest, events)?)
 }
 
 /// Why a command could not be run.

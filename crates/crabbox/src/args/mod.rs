@@ -30,7 +30,7 @@ pub(crate) use local::{
     SyncPlanArgs,
 };
 pub(crate) use run::{RunArgs, RunResultArgs, StopAfter};
-pub(crate) use work::{InitArgs, JobCommand, JobListArgs, JobRunArgs, PrewarmArgs, WatchArgs};
+pub(crate) use work::{InitArgs, JobCommand, JobListArgs, JobRunArgs, PrewarmArgs, PullArgs, WatchArgs};
 
 use crate::goflags::{Problem, Stop, UsageError, normalise};
 
@@ -63,6 +63,8 @@ pub(crate) enum Command {
     Job(JobCommand),
     /// Write the files that make a repository ready
     Init(InitArgs),
+    /// Bring back what has changed in a lease
+    Pull(PullArgs),
     /// Lease a machine ahead of its use and look whether it is fit
     Prewarm(PrewarmArgs),
     /// Print the ssh command line of a lease

@@ -1,4 +1,4 @@
-//! Arguments of the commands that are made of others: `watch`, `job`, `prewarm`; and of `init`.
+//! Arguments of the commands that are made of others: `watch`, `job`, `prewarm`; and of `init` and `pull`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use crabbox_core::duration::GoDuration;
 
-use super::keys::{KeyFlags, RunSet, WarmupSet};
+use super::keys::{KeyFlags, LeaseSet, RunSet, WarmupSet};
 use super::lease::duration;
 
 /// `watch`.
@@ -121,4 +121,25 @@ pub(crate) struct InitArgs {
     /// Where the configuration goes
     #[arg(long, value_name = "PATH", default_value = ".crabbox.yaml")]
     pub(crate) config: PathBuf,
+}
+
+/// `pull`.
+#[derive(Debug, Args)]
+#[command(override_usage = "crabbox pull --id <lease-id-or-slug> [flags] [path...]")]
+pub(crate) struct PullArgs {
+    /// Lease id or slug
+    #[arg(long, value_name = "LEASE")]
+    pub(crate) id: Option<String>,
+    /// Only show what has changed in the lease
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Bring what can be brought although other files changed on both sides
+    #[arg(long)]
+    pub(crate) skip_conflicts: bool,
+    /// Only these files, or files below these directories, named from the root of the repository
+    #[arg(value_name = "PATH")]
+    pub(crate) paths: Vec<String>,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<LeaseSet>,
 }

@@ -14,7 +14,7 @@ pub(super) struct Entry {
     /// Whose it is.
     provider: Box<dyn Provider>,
     /// The lease.
-    lease: Lease,
+    pub(super) lease: Lease,
     /// How it is entered.
     pub(super) target: Target,
 }

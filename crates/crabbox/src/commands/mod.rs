@@ -20,6 +20,7 @@ mod logs;
 mod prewarm;
 mod progress;
 mod providers;
+mod pull;
 mod reference;
 mod route;
 mod run;
@@ -108,6 +109,7 @@ fn dispatch(ctx: &Ctx<'_>, command: Command) -> Result<Exit, CommandError> {
         Command::Watch(args) => watch::run(ctx, &args),
         Command::Job(command) => job::run(ctx, &command),
         Command::Init(args) => init::run(ctx, &args),
+        Command::Pull(args) => pull::run(ctx, &args),
         Command::Prewarm(args) => prewarm::run(ctx, &args),
         Command::SyncPlan(args) => sync_plan::run(ctx, &args),
         Command::Doctor(args) => doctor::run(ctx, &args),

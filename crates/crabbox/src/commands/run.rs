@@ -212,15 +212,16 @@ impl Run<'_> {
     ) -> Result<(), CommandError> {
         let started = Instant::now();
         let settings = &self.settings.sync;
+        let choice = SyncChoice {
+            full_resync: self.args.sync.full_resync,
+            allow_mass_deletions: self.ctx.env.text("CRABBOX_ALLOW_MASS_DELETIONS") == Some("1"),
+        };
+        let begun = run::begin(target, destination, settings, choice);
         let (load, verdict) = run::load(self.repo, settings)?;
         for line in &load.lines {
             self.ctx.printer.note(line);
         }
         verdict.map_err(run::SyncError::from)?;
-        let choice = SyncChoice {
-            full_resync: self.args.sync.full_resync,
-            allow_mass_deletions: self.ctx.env.text("CRABBOX_ALLOW_MASS_DELETIONS") == Some("1"),
-        };
         if choice.full_resync {
             self.ctx.printer.note(format_args!(
                 "full-resync resetting remote workdir {}",
@@ -228,7 +229,7 @@ impl Run<'_> {
             ));
         }
         let progress = SyncProgress::new(self.ctx.printer);
-        let done = run::sync(target, destination, &load, settings, choice, &progress);
+        let done = run::sync(begun, &load, &progress);
         progress.finish();
         let done = done?;
         let took = started.elapsed();

@@ -6,11 +6,13 @@
 )]
 
 mod config;
+mod deaths;
 mod doctor;
 mod documents;
 mod files;
 mod leases;
 mod place;
+mod pull;
 mod remote;
 mod run;
 mod smoke;

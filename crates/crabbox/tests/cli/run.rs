@@ -336,3 +336,40 @@ fn a_client_that_is_killed_takes_its_command_along_and_the_next_one_recovers() {
     );
     assert!(started.elapsed() < Duration::from_secs(30));
 }
+
+/// Commands that the server has started so far.
+fn executions(lease: &Entered) -> usize {
+    lease.sshd.log().matches("Starting session: ").count()
+}
+
+#[test]
+fn a_run_with_nothing_to_bring_takes_one_connection_and_three_executions() {
+    let lease = entered();
+    lease.place.write("repo/file", "x");
+    let words = ["run", "--id", "jade-krill", "--", "cat", "file"];
+    let cat = || {
+        let ran = lease.place.run(&words);
+        assert_eq!((ran.code, ran.out.as_str()), (0, "x"), "{}", ran.err);
+        ran
+    };
+    // Twice, because a file that was touched a moment before the first look is sent once more.
+    cat();
+    cat();
+    let before = executions(&lease);
+    assert!(before > 0, "the server tells what it starts");
+    let ran = cat();
+    assert!(
+        ran.err.contains("No changes detected, skipping sync ("),
+        "{}",
+        ran.err
+    );
+    // The owner of the tree, the comparison, and the command.
+    assert_eq!(executions(&lease) - before, 3, "{}", lease.sshd.log());
+    let before = executions(&lease);
+    let plain = lease
+        .place
+        .run(&["run", "--id", "jade-krill", "--no-sync", "--", "cat", "file"]);
+    assert_eq!((plain.code, plain.out.as_str()), (0, "x"), "{}", plain.err);
+    assert!(executions(&lease) - before <= 3, "{}", lease.sshd.log());
+    assert_eq!(lease.sshd.logins(), 1, "one connection for all of it");
+}

@@ -1,0 +1,170 @@
+//! What goes wrong in the middle of a run: a client that is killed while it syncs, a disk that fills, a line that breaks.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use crabbox_host::clock::poll_until;
+use crabbox_host::command::Cmd;
+
+use crate::remote::Entered;
+use crate::run::entered;
+
+/// How long anything here may take.
+const LONG: Duration = Duration::from_secs(60);
+
+fn lease_dir(lease: &Entered) -> PathBuf {
+    lease.sshd.dir().join("work/cbx_0123456789ab")
+}
+
+/// Processes whose arguments hold `text`.
+fn processes(text: &str) -> Vec<String> {
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    all.filter_map(|entry| {
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        line.contains(text).then_some(line)
+    })
+    .collect()
+}
+
+#[test]
+fn a_client_that_is_killed_while_it_sends_leaves_nothing_running_and_the_next_one_converges() {
+    let lease = entered();
+    lease.place.write("repo/small", "x");
+    let big = fs::File::create(lease.place.path("repo/big")).unwrap();
+    big.set_len(8 << 30).unwrap();
+    let mut client = lease
+        .place
+        .command(&["run", "--id", "jade-krill", "--sync-only"])
+        .env("CRABBOX_SYNC_ALLOW_LARGE", "1")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let part = lease_dir(&lease).join(".crabbox-sync/repo/tmp");
+    let sending = || fs::read_dir(&part).ok()?.next().map(drop);
+    poll_until(LONG, sending).expect("nothing arrived");
+    client.kill().unwrap();
+    client.wait().unwrap();
+    let root = format!("{}/", lease.place.path("repo").display());
+    let ended = poll_until(LONG, || {
+        processes(&root)
+            .iter()
+            .all(|line| !line.starts_with("rsync"))
+            .then_some(())
+    });
+    assert!(ended.is_some(), "{:?}", processes(&root));
+    fs::remove_file(lease.place.path("repo/big")).unwrap();
+    lease.place.write("repo/small", "y");
+    let next = lease
+        .place
+        .run(&["run", "--id", "jade-krill", "--shell", "--", "cat small; ls"]);
+    assert_eq!((next.code, next.out.as_str()), (0, "ysmall\n"), "{}", next.err);
+    assert!(sending().is_none(), "what had arrived of the file is gone");
+}
+
+/// A small file system under the machine's work root; needs root.
+struct Small(PathBuf);
+
+impl Small {
+    fn new(dir: &Path, size: &str) -> Self {
+        fs::create_dir_all(dir).unwrap();
+        let options = format!("size={size}");
+        Cmd::new("mount")
+            .args(["-t", "tmpfs", "-o", options.as_str(), "crabbox-test"])
+            .arg(dir)
+            .run()
+            .unwrap();
+        Self(dir.to_owned())
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        Cmd::new("umount").args(["-l"]).arg(&self.0).run().ok();
+    }
+}
+
+#[test]
+fn a_disk_that_fills_in_the_guest_is_told_and_the_next_sync_converges() {
+    let lease = entered();
+    let _small = Small::new(&lease.sshd.dir().join("work"), "4m");
+    lease.place.write("repo/small", "x");
+    lease.place.write("repo/big", vec![7; 16 << 20]);
+    let sync = || lease.place.run(&["run", "--id", "jade-krill", "--sync-only"]);
+    let full = sync();
+    assert_eq!(full.code, 6, "{}", full.err);
+    assert!(full.err.contains("No space left on device"), "{}", full.err);
+    fs::remove_file(lease.place.path("repo/big")).unwrap();
+    let fits = sync();
+    assert_eq!(fits.code, 0, "{}", fits.err);
+    // The command itself fills it: the command's own failure, and the tree is still exact afterwards.
+    let fills = lease.place.run(&[
+        "run",
+        "--id",
+        "jade-krill",
+        "--shell",
+        "--",
+        "cat /dev/zero > zeros",
+    ]);
+    assert_eq!(fills.code, 1, "{}", fills.err);
+    lease.place.write("repo/small", "now it does not fit, or does it");
+    let no_room = sync();
+    assert!(
+        no_room.code == 6 && no_room.err.contains("No space left on device") || no_room.code == 0,
+        "{}",
+        no_room.err
+    );
+    fs::remove_file(lease_dir(&lease).join("repo/zeros")).unwrap();
+    let last = lease
+        .place
+        .run(&["run", "--id", "jade-krill", "--", "cat", "small"]);
+    assert_eq!(
+        (last.code, last.out.as_str()),
+        (0, "now it does not fit, or does it"),
+        "{}",
+        last.err
+    );
+}
+
+#[test]
+fn a_line_that_breaks_is_told_apart_from_a_command_that_fails() {
+    let lease = entered();
+    let mut broken = lease
+        .place
+        .command(&[
+            "run",
+            "--id",
+            "jade-krill",
+            "--shell",
+            "--",
+            "touch began; sleep 1000",
+        ])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let began = lease_dir(&lease).join("repo/began");
+    poll_until(LONG, || began.exists().then_some(())).expect("it never began");
+    lease.sshd.kill_connections();
+    let mut err = String::new();
+    std::io::Read::read_to_string(&mut broken.stderr.take().unwrap(), &mut err).unwrap();
+    assert_eq!(broken.wait().unwrap().code(), Some(255), "{err}");
+    assert!(
+        err.ends_with(
+            "the connection to the lease was lost while the command ran; it may or may not have ended\n"
+        ),
+        "{err}"
+    );
+    let failed = lease
+        .place
+        .run(&["run", "--id", "jade-krill", "--shell", "--", "exit 255"]);
+    assert_eq!(failed.code, 255);
+    assert!(
+        failed.err.ends_with("remote command exited 255\n"),
+        "{}",
+        failed.err
+    );
+}

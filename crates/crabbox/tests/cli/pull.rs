@@ -1,0 +1,168 @@
+//! `pull`: what has changed in a lease comes back, and local work stays.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::PathBuf;
+
+use crabbox_host::clock::nap;
+use crabbox_host::command::Cmd;
+
+use crate::remote::Entered;
+use crate::run::entered;
+
+/// A lease whose tree is in sync with a repository of committed and dirty files.
+fn synced() -> (Entered, PathBuf) {
+    let lease = entered();
+    let script = "printf '*.tmp\\n' > .gitignore; for f in clean dirty gone both mine; do echo $f > $f; done; mkdir -p d; echo x > d/exe; \
+                  ln -s clean link; git add -A; git -c user.name=t -c user.email=t@t commit -qm one; echo work > dirty; echo new > untracked";
+    Cmd::new("sh")
+        .args(["-ec", script])
+        .cwd(lease.place.path("repo"))
+        .env("HOME", lease.place.path("home"))
+        .run()
+        .unwrap();
+    // A file that was touched a moment before the look is not known by what it is.
+    nap(std::time::Duration::from_millis(300));
+    let done = lease.place.run(&["run", "--id", "jade-krill", "--sync-only"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    let there = PathBuf::from(done.out.strip_prefix("synced ").unwrap().trim_end());
+    (lease, there)
+}
+
+fn read(path: PathBuf) -> String {
+    fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn what_changed_there_comes_back_and_what_git_lacks_is_kept() {
+    let (lease, there) = synced();
+    let repo = |name: &str| lease.place.path("repo").join(name);
+    let quiet = lease.place.run(&["pull", "--id", "jade-krill"]);
+    assert_eq!((quiet.code, quiet.out.as_str(), quiet.err.as_str()), (0, "", ""));
+    let script = "echo formatted > clean; echo formatted > dirty; rm gone untracked; chmod +x d/exe; echo y >> d/exe; mkdir -p new/deep; \
+                  echo made > new/deep/file; echo no > x.tmp; mkdir -p node_modules; echo no > node_modules/x; mkdir -p .crabbox; echo no > .crabbox/x; \
+                  ln -s /etc/passwd evil; mkdir -p .git/hooks; echo x > .git/hooks/post-checkout";
+    Cmd::new("sh").args(["-ec", script]).cwd(&there).run().unwrap();
+    let listed = "M clean\nM d/exe\nM dirty\nD gone\nA new/deep/file\nD untracked\n";
+    let dry = lease.place.run(&["pull", "--id", "jade-krill", "--dry-run"]);
+    assert_eq!((dry.code, dry.out.as_str()), (0, listed), "{}", dry.err);
+    assert_eq!(dry.err, "skipped: evil: a link or special file\n");
+    assert!(repo("gone").exists() && read(repo("clean")) == "clean\n");
+    let part = lease.place.run(&["pull", "--id", "jade-krill", "new"]);
+    assert_eq!(
+        (part.code, part.out.as_str()),
+        (0, "A new/deep/file\n"),
+        "{}",
+        part.err
+    );
+    assert!(read(repo("clean")) == "clean\n" && read(repo("new/deep/file")) == "made\n");
+    let pulled = lease
+        .place
+        .run(&["pull", "--id", "jade-krill", "--skip-conflicts"]);
+    assert_eq!(pulled.code, 0, "{}", pulled.err);
+    assert_eq!(
+        (read(repo("clean")), read(repo("dirty")), read(repo("d/exe"))),
+        ("formatted\n".into(), "formatted\n".into(), "x\ny\n".into())
+    );
+    assert_eq!(
+        repo("d/exe").metadata().unwrap().permissions().mode() & 0o111,
+        0o111
+    );
+    for absent in [
+        "gone",
+        "untracked",
+        "evil",
+        "x.tmp",
+        "node_modules",
+        ".crabbox/x",
+        ".git/hooks/post-checkout",
+    ] {
+        assert!(repo(absent).symlink_metadata().is_err(), "{absent}");
+    }
+    // What was not committed is kept as it was, and nothing else is.
+    let mut kept = fs::read_dir(repo(".crabbox/runs"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let before = kept.next().unwrap().join("before");
+    assert!(kept.next().is_none());
+    assert_eq!(
+        (read(before.join("dirty")), read(before.join("untracked"))),
+        ("work\n".into(), "new\n".into())
+    );
+    assert!(!before.join("clean").exists() && !before.join("gone").exists());
+    // The next run brings the very same tree over again.
+    let next = lease.place.run(&[
+        "run",
+        "--id",
+        "jade-krill",
+        "--shell",
+        "--",
+        "cat clean new/deep/file; ls",
+    ]);
+    assert_eq!(
+        (next.code, next.out.contains("formatted\nmade\n")),
+        (0, true),
+        "{}",
+        next.err
+    );
+}
+
+#[test]
+fn local_work_is_never_written_over() {
+    let (lease, there) = synced();
+    let repo = |name: &str| lease.place.path("repo").join(name);
+    let script = "echo theirs > both; echo theirs > mine; echo theirs > fresh; rm gone; echo theirs > clean; echo theirs > d/exe";
+    Cmd::new("sh").args(["-ec", script]).cwd(&there).run().unwrap();
+    fs::write(repo("both"), "ours\n").unwrap();
+    fs::remove_file(repo("mine")).unwrap();
+    fs::write(repo("fresh"), "ours\n").unwrap();
+    fs::write(repo("gone"), "ours\n").unwrap();
+    // A link where a directory was: nothing is written through it.
+    fs::rename(repo("d"), lease.place.path("outside/d")).unwrap();
+    symlink(lease.place.path("outside/d"), repo("d")).unwrap();
+    let refused = lease.place.run(&["pull", "--id", "jade-krill"]);
+    assert_eq!(refused.code, 6, "{}", refused.err);
+    assert_eq!(refused.out, "M clean\n", "{}", refused.err);
+    for line in [
+        "conflict: both: changed on both sides",
+        "conflict: mine: changed in the lease, removed here",
+        "conflict: fresh: new in the lease, and here already",
+        "conflict: gone: removed in the lease, changed here",
+        "conflict: d/exe: changed in the lease, removed here",
+        "5 file(s) changed on both sides; nothing was brought",
+    ] {
+        assert!(
+            refused.err.lines().any(|said| said == line),
+            "{line}: {}",
+            refused.err
+        );
+    }
+    assert_eq!(read(repo("clean")), "clean\n");
+    let rest = lease
+        .place
+        .run(&["pull", "--id", "jade-krill", "--skip-conflicts"]);
+    assert_eq!(
+        (rest.code, read(repo("clean"))),
+        (0, "theirs\n".into()),
+        "{}",
+        rest.err
+    );
+    for name in ["both", "fresh", "gone"] {
+        assert_eq!(read(repo(name)), "ours\n", "{name}");
+    }
+    assert!(!repo("mine").exists());
+    assert_eq!(read(lease.place.path("outside/d/exe")), "x\n");
+}
+
+#[test]
+fn there_is_nothing_to_pull_from_a_tree_that_was_never_synced() {
+    let lease = entered();
+    let never = lease.place.run(&["pull", "--id", "jade-krill"]);
+    assert_eq!(never.code, 6, "{}", never.err);
+    assert!(
+        never.err.starts_with("the lease has no record of a sync"),
+        "{}",
+        never.err
+    );
+    assert_eq!(lease.place.run(&["pull"]).code, 2);
+}
