@@ -71,7 +71,7 @@ fn total(run: &BTreeMap<String, f64>) -> f64 {
         .sum()
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     if values.len().is_multiple_of(2) {

@@ -8,6 +8,7 @@
 mod arch;
 mod bench;
 mod bench_disk;
+mod bench_sync;
 mod demo;
 mod docs;
 mod e2e;
@@ -85,6 +86,15 @@ enum Bench {
         #[arg(long, hide = true)]
         inside: bool,
     },
+    /// What a sync costs over a real sshd on loopback, beside `git status` and `rsync -a`
+    Sync {
+        /// How many files
+        #[arg(long, default_value_t = 100_000)]
+        files: usize,
+        /// How often what is short is done
+        #[arg(long, default_value_t = 7)]
+        runs: usize,
+    },
 }
 
 fn main() -> ExitCode {
@@ -94,6 +104,7 @@ fn main() -> ExitCode {
         Task::Test { which, name } => test::main(which, &name),
         Task::Bench(Bench::Lease { name, count }) => bench::lease(&name, count),
         Task::Bench(Bench::Disk { inside }) => bench_disk::main(inside),
+        Task::Bench(Bench::Sync { files, runs }) => bench_sync::main(files, runs),
         Task::Provision { name } => provision::main(&name),
         Task::Arch => arch::main(),
         Task::Docs(arguments) => docs::main(&arguments),

@@ -1,0 +1,231 @@
+//! `bench sync`: what a sync costs over a real sshd on loopback, beside `git status` and `rsync -a`, in one run.
+//!
+//! The whole command is timed, from the user's Enter to the prompt, on provider `ssh`. Timings never decide a test; they are
+//! printed for a person and kept in `target/bench/sync.json`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use crabbox_host::clock::nap;
+use crabbox_host::command::Cmd;
+use crabbox_testkit::sshd::Sshd;
+use serde_json::json;
+
+use crate::bench::median;
+use crate::workspace;
+
+/// Files of a directory.
+const A_DIRECTORY: usize = 100;
+
+/// Longer than anything here may take.
+const LIMIT: Duration = Duration::from_mins(30);
+
+/// Everything the measurements share.
+struct Bench {
+    dir: tempfile::TempDir,
+    sshd: Sshd,
+    binary: PathBuf,
+}
+
+impl Bench {
+    fn new(files: usize) -> Result<Self> {
+        Cmd::new("cargo")
+            .args(["build", "--profile", "lab", "-p", "crabbox", "--target-dir"])
+            .arg(workspace::target_dir())
+            .cwd(workspace::root())
+            .limit(LIMIT)
+            .run()?;
+        let bench = Self {
+            dir: tempfile::Builder::new().prefix("crabbox-bench-").tempdir()?,
+            sshd: Sshd::start(),
+            binary: workspace::target_dir().join("lab/crabbox"),
+        };
+        for dir in ["home/.config/crabbox", "run", "tree"] {
+            fs::create_dir_all(bench.at(dir))?;
+        }
+        fs::set_permissions(
+            bench.at("run"),
+            std::os::unix::fs::PermissionsExt::from_mode(0o700),
+        )?;
+        let text = format!(
+            "provider: ssh\nssh:\n  key: {}\nstatic:\n  host: 127.0.0.1\n  user: {}\n  port: {}\n  workRoot: {}\nsync:\n  warnFiles: 10000000\n  failFiles: 10000000\n",
+            bench.sshd.client_key().display(),
+            bench.sshd.user(),
+            bench.sshd.port(),
+            bench.work().display(),
+        );
+        fs::write(bench.at("home/.config/crabbox/config.yaml"), text)?;
+        bench.plant(files)?;
+        Ok(bench)
+    }
+
+    fn at(&self, inside: &str) -> PathBuf {
+        self.dir.path().join(inside)
+    }
+
+    fn work(&self) -> PathBuf {
+        self.sshd.dir().join("work")
+    }
+
+    /// A committed tree of small text files.
+    fn plant(&self, files: usize) -> Result<()> {
+        for number in 0..files {
+            let dir = number / A_DIRECTORY;
+            let dir = self.at("tree").join(format!("d{}/s{}", dir / 50, dir % 50));
+            if number.is_multiple_of(A_DIRECTORY) {
+                fs::create_dir_all(&dir)?;
+            }
+            let line = format!("line of file {number}, which is like no other\n");
+            fs::write(dir.join(format!("f{number}.txt")), line.repeat(1 + number % 60))?;
+        }
+        let script =
+            "git init -q -b main && git add -A && git -c user.name=b -c user.email=b@b commit -qm one";
+        self.local("sh", &["-ec", script]).run()?;
+        Ok(())
+    }
+
+    fn local(&self, program: &str, words: &[&str]) -> Cmd {
+        Cmd::new(program)
+            .args(words)
+            .cwd(self.at("tree"))
+            .env("HOME", self.at("home"))
+            .env("XDG_RUNTIME_DIR", self.at("run"))
+            .limit(LIMIT)
+    }
+
+    fn crabbox(&self, words: &[&str]) -> Result<f64> {
+        let program = self.binary.to_str().context("a path that is no text")?;
+        timed(&self.local(program, words))
+    }
+
+    fn sync(&self) -> Result<f64> {
+        self.crabbox(&["run", "--id", "static_127-0-0-1", "--sync-only"])
+    }
+
+    /// Options of an ssh that shares one connection, as crabbox does.
+    fn ssh(&self) -> Vec<String> {
+        let mut words: Vec<String> = ["-F", "none", "-o", "BatchMode=yes", "-o", "ControlMaster=auto"]
+            .map(str::to_owned)
+            .to_vec();
+        for (name, path) in [
+            ("ControlPath", self.at("master")),
+            ("UserKnownHostsFile", self.sshd.known_hosts()),
+            ("IdentityFile", self.sshd.client_key()),
+        ] {
+            words.extend(["-o".to_owned(), format!("{name}={}", path.display())]);
+        }
+        words.extend(["-o".to_owned(), "ControlPersist=1h".to_owned()]);
+        words.extend(["-p".to_owned(), self.sshd.port().to_string()]);
+        words
+    }
+
+    fn round_trip(&self) -> Result<f64> {
+        let words = self.ssh();
+        let host = format!("{}@127.0.0.1", self.sshd.user());
+        timed(
+            &Cmd::new("ssh")
+                .args(words)
+                .args([host.as_str(), "true"])
+                .limit(LIMIT),
+        )
+    }
+
+    fn rsync(&self, to: &Path, more: &[&str]) -> Result<f64> {
+        let shell = format!("ssh {}", self.ssh().join(" "));
+        let to = format!("{}@127.0.0.1:{}/", self.sshd.user(), to.display());
+        let words = [&["-a", "-e", shell.as_str()], more, &["./", to.as_str()]].concat();
+        timed(&self.local("rsync", &words))
+    }
+}
+
+/// Milliseconds.
+fn timed(cmd: &Cmd) -> Result<f64> {
+    let started = Instant::now();
+    cmd.run()?;
+    Ok(started.elapsed().as_secs_f64() * 1000.0)
+}
+
+/// Medians of what is done turn about, so that a busy moment of this machine hits all of it.
+fn turns<const N: usize>(runs: usize, mut turn: impl FnMut() -> Result<[f64; N]>) -> Result<[f64; N]> {
+    let mut all = Vec::new();
+    for _ in 0..runs {
+        all.push(turn()?);
+    }
+    Ok(std::array::from_fn(|at| {
+        median(all.iter().map(|turn| turn[at]).collect())
+    }))
+}
+
+/// Measures and reports.
+pub(crate) fn main(files: usize, runs: usize) -> Result<ExitCode> {
+    ensure!(runs >= 3, "a median of fewer than 3 runs says nothing");
+    let bench = Bench::new(files)?;
+    bench.crabbox(&["warmup"])?;
+    bench.round_trip()?;
+    let plain = bench.sshd.dir().join("plain");
+    let first = turns(3, || {
+        fs::remove_dir_all(bench.work()).ok();
+        let ours = bench.sync()?;
+        fs::remove_dir_all(&plain).ok();
+        let whole = bench.rsync(&plain, &[])?;
+        fs::remove_dir_all(&plain).ok();
+        Ok([ours, whole, bench.rsync(&plain, &["--exclude=/.git"])?])
+    })?;
+    // Until nothing here was touched a moment ago.
+    nap(Duration::from_secs(1));
+    bench.sync()?;
+    let again = turns(runs, || {
+        let status = timed(&bench.local("git", &["status", "--porcelain"]))?;
+        Ok([status, bench.sync()?, bench.round_trip()?])
+    })?;
+    let mut number = 0;
+    let edit = turns(runs, || {
+        number += 1;
+        fs::write(bench.at("tree/d0/s0/f0.txt"), format!("edit {number}\n"))?;
+        nap(Duration::from_millis(300));
+        let ours = bench.sync()?;
+        Ok([ours, bench.rsync(&plain, &["--exclude=/.git"])?])
+    })?;
+    report(files, runs, first, again, edit)
+}
+
+fn report(files: usize, runs: usize, first: [f64; 3], again: [f64; 3], edit: [f64; 2]) -> Result<ExitCode> {
+    let [first, whole, bare] = first;
+    let [status, noop, trip] = again;
+    let [edit, edit_rsync] = edit;
+    println!("{files} files over sshd on loopback, medians (first sync of 3, the others of {runs}), ms\n");
+    println!("  first sync                   {first:10.0}");
+    println!(
+        "  rsync -a, .git too           {whole:10.0}   first sync / that {:.2}",
+        first / whole
+    );
+    println!(
+        "  rsync -a without .git        {bare:10.0}   first sync / that {:.2}",
+        first / bare
+    );
+    println!("  git status                   {status:10.0}");
+    println!("  one round trip               {trip:10.0}");
+    println!(
+        "  sync with nothing to bring   {noop:10.0}   (that - round trip) / git status {:.2}; {:.1} % of the first sync",
+        (noop - trip) / status,
+        100.0 * noop / first
+    );
+    println!(
+        "  sync of one edit             {edit:10.0}   {:.0} % of rsync -a of the same edit, {:.1} % of rsync -a of the tree",
+        100.0 * edit / edit_rsync,
+        100.0 * edit / bare
+    );
+    println!("  rsync -a of the same edit    {edit_rsync:10.0}");
+    let document = json!({
+        "files": files, "runs": runs, "unit": "milliseconds", "first": first, "rsyncWithGit": whole, "rsync": bare,
+        "gitStatus": status, "roundTrip": trip, "nothingToBring": noop, "oneEdit": edit, "oneEditRsync": edit_rsync,
+    });
+    let out = workspace::target_dir().join("bench/sync.json");
+    fs::create_dir_all(workspace::target_dir().join("bench"))?;
+    fs::write(&out, serde_json::to_vec_pretty(&document)?)?;
+    println!("{}", out.display());
+    Ok(ExitCode::SUCCESS)
+}
