@@ -12,7 +12,7 @@ use crate::remote::Entered;
 use crate::run::entered;
 
 /// How long anything here may take.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 fn lease_dir(lease: &Entered) -> PathBuf {
     lease.sshd.dir().join("work/cbx_0123456789ab")
