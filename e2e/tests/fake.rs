@@ -142,6 +142,22 @@ fn a_command_line_that_dies_at_any_step_is_cleaned_up_after_without_any_command(
 }
 
 #[test]
+fn a_vmm_that_dies_at_any_step_is_cleaned_up_after_without_any_command() {
+    let host = Host::pretend();
+    lease(&host, "first", "");
+    drop(host.crabbox("stop first").exits(0));
+    let before = host.residue();
+    // Before the step `vmm` there is none.
+    for step in ["vmm", "attach", "mapping", "claim"] {
+        kill_at(&host, step, "pkill -9 -f '[f]irecracker --id'; wait");
+        // One that died while it booted is made once more, and then there is a lease.
+        drop(host.crabbox("stop killed"));
+        until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
+        assert_nothing_left(&before, &comes_back_to(&host, &before));
+    }
+}
+
+#[test]
 fn when_both_die_at_any_step_one_cleanup_is_enough() {
     let host = Host::pretend();
     lease(&host, "first", "");

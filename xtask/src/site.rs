@@ -60,6 +60,11 @@ pub(crate) fn choose(payload: &Payload, lab: &str) -> Result<Site> {
 }
 
 impl Site {
+    /// Whether it is the lab, which is nobody's but ours.
+    pub(crate) fn is_lab(&self) -> bool {
+        self.name == "the lab"
+    }
+
     /// Starts the lab `name` anew and installs `payload` in it: no test may see what an earlier one left.
     pub(crate) fn lab(name: &str, payload: &Payload) -> Result<Self> {
         lab::down(name)?;

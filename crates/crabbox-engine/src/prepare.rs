@@ -18,10 +18,6 @@ use crabbox_image::store::{Image, Store, StoreError};
 use crate::context::Engine;
 use crate::request::{AcquireRequest, GuestSource, Jail, Machine, NetworkMode, NetworkRequest, Programs};
 
-/// First uid of jailed VMMs. Above every range that Debian, subuid and systemd hand out, below 2^31.
-const FIRST_UID: u32 = 1_900_000_000;
-/// How many jailed VMMs there can be.
-const UID_COUNT: u32 = 4096;
 /// Where Debian's `containernetworking-plugins` puts the plugins; looked at after the configured directory.
 pub(crate) const DEBIAN_CNI: &str = "/usr/lib/cni";
 /// The image that is used when none is named.
@@ -211,19 +207,19 @@ pub fn programs(engine: &Engine, plan: &FirecrackerPlan) -> Result<Programs, Pre
         })?;
     // The jailer follows links and takes the last name it finds; so do we, or our paths would differ.
     let firecracker = firecracker.canonicalize().unwrap_or(firecracker);
-    let jailer = jailer(engine, &plan.jailer, &firecracker)?;
+    let jailer = jailer(engine, plan, &firecracker)?;
     Ok(Programs { firecracker, jailer })
 }
 
-fn jailer(engine: &Engine, wanted: &Jailer, firecracker: &Path) -> Result<Option<Jail>, PrepareError> {
+fn jailer(engine: &Engine, plan: &FirecrackerPlan, firecracker: &Path) -> Result<Option<Jail>, PrepareError> {
     let jail = |jailer| {
         Some(Jail {
             jailer,
-            first_uid: FIRST_UID,
-            uid_count: UID_COUNT,
+            first_uid: plan.first_uid,
+            uid_count: plan.uid_count,
         })
     };
-    match wanted {
+    match &plan.jailer {
         Jailer::Off => Ok(None),
         Jailer::Program(program) => find_on_path(program.as_path().as_os_str(), &engine.path)
             .map(jail)

@@ -17,6 +17,10 @@ pub const MAX_CPUS: u32 = 32;
 pub const MIN_MEMORY_MIB: u32 = 64;
 /// Most memory in MiB that is taken for meant (16 TiB); beyond it a configuration has a typing error.
 pub const MAX_MEMORY_MIB: u32 = 16 << 20;
+/// Most uids in the range of jailed VMMs.
+pub const MAX_UID_COUNT: u32 = 1 << 20;
+/// The largest first uid: the range must end below 2^32 - 2, since -1 and -2 are not uids (`setresuid(2)`, `nobody` of NFS).
+pub const MAX_UID: u32 = u32::MAX - 2 - MAX_UID_COUNT;
 /// Largest disk in MiB that ext4 with 4 KiB blocks holds in 32-bit block numbers (16 TiB).
 pub const MAX_DISK_MIB: u64 = 16 << 20;
 /// The server type of a microVM for which none was configured.
@@ -69,6 +73,10 @@ pub struct FirecrackerPlan {
     pub disk_mib: u64,
     /// When a lease is refused for want of room.
     pub limits: Limits,
+    /// First uid of the range for jailed VMMs.
+    pub first_uid: u32,
+    /// How many uids the range has.
+    pub uid_count: u32,
     /// How the lease gets its address.
     pub network: NetworkMode,
     /// The CNI network.
@@ -216,6 +224,8 @@ pub fn plan(settings: &Settings) -> Result<FirecrackerPlan, InvalidFirecracker> 
             reserve_memory_mib: amount("firecracker.reserveMemoryMiB", &firecracker.reserve_memory_mib)?,
             reserve_disk_mib: amount("firecracker.reserveDiskMiB", &firecracker.reserve_disk_mib)?,
         },
+        first_uid: uid("firecracker.firstUid", &firecracker.first_uid, MAX_UID)?,
+        uid_count: uid("firecracker.uidCount", &firecracker.uid_count, MAX_UID_COUNT)?,
         network,
         cni_network: firecracker.cni_network.value.clone(),
         cni_conf_dir: firecracker.cni_conf_dir.value.clone(),
@@ -298,6 +308,11 @@ fn size(key: &'static str, value: &Sourced<i64>, least: u64, most: u64) -> Resul
             found,
         })
     }
+}
+
+/// A number of uids: never zero, which is root.
+fn uid(key: &'static str, value: &Sourced<i64>, most: u32) -> Result<u32, InvalidFirecracker> {
+    size(key, value, 1, u64::from(most)).map(|number| u32::try_from(number).unwrap_or(most))
 }
 
 /// A number that may be zero.

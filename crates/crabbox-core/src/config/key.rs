@@ -336,6 +336,12 @@ registry! {
     /// Disk in MiB that a new lease leaves free.
     FirecrackerReserveDisk = row("firecracker.reserveDiskMiB", Integer, "512")
         .env(&["CRABBOX_FIRECRACKER_RESERVE_DISK_MIB"]).host_only();
+    /// First uid of those that jailed Firecrackers run under, one a lease (gid: the same number); above all ranges of Debian and systemd.
+    FirecrackerFirstUid = row("firecracker.firstUid", Integer, "1900000000")
+        .env(&["CRABBOX_FIRECRACKER_FIRST_UID"]).host_only();
+    /// How many such uids there are.
+    FirecrackerUidCount = row("firecracker.uidCount", Integer, "4096")
+        .env(&["CRABBOX_FIRECRACKER_UID_COUNT"]).host_only();
     /// Whether the files of a lease are removed when it is released.
     FirecrackerDeleteOnRelease = row("firecracker.deleteOnRelease", Bool, "true")
         .env(&["CRABBOX_FIRECRACKER_DELETE_ON_RELEASE"]).flag("firecracker-delete-on-release", ProviderOptions);
@@ -396,7 +402,9 @@ mod tests {
             let named = key.path.contains("etwork") || key.path == "firecracker.image";
             let selects = named || matches!(key.kind, Kind::Path | Kind::Program);
             // So is what keeps leases from taking the host over.
-            let guards = key.path.contains(".max") || key.path.contains(".reserve");
+            let guards = [".max", ".reserve", "Uid", "uidCount"]
+                .iter()
+                .any(|part| key.path.contains(part));
             assert_eq!(key.trust == Trust::HostOnly, selects || guards, "{}", key.path);
         }
     }

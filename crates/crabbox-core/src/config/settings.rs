@@ -184,6 +184,10 @@ pub struct FirecrackerSettings {
     pub reserve_memory_mib: Sourced<i64>,
     /// `firecracker.reserveDiskMiB`.
     pub reserve_disk_mib: Sourced<i64>,
+    /// `firecracker.firstUid`.
+    pub first_uid: Sourced<i64>,
+    /// `firecracker.uidCount`.
+    pub uid_count: Sourced<i64>,
     /// `firecracker.deleteOnRelease`.
     pub delete_on_release: Sourced<bool>,
 }
@@ -387,6 +391,8 @@ impl Reader<'_> {
             max_leases: self.integer(Name::FirecrackerMaxLeases),
             reserve_memory_mib: self.integer(Name::FirecrackerReserveMemory),
             reserve_disk_mib: self.integer(Name::FirecrackerReserveDisk),
+            first_uid: self.integer(Name::FirecrackerFirstUid),
+            uid_count: self.integer(Name::FirecrackerUidCount),
             delete_on_release: self.boolean(Name::FirecrackerDeleteOnRelease),
         }
     }
