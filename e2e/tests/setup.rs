@@ -101,6 +101,13 @@ fn the_first_command_on_a_bare_host_succeeds_and_all_of_it_can_be_undone() {
             .exits(0),
     );
     assert_nothing_left(&before, &files(&host));
+    let again = host
+        .sh(&format!("{BARE} crabbox setup firecracker --remove --yes"))
+        .exits(0);
+    assert!(
+        again.stderr.contains("nothing to do") || again.stdout.contains("nothing to do"),
+        "{again:?}"
+    );
     // The plugins make the table of their masquerading when it is not there, and leave it for the next one.
     let left = host
         .residue()

@@ -71,6 +71,7 @@ fn total(run: &BTreeMap<String, f64>) -> f64 {
         .sum()
 }
 
+/// The middle of `values`.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

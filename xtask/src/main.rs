@@ -7,6 +7,7 @@
 
 mod arch;
 mod bench;
+mod bench_boot;
 mod bench_disk;
 mod bench_sync;
 mod demo;
@@ -80,6 +81,15 @@ enum Bench {
         #[arg(long, default_value_t = 5)]
         count: usize,
     },
+    /// Where the time of a guest goes, from the kernel's first instruction to `ready`
+    Boot {
+        /// Which lab, should this host have no working KVM
+        #[arg(long, default_value = "main")]
+        name: String,
+        /// How many boots
+        #[arg(long, default_value_t = 7)]
+        count: usize,
+    },
     /// Time to a private writable disk, for a small and a large image (root, loop devices)
     Disk {
         /// In the namespace of the mounts
@@ -103,6 +113,7 @@ fn main() -> ExitCode {
         Task::Demo { name } => demo::main(&name),
         Task::Test { which, name } => test::main(which, &name),
         Task::Bench(Bench::Lease { name, count }) => bench::lease(&name, count),
+        Task::Bench(Bench::Boot { name, count }) => bench_boot::main(&name, count),
         Task::Bench(Bench::Disk { inside }) => bench_disk::main(inside),
         Task::Bench(Bench::Sync { files, runs }) => bench_sync::main(files, runs),
         Task::Provision { name } => provision::main(&name),

@@ -14,6 +14,8 @@ use sha2::{Digest as _, Sha256};
 use crate::stage::stage;
 use crate::workspace;
 
+mod cloud;
+
 /// The target that the guest's first process is built for; naming it keeps its flags away from build scripts.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -100,17 +102,18 @@ fn artefacts(guest: &Path) -> Result<PathBuf> {
     let stamp = workspace::target_dir().join("payload-image.key");
     let current =
         std::fs::read_to_string(&stamp).is_ok_and(|built| built == key) && store.get("default").is_ok();
+    let current = current && store.get("cloud").is_ok();
     if !current {
         crate::lab::packages::ensure_tools()?;
         stage("building the guest image", || {
             Ok(build_debian(&BuildRecipe::debian(guest), &store, &quiet)?)
         })?;
-        let built = store.get("default")?;
+        cloud::ensure(&store, guest)?;
         for old in store
             .list()?
             .images
             .into_iter()
-            .filter(|image| image.dir != built.dir)
+            .filter(|image| image.names.is_empty())
         {
             store.remove(&old.manifest.digest)?;
         }

@@ -360,22 +360,19 @@ impl Home {
 pub fn kernel_args(request: &AcquireRequest, side: &GuestSide) -> String {
     match &request.guest {
         GuestSource::Ours { .. } => guest::kernel_args(),
-        GuestSource::Foreign { initrd, .. } => {
+        GuestSource::Foreign { initrd: Some(_), .. } => guest::handover_kernel_args(),
+        GuestSource::Foreign { initrd: None, .. } => {
             let SeedNetwork {
                 address,
                 gateway,
                 dns,
                 ..
             } = side.seed.clone();
-            let args = guest::foreign_kernel_args(Some(&BootNetwork {
+            guest::foreign_kernel_args(Some(&BootNetwork {
                 address,
                 gateway,
                 dns,
-            }));
-            match initrd {
-                Some(_) => format!("{args} {}", guest::HANDOVER),
-                None => args,
-            }
+            }))
         }
     }
 }

@@ -70,6 +70,8 @@ fn main() -> ExitCode {
 /// From the initramfs to a listening SSH server; returns the server's process id. With an init of the image's own, it returns
 /// only when that could not be started.
 fn boot(console: &mut Console) -> Result<Pid, Failure> {
+    // What passed before this program began.
+    console.begin("kernel");
     console.begin("mounts");
     root::mount_kernel_filesystems()?;
     console.reopen();

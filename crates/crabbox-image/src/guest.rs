@@ -6,8 +6,8 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-/// Arguments for a kernel that boots our initrd, with the reason for each.
-const OWN: [&str; 14] = [
+/// Arguments that the machine asks for, whatever boots, with the reason for each.
+const MACHINE: [&str; 10] = [
     // The serial port is the one console that Firecracker has; the host keeps what is printed there.
     "console=ttyS0",
     // A reset through the keyboard controller, which Firecracker takes as "exit".
@@ -26,22 +26,32 @@ const OWN: [&str; 14] = [
     "8250.nr_uarts=1",
     // The processor's generator may seed the pool: sshd must not wait for entropy.
     "random.trust_cpu=on",
-    // Each of these services costs boot time and nothing in the image uses it.
+];
+
+/// Arguments for our image beyond these: each of the services costs boot time and nothing in the image uses it.
+const OWN: [&str; 3] = [
     "apparmor=0",
     "audit=0",
     // Self tests of the crypto code are for kernel builders.
     "cryptomgr.notests",
-    // Every byte on the emulated serial port is an exit of the virtual machine: errors only.
-    "quiet",
 ];
+
+/// Every byte on the emulated serial port is an exit of the virtual machine: errors only. systemd prints no status with it either.
+const QUIET: &str = "quiet";
 
 /// What tells the first process of our initrd to hand over to the init of a root file system that is not ours; `crabbox-guest` knows
 /// the same word.
-pub const HANDOVER: &str = "crabbox.init=/sbin/init";
+const HANDOVER: &str = "crabbox.init=/sbin/init";
 
 /// Kernel arguments for our own image.
 pub fn kernel_args() -> String {
-    OWN.join(" ")
+    [MACHINE.as_slice(), &OWN, &[QUIET]].concat().join(" ")
+}
+
+/// Kernel arguments for an image with an init of its own that our initrd reaches. Its network comes with the seed.
+pub fn handover_kernel_args() -> String {
+    let root = ["root=/dev/vda", "rw"];
+    [root.as_slice(), &MACHINE, &[QUIET, HANDOVER]].concat().join(" ")
 }
 
 /// The network that a foreign image is given on the kernel's command line.
@@ -95,6 +105,14 @@ mod tests {
         }
         // Firecracker's limit for the whole line, with what it adds itself, is 2048 bytes.
         assert!(args.len() < 1024 && args.is_ascii());
+        // What our image leaves out may be what somebody's image wants.
+        let handover = handover_kernel_args();
+        let has = |word: &str| handover.split(' ').any(|arg| arg == word);
+        assert!(has("root=/dev/vda") && has("crabbox.init=/sbin/init") && has("reboot=k"));
+        assert!(
+            !has("audit=0") && !has("apparmor=0") && !has("noapic"),
+            "{handover}"
+        );
     }
 
     #[test]

@@ -114,6 +114,9 @@ fn meta_data(seed: &NoCloud) -> String {
 }
 
 /// Version 2 of the network configuration, the form that every renderer of cloud-init understands.
+///
+/// `gateway4` and not a route to everything: for the latter the one of Debian 12 (`eni`) writes a call of `route`, a program that a
+/// small image does not have, and hides that it failed.
 fn network_config(network: &SeedNetwork) -> String {
     let SeedNetwork {
         mac,
@@ -132,12 +135,9 @@ fn network_config(network: &SeedNetwork) -> String {
              dhcp6: false\n    \
              accept-ra: false\n    \
              addresses: [{address}]\n    \
-             routes:\n      \
-               - to: {all}\n        \
-                 via: {gateway}\n",
+             gateway4: {gateway}\n",
         mac = quoted(mac),
         address = quoted(&address.to_string()),
-        all = quoted("0.0.0.0/0"),
         gateway = quoted(&gateway.to_string()),
     );
     if !dns.is_empty() {
@@ -219,7 +219,18 @@ fn ready_script(seed: &NoCloud) -> String {
 
 /// Runs once, as root, at the end of the first boot. Packages are installed only when a tool is missing: an image that has
 /// them all needs neither network nor package lists.
+///
+/// A name server of the network configuration reaches `resolv.conf` only where a program for that is installed. Where the file is a
+/// link one is at work; where it is a file, it is the image builder's.
 fn setup_script(seed: &NoCloud) -> String {
+    let servers = seed.network.iter().flat_map(|network| &network.dns);
+    let lines: Vec<_> = servers.map(|server| format!("nameserver {server}\\n")).collect();
+    let resolver = if lines.is_empty() {
+        String::new()
+    } else {
+        let lines = lines.concat();
+        format!("[ -L /etc/resolv.conf ] || printf '{lines}' > /etc/resolv.conf\n")
+    };
     format!(
         "set -u\n\
          user={user}\nwork_root={work_root}\n\
@@ -227,6 +238,7 @@ fn setup_script(seed: &NoCloud) -> String {
            [ -x /usr/sbin/sshd ] && [ -s /etc/ssl/certs/ca-certificates.crt ] || return 1\n  \
            for tool in curl git rsync jq; do command -v \"$tool\" >/dev/null 2>&1 || return 1; done\n\
          }}\n\
+         {resolver}\
          [ ! -d /etc/apt/apt.conf.d ] || printf 'Acquire::Retries \"8\";\\n' > /etc/apt/apt.conf.d/80-crabbox-retries\n\
          attempt=0\n\
          until complete; do\n  \
@@ -341,6 +353,9 @@ mod tests {
             Cmd::new("sh").arg("-n").stdin(script).run().unwrap();
         }
         let script = data["runcmd"][0][2].as_str().unwrap();
+        let server = "[ -L /etc/resolv.conf ] || printf 'nameserver 1.1.1.1\\n' > /etc/resolv.conf\n";
+        assert!(script.contains(server), "{script}");
+        // Only what comes before may be run here: the rest is for a guest's root.
         let first: String =
             script.split("complete()").next().unwrap().to_owned() + "printf %s \"$user$work_root\"";
         let printed = Cmd::new("sh").stdin(first).run().unwrap();
@@ -358,8 +373,8 @@ mod tests {
         assert_eq!(card["match"]["macaddress"], "06:00:ac:10:00:02");
         assert_eq!(card["addresses"][0], "172.16.0.2/30");
         assert_eq!(
-            (&card["routes"][0]["to"], &card["routes"][0]["via"]),
-            (&"0.0.0.0/0".into(), &"172.16.0.1".into())
+            (&card["gateway4"], &card["routes"]),
+            (&"172.16.0.1".into(), &serde_json::Value::Null)
         );
         assert_eq!(card["nameservers"]["addresses"][0], "1.1.1.1");
         assert_eq!(

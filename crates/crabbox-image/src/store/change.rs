@@ -5,7 +5,9 @@
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use crabbox_host::clock;
 use crabbox_host::files::{self, FileError};
 
 use super::{Image, Store, StoreError, entries, read_image, verify_files};
@@ -13,6 +15,10 @@ use crate::manifest::{self, Manifest};
 
 /// How the directories of changes at work are named.
 const SCRATCH: &str = "scratch-";
+
+/// How long the lock of another change is waited for: a process that another thread is just starting has a copy of ours until it
+/// becomes its program.
+const LOCK_WAIT: Duration = Duration::from_millis(500);
 
 /// The right to change the store, with a directory to prepare the change in. Both end when it is dropped.
 #[derive(Debug)]
@@ -45,14 +51,18 @@ impl Store {
             .write(true)
             .open(&path)
             .map_err(|source| FileError::io("open", &path, source))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
+        let locked = clock::poll_until(LOCK_WAIT, || match lock.try_lock() {
+            Err(TryLockError::WouldBlock) => None,
+            other => Some(other),
+        });
+        match locked {
+            Some(Ok(())) => {}
+            Some(Err(TryLockError::Error(source))) => return Err(FileError::io("lock", &path, source).into()),
+            Some(Err(TryLockError::WouldBlock)) | None => {
                 return Err(StoreError::Busy {
                     root: self.root().to_owned(),
                 });
             }
-            Err(TryLockError::Error(source)) => return Err(FileError::io("lock", &path, source).into()),
         }
         for name in entries(self.root())?
             .iter()

@@ -1,0 +1,102 @@
+//! Somebody's image: a Debian with systemd and cloud-init as anyone would make one, knowing nothing of crabbox.
+//!
+//! Built once for a recipe and kept below `target/`; what changes with our own code, its import, is done anew when that does.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use crabbox_host::clone;
+use crabbox_host::command::Cmd;
+use crabbox_host::files;
+use crabbox_image::import::{ImportRecipe, import_ready};
+use crabbox_image::store::Store;
+
+use crate::stage::stage;
+use crate::workspace;
+
+/// The image's name in the lab.
+const NAME: &str = "cloud";
+
+/// Its packages. `ifupdown` is what cloud-init configures the network with; the kernel is the distribution's own.
+const PACKAGES: &str = "systemd-sysv,dbus,udev,kmod,ifupdown,cloud-init,openssh-server,sudo,rsync,git,curl,ca-certificates,jq,\
+                        python3,tar,iproute2,procps,linux-image-cloud-amd64";
+
+/// What is left out, so that it is soon in the lab: nothing that runs.
+const LEFT_OUT: [&str; 7] = [
+    "/usr/share/doc/*",
+    "/usr/share/man/*",
+    "/usr/share/info/*",
+    "/usr/share/locale/*",
+    "/boot/System.map-*",
+    "/lib/modules/*/kernel/drivers/net/ethernet/*",
+    "/lib/modules/*/kernel/drivers/infiniband/*",
+];
+
+/// The kernel's package would build an initrd, which takes a minute and nobody boots.
+const NO_INITRD: &str = r#"mkdir -p "$1/etc/initramfs-tools"; echo update_initramfs=no > "$1/etc/initramfs-tools/update-initramfs.conf""#;
+
+/// Host keys of the machine that builds are nobody's.
+const NO_HOST_KEYS: &str = r#"rm -f "$1"/etc/ssh/ssh_host_*"#;
+
+/// Length of the file system in MiB; sparse.
+const ROOM_MIB: u64 = 700;
+
+/// Makes sure that `store` has the image, imported with the first process `guest`.
+pub(super) fn ensure(store: &Store, guest: &Path) -> Result<()> {
+    let (kernel, rootfs) = stage("building somebody's cloud-init image", build)?;
+    let recipe = ImportRecipe {
+        name: NAME.to_owned(),
+        kernel,
+        rootfs,
+        guest_binary: Some(guest.to_owned()),
+    };
+    stage("importing it", || {
+        Ok(import_ready(&recipe, store, &super::quiet)?)
+    })?;
+    Ok(())
+}
+
+/// Kernel and root file system, made when they are not there or the recipe changed.
+fn build() -> Result<(PathBuf, PathBuf)> {
+    let dir = workspace::target_dir().join("payload-cloud");
+    let (kernel, rootfs, stamp) = (dir.join("vmlinuz"), dir.join("rootfs.ext4"), dir.join("recipe"));
+    let recipe = format!("{PACKAGES}\n{LEFT_OUT:?}\n{NO_INITRD}\n{NO_HOST_KEYS}\n{ROOM_MIB}\n");
+    if std::fs::read_to_string(&stamp).is_ok_and(|made| made == recipe)
+        && rootfs.is_file()
+        && kernel.is_file()
+    {
+        return Ok((kernel, rootfs));
+    }
+    crate::lab::packages::ensure_tools()?;
+    files::remove_tree(&dir)?;
+    std::fs::create_dir_all(&dir)?;
+    let tree = dir.join("tree");
+    Cmd::new("mmdebstrap")
+        .args(["--mode=root", "--variant=minbase", "--format=directory"])
+        .arg(format!("--include={PACKAGES}"))
+        .arg("--aptopt=Acquire::Languages \"none\"")
+        .arg("--aptopt=APT::Install-Recommends \"false\"")
+        .args(["--dpkgopt=force-unsafe-io", "--dpkgopt=force-confold"])
+        .args(LEFT_OUT.map(|path| format!("--dpkgopt=path-exclude={path}")))
+        .arg(format!("--essential-hook={NO_INITRD}"))
+        .arg(format!("--customize-hook={NO_HOST_KEYS}"))
+        .arg("bookworm")
+        .arg(&tree)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .run()?;
+    let boot = tree.join("boot");
+    let found = std::fs::read_dir(&boot)?
+        .filter_map(Result::ok)
+        .find(|entry| entry.file_name().to_string_lossy().starts_with("vmlinuz-"))
+        .with_context(|| format!("no kernel in {}", boot.display()))?;
+    clone::clone_file(&found.path(), &kernel)?;
+    File::create_new(&rootfs)?.set_len(ROOM_MIB << 20)?;
+    Cmd::new("mke2fs")
+        .args(["-q", "-F", "-t", "ext4", "-m", "0", "-d"])
+        .args([&tree, &rootfs])
+        .run()?;
+    files::remove_tree(&tree)?;
+    std::fs::write(&stamp, recipe)?;
+    Ok((kernel, rootfs))
+}
