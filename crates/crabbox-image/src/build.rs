@@ -270,6 +270,9 @@ fn provenance(recipe: &BuildRecipe) -> Result<BTreeMap<String, String>, FileErro
     if let Some(script) = &recipe.script {
         facts.insert("script_sha256".to_owned(), digest::sha256_file(script)?);
     }
+    if recipe.init == OwnInit::Systemd {
+        facts.insert("init".to_owned(), "systemd".to_owned());
+    }
     Ok(facts)
 }
 

@@ -131,9 +131,11 @@ fn store_image(
     for name in manifest::FILES {
         contents.insert(name.to_owned(), FileFacts::of(&staged.join(name))?);
     }
+    let init = (recipe.init == OwnInit::Systemd).then(|| ("init", "systemd".to_owned()));
     let provenance = facts
         .origin
         .into_iter()
+        .chain(init)
         .map(|(name, value)| (name.to_owned(), value))
         .collect();
     let record = Manifest {
