@@ -136,8 +136,7 @@ impl Named<'_> {
             (EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse, _) => {
                 facts.attributes = attributes(entry).map_err(unread)?;
                 let mut broken = None;
-                let mut content = Counted {
-                    left: entry.size(),
+                let mut content = Blamed {
                     inner: entry,
                     broken: &mut broken,
                 };
@@ -191,10 +190,9 @@ fn attributes(entry: &mut Entry<'_, Watched<'_>>) -> io::Result<Vec<(OsString, V
     Ok(found)
 }
 
-/// An entry's content: the end of the archive inside it is an error, and not a shorter file.
-struct Counted<'a, R> {
+/// An entry's content, with what went wrong while it was read. An archive that ends inside it is told when all is read.
+struct Blamed<'a, R> {
     inner: R,
-    left: u64,
     broken: &'a mut Option<io::Error>,
 }
 
@@ -214,17 +212,10 @@ impl Read for Watched<'_> {
     }
 }
 
-impl<R: Read> Read for Counted<'_, R> {
+impl<R: Read> Read for Blamed<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = match self.inner.read(buffer) {
-            Ok(0) if self.left > 0 && !buffer.is_empty() => Err(io::ErrorKind::UnexpectedEof.into()),
-            other => other,
-        };
-        match read {
-            Ok(count) => {
-                self.left = self.left.saturating_sub(count as u64);
-                Ok(count)
-            }
+        match self.inner.read(buffer) {
+            Ok(count) => Ok(count),
             Err(error) => {
                 let again = io::Error::from(error.kind());
                 *self.broken = Some(error);
