@@ -468,7 +468,7 @@ def write_stamp(found, dirs, gone, extra):
         hashed.update(b"%x %s %s %s %s %s\0" % (form | int(mode, 8), size, *times, inode, path))
     for path in ways:
         try:
-            hashed.update(b"%x %s\0" % (os.lstat(path).st_mode & 0o170000, path))
+            hashed.update(b"%x %s\0" % (os.lstat(path).st_mode, path))
         except OSError:
             pass
     write(meta + b"/paths", [path + b"\0" for path, _ in found])

@@ -29,6 +29,33 @@ fn a_fresh_tree_arrives_whole_and_is_then_skipped() {
 }
 
 #[test]
+fn the_shell_alone_sees_what_the_agent_wrote_down() {
+    let world = World::new();
+    world.local("mkdir -p a/b 'c d'; echo 1 > a/b/f; echo 2 > 'c d/g h'; ln -s f a/b/link; git add -A; git commit -qm x; git rm -q a/b/f; echo 3 > top");
+    settle();
+    world.sync();
+    let meta = format!("{}/.crabbox-sync", world.destination().lease_dir());
+    let meta = std::fs::read_dir(meta).unwrap().next().unwrap().unwrap().path();
+    let stamp = std::fs::read_to_string(meta.join("stamp")).unwrap();
+    // As the line of `agent.rs` that answers without python.
+    let look = "{ xargs -0 stat --printf '%f %s %.9Y %.9Z %i %n\\0' -- <\"$0/paths\"; \
+                xargs -0 stat --printf '%f %n\\0' -- <\"$0/ways\"; } 2>/dev/null | sha256sum | cut -c1-64";
+    let seen = || {
+        let looked = Cmd::new("sh")
+            .args(["-c", look])
+            .arg(&meta)
+            .cwd(world.workdir())
+            .run()
+            .unwrap();
+        looked.stdout_text()
+    };
+    let known = stamp.trim_end().split(' ').nth(1).unwrap();
+    assert_eq!(seen(), known);
+    world.guest("echo 9 > top");
+    assert_ne!(seen(), known);
+}
+
+#[test]
 fn what_the_guest_did_is_undone_where_it_is_ours_and_kept_where_it_is_not() {
     let world = World::new();
     world.local("mkdir -p a/b; echo 1 > a/b/f; echo 2 > g; echo 3 > h; git add -A; git commit -qm x");
