@@ -160,7 +160,10 @@ impl Lab {
             }
         }
         let said = fs::metadata(&record.console).map_or(0, |meta| meta.len());
-        monitor::ask(&connection::monitor_path(&record.control_path), "system_reset")?;
+        // `cont` for a machine that somebody stopped over the monitor; a running one ignores it.
+        for command in ["system_reset", "cont"] {
+            monitor::ask(&connection::monitor_path(&record.control_path), command)?;
+        }
         boot::wait_ready_again(record.identity(), &record.console, said, limit)?;
         connection::close_master(&record.ssh_argv, &record.control_path);
         enter(record, limit)
