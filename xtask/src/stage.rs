@@ -17,5 +17,5 @@ pub(crate) fn stage<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T
         Ok(_) => eprintln!("{seconds:.1} s"),
         Err(_) => eprintln!("failed after {seconds:.1} s"),
     }
-    result.with_context(|| format!("cannot {what}"))
+    result.with_context(|| format!("failed: {what}"))
 }
