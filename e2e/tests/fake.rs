@@ -158,6 +158,27 @@ fn a_vmm_that_dies_at_any_step_is_cleaned_up_after_without_any_command() {
 }
 
 #[test]
+fn a_machine_that_never_answers_is_given_up_in_time_and_taken_back() {
+    let host = Host::pretend();
+    lease(&host, "first", "");
+    drop(host.crabbox("stop first").exits(0));
+    let before = host.residue();
+    drop(
+        host.sh("echo '{\"sshd\": false}' > /srv/fake/fake-vmm.json")
+            .exits(0),
+    );
+    for mode in ["cni", "nat"] {
+        let given_up = host
+            .sh(&format!(
+                "timeout 60 crabbox warmup {PRETEND} --firecracker-network {mode} --firecracker-launch-timeout 4s"
+            ))
+            .exits(5);
+        assert!(given_up.stderr.contains("not ready after"), "{given_up:?}");
+        assert_nothing_left(&before, &comes_back_to(&host, &before));
+    }
+}
+
+#[test]
 fn when_both_die_at_any_step_one_cleanup_is_enough() {
     let host = Host::pretend();
     lease(&host, "first", "");
