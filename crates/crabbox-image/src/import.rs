@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use crabbox_host::clock;
 use crabbox_host::clone::{self, CloneError};
-use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::command::CommandError;
 use crabbox_host::digest;
 use crabbox_host::files::{self, FileError};
 
+use crate::debugfs;
 use crate::initrd::{self, InitrdError, InitrdRecipe};
 use crate::inspect::{self, InspectError};
 use crate::kernel::{self, KernelError};
@@ -183,8 +184,8 @@ pub fn import_ready(
 fn check_contract(rootfs: &Path) -> Result<(), ImportError> {
     let places = NEEDED.iter().flat_map(|(_, places)| *places).copied();
     let script: String = places.flat_map(|place| ["stat ", place, "\n"]).collect();
-    let said = debugfs(rootfs, script)?;
-    let present = present(&said);
+    let said = look(rootfs, script)?;
+    let present = debugfs::present(&said);
     let missing: Vec<_> = NEEDED
         .iter()
         .filter(|(_, places)| !places.iter().any(|place| present.contains(place)))
@@ -198,7 +199,7 @@ fn check_contract(rootfs: &Path) -> Result<(), ImportError> {
         .map_err(|source| FileError::io("make a directory in", &std::env::temp_dir(), source))?;
     let copy = dir.path().join("program");
     for program in TELLING {
-        debugfs(rootfs, format!("dump {program} {}\n", copy.display()))?;
+        look(rootfs, format!("dump {program} {}\n", copy.display()))?;
         let Ok(head) = std::fs::read(&copy) else { continue };
         if let Some(found) = other_processor(&head) {
             let path = rootfs.to_owned();
@@ -223,7 +224,7 @@ fn initrd_for(recipe: &ImportRecipe, release: &str, scratch: &Path) -> Result<Op
     let place = modules.join(release);
     let rootfs = &recipe.rootfs;
     // Where /lib is a link, debugfs follows it.
-    debugfs(
+    look(
         rootfs,
         format!("rdump /lib/modules/{release} {}\n", modules.display()),
     )?;
@@ -255,33 +256,12 @@ fn initrd_for(recipe: &ImportRecipe, release: &str, scratch: &Path) -> Result<Op
     })
 }
 
-/// Runs debugfs commands on the file system in `image`, read-only. `-c` leaves the bitmaps unread: most of the work.
-fn debugfs(image: &Path, script: String) -> Result<String, ImportError> {
-    let done = Cmd::new("debugfs")
-        .args(["-c", "-f", "-"])
-        .arg(image)
-        .stdin(script)
-        .limit(DEBUGFS_LIMIT)
-        .run()
-        .map_err(|source| ImportError::Look {
-            path: image.to_owned(),
-            source,
-        })?;
-    Ok(done.stdout_text())
-}
-
-/// The paths behind whose `debugfs: stat <path>` an inode follows.
-fn present(said: &str) -> Vec<&str> {
-    let mut found = Vec::new();
-    let mut asked = None;
-    for line in said.lines() {
-        if let Some(path) = line.strip_prefix("debugfs: stat ") {
-            asked = Some(path.trim());
-        } else if line.starts_with("Inode:") {
-            found.extend(asked.take());
-        }
-    }
-    found
+/// Runs debugfs commands on the file system in `image`.
+fn look(image: &Path, script: String) -> Result<String, ImportError> {
+    debugfs::run(Path::new("debugfs"), image, script, DEBUGFS_LIMIT).map_err(|source| ImportError::Look {
+        path: image.to_owned(),
+        source,
+    })
 }
 
 /// The processor of an ELF file's head when it is not x86_64's (`e_machine`, two bytes at 18).

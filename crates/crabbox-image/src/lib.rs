@@ -3,6 +3,7 @@
 pub mod build;
 pub mod bundle;
 pub mod cpio;
+pub mod debugfs;
 pub mod disk;
 pub mod fetch;
 pub mod guest;

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
-use crabbox_host::command::Cmd;
 use crabbox_host::{files, process};
+use crabbox_image::debugfs;
 use crabbox_image::manifest::Init;
 use crabbox_image::store::{Image as Stored, StoreError};
 use crabbox_image::{guest_binary, inspect, kernel, manifest};
@@ -139,17 +139,9 @@ fn contract(image: &Path, tools: &Tools) -> Seen<Contract> {
         .copied()
         .chain([HOST_KEY]);
     let script: String = places.flat_map(|place| ["stat ", place, "\n"]).collect();
-    // `-c` leaves the bitmaps unread, which in a large image are most of the work.
-    let said = Cmd::new(&debugfs.path)
-        .args(["-c", "-f", "-"])
-        .arg(image)
-        .stdin(script)
-        .limit(DEBUGFS_LIMIT)
-        .own_group()
-        .run()
-        .map_err(|error| Trouble::chain(&error))?;
-    let said = said.stdout_text();
-    let present = present(&said);
+    let said =
+        debugfs::run(&debugfs.path, image, script, DEBUGFS_LIMIT).map_err(|error| Trouble::chain(&error))?;
+    let present = debugfs::present(&said);
     let is_present = |place: &&str| present.contains(place);
     let missing = PROGRAMS
         .iter()
@@ -158,20 +150,6 @@ fn contract(image: &Path, tools: &Tools) -> Seen<Contract> {
         missing: missing.map(|(name, _)| *name).collect(),
         host_key: is_present(&HOST_KEY),
     })
-}
-
-/// The paths behind whose `debugfs: stat <path>` an inode follows.
-fn present(said: &str) -> Vec<&str> {
-    let mut found = Vec::new();
-    let mut asked = None;
-    for line in said.lines() {
-        if let Some(path) = line.strip_prefix("debugfs: stat ") {
-            asked = Some(path.trim());
-        } else if line.starts_with("Inode:") {
-            found.extend(asked.take());
-        }
-    }
-    found
 }
 
 /// The verdict of an earlier probe with the same parts. Only for an image of ours, whose kernel's digest is on record: hashing
