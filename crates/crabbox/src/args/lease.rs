@@ -45,6 +45,9 @@ pub(crate) struct WarmupArgs {
     /// Print timings as one line of JSON on standard error
     #[arg(long)]
     pub(crate) timing_json: bool,
+    /// Tell everything on standard error as JSON lines
+    #[arg(long)]
+    pub(crate) json_events: bool,
     /// Flags that set configuration keys.
     #[command(flatten)]
     pub(crate) keys: KeyFlags<WarmupSet>,

@@ -125,6 +125,9 @@ pub(crate) struct RunResultArgs {
     /// Print timings as one line of JSON on standard error
     #[arg(long)]
     pub(crate) timing_json: bool,
+    /// Tell everything on standard error as JSON lines
+    #[arg(long)]
+    pub(crate) json_events: bool,
     /// Append timings to a file, or to the default one
     #[arg(long, value_name = "default|off|PATH")]
     pub(crate) timing_record: Option<String>,

@@ -2,12 +2,15 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crabbox_core::config::{Provider as Which, ProviderError, Settings};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_engine::adopt;
 use crabbox_engine::context::{Engine, OpenError};
+use crabbox_engine::event::Event as Made;
 use crabbox_engine::firecracker::AcquiredLease;
+use crabbox_engine::lease::Lease;
 use crabbox_engine::prepare::NewLease;
 use crabbox_engine::provider::{self, LeaseError, Notice, Provider};
 use crabbox_host::command::Cmd;
@@ -16,7 +19,7 @@ use crabbox_host::signals::{Interrupts, SignalError};
 use crate::commands::setup;
 use crate::context::Ctx;
 use crate::env::EnvError;
-use crate::ui::CommandError;
+use crate::ui::{CommandError, Event};
 
 /// What a command wants of a new lease beyond its configuration.
 #[derive(Debug, Clone)]
@@ -96,6 +99,7 @@ pub(super) fn acquire(
     wanted: &Wanted,
     interrupts: &Interrupts,
 ) -> Result<(Box<dyn Provider>, AcquiredLease), CommandError> {
+    let stage = ctx.printer.stage("lease");
     let which = match settings.provider() {
         // A user who has chosen nothing yet and wants the host set up gets what setup chooses.
         Err(ProviderError::NotSelected) if wanted.set_up => {
@@ -129,6 +133,8 @@ pub(super) fn acquire(
         acquired = acquire();
     }
     let acquired = acquired.inspect_err(|error| show_console(ctx, error))?;
+    stage.end(true);
+    leased(ctx, &acquired.lease, true);
     if which == Which::Firecracker {
         let lease = &acquired.lease;
         ctx.printer.note(format_args!(
@@ -139,9 +145,28 @@ pub(super) fn acquire(
     Ok((provider, acquired))
 }
 
+/// Tells a program which lease a command is about.
+pub(super) fn leased(ctx: &Ctx<'_>, lease: &Lease, new: bool) {
+    ctx.printer.event(&Event::Leased {
+        lease: &lease.id,
+        slug: &lease.slug,
+        provider: lease.provider,
+        address: &lease.address,
+        new,
+    });
+}
+
 /// What a provider tells on the way.
 fn show(ctx: &Ctx<'_>, notice: &Notice<'_>) {
     match notice {
+        Notice::Machine(Made::Stage(stage)) => {
+            let name = format!("lease/{}", stage.name);
+            ctx.printer.event(&Event::StageEnded {
+                stage: &name,
+                seconds: Duration::from_micros(stage.micros).as_secs_f64(),
+                ok: true,
+            });
+        }
         Notice::Machine(_) => {}
         Notice::Using {
             lease,

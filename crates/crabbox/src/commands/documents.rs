@@ -14,7 +14,7 @@ use super::run::BundledRun;
 use super::views::{ListItem, StatusView};
 use super::{claims, cleanup, doctor, heartbeat, job, providers, setup, stages, sync_plan};
 use crate::timing::TimingJson;
-use crate::ui::Document;
+use crate::ui::{Document, Event};
 
 macro_rules! documents {
     ($($name:literal, $command:literal => $type:ty;)+) => {
@@ -48,6 +48,7 @@ documents! {
     "progress", "image and setup with --json, a line an event on standard error" => stages::Line<'_>;
     "providers", "providers --json" => Vec<providers::Entry>;
     "providers-describe", "providers describe --json" => providers::Description;
+    "run-events", "run --json-events and warmup --json-events, a line an event on standard error" => Event<'_>;
     "setup", "setup firecracker --json" => setup::SetupView<'_>;
     "status", "status --json and inspect --json" => StatusView;
     "sync-plan", "sync-plan --json" => sync_plan::PlanView<'_>;

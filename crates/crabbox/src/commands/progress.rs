@@ -1,14 +1,29 @@
-//! Progress of a sync for a person: one bar on a terminal, nothing elsewhere; warnings always.
+//! Progress of a sync: for a person one bar on a terminal, nothing elsewhere; for a program events; warnings always.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crabbox_engine::run::{Progress, Stage, SyncEvents};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::ui::Printer;
+use crate::ui::{self, Event, Printer};
 
-/// Draws a sync.
+/// How often a program is told how many bytes are done.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// Shows a sync.
 pub(super) struct SyncProgress<'a> {
     printer: &'a Printer,
     bar: ProgressBar,
+    now: Mutex<Option<Now<'a>>>,
+}
+
+/// The stage that is on its way, with what there is to send in it.
+struct Now<'a> {
+    stage: ui::Stage<'a>,
+    send: Option<(u64, u64)>,
+    bytes: u64,
+    told: Instant,
 }
 
 impl<'a> SyncProgress<'a> {
@@ -23,31 +38,82 @@ impl<'a> SyncProgress<'a> {
         if let Ok(style) = ProgressStyle::with_template("{msg} {bar:24} {bytes}/{total_bytes} {eta}") {
             bar.set_style(style);
         }
-        Self { printer, bar }
+        Self {
+            printer,
+            bar,
+            now: Mutex::default(),
+        }
     }
 
-    /// Takes the bar away.
-    pub(super) fn finish(&self) {
+    /// Takes the bar away; with `ok` the last stage ended well.
+    pub(super) fn finish(&self, ok: bool) {
         self.bar.finish_and_clear();
+        self.end(ok);
+    }
+
+    fn end(&self, ok: bool) {
+        if let Some(now) = self.now().take() {
+            self.tell(&now);
+            now.stage.end(ok);
+        }
+    }
+
+    fn now(&self) -> MutexGuard<'_, Option<Now<'a>>> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, now: &Now<'_>) {
+        if let Some((files, total)) = now.send {
+            self.printer.event(&Event::Progress {
+                stage: now.stage.name(),
+                bytes: now.bytes,
+                total,
+                files,
+            });
+        }
     }
 }
 
 impl SyncEvents for SyncProgress<'_> {
     fn stage(&self, stage: Stage) {
-        match stage {
-            Stage::Compare => self.bar.set_message("comparing"),
+        self.end(true);
+        let (name, send) = match stage {
+            Stage::Compare => {
+                self.bar.set_message("comparing");
+                ("sync/compare", None)
+            }
             Stage::Send { files, bytes } => {
                 self.bar.set_length(bytes);
                 self.bar.set_message(format!("sending {files} files"));
+                ("sync/send", Some((files, bytes)))
             }
-            Stage::Seed => self.bar.set_message("seeding git"),
-            Stage::Finish => self.bar.set_message("finishing"),
-        }
+            Stage::Seed => {
+                self.bar.set_message("seeding git");
+                ("sync/seed", None)
+            }
+            Stage::Finish => {
+                self.bar.set_message("finishing");
+                ("sync/finish", None)
+            }
+        };
         self.bar.tick();
+        *self.now() = Some(Now {
+            stage: self.printer.stage(name),
+            send,
+            bytes: 0,
+            told: Instant::now(),
+        });
     }
 
     fn progress(&self, progress: Progress) {
         self.bar.set_position(progress.bytes);
+        let mut now = self.now();
+        let Some(now) = now.as_mut() else { return };
+        now.bytes = progress.bytes;
+        if now.told.elapsed() >= TELL_EVERY {
+            now.told = Instant::now();
+            self.tell(now);
+        }
     }
 
     fn warning(&self, line: &str) {

@@ -53,6 +53,9 @@ struct Run<'a> {
 }
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &RunArgs) -> Result<Exit, CommandError> {
+    if args.results.json_events {
+        ctx.printer.tell_events();
+    }
     // The words are judged before anything else happens.
     let request = Request::new(args)?;
     run_request(ctx, args, request, &acquire::interrupts()?)
@@ -122,6 +125,7 @@ fn lease(
         let provider = route::of_lease(engine, settings, name, "run")?;
         let lease = provider.resolve(name, Purpose::Use)?;
         provider.claim(&lease, &repo.root, args.reclaim)?;
+        acquire::leased(ctx, &lease, false);
         return Ok((provider, lease, false));
     }
     let wanted = Wanted {
@@ -195,7 +199,9 @@ impl Run<'_> {
                 go::seconds(i64::try_from(Duration::as_secs(&elapsed)).unwrap_or(i64::MAX))
             ));
         };
+        let stage = printer.stage("workspace");
         let owner = owner::own(target, &lease.id, self.interrupts.as_fd(), &waiting)?;
+        stage.end(true);
         printer.note(format_args!(
             "workspace owner acquired wait={} recovered={}",
             go::milliseconds(owner.wait),
@@ -211,6 +217,7 @@ impl Run<'_> {
         summary: &mut Summary,
     ) -> Result<(), CommandError> {
         let started = Instant::now();
+        let stage = self.ctx.printer.stage("sync");
         let settings = &self.settings.sync;
         let choice = SyncChoice {
             full_resync: self.args.sync.full_resync,
@@ -230,8 +237,9 @@ impl Run<'_> {
         }
         let progress = SyncProgress::new(self.ctx.printer);
         let done = run::sync(begun, &load, &progress);
-        progress.finish();
+        progress.finish(done.is_ok());
         let done = done?;
+        stage.end(true);
         let took = started.elapsed();
         summary.outcome.sync = took;
         summary.outcome.sync_skipped = done.skipped;

@@ -16,6 +16,9 @@ use crate::timing::{Outcome, TimingJson};
 use crate::ui::{CommandError, Exit};
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &WarmupArgs) -> Result<Exit, CommandError> {
+    if args.json_events {
+        ctx.printer.tell_events();
+    }
     lease(ctx, args, &acquire::interrupts()?)?;
     Ok(Exit::SUCCESS)
 }

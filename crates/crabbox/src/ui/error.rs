@@ -4,7 +4,7 @@ use std::error::Error;
 
 use crabbox_core::fault::{Fault, Kind};
 
-use super::Printer;
+use super::{Event, Printer};
 
 /// The exit code of a command that did its work; `run` and `connect` hand the remote command's own through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +56,14 @@ impl CommandError {
     /// Prints the message, each cause once, and the hints.
     pub(super) fn render(&self, printer: &Printer) {
         let Some(error) = &self.error else { return };
+        if printer.tells_events() {
+            let lines = told(error.as_ref());
+            return printer.event(&Event::Error {
+                text: &lines[0],
+                causes: &lines[1..],
+                hints: &self.hints,
+            });
+        }
         for line in lines(error.as_ref()) {
             printer.note(line);
         }
@@ -78,17 +86,26 @@ impl<E: Fault + 'static> From<E> for CommandError {
     }
 }
 
-/// The message of an error, then its causes, leaving out those that say nothing new.
+/// The message of an error, then its causes as they stand below it.
 fn lines(error: &(dyn Error + 'static)) -> Vec<String> {
+    let mut lines = told(error);
+    for cause in &mut lines[1..] {
+        cause.insert_str(0, "  caused by: ");
+    }
+    lines
+}
+
+/// The message of an error, then its causes, leaving out those that say nothing new.
+fn told(error: &(dyn Error + 'static)) -> Vec<String> {
     let mut told = error.to_string();
     let mut lines = vec![told.clone()];
     let mut cause = error.source();
     while let Some(error) = cause {
         let text = error.to_string();
         if !text.is_empty() && !told.contains(&text) {
-            lines.push(format!("  caused by: {text}"));
             told.push('\n');
             told.push_str(&text);
+            lines.push(text);
         }
         cause = error.source();
     }

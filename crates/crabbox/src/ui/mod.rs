@@ -4,10 +4,12 @@
 //! the output went away.
 
 mod error;
+mod events;
 mod json;
 mod printer;
 
 pub(crate) use error::{CommandError, Exit};
+pub(crate) use events::{Event, Stage};
 pub(crate) use json::Document;
 pub(crate) use printer::Printer;
 
@@ -20,11 +22,13 @@ pub(crate) fn finish(outcome: Result<Exit, CommandError>, printer: &Printer) -> 
             error.kind().exit_code()
         }
     };
-    match printer.failure() {
+    let code = match printer.failure() {
         Some(error) if code == 0 => {
             printer.note(format_args!("cannot write to standard output: {error}"));
             1
         }
         _ => code,
-    }
+    };
+    printer.end_events(code);
+    code
 }

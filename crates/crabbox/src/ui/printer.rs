@@ -5,11 +5,12 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use anstream::ColorChoice;
-use anstream::adapter::strip_bytes;
+use anstream::adapter::{strip_bytes, strip_str};
 
+use super::events::{Event, Pieces, Stage};
 use super::json::{self, Document, JsonError};
 use crate::env::Env;
 
@@ -19,6 +20,8 @@ pub(crate) struct Printer {
     err: Mutex<Stream>,
     progress: bool,
     terminal: bool,
+    /// There when standard error is for a program; holds what the remote command wrote of a character that is not whole yet.
+    events: OnceLock<Mutex<Pieces>>,
 }
 
 struct Stream {
@@ -76,6 +79,7 @@ impl Printer {
             err: stream(err, err_choice),
             progress,
             terminal: false,
+            events: OnceLock::new(),
         }
     }
 
@@ -91,7 +95,49 @@ impl Printer {
 
     /// Whether somebody watches standard error, so that progress may be drawn there.
     pub(crate) fn shows_progress(&self) -> bool {
-        self.progress
+        self.progress && !self.tells_events()
+    }
+
+    /// From here on standard error is JSON lines, and nothing else.
+    pub(crate) fn tell_events(&self) {
+        self.events.get_or_init(Mutex::default);
+    }
+
+    /// Whether standard error is JSON lines.
+    pub(crate) fn tells_events(&self) -> bool {
+        self.events.get().is_some()
+    }
+
+    /// Something that happened, for a program; a person is told in other words.
+    pub(crate) fn event(&self, event: &Event<'_>) {
+        if !self.tells_events() {
+            return;
+        }
+        // An event has no keys that are no texts: it always has a JSON form.
+        if let Ok(line) = json::line(event, false) {
+            put(&self.err, format!("{line}\n").as_bytes());
+        }
+    }
+
+    /// A stage begins.
+    pub(crate) fn stage(&self, name: &'static str) -> Stage<'_> {
+        Stage::begin(self, name)
+    }
+
+    /// The last event.
+    pub(super) fn end_events(&self, exit_code: u8) {
+        self.stderr_event(Pieces::rest);
+        self.event(&Event::Ended { exit_code });
+    }
+
+    fn stderr_event(&self, text: impl FnOnce(&mut Pieces) -> String) {
+        let Some(Ok(mut pieces)) = self.events.get().map(Mutex::lock) else {
+            return;
+        };
+        let text = text(&mut pieces);
+        if !text.is_empty() {
+            self.event(&Event::Stderr { text: &text });
+        }
     }
 
     /// One line of result, on standard output.
@@ -106,16 +152,27 @@ impl Printer {
 
     /// One line told on the way, on standard error.
     pub(crate) fn note(&self, text: impl Display) {
+        if self.tells_events() {
+            let text = plain(&text);
+            return self.event(&Event::Note { text: &text });
+        }
         put_text(&self.err, &text);
     }
 
     /// Bytes told on the way as they are, on standard error: the remote command's own.
     pub(crate) fn note_bytes(&self, bytes: &[u8]) {
+        if self.tells_events() {
+            return self.stderr_event(|pieces| pieces.add(bytes));
+        }
         put(&self.err, bytes);
     }
 
     /// A line that begins with `warning:`, on standard error.
     pub(crate) fn warn(&self, text: impl Display) {
+        if self.tells_events() {
+            let text = plain(&text);
+            return self.event(&Event::Warning { text: &text });
+        }
         let style = anstyle::AnsiColor::Yellow
             .on_default()
             .effects(anstyle::Effects::BOLD);
@@ -130,7 +187,7 @@ impl Printer {
 
     /// A document as one line of JSON without HTML escapes, on standard error: `--timing-json`, progress.
     pub(crate) fn note_json(&self, value: &impl Document) -> Result<(), JsonError> {
-        self.note(json::line(value, false)?);
+        put(&self.err, format!("{}\n", json::line(value, false)?).as_bytes());
         Ok(())
     }
 
@@ -154,6 +211,11 @@ fn put_text(stream: &Mutex<Stream>, text: &impl Display) {
     } else {
         put(stream, &strip_bytes(line.as_bytes()).into_vec());
     }
+}
+
+/// Our own text without its colours.
+fn plain(text: &impl Display) -> String {
+    strip_str(&text.to_string()).to_string()
 }
 
 /// Writes unless an earlier write failed. Flushed at once: standard output may be a pipe that somebody waits on.

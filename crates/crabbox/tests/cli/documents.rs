@@ -24,6 +24,9 @@ const GROUPS: [&str; 6] = ["claims", "config", "image", "machine", "pool", "setu
 /// Checks that the answer to a command with `--json` is one document on one line, and is what its schema says.
 pub(crate) fn check(words: &[&str], answer: &Answer) {
     let ours = words.split(|word| *word == "--").next().unwrap();
+    if ours.contains(&"--json-events") && answer.err.starts_with('{') {
+        return events(words, answer);
+    }
     if ours.contains(&"--timing-json") && answer.err.contains('{') {
         let line = answer.err.lines().last().unwrap();
         hold("timing", words, line);
@@ -35,6 +38,21 @@ pub(crate) fn check(words: &[&str], answer: &Answer) {
     let (line, rest) = answer.out.split_once('\n').expect("a whole line");
     assert_eq!(rest, "", "{words:?}: more than one line on standard output");
     hold(&schema_of(ours, line), words, line);
+}
+
+/// Every line is an event, but for the timings where they were asked for too; the last one tells the exit code.
+fn events(words: &[&str], answer: &Answer) {
+    for line in answer.err.lines() {
+        let is_timing = words.contains(&"--timing-json") && line.starts_with("{\"provider\"");
+        hold(if is_timing { "timing" } else { "run-events" }, words, line);
+    }
+    let last = answer.err.lines().last().unwrap();
+    let last: Value = serde_json::from_str(last).unwrap();
+    assert_eq!(
+        last,
+        json!({"event": "ended", "exit_code": answer.code}),
+        "{words:?}"
+    );
 }
 
 fn hold(name: &str, words: &[&str], line: &str) {

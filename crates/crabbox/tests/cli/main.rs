@@ -9,6 +9,7 @@ mod config;
 mod deaths;
 mod doctor;
 mod documents;
+mod events;
 mod files;
 mod leases;
 mod place;

@@ -102,6 +102,7 @@ impl Run<'_> {
         let results = &self.args.results;
         let mut stdout = Tee::new(capture(results.capture_stdout.as_deref(), &out)?, &phases);
         let mut stderr = Tee::new(capture(results.capture_stderr.as_deref(), &err)?, &phases);
+        let stage = printer.stage("command");
         let started = Instant::now();
         let status = run::command(
             target,
@@ -116,6 +117,7 @@ impl Run<'_> {
             },
         )?;
         let end = Instant::now();
+        stage.end(matches!(status, RemoteStatus::Exited(0)));
         summary.outcome.command = end - started;
         summary.outcome.phases = phases.ended(end);
         (ended.stdout, ended.stderr) = (stdout.tail(), stderr.tail());
@@ -131,7 +133,10 @@ impl Run<'_> {
         let reached = matches!(status, RemoteStatus::Exited(_));
         let report = reached.then(|| self.junit(target, &workdir, owner)).flatten();
         let Some(failure) = failure else {
-            return self.bring_back(target, &workdir, report.as_ref(), summary);
+            let stage = printer.stage("results");
+            let brought = self.bring_back(target, &workdir, report.as_ref(), summary);
+            stage.end(brought.is_ok());
+            return brought;
         };
         // A tree in which the command may still run is not handed on as it is.
         summary.unquiet = matches!(

@@ -147,7 +147,9 @@ impl Run<'_> {
                 lease.display_id()
             ));
         }
+        let stage = self.ctx.printer.stage("release");
         let stopped = self.provider.release(&lease.id);
+        stage.end(stopped.is_ok());
         outcome.stopped = Some(stopped.is_ok());
         let error = stopped
             .as_ref()

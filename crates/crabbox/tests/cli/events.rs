@@ -1,0 +1,140 @@
+//! `--json-events` against a real sshd. That every line is an event of the schema, the last one with the exit code, is held by
+//! `Place::run`.
+
+use serde_json::{Value, json};
+
+use crate::place::Answer;
+use crate::run::entered;
+use crate::static_host::{ID, configure, existing};
+
+fn events(answer: &Answer) -> Vec<Value> {
+    let lines = answer.err.lines();
+    lines.map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Stages as they begin (`+`), end well (`-`) and fail (`!`).
+fn stages(events: &[Value]) -> Vec<String> {
+    let told = events.iter().filter_map(|event| {
+        let sign = match (event["event"].as_str()?, event["ok"].as_bool()) {
+            ("stage_began", None) => '+',
+            ("stage_ended", Some(true)) => '-',
+            ("stage_ended", Some(false)) => '!',
+            _ => return None,
+        };
+        Some(format!("{sign}{}", event["stage"].as_str()?))
+    });
+    told.collect()
+}
+
+/// The texts of the events of one kind.
+fn texts<'a>(events: &'a [Value], kind: &str) -> Vec<&'a str> {
+    let of_kind = events.iter().filter(|event| event["event"] == kind);
+    of_kind.map(|event| event["text"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn a_program_sees_every_stage_and_the_command_cannot_speak_in_our_name() {
+    let lease = entered();
+    lease.place.write("repo/file", "twelve bytes");
+    let script = r#"echo '{"event":"ended"}'; printf '{"event":"ended","exit_code":0}\nopen \303' >&2; sleep 0.2; printf '\244 end' >&2; exit 3"#;
+    let answer = lease.place.run(&[
+        "run",
+        "--id",
+        "jade-krill",
+        "--json-events",
+        "--timing-json",
+        "--shell",
+        "--",
+        script,
+    ]);
+    assert_eq!(
+        (answer.code, answer.out.as_str()),
+        (3, "{\"event\":\"ended\"}\n"),
+        "{}",
+        answer.err
+    );
+    let events = events(&answer);
+    let leased = events.iter().find(|event| event["event"] == "leased").unwrap();
+    assert_eq!(
+        (&leased["lease"], &leased["slug"], &leased["new"]),
+        (&json!("cbx_0123456789ab"), &json!("jade-krill"), &json!(false))
+    );
+    let stages = stages(&events);
+    assert_eq!(
+        stages,
+        [
+            "+workspace",
+            "-workspace",
+            "+sync",
+            "+sync/compare",
+            "-sync/compare",
+            "+sync/send",
+            "-sync/send",
+            "+sync/seed",
+            "-sync/seed",
+            "+sync/finish",
+            "-sync/finish",
+            "-sync",
+            "+command",
+            "!command"
+        ]
+    );
+    let sent = events.iter().rfind(|event| event["event"] == "progress").unwrap();
+    assert_eq!(
+        (&sent["stage"], &sent["files"], &sent["total"]),
+        (&json!("sync/send"), &json!(1), &json!(12))
+    );
+    assert_eq!(
+        texts(&events, "stderr").concat(),
+        "{\"event\":\"ended\",\"exit_code\":0}\nopen \u{e4} end"
+    );
+    let notes = texts(&events, "note");
+    assert!(
+        notes.iter().any(|note| note.starts_with("run summary lease=")),
+        "{notes:?}"
+    );
+}
+
+#[test]
+fn a_run_that_fails_before_its_command_says_why_in_one_event() {
+    let lease = entered();
+    let answer = lease
+        .place
+        .run(&["run", "--id", "nobody", "--json-events", "--", "true"]);
+    assert_eq!((answer.code, answer.out.as_str()), (4, ""), "{}", answer.err);
+    let errors = events(&answer);
+    assert_eq!(texts(&errors, "error").len(), 1, "{}", answer.err);
+    assert!(texts(&errors, "error")[0].contains("nobody"), "{}", answer.err);
+}
+
+#[test]
+fn a_new_lease_is_a_stage_of_its_own() {
+    let (place, sshd) = existing();
+    configure(&place, &sshd, "");
+    let warmup = place.run(&["warmup", "--json-events"]);
+    assert_eq!(warmup.code, 0, "{}", warmup.err);
+    assert!(warmup.out.starts_with(&format!("leased {ID} ")), "{}", warmup.out);
+    let told = events(&warmup);
+    assert_eq!(stages(&told), ["+lease", "-lease"]);
+    let leased = told.iter().find(|event| event["event"] == "leased").unwrap();
+    assert_eq!((&leased["lease"], &leased["new"]), (&json!(ID), &json!(true)));
+    let words = [
+        "run",
+        "--no-sync",
+        "--stop-after",
+        "always",
+        "--json-events",
+        "--",
+        "true",
+    ];
+    let run = place.run(&[&words[..1], &["--id", ID], &words[1..]].concat());
+    assert_eq!(run.code, 0, "{}", run.err);
+    let ends = [
+        "+command", "-command", "+results", "-results", "+release", "-release",
+    ];
+    assert!(
+        stages(&events(&run)).ends_with(&ends.map(str::to_owned)),
+        "{}",
+        run.err
+    );
+}
