@@ -1,5 +1,7 @@
 //! File systems made by mke2fs from small trees, and kernels that are or are not.
 
+use crabbox_host::command::Cmd;
+
 use super::*;
 
 /// An ELF head for the processor `machine`, as long as a kernel's check looks.

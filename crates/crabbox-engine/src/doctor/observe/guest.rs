@@ -211,6 +211,7 @@ mod tests {
     use std::ffi::OsStr;
 
     use super::*;
+    use crabbox_host::command::Cmd;
 
     #[test]
     fn the_contract_is_read_from_an_image_that_nobody_mounted() {
