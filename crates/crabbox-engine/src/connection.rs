@@ -10,6 +10,8 @@ use crabbox_ssh::master::{self, ExitError};
 use crabbox_ssh::target::{Target, TargetError};
 use crabbox_store::places::Places;
 
+use crate::ports;
+
 /// Why a lease cannot be reached by SSH.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectionError {
@@ -65,7 +67,9 @@ pub fn close_all(places: &Places, id: &str) -> Result<(), ExitError> {
     Ok(())
 }
 
-/// Ends the shared connection at `control`; none there is fine.
+/// Ends the shared connection at `control`, and the forwards of its lease; none there is fine.
 pub fn close(control: &Path) -> Result<(), ExitError> {
-    master::exit(control).map(drop)
+    let forwards = ports::forget(control);
+    master::exit(control)?;
+    forwards
 }

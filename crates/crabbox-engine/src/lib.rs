@@ -25,6 +25,7 @@ pub mod logs;
 pub mod network;
 pub mod orphans;
 pub mod ownership;
+pub mod ports;
 pub mod prepare;
 pub mod probe;
 pub mod provider;

@@ -9,6 +9,7 @@ pub mod capture;
 pub mod command;
 pub mod control;
 pub mod exec;
+pub mod forward;
 pub mod interactive;
 pub mod keys;
 pub mod master;

@@ -143,6 +143,16 @@ pub enum ExitError {
 ///
 /// Callers at the same time are fine: one of them makes the connection, the others wait for it.
 pub fn open(target: &Target, control: &Path, limit: Duration) -> Result<(), ConnectError> {
+    open_for(target, control, CONTROL_PERSIST, limit)
+}
+
+/// The same, with how long the connection stays when nothing runs over it, as `ControlPersist` has it.
+pub(crate) fn open_for(
+    target: &Target,
+    control: &Path,
+    persist: &str,
+    limit: Duration,
+) -> Result<(), ConnectError> {
     if Client::connect(control).is_ok() {
         return Ok(());
     }
@@ -162,7 +172,7 @@ pub fn open(target: &Target, control: &Path, limit: Duration) -> Result<(), Conn
         .mode(0o600)
         .open(&messages)
         .map_err(|source| ConnectError::Messages { source })?;
-    let argv = master_argv(target, control, &messages);
+    let argv = master_argv(target, control, persist, &messages);
     let started = Cmd::new(&argv[0]).args(&argv[1..]).limit(limit).run();
     let text = std::fs::read(&messages).unwrap_or_default();
     // One that stays is removed by `exit`.
@@ -272,13 +282,13 @@ fn end_unheard(control: &Path) -> Result<(), ExitError> {
 }
 
 /// The first value of an option counts, so what makes a master comes before the words of the target.
-fn master_argv(target: &Target, control: &Path, messages: &Path) -> Vec<OsString> {
+fn master_argv(target: &Target, control: &Path, persist: &str, messages: &Path) -> Vec<OsString> {
     let mut argv: Vec<OsString> = vec!["ssh".into(), "-N".into(), "-f".into(), "-T".into()];
     argv.extend(["-E".into(), messages.into()]);
     for option in [
         "LogLevel=ERROR",
         "ControlMaster=yes",
-        &format!("ControlPersist={CONTROL_PERSIST}"),
+        &format!("ControlPersist={persist}"),
         &format!("ControlPath={}", config_path(control)),
         // Whatever the user's configuration wants for sessions of their own.
         "ClearAllForwardings=yes",

@@ -18,6 +18,8 @@ const HELLO: u32 = 0x0000_0001;
 const NEW_SESSION: u32 = 0x1000_0002;
 const ALIVE_CHECK: u32 = 0x1000_0004;
 const TERMINATE: u32 = 0x1000_0005;
+const OPEN_FORWARD: u32 = 0x1000_0006;
+const CLOSE_FORWARD: u32 = 0x1000_0007;
 const OK: u32 = 0x8000_0001;
 const PERMISSION_DENIED: u32 = 0x8000_0002;
 const FAILURE: u32 = 0x8000_0003;
@@ -31,6 +33,9 @@ const PACKET_LIMIT: usize = 256 * 1024;
 /// How long the master may take for a reply that needs no network. It is one process with one loop, so a busy one is
 /// slow; on an emulated machine by a factor of fifty.
 const LOCAL_REPLY: Duration = Duration::from_secs(10);
+
+/// A port of ours that leads to the other side (`PROTOCOL.mux` section 4).
+const LOCAL_FORWARD: u32 = 1;
 
 /// Escape character: none (`PROTOCOL.mux` section 2).
 const NO_ESCAPE: u32 = 0xffff_ffff;
@@ -130,6 +135,37 @@ impl Client {
             Ok((OK, _)) | Err(MuxError::Io { .. }) => Ok(()),
             Ok((kind, reply)) => Err(refusal(asked, kind, reply)),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Has the master listen on `local` of 127.0.0.1 and lead each connection to `remote` of the other side's 127.0.0.1.
+    pub(crate) fn forward(&mut self, local: u16, remote: u16) -> Result<(), MuxError> {
+        self.change_forward("forward a port", OPEN_FORWARD, local, remote)
+    }
+
+    /// Ends that; connections that are open stay.
+    pub(crate) fn end_forward(&mut self, local: u16, remote: u16) -> Result<(), MuxError> {
+        self.change_forward("end a forward", CLOSE_FORWARD, local, remote)
+    }
+
+    fn change_forward(
+        &mut self,
+        asked: &'static str,
+        kind: u32,
+        local: u16,
+        remote: u16,
+    ) -> Result<(), MuxError> {
+        let body = Body::default()
+            .number(0)
+            .number(LOCAL_FORWARD)
+            .text("127.0.0.1")
+            .number(local.into())
+            .text("127.0.0.1")
+            .number(remote.into());
+        self.send(asked, kind, &body)?;
+        match self.receive(asked)? {
+            (OK, _) => Ok(()),
+            (kind, reply) => Err(refusal(asked, kind, reply)),
         }
     }
 

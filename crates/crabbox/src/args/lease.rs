@@ -256,12 +256,20 @@ pub(crate) struct PauseArgs {
 
 /// `ports`.
 #[derive(Debug, Args)]
+#[command(
+    override_usage = "crabbox ports --id <lease-id-or-slug> add <name> [<local-port>:]<remote-port>\n       \
+                      crabbox ports --id <lease-id-or-slug> list [--json]\n       \
+                      crabbox ports --id <lease-id-or-slug> rm <name>"
+)]
 pub(crate) struct PortsArgs {
     /// Lease id or slug
     #[arg(long, value_name = "LEASE")]
     pub(crate) id: Option<String>,
-    /// What to do with which ports
-    #[arg(value_name = "PORT")]
+    /// Print the list as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// `add` with a name and ports, `list`, or `rm` with a name
+    #[arg(value_name = "WORD")]
     pub(crate) words: Vec<String>,
     /// Flags that set configuration keys.
     #[command(flatten)]

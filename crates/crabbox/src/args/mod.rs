@@ -96,8 +96,7 @@ pub(crate) enum Command {
     Cp(CpArgs),
     /// Reach a port of a lease on a port of this machine
     Tunnel(TunnelArgs),
-    /// Publish ports of a lease; no provider of this program can
-    #[command(hide = true)]
+    /// Name forwards of ports of a lease that stay until it ends
     Ports(PortsArgs),
     /// Pause a lease; no provider of this program can
     #[command(hide = true)]

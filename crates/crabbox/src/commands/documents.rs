@@ -12,7 +12,7 @@ use super::config::{ConfigView, Explanation};
 use super::image::{ExportView, GcView, InspectView, ListView, MadeView, RemovedView, VerifyView};
 use super::run::BundledRun;
 use super::views::{ListItem, StatusView};
-use super::{claims, cleanup, doctor, heartbeat, job, providers, setup, stages, sync_plan};
+use super::{claims, cleanup, doctor, heartbeat, job, ports, providers, setup, stages, sync_plan};
 use crate::timing::TimingJson;
 use crate::ui::{Document, Event};
 
@@ -45,6 +45,7 @@ documents! {
     "image-verify", "image verify --json" => VerifyView<'_>;
     "job-list", "job list --json" => Vec<job::JobView>;
     "list", "list --json" => Vec<ListItem>;
+    "ports", "ports --json list" => ports::PortsView;
     "progress", "image and setup with --json, a line an event on standard error" => stages::Line<'_>;
     "providers", "providers --json" => Vec<providers::Entry>;
     "providers-describe", "providers describe --json" => providers::Description;

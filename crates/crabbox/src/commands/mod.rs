@@ -17,6 +17,7 @@ mod inspect;
 mod job;
 mod list;
 mod logs;
+mod ports;
 mod prewarm;
 mod progress;
 mod providers;
@@ -103,7 +104,7 @@ fn dispatch(ctx: &Ctx<'_>, command: Command) -> Result<Exit, CommandError> {
         Command::Logs(args) => logs::run(ctx, &args),
         Command::Cp(args) => cp::run(ctx, &args),
         Command::Tunnel(args) => tunnel::run(ctx, &args),
-        Command::Ports(args) => unsupported::ports(ctx, &args),
+        Command::Ports(args) => ports::run(ctx, &args),
         Command::Pause(args) => unsupported::pause(ctx, &args, "pause"),
         Command::Resume(args) => unsupported::pause(ctx, &args, "resume"),
         Command::Watch(args) => watch::run(ctx, &args),

@@ -1,4 +1,4 @@
-//! `ports`, `pause`, `resume`: known commands that no provider of this program has, refused in the Go program's words.
+//! Publishing ports, `pause`, `resume`: known commands that no provider of this program has, refused in the Go program's words.
 
 use crabbox_core::fault::{Fault, Kind};
 
@@ -35,7 +35,7 @@ impl Fault for Unsupported {
         match self {
             Self::Ports { .. } => {
                 vec![
-                    "`crabbox tunnel --id <lease> <port>` brings a port of a lease to this machine"
+                    "`crabbox ports --id <lease> add <name> <port>` brings a port of a lease to this machine"
                         .to_owned(),
                 ]
             }
@@ -44,6 +44,7 @@ impl Fault for Unsupported {
     }
 }
 
+/// The Go program's form of `ports`.
 pub(super) fn ports(ctx: &Ctx<'_>, args: &PortsArgs) -> Result<Exit, CommandError> {
     let name = args.id.as_deref().or(args.words.first().map(String::as_str));
     let provider = route::provider(ctx, &args.keys.values, name)?.name();

@@ -13,6 +13,7 @@ mod events;
 mod files;
 mod leases;
 mod place;
+mod ports;
 mod pull;
 mod remote;
 mod run;
