@@ -156,6 +156,12 @@ fn a_forward_of_a_microvm_whose_connection_broke_is_told_and_opened_again() {
     ok(place, "jade-krill", &["rm", "web"]);
     assert_eq!(ask(at), None);
     assert!(!connected(place), "with the last forward its connection ends");
+    let at = local(&ok(place, "jade-krill", &["add", "web", &one.to_string()]));
+    assert_eq!(ask(at).as_deref(), Some("one"));
+    let stop = place.run(&["stop", "jade-krill"]);
+    assert_eq!(stop.code, 0, "{}", stop.err);
+    assert_eq!(ask(at), None);
+    assert!(!connected(place), "no connection and no list is left");
 }
 
 #[test]
