@@ -105,6 +105,10 @@ fn a_run_that_fails_before_its_command_says_why_in_one_event() {
     let errors = events(&answer);
     assert_eq!(texts(&errors, "error").len(), 1, "{}", answer.err);
     assert!(texts(&errors, "error")[0].contains("nobody"), "{}", answer.err);
+    let (unconfigured, _sshd) = existing();
+    let warmup = unconfigured.run(&["warmup", "--json-events"]);
+    assert_eq!((warmup.code, warmup.out.as_str()), (2, ""), "{}", warmup.err);
+    assert_eq!(stages(&events(&warmup)), ["+lease", "!lease"]);
 }
 
 #[test]
