@@ -206,7 +206,9 @@ impl ProcessId {
         };
         let fd = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(fd) => fd,
-            Err(Errno::SRCH) => return Ok(None),
+            // Also: it has just been reaped and somebody still looks at its number, or the number is a thread's by now (EINVAL, and
+            // ENOENT in newer kernels: `pidfd_prepare` in kernel/fork.c).
+            Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Ok(None),
             Err(errno) => {
                 return Err(ProcessError::Open {
                     pid: self.pid,
@@ -362,6 +364,21 @@ mod tests {
 
     fn id_of(child: &Child) -> ProcessId {
         identify(i32::try_from(child.id()).unwrap()).unwrap().unwrap()
+    }
+
+    #[test]
+    fn the_number_of_a_thread_is_no_process_to_open() {
+        // Any but the first of our own threads; the test runner always has one.
+        let thread = std::thread::spawn(|| {
+            let number = rustix::thread::gettid().as_raw_nonzero().get();
+            let id = ProcessId {
+                pid: number,
+                started: "0".into(),
+                boot_id: boot_id().unwrap(),
+            };
+            id.open().unwrap().is_none()
+        });
+        assert!(thread.join().unwrap());
     }
 
     #[test]

@@ -123,11 +123,13 @@ pub fn own(
 }
 
 impl Owner {
-    /// Shell lines for the front of a command's script: they note which process it is, for whoever comes next.
+    /// Shell lines for the front of a command's script: they note which process it is, for whoever comes next. Nothing is noted where
+    /// `/proc` is not there, or is another process namespace's: its numbers would name somebody else.
     pub fn mark(&self) -> String {
         let key = &self.key;
         format!(
-            "read -r cbx < /proc/$$/stat && set -- ${{cbx##*) }} && echo \"$$ ${{20}} $3\" > \"$HOME/.crabbox/workspace-owners/{key}.child\" || exit 74\nset --; unset cbx"
+            "{{ read -r cbx < /proc/self/stat; }} 2>/dev/null || cbx=\nif [ \"${{cbx%% *}}\" = $$ ]; then\n  set -- ${{cbx##*) }}\n  \
+             echo \"$$ ${{20}} $3\" > \"$HOME/.crabbox/workspace-owners/{key}.child\" || exit 74\nfi\nset --; unset cbx"
         )
     }
 
