@@ -6,7 +6,7 @@
 #
 # One conversation per sync, a JSON line each way: the request; "same", or "differs"; then the manifest, length first;
 # "stale" with what rsync is to send, or "done"; then, each when wanted, "seed" with a pack in frames and "finalize".
-import functools, json, os, stat, sys, time
+import functools, gc, json, os, stat, sys, time
 
 try:
     from _sha2 import sha256
@@ -22,6 +22,7 @@ name = request["name"].encode()
 workdir = lease + b"/" + name
 meta = lease + b"/.crabbox-sync/" + name
 sys.setrecursionlimit(20000)
+gc.disable()  # it would walk a hundred thousand rows again and again, and nothing here is a cycle
 
 
 class Refused(Exception):
@@ -384,7 +385,6 @@ def check():
 def prepare(data):
     enter()
     rows, gone = entries(data)
-    load_index.cache_clear()
     _, index, _ = load_index()
     ours = set(index)
     ours.update(row[5] for row in entries(read(meta + b"/pending"))[0])
@@ -401,17 +401,20 @@ def prepare(data):
         for path in sorted(ours - wanted) + gone:
             if path not in wanted:
                 prune(path)
-    write(meta + b"/pending", [data])
+    if not request["delete"] or lost:
+        write(meta + b"/pending", [data])
     remove_leftovers()
     dirs = Dirs()
-    stale = []
+    stale, kept = [], [None] * len(rows)
     for at, row in enumerate(rows):
         known = index.get(row[5])
         fresh = known and known[0] == row[0] and row[0] != b"0" and not request["distrust"]
-        if not (fresh and look(dirs, row[5]) == known[1]):
+        if fresh and look(dirs, row[5]) == known[1]:
+            kept[at] = known[1]
+        else:
             stale.append(at)
     make_way(rows[at][5] for at in stale)
-    return rows, gone, stale
+    return rows, gone, stale, kept
 
 
 def remove_leftovers():
@@ -421,23 +424,30 @@ def remove_leftovers():
     os.close(handle)
 
 
-def finalize(rows, gone):
-    """Writes down how every path looks now; those that are not what was to be sent are left out and so sent again."""
+def kept_in(dirs, path, was):
+    return was if dirs.own(path.rpartition(b"/")[0]) else None
+
+
+def finalize(rows, gone, kept):
+    """Writes down how every path looks now; those that are not what was to be sent are left out and so sent again. A path
+    that was left alone (`kept`, by its place) keeps its line: if it is not so any more, the next look finds that out."""
     extra = head_files() if request["seed"] else []
     # Without a stamp nobody trusts the lists while they are being written.
     if os.path.exists(meta + b"/stamp"):
         os.unlink(meta + b"/stamp")
     dirs = Dirs()
-    found = [look(dirs, row[5]) for row in rows]
-    newest = max((int(now.split(b" ")[4]) for now in found if now), default=0)
-    if newest > time.time_ns() - RACY_NS:
-        # A write right after this look must not be able to carry the change time that was just seen.
+    started = time.time_ns()
+    found = [kept_in(dirs, row[5], was) if was else look(dirs, row[5]) for row, was in zip(rows, kept)]
+    racy = [at for at, now in enumerate(found) if now and not kept[at] and int(now.split(b" ")[4]) > started - RACY_NS]
+    if racy:
+        # A write right after the look must not be able to carry the change time that was just seen.
         time.sleep(RACY_NS / 1e9)
-        dirs = Dirs()
-        found = [look(dirs, row[5]) for row in rows]
+        again = Dirs()
+        for at in racy:
+            found[at] = look(again, rows[at][5])
     index, unsettled = [], []
     for at, (row, now) in enumerate(zip(rows, found)):
-        if now and as_sent(row, now.split(b" ")):
+        if now and (kept[at] or as_sent(row, now.split(b" "))):
             index.append(b"%s %s %s\0" % (row[0], now, row[5]))
         else:
             unsettled.append(at)
@@ -455,25 +465,40 @@ def finalize(rows, gone):
     return unsettled
 
 
+def seconds(when):
+    """Nanoseconds as stat(1) prints them."""
+    if len(when) > 10 and when[:1] != b"-":
+        return when[:-9] + b"." + when[-9:]
+    return b"%d.%09d" % divmod(int(when), 10**9)
+
+
 def write_stamp(found, dirs, gone, extra):
     """The same knowledge in the form that a shell can check without python: two lists of paths, and the hash of what
     stat(1) says of them. The second list holds directories, which must be directories, and what must be absent."""
     found = found + [(path, seen(path)) for path in extra]
-    ways = sorted(path for path in dirs.known if path) + gone
-    hashed = sha256()
+    own = sorted(path for path in dirs.known if path)
+    ways = own + gone
+    lines = []
     for path, now in found:
         _, mode, size, mtime, ctime, inode = now.split(b" ")
         form = stat.S_IFREG if now[:1] == b"f" else stat.S_IFLNK
-        times = [b"%d.%09d" % divmod(int(when), 10**9) for when in (mtime, ctime)]
-        hashed.update(b"%x %s %s %s %s %s\0" % (form | int(mode, 8), size, *times, inode, path))
-    for path in ways:
+        lines.append(b"%x %s %s %s %s %s\0" % (form | int(mode, 8), size, seconds(mtime), seconds(ctime), inode, path))
+    for path in own:
         try:
-            hashed.update(b"%x %s\0" % (os.lstat(path).st_mode, path))
+            mode = os.lstat(path).st_mode
+        except OSError:
+            return
+        if not stat.S_ISDIR(mode):
+            return  # replaced since the look: what is there now shall not pass for what was seen
+        lines.append(b"%x %s\0" % (mode, path))
+    for path in gone:
+        try:
+            lines.append(b"%x %s\0" % (os.lstat(path).st_mode, path))
         except OSError:
             pass
     write(meta + b"/paths", [path + b"\0" for path, _ in found])
     write(meta + b"/ways", [path + b"\0" for path in ways])
-    write(meta + b"/stamp", [request["fingerprint"].encode(), b" ", hashed.hexdigest().encode(), b"\n"])
+    write(meta + b"/stamp", [request["fingerprint"].encode(), b" ", sha256(b"".join(lines)).hexdigest().encode(), b"\n"])
 
 
 def as_sent(row, now):
@@ -491,20 +516,20 @@ def main():
     if trusted and check():
         return answer(state="same")
     answer(state="differs")
-    rows, gone, stale = prepare(source.read(int(source.readline())))
+    rows, gone, stale, kept = prepare(source.read(int(source.readline())))
     seed = seed_state() if request["seed"] else {"needed": False}
     if len(stale) == len(rows) and rows:
         answer(state="stale", all=True, seed=seed)
     elif stale or seed["needed"]:
         answer(state="stale", stale=stale, seed=seed)
     else:
-        return answer(state="done", unsettled=finalize(rows, gone))
+        return answer(state="done", unsettled=finalize(rows, gone, kept))
     for line in source:
         step = line.strip()
         if step == b"seed":
             seeded()
         elif step == b"finalize":
-            return answer(state="done", unsettled=finalize(rows, gone))
+            return answer(state="done", unsettled=finalize(rows, gone, kept))
 
 
 try:

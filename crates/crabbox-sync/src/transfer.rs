@@ -10,6 +10,7 @@
 //! needs no invalidation before a command runs, and an interrupted sync only leaves paths without a matching record.
 //! This module must never delete: the agent prunes what earlier syncs brought, nothing else.
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use crate::agent::{AgentError, Reply, Request, Session};
@@ -464,13 +465,13 @@ fn encode(entries: &[Entry], deleted: &[Vec<u8>]) -> Vec<u8> {
     for entry in entries {
         let kind = if entry.kind == Kind::File { 'f' } else { 'l' };
         let identity = entry.identity.unwrap_or(0);
-        bytes.extend_from_slice(
-            format!(
-                "{identity:x} {kind} {:o} {} {} ",
-                entry.mode, entry.size, entry.mtime_ns
-            )
-            .as_bytes(),
-        );
+        // Writing to a vector does not fail.
+        write!(
+            bytes,
+            "{identity:x} {kind} {:o} {} {} ",
+            entry.mode, entry.size, entry.mtime_ns
+        )
+        .ok();
         bytes.extend_from_slice(&entry.path);
         bytes.push(0);
     }

@@ -11,6 +11,7 @@ mod world;
 
 use crabbox_host::command::Cmd;
 use crabbox_sync::transfer::{Options, TransferError};
+use crabbox_sync::{Stage, SyncEvents};
 use world::{World, settle};
 
 #[test]
@@ -81,6 +82,38 @@ fn a_directory_moved_away_and_linked_back_is_noticed() {
     // The inode and all times of a/f stay as they were.
     world.guest("mv a ../elsewhere; ln -s ../elsewhere a");
     assert!(!world.sync().skipped);
+}
+
+/// A guest that runs this script when rsync has ended and nothing is written down yet.
+struct BeforeTheFinish<'a>(&'a World, &'a str);
+
+impl SyncEvents for BeforeTheFinish<'_> {
+    fn stage(&self, stage: Stage) {
+        if stage == Stage::Finish {
+            self.0.guest(self.1);
+        }
+    }
+}
+
+#[test]
+fn what_the_guest_does_before_the_finish_is_found_by_the_next_sync() {
+    for script in [
+        // A file that was not sent, with its size and time as they were.
+        "touch -r b ../stamp; echo 9 > b; touch -r ../stamp b",
+        "rm b",
+        // The inode and all times of d/f stay as they were.
+        "mv d ../elsewhere; ln -s ../elsewhere d",
+    ] {
+        let world = World::new();
+        world.local("mkdir d; echo 1 > a; echo 2 > b; echo 3 > d/f; git add -A; git commit -qm x");
+        settle();
+        world.sync();
+        world.local("echo 4 > a");
+        settle();
+        assert_eq!(world.sync_telling(&BeforeTheFinish(&world, script)).sent, 1);
+        assert!(!world.sync().skipped, "{script}");
+        assert!(world.sync().skipped, "{script}");
+    }
 }
 
 #[test]
