@@ -92,17 +92,22 @@ impl Scan {
         }
     }
 
-    /// What `look` makes of each item, in their order; several threads share the items.
-    pub(crate) fn all<T: Sync, R: Send>(
+    /// What `look` makes of each item, in their order; several threads share the items, and each has a memory of its own.
+    pub(crate) fn all<T: Sync, R: Send, M>(
         &self,
         items: &[T],
-        look: impl Fn(&mut Eye<'_>, &T) -> Result<R, ManifestError> + Sync,
+        memory: impl Fn() -> M + Sync,
+        look: impl Fn(&mut Eye<'_>, &mut M, &T) -> Result<R, ManifestError> + Sync,
     ) -> Result<Vec<R>, ManifestError> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = cores.min(THREADS).min(items.len() / PATHS_A_THREAD).max(1);
         let share = |items: &[T]| -> Result<Vec<R>, ManifestError> {
             let mut eye = self.eye();
-            items.iter().map(|item| look(&mut eye, item)).collect()
+            let mut memory = memory();
+            items
+                .iter()
+                .map(|item| look(&mut eye, &mut memory, item))
+                .collect()
         };
         if threads == 1 {
             return share(items);

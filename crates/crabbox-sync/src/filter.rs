@@ -8,6 +8,8 @@ use std::collections::HashMap;
 
 use crate::glob;
 
+mod judge;
+
 /// Names that are left out unless a later rule brings them back (format of the Go program's list).
 const BUILT_IN: [&str; 30] = [
     ".git",
@@ -198,8 +200,13 @@ impl Filter {
                 .filter(|at| self.rules[**at].pattern.matches(path)),
         );
         hits.sort_unstable_by(|a, b| b.cmp(a));
+        self.verdict(&hits, tracked)
+    }
+
+    /// What the matching rules say, the last rule first.
+    fn verdict(&self, hits: &[usize], tracked: bool) -> Verdict<'_> {
         let mut spared = None;
-        for rule in hits.into_iter().map(|at| &self.rules[at]) {
+        for rule in hits.iter().map(|at| &self.rules[*at]) {
             if rule.negated {
                 break;
             }
@@ -261,7 +268,7 @@ fn rooted(mut text: &[u8]) -> &[u8] {
 mod tests {
     use super::*;
 
-    fn filter(exclude: &[&str], ignore_file: &str, include: &[&str]) -> Filter {
+    pub(super) fn filter(exclude: &[&str], ignore_file: &str, include: &[&str]) -> Filter {
         let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
         Filter::new(&owned(exclude), ignore_file.as_bytes(), &owned(include))
     }

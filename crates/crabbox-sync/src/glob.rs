@@ -5,6 +5,23 @@
 
 /// Whether the whole of `name` matches `pattern`. A malformed pattern matches only itself.
 pub(crate) fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    let slash = |byte: &u8| *byte == b'/';
+    if pattern.split(slash).any(|part| part == b"**") {
+        return matches_across(pattern, name);
+    }
+    // Component by component, without allocating: this is asked for every file.
+    let (mut parts, mut names) = (pattern.split(slash), name.split(slash));
+    loop {
+        match (parts.next(), names.next()) {
+            (None, None) => return true,
+            (Some(part), Some(name)) if component(part, name) => {}
+            _ => return false,
+        }
+    }
+}
+
+/// The same for a pattern with `**` in it.
+fn matches_across(pattern: &[u8], name: &[u8]) -> bool {
     let parts: Vec<&[u8]> = pattern.split(|byte| *byte == b'/').collect();
     let names: Vec<&[u8]> = name.split(|byte| *byte == b'/').collect();
     // reach[i]: the parts seen so far can end at name component i.

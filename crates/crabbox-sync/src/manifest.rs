@@ -276,16 +276,20 @@ enum Look {
 }
 
 fn look_at_tracked(scan: &Scan, filter: &Filter, index: &Index) -> Result<Vec<Look>, ManifestError> {
-    scan.all(&index.paths, |eye, tracked| {
-        let spared = match filter.judge(&tracked.path, tracked.is_regular()) {
-            Verdict::Drop => return Ok(Look::Dropped),
-            Verdict::Keep => None,
-            Verdict::KeepTracked(rule) => Some(rule.to_vec()),
-        };
-        // Whether it has changed is git's to say.
-        let entry = eye.look(&tracked.path, false)?;
-        Ok(Look::InScope { entry, spared })
-    })
+    scan.all(
+        &index.paths,
+        || filter.judge_of_many(),
+        |eye, judge, tracked| {
+            let spared = match judge.judge(&tracked.path, tracked.is_regular()) {
+                Verdict::Drop => return Ok(Look::Dropped),
+                Verdict::Keep => None,
+                Verdict::KeepTracked(rule) => Some(rule.to_vec()),
+            };
+            // Whether it has changed is git's to say.
+            let entry = eye.look(&tracked.path, false)?;
+            Ok(Look::InScope { entry, spared })
+        },
+    )
 }
 
 /// A manifest in the making.
@@ -313,6 +317,7 @@ impl Draft {
     fn fill(mut self, index: &Index, looks: Vec<Look>, status: &Status) -> Result<Self, ManifestError> {
         // By the places of the index, which git sorts by path: in scope or not, and whether it is there.
         let mut there: Vec<Option<bool>> = Vec::with_capacity(looks.len());
+        self.entries.reserve(looks.len());
         for (tracked, look) in index.paths.iter().zip(looks) {
             let Look::InScope { entry, spared } = look else {
                 there.push(None);
@@ -337,12 +342,15 @@ impl Draft {
                 .ok()?;
             there.get(place).copied().flatten()
         };
+        let mut judge = self.filter.judge_of_many();
         let untracked: Vec<&Vec<u8>> = status
             .untracked
             .iter()
-            .filter(|path| self.filter.judge(path, false) == Verdict::Keep && tracked(path) != Some(true))
+            .filter(|path| judge.judge(path, false) == Verdict::Keep && tracked(path) != Some(true))
             .collect();
-        let found = self.scan.all(&untracked, |eye, path| eye.look(path, true))?;
+        let found = self
+            .scan
+            .all(&untracked, || (), |eye, (), path| eye.look(path, true))?;
         let brought: HashSet<&[u8]> = untracked
             .iter()
             .zip(&found)
