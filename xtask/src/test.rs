@@ -57,6 +57,8 @@ pub(crate) fn main(which: Which, lab: &str) -> Result<ExitCode> {
                 "--no-fail-fast",
             ],
         )?;
+        // About a minute: what reads bytes of others, on many more damaged samples than in a developer's loop.
+        longer("looking longer at damaged bytes", 30_000)?;
         // The tests have just built the program; it lies beside this one.
         let crabbox = std::env::current_exe()?.with_file_name("crabbox");
         stage("checking the documents", || crate::docs::check(crabbox))?;
@@ -73,6 +75,20 @@ pub(crate) fn main(which: Which, lab: &str) -> Result<ExitCode> {
         crate::lab::down(lab)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs the tests of what reads bytes of others with `cases` samples each.
+fn longer(what: &str, cases: u32) -> Result<()> {
+    let args = ["test", "--package", "crabbox-testkit", "--test", "untrusted"];
+    eprintln!("xtask: {what}: PROPTEST_CASES={cases} cargo {}", args.join(" "));
+    let cmd = Cmd::new(env!("CARGO"))
+        .args(args)
+        .env("PROPTEST_CASES", cases.to_string())
+        .cwd(workspace::root());
+    let mut command = cmd.to_std();
+    let status = cmd.spawn(&mut command)?.wait()?;
+    ensure!(status.success(), "{what} failed: cargo {}", args.join(" "));
+    Ok(())
 }
 
 /// Runs cargo with its output on ours.
