@@ -1,6 +1,8 @@
 # Turns new network, mount and process namespaces into a host with crabbox on it. $1 has our programs.
 set -e
 bins=$1
+# Where we were called from may lie below what is covered here.
+cd /
 mount -t tmpfs -o mode=700 tmpfs /srv
 mkdir -m 700 /srv/fake /srv/cni /srv/bin
 cp "$bins/crabbox" /srv/bin/crabbox

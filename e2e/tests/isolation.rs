@@ -8,7 +8,7 @@ use crabbox_e2e::{Host, assert_nothing_left};
 const SURROUNDINGS: &str = include_str!("isolation.sh");
 
 /// Takes the surroundings away again.
-const NO_SURROUNDINGS: &str = "pkill socat; pkill -f /root/resolver.py; rm -f /root/resolver.py; ip link del world; ip link del lan; ip netns del world; ip netns del lan; \
+const NO_SURROUNDINGS: &str = "pkill socat; pkill -f '[r]esolver.py'; rm -f /root/resolver.py; ip link del world; ip link del lan; ip netns del world; ip netns del lan; \
      ip addr del 169.254.169.254/32 dev lo; echo 'nameserver 10.0.2.3' > /etc/resolv.conf; true";
 
 /// A shell line that prints `hello` when a listener of the surroundings can be reached at `host`.
