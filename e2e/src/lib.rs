@@ -23,9 +23,6 @@ use serde::Deserialize;
 const LIMIT: Duration = Duration::from_mins(5);
 /// How long the host may be silent before it counts as hung.
 const SILENCE: Duration = Duration::from_secs(90);
-/// The file in the lab's directory that names the tests during which the emulated host, or an emulated machine in it, stood still:
-/// those of them that failed are repeated once by `cargo xtask test`, and no others.
-const HUNG: &str = "hung";
 
 /// Options with which a lease costs an emulated host as little as possible.
 pub const SMALL: &str =
@@ -155,13 +152,6 @@ impl Host {
         }
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         let (stdout, stderr) = (text(stdout), text(stderr));
-        // A machine that stands still for the two minutes that it may take is the emulator's doing as well; a test that expects it loses
-        // nothing.
-        let signs = ["(no word from the guest)", "did not answer by SSH in time"];
-        let said = |sign: &&str| stdout.contains(sign) || stderr.contains(sign);
-        if self.emulated() && signs.iter().any(said) {
-            self.note_standstill();
-        }
         Done {
             code: status.code(),
             stdout,
@@ -207,29 +197,14 @@ impl Host {
         asked.is_ok_and(|captured| captured.status.success())
     }
 
-    /// Fails the test, and notes that it was cut short, when the host does not answer at all.
+    /// Fails the test when the host does not answer at all.
     #[track_caller]
     fn must_answer(&self) {
-        if !self.answers() {
-            self.note_standstill();
-            panic!("the emulated host hung in the middle of this test");
-        }
-    }
-
-    /// Notes that the emulator stood still during this test.
-    #[track_caller]
-    fn note_standstill(&self) {
-        let thread = std::thread::current();
-        let test = thread.name().unwrap_or("?");
-        let list = self.lab_dir.join(HUNG);
-        let noted = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(&list)
-            .and_then(|mut file| std::io::Write::write_all(&mut file, format!("{test}\n").as_bytes()));
-        if let Err(error) = noted {
-            panic!("{}: {error}", list.display());
-        }
+        assert!(
+            self.answers(),
+            "the host hung in the middle of this test; what was to be seen of it is in {} after its reset",
+            self.lab_dir.join("last-words").display()
+        );
     }
 
     /// Runs `crabbox` with these words, as a shell would split them.

@@ -2,6 +2,10 @@
 //!
 //! Timings never decide a test; they are printed for a person and kept in `target/bench/lease.json`.
 
+pub(crate) mod boot;
+pub(crate) mod disk;
+pub(crate) mod sync;
+
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
@@ -34,17 +38,21 @@ pub(crate) fn lease(lab: &str, count: usize) -> Result<ExitCode> {
     report(&site, &runs, &unjailed, &payload)
 }
 
-/// One lease: milliseconds by stage, each named `whose/stage`.
-fn measure(site: &Site, more: &str) -> Result<BTreeMap<String, f64>> {
+/// The timing document of one small lease that is made and given back.
+fn timing(site: &Site, more: &str) -> Result<Value> {
     let words = "--provider firecracker --firecracker-cpus 1 --firecracker-memory-mib 256 --timing-json";
     let done = site.script(&format!(
         "crabbox warmup {words} --slug bench {more} && crabbox stop bench"
     ))?;
     let text = done.stderr_text();
-    let timing: Value = text
-        .lines()
+    text.lines()
         .find_map(|line| serde_json::from_str(line).ok())
-        .with_context(|| format!("warmup printed no timings: {text}"))?;
+        .with_context(|| format!("warmup printed no timings: {text}"))
+}
+
+/// One lease: milliseconds by stage, each named `whose/stage`.
+fn measure(site: &Site, more: &str) -> Result<BTreeMap<String, f64>> {
+    let timing = timing(site, more)?;
     let stages = timing["leaseStages"]
         .as_array()
         .context("the timings have no stages")?;

@@ -7,12 +7,8 @@
 
 mod arch;
 mod bench;
-mod bench_boot;
-mod bench_disk;
-mod bench_sync;
 mod demo;
 mod docs;
-mod e2e;
 mod lab;
 mod licences;
 mod payload;
@@ -113,9 +109,9 @@ fn main() -> ExitCode {
         Task::Demo { name } => demo::main(&name),
         Task::Test { which, name } => test::main(which, &name),
         Task::Bench(Bench::Lease { name, count }) => bench::lease(&name, count),
-        Task::Bench(Bench::Boot { name, count }) => bench_boot::main(&name, count),
-        Task::Bench(Bench::Disk { inside }) => bench_disk::main(inside),
-        Task::Bench(Bench::Sync { files, runs }) => bench_sync::main(files, runs),
+        Task::Bench(Bench::Boot { name, count }) => bench::boot::main(&name, count),
+        Task::Bench(Bench::Disk { inside }) => bench::disk::main(inside),
+        Task::Bench(Bench::Sync { files, runs }) => bench::sync::main(files, runs),
         Task::Provision { name } => provision::main(&name),
         Task::Arch => arch::main(),
         Task::Docs(arguments) => docs::main(&arguments),

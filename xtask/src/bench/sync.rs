@@ -14,7 +14,7 @@ use crabbox_host::command::Cmd;
 use crabbox_testkit::sshd::Sshd;
 use serde_json::json;
 
-use crate::bench::median;
+use super::median;
 use crate::workspace;
 
 /// Files of a directory.

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::bench::median;
+use super::{median, timing};
 use crate::payload;
 use crate::site::{self, Site};
 use crate::workspace;
@@ -41,15 +41,7 @@ pub(crate) fn main(lab: &str, count: usize) -> Result<ExitCode> {
 }
 
 fn boot(site: &Site) -> Result<Vec<Stage>> {
-    let words = "--provider firecracker --firecracker-cpus 1 --firecracker-memory-mib 256 --timing-json";
-    let done = site.script(&format!(
-        "crabbox warmup {words} --slug bench && crabbox stop bench"
-    ))?;
-    let text = done.stderr_text();
-    let timing: Value = text
-        .lines()
-        .find_map(|line| serde_json::from_str(line).ok())
-        .with_context(|| format!("warmup printed no timings: {text}"))?;
+    let timing = timing(site, "")?;
     let stages = timing["guestStages"]
         .as_array()
         .context("the guest reported no stages")?;

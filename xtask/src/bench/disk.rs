@@ -14,6 +14,7 @@ use crabbox_host::files;
 use crabbox_image::disk;
 use serde_json::{Value, json};
 
+use super::median;
 use crate::workspace;
 
 /// Runs of each measurement; the median counts. One takes some milliseconds, so that a few runs would show the noise of the
@@ -159,8 +160,8 @@ fn measure(kind: &str, dir: &Path) -> Result<Value> {
         }
     }
     for (which, size) in SIZES.iter().enumerate() {
-        row[format!("layer{size}")] = median(&mut layers[which]).into();
-        row[format!("private{size}")] = median(&mut privates[which]).into();
+        row[format!("layer{size}")] = median(layers[which].clone()).into();
+        row[format!("private{size}")] = median(privates[which].clone()).into();
     }
     let filled = dir.join("filled");
     Cmd::new("dd")
@@ -189,9 +190,4 @@ fn measure(kind: &str, dir: &Path) -> Result<Value> {
 
 fn milliseconds(began: Instant) -> f64 {
     began.elapsed().as_secs_f64() * 1000.0
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
