@@ -7,7 +7,8 @@ for p in /proc/[0-9]*; do
   esac
 done
 grep -E 'crabbox|cbx_' /proc/self/mountinfo | awk '{print "mount", $5}'
-find /proc/[0-9]*/ns/net -maxdepth 0 -printf 'namespace %l\n' 2>/dev/null | sort -u | grep -vx "namespace $(readlink /proc/1/ns/net)"
+# A process that is just ending has a link to nothing any more.
+find /proc/[0-9]*/ns/net -maxdepth 0 -lname 'net:*' -printf 'namespace %l\n' 2>/dev/null | sort -u | grep -vx "namespace $(readlink /proc/1/ns/net)"
 ip -o link show | awk -F': ' '{sub("@.*", "", $2); print "link", $2}'
 ip -o route show | awk '{print "route", $1}'
 # The tables that iptables keeps in nft stay on any host where a CNI plugin masquerades; what is in them is looked at below.

@@ -166,8 +166,9 @@ fn serve(options: &Options) -> std::io::Result<ExitCode> {
     let listener = unix::bind(&path).map_err(|error| {
         let used = "Check that it is not already used.";
         std::io::Error::other(format!(
-            "Failed to open the API socket at: {}. {used} ({error})",
-            path.display()
+            "Failed to open the API socket at: {}. {used} ({})",
+            path.display(),
+            with_cause(&error)
         ))
     })?;
     log(options, "API server started.");
@@ -274,5 +275,13 @@ impl Connections {
                 ended.send(ExitCode::SUCCESS).ok();
             });
         }
+    }
+}
+
+/// An error with what the system said, as the real one prints it.
+fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
     }
 }

@@ -36,6 +36,8 @@ pub(super) fn start() -> io::Result<()> {
                 "--net",
                 "--pid",
                 "--fork",
+                // As a guest has it: the processes that it shows are its own.
+                "--mount-proc",
                 "--kill-child=KILL",
                 "sh",
                 "-c",

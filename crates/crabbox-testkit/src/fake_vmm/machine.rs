@@ -319,7 +319,8 @@ impl Machine {
             )?,
             ("PUT", "/vsock") => {
                 let path = PathBuf::from(text("uds_path"));
-                let listener = unix::bind(&path).map_err(|error| format!("Vsock config error: {error}"))?;
+                let listener = unix::bind(&path)
+                    .map_err(|error| format!("Vsock config error: {}", super::with_cause(&error)))?;
                 self.vsock = Some((path, listener));
             }
             ("PUT", "/actions") => self.act(text("action_type"))?,
