@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -241,10 +241,25 @@ fn take(
             .mode(mode)
             .open(&path);
         let mut file = made.map_err(|source| local(&path, source))?;
-        io::copy(&mut entry, &mut file).map_err(PullError::Garbled)?;
+        copy(&mut entry, &mut file, &path)?;
         count += 1;
     }
     Ok(count)
+}
+
+/// Copies a file of the archive to `path`, and keeps apart whose fault it is when that fails.
+fn copy(from: &mut impl Read, to: &mut impl Write, path: &Path) -> Result<(), PullError> {
+    let mut block = vec![0; 64 * 1024];
+    loop {
+        match from.read(&mut block) {
+            Ok(0) => return Ok(()),
+            Ok(count) => to
+                .write_all(&block[..count])
+                .map_err(|source| local(path, source))?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(PullError::Garbled(error)),
+        }
+    }
 }
 
 /// The working tree that files are put into.
@@ -370,6 +385,34 @@ mod tests {
             act,
             executable: false,
         }
+    }
+
+    /// Neither can be read from nor be written to.
+    struct Broken;
+
+    impl Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        }
+    }
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_here_is_not_blamed_on_the_lease() {
+        let path = Path::new("/stage/0");
+        let here = copy(&mut &b"text"[..], &mut Broken, path);
+        assert!(matches!(here, Err(PullError::Local { .. })), "{here:?}");
+        let there = copy(&mut Broken, &mut Vec::new(), path);
+        assert!(matches!(there, Err(PullError::Garbled(_))), "{there:?}");
     }
 
     #[test]
