@@ -123,14 +123,9 @@ pub fn own(
 }
 
 impl Owner {
-    /// Shell lines for the front of a command's script: they note which process it is, for whoever comes next. Nothing is noted where
-    /// `/proc` is not there, or is another process namespace's: its numbers would name somebody else.
+    /// Shell lines for the front of a command's script: they note which process it is, for whoever comes next.
     pub fn mark(&self) -> String {
-        let key = &self.key;
-        format!(
-            "{{ read -r cbx < /proc/self/stat; }} 2>/dev/null || cbx=\nif [ \"${{cbx%% *}}\" = $$ ]; then\n  set -- ${{cbx##*) }}\n  \
-             echo \"$$ ${{20}} $3\" > \"$HOME/.crabbox/workspace-owners/{key}.child\" || exit 74\nfi\nset --; unset cbx"
-        )
+        mark(&self.key)
     }
 
     /// The file that [`Self::mark`] writes when the command starts, as a word for a remote shell.
@@ -278,4 +273,44 @@ done
 exit 0
 "#
     )
+}
+
+/// Notes the process that runs this. Where `/proc` is not there, or is another process namespace's, it refuses: its numbers would name
+/// somebody else, and the next client could start while this command still runs.
+fn mark(key: &str) -> String {
+    format!(
+        r#"{{ read -r cbx < /proc/self/stat; }} 2>/dev/null || cbx=
+[ "${{cbx%% *}}" = $$ ] || {{ echo 'crabbox: /proc in the lease does not show this command: mount it for the process namespace of sshd' >&2; exit 74; }}
+set -- ${{cbx##*) }}
+echo "$$ ${{20}} $3" > "$HOME/.crabbox/workspace-owners/{key}.child" || exit 74
+set --; unset cbx"#
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use crabbox_host::command::Cmd;
+
+    #[test]
+    fn a_command_is_noted_with_its_own_number_or_refused() {
+        let home = tempfile::tempdir().unwrap();
+        let owners = home.path().join(".crabbox/workspace-owners");
+        std::fs::create_dir_all(&owners).unwrap();
+        let script = super::mark("k") + "\necho $$";
+        let here = Cmd::new("sh").args(["-c", &script]).env("HOME", home.path());
+        let ran = here.run().unwrap();
+        let noted = std::fs::read_to_string(owners.join("k.child")).unwrap();
+        let pid = ran.stdout_text().trim().to_owned();
+        assert!(noted.starts_with(&format!("{pid} ")), "{noted:?} is not {pid}");
+        // In a process namespace of its own, with the /proc of this one.
+        let elsewhere = Cmd::new("unshare")
+            .args(["--pid", "--fork", "sh", "-c", &script])
+            .env("HOME", home.path());
+        let refused = elsewhere.capture().unwrap();
+        assert_eq!(refused.status.code(), Some(74));
+        assert!(
+            refused.stderr_text().contains("/proc in the lease"),
+            "{refused:?}"
+        );
+    }
 }
