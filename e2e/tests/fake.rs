@@ -308,6 +308,14 @@ fn strange_records_hide_nothing_and_block_nothing() {
     );
     let kept = host.crabbox("cleanup --provider firecracker").exits(0);
     assert!(kept.stderr.contains("unreadable_record"), "{kept:?}");
+    // A lock of it that cannot be looked at blocks nobody else.
+    drop(
+        host.sh(&format!("ln -sf /nowhere {state}/locks/{id}.lock"))
+            .exits(0),
+    );
+    lease(&host, "beside", "");
+    drop(host.crabbox("stop beside").exits(0));
+    drop(host.sh(&format!("rm {state}/locks/{id}.lock")).exits(0));
     drop(host.crabbox(&format!("stop {id}")).exits(0));
 
     // Its CNI network is gone before it is stopped.

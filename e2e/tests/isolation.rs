@@ -8,7 +8,7 @@ use crabbox_e2e::{Host, assert_nothing_left};
 const SURROUNDINGS: &str = include_str!("isolation.sh");
 
 /// Takes the surroundings away again.
-const NO_SURROUNDINGS: &str = "pkill socat; pkill -f '[r]esolver.py'; rm -f /root/resolver.py; ip link del world; ip link del lan; ip netns del world; ip netns del lan; \
+const NO_SURROUNDINGS: &str = "pkill socat; pkill -f '^python3 /root/resolver'; rm -f /root/resolver.py; ip link del world; ip link del lan; ip netns del world; ip netns del lan; \
      ip addr del 169.254.169.254/32 dev lo; echo 'nameserver 10.0.2.3' > /etc/resolv.conf; true";
 
 /// A shell line that prints `hello` when a listener of the surroundings can be reached at `host`.
@@ -40,7 +40,7 @@ fn a_guest_reaches_the_internet_and_names_and_nothing_nearer() {
     let host = Host::find();
     let _alone = host.alone();
     let repo = host.repository("isolation");
-    drop(host.sh(NO_SURROUNDINGS));
+    drop(host.sh(NO_SURROUNDINGS).exits(0));
     let before = host.residue();
     drop(host.sh(SURROUNDINGS).exits(0));
     for mode in ["cni", "nat"] {
@@ -100,7 +100,7 @@ fn a_guest_reaches_the_internet_and_names_and_nothing_nearer() {
         drop(host.crabbox("stop inside").exits(0));
         drop(host.crabbox("stop neighbour").exits(0));
     }
-    drop(host.sh(NO_SURROUNDINGS));
+    drop(host.sh(NO_SURROUNDINGS).exits(0));
     assert_nothing_left(&before, &host.residue());
 }
 

@@ -308,7 +308,8 @@ fn taken(places: &Places) -> Result<Taken, AllocateError> {
         taken
             .subnets
             .extend(subnet.and_then(|subnet| subnet.parse::<ipnet::Ipv4Net>().ok()));
-        let busy = locks::is_busy(places, &entry.file_name().to_string_lossy())?;
+        // A lock that cannot be looked at must not block everybody; it counts as held.
+        let busy = locks::is_busy(places, &entry.file_name().to_string_lossy()).unwrap_or(true);
         taken.journals.push((journal, busy));
     }
     Ok(taken)

@@ -278,12 +278,12 @@ fn observe(
 
 /// Refreshes a lease that is in use; answers why one has expired. In use or not, its time to live is the end.
 fn expired(places: &Places, stored: &StoredLease) -> Option<String> {
-    let watchpoint = match journal::read(&stored.dir.journal()) {
-        Ok(Some(journal)) => Watchpoint::of(&stored.record, &journal),
-        Ok(None) | Err(_) => None,
-    };
     // What cannot be looked at is taken for in use: better a lease that lives to its time to live than work that is ended.
-    let in_use = watchpoint.is_some_and(|watchpoint| watchpoint.in_use().unwrap_or(true));
+    let in_use = match journal::read(&stored.dir.journal()) {
+        Ok(Some(journal)) => Watchpoint::of(&stored.record, &journal)
+            .is_some_and(|watchpoint| watchpoint.in_use().unwrap_or(true)),
+        Ok(None) | Err(_) => true,
+    };
     let labels = if in_use {
         activity::renew(places, &stored.dir, &stored.record.lease_id);
         leases::read(&stored.dir).ok()?.record.labels
@@ -370,4 +370,62 @@ fn is_readable(input: &impl AsFd) -> bool {
         tv_nsec: 0,
     };
     poll(&mut [PollFd::new(input, PollFlags::IN)], Some(&now)).is_ok_and(|count| count > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crabbox_core::journal::{Entry, VERSION};
+    use crabbox_core::record::LeaseRecord;
+
+    /// A lease that was not touched for longer than its idle limit, with the journal `text`.
+    fn idle(home: &std::path::Path, text: &str) -> (Places, StoredLease) {
+        let places = Places {
+            config: home.join("config"),
+            state: home.join("state"),
+            cache: home.join("cache"),
+        };
+        let id = "cbx_0123456789ab";
+        let dir = LeaseDir::at(places.leases().join(id));
+        std::fs::create_dir_all(dir.path()).unwrap();
+        std::fs::write(dir.journal(), text).unwrap();
+        let now = clock::unix_seconds();
+        let labels = [
+            ("state", "ready".to_owned()),
+            ("created_at", (now - 100).to_string()),
+            ("last_touched_at", (now - 100).to_string()),
+            ("idle_timeout_secs", "20".to_owned()),
+            ("ttl_secs", "3600".to_owned()),
+            ("expires_at", (now - 80).to_string()),
+        ];
+        let record = LeaseRecord {
+            lease_id: id.to_owned(),
+            labels: labels
+                .map(|(name, value)| (name.to_owned(), value))
+                .into_iter()
+                .collect(),
+            ..LeaseRecord::default()
+        };
+        let mut stored = StoredLease::new(dir, record);
+        stored.save().unwrap();
+        (places, stored)
+    }
+
+    #[test]
+    fn a_lease_that_cannot_be_looked_at_is_taken_for_in_use() {
+        let home = tempfile::tempdir().unwrap();
+        let open = Entry::Open {
+            version: VERSION,
+            lease: "cbx_0123456789ab".into(),
+            at: 1,
+            uid: None,
+            subnet: None,
+            memory_mib: None,
+        };
+        let whole = serde_json::to_string(&open).unwrap() + "\n";
+        let (places, stored) = idle(home.path(), &whole);
+        assert!(expired(&places, &stored).is_some(), "nobody uses it");
+        let (places, stored) = idle(home.path(), "garbage\ngarbage\n");
+        assert_eq!(expired(&places, &stored), None);
+    }
 }
