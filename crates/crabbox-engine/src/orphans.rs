@@ -197,10 +197,9 @@ fn processes(places: &Places) -> Result<Vec<Orphan>, OrphanError> {
         };
         if let Some(lease) = lease
             && tagged(&lease.tag())
-            && let Some(id) = process::identify(candidate.pid)?
         {
             found.push(Orphan::Process {
-                id,
+                id: candidate.id,
                 lease: lease.to_string(),
             });
         }

@@ -387,8 +387,9 @@ fn end_vmm(process: Option<&Process>, dir: &Path, vmid: &str) -> Result<(), Undo
     Ok(())
 }
 
-/// VMMs and their makers whose working directory or root is `dir`, or whose socket lies beside it, as the Go program's does: they have the machine's id among their arguments, or are the
-/// supervisor's child that has not become one yet. A user's shell may stand there too and is nothing of ours.
+/// VMMs and their makers whose working directory or root is `dir`, or whose socket lies beside it, as the Go program's does: they have the
+/// machine's id among their arguments, or are the supervisor's child that has not become one yet. A user's shell may stand there too and
+/// is nothing of ours.
 fn at_home_in(dir: &Path, vmid: &str) -> Result<Vec<ProcessId>, ProcessError> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
     let mut found = Vec::new();
@@ -402,12 +403,11 @@ fn at_home_in(dir: &Path, vmid: &str) -> Result<Vec<ProcessId>, ProcessError> {
         let socket = candidate.cmdline.iter().any(|arg| {
             Path::new(arg).parent() == Some(lease) && Path::new(arg).extension() == Some("sock".as_ref())
         });
-        if candidate.pid != own
+        if candidate.id.pid != own
             && ours
             && (socket || here(candidate.cwd.as_ref()) || here(candidate.root.as_ref()))
-            && let Some(id) = process::identify(candidate.pid)?
         {
-            found.push(id);
+            found.push(candidate.id);
         }
     }
     Ok(found)

@@ -240,11 +240,14 @@ pub fn exit(control: &Path) -> Result<bool, ExitError> {
     Ok(ended)
 }
 
-/// The control sockets of the masters that this program opened with `key`. The Go program's have `%C` in their names.
+/// The control sockets of the masters that this program opened with `key`. The Go program's have `%C` in their names. Only processes of
+/// this user count: what another one has among its arguments must not choose what is ended and removed here.
 pub fn of_key(key: &Path) -> Result<Vec<PathBuf>, ExitError> {
     let failed = |source| ExitError::Process { pid: 0, source };
     let mut found = Vec::new();
-    for process in process::list().map_err(failed)? {
+    let user = rustix::process::geteuid().as_raw();
+    let processes = process::list().map_err(failed)?;
+    for process in processes.into_iter().filter(|process| process.uid == user) {
         let words = &process.cmdline;
         let with_key = words
             .windows(2)
@@ -272,10 +275,9 @@ fn end_unheard(control: &Path) -> Result<(), ExitError> {
         if is_ssh
             && found.cmdline.contains(&told)
             && is_master()
-            && let Some(identity) = process::identify(found.pid).map_err(failed(found.pid))?
-            && let Some(handle) = identity.open().map_err(failed(found.pid))?
+            && let Some(handle) = found.id.open().map_err(failed(found.id.pid))?
         {
-            handle.terminate(EXIT_GRACE).map_err(failed(found.pid))?;
+            handle.terminate(EXIT_GRACE).map_err(failed(found.id.pid))?;
         }
     }
     Ok(())
@@ -351,4 +353,46 @@ pub(crate) fn classify(target: &Target, text: &str) -> ConnectError {
         };
     }
     ConnectError::Failed { destination, said }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crabbox_host::clock;
+    use std::os::unix::process::CommandExt as _;
+
+    #[test]
+    fn only_this_user_s_processes_say_which_sockets_are_ours() {
+        let key = Path::new("/keys/cbx_of_key_test/id_ed25519");
+        let claim = |control: &str, user: Option<u32>| {
+            let mut command = Cmd::new("sh")
+                .args(["-c", "sleep 600; :", "ssh", "-i"])
+                .arg(key)
+                .arg(format!("ControlPath={control}"))
+                .to_std();
+            if let Some(user) = user {
+                command.uid(user);
+            }
+            process::new_session(&mut command).spawn().unwrap()
+        };
+        let mut mine = claim("/run/mine", None);
+        let mut theirs = claim("/etc/passwd", Some(65_534));
+        let seen = |pid: u32| {
+            process::list()
+                .unwrap()
+                .iter()
+                .any(|one| one.id.pid.unsigned_abs() == pid && one.cmdline.iter().any(|word| word == "-i"))
+        };
+        let both = clock::poll_until(Duration::from_secs(5), || {
+            (seen(mine.id()) && seen(theirs.id())).then_some(())
+        });
+        let found = of_key(key);
+        for child in [&mut mine, &mut theirs] {
+            let group = rustix::process::Pid::from_child(child);
+            rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+            child.wait().unwrap();
+        }
+        both.unwrap();
+        assert_eq!(found.unwrap(), [Path::new("/run/mine")]);
+    }
 }

@@ -7,13 +7,15 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::{ProcessError, ProcessId, identify, is_gone, proc_path};
+use super::{ProcessError, ProcessId, boot_id, is_gone, proc_path, stat};
 
 /// One running process, as a scan for leftovers sees it. What may not be read is empty or `None`.
 #[derive(Debug, Clone)]
 pub struct ProcessInfo {
-    /// The pid.
-    pub pid: i32,
+    /// Its identity, taken before everything else here: when [`ProcessId::open`] finds it again, all of this is about that process.
+    pub id: ProcessId,
+    /// The user that it runs as (effective). Arguments and environment are whatever that user likes.
+    pub uid: u32,
     /// Its arguments; empty for kernel threads, zombies, and for an instant in the middle of an exec.
     pub cmdline: Vec<OsString>,
     /// The program file; ` (deleted)` is appended by the kernel when it has been removed.
@@ -33,10 +35,15 @@ pub fn list() -> Result<Vec<ProcessInfo>, ProcessError> {
         path: root.to_owned(),
         source,
     };
+    let boot_id = boot_id()?;
     let mut found = Vec::new();
     for entry in std::fs::read_dir(root).map_err(read)? {
         let name = entry.map_err(read)?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let Some(stat) = stat(pid)? else { continue };
+        let Ok(owner) = std::fs::metadata(root.join(&name)) else {
             continue;
         };
         let cmdline = match std::fs::read(proc_path(pid, "cmdline")) {
@@ -51,7 +58,12 @@ pub fn list() -> Result<Vec<ProcessInfo>, ProcessError> {
         };
         let link = |name| std::fs::read_link(proc_path(pid, name)).ok();
         found.push(ProcessInfo {
-            pid,
+            id: ProcessId {
+                pid,
+                started: stat.started,
+                boot_id: boot_id.clone(),
+            },
+            uid: owner.uid(),
             cmdline: split_cmdline(&cmdline),
             exe: link("exe"),
             cwd: link("cwd"),
@@ -64,9 +76,10 @@ pub fn list() -> Result<Vec<ProcessInfo>, ProcessError> {
     Ok(found)
 }
 
-/// Every process whose environment, as it was at its start, holds `entry` (`NAME=value`), this one left out.
+/// Every process of this user whose environment, as it was at its start, holds `entry` (`NAME=value`), this one left out.
 pub fn with_environment(entry: &str) -> Result<Vec<ProcessId>, ProcessError> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let user = rustix::process::geteuid().as_raw();
     let holds = |pid: i32| {
         // What may not be read is not ours.
         std::fs::read(proc_path(pid, "environ")).is_ok_and(|bytes| {
@@ -76,11 +89,9 @@ pub fn with_environment(entry: &str) -> Result<Vec<ProcessId>, ProcessError> {
         })
     };
     let mut found = Vec::new();
-    for process in list()?.into_iter().filter(|process| process.pid != own) {
-        if holds(process.pid)
-            && let Some(id) = identify(process.pid)?
-        {
-            found.push(id);
+    for process in list()? {
+        if process.id.pid != own && process.uid == user && holds(process.id.pid) {
+            found.push(process.id);
         }
     }
     Ok(found)
@@ -120,12 +131,13 @@ mod tests {
             list()
                 .unwrap()
                 .into_iter()
-                .find(|one| one.pid == pid && one.cmdline == ["sleep", "600", "0"])
+                .find(|one| one.id.pid == pid && one.cmdline == ["sleep", "600", "0"])
         };
         let found = clock::poll_until(Duration::from_secs(5), arrived);
         child.kill().unwrap();
         child.wait().unwrap();
         let found = found.expect("the scan sees the child");
+        assert_eq!(found.uid, std::fs::metadata("/proc/self").unwrap().uid());
         let program = found.exe.unwrap();
         assert!(program.is_absolute() && program.exists(), "{program:?}");
         let own = std::fs::metadata("/proc/self/ns/net").unwrap().ino();
