@@ -18,3 +18,6 @@ pub mod progress;
 pub mod seed;
 pub mod source;
 pub mod store;
+
+#[cfg(test)]
+mod small;

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::manifest::{self, GuestContract, Init};
+use crate::small::{FillAt, Small, chain};
 use crate::store::{Image, Store};
+use std::cell::Cell;
 use std::path::Path;
 
 struct World {
@@ -298,4 +300,46 @@ fn a_damaged_image_is_not_exported() {
     ));
     assert!(!to.exists());
     drop(world.store);
+}
+
+#[test]
+fn a_disk_that_fills_at_any_moment_of_an_import_leaves_nothing_and_the_next_one_succeeds() {
+    let world = world();
+    let bundle = world.exported("bundle.tar");
+    let small = Small::new(16);
+    let root = small.path().join("store");
+    let mut refused = 0;
+    for moment in 1.. {
+        let store = Store::open(&root).unwrap();
+        let progress = FillAt {
+            small: &small,
+            left: Cell::new(moment),
+        };
+        let result = import(&bundle, &store, "default", None, &progress);
+        if progress.was_spared() {
+            result.unwrap();
+            break;
+        }
+        small.empty();
+        // Behind the last moment there may be nothing left to write that needs room.
+        if let Err(error) = result {
+            refused += 1;
+            let told = chain(&error);
+            assert!(told.contains("No space left on device"), "{moment}: {told}");
+            let listing = store.list().unwrap();
+            assert!(
+                listing.images.is_empty() && listing.broken.is_empty(),
+                "{moment}: {told}"
+            );
+            assert_eq!(
+                Small::names(&root),
+                ["images", "lock", "names"],
+                "{moment}: {told}"
+            );
+        }
+        import(&bundle, &store, "default", None, &quiet).unwrap();
+        store.verify(&store.get("default").unwrap()).unwrap();
+        store.remove("default").unwrap();
+    }
+    assert!(refused > 3, "it was full at {refused} moments only");
 }

@@ -1,12 +1,14 @@
 //! Small trees that keep the contract, or do not, built by the real tools over a kernel that is none.
 
+use std::cell::Cell;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use crabbox_host::command::Cmd;
 
 use super::*;
-use crate::build::STAMP_UNIX;
+use crate::build::{SPACE_NEEDED, STAMP_UNIX};
 use crate::cpio::Writer;
+use crate::small::{FillAt, Small, chain};
 
 /// An ELF head for the processor `machine`.
 fn elf(machine: u16) -> Vec<u8> {
@@ -90,6 +92,10 @@ impl Place {
     }
 
     fn build(&self, source: &str, init: OwnInit) -> Result<Image, BuildError> {
+        self.build_with(source, init, &|_: &str| {})
+    }
+
+    fn build_with(&self, source: &str, init: OwnInit, progress: &dyn Progress) -> Result<Image, BuildError> {
         let kernel_of = self.store.get("kernel").ok();
         let recipe = TreeRecipe {
             name: "mine".to_owned(),
@@ -99,7 +105,7 @@ impl Place {
             guest_binary: self.dir.path().join("guest"),
             stamp_unix: STAMP_UNIX,
         };
-        build_tree(&recipe, &self.store, &|_: &str| {})
+        build_tree(&recipe, &self.store, progress)
     }
 
     /// A build that must fail, and what it leaves.
@@ -280,4 +286,54 @@ fn a_program_of_this_host_behind_a_link_is_none_of_the_tree() {
 fn releases_are_ordered_by_their_numbers() {
     assert!(numbers("6.10.0-1-amd64") > numbers("6.9.12-cloud-amd64"));
     assert!(numbers("6.1.0-30-amd64") > numbers("6.1.0-9-amd64"));
+}
+
+#[test]
+fn a_disk_that_fills_at_any_stage_of_a_build_leaves_nothing_and_the_next_one_succeeds() {
+    let mut place = Place::new();
+    // More than what is wanted before a build begins.
+    let small = Small::new(SPACE_NEEDED / (1 << 20) + 320);
+    let root = small.path().join("store");
+    place.store = Store::open(&root).unwrap();
+    place.kernel();
+    place.write("usr/lib/large", &vec![7; 3 << 20]);
+    let (mut moment, mut refused) = (1, 0);
+    loop {
+        let progress = FillAt {
+            small: &small,
+            left: Cell::new(moment),
+        };
+        let result = place.build_with("tree", OwnInit::None, &progress);
+        if progress.was_spared() {
+            result.unwrap();
+            break;
+        }
+        small.empty();
+        let told = result
+            .as_ref()
+            .err()
+            .map(|error| chain(error))
+            .unwrap_or_default();
+        // Behind the last moment there may be nothing left to write that needs room.
+        if !told.is_empty() {
+            refused += 1;
+            assert!(
+                ["is full", "No space left on device", "no room to copy"]
+                    .iter()
+                    .any(|said| told.contains(said)),
+                "{moment}: {told}"
+            );
+            assert!(place.store.get("mine").is_err(), "{moment}: {told}");
+            assert_eq!(
+                Small::names(&root),
+                ["images", "lock", "names"],
+                "{moment}: {told}"
+            );
+        }
+        let image = place.build("tree", OwnInit::None).unwrap();
+        place.store.verify(&image).unwrap();
+        place.store.remove("mine").unwrap();
+        moment += 1;
+    }
+    assert!(refused > 2, "it was full at {refused} moments only");
 }
