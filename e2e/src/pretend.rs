@@ -22,6 +22,9 @@ pub const PRETEND: &str = "--provider firecracker --firecracker-binary /srv/fake
 /// Makes the host; run in the new namespaces. `$1` is the directory with our programs.
 const MAKE: &str = include_str!("pretend.sh");
 
+/// Makes an image; its arguments are a name and a word.
+const BUILD: &str = include_str!("build.sh");
+
 /// The namespaces; they and all in them end when this is dropped, or when the test dies.
 #[derive(Debug)]
 pub(crate) struct Namespaces {
@@ -97,6 +100,12 @@ impl Host {
             lab_dir: PathBuf::from("/nonexistent"),
             _pretend: Some(Namespaces { child }),
         }
+    }
+
+    /// Builds the image `name` of a small tree with the file `etc/word` and a kernel that is none, from which a fake guest gets ready.
+    #[track_caller]
+    pub fn build_image(&self, name: &str, word: &str) {
+        drop(self.sh(&format!("set -- {name} {word}\n{BUILD}")).exits(0));
     }
 }
 
