@@ -172,3 +172,62 @@ fn a_build_that_is_killed_leaves_nothing_that_is_used() {
     assert_eq!(left.stdout, "images\nlock\nnames\n");
     assert_ne!(dir_of(&host, "default"), good);
 }
+
+#[test]
+fn what_cannot_be_swept_exported_or_taken_is_told_and_changes_nothing() {
+    let host = Host::pretend();
+    host.build_image("default", "of-default");
+    host.build_image("other", "of-other");
+    drop(
+        host.sh(
+            "crabbox image export default /srv/good.tar && head -c 1000000 /srv/good.tar > /srv/cut.tar && echo text > /srv/text.tar && \
+             mkdir /srv/full /srv/dir && mount -t tmpfs -o size=1m tmpfs /srv/full",
+        )
+        .exits(0),
+    );
+    let everything = "find /srv/.cache /srv/full /srv/dir /srv/*.tar -printf '%p %s %i\n' | sort";
+    let before = host.sh(everything).exits(0).stdout;
+    let cases = [
+        ("image gc --older-than soon", 2, "-older-than"),
+        ("image gc --max-mib -1", 2, "-max-mib"),
+        ("image gc --older-than 1000h --max-mib 1000000", 0, ""),
+        ("image gc --max-mib 0 --dry-run", 0, ""),
+        ("image export none /srv/none.tar", 4, "no image \"none\""),
+        (
+            "image export default /srv/nowhere/x.tar",
+            2,
+            "No such file or directory",
+        ),
+        ("image export default /srv/dir", 2, "/srv/dir"),
+        (
+            "image export default /srv/full/x.tar",
+            2,
+            "No space left on device",
+        ),
+        (
+            "image export default /srv/full/x.tar.gz",
+            2,
+            "No space left on device",
+        ),
+        ("image import /srv/none.tar", 2, "/srv/none.tar"),
+        ("image import /srv/cut.tar", 2, "cut short"),
+        ("image import /srv/text.tar", 2, "is no crabbox bundle"),
+        ("image import --name 9 /srv/good.tar", 2, "bad image name"),
+        ("setup firecracker --yes --from /srv/cut.tar", 0, "nothing to do"),
+    ];
+    for (words, code, said) in cases {
+        let done = host
+            .sh(&format!(
+                "CRABBOX_FIRECRACKER_BINARY=/srv/fake/firecracker CRABBOX_FIRECRACKER_NETWORK=nat CRABBOX_PROVIDER=firecracker exec crabbox {words}"
+            ));
+        assert!(
+            done.code == Some(code) && format!("{}{}", done.stdout, done.stderr).contains(said),
+            "{words}: {done:?}"
+        );
+        assert_eq!(host.sh(everything).exits(0).stdout, before, "{words}: {done:?}");
+    }
+    // With the same words but for the dry run, the one that is not the default goes.
+    drop(host.crabbox("image gc --max-mib 0").exits(0));
+    let list = host.crabbox("image list --json").exits(0).json();
+    assert_eq!(list["images"].as_array().map(Vec::len), Some(1), "{list}");
+}

@@ -157,6 +157,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_younger_than_the_limit_stays() {
+        let images = [
+            image("young", 90, &["a"]),
+            image("just", 70, &["b"]),
+            image("old", 69, &["c"]),
+        ];
+        let policy = Policy {
+            older_than_seconds: Some(30),
+            max_bytes: None,
+        };
+        let plan = plan(&images, None, &|_| Vec::new(), policy, 100);
+        let reasons: Vec<_> = plan.iter().map(|(_, reason)| reason).collect();
+        assert_eq!(reasons, [&Reason::Named, &Reason::Named, &Reason::TooOld]);
+    }
+
+    #[test]
     fn the_oldest_go_first_and_only_as_many_as_must() {
         let images = [
             image("a", 3, &["a"]),
