@@ -21,6 +21,13 @@ pub fn unix_now() -> (i64, u32) {
         })
 }
 
+/// Time since this machine started, the time that it was suspended included (`CLOCK_BOOTTIME`).
+pub fn since_boot() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
 /// Sleeps for `pause`, cut to 50 ms: no path of the program may wait longer than that without looking again.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that sleeps")]
 pub fn nap(pause: Duration) {

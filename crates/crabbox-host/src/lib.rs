@@ -11,6 +11,7 @@ pub mod digest;
 #[cfg(feature = "download")]
 pub mod download;
 pub mod files;
+pub mod holes;
 pub mod kvm;
 pub mod lock;
 pub mod memory;

@@ -1,0 +1,213 @@
+//! Holes in a lease's disk: what the guest has freed goes back to the file system that the disk lies on.
+//!
+//! The file is opened once and known by its descriptor from then on. Since the program that writes to it may have been taken over, a
+//! name that leads elsewhere, to a shared file or to somebody else's is refused, and nothing outside of the file's length is touched.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate};
+use rustix::io::Errno;
+
+use crate::files::FileError;
+
+/// What offsets and lengths are multiples of, in bytes: no file system in use has smaller pages, and parts of them would be zeroed,
+/// not freed.
+pub const GRAIN: u64 = 4096;
+
+/// Why a disk's blocks cannot be given back.
+#[derive(Debug, thiserror::Error)]
+pub enum HoleError {
+    /// The file could not be opened or looked at.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// It is not a private file of the lease.
+    #[error("will not punch holes into {}: it is not a file of user {owner} alone", path.display())]
+    NotPrivate {
+        /// The file.
+        path: PathBuf,
+        /// Whose it should be.
+        owner: u32,
+    },
+    /// The part is not one of this file.
+    #[error("there are no whole blocks from {offset} on for {length} bytes in a file of {size} bytes")]
+    Outside {
+        /// Where it starts.
+        offset: u64,
+        /// How long it is.
+        length: u64,
+        /// The file's length.
+        size: u64,
+    },
+    /// The file system keeps files whole.
+    #[error("its file system cannot free parts of a file")]
+    Unsupported,
+    /// The system call failed otherwise.
+    #[error("cannot free a part of it")]
+    Punch(#[source] std::io::Error),
+}
+
+/// A private disk file that can get holes.
+#[derive(Debug)]
+pub struct Holes {
+    file: File,
+    path: PathBuf,
+    length: u64,
+}
+
+impl Holes {
+    /// Opens the disk at `path`, which must be a regular file with no other name that belongs to user `owner`.
+    pub fn open(path: &Path, owner: u32) -> Result<Self, HoleError> {
+        // NONBLOCK: a pipe of that name must not hold us.
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| match errno {
+            Errno::LOOP => HoleError::NotPrivate {
+                path: path.to_owned(),
+                owner,
+            },
+            errno => FileError::io("open", path, errno).into(),
+        })?;
+        let file = File::from(file);
+        let facts = file
+            .metadata()
+            .map_err(|source| FileError::io("look at", path, source))?;
+        if !facts.is_file() || facts.nlink() != 1 || facts.uid() != owner {
+            return Err(HoleError::NotPrivate {
+                path: path.to_owned(),
+                owner,
+            });
+        }
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            length: facts.len(),
+        })
+    }
+
+    /// Length of the disk in bytes, as it was opened.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Bytes that the disk takes up now.
+    pub fn allocated(&self) -> Result<u64, HoleError> {
+        let facts = self.file.metadata();
+        let facts = facts.map_err(|source| FileError::io("look at", &self.path, source))?;
+        Ok(facts.blocks() * 512)
+    }
+
+    /// Whether `length` bytes from `offset` on are whole blocks of the disk.
+    pub fn contains(&self, offset: u64, length: u64) -> bool {
+        let end = offset.checked_add(length);
+        length > 0
+            && offset.is_multiple_of(GRAIN)
+            && length.is_multiple_of(GRAIN)
+            && end.is_some_and(|end| end <= self.length)
+    }
+
+    /// Frees `length` bytes from `offset` on; they read as zeros from then on, and the file stays as long as it is.
+    pub fn punch(&self, offset: u64, length: u64) -> Result<(), HoleError> {
+        if !self.contains(offset, length) {
+            return Err(HoleError::Outside {
+                offset,
+                length,
+                size: self.length,
+            });
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&self.file, flags, offset, length).map_err(|errno| match errno {
+            Errno::OPNOTSUPP | Errno::NOSYS => HoleError::Unsupported,
+            errno => HoleError::Punch(errno.into()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt as _;
+
+    fn own() -> u32 {
+        rustix::process::geteuid().as_raw()
+    }
+
+    fn full(dir: &Path) -> PathBuf {
+        let path = dir.join("disk");
+        std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+        path
+    }
+
+    #[test]
+    fn what_is_punched_reads_as_zeros_and_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let holes = Holes::open(&full(dir.path()), own()).unwrap();
+        let before = holes.allocated().unwrap();
+        holes.punch(8192, 512 << 10).unwrap();
+        holes.punch(8192, 4096).unwrap();
+        assert_eq!(before - holes.allocated().unwrap(), 512 << 10);
+        let mut bytes = vec![1; 1 << 20];
+        holes.file.read_exact_at(&mut bytes, 0).unwrap();
+        let end = 8192 + (512 << 10);
+        assert!(bytes[8192..end].iter().all(|byte| *byte == 0));
+        assert!(bytes[..8192].iter().chain(&bytes[end..]).all(|byte| *byte == 7));
+    }
+
+    #[test]
+    fn nothing_outside_of_the_file_or_less_than_a_block_is_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = full(dir.path());
+        let holes = Holes::open(&path, own()).unwrap();
+        let size = 1 << 20;
+        for (offset, length) in [
+            (0, 0),
+            (1, 4096),
+            (4096, 1),
+            (0, size + 4096),
+            (size, 4096),
+            (u64::MAX - 4095, 4096),
+            (4096, u64::MAX - 4095),
+        ] {
+            let error = holes.punch(offset, length).unwrap_err();
+            assert!(
+                matches!(error, HoleError::Outside { .. }),
+                "{offset} {length}: {error}"
+            );
+        }
+        assert!(std::fs::read(&path).unwrap() == vec![7; 1 << 20]);
+    }
+
+    #[test]
+    fn a_link_a_shared_file_and_somebody_elses_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = full(dir.path());
+        let refused =
+            |path: &Path, owner| matches!(Holes::open(path, owner), Err(HoleError::NotPrivate { .. }));
+        assert!(!refused(&path, own()));
+        assert!(refused(&path, own() + 1));
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(refused(&link, own()));
+        std::fs::hard_link(&path, dir.path().join("other")).unwrap();
+        assert!(refused(&path, own()), "it has two names");
+        assert!(refused(Path::new("/dev/null"), own()));
+        assert!(matches!(Holes::open(dir.path(), own()), Err(HoleError::File(_))));
+    }
+    #[test]
+    fn a_file_system_that_keeps_files_whole_is_told_from_a_failure() {
+        // A file of the kernel's, which has no blocks to free.
+        let path = PathBuf::from("/proc/self/comm");
+        let holes = Holes {
+            file: File::options().read(true).write(true).open(&path).unwrap(),
+            path,
+            length: 4096,
+        };
+        assert!(matches!(holes.punch(0, 4096), Err(HoleError::Unsupported)));
+        let read_only = Holes {
+            file: File::open("/proc/self/exe").unwrap(),
+            path: PathBuf::new(),
+            length: 4096,
+        };
+        assert!(matches!(read_only.punch(0, 4096), Err(HoleError::Punch(_))));
+    }
+}
