@@ -31,6 +31,7 @@ use crate::network::{self, GuestSide, NameServer, NetworkError, Outer, SavedAtta
 use crate::ownership::OwnedLease;
 use crate::ready::{self, ReadyError};
 use crate::request::AcquireRequest;
+use crate::trim::{self, Trims};
 use crate::vmm::{self, Running, VmmError};
 
 /// Why a lease could not be acquired.
@@ -107,6 +108,7 @@ pub struct Making<'a> {
     pub events: &'a mut dyn FnMut(Event),
     recorder: Option<Recorder>,
     names: Option<NameServer>,
+    trims: Option<Trims>,
     stage: Instant,
 }
 
@@ -125,6 +127,8 @@ pub struct Threads {
     pub recorder: Option<Recorder>,
     /// Answers the guest's questions for names.
     pub names: Option<NameServer>,
+    /// Takes blocks back that the guest has freed.
+    pub trims: Option<Trims>,
 }
 
 /// A lease whose guest is ready.
@@ -156,6 +160,7 @@ pub fn allocate<'a>(
         events,
         recorder: None,
         names: None,
+        trims: None,
         stage,
     };
     making.over("allocate", Whose::Ours);
@@ -185,7 +190,8 @@ impl Making<'_> {
             self.tap()?;
         }
         let home = self.disk(&keys, &side)?;
-        let listener = home.listen()?;
+        let listener = home.listen(ready::READY_PORT)?;
+        self.trims = trim::begin(&home);
         let pipe = self.record_console()?;
         let vmm = self.start(&home, &side, &pipe)?;
         let outer = match early {
@@ -233,6 +239,7 @@ impl Making<'_> {
             Threads {
                 recorder: self.recorder,
                 names: self.names,
+                trims: self.trims,
             },
         )
     }

@@ -21,7 +21,6 @@ use crabbox_image::seed::{LeaseSeed, NoCloud, SeedNetwork, nocloud_fat};
 use crate::acquire::LeaseKeys;
 use crate::allocate::Allocated;
 use crate::network::GuestSide;
-use crate::ready::READY_PORT;
 use crate::request::{AcquireRequest, GuestSource};
 
 /// The kernel's name in the VMM's directory.
@@ -40,6 +39,9 @@ pub const VSOCK: &str = "vsock.sock";
 pub const LOG: &str = "firecracker.log";
 /// Firecracker's API socket.
 pub const API: &str = "api.sock";
+
+/// How the disk of our own image is made: an empty layer above the base that all leases share.
+pub const SHARED_BASE: &str = "shared-base";
 
 /// Why the directory could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -157,7 +159,8 @@ pub struct Home {
     pub seed: &'static str,
     /// Whether the guest says `ready` over vsock.
     pub says_ready: bool,
-    uid: Option<u32>,
+    /// The VMM's user, when it has one of its own.
+    pub uid: Option<u32>,
 }
 
 /// Plans the directory of an allocated lease.
@@ -253,7 +256,7 @@ fn ours(
     initrd.extend(seed.to_cpio());
     write_private(&plan.home.join(INITRD), &initrd)?;
     image_disk::make_layer(&plan.home.join(DISK), u64::from(plan.request.machine.disk_mib))?;
-    Ok("shared-base")
+    Ok(SHARED_BASE)
 }
 
 fn foreign(
@@ -335,12 +338,9 @@ impl Home {
         self.dir.join(name)
     }
 
-    /// Listens where Firecracker will connect when the guest speaks.
-    pub fn listen(&self) -> Result<UnixListener, DiskError> {
-        let name = format!("{VSOCK}_{READY_PORT}");
-        let listener = unix::bind(&self.join(&name))?;
-        self.give(&[&name])?;
-        Ok(listener)
+    /// Listens where Firecracker will connect when the guest speaks to `port`.
+    pub fn listen(&self, port: u32) -> Result<UnixListener, DiskError> {
+        listen(&self.join(&format!("{VSOCK}_{port}")), self.uid)
     }
 
     /// Gives files to the VMM's user, when it has one of its own.
@@ -354,6 +354,25 @@ impl Home {
         }
         Ok(())
     }
+}
+
+/// Makes the socket at `path` for connections from a VMM with this uid.
+fn listen(path: &Path, uid: Option<u32>) -> Result<UnixListener, DiskError> {
+    let listener = unix::bind(path)?;
+    give(uid, path)?;
+    Ok(listener)
+}
+
+/// Listens in place of a supervisor that has died, in the directory of `disk`.
+pub fn listen_again(disk: &Path, port: u32, uid: Option<u32>) -> Result<UnixListener, DiskError> {
+    let path = disk.with_file_name(format!("{VSOCK}_{port}"));
+    match std::fs::remove_file(&path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            return Err(FileError::io("remove the dead socket", &path, source).into());
+        }
+        _ => {}
+    }
+    listen(&path, uid)
 }
 
 /// The kernel's command line for what boots.

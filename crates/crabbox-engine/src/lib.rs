@@ -43,6 +43,7 @@ pub mod supervise;
 pub mod sync_plan;
 pub mod teardown;
 pub mod touch;
+pub mod trim;
 pub mod tunnel;
 pub mod vmm;
 pub mod watch;

@@ -33,6 +33,7 @@ use crate::ownership::{OwnedLease, OwnershipError};
 use crate::ready::ReadyError;
 use crate::request::AcquireRequest;
 use crate::teardown::{self, Actor, Extent};
+use crate::trim;
 
 /// What the command line writes when the lease has become its own.
 pub const CLAIMED: &str = "claimed";
@@ -211,6 +212,9 @@ pub fn watch(places: &Places, id: &LeaseId) -> Result<(), SuperviseError> {
     };
     let pending = journal.begin(crabbox_core::journal::Step::Supervisor {})?;
     journal.done(pending, Some(supervisor))?;
+    let trims = leases::read(&dir)
+        .ok()
+        .and_then(|stored| trim::resume(&stored.record, journal.state()));
     drop((journal, guard));
     // A console or a forwarder that cannot be taken up again is no reason to leave the lease unwatched.
     let recorder = console::open_pipe(&dir.path().join("console.pipe"))
@@ -218,6 +222,7 @@ pub fn watch(places: &Places, id: &LeaseId) -> Result<(), SuperviseError> {
     let threads = Threads {
         recorder: recorder.ok(),
         names: network::serve_names(&dir.netns()).ok(),
+        trims,
     };
     let end = match vmm.open()? {
         Some(handle) => observe(places, &dir, &handle, &interrupts),
@@ -342,9 +347,9 @@ fn conclude(
     Ok(())
 }
 
-/// Ends the lease's threads: names before the namespace goes, the console with all that is in its pipe.
+/// Ends the lease's threads: names before the namespace goes, trims before the disk does, the console with all that is in its pipe.
 fn finish(threads: Threads) {
-    drop(threads.names);
+    drop((threads.names, threads.trims));
     if let Some(recorder) = threads.recorder {
         recorder.finish();
     }
