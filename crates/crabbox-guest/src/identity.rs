@@ -14,6 +14,7 @@ use crate::accounts::{self, Account, Databases};
 use crate::failure::Failure;
 use crate::root;
 use crate::seed::Seed;
+use crate::trim_command::{FSTRIM, TRIM};
 
 /// Names under which the image's users expect to end the machine.
 pub(crate) const POWER_COMMANDS: [&str; 4] = ["poweroff", "reboot", "halt", "shutdown"];
@@ -78,12 +79,13 @@ pub(crate) fn write_host_key(seed: &Seed) -> Result<(), Failure> {
 }
 
 /// Makes `poweroff` and its sisters reach process 1. The image's own ones talk to an init that is not here, so ours come
-/// first on `PATH`; where the image has none they take the usual place too.
-pub(crate) fn link_power_commands() -> Result<(), Failure> {
-    for name in POWER_COMMANDS {
+/// first on `PATH`; where the image has none they take the usual place too. The same for `crabbox-trim` and `fstrim`, whose own one knows
+/// no way to the host, but without the usual place.
+pub(crate) fn link_commands() -> Result<(), Failure> {
+    for name in POWER_COMMANDS.into_iter().chain([TRIM, FSTRIM]) {
         let usual = Path::new("/usr/sbin").join(name);
         let local = Path::new("/usr/local/sbin").join(name);
-        let missing = !usual.is_symlink() && !usual.exists();
+        let missing = POWER_COMMANDS.contains(&name) && !usual.is_symlink() && !usual.exists();
         for place in [Some(local), missing.then_some(usual)].into_iter().flatten() {
             if place.parent().is_some_and(Path::is_dir) {
                 remove(&place)?;

@@ -2,7 +2,8 @@
 //!
 //! It runs as `/init` of the initramfs and prints one line a stage on the console, so that a failed boot explains itself.
 //! It must never go on with half an instance: what fails is printed, and the machine is reset, which ends the VMM.
-//! Called as `poweroff`, `reboot`, `halt` or `shutdown` it asks process 1 to end the machine.
+//! Called as `poweroff`, `reboot`, `halt` or `shutdown` it asks process 1 to end the machine, as `crabbox-trim` or `fstrim` to give
+//! freed blocks back to the host.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("crabbox-guest is the first process of a Linux guest");
@@ -10,7 +11,10 @@ compile_error!("crabbox-guest is the first process of a Linux guest");
 mod accounts;
 mod clock;
 mod console;
+mod crc32c;
+mod ext4;
 mod failure;
+mod freeze;
 mod handover;
 mod identity;
 mod modules;
@@ -21,8 +25,11 @@ mod root;
 mod seed;
 mod sshd;
 mod sys;
+mod trim;
+mod trim_command;
 
 use std::io::Write as _;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -47,18 +54,18 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     if !rustix::process::getpid().is_init() {
-        let mut words = std::env::args();
-        let name = words.next().unwrap_or_default();
-        if name == handover::WAITER {
-            handover::wait_and_tell(&words.next().unwrap_or_default());
-            return ExitCode::SUCCESS;
-        }
-        return power::ask(name.rsplit('/').next().unwrap_or_default()).into();
+        return serve_command(std::env::args_os()).into();
     }
     sys::block_signals();
     let mut console = Console::open();
     match boot(&mut console) {
-        Ok(server) => serve(&mut console, server),
+        Ok(booted) => {
+            // Without it the machine is whole; whoever asks for a trim hears that nobody answers.
+            if let Err(failure) = trim::start(booted.layer) {
+                console.say(&failure.to_string());
+            }
+            serve(&mut console, booted.server)
+        }
         Err(failure) => {
             let stage = console.current();
             console.say(&format!("FAILED at {stage}: {failure}"));
@@ -67,9 +74,31 @@ fn main() -> ExitCode {
     }
 }
 
-/// From the initramfs to a listening SSH server; returns the server's process id. With an init of the image's own, it returns
-/// only when that could not be started.
-fn boot(console: &mut Console) -> Result<Pid, Failure> {
+/// What another process of this program does; returns its exit code.
+fn serve_command(mut words: std::env::ArgsOs) -> u8 {
+    let name = words.next().unwrap_or_default();
+    let name = name.to_string_lossy();
+    match name.rsplit('/').next().unwrap_or_default() {
+        handover::WAITER => {
+            handover::wait_and_tell(&words.next().unwrap_or_default().to_string_lossy());
+            0
+        }
+        name @ (trim_command::TRIM | trim_command::FSTRIM) => {
+            trim_command::run(name, &words.collect::<Vec<_>>())
+        }
+        name => power::ask(name),
+    }
+}
+
+/// What process 1 has when the machine is up.
+struct Booted {
+    server: Pid,
+    /// The root of the private layer.
+    layer: OwnedFd,
+}
+
+/// From the initramfs to a listening SSH server. With an init of the image's own, it returns only when that could not be started.
+fn boot(console: &mut Console) -> Result<Booted, Failure> {
     // What passed before this program began.
     console.begin("kernel");
     console.begin("mounts");
@@ -111,13 +140,13 @@ fn boot(console: &mut Console) -> Result<Pid, Failure> {
     identity::write_host_key(&seed)?;
     let init = handover::wanted()?;
     if init.is_none() {
-        identity::link_power_commands()?;
+        identity::link_commands()?;
     }
     if let Some(path) = &seed.work_root {
         root::mount_work_root(&layer, path, account.uid, account.gid)?;
     }
     seed.forget_secrets();
-    drop(layer);
+    let layer = layer.into_whole();
     if let Some(init) = init {
         console.end();
         return Err(handover::with_waiter(console, &init));
@@ -133,7 +162,7 @@ fn boot(console: &mut Console) -> Result<Pid, Failure> {
     sshd::wait_until_listening(server, &notifications)?;
     console.end();
     tell_host(console);
-    Ok(server)
+    Ok(Booted { server, layer })
 }
 
 /// Sets the clock when it stands before the host's: a guest clock may be ahead by a little, but never behind a certificate.

@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{CWD, Gid, Mode, Uid};
+use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::mount::{
     MountFlags, MoveMountFlags, OpenTreeFlags, mount, mount_bind, mount_move, move_mount, open_tree,
 };
@@ -26,7 +26,7 @@ use crate::failure::Failure;
 const DISK_WAIT: Duration = Duration::from_secs(5);
 
 const BASE_DEVICE: &str = "/dev/vda";
-const LAYER_DEVICE: &str = "/dev/vdb";
+pub(crate) const LAYER_DEVICE: &str = "/dev/vdb";
 const NEW_ROOT: &str = "/newroot";
 
 /// Where [`switch`] leaves this program.
@@ -35,8 +35,16 @@ pub(crate) const PROGRAM: &str = "/run/crabbox/guest";
 /// Directories of the private layer that are mounted beside the overlay, once the root is switched.
 #[derive(Debug)]
 pub(crate) struct Layer {
+    whole: OwnedFd,
     work_root: OwnedFd,
     tmp: OwnedFd,
+}
+
+impl Layer {
+    /// The layer's own root, when there is nothing left to mount; the switch has put it out of every other process's reach.
+    pub(crate) fn into_whole(self) -> OwnedFd {
+        self.whole
+    }
 }
 
 /// Mounts `/proc`, `/sys` and `/dev` of the initramfs.
@@ -98,7 +106,14 @@ pub(crate) fn assemble() -> Result<Layer, Failure> {
     // `redirect_dir`: a directory of the base can be renamed; `xino`: one device number, inode numbers that stay.
     let options = "lowerdir=/base,upperdir=/layer/upper,workdir=/layer/work,redirect_dir=on,xino=on";
     mount_at("overlay", NEW_ROOT, "overlay", MountFlags::NOATIME, options)?;
+    let whole = rustix::fs::open(
+        "/layer",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(Failure::path("open", Path::new("/layer")))?;
     Ok(Layer {
+        whole,
         work_root: detached("/layer/work-root")?,
         tmp: detached("/layer/tmp")?,
     })

@@ -52,6 +52,10 @@ pub(crate) const ENTROPY_LIMIT: usize = 512;
 /// `RNDADDENTROPY` of `linux/random.h`: `_IOW('R', 0x03, int[2])`.
 const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
 
+/// `FIFREEZE` and `FITHAW` of `linux/fs.h`: `_IOWR('X', 119, int)` and the next one; the kernel does not look at the argument.
+const FIFREEZE: libc::c_ulong = 0xC004_5877;
+const FITHAW: libc::c_ulong = 0xC004_5878;
+
 /// `RTF_UP | RTF_GATEWAY` of `linux/route.h`.
 const ROUTE_UP_GATEWAY: libc::c_ushort = 0x3;
 
@@ -154,6 +158,21 @@ pub(crate) fn credit_entropy(random: impl AsFd, bytes: &[u8]) -> io::Result<()> 
     info.entropy_bits = info.length * 8;
     // SAFETY: the kernel reads the two numbers and `length` bytes behind them, all inside `info`.
     checked(unsafe { libc::ioctl(random.as_fd().as_raw_fd(), RNDADDENTROPY, &raw const info) }).map(drop)
+}
+
+/// Writes out the file system that `inside` is a descriptor in, and holds every write to it until [`thaw`]. Fails (`EBUSY`) when it is
+/// frozen already.
+#[expect(unsafe_code, reason = "FIFREEZE is an ioctl without a wrapper")]
+pub(crate) fn freeze(inside: impl AsFd) -> io::Result<()> {
+    // SAFETY: the argument is not used; the descriptor lives until the call returns.
+    checked(unsafe { libc::ioctl(inside.as_fd().as_raw_fd(), FIFREEZE, 0) }).map(drop)
+}
+
+/// Lets writes go on.
+#[expect(unsafe_code, reason = "FITHAW is an ioctl without a wrapper")]
+pub(crate) fn thaw(inside: impl AsFd) -> io::Result<()> {
+    // SAFETY: the argument is not used; the descriptor lives until the call returns.
+    checked(unsafe { libc::ioctl(inside.as_fd().as_raw_fd(), FITHAW, 0) }).map(drop)
 }
 
 fn socket_address(address: Ipv4Addr) -> libc::sockaddr {

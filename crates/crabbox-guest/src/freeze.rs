@@ -1,0 +1,188 @@
+//! Holding every write to the private layer for a moment, and letting them go on again whatever happens.
+//!
+//! A frozen root file system stops the whole machine, so it may stay frozen for [`LIMIT`] at most: a thread of its own thaws it then.
+//! Both threads belong to process 1, which nobody can kill, and neither may write to a file, read one that is not in memory, or wait for
+//! anybody without a limit while it is frozen.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::clock;
+use crate::sys;
+
+/// The longest that the file system stays frozen.
+pub(crate) const LIMIT: Duration = Duration::from_secs(40);
+
+/// How long after the freeze the host may still be asked for something. Between it and [`LIMIT`] lies more than the time that the host
+/// takes for what it was asked (five seconds, by its own clock): it never works on blocks that may be in use again.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
+
+/// What is done to the file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    Freeze,
+    Thaw,
+}
+
+type Switch = dyn Fn(Turn) -> io::Result<()> + Send + Sync;
+
+struct Shared {
+    switch: Box<Switch>,
+    /// Since when it is frozen by us, as uptime.
+    since: Mutex<Option<Duration>>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn since(&self) -> MutexGuard<'_, Option<Duration>> {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Freezes one file system.
+pub(crate) struct Freezer {
+    shared: Arc<Shared>,
+}
+
+impl Freezer {
+    /// For the file system that `inside` is a descriptor in.
+    pub(crate) fn new(inside: OwnedFd) -> io::Result<Self> {
+        let switch = move |turn| match turn {
+            Turn::Freeze => {
+                // Most of what is to be written is written before writers have to wait.
+                rustix::fs::syncfs(&inside)?;
+                sys::freeze(&inside)
+            }
+            Turn::Thaw => sys::thaw(&inside),
+        };
+        Self::with(switch, LIMIT)
+    }
+
+    /// With another way to freeze and thaw, and another limit.
+    pub(crate) fn with(
+        switch: impl Fn(Turn) -> io::Result<()> + Send + Sync + 'static,
+        limit: Duration,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            switch: Box::new(switch),
+            since: Mutex::new(None),
+            changed: Condvar::new(),
+        });
+        let watched = Arc::clone(&shared);
+        std::thread::Builder::new()
+            .name("thaw".to_owned())
+            .spawn(move || watch(&watched, limit))?;
+        Ok(Self { shared })
+    }
+
+    /// Freezes it until the answer is dropped. Fails when somebody else has frozen it; then nobody is thawed.
+    pub(crate) fn freeze(&self) -> io::Result<Frozen<'_>> {
+        (self.shared.switch)(Turn::Freeze)?;
+        *self.shared.since() = Some(clock::uptime());
+        self.shared.changed.notify_all();
+        Ok(Frozen { shared: &self.shared })
+    }
+}
+
+/// A file system that is frozen, unless its time is over.
+pub(crate) struct Frozen<'a> {
+    shared: &'a Shared,
+}
+
+impl Frozen<'_> {
+    /// For how long it has been frozen; `None` when it is not any more.
+    pub(crate) fn age(&self) -> Option<Duration> {
+        self.shared
+            .since()
+            .map(|since| clock::uptime().saturating_sub(since))
+    }
+
+    /// Whether the host may be asked for something that only holds while it is frozen.
+    pub(crate) fn may_ask(&self) -> bool {
+        self.age().is_some_and(|age| age < ASK_LIMIT)
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        thaw(self.shared, &mut self.shared.since());
+    }
+}
+
+/// Thaws what is frozen by us. The lock is held meanwhile, so that it happens once.
+fn thaw(shared: &Shared, since: &mut Option<Duration>) {
+    if since.take().is_some() {
+        // It fails when somebody else has thawed it, which is what we want.
+        (shared.switch)(Turn::Thaw).ok();
+    }
+}
+
+/// Thaws what stays frozen for too long.
+fn watch(shared: &Shared, limit: Duration) {
+    let mut since = shared.since();
+    loop {
+        let left = since.map(|since| (since + limit).saturating_sub(clock::uptime()));
+        since = match left {
+            None => shared.changed.wait(since).unwrap_or_else(PoisonError::into_inner),
+            Some(Duration::ZERO) => {
+                thaw(shared, &mut since);
+                since
+            }
+            Some(left) => {
+                let waited = shared.changed.wait_timeout(since, left);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file system that notes what is done to it, and refuses to be frozen twice.
+    fn noted(limit: Duration) -> (Freezer, Arc<Mutex<Vec<Turn>>>) {
+        let turns = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&turns);
+        let switch = move |turn| {
+            let mut turns = noted.lock().unwrap();
+            if turns.last() == Some(&turn) {
+                return Err(io::ErrorKind::ResourceBusy.into());
+            }
+            turns.push(turn);
+            Ok(())
+        };
+        (Freezer::with(switch, limit).unwrap(), turns)
+    }
+
+    #[test]
+    fn it_is_thawed_once_when_the_guard_goes() {
+        let (freezer, turns) = noted(Duration::from_mins(1));
+        for _ in 0..3 {
+            let frozen = freezer.freeze().unwrap();
+            assert!(frozen.may_ask());
+            assert!(freezer.freeze().is_err(), "somebody has frozen it");
+        }
+        assert_eq!(*turns.lock().unwrap(), [Turn::Freeze, Turn::Thaw].repeat(3));
+    }
+
+    #[test]
+    fn one_that_takes_too_long_is_thawed_behind_its_back_and_may_ask_no_more() {
+        let (freezer, turns) = noted(Duration::from_millis(50));
+        let frozen = freezer.freeze().unwrap();
+        assert!(frozen.may_ask());
+        let thawed = clock::poll_until(Duration::from_secs(20), Duration::from_millis(1), || {
+            (turns.lock().unwrap().len() == 2).then_some(())
+        });
+        assert!(thawed.is_some());
+        assert_eq!(frozen.age(), None);
+        assert!(!frozen.may_ask());
+        drop(frozen);
+        assert_eq!(*turns.lock().unwrap(), [Turn::Freeze, Turn::Thaw]);
+        // The next one has its own time.
+        drop(freezer.freeze().unwrap());
+        assert_eq!(turns.lock().unwrap().len(), 4);
+    }
+}
