@@ -3,4 +3,3 @@
 pub mod fake_vmm;
 pub mod mutate;
 pub mod sshd;
-pub mod trees;
