@@ -132,12 +132,23 @@ impl Host {
     /// Runs a shell script on the host as root, in its home directory.
     #[track_caller]
     pub fn sh(&self, script: &str) -> Done {
+        self.feed(script, &[])
+    }
+
+    /// The same with `input` on its standard input.
+    #[track_caller]
+    pub fn feed(&self, script: &str, input: &[u8]) -> Done {
         let (program, args) = self
             .ssh
             .split_first()
             .unwrap_or_else(|| panic!("the lab's record has no ssh command"));
         let quoted = format!("cd && sh -c '{}'", script.replace('\'', r"'\''"));
-        let ran = Cmd::new(program).args(args).arg(quoted).limit(LIMIT).capture();
+        let ran = Cmd::new(program)
+            .args(args)
+            .arg(quoted)
+            .stdin(input)
+            .limit(LIMIT)
+            .capture();
         let Captured {
             status,
             stdout,

@@ -70,6 +70,17 @@ impl Provider for Firecracker {
         Ok(resolve::resolve(&self.engine, text, purpose)?)
     }
 
+    fn is_down(&self, lease: &Lease) -> Option<bool> {
+        match resolve::resolve(&self.engine, &lease.id, Purpose::Look) {
+            Ok(lease) => {
+                let down = ["stopped", "released", "failed", "expired"];
+                Some(down.contains(&lease.state.as_str()))
+            }
+            Err(ResolveError::NotFound { .. }) => Some(true),
+            Err(_) => None,
+        }
+    }
+
     fn list(&self) -> Result<Leases, LeaseError> {
         let (leases, unreadable) = resolve::list(&self.engine)?;
         Ok(Leases { leases, unreadable })

@@ -41,6 +41,9 @@ pub trait Provider: fmt::Debug {
     /// The lease that `text` names, if it can be used for `purpose`.
     fn resolve(&self, text: &str, purpose: Purpose) -> Result<Lease, LeaseError>;
 
+    /// Whether the machine of `lease` is down; `None` where this host cannot tell.
+    fn is_down(&self, lease: &Lease) -> Option<bool>;
+
     /// Every lease.
     fn list(&self) -> Result<Leases, LeaseError>;
 

@@ -160,6 +160,10 @@ impl Provider for StaticHost {
         Ok(self.lease(&host)?)
     }
 
+    fn is_down(&self, _: &Lease) -> Option<bool> {
+        None
+    }
+
     fn list(&self) -> Result<Leases, LeaseError> {
         let claims = self.claims()?;
         let hosts = match self.configured(&claims) {

@@ -4,6 +4,7 @@
     clippy::unwrap_used,
     clippy::panic,
     unreachable_pub,
+    dead_code,
     reason = "the exception for tests does not reach their fixtures"
 )]
 

@@ -12,42 +12,10 @@ mod world;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crabbox_ssh::target::Target;
 use crabbox_sync::transfer::{Options, TransferError, sync};
 use crabbox_sync::{Channel, Progress, Stage, SyncEvents};
 use crabbox_testkit::sshd::Sshd;
-use world::{World, settle};
-
-fn target(sshd: &Sshd) -> Target {
-    let mut target = Target::new(sshd.user(), "127.0.0.1", sshd.port(), &sshd.known_hosts()).unwrap();
-    target.key = Some(sshd.client_key());
-    target.host_key_pinned = true;
-    target.connection_attempts = 1;
-    target
-}
-
-/// A target whose connection is shared, and the master that must be told to go.
-struct Shared(Target);
-
-impl Shared {
-    fn new(sshd: &Sshd) -> Self {
-        Self(Target {
-            control: Some(sshd.dir().join("ctl")),
-            ..target(sshd)
-        })
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        let argv = self.0.ssh_argv(crabbox_ssh::target::ArgvOptions::default());
-        crabbox_host::command::Cmd::new(&argv[0])
-            .args(["-O", "exit"])
-            .args(&argv[1..])
-            .capture()
-            .unwrap();
-    }
-}
+use world::{Shared, World, settle, target};
 
 #[test]
 fn twenty_rounds_of_odd_changes_over_one_connection() {

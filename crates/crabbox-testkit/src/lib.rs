@@ -3,3 +3,4 @@
 pub mod fake_vmm;
 pub mod mutate;
 pub mod sshd;
+pub mod trees;

@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crabbox_host::command::Cmd;
+use crabbox_ssh::target::{ArgvOptions, Target};
 use crabbox_sync::manifest::{Manifest, Scope};
 use crabbox_sync::repo::Repo;
 use crabbox_sync::transfer::{Destination, GitSeed, Options, Outcome, TransferError, sync};
 use crabbox_sync::{Channel, Silent, SyncEvents};
+use crabbox_testkit::sshd::Sshd;
 
 pub const LEASE: &str = "cbx_000000000001";
 
@@ -167,6 +169,38 @@ impl World {
             }
         }
         found
+    }
+}
+
+/// The server as a target, with a connection for each command.
+pub fn target(sshd: &Sshd) -> Target {
+    let mut target = Target::new(sshd.user(), "127.0.0.1", sshd.port(), &sshd.known_hosts()).unwrap();
+    target.key = Some(sshd.client_key());
+    target.host_key_pinned = true;
+    target.connection_attempts = 1;
+    target
+}
+
+/// A target whose connection is shared, and the master that must be told to go.
+pub struct Shared(pub Target);
+
+impl Shared {
+    pub fn new(sshd: &Sshd) -> Self {
+        Self(Target {
+            control: Some(sshd.dir().join("ctl")),
+            ..target(sshd)
+        })
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let argv = self.0.ssh_argv(ArgvOptions::default());
+        Cmd::new(&argv[0])
+            .args(["-O", "exit"])
+            .args(&argv[1..])
+            .capture()
+            .unwrap();
     }
 }
 

@@ -6,13 +6,14 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crabbox_core::config::Settings;
 use crabbox_core::config::allow::{Allow, Verdict};
 use crabbox_engine::lease::{Lease, Target};
 use crabbox_engine::run::owner::Owner;
 use crabbox_engine::run::{self, Job, RemoteStatus, Sink};
+use crabbox_host::clock;
 
 use super::Run;
 use super::error::RunFailure;
@@ -23,6 +24,9 @@ use super::streams::{Phases, Tee, To};
 use crate::args::RunArgs;
 use crate::context::Ctx;
 use crate::ui::CommandError;
+
+/// How long a machine whose connection broke is watched going down.
+const GOING_DOWN: Duration = Duration::from_secs(5);
 
 /// Variables for the command that come from here.
 #[derive(Debug, Default)]
@@ -125,6 +129,7 @@ impl Run<'_> {
             RemoteStatus::Exited(0) => None,
             RemoteStatus::Exited(code) => Some(RunFailure::Exited(code)),
             RemoteStatus::Killed => Some(RunFailure::Killed),
+            RemoteStatus::ConnectionLost if self.went_down(lease) => Some(RunFailure::MachineDown),
             RemoteStatus::ConnectionLost => Some(RunFailure::Lost),
             RemoteStatus::Cancelled { stopped } | RemoteStatus::TimedOut { stopped } => {
                 Some(RunFailure::Interrupted { stopped })
@@ -138,15 +143,25 @@ impl Run<'_> {
             stage.end(brought.is_ok());
             return brought;
         };
+        summary.down = matches!(failure, RunFailure::MachineDown);
         // A tree in which the command may still run is not handed on as it is.
         summary.unquiet = matches!(
             failure,
-            RunFailure::Lost | RunFailure::Interrupted { stopped: false }
+            RunFailure::Lost | RunFailure::MachineDown | RunFailure::Interrupted { stopped: false }
         );
         if !matches!(failure, RunFailure::Interrupted { .. }) {
             summary.ended = Some(ended);
         }
         Err(failure.into())
+    }
+
+    /// Whether the connection broke because the machine went down. A guest that turns itself off ends its connections first.
+    fn went_down(&self, lease: &Lease) -> bool {
+        let down = || match self.provider.is_down(lease) {
+            Some(false) => None,
+            told => Some(told.is_some()),
+        };
+        clock::poll_until(GOING_DOWN, down).unwrap_or(false)
     }
 
     /// Brings the script over, if there is one; answers its path.

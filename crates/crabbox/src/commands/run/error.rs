@@ -14,6 +14,9 @@ pub(super) enum RunFailure {
     /// The connection broke.
     #[error("the connection to the lease was lost while the command ran; it may or may not have ended")]
     Lost,
+    /// The machine went down under the command.
+    #[error("the machine of the lease went down while the command ran")]
+    MachineDown,
     /// The shell around the command was killed.
     #[error("the command was killed in the lease")]
     Killed,
@@ -51,7 +54,7 @@ impl Fault for RunFailure {
         match self {
             Self::Exited(code) => Kind::Passthrough(*code),
             // What ssh itself exits with when its connection breaks.
-            Self::Lost => Kind::Passthrough(255),
+            Self::Lost | Self::MachineDown => Kind::Passthrough(255),
             // 128 and the signal's number, as shells have it.
             Self::Killed => Kind::Passthrough(137),
             Self::Interrupted { .. } => Kind::Passthrough(130),

@@ -28,7 +28,19 @@ pub(super) struct Class {
 }
 
 /// Words, and what they tell.
-const KNOWN: [(&[&str], Class); 4] = [
+const KNOWN: [(&[&str], Class); 5] = [
+    (
+        // Our own words, see `RunFailure`.
+        &[
+            "the connection to the lease was lost",
+            "the machine of the lease went down",
+        ],
+        Class {
+            area: "ssh_connectivity",
+            stage: "ssh",
+            retry: "unknown",
+        },
+    ),
     (
         &["timed out waiting for ssh"],
         Class {
@@ -174,6 +186,7 @@ fn captured(path: &Path) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::run::error::RunFailure;
 
     #[test]
     fn known_words_tell_the_class() {
@@ -182,6 +195,10 @@ mod tests {
             class("timed out waiting for SSH on 10.0.0.2"),
             Some(("ssh", "true"))
         );
+        let ours = [RunFailure::Lost, RunFailure::MachineDown].map(|failure| failure.to_string());
+        for text in ours {
+            assert_eq!(class(&text), Some(("ssh", "unknown")), "{text}");
+        }
         assert_eq!(class("ERR_PNPM_X"), Some(("install", "unknown")));
         assert_eq!(
             class("fork: Cannot allocate memory"),

@@ -29,6 +29,8 @@ pub(super) struct Summary {
     pub(super) ended: Option<Ended>,
     /// Whether the command may still run.
     pub(super) unquiet: bool,
+    /// Whether the machine went down, so that nobody can go on in it.
+    pub(super) down: bool,
     /// What the failure is thought to be.
     class: Option<Class>,
 }
@@ -156,13 +158,20 @@ pub(super) fn digest(ctx: &Ctx<'_>, lease: &Lease, summary: &Summary, ended: &En
         let names: Vec<&str> = phases.iter().map(|(name, _)| name.as_str()).collect();
         say(format!("observed_phases: {}", names.join(",")));
     }
-    say(format!("next: crabbox ssh --provider {provider} --id {slug}"));
-    if let Some(again) = again.filter(|_| retry != "false") {
-        say(format!(
-            "next: crabbox run --provider {provider} --id {slug} --fresh-sync{again}"
-        ));
+    let again = again.filter(|_| retry != "false");
+    if summary.down {
+        if let Some(again) = again {
+            say(format!("next: crabbox run --provider {provider}{again}"));
+        }
+    } else {
+        say(format!("next: crabbox ssh --provider {provider} --id {slug}"));
+        if let Some(again) = again {
+            say(format!(
+                "next: crabbox run --provider {provider} --id {slug} --fresh-sync{again}"
+            ));
+        }
+        say(format!("next: {}", stop_command(lease)));
     }
-    say(format!("next: {}", stop_command(lease)));
     let (name, lines) = if ended.stderr.is_empty() {
         ("stdout", &ended.stdout)
     } else {
