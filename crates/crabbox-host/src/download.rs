@@ -87,8 +87,9 @@ impl DownloadError {
 
 /// Brings `url` to the file `to`, which holds all of it afterwards or is untouched; `sha256` is what it must be, when known.
 ///
-/// `told` hears how many bytes are here and how many there will be. A failed download leaves its beginning beside `to`, and the
-/// next call goes on from there; one with a wrong digest leaves nothing.
+/// `told` hears how many bytes are here and how many there will be. A download that the other side
+/// failed leaves its beginning beside `to`, and the next call goes on from there; one that cannot be written, or with a wrong digest,
+/// leaves nothing.
 pub fn fetch(
     url: &str,
     to: &Path,
@@ -107,7 +108,13 @@ pub fn fetch(
                 // A server that is busy wants a moment; nothing else is waited for.
                 clock::poll_until(Duration::from_millis(200) * (idle_tries + 1), || None::<()>);
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                // A disk that is full must not stay so because of what was brought here in vain.
+                if matches!(error, DownloadError::File(_)) {
+                    part.forget();
+                }
+                return Err(error);
+            }
         }
     }
     if let Some(expected) = sha256 {
