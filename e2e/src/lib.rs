@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use crabbox_host::command::{Captured, Cmd};
 use crabbox_host::lock::FileLock;
+use crabbox_testkit::schemas;
 use serde::Deserialize;
 
 /// How long one command on the host may take: several leases under emulation.
@@ -163,6 +164,9 @@ impl Host {
         }
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         let (stdout, stderr) = (text(stdout), text(stderr));
+        for line in stderr.lines().filter(|line| line.starts_with("{\"provider\"")) {
+            hold("timing", script, line);
+        }
         Done {
             code: status.code(),
             stdout,
@@ -218,10 +222,16 @@ impl Host {
         );
     }
 
-    /// Runs `crabbox` with these words, as a shell would split them.
+    /// Runs `crabbox` with these words, as a shell would split them. A document on standard output must be as its schema says.
     #[track_caller]
     pub fn crabbox(&self, words: &str) -> Done {
-        self.sh(&format!("exec crabbox {words}"))
+        let done = self.sh(&format!("exec crabbox {words}"));
+        let each: Vec<&str> = words.split_whitespace().collect();
+        // A command that failed before it had a result has said so on standard error.
+        if each.contains(&"--json") && !(done.stdout.is_empty() && done.code != Some(0)) {
+            hold(&schemas::of(&each, &done.stdout), words, &done.stdout);
+        }
+        done
     }
 
     /// Leases a small machine under `slug`, for the repository at `dir`.
@@ -253,6 +263,18 @@ impl Host {
         lines.sort();
         lines
     }
+}
+
+/// Fails unless `text` is one document that follows the schema `name`.
+#[track_caller]
+fn hold(name: &str, words: &str, text: &str) {
+    let document = serde_json::from_str(text)
+        .unwrap_or_else(|error| panic!("{words}: not one JSON document: {error}\n{text}"));
+    let problems = schemas::problems(name, &document);
+    assert!(
+        problems.is_empty(),
+        "{words} against {name}: {problems:#?}\n{text}"
+    );
 }
 
 /// Fails unless `after` is `before`, and names what came and what went.

@@ -2,13 +2,26 @@
 
 use crabbox_e2e::{Host, SMALL, assert_nothing_left};
 
+/// Documents of a real lease, which [`Host::crabbox`] holds against their schemas.
+fn documents(host: &Host) {
+    for words in [
+        "inspect --json e2e-main",
+        "heartbeat --json e2e-main",
+        "claims list --json",
+        "ports --id e2e-main --json list",
+    ] {
+        drop(host.crabbox(words).exits(0).json());
+    }
+}
+
 #[test]
 fn a_lease_from_warmup_to_stop_leaves_nothing() {
     let host = Host::find();
     let _alone = host.alone();
     let repo = host.repository("main");
     let before = host.residue();
-    let warmup = host.warmup(&repo, "e2e-main", "");
+    let warmup = host.warmup(&repo, "e2e-main", "--timing-json");
+    assert!(warmup.stderr.contains("{\"provider\""), "{}", warmup.stderr);
     let id = warmup.lease();
     let leased = warmup.stdout.lines().next().unwrap_or_default();
     for part in [
@@ -33,6 +46,8 @@ fn a_lease_from_warmup_to_stop_leaves_nothing() {
         "{status}"
     );
     assert_eq!(status["id"].as_str(), Some(id.as_str()));
+
+    documents(&host);
 
     // A dirty tree, the command's own exit code, and both streams apart.
     let run = host.sh(&format!(

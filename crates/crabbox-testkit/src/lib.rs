@@ -2,5 +2,6 @@
 
 pub mod fake_vmm;
 pub mod mutate;
+pub mod schemas;
 pub mod sshd;
 pub mod trees;

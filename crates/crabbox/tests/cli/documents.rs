@@ -2,24 +2,12 @@
 //! through [`check`].
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use crabbox_testkit::schemas;
 use serde_json::{Value, json};
 
 use crate::place::{Answer, Place};
-
-/// Commands whose document has a name of its own.
-const NAMES: [(&str, &str); 6] = [
-    ("pool-list", "list"),
-    ("inspect", "status"),
-    ("image-build", "image-made"),
-    ("image-import", "image-made"),
-    ("machine-cleanup", "cleanup"),
-    ("setup-firecracker", "setup"),
-];
-
-/// Commands that are groups, so that the second word belongs to the name.
-const GROUPS: [&str; 6] = ["claims", "config", "image", "machine", "pool", "setup"];
 
 /// Checks that the answer to a command with `--json` is one document on one line, and is what its schema says.
 pub(crate) fn check(words: &[&str], answer: &Answer) {
@@ -37,7 +25,7 @@ pub(crate) fn check(words: &[&str], answer: &Answer) {
     }
     let (line, rest) = answer.out.split_once('\n').expect("a whole line");
     assert_eq!(rest, "", "{words:?}: more than one line on standard output");
-    hold(&schema_of(ours, line), words, line);
+    hold(&schemas::of(ours, line), words, line);
 }
 
 /// Every line is an event, but for the timings where they were asked for too; the last one tells the exit code.
@@ -57,68 +45,22 @@ fn events(words: &[&str], answer: &Answer) {
 
 fn hold(name: &str, words: &[&str], line: &str) {
     let document = serde_json::from_str(line).unwrap();
-    let problems = problems(name, &document);
+    let problems = schemas::problems(name, &document);
     assert!(
         problems.is_empty(),
         "{words:?} against {name}: {problems:#?}\n{line}"
     );
 }
 
-fn schema_of(words: &[&str], line: &str) -> String {
-    let mut name = words[0].to_owned();
-    let groups =
-        |word: &&str| GROUPS.contains(word) || (*word == "providers" && words.get(1) == Some(&"describe"));
-    if words.first().is_some_and(groups) {
-        name = format!("{name}-{}", words[1]);
-    }
-    if name == "config-explain" && line.starts_with('[') {
-        name.push_str("-all");
-    }
-    NAMES
-        .iter()
-        .find(|(command, _)| *command == name)
-        .map_or(name, |(_, schema)| (*schema).to_owned())
-}
-
-fn problems(name: &str, document: &Value) -> Vec<String> {
-    let path = directory().join(format!("{name}.json"));
-    let text = fs::read_to_string(&path).expect("every command with --json has a schema");
-    let mut schema = serde_json::from_str(&text).unwrap();
-    close(&mut schema);
-    let validator = jsonschema::validator_for(&schema).unwrap();
-    validator
-        .iter_errors(document)
-        .map(|error| format!("{error} at {}", error.instance_path()))
-        .collect()
-}
-
-fn directory() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/schemas")
-}
-
-/// Readers must put up with fields that they do not know; these tests must not: what the schema does not name is a mistake.
-fn close(schema: &mut Value) {
-    match schema {
-        Value::Object(map) => {
-            if map.contains_key("properties") && !map.contains_key("additionalProperties") {
-                map.insert("additionalProperties".to_owned(), json!(false));
-            }
-            map.values_mut().for_each(close);
-        }
-        Value::Array(items) => items.iter_mut().for_each(close),
-        _ => {}
-    }
-}
-
 #[test]
 fn a_document_that_is_not_as_its_schema_says_is_found() {
     let answer = Place::new().run(&["providers", "describe", "firecracker", "--json"]);
     let good: Value = serde_json::from_str(&answer.out).unwrap();
-    assert_eq!(problems("providers-describe", &good), [""; 0]);
+    assert_eq!(schemas::problems("providers-describe", &good), [""; 0]);
     let broken = |change: fn(&mut Value)| {
         let mut document = good.clone();
         change(&mut document);
-        problems("providers-describe", &document).len()
+        schemas::problems("providers-describe", &document).len()
     };
     assert_eq!(broken(|document| document["more"] = json!(1)), 1);
     assert_eq!(broken(|document| document["runnable"] = json!("yes")), 1);
@@ -154,7 +96,7 @@ fn the_schemas_in_the_documents_are_those_of_this_program() {
     };
     let made = files(place.path("repo/reference/schemas"));
     let names = |files: &[(String, String)]| files.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
-    let kept = files(directory());
+    let kept = files(schemas::directory());
     assert_eq!(names(&made), names(&kept), "`cargo xtask docs` writes them");
     for (made, kept) in made.iter().zip(&kept) {
         assert_eq!(made, kept, "`cargo xtask docs` writes them");

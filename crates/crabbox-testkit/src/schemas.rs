@@ -1,0 +1,79 @@
+//! JSON documents held against the schemas in `docs/schemas`, as every black-box and end-to-end test does with what it sees.
+//!
+//! Readers must put up with fields that a schema does not name; nothing here may, for a field that no schema names is a mistake.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "the exception for tests does not reach their fixtures"
+)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+/// Commands whose document has a name of its own.
+const NAMES: [(&str, &str); 6] = [
+    ("pool-list", "list"),
+    ("inspect", "status"),
+    ("image-build", "image-made"),
+    ("image-import", "image-made"),
+    ("machine-cleanup", "cleanup"),
+    ("setup-firecracker", "setup"),
+];
+
+/// Commands that are groups, so that the second word belongs to the name.
+const GROUPS: [&str; 6] = ["claims", "config", "image", "machine", "pool", "setup"];
+
+/// The name of the schema that the document in `line` must follow, which the command `words` with `--json` printed.
+#[must_use]
+pub fn of(words: &[&str], line: &str) -> String {
+    let mut name = words[0].to_owned();
+    let groups =
+        |word: &&str| GROUPS.contains(word) || (*word == "providers" && words.get(1) == Some(&"describe"));
+    if words.first().is_some_and(groups) {
+        name = format!("{name}-{}", words[1]);
+    }
+    if name == "config-explain" && line.starts_with('[') {
+        name.push_str("-all");
+    }
+    NAMES
+        .iter()
+        .find(|(command, _)| *command == name)
+        .map_or(name, |(_, schema)| (*schema).to_owned())
+}
+
+/// What is wrong with `document`, held against the schema `name`.
+#[must_use]
+pub fn problems(name: &str, document: &Value) -> Vec<String> {
+    let path = directory().join(format!("{name}.json"));
+    let text = fs::read_to_string(&path).expect("every command with --json has a schema");
+    let mut schema = serde_json::from_str(&text).unwrap();
+    close(&mut schema);
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    validator
+        .iter_errors(document)
+        .map(|error| format!("{error} at {}", error.instance_path()))
+        .collect()
+}
+
+/// Where the schemas are.
+#[must_use]
+pub fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/schemas")
+}
+
+/// Readers must put up with fields that they do not know; these tests must not: what the schema does not name is a mistake.
+fn close(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            if map.contains_key("properties") && !map.contains_key("additionalProperties") {
+                map.insert("additionalProperties".to_owned(), json!(false));
+            }
+            map.values_mut().for_each(close);
+        }
+        Value::Array(items) => items.iter_mut().for_each(close),
+        _ => {}
+    }
+}
