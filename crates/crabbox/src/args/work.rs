@@ -40,6 +40,9 @@ pub(crate) struct WatchArgs {
     /// Hand this variable to the command too
     #[arg(long, value_name = "NAME")]
     pub(crate) allow_env: Vec<String>,
+    /// Tell everything on standard error as JSON lines
+    #[arg(long)]
+    pub(crate) json_events: bool,
     /// The command and its arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub(crate) words: Vec<OsString>,
@@ -63,6 +66,9 @@ pub(crate) struct PrewarmArgs {
     /// Run this in a shell of the new lease; when it fails the lease is given back
     #[arg(long, value_name = "COMMAND")]
     pub(crate) probe_command: Option<String>,
+    /// Tell everything on standard error as JSON lines
+    #[arg(long)]
+    pub(crate) json_events: bool,
     /// Only print the commands that do the same
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -95,6 +101,9 @@ pub(crate) struct JobRunArgs {
     /// Use this lease instead of a new one: its id or slug
     #[arg(long, value_name = "LEASE")]
     pub(crate) id: Option<String>,
+    /// Tell everything on standard error as JSON lines
+    #[arg(long)]
+    pub(crate) json_events: bool,
     /// Only print the command that does the same
     #[arg(long)]
     pub(crate) dry_run: bool,

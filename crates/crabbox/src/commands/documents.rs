@@ -49,7 +49,7 @@ documents! {
     "progress", "image and setup with --json, a line an event on standard error" => stages::Line<'_>;
     "providers", "providers --json" => Vec<providers::Entry>;
     "providers-describe", "providers describe --json" => providers::Description;
-    "run-events", "run --json-events and warmup --json-events, a line an event on standard error" => Event<'_>;
+    "run-events", "run, warmup, watch, prewarm and job run with --json-events, a line an event on standard error" => Event<'_>;
     "setup", "setup firecracker --json" => setup::SetupView<'_>;
     "status", "status --json and inspect --json" => StatusView;
     "sync-plan", "sync-plan --json" => sync_plan::PlanView<'_>;

@@ -101,7 +101,7 @@ fn list(ctx: &Ctx<'_>, args: &JobListArgs) -> Result<Exit, CommandError> {
     let view = |(name, job): (&String, &Job)| JobView {
         name: name.clone(),
         command: job.command.clone().unwrap_or_default(),
-        run: words(job, None).shown(),
+        run: words(job, None, false).shown(),
         place: job.place.to_string(),
     };
     let views: Vec<JobView> = jobs.iter().map(view).collect();
@@ -120,6 +120,9 @@ fn list(ctx: &Ctx<'_>, args: &JobListArgs) -> Result<Exit, CommandError> {
 }
 
 fn start(ctx: &Ctx<'_>, args: &JobRunArgs) -> Result<Exit, CommandError> {
+    if args.json_events {
+        ctx.printer.tell_events();
+    }
     let name = args.name.as_deref().ok_or(JobError::Usage)?;
     let jobs = ctx.settings(&[])?.jobs;
     let job = jobs.get(name).ok_or_else(|| JobError::Unknown {
@@ -127,7 +130,7 @@ fn start(ctx: &Ctx<'_>, args: &JobRunArgs) -> Result<Exit, CommandError> {
         known: jobs.keys().cloned().collect(),
     })?;
     check(name, job)?;
-    let words = words(job, args.id.as_deref());
+    let words = words(job, args.id.as_deref(), args.json_events);
     if args.dry_run {
         ctx.printer.line(words.shown());
         return Ok(Exit::SUCCESS);
@@ -167,8 +170,10 @@ fn stays_inside(path: &Path) -> bool {
 }
 
 /// The `run` that this job is.
-fn words(job: &Job, lease: Option<&str>) -> Words {
-    let words = Words::new("run").maybe("id", lease);
+fn words(job: &Job, lease: Option<&str>, json_events: bool) -> Words {
+    let words = Words::new("run")
+        .maybe("id", lease)
+        .switch("json-events", json_events);
     let words = job.flags.iter().fold(words, |words, (flag, value)| match value {
         Some(value) => words.flag(flag, value),
         None => words.switch(flag, true),

@@ -12,8 +12,13 @@ use crate::go;
 use crate::ui::{CommandError, Exit};
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &PrewarmArgs) -> Result<Exit, CommandError> {
+    let events = args.json_events;
+    if events {
+        ctx.printer.tell_events();
+    }
     let warm = Words::new("warmup")
         .maybe("slug", args.slug.as_deref())
+        .switch("json-events", events)
         .switch("reclaim", args.reclaim)
         .switch("yes", args.yes)
         .keys(&args.keys.values);
@@ -22,7 +27,7 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &PrewarmArgs) -> Result<Exit, CommandErro
         ctx.printer.line(warm.shown());
         if let Some(command) = probe {
             let lease = args.slug.as_deref().unwrap_or("<lease>");
-            ctx.printer.line(probing(lease, command).shown());
+            ctx.printer.line(probing(lease, command, events).shown());
         }
         return Ok(Exit::SUCCESS);
     }
@@ -37,7 +42,7 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &PrewarmArgs) -> Result<Exit, CommandErro
     ));
     let probing_since = Instant::now();
     if let Some(command) = probe {
-        let words = probing(&lease.id, command).run()?;
+        let words = probing(&lease.id, command, events).run()?;
         if let Err(error) = run::within(ctx, &words, &interrupts) {
             ctx.printer.note(format_args!(
                 "releasing {} server={}",
@@ -45,7 +50,10 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &PrewarmArgs) -> Result<Exit, CommandErro
                 lease.display_id()
             ));
             // Why the probe failed counts more than how the lease is given back.
-            if let Err(error) = provider.release(&lease.id) {
+            let stage = ctx.printer.stage("release");
+            let released = provider.release(&lease.id);
+            stage.end(released.is_ok());
+            if let Err(error) = released {
                 let error = CommandError::from(error).text();
                 ctx.printer
                     .warn(format_args!("the lease could not be given back: {error}"));
@@ -57,9 +65,10 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &PrewarmArgs) -> Result<Exit, CommandErro
     Ok(Exit::SUCCESS)
 }
 
-fn probing(lease: &str, command: &str) -> Words {
+fn probing(lease: &str, command: &str, events: bool) -> Words {
     Words::new("run")
         .flag("id", lease)
+        .switch("json-events", events)
         .switch("no-sync", true)
         .switch("shell", true)
         .rest([command.into()])

@@ -219,6 +219,12 @@ impl Run<'_> {
         let started = Instant::now();
         let stage = self.ctx.printer.stage("sync");
         let settings = &self.settings.sync;
+        if !settings.base_ref.value.is_empty() {
+            self.ctx.printer.warn(format_args!(
+                "sync.baseRef ({}) has no effect: the lease gets the commit of HEAD and no other branch",
+                settings.base_ref.origin
+            ));
+        }
         let choice = SyncChoice {
             full_resync: self.args.sync.full_resync,
             allow_mass_deletions: self.ctx.env.text("CRABBOX_ALLOW_MASS_DELETIONS") == Some("1"),

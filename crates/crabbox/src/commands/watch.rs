@@ -21,6 +21,9 @@ use crate::go;
 use crate::ui::{CommandError, Exit};
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &WatchArgs) -> Result<Exit, CommandError> {
+    if args.json_events {
+        ctx.printer.tell_events();
+    }
     // What is wrong with the words is told before a lease is made.
     words(args, "none").run()?;
     let settings = ctx.settings(&args.keys.values)?.settings;
@@ -110,7 +113,10 @@ fn give_back(ctx: &Ctx<'_>, provider: &dyn Provider, lease: &Lease) -> Result<()
         lease.id,
         lease.display_id()
     ));
-    provider.release(&lease.id)?;
+    let stage = ctx.printer.stage("release");
+    let released = provider.release(&lease.id);
+    stage.end(released.is_ok());
+    released?;
     ctx.printer.note(format_args!(
         "lease cleanup stopped=true policy=auto lease={} slug={}",
         lease.id, lease.slug

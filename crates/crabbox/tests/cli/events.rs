@@ -142,3 +142,61 @@ fn a_new_lease_is_a_stage_of_its_own() {
         run.err
     );
 }
+
+#[test]
+fn commands_made_of_others_tell_the_events_of_all_of_them() {
+    let (place, sshd) = existing();
+    configure(&place, &sshd, "");
+    place.write(
+        "repo/.crabbox.yaml",
+        "jobs:\n  lines:\n    command: echo on-stderr >&2\n    noSync: true\nsync:\n  baseRef: main\n",
+    );
+    let run = |words: &[&str]| {
+        let answer = place.run(words);
+        assert!(answer.err.starts_with('{'), "{words:?}: {}", answer.err);
+        answer
+    };
+    let job = run(&["job", "run", "--json-events", "lines"]);
+    assert_eq!(job.code, 0, "{}", job.err);
+    let told = events(&job);
+    assert_eq!(texts(&told, "stderr").concat(), "on-stderr\n");
+    assert!(
+        stages(&told).starts_with(&["+lease".to_owned(), "-lease".to_owned()]),
+        "{}",
+        job.err
+    );
+    assert!(
+        stages(&told).ends_with(&["+release".to_owned(), "-release".to_owned()]),
+        "{}",
+        job.err
+    );
+    let dry = run(&["job", "run", "--json-events", "--dry-run", "lines"]);
+    assert!(dry.out.contains(" --json-events "), "{}", dry.out);
+
+    let words = ["prewarm", "--json-events", "--probe-command", "exit 9"];
+    let prewarm = run(&words);
+    assert_eq!(prewarm.code, 9, "{}", prewarm.err);
+    let told = events(&prewarm);
+    assert_eq!(texts(&told, "error").len(), 1, "{}", prewarm.err);
+    let ends = ["+command", "!command", "+release", "-release"];
+    assert!(
+        stages(&told).ends_with(&ends.map(str::to_owned)),
+        "{}",
+        prewarm.err
+    );
+
+    let words = ["watch", "--json-events", "--idle-exit", "100ms", "--", "false"];
+    let watch = run(&words);
+    assert_eq!(watch.code, 0, "{}", watch.err);
+    let told = events(&watch);
+    let notes = texts(&told, "note");
+    for note in ["remote command exited 1", "watch waiting for changes"] {
+        assert!(notes.contains(&note), "{notes:?}");
+    }
+    let warned = texts(&told, "warning");
+    assert!(
+        warned.iter().any(|warning| warning.starts_with("sync.baseRef (")),
+        "{warned:?}"
+    );
+    assert!(stages(&told).contains(&"!command".to_owned()), "{}", watch.err);
+}
