@@ -35,6 +35,9 @@ pub fn of(words: &[&str], line: &str) -> String {
     if words.first().is_some_and(groups) {
         name = format!("{name}-{}", words[1]);
     }
+    if name == "doctor" && words.contains(&"--all") {
+        name.push_str("-all");
+    }
     if name == "config-explain" && line.starts_with('[') {
         name.push_str("-all");
     }

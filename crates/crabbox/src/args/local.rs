@@ -80,6 +80,17 @@ pub(crate) struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// Look at every provider, not at the one that is chosen
+    #[arg(long, conflicts_with = "id")]
+    pub(crate) all: bool,
+    /// The providers that --all looks at, with commas between them
+    #[arg(
+        long,
+        value_name = "NAMES",
+        default_value = "firecracker,ssh",
+        value_delimiter = ','
+    )]
+    pub(crate) providers: Vec<String>,
     /// Also find everything that a lease is made of, and make nothing
     #[arg(long)]
     pub(crate) prepare_check: bool,

@@ -74,12 +74,7 @@ pub(super) const RUN: &[Flag] = &[
 pub(super) const LIST: &[Flag] = &[value("pond")];
 
 /// Of `doctor`.
-pub(super) const DOCTOR: &[Flag] = &[
-    value("from-run"),
-    value("pond"),
-    value("providers"),
-    switch("all"),
-];
+pub(super) const DOCTOR: &[Flag] = &[value("from-run"), value("pond")];
 
 const ALL: &[&[Flag]] = &[CREATE, WARMUP, RUN, LIST, DOCTOR];
 

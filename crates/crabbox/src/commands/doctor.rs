@@ -28,6 +28,15 @@ pub(super) struct DoctorView<'a> {
     checks: &'a [Check],
 }
 
+/// The document of `--all --json`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct AllView<'a> {
+    /// Whether all of them are.
+    ok: bool,
+    /// What `doctor --json` says of each.
+    providers: Vec<DoctorView<'a>>,
+}
+
 /// How the doctor fails.
 #[derive(Debug, thiserror::Error)]
 enum DoctorError {
@@ -48,14 +57,79 @@ impl Fault for DoctorError {
     }
 }
 
+/// What was found of one provider.
+#[derive(Debug)]
+struct Report {
+    provider: &'static str,
+    checks: Vec<Check>,
+}
+
+impl Report {
+    fn view(&self) -> DoctorView<'_> {
+        DoctorView {
+            ok: doctor::is_well(&self.checks),
+            provider: self.provider,
+            checks: &self.checks,
+        }
+    }
+}
+
 pub(super) fn run(ctx: &Ctx<'_>, args: &DoctorArgs) -> Result<Exit, CommandError> {
     let mut flags = args.keys.values.clone();
     flags.extend(args.profile.iter().map(|profile| FlagValue {
         key: Name::Profile,
         values: vec![profile.clone()],
     }));
-    let settings = ctx.settings(&flags)?.settings;
-    if args.doctor_probe_ssh && settings.provider() != Ok(Which::Ssh) {
+    if args.all {
+        return all(ctx, args, &flags);
+    }
+    let report = look(ctx, args, &flags)?;
+    if args.json {
+        ctx.printer.json(&report.view())?;
+    } else {
+        show(ctx, &report.checks);
+    }
+    ended(report.view().ok)
+}
+
+/// Each provider by itself, as if it were the one that was chosen.
+fn all(ctx: &Ctx<'_>, args: &DoctorArgs, flags: &[FlagValue]) -> Result<Exit, CommandError> {
+    let mut reports = Vec::new();
+    for name in &args.providers {
+        let chosen = FlagValue {
+            key: Name::ProviderName,
+            values: vec![Which::by_name(name.trim())?.name().to_owned()],
+        };
+        let others = flags.iter().filter(|flag| flag.key != Name::ProviderName);
+        let flags: Vec<FlagValue> = others.cloned().chain([chosen]).collect();
+        reports.push(look(ctx, args, &flags)?);
+    }
+    let providers: Vec<DoctorView<'_>> = reports.iter().map(Report::view).collect();
+    let ok = providers.iter().all(|report| report.ok);
+    if args.json {
+        ctx.printer.json(&AllView { ok, providers })?;
+    } else {
+        for report in &reports {
+            ctx.printer.line(format_args!("provider={}", report.provider));
+            show(ctx, &report.checks);
+        }
+    }
+    ended(ok)
+}
+
+fn ended(ok: bool) -> Result<Exit, CommandError> {
+    if ok {
+        Ok(Exit::SUCCESS)
+    } else {
+        Err(DoctorError::Problems.into())
+    }
+}
+
+/// Looks at the provider that these flags and the configuration choose.
+fn look(ctx: &Ctx<'_>, args: &DoctorArgs, flags: &[FlagValue]) -> Result<Report, CommandError> {
+    let settings = ctx.settings(flags)?.settings;
+    let is_ssh = settings.provider() == Ok(Which::Ssh);
+    if args.doctor_probe_ssh && !is_ssh && !args.all {
         return Err(DoctorError::NotSsh.into());
     }
     let engine = onlooker(ctx)?;
@@ -64,7 +138,7 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &DoctorArgs) -> Result<Exit, CommandError
         ssh_key: ctx.env.os("CRABBOX_SSH_KEY").map(PathBuf::from),
         probe: args.probe,
         prepare: args.prepare_check,
-        probe_ssh: args.doctor_probe_ssh,
+        probe_ssh: args.doctor_probe_ssh && is_ssh,
     };
     let mut checks = doctor::run(&engine, &settings, &options);
     if let Some(lease) = &args.id {
@@ -76,22 +150,8 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &DoctorArgs) -> Result<Exit, CommandError
             .unwrap_or(checks.len());
         checks.insert(place, remote);
     }
-    let ok = doctor::is_well(&checks);
-    if args.json {
-        let provider = settings.provider().map_or("", |provider| provider.name());
-        ctx.printer.json(&DoctorView {
-            ok,
-            provider,
-            checks: &checks,
-        })?;
-    } else {
-        show(ctx, &checks);
-    }
-    if ok {
-        Ok(Exit::SUCCESS)
-    } else {
-        Err(DoctorError::Problems.into())
-    }
+    let provider = settings.provider().map_or("", |provider| provider.name());
+    Ok(Report { provider, checks })
 }
 
 /// An engine that only looks: opening a real one makes the directory for the sockets of SSH connections.

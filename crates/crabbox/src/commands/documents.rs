@@ -34,6 +34,7 @@ documents! {
     "config-explain-all", "config explain --json" => Vec<Explanation>;
     "config-show", "config show --json" => ConfigView;
     "doctor", "doctor --json" => doctor::DoctorView<'_>;
+    "doctor-all", "doctor --all --json" => doctor::AllView<'_>;
     "failure-bundle-run", "run, crabbox-run.json in the bundle of a failed run" => BundledRun<'_>;
     "heartbeat", "heartbeat --json" => heartbeat::HeartbeatView;
     "image-export", "image export --json" => ExportView;

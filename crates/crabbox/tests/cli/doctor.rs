@@ -468,3 +468,53 @@ fn what_cannot_be_done_is_refused_and_not_ignored() {
     let answer = place().run(&["doctor", "--provider", "firecracker", "--id", "cbx_000000000000"]);
     assert_eq!(answer.code, 4, "{}", answer.err);
 }
+
+#[test]
+fn all_providers_are_looked_at_as_if_each_were_chosen() {
+    let place = place();
+    let one = |provider: &str| -> serde_json::Value {
+        let answer = place.run(&["doctor", "--provider", provider, "--json"]);
+        serde_json::from_str(&answer.out).unwrap()
+    };
+    let all = place.run(&["doctor", "--all", "--json"]);
+    let document: serde_json::Value = serde_json::from_str(&all.out).unwrap();
+    let checks = |document: &serde_json::Value| -> Vec<(String, String)> {
+        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        let checks = document["checks"].as_array().unwrap().iter();
+        checks
+            .map(|check| (text(&check["check"]), text(&check["status"])))
+            .collect()
+    };
+    let providers = document["providers"].as_array().unwrap();
+    assert_eq!(providers.len(), 2, "{document:#}");
+    for (report, name) in providers.iter().zip(["firecracker", "ssh"]) {
+        assert_eq!(report["provider"], name);
+        let alone = one(name);
+        assert_eq!((checks(report), &report["ok"]), (checks(&alone), &alone["ok"]));
+    }
+    // There is no static host here.
+    assert_eq!((document["ok"].as_bool(), all.code), (Some(false), 1));
+    assert_eq!(all.err, "doctor found problems\n");
+
+    // A provider that is in order alone is enough where only it is asked for; what was chosen does not count.
+    let sshd = Sshd::start();
+    crate::static_host::configure(&place, &sshd, "");
+    let words = [
+        "doctor",
+        "--all",
+        "--providers",
+        "ssh",
+        "--provider",
+        "firecracker",
+    ];
+    let lines = place.run(&words);
+    assert_eq!(lines.code, 0, "{}{}", lines.out, lines.err);
+    assert!(lines.out.starts_with("provider=ssh\n"), "{}", lines.out);
+    let unknown = place.run(&["doctor", "--all", "--providers", "ssh,aws"]);
+    assert_eq!((unknown.code, unknown.out.as_str()), (2, ""), "{}", unknown.err);
+    assert!(
+        unknown.err.contains("unknown provider \"aws\""),
+        "{}",
+        unknown.err
+    );
+}
