@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use crabbox_image::guest::Purpose;
 
 use crate::workspace;
 use files::Reference;
@@ -99,6 +100,7 @@ fn generate(program: &Program, reference: &Reference, what: &str) -> Result<Stri
         ("commands", "") => commands(program),
         ("documents", "") => reference.table(),
         ("compatibility", "") => compatibility::generate(program),
+        ("kernel-arguments", "") => Ok(kernel_arguments()),
         _ => bail!("nothing is known of a block {what:?}"),
     }
 }
@@ -114,6 +116,21 @@ fn commands(program: &Program) -> Result<String> {
         "| Command | What it does |\n|---|---|\n{}",
         rows.join("\n")
     ))
+}
+
+/// A table of what the kernel of our image is told.
+fn kernel_arguments() -> String {
+    let rows: Vec<String> = crabbox_image::guest::arguments()
+        .iter()
+        .map(|argument| {
+            let purpose = match argument.purpose {
+                Purpose::Needed => "needed",
+                Purpose::Speed => "speed",
+            };
+            format!("| `{}` | {purpose} | {} |", argument.word, argument.reason)
+        })
+        .collect();
+    format!("| Argument | For | Why |\n|---|---|---|\n{}", rows.join("\n"))
 }
 
 /// Every Markdown file of the project.

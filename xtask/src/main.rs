@@ -85,6 +85,12 @@ enum Bench {
         /// How many boots
         #[arg(long, default_value_t = 7)]
         count: usize,
+        /// What each argument of the guest's kernel gains
+        #[arg(long)]
+        kernel_args: bool,
+        /// A further argument to try
+        #[arg(long, requires = "kernel_args", value_name = "WORD")]
+        with: Vec<String>,
     },
     /// Time to a private writable disk, for a small and a large image (root, loop devices)
     Disk {
@@ -109,7 +115,13 @@ fn main() -> ExitCode {
         Task::Demo { name } => demo::main(&name),
         Task::Test { which, name } => test::main(which, &name),
         Task::Bench(Bench::Lease { name, count }) => bench::lease(&name, count),
-        Task::Bench(Bench::Boot { name, count }) => bench::boot::main(&name, count),
+        Task::Bench(Bench::Boot {
+            name,
+            count,
+            kernel_args: true,
+            with,
+        }) => bench::boot::args::main(&name, count, &with),
+        Task::Bench(Bench::Boot { name, count, .. }) => bench::boot::main(&name, count),
         Task::Bench(Bench::Disk { inside }) => bench::disk::main(inside),
         Task::Bench(Bench::Sync { files, runs }) => bench::sync::main(files, runs),
         Task::Provision { name } => provision::main(&name),

@@ -6,52 +6,109 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-/// Arguments that the machine asks for, whatever boots, with the reason for each.
-const MACHINE: [&str; 10] = [
-    // The serial port is the one console that Firecracker has; the host keeps what is printed there.
-    "console=ttyS0",
-    // A reset through the keyboard controller, which Firecracker takes as "exit".
-    "reboot=k",
-    // A panic ends the VMM after a second instead of leaving a dead one.
-    "panic=1",
-    // There is no PCI bus; looking for one costs time.
-    "pci=off",
-    // The keyboard controller is there for the reset only: no mouse port, no multiplexer, no PnP, no keyboard talk. Probing
-    // them takes tens of milliseconds.
-    "i8042.noaux",
-    "i8042.nomux",
-    "i8042.nopnp",
-    "i8042.dumbkbd",
-    // One serial port, not four.
-    "8250.nr_uarts=1",
-    // The processor's generator may seed the pool: sshd must not wait for entropy.
-    "random.trust_cpu=on",
+/// A word of the kernel's command line, and why a guest gets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Argument {
+    /// As the kernel reads it.
+    pub word: &'static str,
+    /// What it does here.
+    pub reason: &'static str,
+    /// What it is given for.
+    pub purpose: Purpose,
+}
+
+/// What an argument is given for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A lease does not work without it, however long that takes.
+    Needed,
+    /// The guest is ready sooner: `cargo xtask bench boot --kernel-args` measures by how much.
+    Speed,
+}
+
+const fn needed(word: &'static str, reason: &'static str) -> Argument {
+    Argument {
+        word,
+        reason,
+        purpose: Purpose::Needed,
+    }
+}
+
+const fn speed(word: &'static str, reason: &'static str) -> Argument {
+    Argument {
+        word,
+        reason,
+        purpose: Purpose::Speed,
+    }
+}
+
+/// Arguments that the machine asks for, whatever boots.
+const MACHINE: [Argument; 11] = [
+    needed(
+        "console=ttyS0",
+        "the serial port is the one console that Firecracker has; the host keeps what is printed there",
+    ),
+    needed(
+        "reboot=k",
+        "a reset through the keyboard controller, which Firecracker takes as \"exit\"",
+    ),
+    needed(
+        "panic=1",
+        "a panic ends the VMM after a second instead of leaving a dead one",
+    ),
+    needed(
+        "random.trust_cpu=on",
+        "the processor's generator may seed the pool: sshd never waits for entropy, whatever the kernel's own default is",
+    ),
+    speed("pci=off", "there is no PCI bus to look for"),
+    speed(
+        "i8042.noaux",
+        "the keyboard controller is there for the reset only: no mouse",
+    ),
+    speed("i8042.nomux", "as above: no multiplexer"),
+    speed("i8042.nopnp", "as above: no PnP"),
+    speed("i8042.dumbkbd", "as above: no keyboard to talk to"),
+    speed("8250.nr_uarts=1", "one serial port, not four"),
+    // systemd prints no status with it either.
+    speed(
+        "quiet",
+        "every byte on the emulated serial port is an exit of the virtual machine: errors only",
+    ),
 ];
 
 /// Arguments for our image beyond these: each of the services costs boot time and nothing in the image uses it.
-const OWN: [&str; 3] = [
-    "apparmor=0",
-    "audit=0",
-    // Self tests of the crypto code are for kernel builders.
-    "cryptomgr.notests",
+const OWN: [Argument; 3] = [
+    speed("apparmor=0", "nothing in our image has a profile"),
+    speed("audit=0", "nothing in our image reads an audit log"),
+    speed(
+        "cryptomgr.notests",
+        "self tests of the crypto code are for kernel builders",
+    ),
 ];
-
-/// Every byte on the emulated serial port is an exit of the virtual machine: errors only. systemd prints no status with it either.
-const QUIET: &str = "quiet";
 
 /// What tells the first process of our initrd to hand over to the init of a root file system that is not ours; `crabbox-guest` knows
 /// the same word.
 const HANDOVER: &str = "crabbox.init=/sbin/init";
 
+/// What our own image's kernel is told: every argument with its reason, in the order of the command line.
+pub fn arguments() -> Vec<Argument> {
+    [MACHINE.as_slice(), &OWN].concat()
+}
+
 /// Kernel arguments for our own image.
 pub fn kernel_args() -> String {
-    [MACHINE.as_slice(), &OWN, &[QUIET]].concat().join(" ")
+    words(&arguments()).join(" ")
 }
 
 /// Kernel arguments for an image with an init of its own that our initrd reaches. Its network comes with the seed.
 pub fn handover_kernel_args() -> String {
-    let root = ["root=/dev/vda", "rw"];
-    [root.as_slice(), &MACHINE, &[QUIET, HANDOVER]].concat().join(" ")
+    [&["root=/dev/vda", "rw"], words(&MACHINE).as_slice(), &[HANDOVER]]
+        .concat()
+        .join(" ")
+}
+
+fn words(arguments: &[Argument]) -> Vec<&'static str> {
+    arguments.iter().map(|argument| argument.word).collect()
 }
 
 /// The network that a foreign image is given on the kernel's command line.

@@ -3,6 +3,8 @@
 //! Each stage is what the guest's own clock says at its end, less the one before. Timings never decide a test; they are printed for a
 //! person and kept in `target/bench/boot.json`.
 
+pub(crate) mod args;
+
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
