@@ -102,7 +102,7 @@ fn artefacts(guest: &Path) -> Result<PathBuf> {
     let stamp = workspace::target_dir().join("payload-image.key");
     let current =
         std::fs::read_to_string(&stamp).is_ok_and(|built| built == key) && store.get("default").is_ok();
-    let current = current && store.get("cloud").is_ok();
+    let current = current && cloud::NAMES.iter().all(|name| store.get(name).is_ok());
     if !current {
         crate::lab::packages::ensure_tools()?;
         stage("building the guest image", || {

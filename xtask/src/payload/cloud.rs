@@ -1,4 +1,5 @@
-//! Somebody's image: a Debian with systemd and cloud-init as anyone would make one, knowing nothing of crabbox.
+//! Somebody's images: a Debian with systemd and cloud-init as anyone would make one, knowing nothing of crabbox, as a kernel with a root
+//! file system and as an OCI image.
 //!
 //! Built once for a recipe and kept below `target/`; what changes with our own code, its import, is done anew when that does.
 
@@ -9,16 +10,26 @@ use anyhow::{Context as _, Result};
 use crabbox_host::clone;
 use crabbox_host::command::Cmd;
 use crabbox_host::files;
+use crabbox_image::build::{OwnInit, STAMP_UNIX, TreeRecipe, build_tree};
 use crabbox_image::import::{ImportRecipe, import_ready};
+use crabbox_image::source::Source;
 use crabbox_image::store::Store;
 
 use crate::stage::stage;
 use crate::workspace;
 
-/// The image's name in the lab.
+mod oci;
+
+/// The name in the lab of the image with a kernel of its own, booted by cloud-init.
 const NAME: &str = "cloud";
 
-/// Its packages. `ifupdown` is what cloud-init configures the network with; the kernel is the distribution's own.
+/// The name in the lab of the one made of OCI layers, on the kernel of ours and with its own systemd.
+const SYSTEMD: &str = "systemd";
+
+/// Both names.
+pub(super) const NAMES: [&str; 2] = [NAME, SYSTEMD];
+
+/// Packages of both. `ifupdown` is what cloud-init configures the network with; the kernel is the distribution's own.
 const PACKAGES: &str = "systemd-sysv,dbus,udev,kmod,ifupdown,cloud-init,openssh-server,sudo,rsync,git,curl,ca-certificates,jq,\
                         python3,tar,iproute2,procps,linux-image-cloud-amd64";
 
@@ -42,36 +53,87 @@ const NO_HOST_KEYS: &str = r#"rm -f "$1"/etc/ssh/ssh_host_*"#;
 /// Length of the file system in MiB; sparse.
 const ROOM_MIB: u64 = 700;
 
-/// Makes sure that `store` has the image, imported with the first process `guest`.
+/// What others bring, on disk.
+struct Brought {
+    kernel: PathBuf,
+    rootfs: PathBuf,
+    /// The directory of an OCI layout.
+    layout: PathBuf,
+}
+
+/// Makes sure that `store`, which has ours, has both images, imported with the first process `guest`.
 pub(super) fn ensure(store: &Store, guest: &Path) -> Result<()> {
-    let (kernel, rootfs) = stage("building somebody's cloud-init image", build)?;
+    let Brought {
+        kernel,
+        rootfs,
+        layout,
+    } = stage("building somebody's images", build)?;
     let recipe = ImportRecipe {
         name: NAME.to_owned(),
         kernel,
         rootfs,
         guest_binary: Some(guest.to_owned()),
     };
-    stage("importing it", || {
+    stage("importing the cloud-init image", || {
         Ok(import_ready(&recipe, store, &super::quiet)?)
+    })?;
+    let recipe = TreeRecipe {
+        name: SYSTEMD.to_owned(),
+        source: Source::named(&format!("oci:{}", layout.display()), workspace::root())?,
+        init: OwnInit::Systemd,
+        kernel_of: Some(store.get("default")?),
+        guest_binary: guest.to_owned(),
+        stamp_unix: STAMP_UNIX,
+    };
+    stage("building an image of the OCI layers", || {
+        Ok(build_tree(&recipe, store, &super::quiet)?)
     })?;
     Ok(())
 }
 
-/// Kernel and root file system, made when they are not there or the recipe changed.
-fn build() -> Result<(PathBuf, PathBuf)> {
+/// All of it, made when it is not there or the recipe changed.
+fn build() -> Result<Brought> {
     let dir = workspace::target_dir().join("payload-cloud");
-    let (kernel, rootfs, stamp) = (dir.join("vmlinuz"), dir.join("rootfs.ext4"), dir.join("recipe"));
-    let recipe = format!("{PACKAGES}\n{LEFT_OUT:?}\n{NO_INITRD}\n{NO_HOST_KEYS}\n{ROOM_MIB}\n");
-    if std::fs::read_to_string(&stamp).is_ok_and(|made| made == recipe)
-        && rootfs.is_file()
-        && kernel.is_file()
-    {
-        return Ok((kernel, rootfs));
+    let brought = Brought {
+        kernel: dir.join("vmlinuz"),
+        rootfs: dir.join("rootfs.ext4"),
+        layout: dir.join("oci"),
+    };
+    let stamp = dir.join("recipe");
+    let recipe = format!(
+        "{PACKAGES}\n{LEFT_OUT:?}\n{NO_INITRD}\n{NO_HOST_KEYS}\n{ROOM_MIB}\n{}\n",
+        oci::UPPER
+    );
+    let there = [&brought.kernel, &brought.rootfs, &brought.layout]
+        .iter()
+        .all(|path| path.exists());
+    if there && std::fs::read_to_string(&stamp).is_ok_and(|made| made == recipe) {
+        return Ok(brought);
     }
     crate::lab::packages::ensure_tools()?;
     files::remove_tree(&dir)?;
     std::fs::create_dir_all(&dir)?;
     let tree = dir.join("tree");
+    bootstrap(&tree)?;
+    let boot = tree.join("boot");
+    let found = std::fs::read_dir(&boot)?
+        .filter_map(Result::ok)
+        .find(|entry| entry.file_name().to_string_lossy().starts_with("vmlinuz-"))
+        .with_context(|| format!("no kernel in {}", boot.display()))?;
+    clone::clone_file(&found.path(), &brought.kernel)?;
+    File::create_new(&brought.rootfs)?.set_len(ROOM_MIB << 20)?;
+    Cmd::new("mke2fs")
+        .args(["-q", "-F", "-t", "ext4", "-m", "0", "-d"])
+        .args([&tree, &brought.rootfs])
+        .run()?;
+    oci::layout(&tree, &brought.layout)?;
+    files::remove_tree(&tree)?;
+    std::fs::write(&stamp, recipe)?;
+    Ok(brought)
+}
+
+/// The packages, unpacked and set up in `tree`.
+fn bootstrap(tree: &Path) -> Result<()> {
     Cmd::new("mmdebstrap")
         .args(["--mode=root", "--variant=minbase", "--format=directory"])
         .arg(format!("--include={PACKAGES}"))
@@ -82,21 +144,8 @@ fn build() -> Result<(PathBuf, PathBuf)> {
         .arg(format!("--essential-hook={NO_INITRD}"))
         .arg(format!("--customize-hook={NO_HOST_KEYS}"))
         .arg("bookworm")
-        .arg(&tree)
+        .arg(tree)
         .env("DEBIAN_FRONTEND", "noninteractive")
         .run()?;
-    let boot = tree.join("boot");
-    let found = std::fs::read_dir(&boot)?
-        .filter_map(Result::ok)
-        .find(|entry| entry.file_name().to_string_lossy().starts_with("vmlinuz-"))
-        .with_context(|| format!("no kernel in {}", boot.display()))?;
-    clone::clone_file(&found.path(), &kernel)?;
-    File::create_new(&rootfs)?.set_len(ROOM_MIB << 20)?;
-    Cmd::new("mke2fs")
-        .args(["-q", "-F", "-t", "ext4", "-m", "0", "-d"])
-        .args([&tree, &rootfs])
-        .run()?;
-    files::remove_tree(&tree)?;
-    std::fs::write(&stamp, recipe)?;
-    Ok((kernel, rootfs))
+    Ok(())
 }

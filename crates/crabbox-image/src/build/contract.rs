@@ -68,12 +68,13 @@ done
 "#;
 
 /// Directories that are written into; none of them may lead elsewhere.
-const WRITTEN: [&str; 13] = [
+const WRITTEN: [&str; 14] = [
     "etc",
     "etc/ssh",
     "etc/ssh/sshd_config.d",
     "etc/sudoers.d",
     "usr/lib/crabbox",
+    LAST_WORDS,
     "usr/local/bin",
     "var/lib/crabbox",
     "var/lib/dbus",
@@ -83,6 +84,18 @@ const WRITTEN: [&str; 13] = [
     "var/cache/debconf",
     "var/cache/ldconfig",
 ];
+
+/// Where systemd looks for what it runs last (`systemd-shutdown(8)`).
+const LAST_WORDS: &str = "usr/lib/systemd/system-shutdown";
+
+/// Firecracker has no power switch: a kernel that is told to power off halts, and its microVM would stand there until the lease is too
+/// old. A reset ends it. Everything is unmounted when systemd runs this.
+const POWER_OFF: &str = r#"#!/bin/sh
+# Written by crabbox image build.
+case "$1" in
+poweroff | halt) echo b > /proc/sysrq-trigger ;;
+esac
+"#;
 
 /// The file that tells the guest's first process which init to hand over to; `crabbox-guest` knows the same path.
 const INIT: &str = "usr/lib/crabbox/init";
@@ -156,6 +169,8 @@ pub(super) fn apply(tree: &Path, guest: &GuestContract, init: OwnInit) -> Result
         OwnInit::Systemd => {
             directory(&tree.join("usr/lib/crabbox"), None)?;
             write(INIT, "/sbin/init\n", 0o644)?;
+            directory(&tree.join(LAST_WORDS), None)?;
+            write(&format!("{LAST_WORDS}/crabbox"), POWER_OFF, 0o755)?;
         }
         OwnInit::None => files::remove_tree(&tree.join(INIT))?,
     }

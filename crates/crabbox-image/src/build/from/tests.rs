@@ -205,6 +205,7 @@ fn an_image_that_wants_systemd_says_so_in_its_base_and_must_have_it() {
     symlink("/usr/lib/systemd/systemd", place.tree().join("sbin/init")).unwrap();
     let with = place.build("tree", OwnInit::Systemd).unwrap();
     assert_eq!(content(&with, "/usr/lib/crabbox/init"), "/sbin/init");
+    assert!(content(&with, "/usr/lib/systemd/system-shutdown/crabbox").contains("sysrq-trigger"));
     assert_eq!(with.manifest.provenance["init"], "systemd");
     let without = place.build("tree", OwnInit::None).unwrap();
     assert_ne!(with.manifest.digest, without.manifest.digest);
