@@ -30,6 +30,8 @@ pub(crate) struct Site {
     /// `lab`, or `this host`.
     pub(crate) name: &'static str,
     argv: Vec<String>,
+    /// The process of the lab's emulator.
+    emulator: Option<u32>,
 }
 
 /// Chooses the site by booting a tiny guest on this machine, says why, and prepares it.
@@ -65,6 +67,17 @@ impl Site {
         self.name == "the lab"
     }
 
+    /// What all threads of the lab's emulator have computed so far, in milliseconds; it does not grow when others keep this machine busy.
+    pub(crate) fn processor_ms(&self) -> Option<f64> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.emulator?)).ok()?;
+        // `schedstat` (Documentation/scheduler/sched-stats.rst): the first number is nanoseconds on a processor.
+        let of = |task: fs::DirEntry| {
+            let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            text.split_whitespace().next()?.parse::<f64>().ok()
+        };
+        Some(tasks.filter_map(Result::ok).filter_map(of).sum::<f64>() / 1e6)
+    }
+
     /// Starts the lab `name` anew and installs `payload` in it: no test may see what an earlier one left.
     pub(crate) fn lab(name: &str, payload: &Payload) -> Result<Self> {
         lab::down(name)?;
@@ -76,6 +89,7 @@ impl Site {
         let site = Self {
             name: "the lab",
             argv: lab.record().ssh_argv.clone(),
+            emulator: Some(lab.record().pid),
         };
         stage("installing crabbox in the lab", || {
             lab.copy(
@@ -130,6 +144,7 @@ impl Site {
         let site = Self {
             name: "this host",
             argv,
+            emulator: None,
         };
         let identity = json!({ "state": "running", "pid": 1, "ssh_argv": site.argv });
         fs::write(dir.join("lab.json"), serde_json::to_vec_pretty(&identity)?)?;

@@ -1,7 +1,8 @@
 //! `bench boot --kernel-args`: what each argument of the guest's kernel gains, measured by leaving it out, and what others would.
 //!
 //! The machine is a lease's own, started with Firecracker alone, so that its command line can be anything. All variants take turns
-//! in every round: a busy moment of this machine hits all of them. Timings never decide a test.
+//! in every round: a busy moment of this machine hits all of them. In the lab the processor time of the emulator tells more than any
+//! clock, since it does not grow when this machine does other things, too. Timings never decide a test.
 
 use std::process::ExitCode;
 
@@ -47,6 +48,8 @@ struct Boot {
     whole: f64,
     /// The stage `kernel`, by the guest's clock.
     kernel: f64,
+    /// Processor time of the lab's emulator for all of it; on a host with a KVM of its own, none.
+    work: Option<f64>,
 }
 
 /// Boots every variant `rounds` times. `more` are further arguments to try.
@@ -106,7 +109,11 @@ fn variants(more: &[String]) -> Vec<Variant> {
 /// Boots once. A guest that does not get ready is no boot: the variant is told as such, and the others go on.
 fn boot(site: &Site, variant: &mut Variant) -> Result<()> {
     let script = format!("set -- '{}'\n{}", variant.line, include_str!("once.sh"));
+    let before = site.processor_ms();
     let text = site.script(&script)?.stdout_text();
+    let work = before
+        .zip(site.processor_ms())
+        .map(|(before, after)| after - before);
     let whole = text
         .lines()
         .find_map(|line| line.strip_prefix("whole ")?.parse().ok())
@@ -122,6 +129,7 @@ fn boot(site: &Site, variant: &mut Variant) -> Result<()> {
         variant.boots.push(Boot {
             whole,
             kernel: kernel * 1000.0,
+            work,
         });
     }
     Ok(())
@@ -130,47 +138,66 @@ fn boot(site: &Site, variant: &mut Variant) -> Result<()> {
 /// Half of the boots lie within this range around the median, in milliseconds.
 fn spread(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    values[values.len() * 3 / 4] - values[values.len() / 4]
+    let at = |quarter: usize| values.get(values.len() * quarter / 4).copied().unwrap_or(0.0);
+    at(3) - at(1)
+}
+
+/// The medians of a variant, in milliseconds; the work is none where the site is no lab.
+struct Medians {
+    whole: f64,
+    kernel: f64,
+    work: Option<f64>,
+}
+
+fn medians(boots: &[Boot]) -> Medians {
+    let works: Vec<f64> = boots.iter().filter_map(|boot| boot.work).collect();
+    Medians {
+        whole: median(boots.iter().map(|boot| boot.whole).collect()),
+        kernel: median(boots.iter().map(|boot| boot.kernel).collect()),
+        work: (!works.is_empty()).then(|| median(works)),
+    }
 }
 
 fn report(site: &Site, variants: &[Variant], rounds: usize) -> Result<ExitCode> {
-    let wholes = |variant: &Variant| variant.boots.iter().map(|boot| boot.whole).collect::<Vec<_>>();
-    let kernels = |variant: &Variant| variant.boots.iter().map(|boot| boot.kernel).collect::<Vec<_>>();
-    let ours = &variants[0];
-    ensure!(
-        !ours.boots.is_empty(),
-        "no guest got ready with our own arguments"
-    );
-    let (whole, kernel, spread) = (median(wholes(ours)), median(kernels(ours)), spread(wholes(ours)));
+    let ours = &variants[0].boots;
+    ensure!(!ours.is_empty(), "no guest got ready with our own arguments");
+    let base = medians(ours);
+    let wholes = spread(ours.iter().map(|boot| boot.whole).collect());
+    let works = spread(ours.iter().filter_map(|boot| boot.work).collect());
     println!(
-        "\nA guest's kernel arguments on {}, {rounds} rounds, medians (1 vCPU, 256 MiB). `whole` is from the start of the VMM to\n\
-         `ready`, `kernel` the first stage by the guest's clock; each beside ours: whole {whole:.0} ms (half of {} boots within {spread:.0} ms), \
-         kernel {kernel:.0} ms.\n",
+        "\nA guest's kernel arguments on {}, {rounds} rounds, medians (1 vCPU, 256 MiB). `work` is the emulator's processor time, `whole`\n\
+         from the start of the VMM to `ready`, `kernel` the first stage by the guest's clock. Ours, {} boots: work {:.0} ms (half within\n\
+         {works:.0} ms), whole {:.0} ms (half within {wholes:.0} ms), kernel {:.0} ms; the others beside it:\n",
         site.name,
-        ours.boots.len()
+        ours.len(),
+        base.work.unwrap_or(0.0),
+        base.whole,
+        base.kernel,
     );
-    println!("  {:<34} {:>10} {:>10}", "", "whole ms", "kernel ms");
+    println!(
+        "  {:<34} {:>9} {:>9} {:>9}",
+        "", "work ms", "whole ms", "kernel ms"
+    );
     let mut rows = Vec::new();
     for variant in &variants[1..] {
-        if variant.boots.len() < rounds {
-            println!(
-                "  {:<34} got ready {} times of {rounds}",
-                variant.name,
-                variant.boots.len()
-            );
-            rows.push(json!({ "variant": variant.name, "ready": variant.boots.len() }));
+        let ready = variant.boots.len();
+        if ready < rounds {
+            println!("  {:<34} got ready {ready} times of {rounds}", variant.name);
+            rows.push(json!({ "variant": variant.name, "ready": ready }));
             continue;
         }
-        let (more, kernel_more) = (median(wholes(variant)) - whole, median(kernels(variant)) - kernel);
-        println!("  {:<34} {more:>+10.0} {kernel_more:>+10.0}", variant.name);
+        let found = medians(&variant.boots);
+        let work = found.work.zip(base.work).map(|(found, base)| found - base);
+        let (whole, kernel) = (found.whole - base.whole, found.kernel - base.kernel);
+        let told = work.map_or_else(|| "-".to_owned(), |work| format!("{work:+.0}"));
+        println!("  {:<34} {told:>9} {whole:>+9.0} {kernel:>+9.0}", variant.name);
         rows.push(json!({
-            "variant": variant.name, "ready": variant.boots.len(), "wholeMoreMs": more, "kernelMoreMs": kernel_more,
-            "wholeMs": wholes(variant), "kernelMs": kernels(variant),
+            "variant": variant.name, "ready": ready, "workMoreMs": work, "wholeMoreMs": whole, "kernelMoreMs": kernel,
         }));
     }
     let document = json!({
-        "host": site.name, "rounds": rounds, "line": ours.line, "wholeMs": whole, "wholeSpreadMs": spread, "kernelMs": kernel,
-        "runs": wholes(ours), "variants": rows,
+        "host": site.name, "rounds": rounds, "line": variants[0].line, "boots": ours.len(), "workMs": base.work, "workSpreadMs": works,
+        "wholeMs": base.whole, "wholeSpreadMs": wholes, "kernelMs": base.kernel, "variants": rows,
     });
     let dir = workspace::target_dir().join("bench");
     std::fs::create_dir_all(&dir)?;
