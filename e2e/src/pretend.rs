@@ -102,6 +102,32 @@ impl Host {
         }
     }
 
+    /// Runs `command` and kills it, each time a little later, until it ends before that; `between` looks at what each kill leaves and
+    /// is told after how many seconds it came. How long the command takes unharmed is measured first, and taken back with `undo`.
+    #[track_caller]
+    pub fn kill_at_every_moment(&self, command: &str, undo: &str, between: impl Fn(f64)) {
+        let timed =
+            format!("began=$(date +%s%N); {command} >&2 && echo $(($(date +%s%N) - began)) && {undo}");
+        let took = self.sh(&timed).exits(0).stdout;
+        let took: f64 = took.trim().parse().unwrap_or_default();
+        let mut killed = 0;
+        loop {
+            // A machine that is slower now than it was is met with more of them, one that is faster with half as many.
+            let limit = took / 1e9 / 20.0 * f64::from(killed + 1);
+            let done = self.sh(&format!("timeout -s KILL {limit} {command}"));
+            if done.code == Some(0) {
+                break;
+            }
+            assert_eq!(done.code, Some(137), "{done:?}");
+            killed += 1;
+            between(limit);
+        }
+        assert!(
+            killed >= 5,
+            "it was over before it could be killed {killed} times"
+        );
+    }
+
     /// Builds the image `name` of a small tree with the file `etc/word` and a kernel that is none, from which a fake guest gets ready.
     #[track_caller]
     pub fn build_image(&self, name: &str, word: &str) {

@@ -102,27 +102,20 @@ fn a_setup_that_is_killed_half_way_can_be_taken_back() {
 #[test]
 fn an_import_that_is_killed_leaves_nothing_that_is_used() {
     let host = bare();
-    // Killed a little later each time, until it is too late to kill it.
-    let mut killed = 0;
-    loop {
-        let limit = 0.005 * f64::from(killed + 1);
-        let import = host.sh(&format!(
-            "timeout -s KILL {limit} crabbox image import --name default /srv/served/bundle.tar"
-        ));
-        if import.code == Some(0) {
-            break;
-        }
-        assert_eq!(import.code, Some(137), "{import:?}");
-        killed += 1;
+    let import = "crabbox image import --name default /srv/served/bundle.tar";
+    host.kill_at_every_moment(import, "crabbox image rm default >&2", |limit| {
         let list = host.crabbox("image list --json").exits(0).json();
         for image in list["images"].as_array().into_iter().flatten() {
-            // It came so far that only the name was missing.
-            let verified = format!("image verify {}", image["digest"].as_str().unwrap());
+            // It came so far that at most the name was missing.
+            let verified = format!("image verify {}", image["digest"].as_str().unwrap_or_default());
             drop(host.crabbox(&verified).exits(0));
         }
-        assert_eq!(list["broken"].as_array().map(Vec::len), Some(0), "{list}");
-    }
-    assert!(killed > 2, "it was over before it could be killed {killed} times");
+        assert_eq!(
+            list["broken"].as_array().map(Vec::len),
+            Some(0),
+            "killed after {limit} s: {list}"
+        );
+    });
     drop(host.crabbox("image verify default").exits(0));
     let left = host.sh("ls -A /srv/.cache/crabbox/images").exits(0);
     assert_eq!(left.stdout, "images\nlock\nnames\n");
