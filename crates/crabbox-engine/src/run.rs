@@ -148,6 +148,11 @@ pub fn destination(lease: &Lease, repo: &Repo) -> Destination {
     }
 }
 
+/// Whether bytes to `host` leave this machine only through a tunnel, if at all.
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
 /// Begins a sync: the lease looks at what it has while [`load`] looks at what is here.
 pub fn begin(
     target: &Target,
@@ -162,7 +167,7 @@ pub fn begin(
         fingerprint: settings.fingerprint.value,
         allow_mass_deletions: choice.allow_mass_deletions,
         // On this host compressing would only cost time.
-        compress: !target.on_this_machine,
+        compress: !(target.on_this_machine || is_loopback(&target.host)),
         timeout: Some(settings.timeout.value.to_std()),
         git_seed: if settings.git_seed.value {
             GitSeed::Shallow

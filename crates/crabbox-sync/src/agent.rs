@@ -1,4 +1,4 @@
-//! The far side of a sync: `agent.py`, sent along with every call, and what it answers.
+//! The far side of a sync: the program in `agent/`, sent along with every call, and what it answers.
 //!
 //! Nothing is installed in the lease. What comes back was written by a machine that runs foreign code: it is bounded and
 //! checked, and it must never make this side do more than send files of the manifest.
@@ -17,18 +17,28 @@ use serde::{Deserialize, Serialize};
 use crate::channel::Channel;
 use crate::seed::Seed;
 
-const PROGRAM: &str = include_str!("agent.py");
+const PROGRAM: &str = concat!(
+    include_str!("agent/base.py"),
+    include_str!("agent/look.py"),
+    include_str!("agent/record.py"),
+    include_str!("agent/remove.py"),
+    include_str!("agent/receive.py"),
+    include_str!("agent/seed.py"),
+    include_str!("agent/steps.py"),
+);
 
-/// What runs in the lease. The shell alone answers "same": `stat` over the lists of the last sync, hashed, must give what
-/// the agent wrote down, and the fingerprint that comes over standard input must be the one of that sync. The looking goes on
-/// while this side still looks at its own tree. Otherwise python reads the program from standard input and goes into it.
-/// One line, no single quotes and no `!`, so that every login shell passes it on.
+/// What runs in the lease. The shell alone answers "same": `stat` over the lists of the last sync, several at a time, must
+/// give what the agent wrote down, and the fingerprint that comes over standard input must be the one of that sync. The
+/// looking goes on while this side still looks at its own tree. Otherwise python reads the program from standard input and
+/// goes into it, and is told whether the tree was kept as it was. One line, no single quotes and no `!`, so that every
+/// login shell passes it on.
 const BOOTSTRAP: &str = concat!(
-    r#"s=-; h=; f=-; [ "$3" = trust ] && cd "$1" 2>/dev/null && read -r f s <"$2/stamp" && "#,
-    r#"h=$({ xargs -0 stat --printf "%f %s %.9Y %.9Z %i %n\0" -- <"$2/paths"; "#,
-    r#"xargs -0 stat --printf "%f %n\0" -- <"$2/ways"; } 2>/dev/null | sha256sum | cut -c1-64); "#,
-    r#"read -r w || exit 0; [ "$w" = "$f" ] && [ "$h" = "$s" ] && echo "{\"state\":\"same\"}" && exit 0; "#,
-    r#"exec python3 -IS -c "import sys;exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))""#,
+    r#"s=-; h=; f=-; k=-; [ "$3" = trust ] && cd "$1" 2>/dev/null && read -r f s <"$2/stamp" && h=$({ "#,
+    r#"for p in "$2"/paths.*; do [ -e "$p" ] && xargs -0 stat --printf "%f %s %.9Y %.9Z %i %n\0" -- <"$p" | sha256sum & done; "#,
+    r#"[ -e "$2/ways" ] && xargs -0 stat --printf "%f %n\0" -- <"$2/ways" | sha256sum; "#,
+    r#"wait; } 2>/dev/null | LC_ALL=C sort | sha256sum | cut -c1-64); [ "$h" = "$s" ] && k=kept; "#,
+    r#"read -r w || exit 0; [ "$w$k" = "${f}kept" ] && echo "{\"state\":\"same\"}" && exit 0; "#,
+    r#"exec python3 -IS -c "import sys;exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))" "$k""#,
 );
 
 /// A fingerprint that equals no other, for a comparison that must not say "same".
@@ -52,6 +62,8 @@ pub(crate) struct Request<'a> {
     pub(crate) name: &'a str,
     /// Equal to that of the last sync only if nothing changed here.
     pub(crate) fingerprint: &'a str,
+    /// The fingerprint of the manifest that this side can tell the changes since; empty when there is none.
+    pub(crate) base: &'a str,
     /// Prune what earlier syncs brought and the manifest has no more.
     pub(crate) delete: bool,
     /// Remove the workdir first.
@@ -70,6 +82,10 @@ pub(crate) enum Reply {
     Same,
     /// Send the manifest.
     Differs,
+    /// Send what changed since the base.
+    Patch,
+    /// The files arrived.
+    Received,
     /// Send these entries of the manifest, by their place in it.
     Stale {
         #[serde(default)]
@@ -223,6 +239,41 @@ impl Session {
     pub(crate) fn send_counted(&mut self, bytes: &[u8]) {
         self.send(format!("{}\n", bytes.len()).as_bytes());
         self.send(bytes);
+    }
+
+    /// Lets `write` send as much as it likes, within the limit of a step.
+    pub(crate) fn pour<T: Send>(
+        &mut self,
+        write: impl FnOnce(&mut ChildStdin) -> T + Send,
+    ) -> Result<T, AgentError> {
+        let Some(mut input) = self.input.take() else {
+            return Err(self.verdict());
+        };
+        let (done, finished) = std::sync::mpsc::channel::<()>();
+        let (input, written, late) = std::thread::scope(|threads| {
+            let writer = threads.spawn(move || {
+                let written = write(&mut input);
+                drop(done);
+                (input, written)
+            });
+            let late = match self.limit {
+                Some(limit) => (finished.recv_timeout(limit) == Err(RecvTimeoutError::Timeout)).then_some(limit),
+                None => finished.recv().err().and(None),
+            };
+            if late.is_some() {
+                // The pipe breaks, and the writer comes back.
+                self.child.kill().ok();
+            }
+            let (input, written) = writer
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            (input, written, late)
+        });
+        self.input = Some(input);
+        match late {
+            Some(limit) => Err(AgentError::TimedOut { limit }),
+            None => Ok(written),
+        }
     }
 
     /// Waits for the next answer.

@@ -362,6 +362,7 @@ mod tests {
             staged: Vec::new(),
             repo: crate::repo::Repo::bare_of_facts("/r".into()),
             fingerprint: String::new(),
+            since: None,
         }
     }
 

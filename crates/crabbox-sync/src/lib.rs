@@ -5,6 +5,7 @@
 
 mod agent;
 mod channel;
+mod direct;
 pub mod directories;
 mod entry;
 mod events;
@@ -23,6 +24,7 @@ pub mod transfer;
 
 pub use agent::AgentError;
 pub use channel::Channel;
+pub use direct::DirectError;
 pub use entry::{Entry, Kind};
 pub use events::{Progress, Silent, Stage, SyncEvents};
 pub use filter::{Filter, Origin, Verdict};

@@ -46,6 +46,19 @@ pub struct Manifest {
     pub repo: Repo,
     /// SHA-256 over the identity of every entry and the deleted list, as hex: equal means nothing changed here.
     pub fingerprint: String,
+    /// How it differs from the manifest of an earlier look, if that is still known.
+    pub since: Option<Since>,
+}
+
+/// What changed since an earlier manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Since {
+    /// That manifest's fingerprint.
+    pub fingerprint: String,
+    /// Places in the entries of those that are new, have another identity, or had none to be trusted.
+    pub changed: Vec<usize>,
+    /// Paths that were entries, sorted.
+    pub removed: Vec<Vec<u8>>,
 }
 
 /// A number of files and their bytes.
@@ -391,6 +404,7 @@ impl Draft {
             staged: status.staged,
             repo: repo.clone(),
             fingerprint,
+            since: None,
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Makes the workdir in the lease equal to the manifest: one remote process, and one rsync when files differ.
+//! Makes the workdir in the lease equal to the manifest: one remote process, and one rsync when much goes over a network.
 //!
 //! How a skip can be believed. After each transfer the agent writes down, for every path, the identity of the local file
 //! that was sent and the kind, mode, size, mtime, ctime and inode that the remote file then had; only for paths whose
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::agent::{AgentError, Reply, Request, Session};
 use crate::channel::Channel;
+use crate::direct::{self, DirectError};
 use crate::entry::{Entry, Kind};
 use crate::events::{Stage, SyncEvents};
 use crate::manifest::Manifest;
@@ -26,6 +27,9 @@ const PATH_MAX: usize = 4096;
 
 /// Tracked files that may be gone at once before it looks like an accident, as in the Go program.
 const MASS_DELETION: usize = 200;
+
+/// Over a network, more bytes than this are worth rsync's differences and compression.
+const DIRECT_OVER_NETWORK: u64 = 1 << 20;
 
 /// Where to and how.
 #[derive(Debug, Clone)]
@@ -100,7 +104,7 @@ impl Default for Options {
 pub struct Outcome {
     /// Nothing had changed on either side.
     pub skipped: bool,
-    /// Files and links handed to rsync.
+    /// Files and links that were sent.
     pub sent: u64,
     /// Files that changed here while they were sent: the lease has them, and the next sync sends them again.
     pub unsettled: u64,
@@ -151,6 +155,15 @@ pub enum TransferError {
         /// How it failed.
         #[source]
         source: RsyncError,
+    },
+    /// Files could not be sent.
+    #[error("send files to {workdir}")]
+    Direct {
+        /// The workdir.
+        workdir: String,
+        /// How it failed.
+        #[source]
+        source: DirectError,
     },
     /// The record of what arrived could not be written.
     #[error("remote sync finalize failed: {why}")]
@@ -270,6 +283,7 @@ impl Begun {
             lease_dir: &run.lease_dir,
             name: &way.destination.name,
             fingerprint: &fingerprint,
+            base: manifest.since.as_ref().map_or("", |since| since.fingerprint.as_str()),
             delete: way.options.delete,
             reset: way.options.full_resync,
             distrust: way.options.checksum || !way.options.fingerprint,
@@ -310,8 +324,20 @@ impl Run<'_> {
         seed: Option<&Seed>,
         started: Instant,
     ) -> Result<Outcome, TransferError> {
-        if matches!(reply, Reply::Differs) {
-            session.send_counted(&encode(&self.manifest.entries, &self.manifest.deleted));
+        // What the far side numbers from zero, when that is not the whole manifest.
+        let mut changed: Option<&[usize]> = None;
+        let (entries, deleted) = (&self.manifest.entries, &self.manifest.deleted);
+        match (&reply, &self.manifest.since) {
+            (Reply::Differs, _) => session.send_counted(&encode(entries.iter(), deleted)),
+            (Reply::Patch, Some(since)) => {
+                let rows = since.changed.iter().filter_map(|place| entries.get(*place));
+                session.send_counted(&encode(rows, deleted));
+                session.send_counted(&list(&since.removed));
+                changed = Some(&since.changed);
+            }
+            _ => {}
+        }
+        if matches!(reply, Reply::Differs | Reply::Patch) {
             reply = session.reply().map_err(|source| TransferError::Compare {
                 workdir: self.workdir.clone(),
                 source,
@@ -331,13 +357,10 @@ impl Run<'_> {
                 stale,
                 seed: state,
             } => {
-                let places = if all {
-                    (0..self.manifest.entries.len()).collect()
-                } else {
-                    stale
-                };
-                if !places.is_empty() {
-                    self.send(&places, &mut outcome)?;
+                let count = changed.map_or(entries.len(), <[usize]>::len);
+                let numbers = if all { (0..count).collect() } else { stale };
+                if !numbers.is_empty() {
+                    self.send(&mut session, &numbers, changed, &mut outcome)?;
                 }
                 if let Some(seed) = seed.filter(|_| state.needed) {
                     self.seed(&mut session, seed, &state.have, &mut outcome);
@@ -369,26 +392,59 @@ impl Run<'_> {
         }
     }
 
-    fn send(&self, places: &[usize], outcome: &mut Outcome) -> Result<(), TransferError> {
-        let (mut files, mut bytes) = (Vec::new(), 0);
-        for place in places {
-            let entry = self
-                .manifest
-                .entries
-                .get(*place)
-                .ok_or_else(|| self.out_of_order(place))?;
-            // rsync takes a name that begins with '#' or ';' for a comment, with --from0 too.
-            files.extend_from_slice(b"./");
-            files.extend_from_slice(&entry.path);
-            files.push(0);
-            bytes += entry.size;
-        }
-        outcome.sent = places.len() as u64;
+    /// Sends entries by the numbers that the far side gives them.
+    fn send(
+        &self,
+        session: &mut Session,
+        numbers: &[usize],
+        changed: Option<&[usize]>,
+        outcome: &mut Outcome,
+    ) -> Result<(), TransferError> {
+        let place = |number: usize| changed.map_or(Some(number), |changed| changed.get(number).copied());
+        let entries = numbers
+            .iter()
+            .map(|number| {
+                let entry = place(*number).and_then(|place| self.manifest.entries.get(place));
+                entry
+                    .map(|entry| (*number, entry))
+                    .ok_or_else(|| self.out_of_order(number))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let bytes = entries.iter().map(|(_, entry)| entry.size).sum();
+        outcome.sent = entries.len() as u64;
         self.events.stage(Stage::Send {
             files: outcome.sent,
             bytes,
         });
         let started = Instant::now();
+        let options = &self.way.options;
+        let sent = if options.checksum || (options.compress && bytes > DIRECT_OVER_NETWORK) {
+            self.rsync(&entries)?
+        } else {
+            direct::send(session, &self.manifest.root, entries.into_iter(), self.events).map_err(|source| {
+                TransferError::Direct {
+                    workdir: self.workdir.clone(),
+                    source,
+                }
+            })?
+        };
+        if sent == Sent::SomeVanished {
+            self.events
+                .warning("some files vanished from the working tree while they were sent");
+        }
+        // The name that the summary has for it, whoever sends.
+        outcome.steps.push(("rsync", started.elapsed()));
+        Ok(())
+    }
+
+    fn rsync(&self, entries: &[(usize, &Entry)]) -> Result<Sent, TransferError> {
+        let mut files = Vec::new();
+        for (_, entry) in entries {
+            // rsync takes a name that begins with '#' or ';' for a comment, with --from0 too.
+            files.extend_from_slice(b"./");
+            files.extend_from_slice(&entry.path);
+            files.push(0);
+        }
         let transfer = Transfer {
             root: &self.manifest.root,
             workdir: &self.workdir,
@@ -398,18 +454,12 @@ impl Run<'_> {
             checksum: self.way.options.checksum,
             limit: self.way.options.timeout,
         };
-        let sent = transfer
+        transfer
             .run(&self.way.channel, self.events)
             .map_err(|source| TransferError::Rsync {
                 workdir: self.workdir.clone(),
                 source,
-            })?;
-        if sent == Sent::SomeVanished {
-            self.events
-                .warning("some files vanished from the working tree while they were sent");
-        }
-        outcome.steps.push(("rsync", started.elapsed()));
-        Ok(())
+            })
     }
 
     /// Brings the repository in the lease up to date. A failure is a warning: the files are there either way.
@@ -460,8 +510,8 @@ impl Run<'_> {
 }
 
 /// `<identity> <kind> <mode> <size> <mtime> <path>` records, the record `-`, then the deleted paths; NUL after each.
-fn encode(entries: &[Entry], deleted: &[Vec<u8>]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(entries.len() * 96);
+fn encode<'e>(entries: impl Iterator<Item = &'e Entry>, deleted: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(entries.size_hint().0 * 96);
     for entry in entries {
         let kind = if entry.kind == Kind::File { 'f' } else { 'l' };
         let identity = entry.identity.unwrap_or(0);
@@ -476,9 +526,12 @@ fn encode(entries: &[Entry], deleted: &[Vec<u8>]) -> Vec<u8> {
         bytes.push(0);
     }
     bytes.extend_from_slice(b"-\0");
-    for path in deleted {
-        bytes.extend_from_slice(path);
-        bytes.push(0);
-    }
+    bytes.extend_from_slice(&list(deleted));
     bytes
+}
+
+/// Paths, NUL after each.
+fn list(paths: &[Vec<u8>]) -> Vec<u8> {
+    let each = |path: &Vec<u8>| path.iter().copied().chain([0]).collect::<Vec<u8>>();
+    paths.iter().flat_map(each).collect()
 }

@@ -40,8 +40,10 @@ fn the_shell_alone_sees_what_the_agent_wrote_down() {
     let meta = std::fs::read_dir(meta).unwrap().next().unwrap().unwrap().path();
     let stamp = std::fs::read_to_string(meta.join("stamp")).unwrap();
     // As the line of `agent.rs` that answers without python.
-    let look = "{ xargs -0 stat --printf '%f %s %.9Y %.9Z %i %n\\0' -- <\"$0/paths\"; \
-                xargs -0 stat --printf '%f %n\\0' -- <\"$0/ways\"; } 2>/dev/null | sha256sum | cut -c1-64";
+    let look = "{ for p in \"$0\"/paths.*; do \
+                [ -e \"$p\" ] && xargs -0 stat --printf '%f %s %.9Y %.9Z %i %n\\0' -- <\"$p\" | sha256sum & done; \
+                [ -e \"$0/ways\" ] && xargs -0 stat --printf '%f %n\\0' -- <\"$0/ways\" | sha256sum; wait; } \
+                2>/dev/null | LC_ALL=C sort | sha256sum | cut -c1-64";
     let seen = || {
         let looked = Cmd::new("sh")
             .args(["-c", look])
