@@ -152,15 +152,17 @@ fn a_lease_outlives_its_clients_and_a_full_disk_and_the_tree_is_exact() {
 }
 
 fn killed_while_it_sends(lease: &Lease<'_>, id: &str) {
-    let part = format!("/work/crabbox/{id}/.crabbox-sync/clients/tmp");
-    let arrives = inside(lease.slug, &format!("ls {part} 2>/dev/null | grep -q ."));
+    let meta = format!("/work/crabbox/{id}/.crabbox-sync/clients");
+    let arrives = inside(lease.slug, &format!("test -e /work/crabbox/{id}/clients/big"));
+    // The far side holds this lock while it is at work.
+    let idle = inside(lease.slug, &format!("flock -n {meta}/lock true"));
     let killed = lease.here(&format!(
-        "head -c 200M /dev/zero > big; \
+        "head -c 200M /dev/zero | tr '\\0' x > big; \
          crabbox run --id {} --sync-only >/dev/null 2>/tmp/err & client=$!; \
          {} && kill -9 $client && {}",
         lease.slug,
         until(&arrives),
-        until("! pgrep -x rsync >/dev/null")
+        until(&idle)
     ));
     drop(killed.exits(0));
     let next = lease.run("rm big; echo two > tracked", TREE).exits(0);
@@ -169,9 +171,9 @@ fn killed_while_it_sends(lease: &Lease<'_>, id: &str) {
         "{}",
         next.stderr
     );
-    let left = lease.here(&inside(lease.slug, &format!("ls -A {part} 2>/dev/null")));
+    let left = lease.here(&inside(lease.slug, &format!("ls -A {meta}/tmp")));
     assert_eq!(
-        (left.stdout.as_str(), lease.processes("rsync").as_str()),
+        (left.stdout.as_str(), lease.processes("python3").as_str()),
         ("", "")
     );
 }

@@ -21,9 +21,12 @@ pub use crabbox_ssh::command::Form;
 use crabbox_ssh::command::{UserCommand, UserCommandError};
 use crabbox_ssh::exec::{self, Exec, ExecError, Stdin};
 pub use crabbox_ssh::exec::{RemoteStatus, Sink};
+use crabbox_store::places::Places;
 use crabbox_sync::Channel;
-use crabbox_sync::guardrail::{self, GuardrailError, Judgement, Limits};
+pub use crabbox_sync::guardrail::GuardrailError;
+use crabbox_sync::guardrail::{self, Judgement, Limits};
 use crabbox_sync::manifest::{Manifest, ManifestError, Scope};
+use crabbox_sync::memory::Memory;
 pub use crabbox_sync::repo::Repo;
 use crabbox_sync::repo::RepoError;
 use crabbox_sync::transfer::{self, GitSeed, Options, TransferError};
@@ -97,9 +100,17 @@ pub struct Load {
 }
 
 /// Lists the tree and holds it against the limits. The lines are there even when the limits forbid the sync.
-pub fn load(repo: &Repo, settings: &SyncSettings) -> Result<(Load, Result<(), GuardrailError>), SyncError> {
+pub fn load(
+    repo: &Repo,
+    settings: &SyncSettings,
+    places: &Places,
+) -> Result<(Load, Result<(), GuardrailError>), SyncError> {
     let started = Instant::now();
-    let (manifest, judgement) = judge(repo, settings)?;
+    // Where git looks for the rules of a user who has set no other file; both keep to the XDG directories.
+    let rules = places.config.with_file_name("git").join("ignore");
+    let memory = Memory::of(&places.trees(), &repo.root, vec![rules]);
+    let manifest = Manifest::build_remembering(repo, &scope(settings), &memory)?;
+    let judgement = held_against(&manifest, settings);
     let mut lines = vec![guardrail::candidate_line(&manifest)];
     lines.extend(guardrail::protected_line(&manifest));
     lines.extend(judgement.warnings());
@@ -120,6 +131,11 @@ pub fn load(repo: &Repo, settings: &SyncSettings) -> Result<(Load, Result<(), Gu
 /// The tree held against the limits of the configuration.
 pub(crate) fn judge(repo: &Repo, settings: &SyncSettings) -> Result<(Manifest, Judgement), SyncError> {
     let manifest = Manifest::build(repo, &scope(settings))?;
+    let judgement = held_against(&manifest, settings);
+    Ok((manifest, judgement))
+}
+
+fn held_against(manifest: &Manifest, settings: &SyncSettings) -> Judgement {
     let limit = |value: i64| u64::try_from(value).unwrap_or(0);
     let limits = Limits {
         warn_files: limit(settings.warn_files.value),
@@ -127,8 +143,7 @@ pub(crate) fn judge(repo: &Repo, settings: &SyncSettings) -> Result<(Manifest, J
         fail_files: limit(settings.fail_files.value),
         fail_bytes: limit(settings.fail_bytes.value),
     };
-    let judgement = guardrail::judge(&manifest, limits, settings.allow_large.value);
-    Ok((manifest, judgement))
+    guardrail::judge(manifest, limits, settings.allow_large.value)
 }
 
 /// What of a tree is in scope.

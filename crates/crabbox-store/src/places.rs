@@ -56,6 +56,11 @@ impl Places {
         self.cache.join("images")
     }
 
+    /// What is remembered of working trees.
+    pub fn trees(&self) -> PathBuf {
+        self.cache.join("trees")
+    }
+
     /// Firecracker and jailer as fetched by us.
     pub fn firecracker(&self) -> PathBuf {
         self.cache.join("firecracker")

@@ -146,17 +146,22 @@ impl Scan {
         })
     }
 
-    fn identity(&self, kind: Kind, stat: &Stat, target: &[u8]) -> Option<u64> {
-        let modified = nanoseconds(stat.st_mtime, stat.st_mtime_nsec);
-        let changed = nanoseconds(stat.st_ctime, stat.st_ctime_nsec);
+    /// Whether something was touched so shortly before this walk that a later touch could carry the same times.
+    pub(crate) fn is_fresh(&self, stat: &Stat) -> bool {
         let grain = if stat.st_ctime_nsec == 0 {
             COARSE_NS
         } else {
             FINE_NS
         };
-        if changed + grain >= self.started_ns {
+        nanoseconds(stat.st_ctime, stat.st_ctime_nsec) + grain >= self.started_ns
+    }
+
+    fn identity(&self, kind: Kind, stat: &Stat, target: &[u8]) -> Option<u64> {
+        if self.is_fresh(stat) {
             return None;
         }
+        let modified = nanoseconds(stat.st_mtime, stat.st_mtime_nsec);
+        let changed = nanoseconds(stat.st_ctime, stat.st_ctime_nsec);
         let mut hash = Sha256::new();
         hash.update([u8::from(kind == Kind::Symlink)]);
         for number in [

@@ -15,6 +15,7 @@ mod glob;
 pub mod guardrail;
 mod listing;
 pub mod manifest;
+pub mod memory;
 pub mod plan;
 pub mod pull;
 pub mod repo;

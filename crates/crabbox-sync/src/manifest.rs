@@ -13,6 +13,7 @@ use crate::entry::{Entry, Scan};
 use crate::filter::{Filter, Verdict};
 use crate::git::{first_line, git};
 use crate::listing::{self, Index, Status};
+use crate::memory::{self, Memory};
 use crate::repo::Repo;
 
 /// The name of the file in the root that holds more exclude rules.
@@ -28,7 +29,7 @@ pub struct Scope {
 }
 
 /// Everything a sync needs to know about the working tree, at one moment.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
     /// The root that the paths are relative to.
     pub root: PathBuf,
@@ -174,6 +175,34 @@ impl Manifest {
     /// Looks at the working tree of `repo` as it is now.
     pub fn build(repo: &Repo, scope: &Scope) -> Result<Self, ManifestError> {
         repo.check_syncable()?;
+        Ok(Self::ask_git(repo, scope)?.0)
+    }
+
+    /// The same, from what is remembered of the last look where that is still so; and this look is remembered.
+    pub fn build_remembering(repo: &Repo, scope: &Scope, memory: &Memory) -> Result<Self, ManifestError> {
+        repo.check_syncable()?;
+        let root = repo.root.as_path();
+        let seen = memory.recall(repo, scope);
+        let scan = Scan::start(root)?;
+        if let Some(seen) = &seen
+            && let Some(mut manifest) = seen.still(&scan, repo, || memory::config(root))
+        {
+            let since = seen.since(&manifest);
+            if !since.changed.is_empty() {
+                memory.keep(&seen.clone().with(&manifest));
+            }
+            manifest.since = Some(since);
+            return Ok(manifest);
+        }
+        // Before git looks: a configuration that changes meanwhile is another one at the next look.
+        let config = memory::config(root);
+        let (mut manifest, scan) = Self::ask_git(repo, scope)?;
+        manifest.since = seen.map(|seen| seen.since(&manifest));
+        memory.keep(&memory.seen(&scan, &manifest, scope, config));
+        Ok(manifest)
+    }
+
+    fn ask_git(repo: &Repo, scope: &Scope) -> Result<(Self, Scan), ManifestError> {
         let root = repo.root.as_path();
         let ignore_file = read_ignore_file(root)?;
         let filter = Filter::new(&scope.exclude, &ignore_file, &scope.include);
@@ -382,7 +411,12 @@ impl Draft {
         Ok(self)
     }
 
-    fn finish(mut self, repo: &Repo, index: Index, status: Status) -> Result<Manifest, ManifestError> {
+    fn finish(
+        mut self,
+        repo: &Repo,
+        index: Index,
+        status: Status,
+    ) -> Result<(Manifest, Scan), ManifestError> {
         if let Some(path) = self.hidden.first() {
             return Err(ManifestError::Hidden {
                 path: crate::entry::show(path),
@@ -395,8 +429,8 @@ impl Draft {
         let mut nested = index.gitlinks;
         nested.extend(status.nested);
         let fingerprint = self.scan.fingerprint(&self.entries, &self.deleted);
-        Ok(Manifest {
-            root: self.scan.root,
+        let manifest = Manifest {
+            root: self.scan.root.clone(),
             entries: self.entries,
             deleted: self.deleted,
             protected_tracked: self.protected_tracked,
@@ -405,6 +439,7 @@ impl Draft {
             repo: repo.clone(),
             fingerprint,
             since: None,
-        })
+        };
+        Ok((manifest, self.scan))
     }
 }

@@ -49,8 +49,10 @@ def kind(path):
 
 ways = {}
 try:
-    head, _, body = open(meta + b"/index", "rb").read().partition(b"\n")
-    fine = json.loads(head).get("version") == 1
+    head = json.loads(open(meta + b"/index", "rb").readline())
+    fine = head.get("version") == 2
+    # The files of the record, as `agent/record.py` writes them.
+    rows = [open(meta + b"/rows.%d" % part, "rb").read() for part in range(head["parts"] if fine else 0)]
     os.chdir(workdir)
 except (OSError, ValueError):
     sys.exit(0)
@@ -58,7 +60,7 @@ if not fine:
     sys.exit(0)
 out.write(b"-\0")
 known = {}
-for row in (b"\0" + body).partition(b"\0-\0")[0].split(b"\0"):
+for row in b"".join(rows).split(b"\0"):
     fields = row.split(b" ", 7)
     if len(fields) == 8:
         known[fields[7]] = (fields[0], fields[1:7])

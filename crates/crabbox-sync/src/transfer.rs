@@ -283,7 +283,10 @@ impl Begun {
             lease_dir: &run.lease_dir,
             name: &way.destination.name,
             fingerprint: &fingerprint,
-            base: manifest.since.as_ref().map_or("", |since| since.fingerprint.as_str()),
+            base: manifest
+                .since
+                .as_ref()
+                .map_or("", |since| since.fingerprint.as_str()),
             delete: way.options.delete,
             reset: way.options.full_resync,
             distrust: way.options.checksum || !way.options.fingerprint,
@@ -421,12 +424,12 @@ impl Run<'_> {
         let sent = if options.checksum || (options.compress && bytes > DIRECT_OVER_NETWORK) {
             self.rsync(&entries)?
         } else {
-            direct::send(session, &self.manifest.root, entries.into_iter(), self.events).map_err(|source| {
-                TransferError::Direct {
+            direct::send(session, &self.manifest.root, entries.into_iter(), self.events).map_err(
+                |source| TransferError::Direct {
                     workdir: self.workdir.clone(),
                     source,
-                }
-            })?
+                },
+            )?
         };
         if sent == Sent::SomeVanished {
             self.events

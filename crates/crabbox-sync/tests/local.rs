@@ -10,6 +10,8 @@
 
 mod world;
 
+use std::os::unix::fs::MetadataExt as _;
+
 use crabbox_host::command::Cmd;
 use crabbox_sync::transfer::{Options, TransferError};
 use crabbox_sync::{Stage, SyncEvents};
@@ -41,7 +43,7 @@ fn the_shell_alone_sees_what_the_agent_wrote_down() {
     let stamp = std::fs::read_to_string(meta.join("stamp")).unwrap();
     // As the line of `agent.rs` that answers without python.
     let look = "{ for p in \"$0\"/paths.*; do \
-                [ -e \"$p\" ] && xargs -0 stat --printf '%f %s %.9Y %.9Z %i %n\\0' -- <\"$p\" | sha256sum & done; \
+                [ -e \"$p\" ] && xargs -0 stat --printf '%.9Z %i %n\\0' -- <\"$p\" | sha256sum & done; \
                 [ -e \"$0/ways\" ] && xargs -0 stat --printf '%f %n\\0' -- <\"$0/ways\" | sha256sum; wait; } \
                 2>/dev/null | LC_ALL=C sort | sha256sum | cut -c1-64";
     let seen = || {
@@ -85,6 +87,78 @@ fn a_directory_moved_away_and_linked_back_is_noticed() {
     // The inode and all times of a/f stay as they were.
     world.guest("mv a ../elsewhere; ln -s ../elsewhere a");
     assert!(!world.sync().skipped);
+}
+
+/// The names of the record's files in the lease that are not what they were at the last call.
+fn rewritten(world: &World, last: &mut std::collections::BTreeMap<String, u64>) -> Vec<String> {
+    let meta = format!("{}/.crabbox-sync/w", world.destination().lease_dir());
+    let now: std::collections::BTreeMap<String, u64> = std::fs::read_dir(meta)
+        .unwrap()
+        .map(Result::unwrap)
+        .map(|entry| {
+            (
+                entry.file_name().into_string().unwrap(),
+                entry.metadata().unwrap().ino(),
+            )
+        })
+        .collect();
+    let changed = now.iter().filter(|(name, inode)| last.get(*name) != Some(inode));
+    let changed = changed.map(|(name, _)| name.clone()).collect();
+    *last = now;
+    changed
+}
+
+#[test]
+fn an_edit_rewrites_its_part_of_the_record_only_and_is_then_skipped() {
+    let world = World::new();
+    world.local(
+        "for d in $(seq 50); do mkdir d$d; for f in $(seq 100); do echo $d $f > d$d/f$f; done; done; git add -A; git commit -qm x",
+    );
+    settle();
+    world.sync();
+    let mut record = std::collections::BTreeMap::new();
+    let rows = |names: Vec<String>| names.iter().filter(|name| name.starts_with("rows.")).count();
+    assert_eq!(rows(rewritten(&world, &mut record)), 8);
+    let edits = [
+        "echo edit > d7/f7",
+        "rm d8/f8",
+        "echo new > d9/new",
+        "mkdir -p d9/a/b; echo new > d9/a/b/c",
+        "rm -r d9/a",
+    ];
+    for edit in edits {
+        world.local(edit);
+        settle();
+        world.sync();
+        let changed = rewritten(&world, &mut record);
+        assert!(changed.contains(&"stamp".to_owned()), "{edit}: {changed:?}");
+        assert_eq!(rows(changed), 1, "{edit}");
+        assert!(world.sync().skipped, "{edit}");
+    }
+    assert_eq!(world.files_there().len(), 5000);
+    // Whatever the guest did since makes it look at all again.
+    world.guest("echo guest > d20/f20");
+    world.local("echo edit > d7/f8");
+    settle();
+    assert_eq!(world.sync().sent, 2);
+    assert_eq!(rows(rewritten(&world, &mut record)), 8);
+    assert!(world.sync().skipped);
+}
+
+#[test]
+fn a_hole_stays_a_hole_and_large_files_come_whole() {
+    let world = World::new();
+    world.local(
+        "truncate -s 3M hole; printf x | dd of=hole bs=1 seek=1500000 conv=notrunc status=none; head -c 262144 /dev/urandom > block; \
+         head -c 524289 /dev/urandom > more; truncate -s 700000 end; : > empty; git add -A",
+    );
+    settle();
+    world.sync();
+    let blocks = |name: &str| world.workdir().join(name).metadata().unwrap().blocks();
+    // The first chunk is sent as it is; 512 bytes a block.
+    assert!(blocks("hole") <= 2 * 512 + 64, "{}", blocks("hole"));
+    assert!(blocks("end") <= 512 + 64, "{}", blocks("end"));
+    assert!(world.sync().skipped);
 }
 
 /// A guest that runs this script when rsync has ended and nothing is written down yet.

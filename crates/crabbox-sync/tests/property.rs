@@ -50,9 +50,41 @@ fn expected(world: &World) -> BTreeSet<Vec<u8>> {
         .collect()
 }
 
-fn check(shared: &Shared, first: &[Step], rounds: &[(Vec<Step>, Vec<Step>)], skip: bool, git_seed: GitSeed) {
+/// How a case goes about it.
+#[derive(Debug, Clone, Copy)]
+struct Manner {
+    /// The last sync is tried again, and skipped.
+    skip: bool,
+    /// Before each sync, times grow old enough for memory to be believed on both sides.
+    settled: bool,
+    /// By rsync, which compares.
+    checksum: bool,
+}
+
+fn manner() -> impl Strategy<Value = Manner> {
+    let weighted = prop::bool::weighted;
+    (weighted(0.1), weighted(0.3), weighted(0.15)).prop_map(|(skip, settled, checksum)| Manner {
+        skip,
+        settled,
+        checksum: checksum && !skip,
+    })
+}
+
+fn check(
+    shared: &Shared,
+    first: &[Step],
+    rounds: &[(Vec<Step>, Vec<Step>)],
+    manner: Manner,
+    git_seed: GitSeed,
+) {
     let mut world = World::through(Channel::ssh(&shared.0));
     world.git_seed = git_seed;
+    world.checksum = manner.checksum;
+    let settle_if = |settled: bool| {
+        if settled {
+            settle();
+        }
+    };
     let outside = world.path().join("leases/outside");
     fs::create_dir_all(&outside).unwrap();
     for name in NAMES {
@@ -65,6 +97,7 @@ fn check(shared: &Shared, first: &[Step], rounds: &[(Vec<Step>, Vec<Step>)], ski
     let paths = |manifest: Manifest| -> BTreeSet<Vec<u8>> {
         manifest.entries.into_iter().map(|entry| entry.path).collect()
     };
+    settle_if(manner.settled);
     let manifest = world.manifest();
     world.sync_manifest(&manifest);
     let mut before = paths(manifest);
@@ -75,6 +108,7 @@ fn check(shared: &Shared, first: &[Step], rounds: &[(Vec<Step>, Vec<Step>)], ski
         for step in local {
             step.apply(&world.source(), false);
         }
+        settle_if(manner.settled);
         let manifest = world.manifest();
         world.sync_manifest(&manifest);
         let wanted = paths(manifest);
@@ -92,7 +126,7 @@ fn check(shared: &Shared, first: &[Step], rounds: &[(Vec<Step>, Vec<Step>)], ski
         assert_eq!(fs::read(outside.join(bytes_path(name))).unwrap(), b"precious");
     }
     assert_eq!(fs::read_dir(&outside).unwrap().count(), NAMES.len());
-    if skip {
+    if manner.skip {
         settle();
         world.sync();
         assert!(world.sync().skipped);
@@ -110,10 +144,11 @@ macro_rules! property {
             proptest!(config, |(
                 first in prop::collection::vec(step(), 1..25),
                 rounds in prop::collection::vec(
-                    (prop::collection::vec(guest_step(), 0..5), prop::collection::vec(step(), 1..10)), $rounds),
-                skip in prop::bool::weighted(0.1),
+                    (prop_oneof![Just(Vec::new()), prop::collection::vec(guest_step(), 0..5)],
+                     prop::collection::vec(step(), 1..10)), $rounds),
+                manner in manner(),
             )| {
-                check(&shared, &first, &rounds, skip, $seed);
+                check(&shared, &first, &rounds, manner, $seed);
             });
             assert_eq!(sshd.logins(), 1, "one connection carries everything");
         }

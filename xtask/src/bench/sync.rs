@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use crabbox_host::clock::nap;
+use crabbox_host::clock::poll_until;
 use crabbox_host::command::Cmd;
 use crabbox_testkit::sshd::Sshd;
 use serde_json::json;
@@ -141,6 +141,11 @@ impl Bench {
     }
 }
 
+/// Waits as long as it is told, where a nap would be cut.
+fn pause(time: Duration) {
+    poll_until(time, || None::<()>);
+}
+
 /// Milliseconds.
 fn timed(cmd: &Cmd) -> Result<f64> {
     let started = Instant::now();
@@ -175,7 +180,7 @@ pub(crate) fn main(files: usize, runs: usize) -> Result<ExitCode> {
         Ok([ours, whole, bench.rsync(&plain, &["--exclude=/.git"])?])
     })?;
     // Until nothing here was touched a moment ago.
-    nap(Duration::from_secs(1));
+    pause(Duration::from_secs(1));
     bench.sync()?;
     let again = turns(runs, || {
         let status = timed(&bench.local("git", &["status", "--porcelain"]))?;
@@ -185,7 +190,7 @@ pub(crate) fn main(files: usize, runs: usize) -> Result<ExitCode> {
     let edit = turns(runs, || {
         number += 1;
         fs::write(bench.at("tree/d0/s0/f0.txt"), format!("edit {number}\n"))?;
-        nap(Duration::from_millis(300));
+        pause(Duration::from_millis(300));
         let ours = bench.sync()?;
         Ok([ours, bench.rsync(&plain, &["--exclude=/.git"])?])
     })?;

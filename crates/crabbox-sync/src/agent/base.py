@@ -7,7 +7,7 @@
 # One conversation per sync, a JSON line each way: the request; "same", "patch" or "differs"; then what changed since the
 # last sync or the whole manifest, length first; "stale" with what is to be sent, or "done"; then, each when wanted,
 # "files" with their contents, "seed" with a pack in frames, and "finalize".
-import fcntl, functools, gc, json, os, stat, sys, time, zlib
+import errno, fcntl, functools, gc, json, os, stat, sys, time, zlib
 
 try:
     from _sha2 import sha256

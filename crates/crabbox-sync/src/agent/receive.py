@@ -42,29 +42,33 @@ def enter_directory(path, mode, late):
         late.append((path, mode))
 
 
-def placed(path, make):
-    """What `make` gives for the path, or, where something stands, for a name of its own that then takes its place."""
+def made(path, make):
+    """Calls `make` with the path, or, where something stands, with another one; and gives that one and its answer."""
     try:
-        return make(path)
+        return path, make(path)
     except FileExistsError:
-        temporary = meta + b"/tmp/file"
-        drop(temporary)
-        made = make(temporary)
-        try:
-            os.rename(temporary, path)
-        except OSError:
-            # The workdir is another file system than its surroundings.
-            if made is not None:
-                os.close(made)
-            os.unlink(path)
-            return make(path)
-        return made
+        drop(meta + b"/tmp/file")
+        return meta + b"/tmp/file", make(meta + b"/tmp/file")
+
+
+def move(at, path):
+    try:
+        os.rename(at, path)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # The workdir is another file system than its surroundings.
+        import shutil
+
+        os.unlink(path)
+        shutil.copy2(at, path, follow_symlinks=False)
+        os.unlink(at)
 
 
 def take_file(path, mode, times, size):
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     held = source.read(size)
-    fd = placed(path, lambda at: os.open(at, flags, 0o600))
+    at, fd = made(path, lambda at: os.open(at, flags, 0o600))
     try:
         end = 0
         while True:
@@ -85,10 +89,13 @@ def take_file(path, mode, times, size):
         os.fchmod(fd, mode)
         os.utime(fd, ns=times)
     except OSError as error:
+        os.unlink(at)  # a full disk gets its room back
         error.filename = path
         raise
     finally:
         os.close(fd)
+    if at != path:
+        move(at, path)
 
 
 def put(fd, held):
@@ -98,5 +105,7 @@ def put(fd, held):
 
 
 def take_link(path, times, target):
-    placed(path, lambda at: os.symlink(target, at))
-    os.utime(path, ns=times, follow_symlinks=False)
+    at, _ = made(path, lambda at: os.symlink(target, at))
+    os.utime(at, ns=times, follow_symlinks=False)
+    if at != path:
+        move(at, path)

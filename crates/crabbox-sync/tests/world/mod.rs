@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crabbox_host::command::Cmd;
 use crabbox_ssh::target::{ArgvOptions, Target};
 use crabbox_sync::manifest::{Manifest, Scope};
+use crabbox_sync::memory::Memory;
 use crabbox_sync::repo::Repo;
 use crabbox_sync::transfer::{Destination, GitSeed, Options, Outcome, TransferError, sync};
 use crabbox_sync::{Channel, Silent, SyncEvents};
@@ -20,7 +21,10 @@ pub const LEASE: &str = "cbx_000000000001";
 pub struct World {
     dir: tempfile::TempDir,
     channel: Channel,
+    memory: Memory,
     pub git_seed: GitSeed,
+    /// Sync by rsync, which compares.
+    pub checksum: bool,
 }
 
 impl World {
@@ -38,9 +42,11 @@ impl World {
             "git init -q --template= -b main . && printf '[user]\nname=t\nemail=t@t\n' >> .git/config",
         );
         Self {
+            memory: Memory::of(&dir.path().join("trees"), &source, Vec::new()),
             dir,
             channel,
             git_seed: GitSeed::Shallow,
+            checksum: false,
         }
     }
 
@@ -66,8 +72,25 @@ impl World {
         run(&self.workdir(), script);
     }
 
+    /// The manifest, from memory where that may be: it must be the one that git gives.
     pub fn manifest(&self) -> Manifest {
-        Manifest::build(&Repo::discover(&self.source()).unwrap(), &Scope::default()).unwrap()
+        let (repo, scope) = (Repo::discover(&self.source()).unwrap(), Scope::default());
+        let manifest = Manifest::build_remembering(&repo, &scope, &self.memory).unwrap();
+        // What was just touched is believed a moment later.
+        let ageless = |mut manifest: Manifest| {
+            manifest
+                .entries
+                .iter_mut()
+                .for_each(|entry| entry.identity = None);
+            Manifest {
+                fingerprint: String::new(),
+                since: None,
+                ..manifest
+            }
+        };
+        let asked = Manifest::build(&repo, &scope).unwrap();
+        assert_eq!(ageless(manifest.clone()), ageless(asked));
+        manifest
     }
 
     pub fn destination(&self) -> Destination {
@@ -97,6 +120,7 @@ impl World {
     pub fn sync_manifest(&self, manifest: &Manifest) -> Outcome {
         let options = Options {
             git_seed: self.git_seed,
+            checksum: self.checksum,
             ..Options::default()
         };
         let outcome = sync(&self.channel, &self.destination(), manifest, &options, &Silent)

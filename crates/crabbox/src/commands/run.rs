@@ -11,6 +11,7 @@ mod results;
 mod streams;
 
 use std::os::fd::AsFd as _;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crabbox_core::config::Settings;
@@ -37,6 +38,12 @@ pub(super) use failure::BundledRun;
 use finish::Finish;
 use report::Summary;
 use request::Request;
+
+/// How long a look at the tree stays good while the lease's side is waited for.
+const LOOK_HOLDS: Duration = Duration::from_secs(1);
+
+/// What a look at the tree gives.
+type Looked = Result<(run::Load, Result<(), run::GuardrailError>), run::SyncError>;
 
 /// A run on its way.
 struct Run<'a> {
@@ -165,15 +172,26 @@ impl Run<'_> {
         outcome.repo_path = self.repo.root.display().to_string();
         outcome.label = self.args.command.label.clone().unwrap_or_default();
         self.provider.touch(lease, Some("running"), None)?;
+        let look = if self.args.sync.no_sync {
+            None
+        } else {
+            Some(self.look()?)
+        };
         summary.stage = Some("ssh");
         let owner = owner.insert(self.own(lease, &target)?);
         summary.stage = None;
-        if self.args.sync.no_sync {
-            run::make_workdir(&target, &workdir)?;
-        } else {
+        if let Some(look) = look {
             summary.stage = Some("sync");
-            self.sync(&target, &destination, summary)?;
+            // Whoever waited for the tree wants it as it is now.
+            let look = if owner.wait < LOOK_HOLDS {
+                look
+            } else {
+                self.look()?
+            };
+            self.sync(&target, &destination, look, summary)?;
             summary.stage = None;
+        } else {
+            run::make_workdir(&target, &workdir)?;
         }
         if self.args.sync.sync_only {
             self.ctx.printer.line(format_args!("synced {workdir}"));
@@ -210,10 +228,18 @@ impl Run<'_> {
         Ok(owner)
     }
 
+    /// Begins to look at the tree here, which goes on while the lease's side makes ready.
+    fn look(&self) -> Result<JoinHandle<Looked>, CommandError> {
+        let (repo, settings) = (self.repo.clone(), self.settings.sync.clone());
+        let places = self.ctx.env.places()?;
+        Ok(std::thread::spawn(move || run::load(&repo, &settings, &places)))
+    }
+
     fn sync(
         &self,
         target: &Target,
         destination: &run::Destination,
+        look: JoinHandle<Looked>,
         summary: &mut Summary,
     ) -> Result<(), CommandError> {
         let started = Instant::now();
@@ -230,7 +256,10 @@ impl Run<'_> {
             allow_mass_deletions: self.ctx.env.text("CRABBOX_ALLOW_MASS_DELETIONS") == Some("1"),
         };
         let begun = run::begin(target, destination, settings, choice);
-        let (load, verdict) = run::load(self.repo, settings)?;
+        let looked = look
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let (load, verdict) = looked?;
         for line in &load.lines {
             self.ctx.printer.note(line);
         }

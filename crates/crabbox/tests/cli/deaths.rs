@@ -18,17 +18,6 @@ fn lease_dir(lease: &Entered) -> PathBuf {
     lease.sshd.dir().join("work/cbx_0123456789ab")
 }
 
-/// Processes whose arguments hold `text`.
-fn processes(text: &str) -> Vec<String> {
-    let all = fs::read_dir("/proc").unwrap().flatten();
-    all.filter_map(|entry| {
-        let line = fs::read(entry.path().join("cmdline")).ok()?;
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        line.contains(text).then_some(line)
-    })
-    .collect()
-}
-
 #[test]
 fn a_client_that_is_killed_while_it_sends_leaves_nothing_running_and_the_next_one_converges() {
     let lease = entered();
@@ -43,19 +32,15 @@ fn a_client_that_is_killed_while_it_sends_leaves_nothing_running_and_the_next_on
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let part = lease_dir(&lease).join(".crabbox-sync/repo/tmp");
-    let sending = || fs::read_dir(&part).ok()?.next().map(drop);
+    let part = lease_dir(&lease).join("repo/big");
+    let sending = || part.exists().then_some(());
     poll_until(LONG, sending).expect("nothing arrived");
     client.kill().unwrap();
     client.wait().unwrap();
-    let root = format!("{}/", lease.place.path("repo").display());
-    let ended = poll_until(LONG, || {
-        processes(&root)
-            .iter()
-            .all(|line| !line.starts_with("rsync"))
-            .then_some(())
-    });
-    assert!(ended.is_some(), "{:?}", processes(&root));
+    // The far side holds this lock while it is at work.
+    let lock = lease_dir(&lease).join(".crabbox-sync/repo/lock");
+    let free = || Cmd::new("flock").arg("-n").arg(&lock).arg("true").run().ok();
+    poll_until(LONG, free).expect("the far side goes on");
     fs::remove_file(lease.place.path("repo/big")).unwrap();
     lease.place.write("repo/small", "y");
     let next = lease

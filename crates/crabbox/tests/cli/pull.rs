@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::PathBuf;
 
-use crabbox_host::clock::nap;
+use crabbox_host::clock::poll_until;
 use crabbox_host::command::Cmd;
 
 use crate::remote::Entered;
@@ -22,7 +22,7 @@ fn synced() -> (Entered, PathBuf) {
         .run()
         .unwrap();
     // A file that was touched a moment before the look is not known by what it is.
-    nap(std::time::Duration::from_millis(300));
+    poll_until(std::time::Duration::from_millis(300), || None::<()>);
     let done = lease.place.run(&["run", "--id", "jade-krill", "--sync-only"]);
     assert_eq!(done.code, 0, "{}", done.err);
     let there = PathBuf::from(done.out.strip_prefix("synced ").unwrap().trim_end());
