@@ -184,16 +184,24 @@ impl Manifest {
         let root = repo.root.as_path();
         let seen = memory.recall(repo, scope);
         let scan = Scan::start(root)?;
-        if let Some(seen) = &seen
-            && let Some(mut manifest) = seen.still(&scan, repo, || memory::config(root))
-        {
-            let since = seen.since(&manifest);
-            if !since.changed.is_empty() {
-                memory.keep(&seen.clone().with(&manifest));
+        let changed = seen
+            .as_ref()
+            .and_then(|seen| seen.still(&scan, || memory::config(root)));
+        let seen = match (seen, changed) {
+            (Some(mut seen), Some(changed)) => {
+                let since = Since {
+                    fingerprint: seen.fingerprint().to_owned(),
+                    changed: changed.iter().map(|(at, _)| *at).collect(),
+                    removed: Vec::new(),
+                };
+                if !changed.is_empty() {
+                    seen.apply(&scan, changed);
+                    memory.keep(&seen);
+                }
+                return Ok(seen.into_manifest(repo, Some(since)));
             }
-            manifest.since = Some(since);
-            return Ok(manifest);
-        }
+            (seen, _) => seen,
+        };
         // Before git looks: a configuration that changes meanwhile is another one at the next look.
         let config = memory::config(root);
         let (mut manifest, scan) = Self::ask_git(repo, scope)?;

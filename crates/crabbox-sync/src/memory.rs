@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -17,7 +18,7 @@ use rustix::fs::{AtFlags, CWD, FileType, OFlags, Stat};
 use sha2::{Digest as _, Sha256};
 
 use crate::directories::directories;
-use crate::entry::{Entry, Scan, hex};
+use crate::entry::{Entry, Eye, Scan, hex};
 use crate::git::git;
 use crate::listing::Status;
 use crate::manifest::{IGNORE_FILE, Manifest, Scope, Since};
@@ -45,6 +46,12 @@ const HONEST: [u32; 8] = [
     0xCA45_1A4E, // bcachefs
     0x794C_7630, // overlayfs
 ];
+
+/// What became of an entry.
+enum Look {
+    Same,
+    Other(Option<Entry>),
+}
 
 /// Where the last look at a working tree is kept.
 #[derive(Debug, Clone)]
@@ -142,10 +149,9 @@ impl Memory {
         config: Option<[u8; 32]>,
     ) -> Seen {
         let places = self.places(scan, manifest, scope);
-        let trusted = manifest.entries.iter().all(|entry| entry.identity.is_some());
         Seen {
             key: self.key(&manifest.repo, scope),
-            whole: trusted && places.is_some() && config.is_some(),
+            whole: places.is_some() && config.is_some(),
             config: config.unwrap_or_default(),
             fingerprint: manifest.fingerprint.clone(),
             entries: manifest.entries.clone(),
@@ -260,21 +266,11 @@ fn identity(scan: &Scan, path: &[u8]) -> Option<u64> {
 }
 
 fn stands_for(stat: &Stat) -> u64 {
-    let mut hash = Sha256::new();
-    for number in [
-        i128::from(stat.st_dev),
-        i128::from(stat.st_ino),
-        i128::from(stat.st_mode),
-        i128::from(stat.st_mtime),
-        i128::from(stat.st_mtime_nsec),
-        i128::from(stat.st_ctime),
-        i128::from(stat.st_ctime_nsec),
-    ] {
-        hash.update(number.to_le_bytes());
-    }
-    let mut first = [0; 8];
-    first.copy_from_slice(&hash.finalize()[..8]);
-    u64::from_le_bytes(first).max(1)
+    let mut hash = DefaultHasher::new();
+    (stat.st_dev, stat.st_ino, stat.st_mode).hash(&mut hash);
+    (stat.st_mtime, stat.st_mtime_nsec).hash(&mut hash);
+    (stat.st_ctime, stat.st_ctime_nsec).hash(&mut hash);
+    hash.finish().max(1)
 }
 
 /// Everything git says of its configuration in `root`, as a hash; none when it says nothing.
@@ -290,13 +286,12 @@ pub(crate) fn config(root: &Path) -> Option<[u8; 32]> {
 }
 
 impl Seen {
-    /// The manifest of now, if nothing but the content of a few files has changed; `config` is asked meanwhile.
+    /// The entries that are not as they were, by their places, if nothing else has changed; `config` is asked meanwhile.
     pub(crate) fn still(
         &self,
         scan: &Scan,
-        repo: &Repo,
         config: impl FnOnce() -> Option<[u8; 32]> + Send,
-    ) -> Option<Manifest> {
+    ) -> Option<Vec<(usize, Entry)>> {
         if !self.whole {
             return None;
         }
@@ -308,30 +303,46 @@ impl Seen {
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             (looked, config)
         });
-        let changed = looked?;
+        let mut changed = looked?;
         if config? != self.config {
             return None;
         }
-        let mut entries = self.entries.clone();
         if !changed.is_empty() {
-            let status = ask_about(&repo.root, changed.iter().map(|(_, entry)| entry.path.as_slice()))?;
-            for (at, mut entry) in changed {
+            let status = ask_about(&scan.root, changed.iter().map(|(_, entry)| entry.path.as_slice()))?;
+            for (_, entry) in &mut changed {
                 entry.changed =
                     status.changed.contains(&entry.path) || status.untracked.contains(&entry.path);
-                entries[at] = entry;
             }
         }
-        Some(Manifest {
+        Some(changed)
+    }
+
+    /// The fingerprint of the manifest that this is of.
+    pub(crate) fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Takes over what [`Seen::still`] gave.
+    pub(crate) fn apply(&mut self, scan: &Scan, changed: Vec<(usize, Entry)>) {
+        for (at, entry) in changed {
+            self.entries[at] = entry;
+        }
+        self.fingerprint = scan.fingerprint(&self.entries, &self.deleted);
+    }
+
+    /// The manifest that this is of.
+    pub(crate) fn into_manifest(self, repo: &Repo, since: Option<Since>) -> Manifest {
+        Manifest {
             root: repo.root.clone(),
-            fingerprint: scan.fingerprint(&entries, &self.deleted),
-            entries,
-            deleted: self.deleted.clone(),
-            protected_tracked: self.protected_tracked.clone(),
-            nested: self.nested.clone(),
-            staged: self.staged.clone(),
+            entries: self.entries,
+            deleted: self.deleted,
+            protected_tracked: self.protected_tracked,
+            nested: self.nested,
+            staged: self.staged,
             repo: repo.clone(),
-            since: None,
-        })
+            fingerprint: self.fingerprint,
+            since,
+        }
     }
 
     /// The entries that are not as they were, by their places; none when anything else is not, or too many are not.
@@ -347,34 +358,28 @@ impl Seen {
         if !self.places.iter().all(same) {
             return None;
         }
-        let looks = scan
-            .all(
-                &self.entries,
-                || (),
-                |eye, (), was| eye.look(&was.path, was.changed),
-            )
-            .ok()?;
+        // What is as it was is not kept a second time.
+        let look = |eye: &mut Eye<'_>, (): &mut (), was: &Entry| {
+            let now = eye.look(&was.path, was.changed)?;
+            let same = |now: &Entry| now.identity.is_some() && now.identity == was.identity;
+            Ok(if now.as_ref().is_some_and(same) {
+                Look::Same
+            } else {
+                Look::Other(now)
+            })
+        };
+        let looks = scan.all(&self.entries, || (), look).ok()?;
         let mut changed = Vec::new();
-        for (at, (was, now)) in self.entries.iter().zip(looks).enumerate() {
+        for (at, look) in looks.into_iter().enumerate() {
+            let Look::Other(now) = look else { continue };
             let now = now?;
-            if now.identity.is_some() && now.identity == was.identity {
-                continue;
-            }
-            let leaf = was.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-            if changed.len() == FEW || RULES.contains(&leaf) || was.path == IGNORE_FILE.as_bytes() {
+            let leaf = now.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+            if changed.len() == FEW || RULES.contains(&leaf) || now.path == IGNORE_FILE.as_bytes() {
                 return None;
             }
             changed.push((at, now));
         }
         Some(changed)
-    }
-
-    /// The same with another manifest of the same files, as [`Seen::still`] gave it.
-    pub(crate) fn with(mut self, manifest: &Manifest) -> Self {
-        self.whole = manifest.entries.iter().all(|entry| entry.identity.is_some());
-        self.fingerprint.clone_from(&manifest.fingerprint);
-        self.entries.clone_from(&manifest.entries);
-        self
     }
 
     /// How `manifest` differs from this.
@@ -455,9 +460,11 @@ mod tests {
         /// The manifest from memory alone, if it is believed.
         fn remembered(&self) -> Option<Manifest> {
             let (repo, scope) = (self.repo(), Scope::default());
-            let seen = self.memory.recall(&repo, &scope)?;
+            let mut seen = self.memory.recall(&repo, &scope)?;
             let scan = Scan::start(&repo.root).unwrap();
-            seen.still(&scan, &repo, || config(&repo.root))
+            let changed = seen.still(&scan, || config(&repo.root))?;
+            seen.apply(&scan, changed);
+            Some(seen.into_manifest(&repo, None))
         }
 
         fn asked(&self) -> Manifest {
