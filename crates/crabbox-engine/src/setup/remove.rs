@@ -136,10 +136,13 @@ fn carry_out(places: &Places, removal: &Removal) -> Result<(), SetupError> {
     Ok(())
 }
 
-/// What a store without images and a host without leases still have: directories with nothing in them but locks.
+/// What a store without images and a host without leases still have: directories with nothing in them but locks, and what is
+/// remembered of working trees.
 fn skeleton(places: &Places) -> Result<(), FileError> {
     let images = places.images();
     files::remove_tree(&images::downloads(places))?;
+    // Only what every look at a tree finds out anew.
+    files::remove_tree(&places.trees())?;
     for dir in [images.join("images"), images.join("names")] {
         remove_empty(&dir)?;
     }

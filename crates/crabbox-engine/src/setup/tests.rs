@@ -198,6 +198,17 @@ fn what_plugins_keep_of_our_network_goes_unless_an_address_is_given_out() {
 }
 
 #[test]
+fn what_is_remembered_of_trees_goes_with_the_set_up() {
+    let world = world();
+    world.apply(world.steps());
+    std::fs::create_dir_all(world.places.trees()).unwrap();
+    std::fs::write(world.places.trees().join("tree"), "").unwrap();
+    world.removals(false);
+    assert!(!world.places.trees().exists());
+    assert_eq!(world.tree(), Vec::<PathBuf>::new());
+}
+
+#[test]
 fn a_lease_keeps_the_set_up() {
     let world = world();
     world.apply(world.steps());
