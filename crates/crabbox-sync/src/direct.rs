@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::agent::{AgentError, Reply, Session};
-use crate::entry::{Entry, Kind, show};
+use crate::entry::{Entry, Kind, nanoseconds, show};
 use crate::events::{Progress, SyncEvents};
 use crate::rsync::Sent;
 
@@ -181,7 +181,7 @@ impl<W: Write> Stream<'_, W> {
             self.out,
             "f {number} {:o} {} {read}",
             stat.st_mode & 0o7777,
-            i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec)
+            nanoseconds(stat.st_mtime, stat.st_mtime_nsec)
         )?;
         self.out.write_all(&self.block[..read])?;
         loop {
@@ -216,7 +216,7 @@ impl<W: Write> Stream<'_, W> {
         };
         self.way_to(&entry.path)?;
         let target = target.as_bytes();
-        let modified = i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec);
+        let modified = nanoseconds(stat.st_mtime, stat.st_mtime_nsec);
         writeln!(self.out, "l {number} {modified} {}", target.len())?;
         self.out.write_all(target)?;
         self.progress.bytes += target.len() as u64;

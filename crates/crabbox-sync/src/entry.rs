@@ -292,7 +292,8 @@ impl Eye<'_> {
     }
 }
 
-fn nanoseconds(seconds: impl Into<i128>, rest: impl Into<i128>) -> i128 {
+/// One number for the two of a `stat`.
+pub(crate) fn nanoseconds(seconds: impl Into<i128>, rest: impl Into<i128>) -> i128 {
     seconds.into() * 1_000_000_000 + rest.into()
 }
 

@@ -18,7 +18,7 @@ pub enum Stage {
     Send {
         /// How many files and links.
         files: u64,
-        /// Their sizes added up; an upper limit, since rsync sends differences.
+        /// Their sizes added up; an upper limit, where rsync sends differences.
         bytes: u64,
     },
     /// Bringing the repository in the lease up to date.

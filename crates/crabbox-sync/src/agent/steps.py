@@ -242,4 +242,7 @@ except Refused as refused:
 except OSError as error:
     where = error.filename if error.filename is not None else b""
     where = show(where) if isinstance(where, bytes) else str(where)
-    answer(state="failed", why="%s: %s" % (where, error.strerror) if where else str(error.strerror))
+    why = str(error.strerror)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        why += " (in the lease: remove something there, or take a lease with a larger disk)"
+    answer(state="failed", why="%s: %s" % (where, why) if where else why)
