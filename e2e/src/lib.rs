@@ -25,6 +25,11 @@ const LIMIT: Duration = Duration::from_mins(5);
 /// How long the host may be silent before it counts as hung.
 const SILENCE: Duration = Duration::from_secs(90);
 
+/// Shell: kills command line (`$cli`) and supervisor as one, and waits until both are gone. A supervisor that outlived its client
+/// for as long as the shell is off the processor would take the lease back by itself, and leave nothing for a cleanup.
+pub const KILL_BOTH: &str = "s=$(pgrep -f '[_]_supervise'); kill -STOP $s; kill -9 $cli $s; \
+     for i in $(seq 1000); do pgrep -f '[_]_supervise' >/dev/null || break; sleep 0.01; done";
+
 /// Options with which a lease costs an emulated host as little as possible.
 pub const SMALL: &str =
     "--provider firecracker --firecracker-cpus 1 --firecracker-memory-mib 256 --firecracker-disk-mib 2048";

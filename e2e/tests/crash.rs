@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use crabbox_e2e::{Host, SMALL, assert_nothing_left};
+use crabbox_e2e::{Host, KILL_BOTH, SMALL, assert_nothing_left};
 
 /// Every step that the supervisor journals, at every phase that a crash can fall into.
 const STEPS: [&str; 10] = [
@@ -102,7 +102,7 @@ fn when_both_are_killed_one_cleanup_is_enough() {
     let before = host.residue();
     for delay in ["0.5", "2.0"] {
         drop(host.sh(&format!(
-            "crabbox warmup {SMALL} --slug killed >/dev/null 2>&1 & pid=$!; sleep {delay}; kill -9 $pid $(pgrep -f '[_]_supervise')"
+            "crabbox warmup {SMALL} --slug killed >/dev/null 2>&1 & cli=$!; sleep {delay}; {KILL_BOTH}"
         )));
         let cleaned = host.crabbox("cleanup --provider firecracker").exits(0);
         assert!(

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use crabbox_e2e::{Host, PRETEND, assert_nothing_left};
+use crabbox_e2e::{Host, KILL_BOTH, PRETEND, assert_nothing_left};
 
 /// The steps of a jailed lease of somebody's own image, in order; a lease of ours has `mount` as well (`crash.rs`).
 const STEPS: [&str; 12] = [
@@ -185,13 +185,13 @@ fn when_both_die_at_any_step_one_cleanup_is_enough() {
     drop(host.crabbox("stop first").exits(0));
     let before = host.residue();
     for step in STEPS.into_iter().filter(|step| *step != "disk") {
-        kill_at(&host, step, "kill -9 $cli $(pgrep -f '[_]_supervise')");
+        kill_at(&host, step, KILL_BOTH);
         let cleaned = cleanup(&host);
         assert!(cleaned.contains("remove firecracker lease="), "{step}: {cleaned}");
         assert_nothing_left(&before, &comes_back_to(&host, &before));
     }
     // Without a cleanup, any command that uses leases has it ended.
-    kill_at(&host, "claim", "kill -9 $cli $(pgrep -f '[_]_supervise')");
+    kill_at(&host, "claim", KILL_BOTH);
     drop(host.crabbox("list --provider firecracker").exits(0));
     until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
     assert_nothing_left(&before, &comes_back_to(&host, &before));
