@@ -31,7 +31,7 @@ pub(crate) enum Which {
 
 /// Runs them.
 pub(crate) fn main(which: Which, lab: &str) -> Result<ExitCode> {
-    packages::ensure_tools()?;
+    packages::ensure_test_tools()?;
     if matches!(which, Which::All | Which::Local) {
         cargo("checking the format", &["fmt", "--all", "--check"])?;
         cargo(

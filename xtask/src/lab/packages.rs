@@ -2,6 +2,7 @@
 //! mirror; where packages come from is apt's own configuration.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -14,16 +15,31 @@ use crate::stage::stage;
 /// How long another apt on this machine is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_mins(5);
 
+/// The package whose installation starts a service.
+const SSH_SERVER: &str = "openssh-server";
+
+/// There when systemd is the first process (sd_booted(3)).
+const SYSTEMD: &str = "/run/systemd/system";
+
 /// Makes sure that the tools of a lab are installed.
 pub(crate) fn ensure_tools() -> Result<()> {
-    let missing = missing(recipe::TOOLS)?;
+    ensure(recipe::TOOLS, "the lab needs")
+}
+
+/// Makes sure that what the tests call is installed, the tools of a lab among it.
+pub(crate) fn ensure_test_tools() -> Result<()> {
+    ensure(&[recipe::TOOLS, recipe::TEST_TOOLS].concat(), "the tests need")
+}
+
+fn ensure(wanted: &[&'static str], needs: &str) -> Result<()> {
+    let missing = missing(wanted)?;
     if missing.is_empty() {
         return Ok(());
     }
     let list = missing.join(" ");
     if !rustix::process::geteuid().is_root() {
         bail!(
-            "the lab needs Debian packages that are not installed; run:\n  sudo apt-get update && sudo apt-get install --no-install-recommends {list}"
+            "{needs} Debian packages that are not installed; run:\n  sudo apt-get update && sudo apt-get install --no-install-recommends {list}"
         );
     }
     stage(&format!("install {list}"), || {
@@ -31,6 +47,12 @@ pub(crate) fn ensure_tools() -> Result<()> {
         apt(Cmd::new("apt-get")
             .args(["install", "-y", "-qq", "--no-install-recommends"])
             .args(&missing))?;
+        if missing.contains(&SSH_SERVER) && Path::new(SYSTEMD).exists() {
+            // Its program is all that is wanted: a port that nobody asked for must not stay open on this machine.
+            Cmd::new("systemctl")
+                .args(["disable", "--now", "--quiet", "ssh.service"])
+                .run()?;
+        }
         Ok(())
     })
 }
