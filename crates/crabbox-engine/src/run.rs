@@ -113,6 +113,7 @@ pub fn load(
     let judgement = held_against(&manifest, settings);
     let mut lines = vec![guardrail::candidate_line(&manifest)];
     lines.extend(guardrail::protected_line(&manifest));
+    lines.extend(guardrail::apart_lines(&manifest));
     lines.extend(judgement.warnings());
     let verdict = judgement.check();
     if verdict.is_err() || !judgement.warnings().is_empty() {

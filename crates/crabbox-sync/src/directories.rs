@@ -29,17 +29,26 @@ pub fn directories(manifest: &Manifest, scope: &Scope) -> Result<BTreeSet<PathBu
             end = cut;
         }
     }
-    let listed = git(root)
-        .args(["ls-files", "--others", "--exclude-standard", "--directory", "-z"])
-        .capture()
-        .map_err(|source| ManifestError::Git {
-            root: root.to_owned(),
-            source,
-        })?;
     let filter = Filter::new(&scope.exclude, &crate::manifest::read_ignore_file(root)?, &[]);
-    for path in listed.stdout.split(|byte| *byte == 0) {
-        if let Some(dir) = path.strip_suffix(b"/") {
-            walk(root, dir, &filter, &mut found);
+    for repo in manifest.submodules.iter().map(Vec::as_slice).chain([&b""[..]]) {
+        let dir = root.join(OsStr::from_bytes(repo));
+        let listed = git(&dir)
+            .args(["ls-files", "--others", "--exclude-standard", "--directory", "-z"])
+            .capture()
+            .map_err(|source| ManifestError::Git {
+                root: dir.clone(),
+                source,
+            })?;
+        found.insert(dir);
+        let prefix = if repo.is_empty() {
+            Vec::new()
+        } else {
+            [repo, b"/"].concat()
+        };
+        for path in listed.stdout.split(|byte| *byte == 0) {
+            if let Some(below) = path.strip_suffix(b"/") {
+                walk(root, &[&prefix, below].concat(), &filter, &mut found);
+            }
         }
     }
     Ok(found)

@@ -276,7 +276,7 @@ impl Eye<'_> {
     }
 
     /// Whether `dir` and all above it are directories and not links: what lies beyond a link is not this tree's.
-    fn is_own_dir(&mut self, dir: &[u8]) -> bool {
+    pub(crate) fn is_own_dir(&mut self, dir: &[u8]) -> bool {
         if let Some(known) = self.dirs.get(dir) {
             return *known;
         }

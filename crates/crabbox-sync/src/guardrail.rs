@@ -234,26 +234,48 @@ pub fn candidate_line(manifest: &Manifest) -> String {
 
 /// The warning about tracked files that built-in excludes would have dropped; at most five are named.
 pub fn protected_line(manifest: &Manifest) -> Option<String> {
-    const SHOWN: usize = 5;
     let all = &manifest.protected_tracked;
-    if all.is_empty() {
-        return None;
-    }
-    let named: Vec<String> = all
-        .iter()
-        .take(SHOWN)
-        .map(|(path, rule)| format!("{} ({})", crate::entry::show(path), String::from_utf8_lossy(rule)))
-        .collect();
-    let more = if all.len() > SHOWN {
-        format!(" (+{} more)", all.len() - SHOWN)
-    } else {
-        String::new()
+    let named = |(path, rule): &(Vec<u8>, Vec<u8>)| {
+        format!("{} ({})", crate::entry::show(path), String::from_utf8_lossy(rule))
     };
-    Some(format!(
-        "warning: protected {} tracked files from built-in artifact excludes: {}{more}",
-        all.len(),
-        named.join(", ")
-    ))
+    (!all.is_empty()).then(|| {
+        format!(
+            "warning: protected {} tracked files from built-in artifact excludes: {}",
+            all.len(),
+            some(all, named)
+        )
+    })
+}
+
+/// What lies in the tree and is not in its manifest because git keeps it apart, and how to bring it.
+pub fn apart_lines(manifest: &Manifest) -> Vec<String> {
+    let kinds = [
+        (
+            &manifest.absent,
+            "submodules are not checked out (git submodule update --init)",
+        ),
+        (
+            &manifest.nested,
+            "repositories inside this one are no submodules of it (git submodule add)",
+        ),
+    ];
+    let told = kinds.into_iter().filter(|(paths, _)| !paths.is_empty());
+    told.map(|(paths, what)| {
+        let named = some(paths, |path| crate::entry::show(path));
+        format!("warning: not synced: {} {what}: {named}", paths.len())
+    })
+    .collect()
+}
+
+/// The first five of them, and how many there are more.
+fn some<T>(all: &[T], named: impl Fn(&T) -> String) -> String {
+    const SHOWN: usize = 5;
+    let first: Vec<String> = all.iter().take(SHOWN).map(named).collect();
+    let more = match all.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" (+{more} more)"),
+    };
+    first.join(", ") + &more
 }
 
 /// Bytes in binary units with one decimal: `14.2 MiB`, `512 B`.
@@ -358,6 +380,8 @@ mod tests {
             entries: sizes.iter().map(entry).collect(),
             deleted: Vec::new(),
             protected_tracked: Vec::new(),
+            submodules: Vec::new(),
+            absent: Vec::new(),
             nested: Vec::new(),
             staged: Vec::new(),
             repo: crate::repo::Repo::bare_of_facts("/r".into()),

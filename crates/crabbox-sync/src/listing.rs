@@ -28,6 +28,15 @@ pub(crate) struct Tracked {
 }
 
 impl Tracked {
+    /// What stands where the index has a submodule.
+    pub(crate) fn in_place_of_submodule(path: &[u8]) -> Self {
+        Self {
+            path: path.to_vec(),
+            mode: GITLINK,
+            hidden: false,
+        }
+    }
+
     pub(crate) fn is_regular(&self) -> bool {
         self.mode & 0o170_000 == 0o100_000
     }
@@ -82,6 +91,22 @@ impl Index {
         Ok(index)
     }
 
+    /// The same with `prefix` before each path.
+    pub(crate) fn below(mut self, prefix: &[u8]) -> Self {
+        if prefix.is_empty() {
+            return self;
+        }
+        for path in self
+            .paths
+            .iter_mut()
+            .map(|tracked| &mut tracked.path)
+            .chain(&mut self.gitlinks)
+        {
+            path.splice(..0, prefix.iter().copied());
+        }
+        self
+    }
+
     fn record(record: &[u8]) -> Option<(Tracked, bool)> {
         let tab = record.iter().position(|byte| *byte == b'\t')?;
         let head = std::str::from_utf8(&record[..tab]).ok()?;
@@ -107,6 +132,30 @@ impl Status {
             status.record(record).ok_or_else(|| lossy(record))?;
         }
         Ok(status)
+    }
+
+    /// The same with `prefix` before each path.
+    pub(crate) fn below(mut self, prefix: &[u8]) -> Self {
+        if prefix.is_empty() {
+            return self;
+        }
+        let lists = [&mut self.untracked, &mut self.nested, &mut self.staged_deletions];
+        for path in lists.into_iter().flatten() {
+            path.splice(..0, prefix.iter().copied());
+        }
+        self.changed = self.changed.iter().map(|path| [prefix, path].concat()).collect();
+        for staged in &mut self.staged {
+            staged.path.splice(..0, prefix.iter().copied());
+        }
+        self
+    }
+
+    /// Takes in the status of a submodule. What is staged there is in an index of its own, and stays there.
+    pub(crate) fn add(&mut self, mut other: Self) {
+        self.changed.extend(other.changed);
+        self.untracked.append(&mut other.untracked);
+        self.nested.append(&mut other.nested);
+        self.staged_deletions.append(&mut other.staged_deletions);
     }
 
     fn record(&mut self, record: &[u8]) -> Option<()> {

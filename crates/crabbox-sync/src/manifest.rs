@@ -1,6 +1,6 @@
 //! The manifest: which files of the working tree the lease must have, which tracked paths are gone, and what is dirty.
 //!
-//! Git says what is tracked, ignored and changed (two processes, side by side); one `lstat` a path says what is there.
+//! Git says what is tracked, ignored and changed (two processes, side by side, in each repository); one `lstat` a path says what is there.
 //! It must never write to the repository, follow a symbolic link out of it, or take a path for gone that git merely hides.
 
 use std::collections::HashSet;
@@ -9,12 +9,15 @@ use std::path::{Path, PathBuf};
 
 use crabbox_host::command::{CAPTURE_LIMIT, CommandError};
 
+use self::submodules::{Look, Submodules, Tree};
+
 use crate::entry::{Entry, Scan};
 use crate::filter::{Filter, Verdict};
-use crate::git::{first_line, git};
 use crate::listing::{self, Index, Status};
 use crate::memory::{self, Memory};
 use crate::repo::Repo;
+
+mod submodules;
 
 /// The name of the file in the root that holds more exclude rules.
 pub const IGNORE_FILE: &str = ".crabboxignore";
@@ -39,7 +42,11 @@ pub struct Manifest {
     pub deleted: Vec<Vec<u8>>,
     /// Tracked files that only their being tracked kept from a built-in exclude, with that rule.
     pub protected_tracked: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Submodules and nested repositories, which are left out.
+    /// Submodules whose files are in it, sorted.
+    pub submodules: Vec<Vec<u8>>,
+    /// Submodules that are not checked out, so that there is nothing of them.
+    pub absent: Vec<Vec<u8>>,
+    /// Repositories that are no submodules, which are left out.
     pub nested: Vec<Vec<u8>>,
     /// Staged changes against `HEAD`, for the repository in the guest.
     pub staged: Vec<listing::Staged>,
@@ -216,21 +223,12 @@ impl Manifest {
         let filter = Filter::new(&scope.exclude, &ignore_file, &scope.include);
         // Before the first look at a file: whatever is touched later than this is not trusted to stay as it was seen.
         let scan = Scan::start(root)?;
-        // git looks for what has changed while we look at what is tracked.
-        let (tracked, status) = std::thread::scope(|threads| {
-            let status = threads.spawn(|| ask_status(root));
-            let tracked = ask_index(root).and_then(|index| {
-                let looks = look_at_tracked(&scan, &filter, &index)?;
-                Ok((index, looks))
-            });
-            (tracked, status.join())
-        });
-        let status = status.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let (index, looks) = tracked?;
-        let status = status?;
+        let mut tree = submodules::ask(&scan, &filter, b"")?;
+        let modules = submodules::add(&mut tree, &scan, &filter, scope, &ignore_file)?;
+        let Tree { index, looks, status } = tree;
         Draft::new(scan, filter)
             .fill(&index, looks, &status)?
-            .finish(repo, index, status)
+            .finish(repo, modules, status)
     }
 
     /// All files in scope.
@@ -260,86 +258,6 @@ pub(crate) fn read_ignore_file(root: &Path) -> Result<Vec<u8>, ManifestError> {
             source,
         }),
     }
-}
-
-/// What `git` prints for these words.
-fn ask(root: &Path, args: &[&str]) -> Result<Vec<u8>, ManifestError> {
-    let out = git(root)
-        .args(args)
-        .capture()
-        .map_err(|source| ManifestError::Git {
-            root: root.to_owned(),
-            source,
-        })?;
-    if !out.status.success() {
-        return Err(ManifestError::GitRefused {
-            root: root.to_owned(),
-            said: first_line(&out.stderr_text()),
-        });
-    }
-    if out.stdout.len() >= CAPTURE_LIMIT {
-        return Err(ManifestError::TooLong {
-            root: root.to_owned(),
-        });
-    }
-    Ok(out.stdout)
-}
-
-fn unreadable(root: &Path) -> impl Fn(String) -> ManifestError {
-    move |line| ManifestError::Unreadable {
-        root: root.to_owned(),
-        line,
-    }
-}
-
-fn ask_status(root: &Path) -> Result<Status, ManifestError> {
-    let said = ask(
-        root,
-        &[
-            "status",
-            "--porcelain=v2",
-            "-z",
-            "--untracked-files=all",
-            "--no-renames",
-            "--ignore-submodules=all",
-        ],
-    )?;
-    Status::parse(&said).map_err(unreadable(root))
-}
-
-fn ask_index(root: &Path) -> Result<Index, ManifestError> {
-    let said = ask(root, &["ls-files", "-t", "--stage", "-z"])?;
-    Index::parse(&said).map_err(unreadable(root))
-}
-
-/// What a look at a tracked path gave.
-enum Look {
-    /// It is out of scope.
-    Dropped,
-    /// It is in scope.
-    InScope {
-        /// What stands there.
-        entry: Option<Entry>,
-        /// The rule that only its being tracked kept it from.
-        spared: Option<Vec<u8>>,
-    },
-}
-
-fn look_at_tracked(scan: &Scan, filter: &Filter, index: &Index) -> Result<Vec<Look>, ManifestError> {
-    scan.all(
-        &index.paths,
-        || filter.judge_of_many(),
-        |eye, judge, tracked| {
-            let spared = match judge.judge(&tracked.path, tracked.is_regular()) {
-                Verdict::Drop => return Ok(Look::Dropped),
-                Verdict::Keep => None,
-                Verdict::KeepTracked(rule) => Some(rule.to_vec()),
-            };
-            // Whether it has changed is git's to say.
-            let entry = eye.look(&tracked.path, false)?;
-            Ok(Look::InScope { entry, spared })
-        },
-    )
 }
 
 /// A manifest in the making.
@@ -422,7 +340,7 @@ impl Draft {
     fn finish(
         mut self,
         repo: &Repo,
-        index: Index,
+        modules: Submodules,
         status: Status,
     ) -> Result<(Manifest, Scan), ManifestError> {
         if let Some(path) = self.hidden.first() {
@@ -434,15 +352,15 @@ impl Draft {
         self.entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         self.deleted.sort_unstable();
         self.deleted.dedup();
-        let mut nested = index.gitlinks;
-        nested.extend(status.nested);
         let fingerprint = self.scan.fingerprint(&self.entries, &self.deleted);
         let manifest = Manifest {
             root: self.scan.root.clone(),
             entries: self.entries,
             deleted: self.deleted,
             protected_tracked: self.protected_tracked,
-            nested,
+            submodules: modules.present,
+            absent: modules.absent,
+            nested: status.nested,
             staged: status.staged,
             repo: repo.clone(),
             fingerprint,

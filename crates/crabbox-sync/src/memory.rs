@@ -64,6 +64,7 @@ pub(crate) struct Seen {
     entries: Vec<Entry>,
     deleted: Vec<Vec<u8>>,
     protected_tracked: Vec<(Vec<u8>, Vec<u8>)>,
+    absent: Vec<Vec<u8>>,
     nested: Vec<Vec<u8>>,
     staged: Vec<crate::listing::Staged>,
     /// What else the manifest depends on.
@@ -145,12 +146,14 @@ impl Memory {
         let places = places::find(scan, manifest, scope, &self.ignore_files);
         Seen {
             key: self.key(&manifest.repo, scope),
-            whole: places.is_some() && config.is_some(),
+            // A submodule has an index, rules, a configuration and a commit of its own; git is asked about those.
+            whole: places.is_some() && config.is_some() && manifest.submodules.is_empty(),
             config: config.unwrap_or_default(),
             fingerprint: manifest.fingerprint.clone(),
             entries: manifest.entries.clone(),
             deleted: manifest.deleted.clone(),
             protected_tracked: manifest.protected_tracked.clone(),
+            absent: manifest.absent.clone(),
             nested: manifest.nested.clone(),
             staged: manifest.staged.clone(),
             places: places.unwrap_or_default(),
@@ -248,6 +251,8 @@ impl Seen {
             entries: self.entries,
             deleted: self.deleted,
             protected_tracked: self.protected_tracked,
+            submodules: Vec::new(),
+            absent: self.absent,
             nested: self.nested,
             staged: self.staged,
             repo: repo.clone(),

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use crate::guardrail::{
-    Counted, Judgement, Limits, Reason, Status, Weight, human_bytes, protected_line, top_dirs, top_files,
+    Counted, Judgement, Limits, Reason, Status, Weight, apart_lines, human_bytes, protected_line, top_dirs,
+    top_files,
 };
 use crate::manifest::{Manifest, Volume};
 
@@ -80,8 +81,9 @@ pub struct SyncPlan {
     pub top_files: Vec<Weight>,
     /// The largest top-level directories.
     pub top_dirs: Vec<Weight>,
+    /// What the lines say besides, about files that are or are not in it.
     #[serde(skip)]
-    protected_line: Option<String>,
+    warnings: Vec<String>,
 }
 
 impl SyncPlan {
@@ -115,7 +117,10 @@ impl SyncPlan {
             },
             top_files: top_files(manifest, limit),
             top_dirs: top_dirs(manifest, limit),
-            protected_line: protected_line(manifest),
+            warnings: protected_line(manifest)
+                .into_iter()
+                .chain(apart_lines(manifest))
+                .collect(),
         }
     }
 
@@ -125,7 +130,7 @@ impl SyncPlan {
             "sync candidate: {} files, {}",
             self.candidate.files, self.candidate.human_bytes
         )];
-        lines.extend(self.protected_line.clone());
+        lines.extend(self.warnings.clone());
         if self.deleted_tracked_paths > 0 {
             lines.push(format!("deleted tracked paths: {}", self.deleted_tracked_paths));
         }

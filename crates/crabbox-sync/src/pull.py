@@ -20,13 +20,20 @@ def listed():
         env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
         done = subprocess.run(words, capture_output=True, env=env, stdin=subprocess.DEVNULL)
         if done.returncode == 0:
-            return [path for path in done.stdout.split(b"\0") if path and not path.endswith(b"/")]
+            paths = [path for path in done.stdout.split(b"\0") if path and not path.endswith(b"/")]
+            # A submodule came without its repository: git here knows its name alone.
+            modules = [path for path in paths if os.path.isdir(path) and not os.path.islink(path)]
+            return paths + [path for module in modules for path in walked(module)]
+    return walked(b"")
+
+
+def walked(start):
     found = []
-    for top, dirs, files in os.walk(b"."):
+    for top, dirs, files in os.walk(start or b"."):
         dirs[:] = [name for name in dirs if name not in (b".git", b".crabbox")]
         links = [name for name in dirs if os.path.islink(os.path.join(top, name))]
-        found.extend(os.path.join(top, name)[2:] for name in files + links)
-    return found
+        found.extend(os.path.join(top, name) for name in files + links)
+    return found if start else [path[2:] for path in found]
 
 
 def kind(path):

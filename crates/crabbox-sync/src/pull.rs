@@ -12,7 +12,7 @@ use crabbox_ssh::quote;
 
 use crate::entry::{Entry, Kind, show};
 use crate::filter::{Filter, Verdict};
-use crate::git::git;
+use crate::git::{first_line, git};
 use crate::manifest::{Manifest, ManifestError, Scope, read_ignore_file};
 use crate::transfer::Destination;
 
@@ -112,6 +112,12 @@ pub fn plan(manifest: &Manifest, scope: &Scope, list: &[u8], only: &[String]) ->
             plan.skipped.push(left("not a file of this tree"));
             continue;
         }
+        let apart = manifest.absent.iter().chain(&manifest.nested);
+        if apart.into_iter().any(|repo| is_below(path, repo)) {
+            plan.skipped
+                .push(left("in a repository of its own, which is not synced"));
+            continue;
+        }
         let entry = here.get(path).copied();
         // An ambiguous rule never hides what is tracked, and what was sent was in scope.
         if entry.is_none() && filter.judge(path, false) == Verdict::Drop {
@@ -154,7 +160,7 @@ pub fn plan(manifest: &Manifest, scope: &Scope, list: &[u8], only: &[String]) ->
             executable: mode & 0o100 != 0,
         });
     }
-    drop_ignored(&manifest.root, &mut plan)?;
+    drop_ignored(manifest, &mut plan)?;
     plan.changes.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     Ok(plan)
 }
@@ -192,34 +198,72 @@ fn is_wanted(path: &[u8], only: &[String]) -> bool {
     only.is_empty()
         || only.iter().any(|wanted| {
             let wanted = wanted.trim_start_matches("./").trim_end_matches('/').as_bytes();
-            wanted.is_empty()
-                || path
-                    .strip_prefix(wanted)
-                    .is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+            wanted.is_empty() || is_below(path, wanted)
         })
 }
 
-/// New files that git here ignores are nobody's work.
-fn drop_ignored(root: &Path, plan: &mut Plan) -> Result<(), ManifestError> {
-    let mut names = Vec::new();
-    for change in plan.changes.iter().filter(|change| change.act == Act::Add) {
-        names.extend_from_slice(&change.path);
-        names.push(0);
+/// Whether `path` is `dir` or something in it.
+fn is_below(path: &[u8], dir: &[u8]) -> bool {
+    path.strip_prefix(dir)
+        .is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+}
+
+/// New files that git here ignores are nobody's work. Each repository has its own rules.
+fn drop_ignored(manifest: &Manifest, plan: &mut Plan) -> Result<(), ManifestError> {
+    // Deepest first, and at last the root, which holds all.
+    let repos = manifest
+        .submodules
+        .iter()
+        .rev()
+        .map(Vec::as_slice)
+        .chain([&b""[..]]);
+    let mut ignored = HashSet::new();
+    let mut new: Vec<&[u8]> = plan
+        .changes
+        .iter()
+        .filter(|change| change.act == Act::Add)
+        .map(|change| change.path.as_slice())
+        .collect();
+    for repo in repos {
+        let (inside, others): (Vec<&[u8]>, Vec<&[u8]>) = new
+            .into_iter()
+            .partition(|path| repo.is_empty() || is_below(path, repo));
+        new = others;
+        if inside.is_empty() {
+            continue;
+        }
+        let prefix = if repo.is_empty() {
+            Vec::new()
+        } else {
+            [repo, b"/"].concat()
+        };
+        let dir = manifest.root.join(OsStr::from_bytes(repo));
+        let names = inside
+            .iter()
+            .flat_map(|path| [path.strip_prefix(&prefix[..]).unwrap_or(path), b"\0"].concat());
+        let said = git(&dir)
+            .args(["check-ignore", "-z", "--stdin"])
+            .stdin(names.collect::<Vec<u8>>())
+            .capture()
+            .map_err(|source| ManifestError::Git {
+                root: dir.clone(),
+                source,
+            })?;
+        // One says that none is ignored: git-check-ignore(1).
+        if !matches!(said.status.code(), Some(0 | 1)) {
+            return Err(ManifestError::GitRefused {
+                root: dir,
+                said: first_line(&said.stderr_text()),
+            });
+        }
+        let paths = said
+            .stdout
+            .split(|byte| *byte == 0)
+            .filter(|path| !path.is_empty());
+        ignored.extend(paths.map(|path| [&prefix, path].concat()));
     }
-    if names.is_empty() {
-        return Ok(());
-    }
-    let said = git(root)
-        .args(["check-ignore", "-z", "--stdin"])
-        .stdin(names)
-        .capture()
-        .map_err(|source| ManifestError::Git {
-            root: root.to_owned(),
-            source,
-        })?;
-    let ignored: HashSet<&[u8]> = said.stdout.split(|byte| *byte == 0).collect();
     plan.changes
-        .retain(|change| change.act != Act::Add || !ignored.contains(change.path.as_slice()));
+        .retain(|change| change.act != Act::Add || !ignored.contains(&change.path));
     Ok(())
 }
 

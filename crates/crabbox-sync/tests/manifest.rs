@@ -10,7 +10,7 @@
 
 mod world;
 
-use crabbox_sync::guardrail::{Limits, candidate_line, judge};
+use crabbox_sync::guardrail::{Limits, apart_lines, candidate_line, judge};
 use crabbox_sync::manifest::{Manifest, ManifestError, Scope};
 use crabbox_sync::plan::SyncPlan;
 use crabbox_sync::repo::Repo;
@@ -58,18 +58,101 @@ fn tracked_and_untracked_files_in_scope_are_in_it_and_nothing_else() {
     assert_eq!(names(&build(&world, &scope).unwrap()), ["a"]);
 }
 
+/// `repo DIR` makes a repository with a commit of all that is in it.
+const REPO: &str = "repo() { git init -q --template= $1; git -C $1 add -A; git -C $1 -c user.name=t -c user.email=t@t commit -q --allow-empty -m x; };
+    link() { git -C $1 -c advice.addEmbeddedRepo=false add $2; }; ";
+
 #[test]
-fn submodules_and_nested_repositories_are_left_out_and_named() {
+fn the_files_of_submodules_are_in_it_by_the_rules_of_each_and_those_of_other_repositories_are_not() {
     let world = World::new();
-    world.local(
-        "git init -q --template= nested; git -C nested -c user.name=t -c user.email=t@t commit -q --allow-empty -m x;
-         echo n > nested/file; git init -q --template= sub; git -C sub -c user.name=t -c user.email=t@t commit -q --allow-empty -m x;
-         git -c advice.addEmbeddedRepo=false add sub; echo 1 > a",
+    world.local(&[REPO, "mkdir -p nested sub/deep sub/cut; echo n > nested/file; repo nested; echo d > sub/deep/file; repo sub/deep; \
+        printf '*.o\n' > sub/.gitignore; echo g > sub/gone; echo c > sub/cut/file; echo k > sub/kept; echo s > sub/staged; repo sub; link . sub; \
+        mkdir absent; repo absent; link . absent; rm -rf absent; mkdir absent; echo o > top.o; echo s > stranger; repo elsewhere; link . elsewhere; \
+        rm -rf elsewhere; ln -s nested elsewhere; \
+        cd sub; rm gone; echo kk > kept; echo x > x.o; echo u > new; git rm -q --cached staged; rm staged; printf 'cut\n' > .crabboxignore"].concat());
+    let scope = Scope {
+        exclude: vec!["/sub/cut/".to_owned()],
+        include: Vec::new(),
+    };
+    let manifest = build(&world, &scope).unwrap();
+    let wanted = [
+        "elsewhere",
+        "stranger",
+        "sub/.crabboxignore",
+        "sub/.gitignore",
+        "sub/deep/file",
+        "sub/kept",
+        "sub/new",
+        "top.o",
+    ];
+    assert_eq!(names(&manifest), wanted);
+    assert_eq!(manifest.submodules, [b"sub".to_vec(), b"sub/deep".to_vec()]);
+    assert_eq!(manifest.absent, [b"absent".to_vec()]);
+    assert_eq!(manifest.nested, [b"nested".to_vec()]);
+    assert_eq!(manifest.deleted, [b"sub/gone".to_vec(), b"sub/staged".to_vec()]);
+    assert!(
+        manifest
+            .staged
+            .iter()
+            .all(|staged| !staged.path.starts_with(b"sub/")),
+        "{:?}",
+        manifest.staged
     );
-    let manifest = build(&world, &Scope::default()).unwrap();
-    assert_eq!(names(&manifest), ["a"]);
-    assert_eq!(manifest.nested, [b"sub".to_vec(), b"nested".to_vec()]);
-    assert!(manifest.deleted.is_empty());
+    let dirty: Vec<&[u8]> = manifest
+        .entries
+        .iter()
+        .filter(|entry| entry.changed && entry.path.starts_with(b"sub/"))
+        .map(|entry| entry.path.as_slice())
+        .collect();
+    assert_eq!(dirty, [&b"sub/.crabboxignore"[..], b"sub/kept", b"sub/new"]);
+    assert_eq!(
+        apart_lines(&manifest),
+        [
+            "warning: not synced: 1 submodules are not checked out (git submodule update --init): absent",
+            "warning: not synced: 1 repositories inside this one are no submodules of it (git submodule add): nested"
+        ]
+    );
+    // One that is excluded is not even asked.
+    world.local("echo gitdir: /nonexistent/crabbox > sub/deep/.git.new; rm -rf sub/deep/.git; mv sub/deep/.git.new sub/deep/.git");
+    let error = build(&world, &scope).unwrap_err().to_string();
+    assert!(
+        error.contains("sub/deep failed: fatal: not a git repository"),
+        "{error}"
+    );
+    let scope = Scope {
+        exclude: vec!["/sub/".to_owned()],
+        include: Vec::new(),
+    };
+    assert_eq!(
+        names(&build(&world, &scope).unwrap()),
+        ["elsewhere", "stranger", "top.o"]
+    );
+    let scope = Scope {
+        exclude: Vec::new(),
+        include: vec!["sub/new".to_owned()],
+    };
+    world.local("rm -rf sub/deep/.git; mkdir sub/deep/.git");
+    assert_eq!(names(&build(&world, &scope).unwrap()), ["sub/new"]);
+}
+
+#[test]
+fn a_submodule_is_synced_and_git_in_the_lease_finds_nothing_to_say_of_it() {
+    let world = World::new();
+    world.local(&[REPO, "mkdir -p sub/dir; echo 1 > sub/dir/a; echo 2 > sub/b; repo sub; link . sub; echo top > top; git add top; git commit -qm x; echo 3 > sub/new"].concat());
+    world.sync();
+    world.guest("test -z \"$(git status --porcelain)\"; test \"$(cat sub/dir/a sub/b sub/new)\" = \"$(printf '1\n2\n3')\"; test ! -e sub/.git");
+    world.local("rm sub/dir/a; echo 4 > sub/b; git -C sub mv b c");
+    world.sync();
+    world.guest(
+        "test ! -e sub/dir; test ! -e sub/b; test $(cat sub/c) = 4; test -z \"$(git status --porcelain)\"",
+    );
+    settle();
+    world.sync();
+    assert!(world.sync().skipped);
+    // Another commit of a submodule is another tree.
+    world.local("git -C sub stash -qu");
+    world.sync();
+    world.guest("test $(cat sub/b) = 2; test -e sub/dir/a; test ! -e sub/new");
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod world;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 
 use crabbox_host::command::Cmd;
 use crabbox_sync::manifest::Manifest;
@@ -23,30 +24,42 @@ use proptest::prelude::*;
 use world::{Shared, World, bytes_path, settle};
 
 /// What must be synced, worked out another way: git's own list, what is there, and the filter.
-fn expected(world: &World) -> BTreeSet<Vec<u8>> {
-    let root = world.source();
+fn expected(root: &Path, prefix: &[u8]) -> BTreeSet<Vec<u8>> {
+    let repo = root.join(bytes_path(prefix));
     let list = |args: &[&str]| -> BTreeSet<Vec<u8>> {
-        let out = Cmd::new("git").args(args).cwd(&root).run().unwrap().stdout;
+        let out = Cmd::new("git").args(args).cwd(&repo).run().unwrap().stdout;
         out.split(|byte| *byte == 0)
             .filter(|path| !path.is_empty())
             .map(<[u8]>::to_vec)
             .collect()
     };
+    let below = |path: &[u8]| [prefix, path].concat();
     // What being tracked protects is a regular file, as the index has it: `100644 <id> <stage>\t<path>`.
-    let regular: BTreeSet<Vec<u8>> = list(&["ls-files", "--stage", "-z"])
-        .into_iter()
-        .filter(|line| line.starts_with(b"100"))
-        .filter_map(|line| line.splitn(2, |byte| *byte == b'\t').nth(1).map(<[u8]>::to_vec))
-        .collect();
+    let staged = list(&["ls-files", "--stage", "-z"]);
+    let of_mode = |mode: &[u8]| -> BTreeSet<Vec<u8>> {
+        let lines = staged.iter().filter(|line| line.starts_with(mode));
+        lines
+            .filter_map(|line| line.splitn(2, |byte| *byte == b'\t').nth(1).map(below))
+            .collect()
+    };
+    let regular = of_mode(b"100");
     let all = list(&["ls-files", "--cached", "--others", "--exclude-standard", "-z"]);
     let filter = Filter::new(&[], b"", &[]);
-    all.into_iter()
+    // A submodule has a list of its own.
+    let modules = of_mode(b"160").into_iter().filter(|path| {
+        let dir = root.join(bytes_path(path));
+        inside(root, &dir.join("x")) && dir.join(".git").exists() && filter.judge(path, true) != Verdict::Drop
+    });
+    let of_modules = modules.flat_map(|path| expected(root, &[&path[..], b"/"].concat()));
+    all.iter()
+        .map(|path| below(path))
         .filter(|path| {
             let full = root.join(bytes_path(path));
-            inside(&root, &full)
+            inside(root, &full)
                 && full.symlink_metadata().is_ok_and(|meta| !meta.is_dir())
                 && filter.judge(path, regular.contains(path)) != Verdict::Drop
         })
+        .chain(of_modules)
         .collect()
 }
 
@@ -112,7 +125,7 @@ fn check(
         let manifest = world.manifest();
         world.sync_manifest(&manifest);
         let wanted = paths(manifest);
-        assert_eq!(wanted, expected(&world));
+        assert_eq!(wanted, expected(&world.source(), b""));
         for path in world.files_there().difference(&wanted) {
             assert!(
                 path.ends_with(b"/guest") || !before.contains(path),

@@ -71,6 +71,8 @@ pub enum Step {
     Unstage(PathBuf),
     /// A commit of the index.
     Commit,
+    /// The directory becomes a repository, with a commit of what is in it, and a submodule if git takes it for one.
+    Module(PathBuf),
 }
 
 fn path() -> impl Strategy<Value = PathBuf> {
@@ -96,6 +98,7 @@ pub fn step() -> impl Strategy<Value = Step> {
         2 => path().prop_map(Step::Add),
         1 => path().prop_map(Step::Unstage),
         1 => Just(Step::Commit),
+        1 => path().prop_map(Step::Module),
     ]
 }
 
@@ -173,8 +176,35 @@ impl Step {
                 Some(path),
             ),
             Self::Commit => git(root, &["commit", "-q", "-m", "x"], None),
+            Self::Module(path) => make_module(root, path),
         }
     }
+}
+
+fn make_module(root: &Path, path: &PathBuf) {
+    const COMMIT: &[&str] = &[
+        "-c",
+        "user.name=t",
+        "-c",
+        "user.email=t@t",
+        "commit",
+        "-q",
+        "--allow-empty",
+        "-m",
+        "x",
+    ];
+    let dir = root.join(path);
+    if !inside(root, &dir.join("x")) || fs::create_dir_all(&dir).is_err() {
+        return;
+    }
+    git(&dir, &["init", "-q", "--template="], None);
+    git(&dir, &["add", "-A"], None);
+    git(&dir, COMMIT, None);
+    git(
+        root,
+        &["-c", "advice.addEmbeddedRepo=false", "add", "--"],
+        Some(path),
+    );
 }
 
 fn git(root: &Path, args: &[&str], path: Option<&PathBuf>) {

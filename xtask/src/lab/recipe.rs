@@ -24,6 +24,7 @@ pub(crate) const TOOLS: &[&str] = &[
     "cpio",
     "kmod",
     "openssh-client",
+    "python3-pip",
     "rsync",
 ];
 
@@ -32,11 +33,14 @@ pub(crate) const TEST_TOOLS: &[&str] = &[
     "containernetworking-plugins",
     "git",
     "iproute2",
+    "jq",
     "nftables",
     "openssh-server",
     "procps",
     "python3",
     "xfsprogs",
+    "xz-utils",
+    "zstd",
 ];
 
 /// Packages inside the lab, on top of Debian's minimal set.

@@ -8,7 +8,7 @@ use super::Seen;
 use crate::entry::{Entry, Kind};
 use crate::listing::Staged;
 
-const MAGIC: &[u8] = b"crabbox tree 1\n";
+const MAGIC: &[u8] = b"crabbox tree 2\n";
 
 pub(super) fn encode(seen: &Seen) -> Vec<u8> {
     let mut out = Vec::with_capacity(seen.entries.len() * 96);
@@ -25,7 +25,7 @@ pub(super) fn encode(seen: &Seen) -> Vec<u8> {
         out.extend_from_slice(&entry.mtime_ns.to_le_bytes());
         out.extend_from_slice(&entry.identity.unwrap_or(0).to_le_bytes());
     }
-    for list in [&seen.deleted, &seen.nested] {
+    for list in [&seen.deleted, &seen.absent, &seen.nested] {
         count(&mut out, list.len());
         for path in list {
             put(&mut out, path);
@@ -73,6 +73,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Seen> {
         fingerprint: input.text()?,
         entries: input.list(Input::entry)?,
         deleted: input.list(Input::bytes)?,
+        absent: input.list(Input::bytes)?,
         nested: input.list(Input::bytes)?,
         protected_tracked: input.list(|input| Some((input.bytes()?, input.bytes()?)))?,
         staged: input.list(Input::staged)?,
@@ -155,7 +156,8 @@ mod tests {
             }],
             deleted: vec![b"gone".to_vec()],
             protected_tracked: vec![(b"p".to_vec(), b"rule".to_vec())],
-            nested: vec![b"sub".to_vec()],
+            absent: vec![b"sub".to_vec()],
+            nested: vec![b"other".to_vec()],
             staged: vec![Staged {
                 path: b"s".to_vec(),
                 mode: "100644".to_owned(),

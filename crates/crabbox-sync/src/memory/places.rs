@@ -49,6 +49,7 @@ pub(super) fn find(
     let nested = manifest
         .nested
         .iter()
+        .chain(&manifest.absent)
         .map(|path| root.join(OsStr::from_bytes(path)));
     for dir in dirs.iter().cloned().chain(nested) {
         if let Ok(stat) = rustix::fs::lstat(&dir)

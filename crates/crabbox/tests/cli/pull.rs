@@ -34,6 +34,53 @@ fn read(path: PathBuf) -> String {
 }
 
 #[test]
+fn what_changed_in_a_submodule_comes_back_by_its_own_rules_and_other_repositories_are_left_alone() {
+    let lease = entered();
+    let commit = "-c user.name=t -c user.email=t@t commit -q --allow-empty -m x";
+    let script = format!(
+        "mkdir -p sub/d nested; echo 1 > sub/d/a; printf '*.o\\n' > sub/.gitignore; for r in sub nested; do git init -q $r; git -C $r add -A; git -C $r {commit}; done; \
+         printf '*.top\\n' > .gitignore; git add sub .gitignore; git {commit}"
+    );
+    let shell = |script: &str, dir: PathBuf| {
+        Cmd::new("sh")
+            .args(["-ec", script])
+            .cwd(dir)
+            .env("HOME", lease.place.path("home"))
+            .run()
+            .unwrap();
+    };
+    shell(&script, lease.place.path("repo"));
+    poll_until(std::time::Duration::from_millis(300), || None::<()>);
+    let done = lease.place.run(&["run", "--id", "jade-krill", "--sync-only"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(
+        done.err
+            .contains("1 repositories inside this one are no submodules of it (git submodule add): nested"),
+        "{}",
+        done.err
+    );
+    let there = PathBuf::from(done.out.strip_prefix("synced ").unwrap().trim_end());
+    shell(
+        "echo 2 > sub/d/a; echo n > sub/new; echo o > sub/x.o; echo t > sub/x.top; echo t > x.top; mkdir nested; echo evil > nested/x",
+        there,
+    );
+    let pulled = lease.place.run(&["pull", "--id", "jade-krill"]);
+    assert_eq!(
+        (pulled.code, pulled.out.as_str()),
+        (0, "M sub/d/a\nA sub/new\nA sub/x.top\n"),
+        "{}",
+        pulled.err
+    );
+    assert_eq!(
+        pulled.err,
+        "skipped: nested/x: in a repository of its own, which is not synced\npulled 3 file(s)\n"
+    );
+    let repo = |name: &str| lease.place.path("repo").join(name);
+    assert_eq!(read(repo("sub/d/a")), "2\n");
+    assert!(!repo("nested/x").exists() && !repo("sub/x.o").exists());
+}
+
+#[test]
 fn what_changed_there_comes_back_and_what_git_lacks_is_kept() {
     let (lease, there) = synced();
     let repo = |name: &str| lease.place.path("repo").join(name);

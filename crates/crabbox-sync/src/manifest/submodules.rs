@@ -1,0 +1,202 @@
+//! What git lists, in the repository itself and in each submodule that is checked out.
+//!
+//! A submodule's files are the tree's files, by the rules of its own repository. It must never take another repository that
+//! lies in the tree for a submodule, nor ask git in a directory that git would take for a part of the repository around it.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use crabbox_host::command::CAPTURE_LIMIT;
+
+use super::{ManifestError, Scope};
+use crate::entry::{Entry, Scan};
+use crate::filter::{Filter, Verdict};
+use crate::git::{first_line, git};
+use crate::listing::{Index, Status, Tracked};
+
+/// What git and the disk say of a repository.
+pub(super) struct Tree {
+    pub(super) index: Index,
+    /// Of each path of the index.
+    pub(super) looks: Vec<Look>,
+    pub(super) status: Status,
+}
+
+/// The submodules of a tree.
+#[derive(Default)]
+pub(super) struct Submodules {
+    /// Those whose files were added, sorted.
+    pub(super) present: Vec<Vec<u8>>,
+    /// Those that are not checked out, sorted.
+    pub(super) absent: Vec<Vec<u8>>,
+}
+
+/// Asks in the repository at `prefix`, which is empty or ends in a slash; all paths of the answer are relative to the root.
+pub(super) fn ask(scan: &Scan, filter: &Filter, prefix: &[u8]) -> Result<Tree, ManifestError> {
+    let dir = scan.root.join(OsStr::from_bytes(prefix));
+    // git looks for what has changed while we look at what is tracked.
+    let (tracked, status) = std::thread::scope(|threads| {
+        let status = threads.spawn(|| ask_status(&dir));
+        let tracked = ask_index(&dir).and_then(|index| {
+            let index = index.below(prefix);
+            let looks = look_at_tracked(scan, filter, &index)?;
+            Ok((index, looks))
+        });
+        (tracked, status.join())
+    });
+    let status = status.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let (index, looks) = tracked?;
+    Ok(Tree {
+        index,
+        looks,
+        status: status?.below(prefix),
+    })
+}
+
+/// Adds the files of the submodules of `tree`, and of theirs.
+pub(super) fn add(
+    tree: &mut Tree,
+    scan: &Scan,
+    filter: &Filter,
+    scope: &Scope,
+    ignore_file: &[u8],
+) -> Result<Submodules, ManifestError> {
+    let mut found = Submodules::default();
+    let mut waiting = std::mem::take(&mut tree.index.gitlinks);
+    if waiting.is_empty() {
+        return Ok(found);
+    }
+    // What is to be included may lie deeper; what is excluded is not even looked at.
+    let excluded = Filter::new(&scope.exclude, ignore_file, &[]);
+    while let Some(path) = waiting.pop() {
+        if excluded.judge(&path, true) == Verdict::Drop {
+            continue;
+        }
+        if let Some(entry) = scan.eye().look(&path, true)? {
+            // A file or link in its place, which git tracks under the same name.
+            if filter.judge(&path, false) != Verdict::Drop {
+                tree.index.paths.push(Tracked::in_place_of_submodule(&path));
+                tree.looks.push(Look::InScope {
+                    entry: Some(entry),
+                    spared: None,
+                });
+                tree.status.changed.insert(path);
+            }
+            continue;
+        }
+        if !is_checked_out(scan, &path)? {
+            found.absent.push(path);
+            continue;
+        }
+        let mut below = ask(scan, filter, &[&path[..], b"/"].concat())?;
+        waiting.append(&mut below.index.gitlinks);
+        tree.index.paths.append(&mut below.index.paths);
+        tree.looks.append(&mut below.looks);
+        tree.status.add(below.status);
+        found.present.push(path);
+    }
+    let looks = std::mem::take(&mut tree.looks);
+    let mut both: Vec<_> = std::mem::take(&mut tree.index.paths)
+        .into_iter()
+        .zip(looks)
+        .collect();
+    both.sort_by(|(a, _), (b, _)| a.path.cmp(&b.path));
+    (tree.index.paths, tree.looks) = both.into_iter().unzip();
+    found.present.sort_unstable();
+    found.absent.sort_unstable();
+    Ok(found)
+}
+
+/// Whether the submodule at `path` is a repository of its own, in a directory that is the tree's own.
+fn is_checked_out(scan: &Scan, path: &[u8]) -> Result<bool, ManifestError> {
+    let dir = scan.root.join(OsStr::from_bytes(path));
+    if !scan.eye().is_own_dir(path) || dir.join(".git").symlink_metadata().is_err() {
+        return Ok(false);
+    }
+    let mut top = ask_git(&dir, &["rev-parse", "--show-toplevel"])?;
+    top.pop();
+    let top = PathBuf::from(OsStr::from_bytes(&top));
+    // With a `.git` that is none git goes on to look above it.
+    Ok(top == dir)
+}
+
+/// What `git` prints for these words.
+fn ask_git(root: &Path, args: &[&str]) -> Result<Vec<u8>, ManifestError> {
+    let out = git(root)
+        .args(args)
+        .capture()
+        .map_err(|source| ManifestError::Git {
+            root: root.to_owned(),
+            source,
+        })?;
+    if !out.status.success() {
+        return Err(ManifestError::GitRefused {
+            root: root.to_owned(),
+            said: first_line(&out.stderr_text()),
+        });
+    }
+    if out.stdout.len() >= CAPTURE_LIMIT {
+        return Err(ManifestError::TooLong {
+            root: root.to_owned(),
+        });
+    }
+    Ok(out.stdout)
+}
+
+fn unreadable(root: &Path) -> impl Fn(String) -> ManifestError {
+    move |line| ManifestError::Unreadable {
+        root: root.to_owned(),
+        line,
+    }
+}
+
+fn ask_status(root: &Path) -> Result<Status, ManifestError> {
+    let said = ask_git(
+        root,
+        &[
+            "status",
+            "--porcelain=v2",
+            "-z",
+            "--untracked-files=all",
+            "--no-renames",
+            "--ignore-submodules=all",
+        ],
+    )?;
+    Status::parse(&said).map_err(unreadable(root))
+}
+
+fn ask_index(root: &Path) -> Result<Index, ManifestError> {
+    let said = ask_git(root, &["ls-files", "-t", "--stage", "-z"])?;
+    Index::parse(&said).map_err(unreadable(root))
+}
+
+/// What a look at a tracked path gave.
+pub(super) enum Look {
+    /// It is out of scope.
+    Dropped,
+    /// It is in scope.
+    InScope {
+        /// What stands there.
+        entry: Option<Entry>,
+        /// The rule that only its being tracked kept it from.
+        spared: Option<Vec<u8>>,
+    },
+}
+
+fn look_at_tracked(scan: &Scan, filter: &Filter, index: &Index) -> Result<Vec<Look>, ManifestError> {
+    scan.all(
+        &index.paths,
+        || filter.judge_of_many(),
+        |eye, judge, tracked| {
+            let spared = match judge.judge(&tracked.path, tracked.is_regular()) {
+                Verdict::Drop => return Ok(Look::Dropped),
+                Verdict::Keep => None,
+                Verdict::KeepTracked(rule) => Some(rule.to_vec()),
+            };
+            // Whether it has changed is git's to say.
+            let entry = eye.look(&tracked.path, false)?;
+            Ok(Look::InScope { entry, spared })
+        },
+    )
+}
