@@ -57,7 +57,7 @@ def kind(path):
 ways = {}
 try:
     head = json.loads(open(meta + b"/index", "rb").readline())
-    fine = head.get("version") == 2
+    fine = head.get("version") == 3
     # The files of the record, as `agent/record.py` writes them.
     rows = [open(meta + b"/rows.%d" % part, "rb").read() for part in range(head["parts"] if fine else 0)]
     os.chdir(workdir)

@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use crabbox_host::command::CommandError;
+use crabbox_host::command::{Captured, CommandError};
 
 use crate::git::{first_line, git};
 use crate::manifest::ManifestError;
@@ -88,6 +88,20 @@ impl Repo {
                 source,
             })
         };
+        // Side by side: each is a process that mostly waits to be started.
+        let (origin, facts) = std::thread::scope(|threads| {
+            let origin = threads.spawn(|| ask(&["config", "--get", "remote.origin.url"]));
+            let facts = ask(&[&["rev-parse", "--show-toplevel"], Facts::ASKED].concat());
+            (done(origin), facts)
+        });
+        let origin = origin.map(|out| word(&out));
+        if let Some((root, facts)) = Facts::parse(&facts?.stdout) {
+            if jujutsu_below(&cwd, Some(&root)) {
+                return Ok(Self::without_git(cwd, Vcs::JujutsuOnly));
+            }
+            return Ok(Self::with_git(root, origin?, facts));
+        }
+        // Whatever is out of the ordinary, an unborn branch for example: one question after the other.
         let top = ask(&["rev-parse", "--show-toplevel"])?;
         if !top.status.success() {
             let vcs = classify(&cwd, &top.stderr_text());
@@ -99,33 +113,30 @@ impl Repo {
         if jujutsu_below(&cwd, Some(&root)) {
             return Ok(Self::without_git(cwd, Vcs::JujutsuOnly));
         }
-        let word = |args: &[&str]| {
-            ask(args)
-                .map(|out| Some(out.stdout_text()).filter(|text| out.status.success() && !text.is_empty()))
+        let answer = |args: &[&str]| ask(args).map(|out| word(&out));
+        let facts = Facts {
+            head: answer(&["rev-parse", "--verify", "--quiet", "HEAD^{commit}"])?,
+            branch: answer(&["symbolic-ref", "--quiet", "--short", "HEAD"])?,
+            base_ref: answer(&["symbolic-ref", "--quiet", "--short", "refs/remotes/origin/HEAD"])?
+                .map(|name| name.strip_prefix("origin/").unwrap_or(&name).to_owned()),
         };
-        // Side by side: each is a process that mostly waits to be started.
-        let (origin, head, branch, base_ref) = std::thread::scope(|threads| {
-            let origin = threads.spawn(|| word(&["config", "--get", "remote.origin.url"]));
-            let head = threads.spawn(|| word(&["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]));
-            let branch = threads.spawn(|| word(&["symbolic-ref", "--quiet", "--short", "HEAD"]));
-            let base_ref = word(&["symbolic-ref", "--quiet", "--short", "refs/remotes/origin/HEAD"]);
-            (done(origin), done(head), done(branch), base_ref)
-        });
-        let (origin, head, branch) = (origin?, head?, branch?);
-        let base_ref = base_ref?.map(|name| name.strip_prefix("origin/").unwrap_or(&name).to_owned());
+        Ok(Self::with_git(root, origin?, facts))
+    }
+
+    fn with_git(root: PathBuf, origin: Option<String>, facts: Facts) -> Self {
         let name = origin
             .as_deref()
             .and_then(name_of_url)
             .unwrap_or_else(|| name_of_dir(&root));
-        Ok(Self {
+        Self {
             root,
             name,
             origin,
-            head,
-            branch,
-            base_ref,
+            head: facts.head,
+            branch: facts.branch,
+            base_ref: facts.base_ref,
             vcs: Vcs::Git,
-        })
+        }
     }
 
     fn without_git(cwd: PathBuf, vcs: Vcs) -> Self {
@@ -159,6 +170,54 @@ impl Repo {
                 said: said.clone(),
             }),
         }
+    }
+}
+
+/// What git says when it succeeds, if it says anything.
+fn word(out: &Captured) -> Option<String> {
+    Some(out.stdout_text()).filter(|text| out.status.success() && !text.is_empty())
+}
+
+/// Where a repository stands.
+#[derive(Debug, PartialEq, Eq)]
+struct Facts {
+    head: Option<String>,
+    branch: Option<String>,
+    base_ref: Option<String>,
+}
+
+impl Facts {
+    /// What rev-parse is asked for, behind the root. It answers with a line each; the last it may not know, and then it
+    /// repeats the word.
+    const ASKED: &[&str] = &["HEAD^{commit}", "--symbolic-full-name", "HEAD", Self::BASE];
+    const BASE: &str = "refs/remotes/origin/HEAD";
+
+    /// Root and facts of a repository with nothing odd about it.
+    fn parse(said: &[u8]) -> Option<(PathBuf, Self)> {
+        // From behind: the root may hold the ends of lines.
+        let mut lines = said.strip_suffix(b"\n")?.rsplitn(4, |byte| *byte == b'\n');
+        let mut line = || lines.next();
+        let (base, branch, head, root) = (line()?, line()?, line()?, line()?);
+        let text = |bytes: &[u8]| std::str::from_utf8(bytes).map(str::to_owned).ok();
+        let (base, branch, head) = (text(base)?, text(branch)?, text(head)?);
+        let is_commit = matches!(head.len(), 40 | 64) && head.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let branch = match branch.strip_prefix("refs/heads/") {
+            None if branch != "HEAD" => return None,
+            short => short.map(str::to_owned),
+        };
+        let base_ref = match base.strip_prefix("refs/remotes/origin/")? {
+            "HEAD" => None,
+            short => Some(short.to_owned()),
+        };
+        let root = PathBuf::from(OsStr::from_bytes(root));
+        (is_commit && root.is_absolute()).then_some((
+            root,
+            Self {
+                head: Some(head),
+                branch,
+                base_ref,
+            },
+        ))
     }
 }
 
@@ -232,6 +291,25 @@ mod tests {
             (repo.branch.as_deref(), repo.base_ref.as_deref()),
             (Some("work"), Some("main"))
         );
+    }
+
+    #[test]
+    fn odd_places_are_told_as_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        sh(
+            dir.path(),
+            "git init -q -b main 'w\n x'; cd 'w\n x'; git -c user.name=t -c user.email=t@t commit -q --allow-empty -m x; git tag main; \
+             git worktree add -q --detach ../away; git init -q -b elsewhere ../odd; cd ../odd; git -c user.name=t -c user.email=t@t commit -q --allow-empty -m y; \
+             git update-ref refs/other/x HEAD; git symbolic-ref HEAD refs/other/x",
+        );
+        let at = |sub: &str| {
+            let repo = Repo::discover(&dir.path().join(sub)).unwrap();
+            assert_eq!(repo.root, dir.path().canonicalize().unwrap().join(sub));
+            (repo.branch, repo.head.map(|head| head.len()), repo.base_ref)
+        };
+        assert_eq!(at("w\n x"), (Some("main".to_owned()), Some(40), None));
+        assert_eq!(at("away"), (None, Some(40), None));
+        assert_eq!(at("odd"), (Some("other/x".to_owned()), Some(40), None));
     }
 
     #[test]

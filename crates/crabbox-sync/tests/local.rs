@@ -43,7 +43,7 @@ fn the_shell_alone_sees_what_the_agent_wrote_down() {
     let stamp = std::fs::read_to_string(meta.join("stamp")).unwrap();
     // As the line of `agent.rs` that answers without python.
     let look = "{ for p in \"$0\"/paths.*; do \
-                [ -e \"$p\" ] && xargs -0 stat --printf '%.9Z %i %n\\0' -- <\"$p\" | sha256sum & done; \
+                [ -e \"$p\" ] && xargs -0 -s 1000000 stat --printf '%.9Z %i\\0' -- <\"$p\" | sha256sum & done; \
                 [ -e \"$0/ways\" ] && xargs -0 stat --printf '%f %n\\0' -- <\"$0/ways\" | sha256sum; wait; } \
                 2>/dev/null | LC_ALL=C sort | sha256sum | cut -c1-64";
     let seen = || {
@@ -57,8 +57,14 @@ fn the_shell_alone_sees_what_the_agent_wrote_down() {
     };
     let known = stamp.trim_end().split(' ').nth(1).unwrap();
     assert_eq!(seen(), known);
-    world.guest("echo 9 > top");
+    // Names trade places: no list of numbers may say the same of that.
+    world.guest("mv top x; mv 'c d/g h' top; mv x 'c d/g h'");
     assert_ne!(seen(), known);
+    world.sync();
+    let known = std::fs::read_to_string(meta.join("stamp")).unwrap();
+    assert_eq!(seen(), known.trim_end().split(' ').nth(1).unwrap());
+    world.guest("rm top");
+    assert_ne!(seen(), known.trim_end().split(' ').nth(1).unwrap());
 }
 
 #[test]

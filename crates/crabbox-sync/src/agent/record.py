@@ -19,7 +19,7 @@ def load_head():
         head = json.loads(head)
     except ValueError:
         return None, []
-    return (head, listed(gone)) if head.get("version") == 2 else (None, [])
+    return (head, listed(gone)) if head.get("version") == 3 else (None, [])
 
 
 def load_rows(part):
@@ -59,10 +59,10 @@ def seconds(when):
     return b"%d.%09d" % divmod(int(when), 10**9)
 
 
-def stat_line(path, now):
+def stat_line(now):
     """Whatever changes a file, its mode or its name changes these two."""
     ctime, inode = now.split(b" ")[4:]
-    return b"%s %s %s\0" % (seconds(ctime), inode, path)
+    return b"%s %s\0" % (seconds(ctime), inode)
 
 
 def write_list(file, paths, lines, hashes):
@@ -78,7 +78,7 @@ def write_list(file, paths, lines, hashes):
 def write_part(part, rows, hashes):
     """`rows`: (identity, seen, path) each."""
     write(meta + b"/rows.%d" % part, [b"%s %s %s\0" % row for row in rows])
-    write_list(b"paths.%d" % part, [row[2] for row in rows], [stat_line(row[2], row[1]) for row in rows], hashes)
+    write_list(b"paths.%d" % part, [row[2] for row in rows], [stat_line(row[1]) for row in rows], hashes)
 
 
 def write_ways(own, gone, hashes):
@@ -104,7 +104,7 @@ def write_ways(own, gone, hashes):
 
 
 def write_index(fingerprint, parts, count, gone):
-    head = json.dumps({"version": 2, "fingerprint": fingerprint, "parts": parts, "count": count}).encode() + b"\n"
+    head = json.dumps({"version": 3, "fingerprint": fingerprint, "parts": parts, "count": count}).encode() + b"\n"
     write(meta + b"/index", [head, *(path + b"\0" for path in gone)])
 
 

@@ -170,7 +170,7 @@ def settled(dirs, rows, kept):
 def conclude(parts, count, hashes, own, gone, unsettled):
     """Writes down the rest. Only a sync that brought everything gets a stamp."""
     heads = [(path, seen(path)) for path in (head_files() if request["seed"] else [])]
-    write_list(b"paths.heads", [path for path, _ in heads], [stat_line(*head) for head in heads], hashes)
+    write_list(b"paths.heads", [path for path, _ in heads], [stat_line(now) for _, now in heads], hashes)
     stamped = write_ways(own, gone, hashes)
     write_index("" if unsettled else request["fingerprint"], parts, count, gone)
     if not unsettled:
