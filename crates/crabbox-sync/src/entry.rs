@@ -199,27 +199,68 @@ pub(crate) struct Eye<'a> {
     scan: &'a Scan,
     /// Directories known to be directories of the tree itself, not links.
     dirs: HashMap<Vec<u8>, bool>,
-    /// The directory of the last path: neighbours come one after the other.
-    last: Option<(Vec<u8>, bool)>,
+    /// The directory of the last path, open if it is the tree's own: neighbours come one after the other, and then the
+    /// system need not walk down to each from the root.
+    last: Option<(Vec<u8>, Option<OwnedFd>)>,
+}
+
+/// What stands at a path.
+pub(crate) struct Sight {
+    kind: Kind,
+    stat: Stat,
+    /// The target of a link.
+    target: Vec<u8>,
+    identity: Option<u64>,
+}
+
+impl Sight {
+    /// Whether it is what was seen before.
+    pub(crate) fn is(&self, was: &Entry) -> bool {
+        self.identity.is_some() && self.identity == was.identity
+    }
+
+    /// The entry that it makes.
+    pub(crate) fn entry(self, path: &[u8], changed: bool) -> Entry {
+        let size = match self.kind {
+            Kind::Symlink => self.target.len() as u64,
+            Kind::File => u64::try_from(self.stat.st_size).unwrap_or(0),
+        };
+        Entry {
+            path: path.to_vec(),
+            kind: self.kind,
+            mode: self.stat.st_mode & 0o7777,
+            size,
+            mtime_ns: nanoseconds(self.stat.st_mtime, self.stat.st_mtime_nsec),
+            changed,
+            identity: self.identity,
+        }
+    }
 }
 
 impl Eye<'_> {
-    /// What stands at `path` now; `None` when no file or link does, or only one beyond a linked directory.
+    /// The entry of what stands at `path` now.
     pub(crate) fn look(&mut self, path: &[u8], changed: bool) -> Result<Option<Entry>, ManifestError> {
-        if let Some(cut) = path.iter().rposition(|byte| *byte == b'/')
-            && !self.is_in_own_dir(&path[..cut])
-        {
-            return Ok(None);
-        }
-        let stat = match rustix::fs::statat(&self.scan.handle, path, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(self.see(path)?.map(|sight| sight.entry(path, changed)))
+    }
+
+    /// What stands at `path` now; `None` when no file or link does, or only one beyond a linked directory.
+    pub(crate) fn see(&mut self, path: &[u8]) -> Result<Option<Sight>, ManifestError> {
+        let scan = self.scan;
+        let failed = |source: Errno| ManifestError::Look {
+            path: show(path),
+            source: source.into(),
+        };
+        let (dir, name) = match path.iter().rposition(|byte| *byte == b'/') {
+            Some(cut) => match self.enter(&path[..cut]).map_err(failed)? {
+                Some(dir) => (dir, &path[cut + 1..]),
+                None => return Ok(None),
+            },
+            None => (&scan.handle, path),
+        };
+        let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
-            Err(source) => {
-                return Err(ManifestError::Look {
-                    path: show(path),
-                    source: source.into(),
-                });
-            }
+            Err(source) => return Err(failed(source)),
         };
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => return Ok(None),
@@ -237,42 +278,38 @@ impl Eye<'_> {
             }
         };
         let target = if kind == Kind::Symlink {
-            let link = rustix::fs::readlinkat(&self.scan.handle, path, Vec::new()).map_err(|source| {
-                ManifestError::Look {
-                    path: show(path),
-                    source: source.into(),
-                }
-            })?;
-            link.into_bytes()
+            rustix::fs::readlinkat(dir, name, Vec::new())
+                .map_err(failed)?
+                .into_bytes()
         } else {
-            self.scan.check_readable(path, &stat)?;
+            scan.check_readable(path, &stat)?;
             Vec::new()
         };
-        let size = if kind == Kind::Symlink {
-            target.len() as u64
-        } else {
-            u64::try_from(stat.st_size).unwrap_or(0)
-        };
-        Ok(Some(Entry {
-            path: path.to_vec(),
+        let identity = scan.identity(kind, &stat, &target);
+        Ok(Some(Sight {
             kind,
-            mode: stat.st_mode & 0o7777,
-            size,
-            mtime_ns: nanoseconds(stat.st_mtime, stat.st_mtime_nsec),
-            changed,
-            identity: self.scan.identity(kind, &stat, &target),
+            stat,
+            target,
+            identity,
         }))
     }
 
-    fn is_in_own_dir(&mut self, dir: &[u8]) -> bool {
-        if let Some((last, own)) = &self.last
-            && last == dir
-        {
-            return *own;
+    /// The directory, open, if it is the tree's own.
+    fn enter(&mut self, dir: &[u8]) -> Result<Option<&OwnedFd>, Errno> {
+        if self.last.as_ref().is_none_or(|(last, _)| last != dir) {
+            let above = dir
+                .iter()
+                .rposition(|byte| *byte == b'/')
+                .is_none_or(|cut| self.is_own_dir(&dir[..cut]));
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let open = || rustix::fs::openat(&self.scan.handle, dir, flags, Mode::empty());
+            let opened = match above.then(open) {
+                None | Some(Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)) => None,
+                Some(opened) => Some(opened?),
+            };
+            self.last = Some((dir.to_vec(), opened));
         }
-        let own = self.is_own_dir(dir);
-        self.last = Some((dir.to_vec(), own));
-        own
+        Ok(self.last.as_ref().and_then(|(_, opened)| opened.as_ref()))
     }
 
     /// Whether `dir` and all above it are directories and not links: what lies beyond a link is not this tree's.

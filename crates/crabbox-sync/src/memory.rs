@@ -268,12 +268,9 @@ impl Seen {
         }
         // What is as it was is not kept a second time.
         let look = |eye: &mut Eye<'_>, (): &mut (), was: &Entry| {
-            let now = eye.look(&was.path, was.changed)?;
-            let same = |now: &Entry| now.identity.is_some() && now.identity == was.identity;
-            Ok(if now.as_ref().is_some_and(same) {
-                Look::Same
-            } else {
-                Look::Other(now)
+            Ok(match eye.see(&was.path)? {
+                Some(sight) if sight.is(was) => Look::Same,
+                sight => Look::Other(sight.map(|sight| sight.entry(&was.path, was.changed))),
             })
         };
         let looks = scan.all(&self.entries, || (), look).ok()?;

@@ -6,7 +6,9 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write as _};
-use std::process::Stdio;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::thread::JoinHandle;
 
 use crabbox_host::command::{Cmd, CommandError};
 use serde::Serialize;
@@ -85,37 +87,152 @@ impl Seed {
         seed
     }
 
-    /// Sends what the lease lacks, given the commit it has, and gets its answer.
+    /// Begins to pack what the lease lacks, given the commit it has.
+    pub(crate) fn pack(&self, manifest: &Manifest, have: &str) -> Packing {
+        let staged = manifest.staged.iter().filter(|staged| staged.mode != "000000");
+        let wish = Wish {
+            root: manifest.root.clone(),
+            head: self.head.clone(),
+            have: have.to_owned(),
+            staged: staged.map(|staged| staged.object.clone()).collect(),
+        };
+        Packing {
+            packer: Some(std::thread::spawn(move || wish.pack())),
+        }
+    }
+
+    /// Sends it, and gets the answer.
     pub(crate) fn send(
         &self,
         manifest: &Manifest,
-        have: &str,
+        packing: Packing,
         session: &mut Session,
     ) -> Result<Reply, SeedError> {
-        let objects = self.objects(manifest, have)?;
+        let packer = packing.begun()?;
         session.send(b"seed\n");
         session.send_counted(&index_info(manifest));
         // Once the far side waits for frames it must get the last one, whatever happens here.
-        let packed = if objects.is_empty() {
-            Ok(())
-        } else {
-            self.pack(manifest, &objects, session)
-        };
+        let packed = packer.map_or(Ok(()), |packer| self.stream(packer, session));
         session.send(b"0\n");
         let reply = session.reply().map_err(|source| SeedError::Answer { source })?;
         packed.map(|()| reply)
     }
 
+    /// Passes a pack on in counted frames.
+    fn stream(&self, mut packer: Packer, session: &mut Session) -> Result<(), SeedError> {
+        let read = |source| SeedError::Read {
+            head: self.head.clone(),
+            source,
+        };
+        let mut frame = vec![0; 256 * 1024];
+        if let Some(mut stream) = packer.child.stdout.take() {
+            loop {
+                match stream.read(&mut frame).map_err(read)? {
+                    0 => break,
+                    count => session.send_counted(&frame[..count]),
+                }
+            }
+        }
+        let status = packer.child.wait().map_err(read)?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(SeedError::Pack {
+            head: self.head.clone(),
+            source: CommandError::Failed {
+                program: "git".to_owned(),
+                args: std::mem::take(&mut packer.argv),
+                status,
+                stderr: String::new(),
+            },
+        })
+    }
+}
+
+/// A pack that is made while files are sent: it is ready, up to what a pipe holds, when it is wanted.
+#[derive(Debug)]
+pub(crate) struct Packing {
+    packer: Option<JoinHandle<Result<Option<Packer>, SeedError>>>,
+}
+
+impl Packing {
+    fn begun(mut self) -> Result<Option<Packer>, SeedError> {
+        match self.packer.take() {
+            Some(packer) => packer
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            None => Ok(None),
+        }
+    }
+}
+
+impl Drop for Packing {
+    /// No git of ours lives longer than the sync that it is for.
+    fn drop(&mut self) {
+        // What it would have said is of no use to a sync that has failed.
+        drop(self.packer.take().map(JoinHandle::join));
+    }
+}
+
+/// The git that packs.
+#[derive(Debug)]
+struct Packer {
+    child: Child,
+    argv: Vec<std::ffi::OsString>,
+}
+
+impl Drop for Packer {
+    fn drop(&mut self) {
+        // It may have ended long ago.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// What is to be packed.
+struct Wish {
+    root: PathBuf,
+    head: String,
+    have: String,
+    /// Objects of staged changes.
+    staged: Vec<String>,
+}
+
+impl Wish {
+    fn pack(&self) -> Result<Option<Packer>, SeedError> {
+        let objects = self.objects()?;
+        if objects.is_empty() {
+            return Ok(None);
+        }
+        let cmd = git(&self.root).args(["pack-objects", "--stdout", "--quiet", "--delta-base-offset"]);
+        let mut command = cmd.to_std();
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let child = cmd.spawn(&mut command).map_err(|source| self.failed(source))?;
+        let mut packer = Packer {
+            child,
+            argv: cmd.argv(),
+        };
+        if let Some(mut pipe) = packer.child.stdin.take() {
+            // If git ends early its exit code tells.
+            std::thread::spawn(move || pipe.write_all(&objects).ok());
+        }
+        Ok(Some(packer))
+    }
+
     /// The objects of the commit and of the staged changes that the commit `have` does not bring, one a line.
-    fn objects(&self, manifest: &Manifest, have: &str) -> Result<Vec<u8>, SeedError> {
+    fn objects(&self) -> Result<Vec<u8>, SeedError> {
         let mut wanted = BTreeSet::new();
+        let have = self.have.as_str();
         if !self.head.is_empty() && self.head != have {
             let known = !have.is_empty()
                 && have.bytes().all(|byte| byte.is_ascii_hexdigit())
                 && self
-                    .run(&git(&manifest.root).args(["cat-file", "-e", &format!("{have}^{{tree}}")]))
+                    .run(&git(&self.root).args(["cat-file", "-e", &format!("{have}^{{tree}}")]))
                     .is_ok();
-            let mut list = git(&manifest.root).args(["rev-list", "--objects", "--no-object-names"]);
+            let mut list = git(&self.root).args(["rev-list", "--objects", "--no-object-names"]);
             list = list.arg(format!("{}^{{tree}}", self.head));
             if known {
                 list = list.arg(format!("^{have}^{{tree}}"));
@@ -124,8 +241,7 @@ impl Seed {
             let listed = self.run(&list)?;
             wanted.extend(String::from_utf8_lossy(&listed).lines().map(str::to_owned));
         }
-        let staged = manifest.staged.iter().filter(|staged| staged.mode != "000000");
-        wanted.extend(staged.map(|staged| staged.object.clone()));
+        wanted.extend(self.staged.iter().cloned());
         Ok(wanted
             .into_iter()
             .flat_map(|object| [object, "\n".to_owned()])
@@ -134,56 +250,14 @@ impl Seed {
     }
 
     fn run(&self, cmd: &Cmd) -> Result<Vec<u8>, SeedError> {
-        let done = cmd.run().map_err(|source| SeedError::Pack {
-            head: self.head.clone(),
-            source,
-        })?;
-        Ok(done.stdout)
+        Ok(cmd.run().map_err(|source| self.failed(source))?.stdout)
     }
 
-    /// Streams a pack of `objects` in counted frames.
-    fn pack(&self, manifest: &Manifest, objects: &[u8], session: &mut Session) -> Result<(), SeedError> {
-        let cmd = git(&manifest.root).args(["pack-objects", "--stdout", "--quiet", "--delta-base-offset"]);
-        let mut command = cmd.to_std();
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
-        let failed = |source| SeedError::Pack {
+    fn failed(&self, source: CommandError) -> SeedError {
+        SeedError::Pack {
             head: self.head.clone(),
             source,
-        };
-        let mut child = cmd.spawn(&mut command).map_err(failed)?;
-        let read = |source| SeedError::Read {
-            head: self.head.clone(),
-            source,
-        };
-        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-        let sent = std::thread::scope(|scope| {
-            if let Some(mut pipe) = stdin {
-                // If git ends early its exit code tells.
-                scope.spawn(move || pipe.write_all(objects).ok());
-            }
-            let Some(mut stream) = stdout else { return Ok(()) };
-            let mut frame = vec![0; 256 * 1024];
-            loop {
-                match stream.read(&mut frame).map_err(read)? {
-                    0 => return Ok(()),
-                    count => session.send_counted(&frame[..count]),
-                }
-            }
-        });
-        let status = child.wait().map_err(read)?;
-        sent?;
-        if status.success() {
-            return Ok(());
         }
-        Err(failed(CommandError::Failed {
-            program: "git".to_owned(),
-            args: cmd.argv(),
-            status,
-            stderr: String::new(),
-        }))
     }
 }
 

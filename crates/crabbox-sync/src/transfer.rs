@@ -20,7 +20,7 @@ use crate::entry::{Entry, Kind};
 use crate::events::{Stage, SyncEvents};
 use crate::manifest::Manifest;
 use crate::rsync::{RsyncError, Sent, Transfer};
-use crate::seed::Seed;
+use crate::seed::{Packing, Seed};
 
 /// Linux's `PATH_MAX`, the NUL included.
 const PATH_MAX: usize = 4096;
@@ -362,11 +362,13 @@ impl Run<'_> {
             } => {
                 let count = changed.map_or(entries.len(), <[usize]>::len);
                 let numbers = if all { (0..count).collect() } else { stale };
+                let seed = seed.filter(|_| state.needed);
+                let packed = seed.map(|seed| (seed, seed.pack(self.manifest, &state.have)));
                 if !numbers.is_empty() {
                     self.send(&mut session, &numbers, changed, &mut outcome)?;
                 }
-                if let Some(seed) = seed.filter(|_| state.needed) {
-                    self.seed(&mut session, seed, &state.have, &mut outcome);
+                if let Some((seed, packing)) = packed {
+                    self.seed(&mut session, seed, packing, &mut outcome);
                 }
                 self.finish(&mut session, &mut outcome)?;
             }
@@ -466,10 +468,10 @@ impl Run<'_> {
     }
 
     /// Brings the repository in the lease up to date. A failure is a warning: the files are there either way.
-    fn seed(&self, session: &mut Session, seed: &Seed, have: &str, outcome: &mut Outcome) {
+    fn seed(&self, session: &mut Session, seed: &Seed, packing: Packing, outcome: &mut Outcome) {
         self.events.stage(Stage::Seed);
         let started = Instant::now();
-        let why = match seed.send(self.manifest, have, session) {
+        let why = match seed.send(self.manifest, packing, session) {
             Err(error) => Some(crate::seed::with_causes(&error)),
             Ok(Reply::Seeded) => None,
             Ok(Reply::Unseeded { why }) => Some(why),

@@ -81,8 +81,9 @@ impl Bench {
             let line = format!("line of file {number}, which is like no other\n");
             fs::write(dir.join(format!("f{number}.txt")), line.repeat(1 + number % 60))?;
         }
-        let script =
-            "git init -q -b main && git add -A && git -c user.name=b -c user.email=b@b commit -qm one";
+        // Packed, as a clone is; git must not set about it by itself while something is measured.
+        let script = "git init -q -b main && git config gc.auto 0 && git config maintenance.auto false && git add -A && \
+                      git -c user.name=b -c user.email=b@b commit -qm one && git gc -q";
         self.local("sh", &["-ec", script]).run()?;
         Ok(())
     }

@@ -38,7 +38,7 @@ def run_git(*args, feed=None):
     env["LC_ALL"] = "C"
     done = subprocess.run(
         ["git", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "gc.auto=0", *args],
-        input=feed, capture_output=True, env=env, stdin=None if feed is not None else subprocess.DEVNULL,
+        capture_output=True, env=env, **({"input": feed} if isinstance(feed, bytes) else {"stdin": feed or subprocess.DEVNULL}),
     )
     return done.returncode, done.stdout, done.stderr.decode("utf-8", "replace").strip()
 
@@ -58,13 +58,15 @@ def frames():
         yield source.read(size)
 
 
-def seeded():
-    """Takes a pack and makes .git say what the local repository says; leaves files of the working tree alone."""
+def seeded(meanwhile):
+    """Takes a pack and makes .git say what the local repository says; leaves files of the working tree alone. `meanwhile` is
+    called when all has come and git is about to be waited for."""
     pack = meta + b"/tmp/seed.pack"
     staged = source.read(int(source.readline()))
     with open(pack, "wb") as file:
         for frame in frames():
             file.write(frame)
+    meanwhile()
     try:
         apply_seed(pack, staged)
         answer(state="seeded")
@@ -88,7 +90,7 @@ def apply_seed(pack, staged):
         os.unlink(b".git/index.lock")  # no command runs during a sync: a dead one left it
     if os.path.getsize(pack):
         with open(pack, "rb") as file:
-            must_git("index-pack", "--stdin", feed=file.read())
+            must_git("index-pack", "--stdin", feed=file)
     head, branch = seed["head"], seed["branch"]
     if head:
         commit = must_git("cat-file", "commit", head).split(b"\n\n")[0].splitlines()

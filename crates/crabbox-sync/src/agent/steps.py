@@ -63,7 +63,7 @@ class Whole:
         self.stale = [at for at, was in enumerate(self.kept) if not was]
         make_way(self.rows[at][5] for at in self.stale)
 
-    def finalize(self):
+    def lay(self):
         dirs = Dirs()
         found, unsettled = settled(dirs, self.rows, self.kept)
         parts = PARTS if len(found) > SMALL else 1
@@ -75,10 +75,10 @@ class Whole:
             write_part(part, rows, hashes)
         for part in range(parts, PARTS):
             drop(meta + b"/paths.%d" % part)
-        own = sorted(path for path in dirs.known if path)
-        conclude(parts, len(found), hashes, own, self.gone, unsettled)
+        return parts, len(found), hashes, sorted(path for path in dirs.known if path), self.gone, unsettled
+
+    def tell(self):
         tell_go(lambda: [row[5] for row in self.rows])
-        return unsettled
 
 
 class Patch:
@@ -102,16 +102,16 @@ class Patch:
         self.stale = list(range(len(self.rows)))
         make_way(row[5] for row in self.rows)
 
-    def finalize(self):
+    def lay(self):
         dirs = Dirs()
         found, unsettled = settled(dirs, self.rows, [None] * len(self.rows))
-        moved = bool(self.removed)
+        self.moved = bool(self.removed)
         for path in self.removed:
             self.touched[part_of(path, self.parts)].pop(path, None)
             self.own.discard(path)
         self.own.difference_update(row[5] for row in self.rows)
         for row in self.rows:
-            moved |= not self.touched[part_of(row[5], self.parts)].pop(row[5], None)
+            self.moved |= not self.touched[part_of(row[5], self.parts)].pop(row[5], None)
         for identity, now, path in found:
             self.touched[part_of(path, self.parts)][path] = (identity, now)
         for part, rows in self.touched.items():
@@ -119,12 +119,43 @@ class Patch:
             write_part(part, [(*row, path) for path, row in rows.items()], self.hashes)
         # A directory that is gone had nothing left in it, or else its files are missed by the next look.
         own = (self.own | {path for path in dirs.known if path}) - {path for path in self.own if not os.path.lexists(path)}
-        conclude(self.parts, self.count, self.hashes, sorted(own), self.gone, unsettled)
-        if moved:
+        return self.parts, self.count, self.hashes, sorted(own), self.gone, unsettled
+
+    def tell(self):
+        if self.moved:
             tell_go(lambda: sorted(
                 path for part in range(self.parts) for path in listed(read(meta + b"/paths.%d" % part))
             ))
-        return unsettled
+
+
+class Laying:
+    """Looks at what came and writes the lists of it, beside what the conversation waits for."""
+
+    def __init__(self, sync):
+        import threading
+
+        self.sync, self.laid, self.error = sync, None, None
+        sys.setswitchinterval(0.0005)  # whoever has waited for git goes on soon
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self):
+        try:
+            self.laid = self.sync.lay()
+        except BaseException as error:
+            self.error = error
+
+    def done(self):
+        self.thread.join()
+        if self.error:
+            raise self.error
+        return self.laid
+
+
+def finalize(sync, laid):
+    conclude(*laid)
+    sync.tell()
+    return laid[-1]
 
 
 def prune_all(lost, gone, data):
@@ -219,16 +250,18 @@ def main():
     elif sync.stale or seed["needed"]:
         answer(state="stale", stale=sync.stale, seed=seed)
     else:
-        return answer(state="done", unsettled=sync.finalize())
+        return answer(state="done", unsettled=finalize(sync, sync.lay()))
+    laying = []
     for line in source:
         step = line.strip()
         if step == b"files":
             receive(sync.rows)
             answer(state="received")
         elif step == b"seed":
-            seeded()
+            seeded(lambda: laying.append(Laying(sync)))
         elif step == b"finalize":
-            return answer(state="done", unsettled=sync.finalize())
+            laid = laying[0].done() if laying else sync.lay()
+            return answer(state="done", unsettled=finalize(sync, laid))
 
 
 def head_differs():
