@@ -87,6 +87,27 @@ fn a_machine_that_goes_down_is_told_apart_from_a_command_that_fails() {
     drop(host.crabbox("status --id e2e-down").exits(4));
     assert_nothing_left(&before, &host.residue());
 
+    // The same while files are on their way: the first of them is there, and the last one cannot be.
+    let lease = host.warmup(&repo, "e2e-down", "").lease();
+    let arrives = inside("e2e-down", &format!("test -e /work/crabbox/{lease}/down/a-big"));
+    let killed = host.sh(&format!(
+        "cd {repo} && head -c 400M /dev/zero | tr '\\0' x > a-big && cp a-big b-big && \
+         pid=$(jq .pid $HOME/.config/crabbox/state/firecracker/leases/{lease}/metadata.json) && \
+         {{ crabbox run --id e2e-down --sync-only >/tmp/out 2>/tmp/err & client=$!; }} && \
+         {} && kill -9 $pid; wait $client; code=$?; rm a-big b-big; cat /tmp/err >&2; exit $code",
+        until(&arrives)
+    ));
+    let killed = killed.exits(6);
+    assert!(
+        killed
+            .stderr
+            .contains("warning: the machine of the lease went down while files were sent\n"),
+        "{}",
+        killed.stderr
+    );
+    drop(host.sh(&format!("sh -c {} {lease}", quoted(&gone))).exits(0));
+    assert_nothing_left(&before, &host.residue());
+
     // From inside, in a lease that the run would give back: the guest turns itself off, and its kernel panics.
     for end in ["reboot -f", "sh -c \"echo c > /proc/sysrq-trigger\""] {
         let ended = host.sh(&format!(

@@ -61,6 +61,13 @@ impl From<ManifestError> for SyncError {
     }
 }
 
+impl SyncError {
+    /// Whether the connection to the lease broke.
+    pub fn lost_connection(&self) -> bool {
+        matches!(self, Self::Transfer(error) if error.lost_connection())
+    }
+}
+
 impl Fault for SyncError {
     fn kind(&self) -> Kind {
         match self {

@@ -173,7 +173,6 @@ impl Status {
                 };
                 match xy.first()? {
                     b'.' => {}
-                    _ if mode == b"160000" => {}
                     staged => {
                         if *staged == b'D' {
                             self.staged_deletions.push(path.to_vec());

@@ -17,6 +17,7 @@ use sha2::{Digest as _, Sha256};
 use crate::agent::{AgentError, Reply, Session};
 use crate::entry::hex;
 use crate::git::git;
+use crate::listing::Staged;
 use crate::manifest::Manifest;
 
 /// What the repository in the lease is to say.
@@ -89,7 +90,9 @@ impl Seed {
 
     /// Begins to pack what the lease lacks, given the commit it has.
     pub(crate) fn pack(&self, manifest: &Manifest, have: &str) -> Packing {
-        let staged = manifest.staged.iter().filter(|staged| staged.mode != "000000");
+        // A submodule's commit is an object of another repository.
+        let packed = |staged: &&Staged| !matches!(staged.mode.as_str(), "000000" | "160000");
+        let staged = manifest.staged.iter().filter(packed);
         let wish = Wish {
             root: manifest.root.clone(),
             head: self.head.clone(),

@@ -195,6 +195,24 @@ impl TransferError {
     pub fn is_remote(&self) -> bool {
         matches!(self, Self::Compare { .. } | Self::OutOfOrder { .. })
     }
+
+    /// Whether the connection to the lease broke; rsync says 12 or passes ssh's 255 on, see rsync(1).
+    pub fn lost_connection(&self) -> bool {
+        let answer = match self {
+            Self::Compare { source, .. }
+            | Self::FinalizeCall { source, .. }
+            | Self::Direct {
+                source: DirectError::Call { source },
+                ..
+            } => source,
+            Self::Rsync {
+                source: RsyncError::Failed { code, .. },
+                ..
+            } => return matches!(*code, 12 | 255),
+            _ => return false,
+        };
+        matches!(answer, AgentError::Connection { .. })
+    }
 }
 
 /// A sync whose far side has begun to look at what it has; this side may look at its own tree meanwhile.

@@ -188,7 +188,7 @@ impl Run<'_> {
             } else {
                 self.look()?
             };
-            self.sync(&target, &destination, look, summary)?;
+            self.sync(lease, &target, &destination, look, summary)?;
             summary.stage = None;
         } else {
             run::make_workdir(&target, &workdir)?;
@@ -237,6 +237,7 @@ impl Run<'_> {
 
     fn sync(
         &self,
+        lease: &Lease,
         target: &Target,
         destination: &run::Destination,
         look: JoinHandle<Looked>,
@@ -273,6 +274,15 @@ impl Run<'_> {
         let progress = SyncProgress::new(self.ctx.printer);
         let done = run::sync(begun, &load, &progress);
         progress.finish(done.is_ok());
+        if let Err(error) = &done
+            && error.lost_connection()
+            && self.went_down(lease)
+        {
+            summary.down = true;
+            self.ctx
+                .printer
+                .warn("the machine of the lease went down while files were sent");
+        }
         let done = done?;
         stage.end(true);
         let took = started.elapsed();

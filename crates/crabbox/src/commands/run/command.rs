@@ -156,7 +156,7 @@ impl Run<'_> {
     }
 
     /// Whether the connection broke because the machine went down. A guest that turns itself off ends its connections first.
-    fn went_down(&self, lease: &Lease) -> bool {
+    pub(super) fn went_down(&self, lease: &Lease) -> bool {
         let down = || match self.provider.is_down(lease) {
             Some(false) => None,
             told => Some(told.is_some()),
