@@ -17,6 +17,9 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+/// How often a name is looked up anew because something was renamed meanwhile.
+const OPEN_ATTEMPTS: u32 = 10_000;
+
 /// The tree.
 #[derive(Debug)]
 pub(crate) struct Tree {
@@ -85,13 +88,20 @@ impl Tree {
         } else {
             path
         };
-        openat2(
-            &self.root,
-            path,
-            OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-        )
+        self.look_up(path, OFlags::DIRECTORY | OFlags::CLOEXEC)
+    }
+
+    /// Opens `path` as the guest would. Where a `..` is on the way and anything on this machine is renamed or mounted at that
+    /// moment, the kernel cannot be sure that the way stays inside, and asks to be asked again (openat2(2)).
+    fn look_up(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        for _ in 0..OPEN_ATTEMPTS {
+            match openat2(&self.root, path, flags, Mode::empty(), resolve) {
+                Err(Errno::AGAIN | Errno::INTR) => std::thread::yield_now(),
+                opened => return opened,
+            }
+        }
+        Err(Errno::AGAIN)
     }
 
     /// The same, made with what is missing above it.
@@ -182,14 +192,7 @@ impl Tree {
 
     /// Opens the regular file `path` as the guest would; `None` when there is none.
     pub(crate) fn file(&self, path: &Path) -> io::Result<Option<File>> {
-        let opened = openat2(
-            &self.root,
-            path,
-            OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC,
-            Mode::empty(),
-            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-        );
-        match opened {
+        match self.look_up(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC) {
             Ok(fd) => {
                 let file = File::from(fd);
                 Ok(file.metadata()?.is_file().then_some(file))
@@ -249,5 +252,41 @@ fn times(facts: &Facts) -> Timestamps {
     Timestamps {
         last_access: at,
         last_modification: at,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_way_through_dots_is_found_while_things_are_renamed() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = Tree::create(&dir.path().join("root")).unwrap();
+        let root = dir.path().join("root");
+        std::fs::create_dir_all(root.join("usr/lib")).unwrap();
+        std::fs::create_dir_all(root.join("etc")).unwrap();
+        std::fs::write(root.join("usr/lib/os-release"), "ID=x").unwrap();
+        std::os::unix::fs::symlink("../usr/lib/os-release", root.join("etc/os-release")).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                let (one, other) = (dir.path().join("one"), dir.path().join("other"));
+                std::fs::create_dir(&one).unwrap();
+                while !done.load(Ordering::Relaxed) {
+                    std::fs::rename(&one, &other).unwrap();
+                    std::fs::rename(&other, &one).unwrap();
+                }
+            });
+            let looks: Vec<_> = (0..20_000)
+                .map(|_| Ok::<_, io::Error>(tree.file(Path::new("etc/os-release"))?.is_some()))
+                .collect();
+            done.store(true, Ordering::Relaxed);
+            for look in looks {
+                assert!(look.unwrap());
+            }
+        });
     }
 }
