@@ -313,7 +313,11 @@ impl Seen {
 fn ask_about<'p>(root: &Path, paths: impl Iterator<Item = &'p [u8]>) -> Option<Status> {
     let asked = git(root)
         .args(["--literal-pathspecs", "status", "--porcelain=v2", "-z"])
-        .args(["--untracked-files=all", "--no-renames", "--ignore-submodules=all"])
+        .args([
+            "--untracked-files=all",
+            "--no-renames",
+            "--ignore-submodules=dirty",
+        ])
         .arg("--")
         .args(paths.map(OsStr::from_bytes))
         .capture()

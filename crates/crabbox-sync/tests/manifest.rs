@@ -140,6 +140,12 @@ fn a_submodule_is_synced_and_git_in_the_lease_finds_nothing_to_say_of_it() {
     let world = World::new();
     world.local(&[REPO, "mkdir -p sub/dir; echo 1 > sub/dir/a; echo 2 > sub/b; repo sub; link . sub; echo top > top; git add top; git commit -qm x; echo 3 > sub/new"].concat());
     world.sync();
+    world.local("mkdir new; echo 5 > new/x; repo() { git init -q --template= $1; git -C $1 add -A; git -C $1 -c user.name=t -c user.email=t@t commit -qm x; }; repo new; \
+        git -c advice.addEmbeddedRepo=false add new; git ls-files --stage > ../here");
+    world.sync();
+    world.guest("git ls-files --stage | cmp - ../../../here; test $(cat new/x) = 5; test \"$(git status --porcelain)\" = 'A  new'");
+    world.local("git rm -qf --cached new; rm -rf new");
+    world.sync();
     world.guest("test -z \"$(git status --porcelain)\"; test \"$(cat sub/dir/a sub/b sub/new)\" = \"$(printf '1\n2\n3')\"; test ! -e sub/.git");
     world.local("rm sub/dir/a; echo 4 > sub/b; git -C sub mv b c");
     world.sync();

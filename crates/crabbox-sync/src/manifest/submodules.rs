@@ -160,7 +160,7 @@ fn ask_status(root: &Path) -> Result<Status, ManifestError> {
             "-z",
             "--untracked-files=all",
             "--no-renames",
-            "--ignore-submodules=all",
+            "--ignore-submodules=dirty",
         ],
     )?;
     Status::parse(&said).map_err(unreadable(root))
