@@ -98,10 +98,16 @@ enum Bench {
         #[arg(long, hide = true)]
         inside: bool,
     },
-    /// What a sync costs over a real sshd on loopback, beside `git status` and `rsync -a`
+    /// What a sync costs over a real sshd on loopback or into a microVM, beside `git status` and `rsync -a`
     Sync {
+        /// Into a microVM
+        #[arg(long)]
+        lease: bool,
+        /// Which lab, should this host have no working KVM
+        #[arg(long, default_value = "main")]
+        name: String,
         /// How many files
-        #[arg(long, default_value_t = 100_000)]
+        #[arg(long, default_value_t = 100_000, default_value_if("lease", "true", "3000"))]
         files: usize,
         /// How often what is short is done
         #[arg(long, default_value_t = 7)]
@@ -123,7 +129,13 @@ fn main() -> ExitCode {
         }) => bench::boot::args::main(&name, count, &with),
         Task::Bench(Bench::Boot { name, count, .. }) => bench::boot::main(&name, count),
         Task::Bench(Bench::Disk { inside }) => bench::disk::main(inside),
-        Task::Bench(Bench::Sync { files, runs }) => bench::sync::main(files, runs),
+        Task::Bench(Bench::Sync {
+            lease: true,
+            name,
+            files,
+            runs,
+        }) => bench::sync::lease::main(&name, files, runs),
+        Task::Bench(Bench::Sync { files, runs, .. }) => bench::sync::main(files, runs),
         Task::Provision { name } => provision::main(&name),
         Task::Arch => arch::main(),
         Task::Docs(arguments) => docs::main(&arguments),

@@ -3,6 +3,8 @@
 //! The whole command is timed, from the user's Enter to the prompt, on provider `ssh`. Timings never decide a test; they are
 //! printed for a person and kept in `target/bench/sync.json`.
 
+pub(crate) mod lease;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -195,14 +197,28 @@ pub(crate) fn main(files: usize, runs: usize) -> Result<ExitCode> {
         let ours = bench.sync()?;
         Ok([ours, bench.rsync(&plain, &["--exclude=/.git"])?])
     })?;
-    report(files, runs, first, again, edit)
+    report(
+        &format!("{files} files over sshd on loopback"),
+        "sync.json",
+        (files, runs),
+        first,
+        again,
+        edit,
+    )
 }
 
-fn report(files: usize, runs: usize, first: [f64; 3], again: [f64; 3], edit: [f64; 2]) -> Result<ExitCode> {
+fn report(
+    what: &str,
+    name: &str,
+    (files, runs): (usize, usize),
+    first: [f64; 3],
+    again: [f64; 3],
+    edit: [f64; 2],
+) -> Result<ExitCode> {
     let [first, whole, bare] = first;
     let [status, noop, trip] = again;
     let [edit, edit_rsync] = edit;
-    println!("{files} files over sshd on loopback, medians (first sync of 3, the others of {runs}), ms\n");
+    println!("{what}, medians (first sync of 3, the others of {runs}), ms\n");
     println!("  first sync                   {first:10.0}");
     println!(
         "  rsync -a, .git too           {whole:10.0}   first sync / that {:.2}",
@@ -229,7 +245,7 @@ fn report(files: usize, runs: usize, first: [f64; 3], again: [f64; 3], edit: [f6
         "files": files, "runs": runs, "unit": "milliseconds", "first": first, "rsyncWithGit": whole, "rsync": bare,
         "gitStatus": status, "roundTrip": trip, "nothingToBring": noop, "oneEdit": edit, "oneEditRsync": edit_rsync,
     });
-    let out = workspace::target_dir().join("bench/sync.json");
+    let out = workspace::target_dir().join("bench").join(name);
     fs::create_dir_all(workspace::target_dir().join("bench"))?;
     fs::write(&out, serde_json::to_vec_pretty(&document)?)?;
     println!("{}", out.display());

@@ -1,0 +1,59 @@
+# Syncs a tree into a microVM and prints `name microseconds` lines; $1 files, $2 runs. What fails ends it.
+set -eu
+files=$1 runs=$2
+work=$HOME/bench-sync
+ms() {
+    name=$1
+    shift
+    begun=$(date +%s%N)
+    "$@" >"$work/out" 2>&1 || { echo "$name failed: $*" >&2; cat "$work/out" >&2; exit 1; }
+    echo "$name $((($(date +%s%N) - begun) / 1000))"
+}
+end() { crabbox stop bench-sync >/dev/null 2>&1 || true; rm -rf "$work"; }
+end
+trap end EXIT
+mkdir -p "$work/tree"
+cd "$work/tree"
+for number in $(seq 0 $((files - 1))); do
+    dir=d$((number / 100))
+    [ $((number % 100)) != 0 ] || mkdir "$dir"
+    for line in 1 2 3 4 5 6 7 8 9 10; do
+        echo "line $line of file $number, which is like no other"
+    done >"$dir/f$number.txt"
+done
+git init -q -b main
+git config gc.auto 0
+git config maintenance.auto false
+git add -A
+git commit -qm one
+git gc -q
+crabbox warmup --provider firecracker --firecracker-cpus 1 --firecracker-memory-mib 256 --slug bench-sync >"$work/out" 2>&1
+# A shell for rsync, on one connection, as crabbox has it; the first word is the host, which is in the command already.
+printf '#!/bin/sh\nshift\nexec %s -o ControlMaster=auto -o ControlPersist=10m -o ControlPath=%s "$@"\n' \
+    "$(crabbox ssh bench-sync)" "$work/master" >"$work/rsh"
+chmod +x "$work/rsh"
+there() { "$work/rsh" lease "$@"; }
+sync() { crabbox run --id bench-sync --sync-only; }
+rsync_a() { rsync -a -e "$work/rsh" "$@" ./ lease:/tmp/plain/; }
+there true >"$work/out" 2>&1
+for _ in 1 2 3; do
+    there 'find /work/crabbox/cbx_* -mindepth 1 -delete; rm -rf /tmp/plain'
+    ms first sync
+    ms whole rsync_a
+    there 'rm -rf /tmp/plain'
+    ms bare rsync_a --exclude=/.git
+done
+# Until nothing here was touched a moment ago.
+sleep 1
+sync >"$work/out" 2>&1
+for _ in $(seq "$runs"); do
+    ms status git status --porcelain
+    ms noop sync
+    ms trip there true
+done
+for number in $(seq "$runs"); do
+    echo "edit $number" >d0/f0.txt
+    sleep 0.3
+    ms edit sync
+    ms edit_rsync rsync_a --exclude=/.git
+done
