@@ -1,7 +1,8 @@
-//! Crash points for tests: a process can be told to die, as by `kill -9`, exactly at one journal entry.
+//! Crash points for tests: a process can be told to die, as by `kill -9`, or to stand still, exactly at one journal entry.
 //!
 //! A point is spelled `<process>:<step>:<phase>`, for example `supervisor:attach:begun`; phases are `begun` (the intent is
-//! written, the effect is not there) and `done` (the effect is there and marked). Nothing else may use this module, and an
+//! written, the effect is not there) and `done` (the effect is there and marked). With `:wait` behind it the process stops
+//! there until it gets SIGCONT. Nothing else may use this module, and an
 //! unarmed one must cost no more than a comparison.
 
 use std::fmt;
@@ -36,7 +37,7 @@ impl fmt::Display for Phase {
     }
 }
 
-/// Dies here if `armed` names this point.
+/// Dies or stops here if `armed` names this point.
 pub fn hit(armed: &str, who: Who, step: &str, phase: Phase) {
     if armed.is_empty() {
         return;
@@ -45,7 +46,9 @@ pub fn hit(armed: &str, who: Who, step: &str, phase: Phase) {
         Who::Cli => "cli",
         Who::Supervisor => "supervisor",
     };
-    if armed == format!("{who}:{step}:{phase}") {
-        crabbox_host::process::kill_self();
+    match armed.strip_prefix(&format!("{who}:{step}:{phase}")) {
+        Some("") => crabbox_host::process::kill_self(),
+        Some(":wait") => crabbox_host::process::stop_self(),
+        _ => {}
     }
 }

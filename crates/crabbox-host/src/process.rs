@@ -89,6 +89,12 @@ pub fn kill_self() {
     rustix::process::kill_process(rustix::process::getpid(), Signal::KILL).ok();
 }
 
+/// Stops this very process until somebody has it go on. For crash tests.
+pub fn stop_self() {
+    // As above.
+    rustix::process::kill_process(rustix::process::getpid(), Signal::STOP).ok();
+}
+
 /// The identity of one process: no other process, now or after a reboot, has the same.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ProcessId {
