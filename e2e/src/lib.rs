@@ -239,6 +239,20 @@ impl Host {
         done
     }
 
+    /// Starts a warmup with `options`, runs the shell words `kill` while its supervisor stands still at `point` (`step:phase`), and has
+    /// whoever is left go on, more than once: a machine that died is made anew, and comes to the same step.
+    #[track_caller]
+    pub fn kill_at(&self, point: &str, options: &str, kill: &str) {
+        let stands = "pgrep -r T -f '[_]_supervise' >/dev/null";
+        let done = self.sh(&format!(
+            "CRABBOX_TEST_FAILPOINT=supervisor:{point}:wait crabbox warmup {options} --slug killed >/dev/null 2>&1 & cli=$!; \
+             for i in $(seq 600); do {stands} && break; sleep 0.1; done; {stands} || {{ kill -9 $cli; exit 99; }}; \
+             {kill}; pkill -CONT -f '[_]_supervise'; \
+             (while sleep 0.1; do pkill -CONT -f '[_]_supervise'; done) & on=$!; wait $cli; kill $on"
+        ));
+        drop(done.exits(0));
+    }
+
     /// Leases a small machine under `slug`, for the repository at `dir`.
     #[track_caller]
     pub fn warmup(&self, dir: &str, slug: &str, more: &str) -> Done {

@@ -86,10 +86,8 @@ fn a_killed_command_line_is_cleaned_up_after_by_its_supervisor() {
     let host = Host::find();
     let _alone = host.alone();
     let before = host.residue();
-    for delay in ["0.3", "1.0", "2.5"] {
-        drop(host.sh(&format!(
-            "crabbox warmup {SMALL} --slug killed >/dev/null 2>&1 & pid=$!; sleep {delay}; kill -9 $pid"
-        )));
+    for point in ["key:begun", "tap:done", "vmm:done", "mapping:begun"] {
+        host.kill_at(point, SMALL, "kill -9 $cli");
         until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
         assert_nothing_left(&before, &host.residue());
     }
@@ -100,10 +98,8 @@ fn when_both_are_killed_one_cleanup_is_enough() {
     let host = Host::find();
     let _alone = host.alone();
     let before = host.residue();
-    for delay in ["0.5", "2.0"] {
-        drop(host.sh(&format!(
-            "crabbox warmup {SMALL} --slug killed >/dev/null 2>&1 & cli=$!; sleep {delay}; {KILL_BOTH}"
-        )));
+    for point in ["tap:done", "vmm:done"] {
+        host.kill_at(point, SMALL, KILL_BOTH);
         let cleaned = host.crabbox("cleanup --provider firecracker").exits(0);
         assert!(
             cleaned.stdout.contains("remove firecracker lease="),

@@ -118,8 +118,7 @@ fn a_supervisor_that_dies_at_any_step_leaves_nothing_with_built_in_networking() 
     deaths_of_the_supervisor("nat");
 }
 
-/// Starts a warmup, runs `kill` while its supervisor stands still at `step`, and has whoever is left go on, more
-/// than once: a machine that died is made anew, and comes to the same step.
+/// Runs the shell words `kill` when a warmup has come to `step`.
 #[track_caller]
 fn kill_at(host: &Host, step: &str, kill: &str) {
     // The directory is made before its journal can be, and before the step `vmm` is done there is no VMM.
@@ -128,13 +127,7 @@ fn kill_at(host: &Host, step: &str, kill: &str) {
     } else {
         "begun"
     };
-    let done = host.sh(&format!(
-        "CRABBOX_TEST_FAILPOINT=supervisor:{step}:{phase}:wait crabbox warmup {PRETEND} --slug killed >/dev/null 2>&1 & cli=$!; \
-         for i in $(seq 6000); do pgrep -r T -f '[_]_supervise' >/dev/null && break; sleep 0.005; done; \
-         pgrep -r T -f '[_]_supervise' >/dev/null || exit 99; \
-         {kill}; pkill -CONT -f '[_]_supervise'; (while sleep 0.1; do pkill -CONT -f '[_]_supervise'; done) & on=$!; wait $cli; kill $on"
-    ));
-    drop(done.exits(0));
+    host.kill_at(&format!("{step}:{phase}"), PRETEND, kill);
 }
 
 #[test]

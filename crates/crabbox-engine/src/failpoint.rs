@@ -2,8 +2,7 @@
 //!
 //! A point is spelled `<process>:<step>:<phase>`, for example `supervisor:attach:begun`; phases are `begun` (the intent is
 //! written, the effect is not there) and `done` (the effect is there and marked). With `:wait` behind it the process stops
-//! there until it gets SIGCONT. Nothing else may use this module, and an
-//! unarmed one must cost no more than a comparison.
+//! there until it gets SIGCONT. Nothing else may use this module, and an unarmed one must cost no more than a comparison.
 
 use std::fmt;
 

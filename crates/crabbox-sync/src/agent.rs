@@ -30,9 +30,10 @@ const PROGRAM: &str = concat!(
 /// What runs in the lease. The shell alone answers "same": `stat` over the lists of the last sync, several at a time, must
 /// give what the agent wrote down (whatever changes a file or its name changes the ctime or the inode), and the fingerprint
 /// that comes over standard input must be the one of that sync. The looking goes on while this side still looks at its own
-/// tree. A path that is gone has no line, so that lines in the order of the list need no name; and `xargs` hands out
-/// as much at once as the system takes, or less where it takes less. Otherwise python reads the program from standard input and goes into it, and is told whether the tree was kept as
-/// it was. One line, no single quotes and no `!`, so that every login shell passes it on.
+/// tree. A path that is gone has no line, so that lines in the order of the list need no name; and `xargs` hands out a
+/// megabyte of names at once, or what the system takes. Otherwise python reads the program from standard input and goes
+/// into it, and is told whether the tree was kept as it was. One line, no single quotes and no `!`, so that every login shell
+/// passes it on.
 const BOOTSTRAP: &str = concat!(
     r#"s=-; h=; f=-; k=-; [ "$3" = trust ] && cd "$1" 2>/dev/null && read -r f s <"$2/stamp" && h=$({ "#,
     r#"for p in "$2"/paths.*; do [ -e "$p" ] && xargs -0 -s 1000000 stat --printf "%.9Z %i\0" -- <"$p" | sha256sum & done; "#,

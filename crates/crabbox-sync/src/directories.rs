@@ -30,8 +30,8 @@ pub fn directories(manifest: &Manifest, scope: &Scope) -> Result<BTreeSet<PathBu
         }
     }
     let filter = Filter::new(&scope.exclude, &crate::manifest::read_ignore_file(root)?, &[]);
-    for repo in manifest.submodules.iter().map(Vec::as_slice).chain([&b""[..]]) {
-        let dir = root.join(OsStr::from_bytes(repo));
+    for prefix in manifest.prefixes() {
+        let dir = root.join(OsStr::from_bytes(prefix.strip_suffix(b"/").unwrap_or_default()));
         let listed = git(&dir)
             .args(["ls-files", "--others", "--exclude-standard", "--directory", "-z"])
             .capture()
@@ -40,11 +40,6 @@ pub fn directories(manifest: &Manifest, scope: &Scope) -> Result<BTreeSet<PathBu
                 source,
             })?;
         found.insert(dir);
-        let prefix = if repo.is_empty() {
-            Vec::new()
-        } else {
-            [repo, b"/"].concat()
-        };
         for path in listed.stdout.split(|byte| *byte == 0) {
             if let Some(below) = path.strip_suffix(b"/") {
                 walk(root, &[&prefix, below].concat(), &filter, &mut found);

@@ -252,17 +252,19 @@ pub fn apart_lines(manifest: &Manifest) -> Vec<String> {
     let kinds = [
         (
             &manifest.absent,
-            "submodules are not checked out (git submodule update --init)",
+            "submodules that are not checked out",
+            "bring them with `git submodule update --init`",
         ),
         (
             &manifest.nested,
-            "repositories inside this one are no submodules of it (git submodule add)",
+            "repositories inside this one",
+            "make them submodules",
         ),
     ];
-    let told = kinds.into_iter().filter(|(paths, _)| !paths.is_empty());
-    told.map(|(paths, what)| {
+    let told = kinds.into_iter().filter(|(paths, ..)| !paths.is_empty());
+    told.map(|(paths, what, mend)| {
         let named = some(paths, |path| crate::entry::show(path));
-        format!("warning: not synced: {} {what}: {named}", paths.len())
+        format!("warning: {what} are not synced: {named}; {mend}, or leave them out with sync.exclude")
     })
     .collect()
 }

@@ -131,6 +131,16 @@ pub enum ManifestError {
         /// The root.
         root: PathBuf,
     },
+    /// A submodule is there, and git cannot work in it.
+    #[error(
+        "the submodule {path} cannot be listed: {said}; mend it with `git submodule update --init`, or leave it out with sync.exclude"
+    )]
+    Submodule {
+        /// Its path.
+        path: String,
+        /// The first line that git said.
+        said: String,
+    },
     /// git's answer is not in its documented format.
     #[error("git in {} printed a file list that crabbox cannot read: {line}", root.display())]
     Unreadable {
@@ -224,11 +234,25 @@ impl Manifest {
         // Before the first look at a file: whatever is touched later than this is not trusted to stay as it was seen.
         let scan = Scan::start(root)?;
         let mut tree = submodules::ask(&scan, &filter, b"")?;
-        let modules = submodules::add(&mut tree, &scan, &filter, scope, &ignore_file)?;
+        let excluded = Filter::new(&scope.exclude, &ignore_file, &[]);
+        let modules = submodules::add(&mut tree, &scan, &filter, &excluded)?;
+        // What is left out on purpose is not worth a word.
+        tree.status
+            .nested
+            .retain(|path| excluded.judge(path, false) != Verdict::Drop);
         let Tree { index, looks, status } = tree;
         Draft::new(scan, filter)
             .fill(&index, looks, &status)?
             .finish(repo, modules, status)
+    }
+
+    /// What the paths of each repository of the tree begin with: those of submodules, which end in a slash, the deeper before the
+    /// one around it; at last nothing, for the root.
+    pub(crate) fn prefixes(&self) -> impl Iterator<Item = Vec<u8>> {
+        let submodules = self.submodules.iter().rev();
+        submodules
+            .map(|path| [path, &b"/"[..]].concat())
+            .chain([Vec::new()])
     }
 
     /// All files in scope.

@@ -251,6 +251,7 @@ impl Seen {
             entries: self.entries,
             deleted: self.deleted,
             protected_tracked: self.protected_tracked,
+            // With one it is never whole, and not believed.
             submodules: Vec::new(),
             absent: self.absent,
             nested: self.nested,

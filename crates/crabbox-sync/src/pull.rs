@@ -5,8 +5,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use crabbox_ssh::quote;
 
@@ -81,6 +82,14 @@ pub enum PullError {
         /// The record that does not parse.
         record: String,
     },
+    /// git does not say what it ignores.
+    #[error("git check-ignore in {} failed: {said}", root.display())]
+    Rules {
+        /// The repository.
+        root: PathBuf,
+        /// The first line that it said.
+        said: String,
+    },
     /// The tree here could not be listed.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -112,8 +121,8 @@ pub fn plan(manifest: &Manifest, scope: &Scope, list: &[u8], only: &[String]) ->
             plan.skipped.push(left("not a file of this tree"));
             continue;
         }
-        let apart = manifest.absent.iter().chain(&manifest.nested);
-        if apart.into_iter().any(|repo| is_below(path, repo)) {
+        let mut apart = manifest.absent.iter().chain(&manifest.nested);
+        if apart.any(|repo| is_below(path, repo)) {
             plan.skipped
                 .push(left("in a repository of its own, which is not synced"));
             continue;
@@ -141,6 +150,9 @@ pub fn plan(manifest: &Manifest, scope: &Scope, list: &[u8], only: &[String]) ->
             (b'M', Some(entry), _) => Ok(Act::Replace(entry.clone())),
             (b'D', Some(entry), _) => Ok(Act::Remove(entry.clone())),
             (b'D', None, None) if !stands() => continue,
+            (b'N', _, None) if !is_way_free(&manifest.root, path) => {
+                Err("new in the lease, below what is no directory here")
+            }
             (b'N', _, None) if !stands() => Ok(Act::Add),
             (b'N', ..) => Err("new in the lease, and here already"),
             (b'M', None, None) => Err("changed in the lease, removed here"),
@@ -194,6 +206,14 @@ fn is_inside(path: &[u8]) -> bool {
         && parts.all(|part| matches!(part, Component::Normal(name) if !ours(name)))
 }
 
+/// Whether all that is there on the way from the root to `path` is directories.
+fn is_way_free(root: &Path, path: &[u8]) -> bool {
+    let above = Path::new(OsStr::from_bytes(path)).ancestors().skip(1);
+    above
+        .map(|dir| root.join(dir).symlink_metadata())
+        .all(|stands| stands.map_or_else(|error| error.kind() == ErrorKind::NotFound, |meta| meta.is_dir()))
+}
+
 fn is_wanted(path: &[u8], only: &[String]) -> bool {
     only.is_empty()
         || only.iter().any(|wanted| {
@@ -209,62 +229,53 @@ fn is_below(path: &[u8], dir: &[u8]) -> bool {
 }
 
 /// New files that git here ignores are nobody's work. Each repository has its own rules.
-fn drop_ignored(manifest: &Manifest, plan: &mut Plan) -> Result<(), ManifestError> {
-    // Deepest first, and at last the root, which holds all.
-    let repos = manifest
-        .submodules
-        .iter()
-        .rev()
-        .map(Vec::as_slice)
-        .chain([&b""[..]]);
-    let mut ignored = HashSet::new();
+fn drop_ignored(manifest: &Manifest, plan: &mut Plan) -> Result<(), PullError> {
     let mut new: Vec<&[u8]> = plan
         .changes
         .iter()
         .filter(|change| change.act == Act::Add)
         .map(|change| change.path.as_slice())
         .collect();
-    for repo in repos {
-        let (inside, others): (Vec<&[u8]>, Vec<&[u8]>) = new
-            .into_iter()
-            .partition(|path| repo.is_empty() || is_below(path, repo));
+    let mut ignored = HashSet::new();
+    for prefix in manifest.prefixes() {
+        let (inside, others): (Vec<_>, Vec<_>) = new.into_iter().partition(|path| path.starts_with(&prefix));
         new = others;
-        if inside.is_empty() {
-            continue;
+        if !inside.is_empty() {
+            ignored.extend(ask_ignored(&manifest.root, &prefix, &inside)?);
         }
-        let prefix = if repo.is_empty() {
-            Vec::new()
-        } else {
-            [repo, b"/"].concat()
-        };
-        let dir = manifest.root.join(OsStr::from_bytes(repo));
-        let names = inside
-            .iter()
-            .flat_map(|path| [path.strip_prefix(&prefix[..]).unwrap_or(path), b"\0"].concat());
-        let said = git(&dir)
-            .args(["check-ignore", "-z", "--stdin"])
-            .stdin(names.collect::<Vec<u8>>())
-            .capture()
-            .map_err(|source| ManifestError::Git {
-                root: dir.clone(),
-                source,
-            })?;
-        // One says that none is ignored: git-check-ignore(1).
-        if !matches!(said.status.code(), Some(0 | 1)) {
-            return Err(ManifestError::GitRefused {
-                root: dir,
-                said: first_line(&said.stderr_text()),
-            });
-        }
-        let paths = said
-            .stdout
-            .split(|byte| *byte == 0)
-            .filter(|path| !path.is_empty());
-        ignored.extend(paths.map(|path| [&prefix, path].concat()));
     }
     plan.changes
         .retain(|change| change.act != Act::Add || !ignored.contains(&change.path));
     Ok(())
+}
+
+/// Which of `paths`, all of the repository at `prefix`, git ignores there.
+fn ask_ignored(root: &Path, prefix: &[u8], paths: &[&[u8]]) -> Result<Vec<Vec<u8>>, PullError> {
+    let dir = root.join(OsStr::from_bytes(prefix));
+    let names: Vec<u8> = paths
+        .iter()
+        .flat_map(|path| [&path[prefix.len()..], b"\0"].concat())
+        .collect();
+    let said = git(&dir)
+        .args(["check-ignore", "-z", "--stdin"])
+        .stdin(names)
+        .capture()
+        .map_err(|source| ManifestError::Git {
+            root: dir.clone(),
+            source,
+        })?;
+    // One says that none is ignored: git-check-ignore(1).
+    if !matches!(said.status.code(), Some(0 | 1)) {
+        return Err(PullError::Rules {
+            root: dir,
+            said: first_line(&said.stderr_text()),
+        });
+    }
+    let ignored = said
+        .stdout
+        .split(|byte| *byte == 0)
+        .filter(|path| !path.is_empty());
+    Ok(ignored.map(|path| [prefix, path].concat()).collect())
 }
 
 #[cfg(test)]

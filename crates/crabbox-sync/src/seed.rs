@@ -293,6 +293,35 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_pack_that_nobody_wants_any_more_leaves_no_git_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = "git init -q --template= .; head -c 2000000 /dev/urandom > big; git add big; git -c user.name=t -c user.email=t@t commit -qm x";
+        Cmd::new("sh")
+            .args(["-ec", script])
+            .cwd(dir.path())
+            .run()
+            .unwrap();
+        let repo = crate::repo::Repo::discover(dir.path()).unwrap();
+        let manifest = Manifest::build(&repo, &crate::manifest::Scope::default()).unwrap();
+        let packers = || {
+            let processes = std::fs::read_dir("/proc").unwrap().flatten();
+            let lines = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
+            let here = repo.root.to_str().unwrap();
+            let ours = lines.filter(|line| String::from_utf8_lossy(line).contains(here));
+            ours.filter(|line| String::from_utf8_lossy(line).contains("pack-objects"))
+                .count()
+        };
+        let seed = Seed::of(&manifest);
+        // A pipe holds less than the pack, so that git waits.
+        let begun = seed.pack(&manifest, "").begun().unwrap();
+        assert_eq!(packers(), 1);
+        drop(begun);
+        assert_eq!(packers(), 0);
+        drop(seed.pack(&manifest, ""));
+        assert_eq!(packers(), 0);
+    }
+
+    #[test]
     fn an_origin_with_a_secret_is_known() {
         for secret in [
             "https://me:token@h.invalid/x",

@@ -10,6 +10,7 @@
 
 mod world;
 
+use crabbox_sync::directories::directories;
 use crabbox_sync::guardrail::{Limits, apart_lines, candidate_line, judge};
 use crabbox_sync::manifest::{Manifest, ManifestError, Scope};
 use crabbox_sync::plan::SyncPlan;
@@ -108,31 +109,33 @@ fn the_files_of_submodules_are_in_it_by_the_rules_of_each_and_those_of_other_rep
     assert_eq!(
         apart_lines(&manifest),
         [
-            "warning: not synced: 1 submodules are not checked out (git submodule update --init): absent",
-            "warning: not synced: 1 repositories inside this one are no submodules of it (git submodule add): nested"
+            "warning: submodules that are not checked out are not synced: absent; bring them with `git submodule update --init`, or leave them out with sync.exclude",
+            "warning: repositories inside this one are not synced: nested; make them submodules, or leave them out with sync.exclude"
         ]
     );
-    // One that is excluded is not even asked.
     world.local("echo gitdir: /nonexistent/crabbox > sub/deep/.git.new; rm -rf sub/deep/.git; mv sub/deep/.git.new sub/deep/.git");
     let error = build(&world, &scope).unwrap_err().to_string();
     assert!(
-        error.contains("sub/deep failed: fatal: not a git repository"),
+        error.starts_with("the submodule sub/deep cannot be listed: fatal: not a git repository"),
         "{error}"
     );
+    // One that is excluded is not even asked, and nothing is said of it.
     let scope = Scope {
-        exclude: vec!["/sub/".to_owned()],
+        exclude: ["/sub/", "/nested/", "/absent/"].map(str::to_owned).to_vec(),
         include: Vec::new(),
     };
-    assert_eq!(
-        names(&build(&world, &scope).unwrap()),
-        ["elsewhere", "stranger", "top.o"]
-    );
+    let manifest = build(&world, &scope).unwrap();
+    assert_eq!(names(&manifest), ["elsewhere", "stranger", "top.o"]);
+    assert!(apart_lines(&manifest).is_empty(), "{:?}", apart_lines(&manifest));
+    // With a `.git` that is none git would tell of the repository around it.
+    world.local("rm -rf sub/deep/.git; mkdir sub/deep/.git");
     let scope = Scope {
         exclude: Vec::new(),
         include: vec!["sub/new".to_owned()],
     };
-    world.local("rm -rf sub/deep/.git; mkdir sub/deep/.git");
-    assert_eq!(names(&build(&world, &scope).unwrap()), ["sub/new"]);
+    let manifest = build(&world, &scope).unwrap();
+    assert_eq!(names(&manifest), ["sub/new"]);
+    assert_eq!(manifest.absent, [b"absent".to_vec(), b"sub/deep".to_vec()]);
 }
 
 #[test]
@@ -155,6 +158,10 @@ fn a_submodule_is_synced_and_git_in_the_lease_finds_nothing_to_say_of_it() {
     settle();
     world.sync();
     assert!(world.sync().skipped);
+    // A directory in which a file could appear counts, in a submodule too.
+    world.local("mkdir sub/hollow");
+    let dirs = directories(&world.manifest(), &Scope::default()).unwrap();
+    assert!(dirs.contains(&world.source().join("sub/hollow")), "{dirs:?}");
     // Another commit of a submodule is another tree.
     world.local("git -C sub stash -qu");
     world.sync();

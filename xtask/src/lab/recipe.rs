@@ -16,7 +16,7 @@ pub(super) const KERNEL_META_PACKAGE: &str = "linux-image-cloud-amd64";
 pub(super) const DISK_BYTES: u64 = 8 << 30;
 
 /// Packages of this machine that build and run a lab.
-pub(crate) const TOOLS: &[&str] = &[
+pub(super) const TOOLS: &[&str] = &[
     "qemu-system-x86",
     "qemu-utils",
     "mmdebstrap",
@@ -29,7 +29,7 @@ pub(crate) const TOOLS: &[&str] = &[
 ];
 
 /// What the tests call that the lab's tools do not bring: servers to speak to, plugins, rules and disks to look at.
-pub(crate) const TEST_TOOLS: &[&str] = &[
+pub(super) const TEST_TOOLS: &[&str] = &[
     "containernetworking-plugins",
     "git",
     "iproute2",

@@ -36,9 +36,10 @@ def run_git(*args, feed=None):
 
     env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     env["LC_ALL"] = "C"
+    fed = {"input": feed} if isinstance(feed, bytes) else {"stdin": feed or subprocess.DEVNULL}  # bytes, or an open file
     done = subprocess.run(
         ["git", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "gc.auto=0", *args],
-        capture_output=True, env=env, **({"input": feed} if isinstance(feed, bytes) else {"stdin": feed or subprocess.DEVNULL}),
+        capture_output=True, env=env, **fed,
     )
     return done.returncode, done.stdout, done.stderr.decode("utf-8", "replace").strip()
 
@@ -58,15 +59,18 @@ def frames():
         yield source.read(size)
 
 
-def seeded(meanwhile):
-    """Takes a pack and makes .git say what the local repository says; leaves files of the working tree alone. `meanwhile` is
-    called when all has come and git is about to be waited for."""
+def take_seed():
+    """The file that a pack was written to, and the staged changes."""
     pack = meta + b"/tmp/seed.pack"
-    staged = source.read(int(source.readline()))
+    staged = counted()
     with open(pack, "wb") as file:
         for frame in frames():
             file.write(frame)
-    meanwhile()
+    return pack, staged
+
+
+def seeded(pack, staged):
+    """Makes .git say what the local repository says; leaves files of the working tree alone."""
     try:
         apply_seed(pack, staged)
         answer(state="seeded")

@@ -251,16 +251,18 @@ def main():
         answer(state="stale", stale=sync.stale, seed=seed)
     else:
         return answer(state="done", unsettled=finalize(sync, sync.lay()))
-    laying = []
+    laying = None
     for line in source:
         step = line.strip()
         if step == b"files":
             receive(sync.rows)
             answer(state="received")
         elif step == b"seed":
-            seeded(lambda: laying.append(Laying(sync)))
+            taken = take_seed()
+            laying = Laying(sync)
+            seeded(*taken)
         elif step == b"finalize":
-            laid = laying[0].done() if laying else sync.lay()
+            laid = laying.done() if laying else sync.lay()
             return answer(state="done", unsettled=finalize(sync, laid))
 
 

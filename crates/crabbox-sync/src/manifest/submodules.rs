@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use crabbox_host::command::CAPTURE_LIMIT;
 
-use super::{ManifestError, Scope};
-use crate::entry::{Entry, Scan};
+use super::ManifestError;
+use crate::entry::{Entry, Scan, show};
 use crate::filter::{Filter, Verdict};
 use crate::git::{first_line, git};
 use crate::listing::{Index, Status, Tracked};
@@ -54,21 +54,19 @@ pub(super) fn ask(scan: &Scan, filter: &Filter, prefix: &[u8]) -> Result<Tree, M
     })
 }
 
-/// Adds the files of the submodules of `tree`, and of theirs.
+/// Adds the files of the submodules of `tree`, and of theirs. What `excluded` drops is not even looked at; it knows nothing of
+/// `sync.include`, which may name what lies deeper.
 pub(super) fn add(
     tree: &mut Tree,
     scan: &Scan,
     filter: &Filter,
-    scope: &Scope,
-    ignore_file: &[u8],
+    excluded: &Filter,
 ) -> Result<Submodules, ManifestError> {
     let mut found = Submodules::default();
     let mut waiting = std::mem::take(&mut tree.index.gitlinks);
     if waiting.is_empty() {
         return Ok(found);
     }
-    // What is to be included may lie deeper; what is excluded is not even looked at.
-    let excluded = Filter::new(&scope.exclude, ignore_file, &[]);
     while let Some(path) = waiting.pop() {
         if excluded.judge(&path, true) == Verdict::Drop {
             continue;
@@ -114,7 +112,15 @@ fn is_checked_out(scan: &Scan, path: &[u8]) -> Result<bool, ManifestError> {
     if !scan.eye().is_own_dir(path) || dir.join(".git").symlink_metadata().is_err() {
         return Ok(false);
     }
-    let mut top = ask_git(&dir, &["rev-parse", "--show-toplevel"])?;
+    let mut top = match ask_git(&dir, &["rev-parse", "--show-toplevel"]) {
+        Err(ManifestError::GitRefused { said, .. }) => {
+            return Err(ManifestError::Submodule {
+                path: show(path),
+                said,
+            });
+        }
+        other => other?,
+    };
     top.pop();
     let top = PathBuf::from(OsStr::from_bytes(&top));
     // With a `.git` that is none git goes on to look above it.

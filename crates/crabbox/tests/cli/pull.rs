@@ -55,7 +55,7 @@ fn what_changed_in_a_submodule_comes_back_by_its_own_rules_and_other_repositorie
     assert_eq!(done.code, 0, "{}", done.err);
     assert!(
         done.err
-            .contains("1 repositories inside this one are no submodules of it (git submodule add): nested"),
+            .contains("warning: repositories inside this one are not synced: nested;"),
         "{}",
         done.err
     );
@@ -158,7 +158,7 @@ fn what_changed_there_comes_back_and_what_git_lacks_is_kept() {
 fn local_work_is_never_written_over() {
     let (lease, there) = synced();
     let repo = |name: &str| lease.place.path("repo").join(name);
-    let script = "echo theirs > both; echo theirs > mine; echo theirs > fresh; rm gone; echo theirs > clean; echo theirs > d/exe";
+    let script = "echo theirs > both; echo theirs > mine; echo theirs > fresh; rm gone; echo theirs > clean; echo theirs > d/exe; echo theirs > d/new";
     Cmd::new("sh").args(["-ec", script]).cwd(&there).run().unwrap();
     fs::write(repo("both"), "ours\n").unwrap();
     fs::remove_file(repo("mine")).unwrap();
@@ -176,7 +176,8 @@ fn local_work_is_never_written_over() {
         "conflict: fresh: new in the lease, and here already",
         "conflict: gone: removed in the lease, changed here",
         "conflict: d/exe: changed in the lease, removed here",
-        "5 file(s) changed on both sides; nothing was brought",
+        "conflict: d/new: new in the lease, below what is no directory here",
+        "6 file(s) changed on both sides; nothing was brought",
     ] {
         assert!(
             refused.err.lines().any(|said| said == line),

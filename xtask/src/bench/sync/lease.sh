@@ -1,4 +1,5 @@
-# Syncs a tree into a microVM and prints `name microseconds` lines; $1 files, $2 runs. What fails ends it.
+# Syncs a tree into a microVM and prints `name microseconds` lines; $1 files, $2 runs. What fails ends it. The home directory is one
+# that xtask made, in the lab or below `target/`.
 set -eu
 files=$1 runs=$2
 work=$HOME/bench-sync
@@ -9,7 +10,12 @@ ms() {
     "$@" >"$work/out" 2>&1 || { echo "$name failed: $*" >&2; cat "$work/out" >&2; exit 1; }
     echo "$name $((($(date +%s%N) - begun) / 1000))"
 }
-end() { crabbox stop bench-sync >/dev/null 2>&1 || true; rm -rf "$work"; }
+quiet() { "$@" >"$work/out" 2>&1 || { cat "$work/out" >&2; exit 1; }; }
+end() {
+    [ ! -e "$work/rsh" ] || "$work/rsh" lease -O exit >/dev/null 2>&1 || true
+    crabbox stop bench-sync >/dev/null 2>&1 || true
+    rm -rf "$work"
+}
 end
 trap end EXIT
 mkdir -p "$work/tree"
@@ -27,7 +33,7 @@ git config maintenance.auto false
 git add -A
 git commit -qm one
 git gc -q
-crabbox warmup --provider firecracker --firecracker-cpus 1 --firecracker-memory-mib 256 --slug bench-sync >"$work/out" 2>&1
+quiet crabbox warmup --provider firecracker --firecracker-cpus 1 --firecracker-memory-mib 256 --slug bench-sync
 # A shell for rsync, on one connection, as crabbox has it; the first word is the host, which is in the command already.
 printf '#!/bin/sh\nshift\nexec %s -o ControlMaster=auto -o ControlPersist=10m -o ControlPath=%s "$@"\n' \
     "$(crabbox ssh bench-sync)" "$work/master" >"$work/rsh"
@@ -35,7 +41,7 @@ chmod +x "$work/rsh"
 there() { "$work/rsh" lease "$@"; }
 sync() { crabbox run --id bench-sync --sync-only; }
 rsync_a() { rsync -a -e "$work/rsh" "$@" ./ lease:/tmp/plain/; }
-there true >"$work/out" 2>&1
+quiet there true
 for _ in 1 2 3; do
     there 'find /work/crabbox/cbx_* -mindepth 1 -delete; rm -rf /tmp/plain'
     ms first sync
@@ -45,7 +51,7 @@ for _ in 1 2 3; do
 done
 # Until nothing here was touched a moment ago.
 sleep 1
-sync >"$work/out" 2>&1
+quiet sync
 for _ in $(seq "$runs"); do
     ms status git status --porcelain
     ms noop sync
