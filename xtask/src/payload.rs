@@ -94,6 +94,7 @@ pub(crate) fn development_binary() -> Result<PathBuf> {
 fn artefacts(guest: &Path) -> Result<PathBuf> {
     let dir = workspace::target_dir().join("payload");
     let bin = dir.join("bin");
+    crate::lab::packages::ensure_tools()?;
     stage("fetching firecracker", || {
         Ok(fetch::ensure_firecracker(&bin, &quiet)?)
     })?;
@@ -104,7 +105,6 @@ fn artefacts(guest: &Path) -> Result<PathBuf> {
         std::fs::read_to_string(&stamp).is_ok_and(|built| built == key) && store.get("default").is_ok();
     let current = current && cloud::NAMES.iter().all(|name| store.get(name).is_ok());
     if !current {
-        crate::lab::packages::ensure_tools()?;
         stage("building the guest image", || {
             Ok(build_debian(&BuildRecipe::debian(guest), &store, &quiet)?)
         })?;

@@ -12,6 +12,7 @@ use crabbox_engine::probe::{self, Probe};
 use crabbox_host::command::{Captured, Cmd};
 use serde_json::json;
 
+use crate::lab::packages;
 use crate::lab::{self, Lab, Options};
 use crate::payload::Payload;
 use crate::stage::stage;
@@ -55,6 +56,7 @@ pub(crate) fn choose(payload: &Payload, lab: &str) -> Result<Site> {
     };
     eprintln!("xtask: {}{remembered}", judged.verdict);
     if judged.verdict.works() && rustix::process::geteuid().is_root() {
+        packages::ensure_host_tools()?;
         return Site::here(payload);
     }
     eprintln!("xtask: leases are made in the lab, a KVM host emulated by QEMU");

@@ -290,6 +290,8 @@ fn has_credentials(url: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use crabbox_host::clock::poll_until;
+
     use super::*;
 
     #[test]
@@ -312,9 +314,10 @@ mod tests {
                 .count()
         };
         let seed = Seed::of(&manifest);
-        // A pipe holds less than the pack, so that git waits.
+        // A pipe holds less than the pack, so that git waits. A process has its new words a moment after it was started.
         let begun = seed.pack(&manifest, "").begun().unwrap();
-        assert_eq!(packers(), 1);
+        let there = || (packers() == 1).then_some(());
+        poll_until(std::time::Duration::from_secs(10), there).unwrap();
         drop(begun);
         assert_eq!(packers(), 0);
         drop(seed.pack(&manifest, ""));

@@ -26,9 +26,15 @@ pub(crate) fn ensure_tools() -> Result<()> {
     ensure(recipe::TOOLS, "the lab needs")
 }
 
-/// Makes sure that what the tests call is installed, the tools of a lab among it.
+/// Makes sure that leases can be made on this host itself.
+pub(crate) fn ensure_host_tools() -> Result<()> {
+    ensure(recipe::HOST_TOOLS, "leases on this host need")
+}
+
+/// Makes sure that what the tests call is installed, all of the above among it.
 pub(crate) fn ensure_test_tools() -> Result<()> {
-    ensure(&[recipe::TOOLS, recipe::TEST_TOOLS].concat(), "the tests need")
+    let all = [recipe::TOOLS, recipe::HOST_TOOLS, recipe::TEST_TOOLS].concat();
+    ensure(&all, "the tests need")
 }
 
 fn ensure(wanted: &[&'static str], needs: &str) -> Result<()> {

@@ -28,15 +28,14 @@ pub(super) const TOOLS: &[&str] = &[
     "rsync",
 ];
 
-/// What the tests call that the lab's tools do not bring: servers to speak to, plugins, rules and disks to look at.
+/// What a host needs on which leases are made, and looked for after them.
+pub(super) const HOST_TOOLS: &[&str] = &["git", "iproute2", "nftables", "procps"];
+
+/// What the tests call besides: a server to speak to, plugins, archives and disks to look at.
 pub(super) const TEST_TOOLS: &[&str] = &[
     "containernetworking-plugins",
-    "git",
-    "iproute2",
     "jq",
-    "nftables",
     "openssh-server",
-    "procps",
     "python3",
     "xfsprogs",
     "xz-utils",

@@ -110,7 +110,6 @@ fn build() -> Result<Brought> {
     if there && std::fs::read_to_string(&stamp).is_ok_and(|made| made == recipe) {
         return Ok(brought);
     }
-    crate::lab::packages::ensure_tools()?;
     files::remove_tree(&dir)?;
     std::fs::create_dir_all(&dir)?;
     let tree = dir.join("tree");
