@@ -1,66 +1,107 @@
 //! The directories of a working tree in which a change could change its manifest.
 //!
-//! Those of every entry, and untracked ones that are still empty; it must never look into what is ignored, which may be huge.
+//! Those of everything that is tracked, and untracked ones that are still empty; it must never look into what is ignored,
+//! which may be huge.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::filter::{Filter, Verdict};
-use crate::git::git;
-use crate::manifest::{Manifest, ManifestError, Scope};
+use crate::manifest::{Manifest, ManifestError, Scope, ask_git};
 
 /// The directories, absolute, the root among them.
 pub fn directories(manifest: &Manifest, scope: &Scope) -> Result<BTreeSet<PathBuf>, ManifestError> {
     let root = manifest.root.as_path();
-    let mut found = BTreeSet::from([root.to_owned()]);
+    let filter = Filter::new(&scope.exclude, &crate::manifest::read_ignore_file(root)?, &[]);
+    let mut search = Search {
+        root,
+        filter: &filter,
+        nested: manifest.nested.iter().map(Vec::as_slice).collect(),
+        last: Vec::new(),
+        found: BTreeSet::from([root.to_owned()]),
+    };
     for path in manifest
         .entries
         .iter()
-        .map(|entry| &entry.path)
-        .chain(&manifest.deleted)
+        .map(|entry| entry.path.as_slice())
+        .chain(manifest.deleted.iter().map(Vec::as_slice))
     {
-        let mut end = path.len();
-        while let Some(cut) = path[..end].iter().rposition(|byte| *byte == b'/') {
-            if !found.insert(root.join(OsStr::from_bytes(&path[..cut]))) {
-                break;
-            }
-            end = cut;
-        }
+        search.add_above(path, |_| true);
     }
-    let filter = Filter::new(&scope.exclude, &crate::manifest::read_ignore_file(root)?, &[]);
     for prefix in manifest.prefixes() {
         let dir = root.join(OsStr::from_bytes(prefix.strip_suffix(b"/").unwrap_or_default()));
-        let listed = git(&dir)
-            .args(["ls-files", "--others", "--exclude-standard", "--directory", "-z"])
-            .capture()
-            .map_err(|source| ManifestError::Git {
-                root: dir.clone(),
-                source,
-            })?;
-        found.insert(dir);
-        for path in listed.stdout.split(|byte| *byte == 0) {
-            if let Some(below) = path.strip_suffix(b"/") {
-                walk(root, &[&prefix, below].concat(), &filter, &mut found);
+        let listed = ask_git(
+            &dir,
+            &[
+                "ls-files",
+                "--cached",
+                "--others",
+                "--exclude-standard",
+                "--directory",
+                "-z",
+            ],
+        )?;
+        search.found.insert(dir);
+        for path in listed.split(|byte| *byte == 0).filter(|path| !path.is_empty()) {
+            let path = [&prefix, path].concat();
+            let dir = path.strip_suffix(b"/");
+            // A new file beside what is tracked is in scope even where all of that is out of scope or not there.
+            search.add_above(dir.unwrap_or(&path), |above| {
+                filter.judge(above, false) != Verdict::Drop
+            });
+            if let Some(dir) = dir {
+                search.walk(dir);
             }
         }
     }
-    Ok(found)
+    Ok(search.found)
 }
 
-fn walk(root: &Path, dir: &[u8], filter: &Filter, found: &mut BTreeSet<PathBuf>) {
-    let full = root.join(OsStr::from_bytes(dir));
-    // A repository of its own is left out of the manifest.
-    if filter.judge(dir, false) == Verdict::Drop || full.join(".git").symlink_metadata().is_ok() {
-        return;
+struct Search<'a> {
+    root: &'a Path,
+    filter: &'a Filter,
+    /// Repositories that are left out of the manifest.
+    nested: HashSet<&'a [u8]>,
+    /// The directory of the last path: neighbours come one after the other.
+    last: Vec<u8>,
+    found: BTreeSet<PathBuf>,
+}
+
+impl Search<'_> {
+    /// The directories above `path`, below the root, if they are `wanted`.
+    fn add_above(&mut self, path: &[u8], wanted: impl Fn(&[u8]) -> bool) {
+        let parent = |path: &[u8]| path.iter().rposition(|byte| *byte == b'/');
+        let mut dir = parent(path).map_or(&[][..], |cut| &path[..cut]);
+        if dir == self.last {
+            return;
+        }
+        self.last = dir.to_vec();
+        while !dir.is_empty() {
+            let full = self.root.join(OsStr::from_bytes(dir));
+            // With it are those above it.
+            if self.found.contains(&full) {
+                break;
+            }
+            if wanted(dir) {
+                self.found.insert(full);
+            }
+            dir = parent(dir).map_or(&[], |cut| &dir[..cut]);
+        }
     }
-    let Ok(inside) = full.read_dir() else { return };
-    found.insert(full.clone());
-    for entry in inside.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            let below = [dir, b"/", entry.file_name().as_bytes()].concat();
-            walk(root, &below, filter, found);
+
+    fn walk(&mut self, dir: &[u8]) {
+        if self.filter.judge(dir, false) == Verdict::Drop || self.nested.contains(dir) {
+            return;
+        }
+        let full = self.root.join(OsStr::from_bytes(dir));
+        let Ok(inside) = full.read_dir() else { return };
+        self.found.insert(full);
+        for entry in inside.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                self.walk(&[dir, b"/", entry.file_name().as_bytes()].concat());
+            }
         }
     }
 }

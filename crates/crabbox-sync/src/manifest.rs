@@ -19,6 +19,8 @@ use crate::repo::Repo;
 
 mod submodules;
 
+pub(crate) use self::submodules::ask_git;
+
 /// The name of the file in the root that holds more exclude rules.
 pub const IGNORE_FILE: &str = ".crabboxignore";
 

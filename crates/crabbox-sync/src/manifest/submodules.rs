@@ -128,7 +128,7 @@ fn is_checked_out(scan: &Scan, path: &[u8]) -> Result<bool, ManifestError> {
 }
 
 /// What `git` prints for these words.
-fn ask_git(root: &Path, args: &[&str]) -> Result<Vec<u8>, ManifestError> {
+pub(crate) fn ask_git(root: &Path, args: &[&str]) -> Result<Vec<u8>, ManifestError> {
     let out = git(root)
         .args(args)
         .capture()

@@ -60,7 +60,9 @@ fn settle() {
 }
 
 const TREE: &str = "mkdir -p src/deep empty objs; printf '*.o\nout/\n' > .gitignore; echo a > src/a; echo b > src/deep/b; \
-    echo c > objs/c.o; mkdir out; echo x > out/x; git init -q nested; git add .gitignore src; git commit -qm x; \
+    echo c > objs/c.o; mkdir out; echo x > out/x; git init -q nested; mkdir -p bogus/.git bogus/in; \
+    mkdir shelf box; ln -s x shelf/dist; git update-index --add --cacheinfo 160000,$(printf %040d 1),box/gone; \
+    git add .gitignore src shelf; git commit -qm x; \
     echo u > untracked; echo s > src/s; git add src/s; ln -s a src/link; echo r > .crabboxignore; echo .crabboxignore >> .git/info/exclude";
 
 #[test]
@@ -113,6 +115,11 @@ fn whatever_else_could_change_the_list_is_noticed() {
         "echo n > src/deep/new",
         "echo n > empty/new",
         "echo n > objs/new",
+        // A link that is out of scope, a submodule that is nowhere, and a `.git` that is none are all that is there.
+        "echo n > shelf/new",
+        "echo n > box/new",
+        "echo n > bogus/new",
+        "echo n > bogus/in/new",
         "mkdir src/dir; echo n > src/dir/new",
         "rm src/a",
         "rm untracked",
