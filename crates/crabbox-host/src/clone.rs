@@ -93,9 +93,7 @@ pub fn clone_file(from: &Path, to: &Path) -> Result<CloneMethod, CloneError> {
         .open(to)
         .map_err(|error| FileError::io("create", to, error))?;
     fill(&source, &target, facts.len()).map_err(|error| {
-        // Closing first makes its blocks free before they are counted.
-        drop(target);
-        let removed = std::fs::remove_file(to);
+        let removed = discard(target, to);
         let error: std::io::Error = error.into();
         if files::out_of_space(&error) {
             let free_bytes = files::free_bytes(to.parent().unwrap_or(Path::new("."))).unwrap_or(0);
@@ -112,6 +110,15 @@ pub fn clone_file(from: &Path, to: &Path) -> Result<CloneMethod, CloneError> {
             Err(error) => FileError::io("remove the half-written copy", to, error).into(),
         }
     })
+}
+
+/// Removes a copy with its blocks. A process that another thread is starting may have it open as well, until it executes its
+/// program; emptied, it holds nothing there.
+fn discard(partial: File, path: &Path) -> std::io::Result<()> {
+    // What cannot be emptied is still removed.
+    partial.set_len(0).ok();
+    drop(partial);
+    std::fs::remove_file(path)
 }
 
 fn fill(source: &File, target: &File, length: u64) -> Result<CloneMethod, Errno> {

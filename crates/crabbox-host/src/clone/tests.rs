@@ -152,6 +152,18 @@ fn without_room_the_partial_copy_goes_and_the_need_is_told() {
 }
 
 #[test]
+fn a_discarded_copy_holds_no_room_while_somebody_still_has_it_open() {
+    let small = Mounted::tmpfs(2 << 20);
+    let path = small.path().join("to");
+    std::fs::write(&path, vec![1; 1 << 20]).unwrap();
+    let partial = File::options().write(true).open(&path).unwrap();
+    let elsewhere = partial.try_clone().unwrap();
+    discard(partial, &path).unwrap();
+    assert_eq!(files::free_bytes(small.path()).unwrap(), 2 << 20);
+    drop(elsewhere);
+}
+
+#[test]
 fn what_is_there_is_never_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (dir.path().join("from"), dir.path().join("to"));
