@@ -21,6 +21,7 @@ pub use crabbox_ssh::command::Form;
 use crabbox_ssh::command::{UserCommand, UserCommandError};
 use crabbox_ssh::exec::{self, Exec, ExecError, Stdin};
 pub use crabbox_ssh::exec::{RemoteStatus, Sink};
+use crabbox_ssh::master;
 use crabbox_store::places::Places;
 use crabbox_sync::Channel;
 pub use crabbox_sync::guardrail::GuardrailError;
@@ -30,7 +31,7 @@ use crabbox_sync::memory::Memory;
 pub use crabbox_sync::repo::Repo;
 use crabbox_sync::repo::RepoError;
 use crabbox_sync::transfer::{self, GitSeed, Options, TransferError};
-pub use crabbox_sync::transfer::{Begun, Destination, Outcome};
+pub use crabbox_sync::transfer::{Begun, Destination, Opened, Outcome};
 pub use crabbox_sync::{Progress, Stage, SyncEvents};
 
 use crate::lease::{Lease, Target};
@@ -176,13 +177,19 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// Begins a sync: the lease looks at what it has while [`load`] looks at what is here.
-pub fn begin(
+/// Whether the shared connection of `target` is open, so that one more session opens no other.
+pub fn is_connected(target: &Target) -> bool {
+    let control = target.control.as_deref();
+    control.is_some_and(|control| master::check(control).is_some())
+}
+
+/// Starts the lease's side of a sync. Between [`Opened::begin`] and [`sync`] it looks at what it has, and [`load`] at what is here.
+pub fn open(
     target: &Target,
     destination: &Destination,
     settings: &SyncSettings,
     choice: SyncChoice,
-) -> Begun {
+) -> Opened {
     let options = Options {
         delete: settings.delete.value,
         checksum: settings.checksum.value,
@@ -198,7 +205,7 @@ pub fn begin(
             GitSeed::Off
         },
     };
-    transfer::begin(&Channel::ssh(target), destination, &options)
+    transfer::open(&Channel::ssh(target), destination, &options)
 }
 
 /// Brings the tree over.

@@ -29,16 +29,16 @@ const PROGRAM: &str = concat!(
 
 /// What runs in the lease. The shell alone answers "same": `stat` over the lists of the last sync, several at a time, must
 /// give what the agent wrote down (whatever changes a file or its name changes the ctime or the inode), and the fingerprint
-/// that comes over standard input must be the one of that sync. The looking goes on while this side still looks at its own
-/// tree. A path that is gone has no line, so that lines in the order of the list need no name; and `xargs` hands out a
-/// megabyte of names at once, or what the system takes. Otherwise python reads the program from standard input and goes
-/// into it, and is told whether the tree was kept as it was. One line, no single quotes and no `!`, so that every login shell
-/// passes it on.
+/// that comes over standard input must be the one of that sync. It waits for a line before it looks; the looking goes on while
+/// this side still looks at its own tree. A path that is gone has no line, so that lines in the order of the list need no name;
+/// and `xargs` hands out a megabyte of names at once, or what the system takes. Otherwise python reads the program from standard
+/// input and goes into it, and is told whether the tree was kept as it was. One line, no single quotes and no `!`, so that every
+/// login shell passes it on.
 const BOOTSTRAP: &str = concat!(
-    r#"s=-; h=; f=-; k=-; [ "$3" = trust ] && cd "$1" 2>/dev/null && read -r f s <"$2/stamp" && h=$({ "#,
+    r#"read -r s || exit 0; s=-; h=; f=-; k=-; [ "$3" = trust ] && cd "$1" 2>/dev/null && read -r f s <"$2/stamp" && h=$({ "#,
     r#"for p in "$2"/paths.*; do [ -e "$p" ] && xargs -0 -s 1000000 stat --printf "%.9Z %i\0" -- <"$p" | sha256sum & done; "#,
     r#"[ -e "$2/ways" ] && xargs -0 stat --printf "%f %n\0" -- <"$2/ways" | sha256sum; "#,
-    r#"wait; } 2>/dev/null | LC_ALL=C sort | sha256sum | cut -c1-64); [ "$h" = "$s" ] && k=kept; "#,
+    r#"wait; } 2>/dev/null | LC_ALL=C sort | sha256sum); [ "${h%% *}" = "$s" ] && k=kept; "#,
     r#"read -r w || exit 0; [ "$w$k" = "${f}kept" ] && echo "{\"state\":\"same\"}" && exit 0; "#,
     r#"exec python3 -IS -c "import sys;exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))" "$k""#,
 );
@@ -171,7 +171,7 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Starts the far side, which begins to look at what it has. With `trust` it may answer by the record of the last sync.
+    /// Starts the far side, which waits for [`Self::look`]. With `trust` it may answer by the record of the last sync.
     pub(crate) fn start(
         channel: &Channel,
         workdir: &str,
@@ -212,6 +212,12 @@ impl Session {
             stderr: Some(stderr),
             limit,
         })
+    }
+
+    /// Lets the far side look at what it has.
+    pub(crate) fn look(mut self) -> Self {
+        self.send(b"look\n");
+        self
     }
 
     /// Asks the question and gets the first answer.

@@ -215,7 +215,14 @@ impl TransferError {
     }
 }
 
-/// A sync whose far side has begun to look at what it has; this side may look at its own tree meanwhile.
+/// A sync whose far side is there, and has not touched anything yet.
+#[derive(Debug)]
+pub struct Opened {
+    way: Way,
+    session: Result<Session, AgentError>,
+}
+
+/// A sync whose far side looks at what it has; this side may look at its own tree meanwhile.
 #[derive(Debug)]
 pub struct Begun {
     way: Way,
@@ -230,8 +237,8 @@ struct Way {
     options: Options,
 }
 
-/// Begins a sync. Nobody else may change the workdir from here on.
-pub fn begin(channel: &Channel, destination: &Destination, options: &Options) -> Begun {
+/// Starts the far side of a sync.
+pub fn open(channel: &Channel, destination: &Destination, options: &Options) -> Opened {
     let way = Way {
         channel: channel.clone(),
         destination: destination.clone(),
@@ -239,7 +246,7 @@ pub fn begin(channel: &Channel, destination: &Destination, options: &Options) ->
     };
     // What is wrong with it is told when the answer is wanted.
     let session = way.open();
-    Begun { way, session }
+    Opened { way, session }
 }
 
 /// Brings the workdir in the lease to the state of `manifest`.
@@ -250,7 +257,9 @@ pub fn sync(
     options: &Options,
     events: &dyn SyncEvents,
 ) -> Result<Outcome, TransferError> {
-    begin(channel, destination, options).finish(manifest, events)
+    open(channel, destination, options)
+        .begin()
+        .finish(manifest, events)
 }
 
 impl Way {
@@ -275,6 +284,16 @@ impl Way {
             self.trusts(),
             self.options.timeout,
         )
+    }
+}
+
+impl Opened {
+    /// Lets the far side begin. Nobody else may change the workdir from here on.
+    pub fn begin(self) -> Begun {
+        Begun {
+            way: self.way,
+            session: self.session.map(Session::look),
+        }
     }
 }
 
@@ -321,7 +340,7 @@ impl Begun {
             Ok((session, reply))
         };
         let asked = match ask(session) {
-            Err(AgentError::Connection { .. }) => ask(way.open()),
+            Err(AgentError::Connection { .. }) => ask(way.open().map(Session::look)),
             other => other,
         };
         let (session, reply) = asked.map_err(compare)?;

@@ -11,10 +11,12 @@
 mod world;
 
 use std::os::unix::fs::MetadataExt as _;
+use std::time::Duration;
 
+use crabbox_host::clock::nap;
 use crabbox_host::command::Cmd;
 use crabbox_sync::transfer::{Options, TransferError};
-use crabbox_sync::{Stage, SyncEvents};
+use crabbox_sync::{Silent, Stage, SyncEvents};
 use world::{World, settle};
 
 #[test]
@@ -82,6 +84,22 @@ fn what_the_guest_did_is_undone_where_it_is_ours_and_kept_where_it_is_not() {
     world.guest("rm -rf a; ln -s ../.. a; rm h; mkdir -p h/sub; echo x > h/sub/x");
     assert_eq!(world.sync().sent, 2);
     assert!(world.sync().skipped);
+}
+
+#[test]
+fn the_far_side_looks_at_nothing_before_it_is_told_to() {
+    let world = World::new();
+    world.local("echo 1 > a; git add -A; git commit -qm x");
+    settle();
+    world.sync();
+    assert!(world.sync().skipped);
+    let opened = world.open(&Options::default());
+    // Until then the tree may be another client's; a look that nobody asked for would have been over by now.
+    nap(Duration::from_millis(300));
+    world.guest("echo 9 > a");
+    let outcome = opened.begin().finish(&world.manifest(), &Silent).unwrap();
+    assert_eq!((outcome.skipped, outcome.sent), (false, 1));
+    world.assert_equal(&world.manifest());
 }
 
 #[test]

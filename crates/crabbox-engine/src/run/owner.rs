@@ -226,7 +226,7 @@ fn script(key: &str) -> String {
     format!(
         r#"umask 077
 dir=$HOME/.crabbox/workspace-owners
-mkdir -p "$dir" || exit 74
+[ -d "$dir" ] || mkdir -p "$dir" || exit 74
 key=$dir/{key}
 said=
 tell() {{ [ "$said" = "$1" ] || echo "$1"; said=$1; }}

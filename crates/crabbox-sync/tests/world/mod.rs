@@ -12,7 +12,7 @@ use crabbox_ssh::target::{ArgvOptions, Target};
 use crabbox_sync::manifest::{Manifest, Scope};
 use crabbox_sync::memory::Memory;
 use crabbox_sync::repo::Repo;
-use crabbox_sync::transfer::{Destination, GitSeed, Options, Outcome, TransferError, sync};
+use crabbox_sync::transfer::{self, Destination, GitSeed, Opened, Options, Outcome, TransferError, sync};
 use crabbox_sync::{Channel, Silent, SyncEvents};
 use crabbox_testkit::sshd::Sshd;
 
@@ -99,6 +99,10 @@ impl World {
             lease_id: LEASE.to_owned(),
             name: "w".to_owned(),
         }
+    }
+
+    pub fn open(&self, options: &Options) -> Opened {
+        transfer::open(&self.channel, &self.destination(), options)
     }
 
     pub fn try_sync(&self, options: &Options) -> Result<Outcome, TransferError> {

@@ -171,16 +171,18 @@ impl Run<'_> {
         outcome.workdir.clone_from(&workdir);
         outcome.repo_path = self.repo.root.display().to_string();
         outcome.label = self.args.command.label.clone().unwrap_or_default();
-        self.provider.touch(lease, Some("running"), None)?;
-        let look = if self.args.sync.no_sync {
+        let bringing = if self.args.sync.no_sync {
             None
         } else {
-            Some(self.look()?)
+            // The lease's side starts meanwhile, if that opens no second connection.
+            let opened = run::is_connected(&target).then(|| self.open(&target, &destination));
+            Some((self.look()?, opened))
         };
+        self.provider.touch(lease, Some("running"), None)?;
         summary.stage = Some("ssh");
         let owner = owner.insert(self.own(lease, &target)?);
         summary.stage = None;
-        if let Some(look) = look {
+        if let Some((look, opened)) = bringing {
             summary.stage = Some("sync");
             // Whoever waited for the tree wants it as it is now.
             let look = if owner.wait < LOOK_HOLDS {
@@ -188,7 +190,8 @@ impl Run<'_> {
             } else {
                 self.look()?
             };
-            self.sync(lease, &target, &destination, look, summary)?;
+            let opened = opened.unwrap_or_else(|| self.open(&target, &destination));
+            self.sync(lease, opened.begin(), look, summary)?;
             summary.stage = None;
         } else {
             run::make_workdir(&target, &workdir)?;
@@ -235,28 +238,34 @@ impl Run<'_> {
         Ok(std::thread::spawn(move || run::load(&repo, &settings, &places)))
     }
 
+    /// Starts the lease's side of the sync, which waits until the tree is ours.
+    fn open(&self, target: &Target, destination: &run::Destination) -> run::Opened {
+        run::open(target, destination, &self.settings.sync, self.choice())
+    }
+
+    fn choice(&self) -> SyncChoice {
+        SyncChoice {
+            full_resync: self.args.sync.full_resync,
+            allow_mass_deletions: self.ctx.env.text("CRABBOX_ALLOW_MASS_DELETIONS") == Some("1"),
+        }
+    }
+
     fn sync(
         &self,
         lease: &Lease,
-        target: &Target,
-        destination: &run::Destination,
+        begun: run::Begun,
         look: JoinHandle<Looked>,
         summary: &mut Summary,
     ) -> Result<(), CommandError> {
         let started = Instant::now();
         let stage = self.ctx.printer.stage("sync");
-        let settings = &self.settings.sync;
-        if !settings.base_ref.value.is_empty() {
+        let base_ref = &self.settings.sync.base_ref;
+        if !base_ref.value.is_empty() {
             self.ctx.printer.warn(format_args!(
                 "sync.baseRef ({}) has no effect: the lease gets the commit of HEAD and no other branch",
-                settings.base_ref.origin
+                base_ref.origin
             ));
         }
-        let choice = SyncChoice {
-            full_resync: self.args.sync.full_resync,
-            allow_mass_deletions: self.ctx.env.text("CRABBOX_ALLOW_MASS_DELETIONS") == Some("1"),
-        };
-        let begun = run::begin(target, destination, settings, choice);
         let looked = look
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -265,10 +274,10 @@ impl Run<'_> {
             self.ctx.printer.note(line);
         }
         verdict.map_err(run::SyncError::from)?;
-        if choice.full_resync {
+        if self.args.sync.full_resync {
             self.ctx.printer.note(format_args!(
                 "full-resync resetting remote workdir {}",
-                destination.workdir()
+                summary.outcome.workdir
             ));
         }
         let progress = SyncProgress::new(self.ctx.printer);
