@@ -182,6 +182,9 @@ pub struct Decided {
 
 /// Removes the images that `policy` lets go, or only tells which with `dry_run`.
 pub fn gc(places: &Places, policy: Policy, dry_run: bool) -> Result<Vec<Decided>, ImagesError> {
+    if !dry_run && places.images().is_dir() {
+        Store::open(&places.images())?.sweep()?;
+    }
     let images = listing(places)?.images;
     // Asked before anything is decided: who cannot be asked may be in use.
     let pins = images

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
-use crate::clock;
+use crate::{clock, process};
 
 /// How much of each captured stream is kept, in bytes; a child that prints more is cut and its status still counts.
 pub const CAPTURE_LIMIT: usize = 64 * 1024 * 1024;
@@ -30,6 +30,7 @@ pub struct Cmd {
     stdin: Option<Vec<u8>>,
     limit: Option<Duration>,
     group: bool,
+    bound: bool,
 }
 
 /// What a captured child left behind.
@@ -125,6 +126,7 @@ impl Cmd {
             stdin: None,
             limit: None,
             group: false,
+            bound: false,
         }
     }
 
@@ -187,6 +189,13 @@ impl Cmd {
         self
     }
 
+    /// Lets the kernel kill the child when the thread that runs it ends, however that happens ([`process::die_with_us`]).
+    #[must_use]
+    pub fn dies_with_us(mut self) -> Self {
+        self.bound = true;
+        self
+    }
+
     /// The program and its arguments, for a log or a dry run.
     pub fn argv(&self) -> Vec<OsString> {
         std::iter::once(self.program.clone())
@@ -213,6 +222,9 @@ impl Cmd {
         }
         if self.group {
             std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        }
+        if self.bound {
+            process::die_with_us(&mut command);
         }
         command
     }

@@ -13,8 +13,9 @@ use crabbox_host::files::{self, FileError};
 use super::{BuildError, BuildRecipe, OwnInit};
 
 /// The programs that a build runs, each with the Debian package that has it.
-pub(super) const TOOLS: [(&str, &str); 5] = [
+pub(super) const TOOLS: [(&str, &str); 6] = [
     ("mmdebstrap", "mmdebstrap"),
+    ("unshare", "util-linux"),
     ("apt-get", "apt"),
     ("dpkg", "dpkg"),
     ("dpkg-query", "dpkg"),
@@ -99,7 +100,17 @@ pub(super) fn install(recipe: &BuildRecipe, tree: &Path, scratch: &Path) -> Resu
         .chain((recipe.init == OwnInit::Systemd).then_some("systemd-sysv"))
         .chain(recipe.extra_packages.iter().map(String::as_str))
         .collect();
-    Cmd::new("mmdebstrap")
+    // It mounts proc and more in the tree, and runs what packages bring. In namespaces of its own nothing of that is seen here,
+    // and all of it ends with it, and it with us: a kill leaves a tree that can be removed and nobody who still writes to it.
+    Cmd::new("unshare")
+        .args([
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "mmdebstrap",
+        ])
         .args(["--mode=root", "--variant=minbase", "--format=directory"])
         .arg(format!("--include={}", packages.join(",")))
         .arg("--aptopt=Acquire::Languages \"none\"")
@@ -112,6 +123,7 @@ pub(super) fn install(recipe: &BuildRecipe, tree: &Path, scratch: &Path) -> Resu
         .env("SOURCE_DATE_EPOCH", recipe.stamp_unix.to_string())
         .env("DEBIAN_FRONTEND", "noninteractive")
         .limit(INSTALL_LIMIT)
+        .dies_with_us()
         .run()
         .map_err(|source| BuildError::Tool {
             stage: "installing packages",

@@ -75,6 +75,14 @@ impl Store {
         Ok(Scratch { dir, _lock: lock })
     }
 
+    /// Removes what killed changes left. While one is at work there is nothing to do: it has swept.
+    pub fn sweep(&self) -> Result<(), StoreError> {
+        match self.begin() {
+            Ok(_) | Err(StoreError::Busy { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Moves the image files in `staged` (inside `scratch`) and their record into the store, and lets `name` point at them.
     ///
     /// The files become read-only. When the same image is there already and whole, it is kept and `staged` is not needed;

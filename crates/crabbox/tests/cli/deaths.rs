@@ -1,13 +1,17 @@
-//! What goes wrong in the middle of a run: a client that is killed while it syncs, a disk that fills, a line that breaks.
+//! What goes wrong in the middle of a run: a client that is killed while it syncs, a disk that fills, a line that breaks;
+//! and a build that is killed.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use crabbox_host::clock::poll_until;
 use crabbox_host::command::Cmd;
+use crabbox_host::process;
 
+use crate::place::Place;
 use crate::remote::Entered;
 use crate::run::entered;
 
@@ -48,6 +52,66 @@ fn a_client_that_is_killed_while_it_sends_leaves_nothing_running_and_the_next_on
         .run(&["run", "--id", "jade-krill", "--shell", "--", "cat small; ls"]);
     assert_eq!((next.code, next.out.as_str()), (0, "ysmall\n"), "{}", next.err);
     assert!(sending().is_none(), "what had arrived of the file is gone");
+}
+
+/// A process that is killed when this is dropped, and reaped.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+/// Stands in for mmdebstrap: mounts something in the tree, as that does, says so, and goes on for long in a child.
+const BOOTSTRAP: &str = r#"#!/bin/sh
+tree=
+for word; do case $word in */scratch-*/root) tree=$word ;; esac; done
+[ -n "$tree" ] || exit 0
+mkdir -p "$tree/proc" && mount -t tmpfs tmpfs "$tree/proc" && touch "$tree/proc/x" && echo "$tree" > "$HOME/mounted"
+sh -c 'sleep 600; :' "$tree" & wait
+"#;
+
+#[test]
+fn a_build_that_is_killed_ends_what_it_runs_leaves_no_mount_and_the_next_change_sweeps_its_tree() {
+    let place = Place::new();
+    let tool = place.write("outside/mmdebstrap", BOOTSTRAP);
+    fs::set_permissions(&tool, fs::Permissions::from_mode(0o700)).unwrap();
+    let path = format!(
+        "{}:/usr/sbin:/usr/bin:/sbin:/bin",
+        place.path("outside").display()
+    );
+    let place = place.env("PATH", path);
+    let mut command = place.command(&["image", "build", "--guest-binary", env!("CARGO_BIN_EXE_crabbox")]);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let build = Killed(command.spawn().unwrap());
+    let mounted = || {
+        fs::read_to_string(place.path("home/mounted"))
+            .ok()
+            .filter(|tree| tree.ends_with('\n'))
+    };
+    let tree = poll_until(LONG, mounted).expect("the build did not get that far");
+    let tree = Path::new(tree.trim());
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(tree.to_str().unwrap()), "{mounts}");
+    drop(build);
+    let alone = || {
+        let processes = process::list().unwrap();
+        let of_the_build = |word: &std::ffi::OsString| {
+            word.to_str()
+                .is_some_and(|word| word.contains(tree.to_str().unwrap()))
+        };
+        let left = processes
+            .iter()
+            .any(|process| process.cmdline.iter().any(of_the_build));
+        (!left).then_some(())
+    };
+    poll_until(LONG, alone).expect("the build's processes go on");
+    assert!(tree.exists());
+    let swept = place.run(&["image", "gc"]);
+    assert_eq!(swept.code, 0, "{}", swept.err);
+    assert!(!tree.parent().unwrap().exists());
 }
 
 /// A small file system under the machine's work root; needs root.
