@@ -58,8 +58,9 @@ impl Small {
         assert_eq!(files::free_bytes(&self.path()).unwrap(), 0);
     }
 
-    /// Gives it back.
+    /// Gives it back, also where a process that another test is just starting still has it open.
     pub(crate) fn empty(&self) {
+        drop(File::create(self.filler()).unwrap());
         std::fs::remove_file(self.filler()).unwrap();
     }
 

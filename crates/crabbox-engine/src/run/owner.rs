@@ -18,7 +18,7 @@ use crate::lease::Target;
 /// How long to wait for another client, as the Go program has it.
 pub const WAIT_LIMIT: Duration = Duration::from_mins(2);
 /// How often waiting is told.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+pub const TELL_EVERY: Duration = Duration::from_secs(10);
 /// The exit code of a guest that has no tool for a lock, as in the Go program.
 const NO_TOOL: u8 = 73;
 /// How much of what the session says is kept, in bytes.
@@ -73,13 +73,13 @@ pub struct Owner {
     pub recovered: bool,
 }
 
-/// Waits for the tree of lease `id`. `waiting` is told every ten seconds how long it has been and for what: `busy` is another
-/// client, `child` a command whose client has gone.
+/// Waits for the tree of lease `id`. Where that takes long, `waiting` is told at once, and then every [`TELL_EVERY`], how long it
+/// has been and for what: `busy` is another client, `child` a command whose client has gone.
 pub fn own(
     target: &Target,
     id: &str,
     cancel: BorrowedFd<'_>,
-    waiting: &dyn Fn(Duration, &str),
+    waiting: &mut dyn FnMut(Duration, &str),
 ) -> Result<Owner, OwnerError> {
     let key = key(id);
     let (input, words) = io::pipe()?;
@@ -168,9 +168,10 @@ fn wait(
     said: &mut PipeReader,
     cancel: BorrowedFd<'_>,
     started: Instant,
-    waiting: &dyn Fn(Duration, &str),
+    waiting: &mut dyn FnMut(Duration, &str),
 ) -> Result<bool, OwnerError> {
     let mut text = String::new();
+    let mut began = false;
     let mut tell = started + TELL_EVERY;
     loop {
         for line in text.lines() {
@@ -183,11 +184,14 @@ fn wait(
             return Err(OwnerError::Timeout);
         }
         // Before the first word it is the connection that we wait for.
+        if let Some(state) = text.lines().last()
+            && (now >= tell || !began)
+        {
+            began = true;
+            waiting(started.elapsed(), state);
+        }
         if now >= tell {
             tell += TELL_EVERY;
-            if let Some(state) = text.lines().last() {
-                waiting(started.elapsed(), state);
-            }
         }
         let until = tell.min(started + WAIT_LIMIT).saturating_duration_since(now);
         let limit = Timespec::try_from(until).ok();

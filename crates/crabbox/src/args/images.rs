@@ -60,7 +60,7 @@ pub(crate) enum ImageCommand {
     /// Remove an image
     #[command(alias = "remove")]
     Rm(ImageRemoveArgs),
-    /// Remove images that nothing needs
+    /// Remove images that nothing needs, and what killed builds left
     Gc(ImageGcArgs),
 }
 

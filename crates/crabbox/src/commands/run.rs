@@ -171,18 +171,19 @@ impl Run<'_> {
         outcome.workdir.clone_from(&workdir);
         outcome.repo_path = self.repo.root.display().to_string();
         outcome.label = self.args.command.label.clone().unwrap_or_default();
+        let mut opened = None;
         let bringing = if self.args.sync.no_sync {
             None
         } else {
             // The lease's side starts meanwhile, if that opens no second connection.
-            let opened = run::is_connected(&target).then(|| self.open(&target, &destination));
-            Some((self.look()?, opened))
+            opened = run::is_connected(&target).then(|| self.open(&target, &destination));
+            Some(self.look()?)
         };
         self.provider.touch(lease, Some("running"), None)?;
         summary.stage = Some("ssh");
-        let owner = owner.insert(self.own(lease, &target)?);
+        let owner = owner.insert(self.own(lease, &target, &mut opened)?);
         summary.stage = None;
-        if let Some((look, opened)) = bringing {
+        if let Some(look) = bringing {
             summary.stage = Some("sync");
             // Whoever waited for the tree wants it as it is now.
             let look = if owner.wait < LOOK_HOLDS {
@@ -211,17 +212,26 @@ impl Run<'_> {
         self.command(lease, &target, owner, summary)
     }
 
-    /// Waits until nobody else is in the tree.
-    fn own(&self, lease: &Lease, target: &Target) -> Result<Owner, CommandError> {
+    /// Waits until nobody else is in the tree. `opened` is given up if that takes long.
+    fn own(
+        &self,
+        lease: &Lease,
+        target: &Target,
+        opened: &mut Option<run::Opened>,
+    ) -> Result<Owner, CommandError> {
         let printer = self.ctx.printer;
-        let waiting = |elapsed, state: &str| {
-            printer.note(format_args!(
-                "waiting for reusable workspace owner elapsed={} state={state}",
-                go::seconds(i64::try_from(Duration::as_secs(&elapsed)).unwrap_or(i64::MAX))
-            ));
+        let mut waiting = |elapsed: Duration, state: &str| {
+            // A server has ten sessions for a connection: who waits holds one of them, not two.
+            *opened = None;
+            if elapsed >= owner::TELL_EVERY {
+                printer.note(format_args!(
+                    "waiting for reusable workspace owner elapsed={} state={state}",
+                    go::seconds(i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX))
+                ));
+            }
         };
         let stage = printer.stage("workspace");
-        let owner = owner::own(target, &lease.id, self.interrupts.as_fd(), &waiting)?;
+        let owner = owner::own(target, &lease.id, self.interrupts.as_fd(), &mut waiting)?;
         stage.end(true);
         printer.note(format_args!(
             "workspace owner acquired wait={} recovered={}",

@@ -1,5 +1,6 @@
 //! `run` on a lease whose machine is a real sshd.
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Stdio};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crabbox_host::clock::poll_until;
 use crabbox_host::command::Cmd;
+use crabbox_host::process;
 
 use crate::place::Answer;
 use crate::remote::Entered;
@@ -286,7 +288,7 @@ fn two_runs_are_never_in_one_tree() {
     let mut first = waiting(&lease, "first");
     let mut second = lease
         .place
-        .command(&words(&[], "echo ran"))
+        .command(&["run", "--id", "jade-krill", "--shell", "--", "echo ran"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -294,6 +296,18 @@ fn two_runs_are_never_in_one_tree() {
     // It has to wait for as long as the first is there.
     let early = poll_until(Duration::from_millis(1500), || second.try_wait().unwrap());
     assert_eq!(early, None);
+    // Meanwhile it holds one session, and the side of a sync that was started for it has gone.
+    let workdir = lease.sshd.dir().join("work/cbx_0123456789ab/repo");
+    let gone = || {
+        let of_a_sync = |word: &OsString| word == workdir.as_os_str();
+        let processes = process::list().unwrap();
+        let any = processes
+            .iter()
+            .any(|process| process.cmdline.iter().any(of_a_sync));
+        (!any).then_some(())
+    };
+    poll_until(Duration::from_secs(30), gone).expect("the side of a sync waits as well");
+    assert_eq!(second.try_wait().unwrap(), None);
     signal(&first, rustix::process::Signal::INT);
     assert_eq!(first.wait().unwrap().code(), Some(130));
     let output = second.wait_with_output().unwrap();
