@@ -95,8 +95,12 @@ impl FileLock {
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => Ok(true),
             Err(TryLockError::Error(source)) => Err(failed("look at", path, source)),
-            // Closing the file gives it back at once.
-            Ok(()) => Ok(false),
+            Ok(()) => {
+                let looked = file.unlock();
+                looked
+                    .map(|()| false)
+                    .map_err(|source| failed("give back", path, source))
+            }
         }
     }
 
@@ -119,11 +123,17 @@ impl FileLock {
     pub fn remove_while_held(self) -> Result<(), LockError> {
         match std::fs::remove_file(&self.path) {
             Err(source) if source.kind() != ErrorKind::NotFound => Err(failed("remove", &self.path, source)),
-            _ => {
-                drop(self.file);
-                Ok(())
-            }
+            _ => Ok(()),
         }
+    }
+}
+
+impl Drop for FileLock {
+    /// Closing alone would give it back only when a process that another thread is starting, which has a copy of the descriptor,
+    /// becomes its program.
+    fn drop(&mut self) {
+        // One that cannot be given back goes with the descriptor.
+        self.file.unlock().ok();
     }
 }
 
@@ -217,6 +227,17 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         after.unwrap();
+    }
+
+    #[test]
+    fn a_dropped_lock_is_free_although_a_starting_process_has_a_copy_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let held = FileLock::acquire(&path).unwrap();
+        let copy = held.file.try_clone().unwrap();
+        drop(held);
+        assert!(!FileLock::is_held(&path).unwrap());
+        drop(copy);
     }
 
     #[test]

@@ -172,3 +172,29 @@ property!(the_workdir_equals_the_manifest_1, 160, 1..2, GitSeed::Off);
 property!(the_workdir_equals_the_manifest_2, 160, 1..2, GitSeed::Off);
 property!(the_workdir_equals_the_manifest_3, 160, 1..2, GitSeed::Off);
 property!(with_a_repository_too, 40, 1..4, GitSeed::Shallow);
+
+/// Nothing is sent here, so that there is time for many small changes between looks that are old enough to be believed.
+#[test]
+fn what_is_remembered_of_a_tree_is_what_git_says() {
+    let config = ProptestConfig {
+        cases: 40,
+        failure_persistence: None,
+        max_shrink_iters: 100,
+        ..ProptestConfig::default()
+    };
+    proptest!(config, |(
+        first in prop::collection::vec(step(), 1..25),
+        rounds in prop::collection::vec(prop::collection::vec(step(), 0..3), 1..8),
+    )| {
+        let world = World::new();
+        fs::write(world.source().join(".gitignore"), "*.log\n").unwrap();
+        for steps in [first].into_iter().chain(rounds) {
+            for step in steps {
+                step.apply(&world.source(), false);
+            }
+            settle();
+            // Holds the two against each other.
+            world.manifest();
+        }
+    });
+}

@@ -16,7 +16,7 @@ use crate::manifest::{self, Manifest};
 /// How the directories of changes at work are named.
 const SCRATCH: &str = "scratch-";
 
-/// How long the lock of another change is waited for: a process that another thread is just starting has a copy of ours until it
+/// How long the lock of another change is waited for: of one that was killed, a process that was just starting has a copy until it
 /// becomes its program.
 const LOCK_WAIT: Duration = Duration::from_millis(500);
 
@@ -24,7 +24,7 @@ const LOCK_WAIT: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Scratch {
     dir: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl Scratch {
@@ -38,6 +38,8 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         // What cannot be removed now is swept by the next change, which reports it.
         files::remove_tree(&self.dir).ok();
+        // A process that another thread is just starting has a copy of the descriptor; the lock goes all the same.
+        self.lock.unlock().ok();
     }
 }
 
@@ -72,7 +74,7 @@ impl Store {
         }
         let dir = self.root().join(format!("{SCRATCH}{}", std::process::id()));
         files::create_private_dir(&dir)?;
-        Ok(Scratch { dir, _lock: lock })
+        Ok(Scratch { dir, lock })
     }
 
     /// Removes what killed changes left. While one is at work there is nothing to do: it has swept.
