@@ -1,7 +1,7 @@
 //! Running a command in a lease: the working tree brought over, the command run, its streams and exit code handed through.
 //!
 //! What can be wrong with the tree is found out before a machine is leased ([`look`]). On a lease that is entered already, a
-//! run with nothing to bring takes two remote executions: one that compares, one that is the command.
+//! run with nothing to bring takes three remote executions: one that owns the tree, one that compares, one that is the command.
 
 pub mod bundle;
 pub mod collect;

@@ -98,6 +98,18 @@ pub enum CommandError {
     },
 }
 
+impl CommandError {
+    /// The same error of `inner`, where the program that was started only starts that one.
+    #[must_use]
+    pub fn of(mut self, inner: &str) -> Self {
+        match &mut self {
+            Self::Failed { program, .. } | Self::TimedOut { program, .. } => inner.clone_into(program),
+            Self::NotFound { .. } | Self::Spawn { .. } => {}
+        }
+        self
+    }
+}
+
 fn describe(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt as _;
     match (status.code(), status.signal()) {

@@ -18,7 +18,7 @@ use crate::lease::Target;
 /// How long to wait for another client, as the Go program has it.
 pub const WAIT_LIMIT: Duration = Duration::from_mins(2);
 /// How often waiting is told.
-pub const TELL_EVERY: Duration = Duration::from_secs(10);
+const TELL_EVERY: Duration = Duration::from_secs(10);
 /// The exit code of a guest that has no tool for a lock, as in the Go program.
 const NO_TOOL: u8 = 73;
 /// How much of what the session says is kept, in bytes.
@@ -73,13 +73,14 @@ pub struct Owner {
     pub recovered: bool,
 }
 
-/// Waits for the tree of lease `id`. Where that takes long, `waiting` is told at once, and then every [`TELL_EVERY`], how long it
-/// has been and for what: `busy` is another client, `child` a command whose client has gone.
+/// Waits for the tree of lease `id`. `held` is called once, as soon as it is known that somebody else has it; `waiting` is told every
+/// ten seconds how long it has been and for what: `busy` is another client, `child` a command whose client has gone.
 pub fn own(
     target: &Target,
     id: &str,
     cancel: BorrowedFd<'_>,
-    waiting: &mut dyn FnMut(Duration, &str),
+    held: &mut dyn FnMut(),
+    waiting: &dyn Fn(Duration, &str),
 ) -> Result<Owner, OwnerError> {
     let key = key(id);
     let (input, words) = io::pipe()?;
@@ -100,7 +101,7 @@ pub fn own(
             },
         )
     });
-    match wait(&mut said, cancel, started, waiting) {
+    match wait(&mut said, cancel, started, held, waiting) {
         Ok(recovered) => Ok(Owner {
             words,
             stopping,
@@ -168,10 +169,11 @@ fn wait(
     said: &mut PipeReader,
     cancel: BorrowedFd<'_>,
     started: Instant,
-    waiting: &mut dyn FnMut(Duration, &str),
+    held: &mut dyn FnMut(),
+    waiting: &dyn Fn(Duration, &str),
 ) -> Result<bool, OwnerError> {
     let mut text = String::new();
-    let mut began = false;
+    let mut known = false;
     let mut tell = started + TELL_EVERY;
     loop {
         for line in text.lines() {
@@ -184,14 +186,15 @@ fn wait(
             return Err(OwnerError::Timeout);
         }
         // Before the first word it is the connection that we wait for.
-        if let Some(state) = text.lines().last()
-            && (now >= tell || !began)
-        {
-            began = true;
-            waiting(started.elapsed(), state);
+        if !known && !text.is_empty() {
+            known = true;
+            held();
         }
         if now >= tell {
             tell += TELL_EVERY;
+            if let Some(state) = text.lines().last() {
+                waiting(started.elapsed(), state);
+            }
         }
         let until = tell.min(started + WAIT_LIMIT).saturating_duration_since(now);
         let limit = Timespec::try_from(until).ok();

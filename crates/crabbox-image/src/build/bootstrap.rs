@@ -127,7 +127,7 @@ pub(super) fn install(recipe: &BuildRecipe, tree: &Path, scratch: &Path) -> Resu
         .run()
         .map_err(|source| BuildError::Tool {
             stage: "installing packages",
-            source,
+            source: source.of("mmdebstrap"),
         })?;
 
     let release = kernel_dir.join("release");

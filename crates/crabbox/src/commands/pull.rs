@@ -64,10 +64,16 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &PullArgs) -> Result<Exit, CommandError> 
     let interrupts = acquire::interrupts()?;
     let target = &entry.target;
     let destination = engine_run::destination(&entry.lease, &repo);
-    let owner = owner::own(target, &entry.lease.id, interrupts.as_fd(), &mut |_, state| {
-        ctx.printer
-            .note(format_args!("waiting for reusable workspace owner state={state}"));
-    })?;
+    let owner = owner::own(
+        target,
+        &entry.lease.id,
+        interrupts.as_fd(),
+        &mut || {},
+        &|_, state| {
+            ctx.printer
+                .note(format_args!("waiting for reusable workspace owner state={state}"));
+        },
+    )?;
     let outcome = pull::plan(target, &destination, &repo, &settings.sync, &args.paths)
         .map_err(CommandError::from)
         .and_then(|plan| {

@@ -212,7 +212,7 @@ impl Run<'_> {
         self.command(lease, &target, owner, summary)
     }
 
-    /// Waits until nobody else is in the tree. `opened` is given up if that takes long.
+    /// Waits until nobody else is in the tree; `opened` is given up where somebody is.
     fn own(
         &self,
         lease: &Lease,
@@ -220,18 +220,16 @@ impl Run<'_> {
         opened: &mut Option<run::Opened>,
     ) -> Result<Owner, CommandError> {
         let printer = self.ctx.printer;
-        let mut waiting = |elapsed: Duration, state: &str| {
-            // A server has ten sessions for a connection: who waits holds one of them, not two.
-            *opened = None;
-            if elapsed >= owner::TELL_EVERY {
-                printer.note(format_args!(
-                    "waiting for reusable workspace owner elapsed={} state={state}",
-                    go::seconds(i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX))
-                ));
-            }
+        // sshd has ten sessions for a connection unless it is told otherwise: who waits holds one of them, not two.
+        let mut held = || *opened = None;
+        let waiting = |elapsed, state: &str| {
+            printer.note(format_args!(
+                "waiting for reusable workspace owner elapsed={} state={state}",
+                go::seconds(i64::try_from(Duration::as_secs(&elapsed)).unwrap_or(i64::MAX))
+            ));
         };
         let stage = printer.stage("workspace");
-        let owner = owner::own(target, &lease.id, self.interrupts.as_fd(), &mut waiting)?;
+        let owner = owner::own(target, &lease.id, self.interrupts.as_fd(), &mut held, &waiting)?;
         stage.end(true);
         printer.note(format_args!(
             "workspace owner acquired wait={} recovered={}",

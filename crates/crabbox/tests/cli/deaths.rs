@@ -73,17 +73,22 @@ mkdir -p "$tree/proc" && mount -t tmpfs tmpfs "$tree/proc" && touch "$tree/proc/
 sh -c 'sleep 600; :' "$tree" & wait
 "#;
 
+/// Builds from packages. The guest's program is looked at only when they are in.
+const BUILD: [&str; 4] = ["image", "build", "--guest-binary", env!("CARGO_BIN_EXE_crabbox")];
+
+/// A place where mmdebstrap is this script.
+fn with_bootstrap(script: &str) -> Place {
+    let place = Place::new();
+    let tool = place.write("outside/mmdebstrap", script);
+    fs::set_permissions(&tool, fs::Permissions::from_mode(0o700)).unwrap();
+    let dir = place.path("outside");
+    place.env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", dir.display()))
+}
+
 #[test]
 fn a_build_that_is_killed_ends_what_it_runs_leaves_no_mount_and_the_next_change_sweeps_its_tree() {
-    let place = Place::new();
-    let tool = place.write("outside/mmdebstrap", BOOTSTRAP);
-    fs::set_permissions(&tool, fs::Permissions::from_mode(0o700)).unwrap();
-    let path = format!(
-        "{}:/usr/sbin:/usr/bin:/sbin:/bin",
-        place.path("outside").display()
-    );
-    let place = place.env("PATH", path);
-    let mut command = place.command(&["image", "build", "--guest-binary", env!("CARGO_BIN_EXE_crabbox")]);
+    let place = with_bootstrap(BOOTSTRAP);
+    let mut command = place.command(&BUILD);
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let build = Killed(command.spawn().unwrap());
     let mounted = || {
@@ -112,6 +117,15 @@ fn a_build_that_is_killed_ends_what_it_runs_leaves_no_mount_and_the_next_change_
     let swept = place.run(&["image", "gc"]);
     assert_eq!(swept.code, 0, "{}", swept.err);
     assert!(!tree.parent().unwrap().exists());
+}
+
+#[test]
+fn a_build_that_fails_says_what_mmdebstrap_said() {
+    let place = with_bootstrap("#!/bin/sh\necho 'E: no such suite' >&2\nexit 25\n");
+    let built = place.run(&BUILD);
+    assert_ne!(built.code, 0);
+    let told = "mmdebstrap failed with exit code 25: E: no such suite";
+    assert!(built.err.contains(told), "{}", built.err);
 }
 
 /// A small file system under the machine's work root; needs root.
