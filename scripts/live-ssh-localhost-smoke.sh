@@ -133,7 +133,8 @@ step cp_up "$crabbox" cp --id "$slug" 'up [1]' "SANDBOX:$scratch/there [1]"
 chmod 711 "$scratch/there [1]"
 step cp_down "$crabbox" cp --id "$slug" "SANDBOX:$scratch/there [1]" 'down [1]'
 step cp_equal cmp 'up [1]' 'down [1]'
-[ "$(stat -c %a 'down [1]')" = 644 ] || fail cp_mode "$(stat -c %a 'down [1]')"
+# Of the foreign mode only the executable bit is kept.
+[ "$(stat -c %a 'down [1]')" = 755 ] || fail cp_mode "$(stat -c %a 'down [1]')"
 
 # The tunnel leads to the sshd itself, which greets whoever comes.
 "$crabbox" tunnel --id "$slug" "$port" >"$scratch/url" 2>"$scratch/err" &

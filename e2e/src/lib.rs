@@ -1,7 +1,7 @@
-//! The KVM host of the end-to-end tests: the lab that `cargo xtask lab` or `cargo xtask test` started.
+//! The KVM hosts of the end-to-end tests: the labs that `cargo xtask provision` or `cargo xtask test` started.
 //!
-//! Every command of a test runs there. A test that finds no lab fails and says how to start one; it is never skipped. Tests
-//! share the host, so each has its own slugs, repositories and, where it counts residue, [`Host::alone`].
+//! Every command of a test runs on one of them, which it has alone. A test that finds none fails and says how to start one; it is never
+//! skipped.
 #![expect(
     clippy::panic,
     reason = "all of this is test code: what fails here fails the test"
@@ -12,42 +12,45 @@ mod pretend;
 pub use pretend::PRETEND;
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crabbox_host::clock;
 use crabbox_host::command::{Captured, Cmd};
 use crabbox_host::lock::FileLock;
+use crabbox_lab::lab::{LAST_WORDS, SILENCE};
+use crabbox_lab::site::{self, Prepared};
 use crabbox_testkit::schemas;
-use serde::Deserialize;
 
 /// How long one command on the host may take: several leases under emulation.
 const LIMIT: Duration = Duration::from_mins(5);
-/// How long the host may be silent before it counts as hung.
-const SILENCE: Duration = Duration::from_secs(90);
+/// How long a test waits for a host that others have: all tests of the last rung on one emulated host.
+const PATIENCE: Duration = Duration::from_hours(1);
+
+/// The environment variable with the name of the prepared host that a test is to have.
+pub const HOST: &str = "CRABBOX_E2E_HOST";
 
 /// Shell: kills command line (`$cli`) and supervisor as one, and waits until both are gone. A supervisor that outlived its client
 /// for as long as the shell is off the processor would take the lease back by itself, and leave nothing for a cleanup.
 pub const KILL_BOTH: &str = "s=$(pgrep -f '[_]_supervise'); kill -STOP $s; kill -9 $cli $s; \
      for i in $(seq 1000); do pgrep -f '[_]_supervise' >/dev/null || break; sleep 0.01; done";
 
-/// Options with which a lease costs an emulated host as little as possible.
-pub const SMALL: &str =
-    "--provider firecracker --firecracker-cpus 1 --firecracker-memory-mib 256 --firecracker-disk-mib 2048";
+/// Options with which a lease costs an emulated host as little as possible; the plugins of a CNI network alone are two seconds of a
+/// processor. A test about networks names its own behind these.
+pub const SMALL: &str = "--provider firecracker --firecracker-cpus 1 --firecracker-memory-mib 256 --firecracker-disk-mib 2048 \
+     --firecracker-network nat";
+
+/// What is added to [`SMALL`] for a lease in a CNI network.
+pub const CHAINED: &str = "--firecracker-network cni";
 
 /// A host on which leases are made.
 #[derive(Debug)]
 pub struct Host {
-    ssh: Vec<String>,
-    lab_dir: PathBuf,
+    /// What stands before a command line to run it there, in a shell.
+    argv: Vec<String>,
+    /// What is known of a host that was prepared for all tests; nobody else has it as long as the lock is held.
+    prepared: Option<(Prepared, FileLock)>,
     /// The namespaces of a pretended host, which end with it.
     _pretend: Option<pretend::Namespaces>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Record {
-    state: String,
-    pid: i32,
-    ssh_argv: Vec<String>,
 }
 
 /// What a command on the host did.
@@ -95,44 +98,43 @@ impl Done {
 }
 
 impl Host {
-    /// The running lab called `main`, or the one that `target/lab/current` names.
+    /// One of the hosts that were prepared, for this test alone until this is dropped, and without what a failed test may have left on it.
+    /// The environment variable [`HOST`] names one; without it, it is the first that no other test has.
     #[track_caller]
-    pub fn find() -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let lab = root.join("target/lab");
-        let name = std::fs::read_to_string(lab.join("current")).unwrap_or_else(|_| "main".to_owned());
-        let dir = lab.join(name.trim());
-        let record = std::fs::read(dir.join("lab.json"))
-            .ok()
-            .and_then(|text| serde_json::from_slice::<Record>(&text).ok())
-            .filter(|record| {
-                record.state == "running" && Path::new(&format!("/proc/{}", record.pid)).exists()
-            });
-        match record {
-            Some(record) => Self {
-                ssh: record.ssh_argv,
-                lab_dir: dir,
-                _pretend: None,
-            },
-            None => panic!(
-                "this test needs a KVM host with crabbox installed; start the lab: cargo xtask provision"
-            ),
+    pub fn alone() -> Self {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "libtest passes no arguments on: this is how who deals the tests says where each one goes"
+        )]
+        let wanted = std::env::var(HOST).ok();
+        let mut all = Prepared::all();
+        all.retain(|host| wanted.as_ref().is_none_or(|name| *name == host.name));
+        assert!(
+            !all.is_empty(),
+            "this test needs a KVM host with crabbox installed; start the lab: cargo xtask provision"
+        );
+        let free = || {
+            all.iter().find_map(|host| {
+                let lock = FileLock::try_acquire(&host.dir.join("alone.lock"))
+                    .unwrap_or_else(|error| panic!("the host is not to be had: {error}"))?;
+                Some((host.clone(), lock))
+            })
+        };
+        let (host, lock) = clock::poll_until(PATIENCE, free)
+            .unwrap_or_else(|| panic!("no host was free within {} s", PATIENCE.as_secs()));
+        let host = Self {
+            argv: host.argv.clone(),
+            prepared: Some((host, lock)),
+            _pretend: None,
+        };
+        if !host.answers() {
+            host.reset();
         }
-    }
-
-    /// The host for this test alone until the guard is dropped, without what a failed test may have left in it.
-    #[track_caller]
-    pub fn alone(&self) -> FileLock {
-        let waited = FileLock::acquire_within(&self.lab_dir.join("alone.lock"), Duration::from_mins(30));
-        let guard = waited.unwrap_or_else(|error| panic!("the host is not to be had: {error}"));
-        if !self.answers() {
-            self.reset();
-        }
-        drop(self.sh(
+        drop(host.sh(
             "for id in $(ls .config/crabbox/state/firecracker/leases 2>/dev/null | grep '^cbx_'); do crabbox stop $id; done; \
              crabbox cleanup --provider firecracker",
         ));
-        guard
+        host
     }
 
     /// Runs a shell script on the host as root, in its home directory.
@@ -145,9 +147,9 @@ impl Host {
     #[track_caller]
     pub fn feed(&self, script: &str, input: &[u8]) -> Done {
         let (program, args) = self
-            .ssh
+            .argv
             .split_first()
-            .unwrap_or_else(|| panic!("the lab's record has no ssh command"));
+            .unwrap_or_else(|| panic!("the host has no command that gets there"));
         let quoted = format!("cd && sh -c '{}'", script.replace('\'', r"'\''"));
         let ran = Cmd::new(program)
             .args(args)
@@ -159,6 +161,7 @@ impl Host {
             status,
             stdout,
             stderr,
+            cut: _,
         } = ran.unwrap_or_else(|error| {
             self.must_answer();
             panic!("{script}: {error}")
@@ -182,48 +185,30 @@ impl Host {
     /// Resets the lab as a power cut would, and waits until it answers again.
     #[track_caller]
     pub fn reset(&self) {
-        let name = self.lab_dir.file_name().unwrap_or_default();
-        let reset = Cmd::new(env!("CARGO"))
-            .args(["xtask", "lab", "--name"])
-            .arg(name)
-            .arg("reset")
-            .cwd(Path::new(env!("CARGO_MANIFEST_DIR")))
-            .limit(LIMIT)
-            .run();
-        if let Err(error) = reset {
-            panic!("the host cannot be reset: {error}");
+        let (host, _) = self
+            .prepared
+            .as_ref()
+            .unwrap_or_else(|| panic!("a pretended host has no power to be cut"));
+        if let Err(error) = host.reset() {
+            panic!("the host cannot be reset: {error:#}");
         }
-    }
-
-    /// Whether it is the lab, and not this machine or a part of it.
-    fn emulated(&self) -> bool {
-        self.ssh.first().is_some_and(|program| program == "ssh")
     }
 
     /// Whether the host answers over a connection of its own.
     fn answers(&self) -> bool {
-        let [program, options @ .., destination] = self.ssh.as_slice() else {
-            return false;
-        };
-        if !self.emulated() {
-            return true;
-        }
-        let asked = Cmd::new(program)
-            .args(["-o", "ControlPath=none", "-o", "ControlMaster=no"])
-            .args(options)
-            .args([destination.as_str(), "--", "true"])
-            .limit(SILENCE)
-            .capture();
-        asked.is_ok_and(|captured| captured.status.success())
+        self.prepared
+            .as_ref()
+            .is_none_or(|(host, _)| host.answers(SILENCE))
     }
 
     /// Fails the test when the host does not answer at all.
     #[track_caller]
     fn must_answer(&self) {
+        let dir = self.prepared.as_ref().map(|(host, _)| host.dir.join(LAST_WORDS));
         assert!(
             self.answers(),
             "the host hung in the middle of this test; what was to be seen of it is in {} after its reset",
-            self.lab_dir.join("last-words").display()
+            dir.unwrap_or_default().display()
         );
     }
 
@@ -262,7 +247,19 @@ impl Host {
         .exits(0)
     }
 
-    /// Makes a git repository on the host with one commit, and answers its path.
+    /// The directory of the image `name` in the host's store. Which image comes first in that store means nothing.
+    #[track_caller]
+    pub fn image(&self, name: &str) -> String {
+        let image = self
+            .crabbox(&format!("image inspect --json {name}"))
+            .exits(0)
+            .json();
+        let path = image["path"].as_str();
+        assert!(path.is_some(), "{image}");
+        path.unwrap_or_default().to_owned()
+    }
+
+    /// Makes a git repository on the host with one commit, and returns its path.
     #[track_caller]
     pub fn repository(&self, name: &str) -> String {
         let dir = format!("$HOME/e2e/{name}");
@@ -277,7 +274,7 @@ impl Host {
     /// What leases could leave behind, as it stands now: one line an object, sorted.
     #[track_caller]
     pub fn residue(&self) -> Vec<String> {
-        let found = self.sh(include_str!("residue.sh")).exits(0);
+        let found = self.sh(site::RESIDUE).exits(0);
         let mut lines: Vec<String> = found.stdout.lines().map(str::to_owned).collect();
         lines.sort();
         lines

@@ -96,8 +96,8 @@ impl Host {
             "-c",
         ];
         Self {
-            ssh: argv.map(str::to_owned).into(),
-            lab_dir: PathBuf::from("/nonexistent"),
+            argv: argv.map(str::to_owned).into(),
+            prepared: None,
             _pretend: Some(Namespaces { child }),
         }
     }

@@ -15,8 +15,7 @@ fn checks(document: &serde_json::Value) -> Vec<(String, String)> {
 
 #[test]
 fn a_host_that_is_ready_is_found_ready_with_a_boot_and_left_as_it_was() {
-    let host = Host::find();
-    let _alone = host.alone();
+    let host = Host::alone();
     let before = host.residue();
     let report = host
         .crabbox(&format!("doctor --provider firecracker --json --probe {SIZE}"))
@@ -42,9 +41,8 @@ fn a_host_that_is_ready_is_found_ready_with_a_boot_and_left_as_it_was() {
 }
 
 #[test]
-fn what_is_amiss_is_found_under_its_name_with_a_mend() {
-    let host = Host::find();
-    let _alone = host.alone();
+fn each_fault_fails_its_own_check_and_names_the_fix() {
+    let host = Host::alone();
     let before = host.residue();
     for (amiss, name) in [
         ("--firecracker-binary /nonexistent/firecracker", "binary"),

@@ -355,6 +355,80 @@ fn strange_records_hide_nothing_and_block_nothing() {
 }
 
 #[test]
+fn a_jailed_vmm_writes_no_file_longer_than_its_disk() {
+    let host = Host::pretend();
+    lease(&host, "bounded", "");
+    let limits = host
+        .sh("cat /proc/$(pgrep -f '^/srv/fake/firecracker --id')/limits")
+        .exits(0);
+    let limit = |name: &str| {
+        let line = limits.stdout.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line[name.len()..].split_whitespace().next())
+            .map(str::to_owned)
+    };
+    // PRETEND's disk has 64 MiB.
+    assert_eq!(limit("Max file size").as_deref(), Some("67108864"), "{limits:?}");
+    assert_eq!(limit("Max open files").as_deref(), Some("2048"), "{limits:?}");
+    drop(host.crabbox("stop bounded").exits(0));
+}
+
+#[test]
+fn the_last_words_of_a_vmm_are_its_log_and_not_what_it_links_there() {
+    let host = Host::pretend();
+    let evil = PRETEND.replace("/srv/fake/firecracker", "/srv/evil/firecracker");
+    drop(
+        host.sh("mkdir /srv/evil && cp /srv/fake/jailer /srv/evil/ && echo of-the-host > /srv/secret")
+            .exits(0),
+    );
+    // The VMM's directory is its own, so it can put anything in place of its log.
+    for (writes, shown) in [
+        ("echo of-the-vmm > firecracker.log", true),
+        ("ln -sf /srv/secret firecracker.log", false),
+    ] {
+        let failed = host.sh(&format!(
+            "printf '#!/bin/sh\\n{writes}\\nexit 1\\n' > /srv/evil/firecracker && chmod 755 /srv/evil/firecracker && \
+             crabbox warmup {evil} --slug evil"
+        ));
+        assert_eq!(failed.code, Some(5), "{failed:?}");
+        assert_eq!(failed.stderr.contains("of-the-vmm"), shown, "{failed:?}");
+        assert!(!failed.stderr.contains("of-the-host"), "{failed:?}");
+    }
+}
+
+#[test]
+fn root_leases_without_a_jailer_only_when_none_was_said() {
+    let host = Host::pretend();
+    drop(host.sh("mv /srv/fake/jailer /srv/jailer.away").exits(0));
+    let before = host.residue();
+    let refused = host.crabbox(&format!("warmup {PRETEND} --slug bare")).exits(2);
+    assert!(
+        refused
+            .stderr
+            .contains("no jailer lies beside /srv/fake/firecracker, so Firecracker would run as root")
+            && refused.stderr.contains("--firecracker-jailer none"),
+        "{refused:?}"
+    );
+    assert_nothing_left(&before, &host.residue());
+    // Said on the command line or by the host's own configuration, it is a choice.
+    lease(&host, "flag", "--firecracker-jailer none");
+    drop(
+        host.sh(&format!(
+            "CRABBOX_FIRECRACKER_JAILER=none crabbox warmup {PRETEND} --slug variable"
+        ))
+        .exits(0),
+    );
+    // A repository cannot say it.
+    let asked = host.sh(&format!(
+        "mkdir /srv/repo && cd /srv/repo && git init -q && echo 'firecracker: {{jailer: none}}' > crabbox.yaml && crabbox warmup {PRETEND} --slug asked"
+    ));
+    assert_eq!(asked.code, Some(2), "{asked:?}");
+    for slug in ["flag", "variable"] {
+        drop(host.crabbox(&format!("stop {slug}")).exits(0));
+    }
+    assert_nothing_left(&before, &comes_back_to(&host, &before));
+}
+
+#[test]
 fn objects_of_ours_without_a_lease_go_and_nobody_else_s_do() {
     let host = Host::pretend();
     lease(&host, "live", "--firecracker-network nat");
@@ -393,6 +467,132 @@ fn objects_of_ours_without_a_lease_go_and_nobody_else_s_do() {
     drop(host.sh("ip link del cbxmine && nft delete table ip crabboxes && rmdir /srv/.config/crabbox/testboxes/cbx_000000000003").exits(0));
     assert_nothing_left(&before, &comes_back_to(&host, &before));
     drop(host.crabbox("run --id live --no-sync -- true").exits(0));
+}
+
+/// uid and block of the lease `slug` by its journal; `crabbox` is the command whose lease it is.
+#[track_caller]
+fn share(host: &Host, crabbox: &str, slug: &str) -> [serde_json::Value; 2] {
+    let id = host
+        .sh(&format!(
+            "{crabbox} list --provider firecracker | grep slug={slug}"
+        ))
+        .exits(0)
+        .lease();
+    let open = host
+        .sh(&format!(
+            "head -n1 $(find /srv/.config/crabbox/state /srv/second -path '*/{id}/journal.jsonl')"
+        ))
+        .exits(0)
+        .json();
+    assert!(open["uid"].is_u64(), "{open}");
+    ["uid", "subnet"].map(|name| open[name].clone())
+}
+
+/// The same user with another state directory.
+const SECOND: &str = "XDG_STATE_HOME=/srv/second crabbox";
+
+#[test]
+fn two_state_directories_share_nothing_and_neither_takes_the_others_leases_away() {
+    let host = Host::pretend();
+    lease(&host, "first", "--firecracker-network nat");
+    lease(&host, "chained", "--firecracker-network cni");
+    let before = host.residue();
+    let entries = before.iter().filter(|line| line.starts_with("entry ")).count();
+    assert_eq!(entries, 2, "{before:#?}");
+    // As an earlier version leaves them: without entries. Then with them.
+    let away = host
+        .sh("mv /var/lib/crabbox/registry/leases /srv/entries")
+        .exits(0);
+    drop(away);
+    for entries in ["none", "all"] {
+        if entries == "all" {
+            drop(host.sh("rm -rf /var/lib/crabbox/registry/leases; mv /srv/entries /var/lib/crabbox/registry/leases").exits(0));
+        }
+        let cleaned = host
+            .sh(&format!("{SECOND} cleanup --provider firecracker --json"))
+            .exits(0)
+            .json();
+        assert_eq!(cleaned["decisions"], serde_json::json!([]), "{entries} entered");
+        let warm = format!("{SECOND} warmup {PRETEND} --slug second --firecracker-network nat");
+        drop(host.sh(&warm).exits(0));
+        let [uid, block] = share(&host, SECOND, "second");
+        assert!(block.is_string(), "{block}");
+        for slug in ["first", "chained"] {
+            let theirs = share(&host, "crabbox", slug);
+            assert!(
+                uid != theirs[0] && block != theirs[1],
+                "{entries} entered: {uid} {block} {theirs:?}"
+            );
+        }
+        // And the other way round, with both alive.
+        assert_eq!(cleanup(&host), "", "{entries} entered");
+        for (crabbox, slug) in [("crabbox", "first"), ("crabbox", "chained"), (SECOND, "second")] {
+            let alive = host
+                .sh(&format!("{crabbox} run --id {slug} --no-sync -- echo alive"))
+                .exits(0);
+            assert_eq!(alive.stdout, "alive\n", "{slug}, {entries} entered");
+        }
+        drop(host.sh(&format!("{SECOND} stop second")).exits(0));
+    }
+    // The second directory's own files are no lease's.
+    drop(host.sh("rm -rf /srv/second").exits(0));
+    assert_nothing_left(&before, &comes_back_to(&host, &before));
+}
+
+#[test]
+fn a_death_beside_the_registry_leaves_an_entry_that_any_state_directory_takes_back() {
+    let host = Host::pretend();
+    lease(&host, "first", "");
+    drop(host.crabbox("stop first").exits(0));
+    let before = host.residue();
+    let mut failures = String::new();
+    for phase in ["begun", "made", "done"] {
+        // Whoever asked for it takes it back.
+        let died = host.sh(&format!(
+            "CRABBOX_TEST_FAILPOINT=supervisor:registry:{phase} crabbox warmup {PRETEND} --slug crash"
+        ));
+        if died.code != Some(5) || comes_back_to(&host, &before) != before {
+            writeln!(failures, "{phase}: {died:?} {:#?}", host.residue()).ok();
+        }
+    }
+    let entered = |residue: &[String]| residue.iter().filter(|line| line.starts_with("entry ")).count();
+    // In the making, it has an entry and no directory, and its lock speaks for it.
+    let beside = format!("{SECOND} cleanup --provider firecracker > /srv/beside 2>&1");
+    host.kill_at("registry:done", PRETEND, &beside);
+    assert_eq!(host.sh("cat /srv/beside").exits(0).stdout, "");
+    assert_eq!(entered(&host.residue()), 1);
+    drop(host.sh("crabbox stop killed && rm /srv/beside").exits(0));
+    assert_nothing_left(&before, &comes_back_to(&host, &before));
+    // With both dead, the other directory's cleanup sees that nothing is left of the lease but its entry.
+    host.kill_at("registry:done", PRETEND, KILL_BOTH);
+    assert_eq!(entered(&host.residue()), 1);
+    let cleaned = host
+        .sh(&format!("{SECOND} cleanup --provider firecracker"))
+        .exits(0);
+    assert!(
+        cleaned.stdout.contains("remove firecracker entry name=cbx_") && cleaned.stdout.lines().count() == 1,
+        "{cleaned:?}"
+    );
+    assert_eq!(entered(&host.residue()), 0);
+    drop(cleanup(&host));
+    for phase in ["begun", "done"] {
+        lease(&host, "half", "");
+        let died = host.sh(&format!(
+            "kill -9 $(pgrep -f '[_]_supervise'); CRABBOX_TEST_FAILPOINT=cli:undo-registry:{phase} crabbox stop half; code=$?; \
+             pkill -9 -f '[_]_supervise'; exit $code"
+        ));
+        assert_eq!(died.code, Some(137), "{died:?}");
+        assert_eq!(entered(&host.residue()), usize::from(phase == "begun"));
+        drop(
+            host.sh(&format!("{SECOND} cleanup --provider firecracker"))
+                .exits(0),
+        );
+        drop(cleanup(&host));
+        if comes_back_to(&host, &before) != before {
+            writeln!(failures, "{phase}: {:#?}", host.residue()).ok();
+        }
+    }
+    assert!(failures.is_empty(), "{failures}");
 }
 
 #[test]

@@ -9,8 +9,7 @@ const CLOUD: &str = "--provider firecracker --firecracker-image cloud --firecrac
 
 #[test]
 fn a_cloud_init_image_is_leased_entered_and_given_back() {
-    let host = Host::find();
-    let _alone = host.alone();
+    let host = Host::alone();
     let repo = host.repository("cloud");
     let before = host.residue();
     let warmup = host
@@ -55,8 +54,7 @@ const SYSTEMD: &str = "--provider firecracker --firecracker-image systemd --fire
 
 #[test]
 fn an_oci_image_with_systemd_is_leased_entered_and_given_back() {
-    let host = Host::find();
-    let _alone = host.alone();
+    let host = Host::alone();
     let repo = host.repository("systemd");
     let before = host.residue();
     let image = host.crabbox("image inspect --json systemd").exits(0).json();

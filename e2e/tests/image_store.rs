@@ -6,15 +6,6 @@ use crabbox_e2e::{Host, assert_nothing_left};
 const OURS: &str = "--provider firecracker --firecracker-binary /srv/fake/firecracker --firecracker-user root --firecracker-cpus 1 \
      --firecracker-memory-mib 128 --firecracker-work-root /srv/work --firecracker-network nat --firecracker-launch-timeout 30s";
 
-/// Where an image lies.
-fn dir_of(host: &Host, name: &str) -> String {
-    let image = host
-        .crabbox(&format!("image inspect --json {name}"))
-        .exits(0)
-        .json();
-    image["path"].as_str().unwrap_or_default().to_owned()
-}
-
 fn links(host: &Host, dir: &str) -> String {
     host.sh(&format!("stat -c %h {dir}/base.ext4")).exits(0).stdout
 }
@@ -28,7 +19,7 @@ fn fifty_leases_share_one_image_and_hold_it() {
         host.sh("sed 's/^MemAvailable:.*/MemAvailable: 64000000 kB/' /proc/meminfo > /srv/meminfo && mount --bind /srv/meminfo /proc/meminfo")
             .exits(0),
     );
-    let dir = dir_of(&host, "default");
+    let dir = host.image("default");
     let before = host.residue();
     let each = |command: &str| {
         let done = host.sh(&format!(
@@ -82,7 +73,7 @@ fn the_user_chooses_the_image_of_a_lease_and_a_repository_does_not() {
     let host = Host::pretend();
     host.build_image("default", "of-default");
     host.build_image("other", "of-other");
-    let (usual, other) = (dir_of(&host, "default"), dir_of(&host, "other"));
+    let (usual, other) = (host.image("default"), host.image("other"));
     assert_ne!(usual, other);
     let leased = |more: &str| {
         drop(host.sh(&format!("cd /srv/repo && {more}")).exits(0));
@@ -127,11 +118,11 @@ fn the_user_chooses_the_image_of_a_lease_and_a_repository_does_not() {
 fn what_two_builds_of_the_same_tree_give_is_one_image() {
     let host = Host::pretend();
     host.build_image("default", "of-default");
-    let first = dir_of(&host, "default");
+    let first = host.image("default");
     let again = host
         .sh("sleep 1; crabbox image build --name again --from /srv/tree-default --guest-binary /srv/vmlinux")
         .exits(0);
-    assert_eq!(dir_of(&host, "again"), first, "{again:?}");
+    assert_eq!(host.image("again"), first, "{again:?}");
     let image = host.crabbox("image inspect --json default").exits(0).json();
     assert_eq!(image["names"], serde_json::json!(["again", "default"]));
 }
@@ -140,7 +131,7 @@ fn what_two_builds_of_the_same_tree_give_is_one_image() {
 fn a_build_that_is_killed_leaves_nothing_that_is_used() {
     let host = Host::pretend();
     host.build_image("default", "of-default");
-    let good = dir_of(&host, "default");
+    let good = host.image("default");
     let build = "crabbox image build --name default --from /srv/tree-default --guest-binary /srv/vmlinux";
     let other = format!("echo other > /srv/tree-default/etc/word && {build}");
     let undo = format!(
@@ -165,7 +156,7 @@ fn a_build_that_is_killed_leaves_nothing_that_is_used() {
     // The one that was not killed swept what the others had left.
     let left = host.sh("ls -A /srv/.cache/crabbox/images").exits(0);
     assert_eq!(left.stdout, "images\nlock\nnames\n");
-    assert_ne!(dir_of(&host, "default"), good);
+    assert_ne!(host.image("default"), good);
 }
 
 #[test]

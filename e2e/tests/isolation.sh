@@ -11,12 +11,12 @@ place() { # name, host side, address beyond
   ip -n "$1" route add default via "$2"
   hello ip netns exec "$1"
 }
-# The internet (TEST-NET-3 of RFC 5737), a neighbour in the host's own network, and where clouds have their metadata.
-place world 203.0.113.1 203.0.113.2
+# The internet (a route of this host to a namespace of ours), a neighbour in the host's own network, and where clouds have their metadata.
+place world 9.9.9.1 9.9.9.2
 place lan 10.77.0.1 10.77.0.2
 ip addr add 169.254.169.254/32 dev lo
 hello env
-# A stub resolver as systemd-resolved has it; it says 203.0.113.2 to everything.
+# A stub resolver as systemd-resolved has it; it says 9.9.9.2 to everything.
 cat > /root/resolver.py <<'P'
 import socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -26,7 +26,7 @@ while True:
     end = q.index(b"\0", 12) + 5
     known = q[end - 4:end - 2] == b"\0\1"
     head = q[:2] + b"\x81\x80\0\1" + (b"\0\1" if known else b"\0\0") + b"\0\0\0\0"
-    answer = b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4" + bytes([203, 0, 113, 2]) if known else b""
+    answer = b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4" + bytes([9, 9, 9, 2]) if known else b""
     s.sendto(head + q[12:end] + answer, a)
 P
 setsid python3 /root/resolver.py </dev/null >/dev/null 2>&1 &

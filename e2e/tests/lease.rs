@@ -16,8 +16,7 @@ fn documents(host: &Host) {
 
 #[test]
 fn a_lease_from_warmup_to_stop_leaves_nothing() {
-    let host = Host::find();
-    let _alone = host.alone();
+    let host = Host::alone();
     let repo = host.repository("main");
     let before = host.residue();
     let warmup = host.warmup(&repo, "e2e-main", "--timing-json");
@@ -108,8 +107,7 @@ fn a_lease_from_warmup_to_stop_leaves_nothing() {
 
 #[test]
 fn a_run_of_its_own_leases_and_gives_back() {
-    let host = Host::find();
-    let _alone = host.alone();
+    let host = Host::alone();
     let repo = host.repository("ephemeral");
     let before = host.residue();
     let run = host
@@ -133,15 +131,15 @@ fn a_run_of_its_own_leases_and_gives_back() {
 
 #[test]
 fn a_guest_that_cannot_boot_is_taken_back_and_shows_its_console() {
-    let host = Host::find();
-    let _alone = host.alone();
+    let host = Host::alone();
     let before = host.residue();
     // A real ELF kernel whose code is overwritten: it loads, and dies at its first instructions.
-    let made = host.sh(
-        "mkdir -p $HOME/e2e/bad && cd $HOME/e2e/bad && kernel=$(ls $HOME/.cache/crabbox/images/images/*/vmlinux | head -1) && \
-         cp $kernel vmlinux && chmod 600 vmlinux && dd if=/dev/zero of=vmlinux bs=1M seek=2 count=8 conv=notrunc status=none && \
-         truncate -s 64M rootfs.ext4 && mke2fs -q -F rootfs.ext4",
-    );
+    let kernel = format!("{}/vmlinux", host.image("default"));
+    let made = host.sh(&format!(
+        "mkdir -p $HOME/e2e/bad && cd $HOME/e2e/bad && \
+         cp {kernel} vmlinux && chmod 600 vmlinux && dd if=/dev/zero of=vmlinux bs=1M seek=2 count=8 conv=notrunc status=none && \
+         truncate -s 64M rootfs.ext4 && mke2fs -q -F rootfs.ext4"
+    ));
     drop(made.exits(0));
     let failed = host
         .crabbox(&format!(
@@ -160,8 +158,7 @@ fn a_guest_that_cannot_boot_is_taken_back_and_shows_its_console() {
 
 #[test]
 fn a_guest_that_panics_is_taken_back_and_its_last_words_are_shown() {
-    let host = Host::find();
-    let _alone = host.alone();
+    let host = Host::alone();
     let before = host.residue();
     // A good kernel over a root file system without an init: it boots, panics, and says why on the console.
     let made = host.sh(
@@ -169,9 +166,10 @@ fn a_guest_that_panics_is_taken_back_and_its_last_words_are_shown() {
     );
     drop(made.exits(0));
     let failed = host
-        .sh(&format!(
-            "kernel=$(ls $HOME/.cache/crabbox/images/images/*/vmlinux | head -1); exec crabbox warmup {SMALL} \
-             --firecracker-kernel $kernel --firecracker-rootfs $HOME/e2e/empty/rootfs.ext4 --firecracker-launch-timeout 40s"
+        .crabbox(&format!(
+            "warmup {SMALL} --firecracker-kernel {}/vmlinux --firecracker-rootfs $HOME/e2e/empty/rootfs.ext4 \
+             --firecracker-launch-timeout 40s",
+            host.image("default")
         ))
         .exits(5);
     assert!(
@@ -183,9 +181,8 @@ fn a_guest_that_panics_is_taken_back_and_its_last_words_are_shown() {
 }
 
 #[test]
-fn bad_input_is_named_with_its_mend_and_leaves_the_host_alone() {
-    let host = Host::find();
-    let _alone = host.alone();
+fn bad_input_is_reported_with_its_fix_and_leaves_the_host_alone() {
+    let host = Host::alone();
     let before = host.residue();
     let cases: [(&str, i32, &str); 9] = [
         ("warmup", 2, "no provider selected"),

@@ -98,3 +98,36 @@ fn a_disk_that_fills_at_any_moment_leaves_nothing() {
     }
     panic!("200 inodes are not enough for a lease");
 }
+
+#[test]
+fn more_than_a_lease_can_hold_does_not_come_out_of_it() {
+    let host = Host::pretend();
+    let before = used(&host);
+    // A fake guest shares the host's files and so has more than a disk of 64 MiB and a memory of 128 can be.
+    drop(
+        host.sh(&format!(
+            "mkdir /srv/tree && cd /srv/tree && git init -q . && echo x > f && git add f && git commit -qm f && \
+             crabbox warmup {PRETEND} --slug held && \
+             crabbox run --id held -- pwd > /srv/workdir && yes | head -c 400M > \"$(cat /srv/workdir)/large\""
+        ))
+        .exits(0),
+    );
+    let inside = |command: &str| host.sh(&format!("cd /srv/tree && crabbox {command}"));
+    for command in [
+        "run --id held --no-sync --download large=got -- true",
+        "cp --id held \"SANDBOX:$(cat /srv/workdir)/large\" got",
+        "pull --id held",
+    ] {
+        let refused = inside(command);
+        assert!(
+            refused.code != Some(0) && refused.stderr.contains("that the lease can hold"),
+            "{command}: {refused:?}"
+        );
+        assert_eq!(host.sh("ls /srv/tree").exits(0).stdout, "f\n", "{command}");
+    }
+    drop(inside("run --id held --no-sync --download f=got -- true").exits(0));
+    assert_eq!(host.sh("cat /srv/tree/got").exits(0).stdout, "x\n");
+    drop(host.crabbox("stop held").exits(0));
+    drop(host.sh("rm -r /srv/tree /srv/workdir").exits(0));
+    assert_nothing_left(&before, &host.residue());
+}

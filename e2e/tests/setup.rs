@@ -12,7 +12,12 @@ const HOME: &str = "/root/e2e/bare";
 const BARE: &str = "env -i HOME=/root/e2e/bare PATH=/root/e2e/bare-bin:/usr/sbin:/usr/bin:/sbin:/bin \
                     CRABBOX_SETUP_FROM=http://127.0.0.1:8099/bundle.tar";
 
-/// Serves the bundle until the host is asked to stop it, and answers with a PATH that has crabbox and no Firecracker.
+/// Who asks for a network of CNI plugins.
+const CNI: &str = "CRABBOX_FIRECRACKER_NETWORK=cni";
+/// Where setup writes it.
+const CONFLIST: &str = "/etc/cni/conf.d/10-crabbox.conflist";
+
+/// Serves the bundle until the host is asked to stop it, and returns a PATH that has crabbox and no Firecracker.
 fn prepare(host: &Host) {
     let made = host.sh(
         "set -e; rm -rf /root/e2e/bare /root/e2e/bare-bin /root/e2e/served; mkdir -p /root/e2e/bare /root/e2e/bare-bin /root/e2e/served
@@ -48,8 +53,7 @@ fn files(host: &Host) -> Vec<String> {
 
 #[test]
 fn the_first_command_on_a_bare_host_succeeds_and_all_of_it_can_be_undone() {
-    let host = Host::find();
-    let _alone = host.alone();
+    let host = Host::alone();
     let repo = host.repository("bare-repo");
     let _tidy = Tidy(&host);
     prepare(&host);
@@ -68,13 +72,15 @@ fn the_first_command_on_a_bare_host_succeeds_and_all_of_it_can_be_undone() {
     let planned = host
         .sh(&format!("{BARE} crabbox setup firecracker --dry-run"))
         .exits(0);
-    for part in [
-        "http://127.0.0.1:8099/bundle.tar",
-        "/etc/cni/conf.d/10-crabbox.conflist",
-        "provider firecracker",
-    ] {
+    for part in ["http://127.0.0.1:8099/bundle.tar", "provider firecracker"] {
         assert!(planned.stdout.contains(part), "{part} in {}", planned.stdout);
     }
+    // A network of plugins is for those who ask for one.
+    assert!(!planned.stdout.contains(CONFLIST), "{}", planned.stdout);
+    let chained = host
+        .sh(&format!("{BARE} {CNI} crabbox setup firecracker --dry-run"))
+        .exits(0);
+    assert!(chained.stdout.contains(CONFLIST), "{}", chained.stdout);
     assert_nothing_left(&before, &files(&host));
 
     let first = host.sh(&format!(
@@ -88,9 +94,21 @@ fn the_first_command_on_a_bare_host_succeeds_and_all_of_it_can_be_undone() {
         first.stderr
     );
 
+    assert!(!files(&host).iter().any(|file| file == CONFLIST));
+    drop(
+        host.sh(&format!("{BARE} {CNI} crabbox setup firecracker --yes"))
+            .exits(0),
+    );
+    // What was written there is a network that carries a lease.
+    let second = host.sh(&format!(
+        "cd {repo} && {BARE} {CNI} crabbox run --firecracker-cpus 1 --firecracker-memory-mib 256 --no-sync -- echo chained"
+    ));
+    assert_eq!(second.exits(0).stdout, "chained\n");
+
     let made = files(&host);
+    assert!(made.iter().any(|file| file == CONFLIST), "{made:?}");
     let again = host
-        .sh(&format!("{BARE} crabbox setup firecracker --yes"))
+        .sh(&format!("{BARE} {CNI} crabbox setup firecracker --yes"))
         .exits(0);
     assert_eq!(again.stdout, "nothing to do: this host is set up\n");
     assert_nothing_left(&made, &files(&host));
@@ -118,8 +136,7 @@ fn the_first_command_on_a_bare_host_succeeds_and_all_of_it_can_be_undone() {
 
 #[test]
 fn a_bad_bundle_is_named_and_leaves_a_bare_host_bare() {
-    let host = Host::find();
-    let _alone = host.alone();
+    let host = Host::alone();
     let _tidy = Tidy(&host);
     prepare(&host);
     let before = files(&host);

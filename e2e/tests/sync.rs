@@ -215,8 +215,7 @@ fn assert_same_repository(here: &str, there: &str, of_the_guest: &[&str]) {
 
 #[test]
 fn every_case_of_a_working_tree_arrives_byte_for_byte() {
-    let host = Host::find();
-    let _alone = host.alone();
+    let host = Host::alone();
     let trees = Trees::new();
     trees.make("library", |dir| {
         here(dir, "echo lib > lib && git add lib && git commit -qm lib");

@@ -1,6 +1,7 @@
 //! Blocks that a real guest has freed come back to the host, and nothing else of its disk is touched.
 
 use crabbox_e2e::{Host, assert_nothing_left};
+use crabbox_guest_protocol::TRIM_PORT;
 
 const MIB: u64 = 1 << 20;
 
@@ -29,7 +30,7 @@ impl<'a> Leased<'a> {
         }
     }
 
-    /// Runs a script in the guest and answers its output.
+    /// Runs a script in the guest and returns its output.
     #[track_caller]
     fn guest(&self, script: &str) -> String {
         let Self { host, repo, slug, .. } = self;
@@ -67,8 +68,7 @@ const CHECK: &str =
 
 #[test]
 fn freed_blocks_come_back_and_the_files_that_stay_are_whole() {
-    let host = Host::find();
-    let _alone = host.alone();
+    let host = Host::alone();
     let before = host.residue();
     let lease = Leased::new(&host, "trim");
     lease.guest("sync");
@@ -133,8 +133,7 @@ fn panic_unless(said: &str, parts: &[&str]) {
 
 #[test]
 fn trims_that_meet_or_are_killed_leave_a_machine_that_writes() {
-    let host = Host::find();
-    let _alone = host.alone();
+    let host = Host::alone();
     let before = host.residue();
     let lease = Leased::new(&host, "trims");
     lease.guest(FILL);
@@ -214,12 +213,13 @@ time.sleep(120)
 
 #[test]
 fn a_host_that_goes_silent_holds_the_guest_for_half_a_minute_and_no_longer() {
-    let host = Host::find();
-    let _alone = host.alone();
+    let host = Host::alone();
     let before = host.residue();
     let lease = Leased::new(&host, "silent");
     lease.guest(AGAIN_IN_TMP);
-    let socket = lease.disk.replace("/disk.ext4", "/vsock.sock_1025");
+    let socket = lease
+        .disk
+        .replace("/disk.ext4", &format!("/vsock.sock_{TRIM_PORT}"));
     let ran = host.sh(&format!(
         "cd {} && ssh=$(crabbox ssh silent) && kill -9 $(pgrep -f '[_]_supervise') && cat > silent.py <<'EOF'{SILENT}EOF
          python3 silent.py $HOME/{socket} $(stat -c %u $HOME/{disk}) $HOME/{disk} & silent=$!

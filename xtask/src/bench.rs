@@ -12,9 +12,9 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::payload;
 use crate::site::{self, Site};
 use crate::workspace;
+use crabbox_lab::payload::{Images, Payload};
 
 /// How many leases at least.
 const LEAST: usize = 5;
@@ -25,8 +25,7 @@ pub(crate) fn lease(lab: &str, count: usize) -> Result<ExitCode> {
         count >= LEAST,
         "a median of fewer than {LEAST} leases says nothing"
     );
-    let payload = payload::ensure()?;
-    let site = site::choose(&payload, lab)?;
+    let (payload, site) = site::choose(Images::Ours, lab)?;
     // Turn about, so that a busy moment of this machine hits both.
     let (mut runs, mut unjailed) = (Vec::new(), Vec::new());
     for number in 1..=count {
@@ -94,7 +93,7 @@ fn report(
     site: &Site,
     runs: &[BTreeMap<String, f64>],
     unjailed: &[BTreeMap<String, f64>],
-    payload: &payload::Payload,
+    payload: &Payload,
 ) -> Result<ExitCode> {
     let names: Vec<&String> = runs[0].keys().collect();
     let of = |name: &str| {

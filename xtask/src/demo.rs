@@ -6,14 +6,14 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
-use crate::payload;
 use crate::site::{self, Site};
+use crabbox_lab::payload::Images;
 
 /// The size of the demo's machine: small, because it may be emulated.
 const SIZE: &str =
     "--provider firecracker --firecracker-cpus 1 --firecracker-memory-mib 256 --firecracker-disk-mib 2048";
 
-/// What is shown: the words a user would type, and the script behind them where it is longer.
+/// What is shown: the command that a user would type, and the script behind it where it is longer.
 const STEPS: [(&str, &str); 6] = [
     (
         "git init, commit, and edit without committing",
@@ -42,8 +42,7 @@ const STEPS: [(&str, &str); 6] = [
 /// Runs the demo.
 pub(crate) fn main(lab: &str) -> Result<ExitCode> {
     let started = Instant::now();
-    let payload = payload::ensure()?;
-    let site = site::choose(&payload, lab)?;
+    let (_, site) = site::choose(Images::Ours, lab)?;
     let before = site.residue()?;
     println!("\nThe main job, on {}:\n", site.name);
     for (shown, script) in STEPS {

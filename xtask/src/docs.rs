@@ -8,6 +8,8 @@ mod compatibility;
 mod files;
 mod keys;
 mod program;
+mod promises;
+mod references;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +22,7 @@ use crate::workspace;
 use files::Reference;
 use program::Program;
 
-/// What `docs` is told.
+/// The arguments of `docs`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Write nothing, and fail if a document is stale
@@ -40,7 +42,7 @@ pub(crate) fn check(crabbox: PathBuf) -> Result<()> {
     main(&arguments).map(drop)
 }
 
-/// Brings every document up to date, or tells which are not.
+/// Brings every document up to date, or reports which are not.
 pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
     let path = match &arguments.crabbox {
         Some(path) => path
@@ -79,6 +81,8 @@ pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
         }
     }
     problems.extend(pages_missing(&program)?);
+    problems.extend(promises::check(workspace::root(), "SECURITY.md")?);
+    problems.extend(references::check(workspace::root(), &program, crate::command())?);
     if !problems.is_empty() {
         bail!(
             "the documents are not right (`cargo xtask docs` writes the generated parts anew):\n  {}",
@@ -118,7 +122,7 @@ fn commands(program: &Program) -> Result<String> {
     ))
 }
 
-/// A table of what the kernel of our image is told.
+/// A table of the arguments of our kernel.
 fn kernel_arguments() -> String {
     let rows: Vec<String> = crabbox_image::guest::arguments()
         .iter()
@@ -141,6 +145,7 @@ fn documents() -> Result<Vec<PathBuf>> {
         workspace::root().to_owned(),
         docs.clone(),
         docs.join("commands"),
+        docs.join("design"),
         docs.join("providers"),
     ] {
         let entries = fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))?;
@@ -174,14 +179,23 @@ fn pages_missing(program: &Program) -> Result<Vec<String>> {
     Ok(missing)
 }
 
-/// The relative links of a document that lead nowhere.
+/// The links of a document to another one or to a section that lead nowhere.
 fn broken_links(file: &Path, text: &str) -> Vec<String> {
     let dir = file.parent().unwrap_or(file);
     text.split("](")
         .skip(1)
         .filter_map(|rest| rest.split(')').next())
-        .filter(|link| !link.contains("://") && !link.starts_with('#') && !link.contains(char::is_whitespace))
-        .filter(|link| !dir.join(link.split('#').next().unwrap_or(link)).exists())
+        .filter(|link| !link.contains("://") && !link.contains(char::is_whitespace))
+        .filter(|link| {
+            let (name, section) = link.split_once('#').unwrap_or((link, ""));
+            let other = dir.join(name);
+            let there = match (name, section) {
+                ("", section) => references::has_section(text, section),
+                (_, "") => other.exists(),
+                _ => fs::read_to_string(other).is_ok_and(|other| references::has_section(&other, section)),
+            };
+            !there
+        })
         .map(str::to_owned)
         .collect()
 }
@@ -193,7 +207,10 @@ mod tests {
     #[test]
     fn links_that_lead_nowhere_are_found() {
         let file = workspace::root().join("README.md");
-        let text = "[a](README.md) [b](docs/#x) [c](nowhere.md) [d](scheme://host) [e](#here)";
-        assert_eq!(broken_links(&file, text), ["nowhere.md"]);
+        let text = "# Here\n[a](README.md) [b](docs/) [c](nowhere.md) [d](scheme://host) [e](#here) [f](#there) [g](README.md#there)\n";
+        assert_eq!(
+            broken_links(&file, text),
+            ["nowhere.md", "#there", "README.md#there"]
+        );
     }
 }

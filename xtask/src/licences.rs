@@ -19,7 +19,7 @@ pub(crate) fn main() -> Result<ExitCode> {
         std::fs::read_to_string(workspace::root().join("deny.toml")).context("cannot read deny.toml")?;
     let allowed = allow_list(&deny);
     ensure!(!allowed.is_empty(), "deny.toml allows no licence at all");
-    let out = Cmd::new(env!("CARGO"))
+    let out = Cmd::inheriting(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--filter-platform", PLATFORM])
         .cwd(workspace::root())
         .run()?;

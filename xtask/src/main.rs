@@ -7,20 +7,19 @@
 
 mod arch;
 mod bench;
+mod cache;
 mod demo;
 mod docs;
+mod fuzz;
 mod lab;
 mod licences;
-mod payload;
 mod provision;
-mod site;
-mod stage;
 mod test;
-mod workspace;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use crabbox_lab::{payload, site, stage, workspace};
 
 /// Developer tasks of the crabbox workspace.
 #[derive(Debug, Parser)]
@@ -33,7 +32,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Task {
     /// A KVM host without KVM hardware: boot it, enter it, put it away
-    Lab(lab::cli::Arguments),
+    Lab(lab::Arguments),
     /// Show the main job: a real microVM leased, a tree synced, a command run, nothing left
     Demo {
         /// Which lab, should this host have no working KVM
@@ -45,23 +44,30 @@ enum Task {
         /// Which tests
         #[arg(value_enum, default_value_t = test::Which::All)]
         which: test::Which,
-        /// Which lab, should this host have no working KVM
+        /// The first lab, should this host have no working KVM
         #[arg(long, default_value = "main")]
         name: String,
+        /// How many labs side by side; each keeps one processor busy and has 6 GiB of memory [default: 2 where there is room, else 1]
+        #[arg(long)]
+        labs: Option<usize>,
     },
     /// Measure
     #[command(subcommand)]
     Bench(Bench),
-    /// Build everything and install it in a lab
+    /// Build everything and make hosts ready for the end-to-end tests: labs, or this machine where its KVM works
     Provision {
-        /// Which lab
+        /// Which labs; with several, so many tests run at a time
         #[arg(long, default_value = "main")]
-        name: String,
+        name: Vec<String>,
     },
+    /// Show what is cached for all clones of this user, or remove it
+    Cache(cache::Arguments),
     /// Check the edges between our crates against the picture in ARCHITECTURE.md
     Arch,
     /// Write the generated parts of the documents anew, from the code and the program itself
     Docs(docs::Arguments),
+    /// Fuzz what reads bytes that others wrote, guided by coverage
+    Fuzz(fuzz::Arguments),
     /// Check the licences of all dependencies against deny.toml
     Licences,
 }
@@ -115,11 +121,16 @@ enum Bench {
     },
 }
 
+/// Our own command line, as documents may name it.
+fn command() -> clap::Command {
+    Arguments::command()
+}
+
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
-        Task::Lab(arguments) => lab::cli::main(&arguments),
+        Task::Lab(arguments) => lab::main(&arguments),
         Task::Demo { name } => demo::main(&name),
-        Task::Test { which, name } => test::main(which, &name),
+        Task::Test { which, name, labs } => test::main(which, &name, labs),
         Task::Bench(Bench::Lease { name, count }) => bench::lease(&name, count),
         Task::Bench(Bench::Boot {
             name,
@@ -137,8 +148,10 @@ fn main() -> ExitCode {
         }) => bench::sync::lease::main(&name, files, runs),
         Task::Bench(Bench::Sync { files, runs, .. }) => bench::sync::main(files, runs),
         Task::Provision { name } => provision::main(&name),
+        Task::Cache(arguments) => cache::main(&arguments),
         Task::Arch => arch::main(),
         Task::Docs(arguments) => docs::main(&arguments),
+        Task::Fuzz(arguments) => fuzz::main(&arguments),
         Task::Licences => licences::main(),
     };
     result.unwrap_or_else(|error| {

@@ -1,16 +1,15 @@
-//! `provision`: a lab with everything in it, to try things by hand.
+//! `provision`: hosts with everything on them, for the end-to-end tests or to try things by hand.
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::payload;
-use crate::site::Site;
+use crate::site;
 
-/// Builds, boots and installs.
-pub(crate) fn main(lab: &str) -> Result<ExitCode> {
-    let payload = payload::ensure()?;
-    Site::lab(lab, &payload)?;
-    eprintln!("xtask: the lab is ready: cargo xtask lab ssh");
+/// Builds, boots and installs the labs `names`; where this machine's KVM works, it is this machine.
+pub(crate) fn main(names: &[String]) -> Result<ExitCode> {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    site::choose_for_tests(&names)?;
+    eprintln!("xtask: ready for the tests; a lab is entered with: cargo xtask lab ssh");
     Ok(ExitCode::SUCCESS)
 }

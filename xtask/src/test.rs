@@ -1,24 +1,41 @@
 //! `test`: everything that CI runs: format, lints, walls, unit and integration tests, end to end on real microVMs.
 //!
-//! Cargo runs the tests; this task only prepares what they need and never decides that one may be left out.
+//! This task prepares what the tests need, runs them as cargo would, and measures; it never decides that one may be left out. All is
+//! compiled once, with the features of the whole workspace.
+//!
+//! Two things are at work at a time, because each keeps one processor busy and no more: the hosts of the last rung are made, and then
+//! the first of them takes tests, beside the checks and the tests that need none; when those are done, the second host takes tests,
+//! too. Three at a time make each other wait longer than any host should let a lease wait.
 
-use std::process::{Child, ExitCode};
+mod deal;
+mod ledger;
+mod step;
 
-use anyhow::{Result, ensure};
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Result, bail, ensure};
 use crabbox_host::command::Cmd;
-use tempfile::NamedTempFile;
+use crabbox_lab::lab::{self, packages};
+use crabbox_lab::site::{LOCAL, Prepared};
 
-use crate::lab::packages;
-use crate::payload;
-use crate::site::{self, Site};
-use crate::stage::stage;
 use crate::workspace;
+use deal::{END_TO_END, Executable, Queue, Unit, in_order};
+use ledger::{Budget, Ledger};
+use step::{Ended, Measured, Started};
 
 /// Tests for which the host is reset as a power cut would: nothing to be done to a machine that somebody works on.
 const RESETS: &str = "after_a_power_cut_one_cleanup_is_enough";
 
 /// Files with tests on pretended hosts only, which have nothing to do with the lab.
-const PRETENDED: [&str; 3] = ["fake", "image_store", "room"];
+const PRETENDED: [&str; 5] = ["fake", "first_run", "image_store", "room", "supervisor"];
+
+/// Samples for what reads bytes of others, many more than in a developer's loop: about a minute.
+const CASES: &str = "12000";
 
 /// Which tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -33,180 +50,395 @@ pub(crate) enum Which {
     Crash,
 }
 
-/// Runs them.
-pub(crate) fn main(which: Which, lab: &str) -> Result<ExitCode> {
+impl Which {
+    fn local(self) -> bool {
+        matches!(self, Self::All | Self::Local)
+    }
+
+    /// Whether tests of this file of the last rung are among them.
+    fn has(self, file: &str) -> bool {
+        match self {
+            Self::All | Self::E2e => true,
+            Self::Local => false,
+            Self::Crash => ["crash", "fake", "room", "supervisor"].contains(&file),
+        }
+    }
+}
+
+/// Runs them; those of the last rung in `labs` labs side by side, of which `name` is the first.
+pub(crate) fn main(which: Which, name: &str, labs: Option<usize>) -> Result<ExitCode> {
     packages::ensure_test_tools()?;
-    if matches!(which, Which::All | Which::Local) {
-        cargo("checking the format", &["fmt", "--all", "--check"])?;
-        cargo(
-            "linting",
-            &[
-                "clippy",
-                "--quiet",
-                "--workspace",
-                "--all-targets",
-                "--",
-                "-D",
-                "warnings",
-            ],
-        )?;
-        stage("checking the walls of the house", || {
-            crate::arch::main().map(drop)
-        })?;
-        stage("checking the licences", || crate::licences::main().map(drop))?;
-        cargo(
-            "testing all but the end",
-            &[
-                "test",
-                "--workspace",
-                "--exclude",
-                "crabbox-e2e",
-                "--no-fail-fast",
-            ],
-        )?;
-        // About a minute: what reads bytes of others, on many more damaged samples than in a developer's loop.
-        longer("looking longer at damaged bytes", 12_000)?;
-        // The tests have just built the program; it lies beside this one.
-        let crabbox = std::env::current_exe()?.with_file_name("crabbox");
-        stage("checking the documents", || crate::docs::check(crabbox))?;
-    }
+    let budget = Budget::committed()?;
+    let labs = labs.unwrap_or_else(usual_labs).max(1);
+    let names: Vec<String> = (1..=labs)
+        .map(|index| {
+            if index == 1 {
+                name.to_owned()
+            } else {
+                format!("{name}-{index}")
+            }
+        })
+        .collect();
+    let mut run = Run {
+        ledger: Ledger::new(),
+        words: String::new(),
+    };
+    let outcome = run.everything(which, &names, &budget);
+    let closed = run.ledger.close(&budget);
     if which != Which::Local {
-        let payload = payload::ensure()?;
-        let site = site::choose(&payload, lab)?;
-        eprintln!("xtask: end to end on {}", site.name);
-        let targets: &[&str] = match which {
-            Which::Crash => &["crash", "fake", "room"],
-            _ => &[],
-        };
-        end_to_end(&site, targets)?;
-        crate::lab::down(lab)?;
+        for name in &names {
+            lab::down(name)?;
+        }
     }
+    // What the tests themselves said stands last, as it does when cargo runs them.
+    print!("{}", run.words);
+    outcome.and(closed)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs those in the files `targets`, or all, on `site`.
-fn end_to_end(site: &Site, targets: &[&str]) -> Result<()> {
-    stage("building what a pretended host needs", pretended)?;
-    let mut wanted = test_files()?;
-    wanted.retain(|name| targets.is_empty() || targets.contains(&name.as_str()));
-    let only = |names: &[String]| -> Vec<String> {
-        let mut args = ["test", "--package", "crabbox-e2e", "--no-fail-fast"]
-            .map(str::to_owned)
-            .to_vec();
-        args.extend(names.iter().flat_map(|name| ["--test".to_owned(), name.clone()]));
-        args
-    };
-    if !site.is_lab() {
-        eprintln!("xtask: left out on this host, which cannot be reset: {RESETS}");
-        let rest = ["--", "--skip", RESETS].map(str::to_owned);
-        return cargo("testing end to end", &[only(&wanted), rest.to_vec()].concat());
+/// Two labs where there are two processors, and memory for both beside what the tests themselves take; else one.
+fn usual_labs() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let memory = rustix::system::sysinfo();
+    let bytes = u64::from(memory.mem_unit) * memory.totalram;
+    if processors >= 2 && bytes >= 16 << 30 {
+        2
+    } else {
+        1
     }
-    // The lab keeps one processor busy and no more; what is found on this machine after a test is not looked at there.
-    let (beside, inside): (Vec<String>, Vec<String>) = wanted
-        .into_iter()
-        .partition(|name| PRETENDED.contains(&name.as_str()));
-    cargo(
-        "building the tests",
-        &[only(&[]), vec!["--no-run".to_owned()]].concat(),
-    )?;
-    // No name at all would be all of them.
-    let named = |names: &[String]| (!names.is_empty()).then(|| only(names));
-    let beside = named(&beside)
-        .map(|args| Beside::start("testing on pretended hosts meanwhile", &args))
-        .transpose()?;
-    let inside = named(&inside).map_or(Ok(()), |args| cargo("testing end to end", &args));
-    let beside = beside.map_or(Ok(()), Beside::end);
-    inside.and(beside)
+}
+
+/// A run of the tests.
+struct Run {
+    ledger: Ledger,
+    /// What those of the last rung said.
+    words: String,
+}
+
+impl Run {
+    fn everything(&mut self, which: Which, names: &[String], budget: &Budget) -> Result<()> {
+        if which.local() {
+            self.cargo("format", &["fmt", "--all", "--check"])?;
+        }
+        let hosts = (which != Which::Local)
+            .then(|| Started::kept("hosts", &provision(names)))
+            .transpose()?;
+        let executables = self.build(which)?;
+        let (last, local): (Vec<_>, Vec<_>) = executables
+            .into_iter()
+            .partition(|executable| executable.package == END_TO_END);
+        let last: Vec<_> = last.into_iter().filter(|file| which.has(&file.target)).collect();
+        let (pretended, real): (Vec<_>, Vec<_>) = last
+            .iter()
+            .partition(|file| PRETENDED.contains(&file.target.as_str()));
+        let local = if which.local() { local } else { Vec::new() };
+        let Some(hosts) = hosts else {
+            self.checks()?;
+            return self.local(&local);
+        };
+        let rung = LastRung {
+            budget,
+            stop: AtomicBool::new(false),
+            queue: OnceLock::new(),
+        };
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| rung.on_first(hosts, &real));
+            // Sources that do not pass make the rest worthless. A test that fails does not: all is said that there is to say.
+            let checked = if which.local() { self.checks() } else { Ok(()) };
+            let beside = match checked {
+                Ok(()) if which.local() => self.local(&local),
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    rung.give_up();
+                    Err(error)
+                }
+            };
+            let pretended = rung.on_pretended(&pretended);
+            let others = rung.on_others();
+            let first = first
+                .join()
+                .unwrap_or_else(|_| Err(anyhow::anyhow!("the worker on the first host panicked")));
+            let (prepared, ended) = match first {
+                Ok((prepared, ended)) => (Ok(prepared), Ok(ended)),
+                Err(error) => (Err(error), Ok(Vec::new())),
+            };
+            // Whatever went wrong, what has ended is told.
+            let mut wrong: Vec<String> = beside
+                .err()
+                .map(|error| format!("{error:#}"))
+                .into_iter()
+                .collect();
+            for ended in [ended, others, pretended] {
+                match ended.map(|ended| self.ended(ended)) {
+                    Ok(failed) if failed.is_empty() => {}
+                    Ok(failed) => wrong.push(format!("tests failed: {}", failed.join(", "))),
+                    Err(error) => wrong.push(format!("{error:#}")),
+                }
+            }
+            if let Err(error) = prepared.and_then(|prepared| self.count(&prepared, "hosts")) {
+                wrong.push(format!("{error:#}"));
+            }
+            ensure!(wrong.is_empty(), "{}", wrong.join("; "));
+            Ok(())
+        })
+    }
+
+    /// Compiles all tests and the programs that they call.
+    fn build(&mut self, which: Which) -> Result<Vec<Executable>> {
+        let mut args = vec![
+            "test",
+            "--workspace",
+            "--no-run",
+            "--message-format=json-render-diagnostics",
+        ];
+        let files = test_files()?;
+        if !which.local() {
+            // Of the whole workspace all the same: with other features than its own it would be compiled once more.
+            args.extend(files.iter().flat_map(|file| ["--test", file]));
+        }
+        let built = Started::stdout_kept("build", &cargo(&args))?.end()?;
+        self.count(&built, "build")?;
+        let executables = deal::executables(&built.words)?;
+        let programs = ["crabbox", "fake-firecracker", "fake-jailer"];
+        let mut args = vec!["build", "--quiet", "--workspace"];
+        args.extend(programs.iter().flat_map(|program| ["--bin", program]));
+        self.cargo("programs", &args)?;
+        Ok(executables)
+    }
+
+    /// What looks at the sources.
+    fn checks(&mut self) -> Result<()> {
+        let lint = [
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ];
+        self.cargo("clippy", &lint)?;
+        self.here("walls", || crate::arch::main().map(drop))?;
+        self.here("licences", || crate::licences::main().map(drop))
+    }
+
+    /// The tests that need no KVM host, file by file as cargo runs them.
+    fn local(&mut self, executables: &[Executable]) -> Result<()> {
+        let mut failed = Vec::new();
+        for executable in executables {
+            let cmd = executable.cmd::<&str>(&[]);
+            let ended = Started::shown(&executable.name(), &cmd)?.end()?;
+            if !ended.measured.passed {
+                failed.push(executable.name());
+            }
+            self.ledger.test(ended.measured);
+        }
+        ensure!(failed.is_empty(), "tests failed in {}", failed.join(", "));
+        self.cargo(
+            "documentation tests",
+            &["test", "--quiet", "--workspace", "--doc"],
+        )?;
+        let untrusted = executables
+            .iter()
+            .find(|executable| executable.target == "untrusted");
+        let Some(untrusted) = untrusted else {
+            bail!("there is no file `untrusted` with tests on damaged bytes");
+        };
+        let longer = untrusted.cmd::<&str>(&[]).env("PROPTEST_CASES", CASES);
+        let ended = Started::shown("damaged bytes, looked at longer", &longer)?.end()?;
+        self.count(&ended, "damaged bytes, looked at longer")?;
+        let crabbox = workspace::target_dir().join("debug/crabbox");
+        self.here("documents", || crate::docs::check(crabbox))
+    }
+
+    /// Notes how those of the last rung ended; the names of those that failed.
+    fn ended(&mut self, all: Vec<Ended>) -> Vec<String> {
+        let mut failed = Vec::new();
+        for ended in all {
+            if !ended.measured.passed {
+                failed.push(ended.measured.name.clone());
+            }
+            let (name, words) = (&ended.measured.name, &ended.words);
+            // Writing to a String cannot fail.
+            write!(self.words, "\n     Running {name}\n{words}").ok();
+            self.ledger.test(ended.measured);
+        }
+        failed
+    }
+
+    /// Runs cargo as one step with its output on ours.
+    fn cargo(&mut self, name: &str, args: &[&str]) -> Result<()> {
+        let ended = Started::shown(name, &cargo(args))?.end()?;
+        self.count(&ended, name)
+    }
+
+    /// Does a step in this process.
+    fn here(&mut self, name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        let (began, before) = (Instant::now(), step::processor_here());
+        let outcome = work();
+        self.ledger.step(Measured {
+            name: name.to_owned(),
+            wall: began.elapsed().as_secs_f64(),
+            processor: step::processor_here() - before,
+            passed: outcome.is_ok(),
+        });
+        outcome
+    }
+
+    /// Notes what a step took, and fails if it did.
+    fn count(&mut self, ended: &Ended, name: &str) -> Result<()> {
+        self.ledger.step(ended.measured.clone());
+        ensure!(ended.status.success(), "{name} failed ({})", ended.status);
+        Ok(())
+    }
+}
+
+/// What others wait for; `None` at last, also where the way to it ends with an error.
+type Queued = OnceLock<Option<(Vec<Prepared>, Queue)>>;
+
+/// Whoever makes it.
+struct Dealt<'a>(&'a Queued);
+
+impl<'a> Dealt<'a> {
+    fn is(&self, queue: Option<(Vec<Prepared>, Queue)>) -> Option<&'a (Vec<Prepared>, Queue)> {
+        self.0.get_or_init(|| queue).as_ref()
+    }
+}
+
+impl Drop for Dealt<'_> {
+    fn drop(&mut self) {
+        self.0.get_or_init(|| None);
+    }
+}
+
+/// The tests of the last rung, on the hosts that they need.
+struct LastRung<'a> {
+    budget: &'a Budget,
+    /// Set when nothing more is to be begun.
+    stop: AtomicBool,
+    /// The hosts and the tests for them, once they were prepared; `None` when they could not be.
+    queue: Queued,
+}
+
+impl LastRung<'_> {
+    /// Waits for `hosts` and has the first of them take tests of `files`, but for this machine, on which others are at work. What
+    /// preparing took comes with their ends.
+    fn on_first(&self, hosts: Started, files: &[&Executable]) -> Result<(Ended, Vec<Ended>)> {
+        let dealt = Dealt(&self.queue);
+        let prepared = hosts.end()?;
+        eprint!("{}", prepared.words);
+        let dealt = dealt.is(if prepared.measured.passed {
+            Some(self.deal(files)?)
+        } else {
+            None
+        });
+        let ended = match dealt {
+            Some((hosts, queue)) => {
+                if self.stop.load(Ordering::SeqCst) {
+                    queue.give_up();
+                }
+                match hosts.first().filter(|host| host.name != LOCAL) {
+                    Some(host) => queue.work(Some(host), &announce)?,
+                    None => Vec::new(),
+                }
+            }
+            None => Vec::new(),
+        };
+        Ok((prepared, ended))
+    }
+
+    /// The hosts that were prepared, and what there is to do on them.
+    fn deal(&self, files: &[&Executable]) -> Result<(Vec<Prepared>, Queue)> {
+        let hosts = Prepared::all();
+        ensure!(!hosts.is_empty(), "no host was prepared for the tests");
+        let without: &[&str] = if hosts.iter().any(|host| host.name == LOCAL) {
+            eprintln!("xtask: left out on this host, which cannot be reset: {RESETS}");
+            &[RESETS]
+        } else {
+            &[]
+        };
+        let mut units = Vec::new();
+        for file in files {
+            units.extend(Unit::tests(file, without)?);
+        }
+        Ok((hosts, Queue::new(in_order(units, self.budget))))
+    }
+
+    /// Those on pretended hosts, file by file.
+    fn on_pretended(&self, files: &[&Executable]) -> Result<Vec<Ended>> {
+        if self.stop.load(Ordering::SeqCst) {
+            return Ok(Vec::new());
+        }
+        let units = files.iter().map(|file| Unit::file(file)).collect();
+        Queue::new(in_order(units, self.budget)).work(None, &announce)
+    }
+
+    /// Waits for the hosts and has all take tests that have not yet, should there be any left.
+    fn on_others(&self) -> Result<Vec<Ended>> {
+        let Some((hosts, queue)) = self.queue.wait() else {
+            return Ok(Vec::new());
+        };
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = hosts
+                .iter()
+                .enumerate()
+                .filter(|(index, host)| *index > 0 || host.name == LOCAL)
+                .map(|(_, host)| scope.spawn(|| queue.work(Some(host), &announce)))
+                .collect();
+            let mut ended = Vec::new();
+            for worker in workers {
+                ended.extend(
+                    worker
+                        .join()
+                        .map_err(|_| anyhow::anyhow!("a worker panicked"))??,
+                );
+            }
+            Ok(ended)
+        })
+    }
+
+    /// Begins no further test.
+    fn give_up(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+        if let Some(Some((_, queue))) = self.queue.get() {
+            queue.give_up();
+        }
+    }
+}
+
+/// Says how a test ended; of one that failed all that it said, which is of use before all others have ended.
+fn announce(host: Option<&Prepared>, ended: &Ended) {
+    let place = host.map_or("pretended", |host| &host.name);
+    let (name, wall) = (&ended.measured.name, ended.measured.wall);
+    if ended.measured.passed {
+        eprintln!("xtask: {place}: {name} ... ok, {wall:.1} s");
+    } else {
+        eprintln!("xtask: {place}: {name} ... FAILED, {wall:.1} s\n{}", ended.words);
+    }
+}
+
+/// This program, preparing the hosts `names`.
+fn provision(names: &[String]) -> Cmd {
+    // The path of this program may name a newer one by now.
+    let this = Cmd::inheriting("/proc/self/exe").arg("provision");
+    this.args(names.iter().flat_map(|name| ["--name", name]))
+        .cwd(workspace::root())
+        .dies_with_us()
+}
+
+fn cargo(args: &[&str]) -> Cmd {
+    Cmd::inheriting(env!("CARGO")).args(args).cwd(workspace::root())
 }
 
 /// The names of the files with tests of the last rung.
 fn test_files() -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in workspace::root().join("e2e/tests").read_dir()? {
-        let path = entry?.path();
+        let path: &Path = &entry?.path();
         if path.extension().is_some_and(|extension| extension == "rs") {
             names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
         }
     }
     names.sort();
     Ok(names)
-}
-
-/// A cargo whose words are kept until it has ended, so that they do not mix with those of another.
-struct Beside {
-    what: &'static str,
-    child: Child,
-    words: NamedTempFile,
-}
-
-impl Beside {
-    fn start(what: &'static str, args: &[String]) -> Result<Self> {
-        eprintln!("xtask: {what}: cargo {}", args.join(" "));
-        let words = NamedTempFile::new()?;
-        let cmd = Cmd::new(env!("CARGO")).args(args).cwd(workspace::root());
-        let mut command = cmd.to_std();
-        // One place in the file for both.
-        let both = words.reopen()?;
-        command.stdout(both.try_clone()?).stderr(both);
-        let child = cmd.spawn(&mut command)?;
-        Ok(Self { what, child, words })
-    }
-
-    fn end(mut self) -> Result<()> {
-        let status = self.child.wait()?;
-        eprintln!("xtask: {}: what it said:", self.what);
-        std::io::copy(&mut self.words.reopen()?, &mut std::io::stderr())?;
-        ensure!(status.success(), "{} failed", self.what);
-        Ok(())
-    }
-}
-
-impl Drop for Beside {
-    fn drop(&mut self) {
-        // Ended long ago, as a rule.
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-/// The programs of a pretended host, as the tests look for them: unoptimised, beside the tests.
-fn pretended() -> Result<()> {
-    let build = Cmd::new(env!("CARGO"))
-        .args([
-            "build",
-            "--quiet",
-            "--package",
-            "crabbox",
-            "--package",
-            "crabbox-testkit",
-            "--bins",
-        ])
-        .cwd(workspace::root());
-    build.run()?;
-    Ok(())
-}
-
-/// Runs the tests of what reads bytes of others with `cases` samples each.
-fn longer(what: &str, cases: u32) -> Result<()> {
-    let args = ["test", "--package", "crabbox-testkit", "--test", "untrusted"];
-    eprintln!("xtask: {what}: PROPTEST_CASES={cases} cargo {}", args.join(" "));
-    let cmd = Cmd::new(env!("CARGO"))
-        .args(args)
-        .env("PROPTEST_CASES", cases.to_string())
-        .cwd(workspace::root());
-    let mut command = cmd.to_std();
-    let status = cmd.spawn(&mut command)?.wait()?;
-    ensure!(status.success(), "{what} failed: cargo {}", args.join(" "));
-    Ok(())
-}
-
-/// Runs cargo with its output on ours.
-fn cargo<S: AsRef<str>>(what: &str, args: &[S]) -> Result<()> {
-    let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
-    eprintln!("xtask: {what}: cargo {}", args.join(" "));
-    let cmd = Cmd::new(env!("CARGO")).args(&args).cwd(workspace::root());
-    let mut command = cmd.to_std();
-    let status = cmd.spawn(&mut command)?.wait()?;
-    ensure!(status.success(), "{what} failed: cargo {}", args.join(" "));
-    Ok(())
 }

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crabbox_core::fault;
 use crabbox_host::netns;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -122,7 +123,7 @@ pub enum AddError {
         #[source]
         source: Box<PluginError>,
     },
-    /// The chain ran and its last answer has not the shape of a result.
+    /// The chain ran and its last output does not have the form of a result.
     #[error("cannot read the result of the CNI network {network}{}", left(.undo))]
     Result {
         /// The network.
@@ -140,7 +141,7 @@ pub enum AddError {
         file: PathBuf,
         /// What went wrong while the chain was undone.
         undo: Vec<PluginError>,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -181,18 +182,9 @@ pub enum CheckError {
 }
 
 fn listed(failures: &[PluginError]) -> String {
-    failures.iter().map(with_source).collect::<Vec<_>>().join("; ")
-}
-
-/// A message with its causes: in a list the chain of sources has no other way out.
-fn with_source(error: &PluginError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
+    // In a list the chain of sources has no other way out.
+    let all: Vec<String> = failures.iter().map(|failure| fault::chain(failure)).collect();
+    all.join("; ")
 }
 
 fn left(undo: &[PluginError]) -> String {

@@ -126,7 +126,7 @@ pub enum LoadError {
     Directory {
         /// The directory.
         dir: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -314,7 +314,7 @@ fn version_of(name: &str, file: &Path, document: &Map<String, Value>) -> Result<
         })
 }
 
-/// libcni takes the words as well as the values.
+/// libcni takes a boolean as text as well.
 fn is_true(value: Option<&Value>) -> bool {
     match value {
         Some(Value::Bool(value)) => *value,

@@ -1,4 +1,4 @@
-//! One run of one plugin: its environment, its configuration on standard input, its answer or its error.
+//! One run of one plugin: its environment, its configuration on standard input, its result or its error.
 //!
 //! A plugin is a program of the host that runs as we do, so it comes only from the directories that were given, gets a time limit,
 //! and is killed with all its children when it breaks it. Nothing here may decide in which order plugins run.
@@ -97,7 +97,7 @@ pub enum PluginError {
         /// The end of its standard error.
         stderr: String,
     },
-    /// The plugin said that all went well and its answer is no result.
+    /// The plugin said that all went well and its output is no result.
     #[error("the CNI plugin {plugin} answered {verb} with something that is no result: {stdout:?}{}", said("; it printed: ", .stderr, ""))]
     Result {
         /// The plugin.
@@ -112,14 +112,14 @@ pub enum PluginError {
         #[source]
         source: serde_json::Error,
     },
-    /// The plugin answered in another version than it was asked in.
+    /// The plugin replied in another version than that of the request.
     #[error("the CNI plugin {plugin} answered {verb} in version {answered:?}; it was asked in {asked}")]
     Version {
         /// The plugin.
         plugin: String,
         /// What it was to do.
         verb: Verb,
-        /// The version of its answer.
+        /// The version of its reply.
         answered: String,
         /// The version of the network.
         asked: Version,
@@ -197,7 +197,6 @@ impl Call<'_> {
         let mut command = Cmd::new(program)
             .env("CNI_COMMAND", verb.to_string())
             .env("CNI_PATH", path)
-            .env_remove("CNI_ARGS")
             .stdin(Value::Object(self.input()).to_string())
             .limit(place.limit)
             .own_group();
@@ -236,7 +235,7 @@ impl Call<'_> {
         })
     }
 
-    /// Runs the plugin and reads its answer as a result in the network's version.
+    /// Runs the plugin and reads its output as a result in the network's version.
     pub(crate) fn run_for_result(&self, place: Place<'_>) -> Result<Value, PluginError> {
         let output = self.run(place)?;
         let bad = |source| PluginError::Result {

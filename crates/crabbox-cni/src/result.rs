@@ -1,4 +1,4 @@
-//! What a chain of plugins answers to ADD: interfaces, addresses, routes, name servers.
+//! What a chain of plugins returns for ADD: interfaces, addresses, routes, name servers.
 //!
 //! One shape reads every version from 0.3.0 to 1.1.0, whose results differ only in fields that are left out. A result must never be
 //! handed to the next plugin from here: that takes the plugin's own text.

@@ -19,7 +19,7 @@ struct Fixture {
     dir: tempfile::TempDir,
 }
 
-/// What a good plugin answers.
+/// What a good plugin returns.
 const RESULT: &str = r#"{"cniVersion":"1.0.0","interfaces":[{"name":"veth0","sandbox":"/ns"}],"ips":[{"interface":0,"address":"10.1.2.3/24"}]}"#;
 
 impl Fixture {

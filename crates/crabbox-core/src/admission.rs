@@ -101,7 +101,7 @@ impl Fault for Refusal {
     }
 
     fn hints(&self) -> Vec<String> {
-        let stop = "stop a lease (crabbox list; crabbox stop), or run `crabbox cleanup`".to_owned();
+        let stop = "stop a lease that `crabbox list` shows, or run `crabbox cleanup`".to_owned();
         let other = match self {
             Self::Leases { .. } => "raise firecracker.maxLeases in your own configuration".to_owned(),
             Self::Memory {
@@ -119,7 +119,7 @@ impl Fault for Refusal {
                 format!("ask for less: --firecracker-memory-mib {fits}")
             }
             Self::Disk { .. } => {
-                "free some space: crabbox image gc removes images that no lease uses".to_owned()
+                "free some space: `crabbox image gc` removes images that no lease uses".to_owned()
             }
         };
         vec![stop, other]

@@ -99,7 +99,7 @@ fn is_zero(value: &i64) -> bool {
     *value == 0
 }
 
-/// Whether `id` may name a claim file (behaviour reference 3.2: what any of the Go program's hosts can store).
+/// Whether `id` may name a claim file. As in the Go program: a name that every system it runs on can store, Windows included.
 pub fn is_valid_claim_id(id: &str) -> bool {
     const RESERVED: [&str; 4] = ["con", "prn", "aux", "nul"];
     let stem = id.split('.').next().unwrap_or_default().to_ascii_lowercase();

@@ -6,7 +6,8 @@
 use std::error::Error;
 
 /// The kinds of failure that a caller of the program can tell apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// A failure of no kind that callers tell apart.
     General,
@@ -44,10 +45,24 @@ impl Kind {
     }
 }
 
-/// An error that knows its kind and how it can be mended.
+/// What an error says of the connection to a lease, for whoever decides whether another try may help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Connectivity {
+    /// SSH was waited for and did not come up in time.
+    TimedOut,
+    /// The connection, or the machine behind it, was lost under a command.
+    Lost,
+}
+
+/// An error that knows its kind and how it can be fixed.
 pub trait Fault: Error + Send + Sync {
     /// What kind of failure this is.
     fn kind(&self) -> Kind;
+
+    /// What it says of the connection; `None` where it is about something else.
+    fn connectivity(&self) -> Option<Connectivity> {
+        None
+    }
 
     /// What the user can do about it: whole sentences or commands, the best one first. They are printed as `hint:` lines.
     fn hints(&self) -> Vec<String> {
@@ -55,9 +70,73 @@ pub trait Fault: Error + Send + Sync {
     }
 }
 
+/// What led to `error`, the nearest cause first; `error` itself is not among them.
+pub fn causes<'a>(error: &'a (dyn Error + 'a)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    let mut next = error.source();
+    std::iter::from_fn(move || {
+        let cause = next?;
+        next = cause.source();
+        Some(cause)
+    })
+}
+
+/// An error with its causes, in one line.
+pub fn chain(error: &dyn Error) -> String {
+    causes(error).fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// The message of an error, then those of its causes that say something new: many a message quotes its cause already.
+pub fn messages(error: &dyn Error) -> Vec<String> {
+    let mut messages = vec![error.to_string()];
+    for cause in causes(error) {
+        let message = cause.to_string();
+        if !messages.iter().any(|said| said.contains(&message)) {
+            messages.push(message);
+        }
+    }
+    messages
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Kind;
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Link {
+        text: &'static str,
+        source: Option<Box<Link>>,
+    }
+
+    fn linked(texts: &[&'static str]) -> Link {
+        let (text, rest) = texts.split_first().unwrap();
+        let source = (!rest.is_empty()).then(|| Box::new(linked(rest)));
+        Link { text, source }
+    }
+
+    #[test]
+    fn causes_are_walked_from_the_nearest_to_the_root() {
+        for texts in [&["a"][..], &["a", "b"], &["a", "b", "", "b", "c"]] {
+            let error = linked(texts);
+            let walked: Vec<_> = causes(&error).map(ToString::to_string).collect();
+            assert_eq!(walked, &texts[1..]);
+            assert!(causes(&error).all(|cause| cause.is::<Box<Link>>() || cause.is::<Link>()));
+            assert_eq!(chain(&error), texts.join(": "));
+        }
+    }
+
+    #[test]
+    fn what_a_message_quotes_is_not_said_again() {
+        let error = linked(&[
+            "cannot read /x: denied",
+            "denied",
+            "",
+            "root",
+            "cannot read",
+            "root",
+        ]);
+        assert_eq!(messages(&error), ["cannot read /x: denied", "root"]);
+    }
 
     #[test]
     fn the_codes_are_the_documented_ones() {

@@ -10,6 +10,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::process::ProcessId;
+
 /// One kind of effect on the host. Paths are absolute unless said otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -122,17 +124,6 @@ impl Step {
     }
 }
 
-/// A process, told apart from any later one with the same pid.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Process {
-    /// Process id.
-    pub pid: u32,
-    /// Start time, field 22 of `/proc/<pid>/stat`.
-    pub started: String,
-    /// Boot id of the host.
-    pub boot_id: String,
-}
-
 /// One line of the journal file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "entry", rename_all = "snake_case")]
@@ -168,7 +159,7 @@ pub enum Entry {
         seq: u32,
         /// The process it started, if it started one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        process: Option<Process>,
+        process: Option<ProcessId>,
     },
     /// The effect was taken back.
     Undone {
@@ -197,7 +188,7 @@ pub struct Live {
     /// Whether it is known to have happened; otherwise the writer died in between, or is at it now.
     pub done: bool,
     /// The process it started.
-    pub process: Option<Process>,
+    pub process: Option<ProcessId>,
 }
 
 /// What a journal says, in one value.
@@ -298,7 +289,7 @@ impl Journal {
     }
 
     /// The process of the live step called `name`.
-    pub fn process(&self, name: &str) -> Option<&Process> {
+    pub fn process(&self, name: &str) -> Option<&ProcessId> {
         self.live
             .iter()
             .rev()
@@ -341,7 +332,7 @@ mod tests {
             memory_mib: None,
         };
         let begin = |seq, step| Entry::Begin { seq, step };
-        let process = Process {
+        let process = ProcessId {
             pid: 7,
             started: "1".into(),
             boot_id: "b".into(),

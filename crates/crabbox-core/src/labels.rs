@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::state::LeaseState;
+
 /// Idle limit of a lease whose labels and configuration name none.
 pub const DEFAULT_IDLE: Duration = Duration::from_mins(30);
 /// Time to live of a lease whose labels and configuration name none.
@@ -72,7 +74,7 @@ pub fn new_lease(new: &NewLease<'_>, now: i64) -> Labels {
         ("server_type", new.server_type),
         ("slug", new.slug),
         ("ssh_user", new.ssh_user),
-        ("state", "leased"),
+        ("state", LeaseState::Leased.as_str()),
         ("target", new.target),
         ("vmid", new.name),
     ] {
@@ -97,12 +99,12 @@ pub fn new_lease(new: &NewLease<'_>, now: i64) -> Labels {
 }
 
 /// Refreshes `labels` at `now`: `state` and `idle` replace the recorded ones when given, and the expiry moves on.
-pub fn touch(labels: &mut Labels, state: Option<&str>, idle: Option<Duration>, now: i64) {
+pub fn touch(labels: &mut Labels, state: Option<&LeaseState>, idle: Option<Duration>, now: i64) {
     let created = time(labels, "created_at").unwrap_or(now);
     let idle = idle.map_or_else(|| idle_seconds(labels), seconds);
     let ttl = number(labels, "ttl_secs").unwrap_or_else(|| seconds(DEFAULT_TTL));
     if let Some(state) = state {
-        labels.insert("state".to_owned(), sanitise(state));
+        set_state(labels, state);
     }
     for (name, value) in [
         ("idle_timeout", idle),
@@ -135,12 +137,15 @@ pub fn time(labels: &Labels, name: &str) -> Option<i64> {
     })
 }
 
-/// The state label, lower case; empty when there is none.
-pub fn state(labels: &Labels) -> String {
-    labels
-        .get("state")
-        .map(|state| state.to_lowercase())
-        .unwrap_or_default()
+/// The state label, read in lower case; the empty word when there is none.
+pub fn state(labels: &Labels) -> LeaseState {
+    let word = labels.get("state").map(|state| state.to_lowercase());
+    LeaseState::from(word.unwrap_or_default().as_str())
+}
+
+/// Writes the state label.
+pub fn set_state(labels: &mut Labels, state: &LeaseState) {
+    labels.insert("state".to_owned(), sanitise(state.as_str()));
 }
 
 /// Whether the user asked to keep the lease.
@@ -157,7 +162,7 @@ pub enum Verdict {
     Skip(String),
 }
 
-/// Decides about a lease whose machine runs, by its labels alone (behaviour reference 4.4).
+/// Decides about a lease whose machine runs, by its labels alone, with the rows and reasons of the Go program's cleanup.
 pub fn expired(labels: &Labels, now: i64) -> Verdict {
     use Verdict::{Remove, Skip};
     if labels.is_empty() {
@@ -169,30 +174,31 @@ pub fn expired(labels: &Labels, now: i64) -> Verdict {
     let state = state(labels);
     let expires = time(labels, "expires_at").or_else(|| time(labels, "ttl"));
     let past = |grace: i64| expires.is_some_and(|at| now > at.saturating_add(grace));
-    match state.as_str() {
-        "running" | "provisioning" if past(STALE_GRACE) => Remove(format!("stale state={state}")),
-        "leased" | "ready" | "active" if past(0) => Remove(format!("expired state={state}")),
-        "running" | "provisioning" | "leased" | "ready" | "active" => Skip(format!("state={state}")),
-        "failed" | "released" | "expired" => Remove(format!("state={state}")),
-        _ if expires.is_none() => Skip("missing expires_at".to_owned()),
-        _ if past(0) => Remove("expired".to_owned()),
-        _ => Skip("not expired".to_owned()),
+    match state {
+        LeaseState::Running | LeaseState::Provisioning if past(STALE_GRACE) => {
+            Remove(format!("stale state={state}"))
+        }
+        LeaseState::Leased | LeaseState::Ready | LeaseState::Active if past(0) => {
+            Remove(format!("expired state={state}"))
+        }
+        LeaseState::Running
+        | LeaseState::Provisioning
+        | LeaseState::Leased
+        | LeaseState::Ready
+        | LeaseState::Active => Skip(format!("state={state}")),
+        LeaseState::Failed | LeaseState::Released | LeaseState::Expired => Remove(format!("state={state}")),
+        // The table names no other word, not even `stopped`: such a lease goes by its time alone.
+        LeaseState::Stopped
+        | LeaseState::StoppedWithCode
+        | LeaseState::Deleting
+        | LeaseState::Missing
+        | LeaseState::Terminated
+        | LeaseState::Other(_) => match expires {
+            None => Skip("missing expires_at".to_owned()),
+            Some(_) if past(0) => Remove("expired".to_owned()),
+            Some(_) => Skip("not expired".to_owned()),
+        },
     }
-}
-
-/// Whether a status names a machine that will not come back (behaviour reference 4.3).
-pub fn is_terminal(state: &str) -> bool {
-    [
-        "deleting",
-        "expired",
-        "failed",
-        "missing",
-        "released",
-        "stopped",
-        "stopped_with_code",
-        "terminated",
-    ]
-    .contains(&state)
 }
 
 fn number(labels: &Labels, name: &str) -> Option<i64> {
@@ -287,7 +293,7 @@ mod tests {
     #[test]
     fn touching_moves_the_expiry_but_never_past_the_ttl() {
         let mut labels = sample();
-        touch(&mut labels, Some("running"), None, NOW + 600);
+        touch(&mut labels, Some(&LeaseState::Running), None, NOW + 600);
         assert_eq!(
             (labels["state"].as_str(), labels["expires_at"].as_str()),
             ("running", "1754002400")

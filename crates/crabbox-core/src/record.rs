@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::labels::Labels;
+use crate::process::ProcessId;
 
 /// The schema version that both programs write.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -97,6 +98,24 @@ impl LeaseRecord {
             labels: Labels::from([(text(), text())]),
             ..Self::default()
         }
+    }
+
+    /// The VMM that the record names; `None` where one of its three fields is missing.
+    pub fn process(&self) -> Option<ProcessId> {
+        let whole = self.pid > 0 && !self.process_started.is_empty() && !self.boot_id.is_empty();
+        whole.then(|| ProcessId {
+            pid: self.pid,
+            started: self.process_started.clone(),
+            boot_id: self.boot_id.clone(),
+        })
+    }
+
+    /// Has the record name this VMM, or none.
+    pub fn set_process(&mut self, process: Option<ProcessId>) {
+        (self.pid, self.process_started, self.boot_id) = process.map_or_else(
+            || (0, String::new(), String::new()),
+            |id| (id.pid, id.started, id.boot_id),
+        );
     }
 
     /// Fills what a record may leave blank from the directory it was found in, as the Go program does on reading.

@@ -3,31 +3,42 @@
 //! Commands know leases and this trait; what a lease is made of is a provider's own affair. A provider must never print, and
 //! must never touch a claim or a machine that is another provider's.
 
+pub mod capability;
+pub mod claim;
+pub mod claims;
+pub mod error;
+pub mod firecracker;
+pub mod heartbeat;
+pub mod lease;
+pub mod registry;
+pub mod route;
+pub mod static_host;
+
 use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use crabbox_core::config::{Settings, firecracker::InvalidFirecracker};
-use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::config::FlagValue;
 use crabbox_core::labels::Labels;
+use crabbox_core::state::LeaseState;
 use crabbox_host::signals::Interrupts;
+use crabbox_machine::lease::find::{Purpose, ResolveError};
+use crabbox_machine::lifecycle::release::{Decision, Released};
+use crabbox_machine::protocol::Stage;
 use crabbox_ssh::ready::Progress;
-use crabbox_store::leases::Unreadable;
 
-use crate::context::Engine;
-use crate::event::Event;
-use crate::firecracker::{AcquireLeaseError, AcquiredLease, Firecracker};
-use crate::lease::Lease;
-use crate::prepare::{NewLease, PrepareError};
-use crate::release::{Decision, ReleaseError, Released};
-use crate::resolve::{Purpose, ResolveError};
-use crate::static_host::{StaticError, StaticHost};
-use crate::touch::TouchError;
+use crate::host::prepare::NewLease;
+use crate::provider::capability::Capabilities;
+use crate::provider::error::LeaseError;
+use crate::provider::lease::Lease;
 
 /// What commands need of a provider.
 pub trait Provider: fmt::Debug {
     /// Its canonical name.
     fn name(&self) -> &'static str;
+
+    /// What it can do.
+    fn capabilities(&self) -> Capabilities;
 
     /// Has a machine ready, entered and claimed for the repository at `repo`.
     fn acquire(
@@ -50,12 +61,28 @@ pub trait Provider: fmt::Debug {
     /// Ties `lease` to the repository at `repo`; another's claim is only taken over when `reclaim` says so.
     fn claim(&self, lease: &Lease, repo: &Path, reclaim: bool) -> Result<(), LeaseError>;
 
-    /// Refreshes `lease` and answers its labels as they are now.
-    fn touch(&self, lease: &Lease, state: Option<&str>, idle: Option<Duration>)
-    -> Result<Labels, LeaseError>;
+    /// Refreshes `lease` and returns its labels as they are now.
+    fn touch(
+        &self,
+        lease: &Lease,
+        state: Option<&LeaseState>,
+        idle: Option<Duration>,
+    ) -> Result<Labels, LeaseError>;
 
-    /// Gives the lease back that `text` names.
+    /// Ends the lease that `text` names, whoever uses it.
     fn release(&self, text: &str) -> Result<Released, LeaseError>;
+
+    /// Gives back the lease that this provider's [`Provider::acquire`] had ready, as far as the caller made it and nobody else uses
+    /// it; whether it has ended.
+    fn give_back(&self, lease: &Lease) -> Result<bool, LeaseError> {
+        self.release(&lease.id).map(|_| true)
+    }
+
+    /// Flags that lead to the machine of `lease` once the lease was given back, beyond what the settings say; `None` where the
+    /// machine goes with its lease.
+    fn after_release(&self, _: &Lease) -> Option<Vec<FlagValue>> {
+        None
+    }
 
     /// Gives back what nobody needs any more, unless `dry_run`.
     fn cleanup(
@@ -65,33 +92,29 @@ pub trait Provider: fmt::Debug {
     ) -> Result<Vec<Decision>, LeaseError>;
 }
 
-/// The provider `which` with these settings.
-pub fn open(
-    which: crabbox_core::config::Provider,
-    engine: &Engine,
-    settings: &Settings,
-) -> Box<dyn Provider> {
-    use crabbox_core::config::Provider as Which;
-    match which {
-        Which::Firecracker => Box::new(Firecracker::new(engine.clone(), settings.clone())),
-        Which::Ssh => Box::new(StaticHost::new(engine.clone(), settings.clone())),
-    }
-}
-
 /// Leases, and the records that cannot be used, each with its reason.
 #[derive(Debug, Default)]
 pub struct Leases {
     /// The leases.
     pub leases: Vec<Lease>,
-    /// What cannot be read.
-    pub unreadable: Vec<Unreadable>,
+    /// What cannot be used, sorted by name.
+    pub unusable: Vec<Unusable>,
+}
+
+/// A lease directory whose record cannot be read, or says what no lease can have.
+#[derive(Debug)]
+pub struct Unusable {
+    /// The directory's name, most likely a lease id.
+    pub name: String,
+    /// Why it cannot be used.
+    pub error: ResolveError,
 }
 
 /// What happens while a lease is acquired.
 #[derive(Debug)]
 pub enum Notice<'a> {
-    /// A microVM is being made.
-    Machine(&'a Event),
+    /// A part of the way to a machine is done.
+    Stage(&'a Stage),
     /// This host is going to be used.
     Using {
         /// The lease.
@@ -107,60 +130,13 @@ pub enum Notice<'a> {
     Waiting(&'a Progress),
 }
 
-/// Why a provider could not do what was asked: the error of the operation, as it is.
-#[derive(Debug, thiserror::Error)]
-pub enum LeaseError {
-    /// The settings do not describe a microVM.
-    #[error(transparent)]
-    Plan(#[from] InvalidFirecracker),
-    /// This host cannot make it.
-    #[error(transparent)]
-    Prepare(#[from] PrepareError),
-    /// It was not made.
-    #[error(transparent)]
-    Acquire(#[from] AcquireLeaseError),
-    /// It was not found.
-    #[error(transparent)]
-    Resolve(#[from] ResolveError),
-    /// It was not refreshed or claimed.
-    #[error(transparent)]
-    Touch(#[from] TouchError),
-    /// It was not given back.
-    #[error(transparent)]
-    Release(#[from] ReleaseError),
-    /// The host that exists already was not to be had.
-    #[error(transparent)]
-    Static(#[from] StaticError),
-}
-
-impl LeaseError {
-    fn inner(&self) -> &dyn Fault {
-        match self {
-            Self::Plan(error) => error,
-            Self::Prepare(error) => error,
-            Self::Acquire(error) => error,
-            Self::Resolve(error) => error,
-            Self::Touch(error) => error,
-            Self::Release(error) => error,
-            Self::Static(error) => error,
-        }
-    }
-
-    /// The end of the console of a machine that did not come up.
-    pub fn console(&self) -> &[String] {
-        match self {
-            Self::Acquire(error) => error.console(),
-            _ => &[],
-        }
-    }
-}
-
-impl Fault for LeaseError {
-    fn kind(&self) -> Kind {
-        self.inner().kind()
-    }
-
-    fn hints(&self) -> Vec<String> {
-        self.inner().hints()
-    }
+/// A lease that is this command's, and where the time went.
+#[derive(Debug)]
+pub struct AcquiredLease {
+    /// The lease.
+    pub lease: Lease,
+    /// Its stages in order.
+    pub stages: Vec<Stage>,
+    /// What the guest said of its own boot: stages with its uptime in milliseconds.
+    pub guest_stages: Vec<(String, u64)>,
 }

@@ -1,7 +1,7 @@
-//! The conversation with one Firecracker: a request, its answer, the next request, over one connection.
+//! The conversation with one Firecracker: a request, its response, the next request, over one connection.
 //!
-//! The caller opens the stream and sets its deadlines. After anything but an answer the place in the stream is unknown, so
-//! the client refuses to go on: it must never take the answer of one request for that of another.
+//! The caller opens the stream and sets its deadlines. After anything but a response the place in the stream is unknown, so
+//! the client refuses to go on: it must never take the response to one request for that of another.
 
 use std::fmt;
 use std::io::{ErrorKind, Read, Write};
@@ -27,23 +27,23 @@ pub enum ClientError {
     Io {
         /// The request.
         endpoint: Endpoint,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// Firecracker closed the connection without a full answer, as a rule because it ended; its log says why.
+    /// Firecracker closed the connection without a full response, as a rule because it ended; its log says why.
     #[error("Firecracker closed the connection before it answered {endpoint}")]
     Closed {
         /// The request.
         endpoint: Endpoint,
     },
-    /// No full answer came before the stream's deadline.
+    /// No full response came before the stream's deadline.
     #[error("Firecracker did not answer {endpoint} in time")]
     TimedOut {
         /// The request.
         endpoint: Endpoint,
     },
-    /// What came is not an answer of Firecracker's API.
+    /// What came is not a response of Firecracker's API.
     #[error("the answer to {endpoint} makes no sense: {problem}")]
     MalformedResponse {
         /// The request.
@@ -51,7 +51,7 @@ pub enum ClientError {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// The answer is JSON of another form than the endpoint's.
+    /// The response is JSON of another form than the endpoint's.
     #[error("the answer to {endpoint} does not have the form that it should have")]
     UnexpectedBody {
         /// The request.
@@ -60,7 +60,7 @@ pub enum ClientError {
         #[source]
         source: serde_json::Error,
     },
-    /// The answer is longer than any that Firecracker gives.
+    /// The response is longer than any that Firecracker gives.
     #[error("the answer to {endpoint} is longer than {limit} bytes")]
     TooLarge {
         /// The request.
@@ -75,10 +75,10 @@ pub enum ClientError {
         endpoint: Endpoint,
         /// The HTTP status.
         status: u16,
-        /// Its words.
+        /// Its message.
         message: String,
     },
-    /// An earlier request ended without an answer, so this connection is of no more use.
+    /// An earlier request ended without a response, so this connection is of no more use.
     #[error("cannot send {endpoint}: an earlier request on this connection was not answered")]
     Unusable {
         /// The request that was not sent.
@@ -94,7 +94,7 @@ pub enum ClientError {
 pub struct Exchange<'a> {
     /// The request.
     pub endpoint: &'a Endpoint,
-    /// The status of the answer, `None` if there was none.
+    /// The status of the response, `None` if there was none.
     pub status: Option<u16>,
     /// From the first byte sent to the last byte read.
     pub took: Duration,
@@ -155,7 +155,7 @@ impl<S> Client<S> {
 }
 
 impl<S: Read + Write> Client<S> {
-    /// Sends `request` and reads its answer; a refusal is an error, after which the client may be used further.
+    /// Sends `request` and reads its response; a refusal is an error, after which the client may be used further.
     pub fn send(&mut self, request: &Request) -> Result<Response, ClientError> {
         let endpoint = &request.endpoint;
         if let Some(version) = self.version {
@@ -223,7 +223,7 @@ impl<S: Read + Write> Client<S> {
             .and_then(|()| self.stream.flush());
         match sent {
             Ok(()) => {}
-            // It may have answered and closed before it had read everything (a body that is too long): look.
+            // It may have responded and closed before it had read everything (a body that is too long): look.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
             Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => {
                 return Err(ReadFailure::TimedOut);
@@ -249,7 +249,7 @@ fn describe(failure: ReadFailure, endpoint: Endpoint) -> ClientError {
     }
 }
 
-/// The words of a refusal; when it is not Firecracker's JSON, the beginning of whatever it is.
+/// The message of a refusal; when it is not Firecracker's JSON, the beginning of whatever it is.
 fn fault_text(body: &[u8]) -> String {
     match serde_json::from_slice::<FaultMessage>(body) {
         Ok(fault) => fault.fault_message,

@@ -133,7 +133,7 @@ pub struct JailLaunch {
     pub cgroup: Cgroup,
     /// Limits of the process, as in `no-file=1024` or `fsize=4096`.
     pub resource_limits: Vec<(ResourceLimit, u64)>,
-    /// A process id namespace of its own. The jailer then ends at once, and `firecracker.pid` in the jail tells the pid.
+    /// A process id namespace of its own. The jailer then ends at once, and `firecracker.pid` in the jail holds the pid.
     pub new_pid_ns: bool,
     /// Everything else.
     pub options: VmmOptions,

@@ -1,4 +1,4 @@
-//! Firecracker as a protocol: what its API is sent and answers, what each version knows, and how it and its jailer are called.
+//! Firecracker as a protocol: what its API takes and returns, what each version knows, and how it and its jailer are called.
 //!
 //! Everything here is data or a conversation over a stream that the caller opened. This crate never opens a socket or a
 //! file and never starts a process, so all of it can be tested by feeding bytes.

@@ -3,7 +3,7 @@
 //! Each pattern is a text that Firecracker 1.12.1 contains. An unknown line explains nothing, and no line may be taken for
 //! more than it says: what follows from a cause is for the caller to decide.
 
-/// What a line of the log tells.
+/// What a line of the log says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogCause {
     /// KVM cannot be used at all: no device, no right, or the wrong version.
@@ -45,7 +45,7 @@ const PATTERNS: [(&str, LogCause); 12] = [
     ("Firecracker exiting successfully", LogCause::GuestStopped),
 ];
 
-/// What `line` tells, if it is one of those that explain an end.
+/// What `line` says, if it is one of those that explain an end.
 pub fn cause(line: &str) -> Option<LogCause> {
     PATTERNS
         .iter()
@@ -53,7 +53,7 @@ pub fn cause(line: &str) -> Option<LogCause> {
         .map(|(_, cause)| *cause)
 }
 
-/// The first line of `log` that explains an end, and what it tells: what follows it is a consequence.
+/// The first line of `log` that explains an end, and what it says: what follows it is a consequence.
 pub fn first_cause(log: &str) -> Option<(LogCause, &str)> {
     log.lines()
         .find_map(|line| cause(line).map(|cause| (cause, line)))

@@ -1,7 +1,7 @@
 //! What a cold boot sends, in which order.
 //!
 //! A [`BootPlan`] is plain data and its requests can be printed without a Firecracker. The start is always the last
-//! request, and nothing may be sent after one that failed: a half-configured machine is thrown away, not mended.
+//! request, and nothing may be sent after one that failed: a half-configured machine is thrown away, not repaired.
 
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
@@ -51,7 +51,7 @@ impl BootPlan {
         }
     }
 
-    /// Every request in its order: the log first, so that it tells of the others; the start last.
+    /// Every request in its order: the log first, so that it covers the others; the start last.
     pub fn requests(&self) -> Vec<Request> {
         let mut requests = Vec::new();
         requests.extend(self.logger.as_ref().map(Request::logger));

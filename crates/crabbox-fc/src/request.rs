@@ -61,7 +61,7 @@ pub struct Request {
     pub needs: Vec<Feature>,
 }
 
-/// The wrapped bodies of two endpoints that take a single word.
+/// The wrapped bodies of two endpoints that take a single value.
 #[derive(Serialize)]
 struct ActionBody {
     action_type: Action,

@@ -1,4 +1,4 @@
-//! Reading one HTTP answer from a stream, exactly to its end.
+//! Reading one HTTP response from a stream, exactly to its end.
 //!
 //! The other end is a process that a guest may have taken over: every length is bounded, a short read is never taken for
 //! the end of a message, and no bytes can make this panic.
@@ -14,7 +14,7 @@ pub(crate) const BODY_LIMIT: usize = 1024 * 1024;
 /// Headers that are looked at; Firecracker sends five.
 const HEADER_COUNT: usize = 32;
 
-/// One answer.
+/// One response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
     /// The HTTP status.
@@ -23,14 +23,14 @@ pub struct Response {
     pub body: Vec<u8>,
 }
 
-/// Why no answer could be read.
+/// Why no response could be read.
 #[derive(Debug)]
 pub(crate) enum ReadFailure {
     /// The stream ended first.
     Closed,
     /// The stream's deadline came first.
     TimedOut,
-    /// The bytes are not an HTTP answer that Firecracker would send.
+    /// The bytes are not an HTTP response that Firecracker would send.
     Malformed(&'static str),
     /// Head or body is longer than this many bytes.
     TooLarge(usize),
@@ -38,14 +38,14 @@ pub(crate) enum ReadFailure {
     Io(std::io::Error),
 }
 
-/// Head of an answer: its status, and the lengths of head and body.
+/// Head of a response: its status, and the lengths of head and body.
 struct Head {
     status: u16,
     length: usize,
     body: usize,
 }
 
-/// Reads the answer that begins in `buffer` and goes on in `stream`. Bytes behind it stay in `buffer`.
+/// Reads the response that begins in `buffer` and goes on in `stream`. Bytes behind it stay in `buffer`.
 pub(crate) fn read(stream: &mut impl Read, buffer: &mut Vec<u8>) -> Result<Response, ReadFailure> {
     let head = loop {
         if let Some(head) = parse_head(buffer)? {

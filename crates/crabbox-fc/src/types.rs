@@ -1,6 +1,6 @@
 //! The bodies of Firecracker's API, named as its specification names them.
 //!
-//! Firecracker refuses unknown fields, so an absent option is left out and never sent as null. Answers, on the other hand,
+//! Firecracker refuses unknown fields, so an absent option is left out and never sent as null. Responses, on the other hand,
 //! must be read with fields that we do not know yet. All paths are as the VMM sees them: relative to its own directory.
 
 use serde::{Deserialize, Serialize};
@@ -137,7 +137,7 @@ pub enum VmState {
     Resumed,
 }
 
-/// Answer of `GET /`.
+/// Response to `GET /`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceInfo {
     /// The id given with `--id`.
@@ -165,7 +165,7 @@ pub enum InstanceState {
     Unknown,
 }
 
-/// Answer of `GET /version`.
+/// Response to `GET /version`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionInfo {
     /// The version, without a `v`.
@@ -175,6 +175,6 @@ pub struct VersionInfo {
 /// The body of every refusal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FaultMessage {
-    /// Why it was refused, in Firecracker's words.
+    /// Why it was refused, in Firecracker's own message.
     pub fault_message: String,
 }

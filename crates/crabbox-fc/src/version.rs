@@ -98,7 +98,7 @@ pub enum Feature {
     Pmem,
     /// Memory that is added to a running guest.
     MemoryHotplug,
-    /// The guest is told by VMClock that it was restored.
+    /// VMClock reports to the guest that it was restored.
     VmClock,
     /// `vsock_override` when a snapshot is loaded: another path for the vsock socket.
     VsockOverride,

@@ -1,4 +1,4 @@
-//! Every body that this crate sends, against the answers of a real Firecracker 1.12.1 (recorded by `examples/record.rs`; its
+//! Every body that this crate sends, against the responses of a real Firecracker 1.12.1 (recorded by `examples/record.rs`; its
 //! head comment has the command). A changed body fails here until it has been shown to a real one again.
 
 use std::io::{Read, Write};
@@ -32,7 +32,7 @@ fn trace() -> Vec<Exchange> {
         .collect()
 }
 
-/// A stream that has the recorded answer to say.
+/// A stream that has the recorded response to give.
 struct Recorded(std::io::Cursor<Vec<u8>>);
 
 impl Read for Recorded {

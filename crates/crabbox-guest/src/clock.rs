@@ -40,7 +40,7 @@ fn nap(pause: Duration) {
     if let NanosleepRelativeResult::Err(_) = rustix::thread::nanosleep(&request) {}
 }
 
-/// Calls `ready` until it answers `Some` or `limit` has passed; naps `pause` between calls.
+/// Calls `ready` until it returns `Some` or `limit` has passed; naps `pause` between calls.
 pub(crate) fn poll_until<T>(
     limit: Duration,
     pause: Duration,

@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io::Write as _;
 use std::time::Duration;
 
+use crabbox_guest_protocol::report::{READY, STAGE};
+
 use crate::clock;
 
 /// Console and stage record of one boot.
@@ -74,7 +76,7 @@ impl Console {
     pub(crate) fn stages(&self) -> String {
         let mut text = self.before.clone();
         for (stage, at) in &self.stages {
-            writeln!(text, "stage {stage} {}", seconds(*at)).ok();
+            writeln!(text, "{STAGE} {stage} {}", seconds(*at)).ok();
         }
         text
     }
@@ -82,7 +84,7 @@ impl Console {
     /// The record as it is sent to the host: `stage` lines, then the `ready` line.
     pub(crate) fn report(&self) -> String {
         let mut text = self.stages();
-        writeln!(text, "ready {}", seconds(clock::uptime())).ok();
+        writeln!(text, "{READY} {}", seconds(clock::uptime())).ok();
         text
     }
 

@@ -1,7 +1,7 @@
 //! Where an ext4 file system has no data, read from its own block bitmaps.
 //!
 //! The format is that of the kernel's `Documentation/filesystems/ext4`. What is called free here is given away for good, so nothing
-//! may be called free on one word alone: a group counts only when its descriptor, its bitmap and its count of free blocks agree,
+//! may be called free on one claim alone: a group counts only when its descriptor, its bitmap and its count of free blocks agree,
 //! checksums included where there are any. The caller must see to it that nothing changes meanwhile (a frozen file system).
 
 use std::fs::File;

@@ -77,7 +77,7 @@ impl Freezer {
         Ok(Self { shared })
     }
 
-    /// Freezes it until the answer is dropped. Fails when somebody else has frozen it; then nobody is thawed.
+    /// Freezes it until the returned value is dropped. Fails when somebody else has frozen it; then nobody is thawed.
     pub(crate) fn freeze(&self) -> io::Result<Frozen<'_>> {
         (self.shared.switch)(Turn::Freeze)?;
         *self.shared.since() = Some(clock::uptime());

@@ -4,23 +4,22 @@
 //! crabbox.init=/sbin/init   on the kernel's command line: nothing is set up here but modules and the root, /dev/vda, writable
 //! /usr/lib/crabbox/init     in the base: everything is set up as for a lease of ours, but the image's init starts sshd
 //! ```
-//! In the second case a process of this program stays behind to tell the host when sshd listens. It must never stay longer.
+//! In the second case a process of this program stays behind to report to the host when sshd listens. It must never stay longer.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use crabbox_guest_protocol::image::INIT;
+
 use crate::clock;
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::{root, sshd};
 
-/// The word on the kernel's command line, before the path of the init.
+/// The argument on the kernel's command line, before the path of the init.
 const WORD: &str = "crabbox.init=";
-
-/// The file of an image that wants an init of its own: one line, its path.
-const WANTED: &str = "/usr/lib/crabbox/init";
 
 /// The name under which this program waits for sshd.
 pub(crate) const WAITER: &str = "crabbox-wait";
@@ -45,14 +44,14 @@ fn from_command_line(line: &str) -> Option<&str> {
 
 /// The init that the image wants above the layers, if any; read once they are the root.
 pub(crate) fn wanted() -> Result<Option<String>, Failure> {
-    match std::fs::read_to_string(WANTED) {
+    match std::fs::read_to_string(INIT) {
         Ok(text) if text.trim().starts_with('/') => Ok(Some(text.trim().to_owned())),
         Ok(_) => Err(Failure::Content {
-            path: WANTED.into(),
+            path: INIT.into(),
             why: "it is not the path of a program",
         }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Failure::path("read", Path::new(WANTED))(error)),
+        Err(error) => Err(Failure::path("read", Path::new(INIT))(error)),
     }
 }
 
@@ -66,7 +65,7 @@ pub(crate) fn to_image(console: &mut Console, init: &str) -> Failure {
     become_init(console, init)
 }
 
-/// Leaves a process behind that tells the host when sshd listens, and becomes `init`; returns only when that fails.
+/// Leaves a process behind that reports to the host when sshd listens, and becomes `init`; returns only when that fails.
 #[expect(
     clippy::disallowed_methods,
     reason = "process 1 of a guest has no crabbox_host; the process is its own program"
@@ -94,7 +93,7 @@ fn become_init(console: &mut Console, init: &str) -> Failure {
     Failure::path("become", Path::new(init))(error)
 }
 
-/// What the process that stayed behind does: waits for sshd, tells the host what happened when, and ends.
+/// What the process that stayed behind does: waits for sshd, reports to the host what happened when, and ends.
 pub(crate) fn wait_and_tell(stages: &str) {
     let mut console = Console::open();
     let listening = clock::poll_until(LISTEN_WAIT, LISTEN_PAUSE, || sshd::is_listening().then_some(()));

@@ -8,6 +8,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use crabbox_guest_protocol::image::{HOST_KEY, HOST_KEY_PUBLIC};
 use rustix::fs::{Gid, Uid};
 
 use crate::accounts::{self, Account, Databases};
@@ -65,13 +66,8 @@ pub(crate) fn write_user(seed: &Seed) -> Result<Account, Failure> {
 
 /// The host key that the client has pinned.
 pub(crate) fn write_host_key(seed: &Seed) -> Result<(), Failure> {
-    write(
-        Path::new("/etc/ssh/ssh_host_ed25519_key"),
-        &seed.host_key,
-        0o600,
-        None,
-    )?;
-    let public = Path::new("/etc/ssh/ssh_host_ed25519_key.pub");
+    write(Path::new(HOST_KEY), &seed.host_key, 0o600, None)?;
+    let public = Path::new(HOST_KEY_PUBLIC);
     match &seed.host_key_public {
         Some(key) => write(public, key, 0o644, None),
         None => remove(public),

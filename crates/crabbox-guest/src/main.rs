@@ -34,14 +34,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crabbox_guest_protocol::READY_PORT;
 use rustix::process::{Pid, Resource, Rlimit};
 
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::seed::Seed;
-
-/// Where the host hears that this guest is ready: vsock port of the host.
-const READY_PORT: u32 = 1024;
 
 /// Open files a process may ask for: a build of some size needs more than the kernel's 4096 (systemd's value).
 const FILE_LIMIT: Rlimit = Rlimit {
@@ -60,7 +58,7 @@ fn main() -> ExitCode {
     let mut console = Console::open();
     match boot(&mut console) {
         Ok(booted) => {
-            // Without it the machine is whole; whoever asks for a trim hears that nobody answers.
+            // Without it the machine is whole; whoever asks for a trim gets no reply.
             if let Err(failure) = trim::start(booted.layer) {
                 console.say(&failure.to_string());
             }
@@ -119,9 +117,9 @@ fn boot(console: &mut Console) -> Result<Booted, Failure> {
     let layer = root::assemble()?;
 
     console.begin("seed");
-    let seeds = Path::new("/crabbox-seed");
-    let mut seed = Seed::read(seeds)?;
-    seed::wipe(seeds)?;
+    let seeds = Path::new("/").join(crabbox_guest_protocol::seed::DIRECTORY);
+    let mut seed = Seed::read(&seeds)?;
+    seed::wipe(&seeds)?;
 
     console.begin("root");
     root::switch()?;
@@ -155,7 +153,7 @@ fn boot(console: &mut Console) -> Result<Booted, Failure> {
     console.begin("sshd");
     rustix::process::setrlimit(Resource::Nofile, FILE_LIMIT).map_err(Failure::path(
         "raise the limit of open files for",
-        Path::new("/usr/sbin/sshd"),
+        Path::new(crabbox_guest_protocol::image::SSHD),
     ))?;
     let notifications = sshd::notifications()?;
     let server = sshd::start()?;
@@ -185,7 +183,7 @@ fn credit_entropy(seed: &Seed) -> Result<(), Failure> {
     sys::credit_entropy(&random, entropy).map_err(Failure::path("credit entropy to", path))
 }
 
-/// Tells the host that the guest is ready. A host without vsock polls port 22 instead, so failing here is no failure.
+/// Reports to the host that the guest is ready. A host without vsock polls port 22 instead, so failing here is no failure.
 fn tell_host(console: &mut Console) {
     let report = console.report();
     let told = sys::connect_host(READY_PORT)

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::console::Console;
 use crate::power;
 
-/// The word on the kernel's command line.
+/// The argument on the kernel's command line.
 const WORD: &str = "crabbox.probe";
 
 /// What the host looks for on the console; `crabbox-engine` knows the same line.

@@ -32,7 +32,7 @@ const NEW_ROOT: &str = "/newroot";
 /// Where [`switch`] leaves this program.
 pub(crate) const PROGRAM: &str = "/run/crabbox/guest";
 
-/// How much of the base the kernel reads ahead, and where it is told so.
+/// How much of the base the kernel reads ahead, and where that is set.
 ///
 /// The kernel's own 128 KiB are for disks that seek. Of the base every request is a memory copy on the host and a world switch that the
 /// guest waits for: sshd with its libraries took over a hundred of them, one after the other.

@@ -1,4 +1,4 @@
-//! The seed: what the host tells this instance about itself, as small files in the initramfs (`/crabbox-seed`).
+//! The seed: what the host passes to this instance about itself, as small files in the initramfs (`/crabbox-seed`).
 //!
 //! It is read once, completely, before anything is written, and wiped. Values that end up in a path, in `/etc/passwd`
 //! or in a host name are checked here; a seed that fails a check must never give half an instance.
@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+
+use crabbox_guest_protocol::seed as names;
 
 use crate::failure::Failure;
 
@@ -86,31 +88,31 @@ impl Seed {
                     })
             };
         Ok(Self {
-            hostname: line("hostname", check_hostname)?,
-            instance_id: line("instance-id", |_| Ok(()))?,
-            user: checked_line(&required("user")?, check_user).map_err(|why| Failure::Content {
-                path: dir.join("user"),
+            hostname: line(names::HOSTNAME, check_hostname)?,
+            instance_id: line(names::INSTANCE_ID, |_| Ok(()))?,
+            user: checked_line(&required(names::USER)?, check_user).map_err(|why| Failure::Content {
+                path: dir.join(names::USER),
                 why,
             })?,
-            authorized_keys: required("authorized_keys")?,
-            host_key: required("ssh_host_ed25519_key")?,
-            host_key_public: optional("ssh_host_ed25519_key.pub")?,
-            resolv_conf: optional("resolv.conf")?,
-            network: optional("network")?
+            authorized_keys: required(names::AUTHORIZED_KEYS)?,
+            host_key: required(names::HOST_KEY)?,
+            host_key_public: optional(names::HOST_KEY_PUBLIC)?,
+            resolv_conf: optional(names::RESOLV_CONF)?,
+            network: optional(names::NETWORK)?
                 .map(|bytes| parse_network(&bytes))
                 .transpose()
                 .map_err(|why| Failure::Content {
-                    path: dir.join("network"),
+                    path: dir.join(names::NETWORK),
                     why,
                 })?,
-            work_root: line("work_root", check_work_root)?.map(PathBuf::from),
-            time: line("time", |text| {
+            work_root: line(names::WORK_ROOT, check_work_root)?.map(PathBuf::from),
+            time: line(names::TIME, |text| {
                 text.parse::<i64>()
                     .map(drop)
                     .map_err(|_| "not a number of seconds")
             })?
             .and_then(|text| text.parse().ok()),
-            entropy: optional("entropy")?,
+            entropy: optional(names::ENTROPY)?,
         })
     }
 

@@ -12,13 +12,13 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use crabbox_guest_protocol::image::{HOST_KEY, SSHD};
 use rustix::process::Pid;
 
 use crate::clock;
 use crate::failure::Failure;
 use crate::sys;
 
-const SERVER: &str = "/usr/sbin/sshd";
 const LOG: &str = "/var/log/crabbox-sshd.log";
 
 /// How much of the log a failure shows, in bytes.
@@ -39,7 +39,7 @@ const LISTEN_WAIT: Duration = Duration::from_mins(1);
     reason = "process 1 of a guest has no crabbox_host; this is its only child program"
 )]
 pub(crate) fn start() -> Result<Pid, Failure> {
-    let (server, log) = (Path::new(SERVER), Path::new(LOG));
+    let (server, log) = (Path::new(SSHD), Path::new(LOG));
     if !server.exists() {
         return Err(Failure::Content {
             path: server.to_owned(),
@@ -58,7 +58,7 @@ pub(crate) fn start() -> Result<Pid, Failure> {
             "-D",
             "-e",
             "-o",
-            "HostKey=/etc/ssh/ssh_host_ed25519_key",
+            &format!("HostKey={HOST_KEY}"),
             "-o",
             "PidFile=none",
         ])

@@ -1,13 +1,13 @@
 //! Giving blocks that this machine has freed back to the host, over vsock: Firecracker's block device has no discard.
 //!
 //! ```text
-//! crabbox-trim, fstrim --/run/crabbox/trim--> process 1:  freeze, read the bitmaps, tell the host, wait for its word, thaw
+//! crabbox-trim, fstrim --/run/crabbox/trim--> process 1:  freeze, read the bitmaps, name them to the host, wait for its reply, thaw
 //!    host:  go <length of the disk>              once connected
 //!    guest: <offset> <length> ... end            free parts of the disk in bytes, one a line
 //!    host:  done <bytes given back so far>       or `late` (ask again), or `refused <why>`
 //! ```
-//! A block may only be named to the host while the layer is frozen, and the layer may only be thawed when the host has answered or can
-//! no longer act on what it was told ([`crate::freeze`]). What a client does or does not do has no part in either.
+//! A block may only be named to the host while the layer is frozen, and the layer may only be thawed when the host has replied or can
+//! no longer act on what was named ([`crate::freeze`]). What a client does or does not do has no part in either.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -18,6 +18,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
+use crabbox_guest_protocol::TRIM_PORT;
+use crabbox_guest_protocol::trim::{BATCH, DONE, END, GO};
+
 use crate::clock;
 use crate::ext4::{Extent, Group, Layout, Refusal};
 use crate::failure::Failure;
@@ -25,28 +28,22 @@ use crate::freeze::{Freezer, Frozen};
 use crate::root::LAYER_DEVICE;
 use crate::sys;
 
-/// Where the host takes blocks back: vsock port of the host. `crabbox-engine` knows the same number.
-const PORT: u32 = 1025;
-
 /// Where a client asks for a trim; for root alone.
 pub(crate) const SOCKET: &str = "/run/crabbox/trim";
 
 /// The least that is given back in one piece, in bytes: smaller ones cost more than they bring.
 const LEAST: u64 = 64 * 1024;
 
-/// The most parts that the host is told at once; it takes no more.
-const BATCH: usize = 256;
-
 /// After how long writers get their turn; between two groups of blocks, whose end is never far.
 const SLICE: Duration = Duration::from_secs(1);
 
-/// How long the host's answer is waited for.
+/// How long the host's reply is waited for.
 const REPLY_LIMIT: Duration = Duration::from_secs(30);
 
 /// How often a batch is sent to a host that was late.
 const TRIES: usize = 8;
 
-/// The longest answer that is read, in bytes.
+/// The longest reply that is read, in bytes.
 const REPLY_BYTES: usize = 256;
 
 /// Why a trim was broken off.
@@ -104,7 +101,7 @@ struct Host {
 impl Host {
     fn connect() -> Result<Self, TrimError> {
         // For reading, writing and time limits every stream socket is the same to the kernel.
-        let stream = UnixStream::from(sys::connect_host(PORT).map_err(TrimError::NoHost)?);
+        let stream = UnixStream::from(sys::connect_host(TRIM_PORT).map_err(TrimError::NoHost)?);
         Self::greet(stream)
     }
 
@@ -114,24 +111,24 @@ impl Host {
             .and_then(|()| stream.set_write_timeout(Some(REPLY_LIMIT)))
             .map_err(TrimError::NoHost)?;
         let mut host = Self { stream, length: 0 };
-        host.length = host.answer("go")?.ok_or(TrimError::Slow)?;
+        host.length = host.answer(GO)?.ok_or(TrimError::Slow)?;
         Ok(host)
     }
 
-    /// Gives parts back. Answers how many bytes the host got in all.
+    /// Gives parts back. Returns how many bytes the host got in all.
     fn give(&mut self, parts: &[Extent], frozen: &Frozen<'_>) -> Result<u64, TrimError> {
         let mut text = String::new();
         for Extent { offset, length } in parts {
             // Writing to a String cannot fail.
             writeln!(text, "{offset} {length}").ok();
         }
-        text += "end\n";
+        text += END;
         for _ in 0..TRIES {
             if !frozen.may_ask() {
                 break;
             }
             self.stream.write_all(text.as_bytes()).map_err(TrimError::Host)?;
-            if let Some(bytes) = self.answer("done")? {
+            if let Some(bytes) = self.answer(DONE)? {
                 return Ok(bytes);
             }
         }
@@ -156,7 +153,7 @@ impl Host {
     }
 }
 
-/// A line of at most `limit` bytes, without its end. The other side waits for an answer after each, so nothing is behind it.
+/// A line of at most `limit` bytes, without its end. The other side waits for a reply after each, so nothing is behind it.
 fn read_line(stream: &mut UnixStream, limit: usize) -> io::Result<String> {
     let mut text = Vec::new();
     while text.last() != Some(&b'\n') {
@@ -185,7 +182,7 @@ fn trim(freezer: &Freezer, disk: &File, mut host: Host) -> Result<Done, TrimErro
     }
 }
 
-/// Goes on from `group`; answers whether there is more to do.
+/// Goes on from `group`; returns whether there is more to do.
 fn slice(
     disk: &File,
     host: &mut Host,
@@ -241,12 +238,12 @@ fn serve(listener: &UnixListener, freezer: &Freezer) {
         let outcome = File::open(LAYER_DEVICE)
             .map_err(|error| TrimError::Layer(Refusal::Read(error)))
             .and_then(|disk| trim(freezer, &disk, Host::connect()?));
-        // A client that has gone away gets no answer; nothing hangs on it.
+        // A client that has gone away gets no reply; nothing hangs on it.
         client.write_all(answer(outcome).as_bytes()).ok();
     }
 }
 
-/// The line that a client is told.
+/// The line that a client gets.
 fn answer(outcome: Result<Done, TrimError>) -> String {
     match outcome {
         Ok(Done { bytes, skipped }) => format!("ok {bytes} {skipped}\n"),
@@ -254,7 +251,7 @@ fn answer(outcome: Result<Done, TrimError>) -> String {
     }
 }
 
-/// What a client is told: bytes given back and groups left alone, or why it did not work.
+/// What a client gets: bytes given back and groups left alone, or why it did not work.
 pub(crate) fn ask(socket: &Path) -> io::Result<Result<(u64, u64), String>> {
     let mut stream = UnixStream::connect(socket)?;
     let line = read_line(&mut stream, 1024)?;

@@ -109,7 +109,7 @@ fn fstrim(words: &[OsString]) -> u8 {
     }
 }
 
-/// Asks process 1; answers the bytes given back, or the exit code once the reason is told.
+/// Asks process 1; returns the bytes given back, or the exit code once the reason is printed.
 fn give_back(name: &str) -> Result<u64, u8> {
     let fail = |text: String| {
         complain(&format!("{name}: {text}\n"));

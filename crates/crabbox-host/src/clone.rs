@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
+use rustix::fs::{Mode, OFlags, SeekFrom, copy_file_range, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
 use crate::files::{self, FileError};
@@ -77,7 +77,7 @@ fn mib(bytes: u64) -> String {
 /// The content is not synced to the medium: a lease's disk never outlives its microVM. On any error `to` does not exist,
 /// unless it existed before, in which case it is untouched.
 pub fn clone_file(from: &Path, to: &Path) -> Result<CloneMethod, CloneError> {
-    let source = File::open(from).map_err(|error| FileError::io("open", from, error))?;
+    let source = open(from).map_err(|error| FileError::io("open", from, error))?;
     let facts = source
         .metadata()
         .map_err(|error| FileError::io("look at", from, error))?;
@@ -110,6 +110,12 @@ pub fn clone_file(from: &Path, to: &Path) -> Result<CloneMethod, CloneError> {
             Err(error) => FileError::io("remove the half-written copy", to, error).into(),
         }
     })
+}
+
+/// Opens the original; a pipe of its name does not hold us.
+fn open(path: &Path) -> std::io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
 }
 
 /// Removes a copy with its blocks. A process that another thread is starting may have it open as well, until it executes its

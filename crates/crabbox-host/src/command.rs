@@ -2,16 +2,20 @@
 //!
 //! A [`Cmd`] is an argument vector, never a shell string. Its error names the program, says how it ended and carries the
 //! last lines of its standard error. It must never let a child's output grow without bound in memory, inherit a file
-//! descriptor that was not asked for, or wait for ever when a time limit was given.
+//! descriptor or a variable of the caller's that was not asked for, or wait for ever when a time limit was given.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
+use crate::confine::Confinement;
+use crate::environment::Environment;
 use crate::{clock, process};
 
 /// How much of each captured stream is kept, in bytes; a child that prints more is cut and its status still counts.
@@ -25,12 +29,15 @@ const STDERR_TAIL: usize = 2000;
 pub struct Cmd {
     program: OsString,
     args: Vec<OsString>,
+    environment: Environment,
     env: Vec<(OsString, Option<OsString>)>,
     cwd: Option<PathBuf>,
     stdin: Option<Vec<u8>>,
     limit: Option<Duration>,
     group: bool,
     bound: bool,
+    output: Option<usize>,
+    confined: Option<Arc<Confinement>>,
 }
 
 /// What a captured child left behind.
@@ -42,6 +49,8 @@ pub struct Captured {
     pub stdout: Vec<u8>,
     /// Its standard error, at most [`CAPTURE_LIMIT`] bytes.
     pub stderr: Vec<u8>,
+    /// Whether it was ended because it wrote more than [`Cmd::output_limit`] allows.
+    pub cut: bool,
 }
 
 impl Captured {
@@ -86,6 +95,14 @@ pub enum CommandError {
         /// The end of its standard error.
         stderr: String,
     },
+    /// The program wrote more than it may and was killed.
+    #[error("{program} wrote more than {limit} bytes")]
+    TooMuchOutput {
+        /// What was run.
+        program: String,
+        /// The limit it broke, in bytes.
+        limit: usize,
+    },
     /// The program was still running at its time limit and was killed.
     #[error("{program} did not end within {limit:?}{}", tail_of(.stderr))]
     TimedOut {
@@ -103,7 +120,9 @@ impl CommandError {
     #[must_use]
     pub fn of(mut self, inner: &str) -> Self {
         match &mut self {
-            Self::Failed { program, .. } | Self::TimedOut { program, .. } => inner.clone_into(program),
+            Self::Failed { program, .. }
+            | Self::TimedOut { program, .. }
+            | Self::TooMuchOutput { program, .. } => inner.clone_into(program),
             Self::NotFound { .. } | Self::Spawn { .. } => {}
         }
         self
@@ -113,6 +132,7 @@ impl CommandError {
 fn describe(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt as _;
     match (status.code(), status.signal()) {
+        (Some(0), _) => "ended".to_owned(),
         (Some(code), _) => format!("failed with exit code {code}"),
         (None, Some(signal)) => format!("was killed by signal {signal}"),
         (None, None) => "ended strangely".to_owned(),
@@ -128,18 +148,27 @@ fn tail_of(stderr: &str) -> String {
 }
 
 impl Cmd {
-    /// A command for `program`, looked up on `PATH` when it has no slash.
+    /// A command for `program`, looked up on `PATH` when it has no slash. Of the caller's environment it gets what any program needs
+    /// ([`Environment::Plain`]).
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         Self {
             program: program.as_ref().to_owned(),
             args: Vec::new(),
+            environment: Environment::Plain,
             env: Vec::new(),
             cwd: None,
             stdin: None,
             limit: None,
             group: false,
             bound: false,
+            output: None,
+            confined: None,
         }
+    }
+
+    /// The same with all of the caller's environment, for what a developer runs and for programs that start others of the user's choice.
+    pub fn inheriting(program: impl AsRef<OsStr>) -> Self {
+        Self::new(program).environment(Environment::Whole)
     }
 
     /// Adds one argument.
@@ -154,6 +183,13 @@ impl Cmd {
     pub fn args<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(mut self, args: I) -> Self {
         self.args
             .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// Gives the child of the caller's environment what `environment` lets through.
+    #[must_use]
+    pub fn environment(mut self, environment: Environment) -> Self {
+        self.environment = environment;
         self
     }
 
@@ -208,6 +244,21 @@ impl Cmd {
         self
     }
 
+    /// Ends the child when it has written more than `bytes` to its standard output, of which that many are kept: [`Captured::cut`] says so, and
+    /// for [`Self::run`] it is an error.
+    #[must_use]
+    pub fn output_limit(mut self, bytes: usize) -> Self {
+        self.output = Some(bytes);
+        self
+    }
+
+    /// Confines the child ([`Confinement`]); of its environment only what is given here is left.
+    #[must_use]
+    pub fn confined(mut self, confinement: Arc<Confinement>) -> Self {
+        self.confined = Some(confinement);
+        self
+    }
+
     /// The program and its arguments, for a log or a dry run.
     pub fn argv(&self) -> Vec<OsString> {
         std::iter::once(self.program.clone())
@@ -223,6 +274,13 @@ impl Cmd {
     pub fn to_std(&self) -> std::process::Command {
         let mut command = std::process::Command::new(&self.program);
         command.args(&self.args);
+        // One by one, not all and then some back: a standard command that has its `PATH` set starts programs the slower way.
+        for name in self.environment.withheld() {
+            command.env_remove(name);
+        }
+        if let Some(confinement) = &self.confined {
+            confinement.apply(&mut command);
+        }
         for (name, value) in &self.env {
             match value {
                 Some(value) => command.env(name, value),
@@ -243,12 +301,22 @@ impl Cmd {
 
     /// Starts the child as `command` describes it, with an error that names the program.
     pub fn spawn(&self, command: &mut std::process::Command) -> Result<Child, CommandError> {
-        command.spawn().map_err(|source| self.spawn_error(source))
+        let child = command.spawn().map_err(|source| self.spawn_error(source));
+        // Never the arguments, input or environment: any of them may hold what a user keeps secret.
+        let pid = child.as_ref().ok().map(Child::id);
+        tracing::trace!(program = %self.program.display(), pid, "started");
+        child
     }
 
     /// Runs the child, captures both streams, and fails unless it exits with 0.
     pub fn run(&self) -> Result<Captured, CommandError> {
         let captured = self.capture()?;
+        if captured.cut {
+            return Err(CommandError::TooMuchOutput {
+                program: self.program.to_string_lossy().into_owned(),
+                limit: self.output.unwrap_or_default(),
+            });
+        }
         if captured.status.success() {
             return Ok(captured);
         }
@@ -262,6 +330,7 @@ impl Cmd {
 
     /// Runs the child and captures both streams, whatever its exit code is.
     pub fn capture(&self) -> Result<Captured, CommandError> {
+        let began = Instant::now();
         let mut command = self.to_std();
         command.stdin(if self.stdin.is_some() {
             Stdio::piped()
@@ -273,20 +342,36 @@ impl Cmd {
         let input = child.stdin.take().zip(self.stdin.clone());
         let (out, err) = (child.stdout.take(), child.stderr.take());
         let limit = self.limit;
+        let cut = &AtomicBool::new(false);
         std::thread::scope(|scope| {
             if let Some((mut pipe, bytes)) = input {
                 // A child that ends without reading its input is judged by its status, not by our broken pipe.
                 scope.spawn(move || pipe.write_all(&bytes).ok());
             }
-            let out = scope.spawn(move || out.map(drain).unwrap_or_default());
+            let most = self.output;
+            let out = scope.spawn(move || match most {
+                Some(most) => out.map(|out| head(out, most, cut)).unwrap_or_default(),
+                None => out.map(drain).unwrap_or_default(),
+            });
             let err = scope.spawn(move || err.map(drain).unwrap_or_default());
-            let waited = self.wait(&mut child, limit);
+            let waited = self.wait(&mut child, limit, cut);
             let (stdout, stderr) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
-            match waited? {
+            let waited = waited?;
+            let millis = began.elapsed().as_millis();
+            match waited {
+                Some(status) => {
+                    tracing::debug!(program = %self.program.display(), millis, "{}", describe(status));
+                }
+                None => {
+                    tracing::debug!(program = %self.program.display(), millis, "was killed at its time limit");
+                }
+            }
+            match waited {
                 Some(status) => Ok(Captured {
                     status,
                     stdout,
                     stderr,
+                    cut: cut.load(Ordering::Relaxed),
                 }),
                 None => Err(CommandError::TimedOut {
                     program: self.program.to_string_lossy().into_owned(),
@@ -297,25 +382,31 @@ impl Cmd {
         })
     }
 
-    fn wait(&self, child: &mut Child, limit: Option<Duration>) -> Result<Option<ExitStatus>, CommandError> {
-        let Some(limit) = limit else {
+    fn wait(
+        &self,
+        child: &mut Child,
+        limit: Option<Duration>,
+        cut: &AtomicBool,
+    ) -> Result<Option<ExitStatus>, CommandError> {
+        if limit.is_none() && self.output.is_none() {
             return child.wait().map(Some).map_err(|source| self.spawn_error(source));
-        };
+        }
         let started = Instant::now();
         let mut pause = Duration::from_millis(1);
         loop {
             if let Some(status) = child.try_wait().map_err(|source| self.spawn_error(source))? {
                 return Ok(Some(status));
             }
-            if started.elapsed() >= limit {
+            let late = limit.is_some_and(|limit| started.elapsed() >= limit);
+            if late || cut.load(Ordering::Relaxed) {
                 // It may have ended in between; either way it is reaped here.
                 if self.group {
                     // The leader is not reaped yet, so its id still names this group and no other.
                     rustix::process::kill_process_group(Pid::from_child(child), Signal::KILL).ok();
                 }
                 child.kill().ok();
-                child.wait().ok();
-                return Ok(None);
+                let status = child.wait().map_err(|source| self.spawn_error(source))?;
+                return Ok((!late).then_some(status));
             }
             clock::nap(pause);
             pause = (pause * 2).min(Duration::from_millis(10));
@@ -342,6 +433,18 @@ fn drain(mut stream: impl Read) -> Vec<u8> {
         }
         let room = CAPTURE_LIMIT.saturating_sub(kept.len());
         kept.extend_from_slice(&chunk[..count.min(room)]);
+    }
+    kept
+}
+
+/// The first `most` bytes of `stream`. What comes behind them is not read, and said in `cut`.
+fn head(stream: impl Read, most: usize, cut: &AtomicBool) -> Vec<u8> {
+    let mut kept = Vec::new();
+    // A stream that breaks off has ended, as for `drain`.
+    stream.take(most as u64 + 1).read_to_end(&mut kept).ok();
+    if kept.len() > most {
+        kept.truncate(most);
+        cut.store(true, Ordering::Relaxed);
     }
     kept
 }
@@ -393,9 +496,74 @@ mod tests {
     }
 
     #[test]
+    fn a_child_gets_of_the_caller_s_variables_what_its_policy_lets_through() {
+        // cargo gives it to every test; it stands for a token.
+        let secret = "CARGO_MANIFEST_DIR";
+        assert!(std::env::vars_os().any(|(name, _)| name == secret));
+        let seen = |cmd: Cmd| cmd.run().unwrap().stdout_text();
+        let has = |text: &str, name: &str| text.lines().any(|line| line.starts_with(&format!("{name}=")));
+        let plain = seen(Cmd::new("env").env("GIVEN", "x"));
+        assert!(
+            !has(&plain, secret) && has(&plain, "PATH") && has(&plain, "GIVEN"),
+            "{plain}"
+        );
+        for policy in [
+            Environment::Login,
+            Environment::Fetch,
+            Environment::Git,
+            Environment::Own,
+        ] {
+            let text = seen(Cmd::new("env").environment(policy));
+            assert!(!has(&text, secret) && has(&text, "PATH"), "{text}");
+        }
+        let given = seen(Cmd::new("env").env(secret, "y"));
+        assert!(given.lines().any(|line| line == format!("{secret}=y")), "{given}");
+        assert!(has(
+            &seen(Cmd::new("env").environment(Environment::Whole)),
+            secret
+        ));
+    }
+
+    /// Whoever hands all of the caller's variables on says so here, with the reason.
+    #[test]
+    fn all_variables_go_to_an_ssh_that_reads_the_user_s_configuration_only() {
+        let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let found = Cmd::new("grep")
+            .args(["-rlE", r"Environment::Whole|inheriting\(", "--include=*.rs"])
+            .arg(crates)
+            .run()
+            .unwrap();
+        let found = found.stdout_text();
+        let unexpected: Vec<&str> = found
+            .lines()
+            .map(|path| path.trim_start_matches(crates.to_str().unwrap()))
+            .filter(|path| path.contains("/src/"))
+            // The lab runs cargo and QEMU for developers, and ships with nothing.
+            .filter(|path| !path.starts_with("/crabbox-host/") && !path.starts_with("/crabbox-lab/"))
+            .filter(|path| *path != "/crabbox-ssh/src/target.rs")
+            .collect();
+        assert!(found.contains("/crabbox-ssh/src/target.rs"), "{found}");
+        assert!(unexpected.is_empty(), "{unexpected:?}");
+    }
+
+    #[test]
     fn a_missing_program_is_told_apart() {
         let error = Cmd::new("crabbox-no-such-program").run().unwrap_err();
         assert!(matches!(error, CommandError::NotFound { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_child_that_writes_without_end_is_ended_and_its_first_bytes_are_kept() {
+        let endless = Cmd::new("cat").arg("/dev/zero").output_limit(1000);
+        let captured = endless.capture().unwrap();
+        assert_eq!((captured.stdout.len(), captured.cut), (1000, true));
+        let error = endless.run().unwrap_err();
+        assert!(
+            matches!(error, CommandError::TooMuchOutput { limit: 1000, .. }),
+            "{error:?}"
+        );
+        let short = Cmd::new("echo").arg("-n").arg("x").output_limit(1).run().unwrap();
+        assert_eq!((short.stdout.as_slice(), short.cut), (b"x".as_slice(), false));
     }
 
     #[test]

@@ -4,34 +4,37 @@
 //! when its supervisor dies, and never blocks on a full one: it loses console output instead. At most two files of
 //! [`FILE_LIMIT`] bytes are kept.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
+use crate::bounded_log::{BoundedLog, FILE_LIMIT, LogError, older};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 
-/// Size at which the file is turned over, in bytes.
-pub const FILE_LIMIT: u64 = 512 * 1024;
-
 /// Why the console cannot be recorded.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot record the console in {}", path.display())]
-pub struct ConsoleError {
-    /// The pipe or the file.
-    pub path: PathBuf,
-    /// What the system said.
-    #[source]
-    pub source: std::io::Error,
+pub enum ConsoleError {
+    /// The pipe could not be made or opened.
+    #[error("cannot record the console in {}", path.display())]
+    Pipe {
+        /// The pipe.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file could not be opened.
+    #[error("cannot record the console")]
+    Log(#[from] LogError),
 }
 
 /// Makes (or reuses) the console pipe at `path` and opens it for both ends.
 pub fn open_pipe(path: &Path) -> Result<File, ConsoleError> {
-    let fail = |source: std::io::Error| ConsoleError {
+    let fail = |source: std::io::Error| ConsoleError::Pipe {
         path: path.to_owned(),
         source,
     };
@@ -101,61 +104,13 @@ fn record(mut pipe: File, log: &mut BoundedLog, stop: &AtomicBool) {
     }
 }
 
-/// A log that is turned over at [`FILE_LIMIT`].
-#[derive(Debug)]
-struct BoundedLog {
-    path: PathBuf,
-    file: File,
-    size: u64,
-}
-
-impl BoundedLog {
-    fn open(path: &Path) -> Result<Self, ConsoleError> {
-        let fail = |source| ConsoleError {
-            path: path.to_owned(),
-            source,
-        };
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(fail)?;
-        let size = file.metadata().map_err(fail)?.len();
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            size,
-        })
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        if self.size + bytes.len() as u64 > FILE_LIMIT {
-            let fresh = std::fs::rename(&self.path, older(&self.path))
-                .is_ok()
-                .then(|| Self::open(&self.path));
-            match fresh {
-                Some(Ok(fresh)) => *self = fresh,
-                _ => return,
-            }
-        }
-        if self.file.write_all(bytes).is_ok() {
-            self.size += bytes.len() as u64;
-        }
-    }
-}
-
-/// Where the older half of a turned-over log is.
-pub fn older(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".1");
-    PathBuf::from(name)
-}
-
 /// The last `lines` lines of a log, control characters made harmless: the guest wrote them, and they will reach a terminal.
+///
+/// The log may lie where its writer can put something else in its place, as in a jail: only a regular file is read, no link is
+/// followed, and of a long one no more than its newest [`FILE_LIMIT`] bytes.
 pub fn tail(path: &Path, lines: usize) -> Vec<String> {
-    let mut bytes = std::fs::read(older(path)).unwrap_or_default();
-    bytes.extend(std::fs::read(path).unwrap_or_default());
+    let mut bytes = newest(&older(path)).unwrap_or_default();
+    bytes.extend(newest(path).unwrap_or_default());
     let text = String::from_utf8_lossy(&bytes);
     let all: Vec<String> = text
         .lines()
@@ -165,27 +120,97 @@ pub fn tail(path: &Path, lines: usize) -> Vec<String> {
     all[all.len().saturating_sub(lines)..].to_vec()
 }
 
-/// Drops terminal sequences and control characters but tabs.
+/// The newest [`FILE_LIMIT`] bytes of the regular file `path`; `None` if there is no such file.
+fn newest(path: &Path) -> Option<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
+    let facts = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    file.seek(SeekFrom::Start(facts.len().saturating_sub(FILE_LIMIT)))
+        .ok()?;
+    let mut bytes = Vec::new();
+    file.take(FILE_LIMIT).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// `line` in a form that a terminal only displays: terminal sequences and control characters but tabs are dropped, and what
+/// reorders or hides text is replaced by U+FFFD, so that it is seen that something was there.
 pub fn harmless(line: &str) -> String {
-    let mut out = String::new();
-    let mut chars = line.chars().peekable();
+    let mut out = String::with_capacity(line.len());
+    let mut chars = line.chars();
     while let Some(c) = chars.next() {
         match c {
-            '\u{1b}' => {
-                if chars.next_if_eq(&'[').is_some() {
-                    while chars.next().is_some_and(|c| !('@'..='~').contains(&c)) {}
-                }
-            }
             '\t' => out.push(c),
-            c if c.is_control() => {}
+            '\u{1b}' => match chars.clone().next() {
+                // `ESC @` to `ESC _` are the two-character forms of the C1 controls (ECMA-48, 5.3).
+                Some(second @ '@'..='_') => {
+                    chars.next();
+                    skip_sequence(char::from_u32(u32::from(second) + 0x40), &mut chars);
+                }
+                // Other sequences: intermediate characters, then one that ends it (ECMA-35, 13.2).
+                Some(' '..='~') => {
+                    chars.find(|c| !(' '..='/').contains(c));
+                }
+                _ => {}
+            },
+            c if c.is_control() => skip_sequence(Some(c), &mut chars),
+            c if is_format(c) => out.push(char::REPLACEMENT_CHARACTER),
             c => out.push(c),
         }
     }
     out
 }
 
+/// Passes over what belongs to the C1 control `introducer`: the parameters of a control sequence, or the text of a string.
+fn skip_sequence(introducer: Option<char>, chars: &mut std::str::Chars<'_>) {
+    match introducer {
+        // CSI, up to its final character.
+        Some('\u{9b}') => {
+            while let Some(c) = chars.clone().next().filter(|c| (' '..='~').contains(c)) {
+                chars.next();
+                if ('@'..='~').contains(&c) {
+                    return;
+                }
+            }
+        }
+        // DCS, SOS, OSC, PM, APC, up to the string terminator; BEL ends an OSC for xterm. One without an end hides nothing.
+        Some('\u{90}' | '\u{98}' | '\u{9d}' | '\u{9e}' | '\u{9f}') => {
+            let mut ahead = chars.clone();
+            while let Some(c) = ahead.next() {
+                let ended = c == '\u{9c}' || c == '\u{7}' || (c == '\u{1b}' && ahead.next() == Some('\\'));
+                if ended {
+                    *chars = ahead;
+                    return;
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Whether a character changes how others are displayed, or displays as nothing: the bidirectional controls, invisible
+/// operators, tags, and line separators (Unicode categories Cf, Zl and Zp, without the visible number signs of Arabic).
+pub fn is_format(c: char) -> bool {
+    matches!(
+        c,
+        '\u{ad}'
+            | '\u{61c}'
+            | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{13430}'..='\u{1343f}'
+            | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e007f}'
+    )
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     #[test]
@@ -203,17 +228,40 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_bounded_and_the_newest_lines_are_kept() {
+    fn the_newest_lines_are_those_of_both_files() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
-        let mut log = BoundedLog::open(&path).unwrap();
-        let block = vec![b'x'; 64 * 1024];
-        for _ in 0..40 {
-            log.write(&block);
+        std::fs::write(older(&path), "first\n").unwrap();
+        std::fs::write(&path, "last\n").unwrap();
+        assert_eq!(tail(&path, 5), ["first", "last"]);
+    }
+
+    #[test]
+    fn what_stands_in_place_of_a_log_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let secret = dir.path().join("secret");
+        std::fs::write(&secret, "secret\n").unwrap();
+        let (link, pipe) = (dir.path().join("link.log"), dir.path().join("pipe.log"));
+        std::os::unix::fs::symlink(&secret, &link).unwrap();
+        // The older half of a log that was turned over is looked at, too.
+        std::os::unix::fs::symlink(&secret, older(&pipe)).unwrap();
+        let _ends = open_pipe(&pipe).unwrap();
+        for path in [&link, &pipe, &dir.path().to_owned()] {
+            assert_eq!(tail(path, 5), Vec::<String>::new(), "{}", path.display());
         }
-        log.write(b"\nlast\n");
-        let size = |path: &Path| std::fs::metadata(path).unwrap().len();
-        assert!(size(&path) + size(&older(&path)) <= 2 * FILE_LIMIT);
+        assert_eq!(tail(&secret, 5), ["secret"]);
+    }
+
+    #[test]
+    fn of_an_endless_log_only_the_newest_part_is_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vmm.log");
+        let mut file = File::create(&path).unwrap();
+        // Without blocks on the disk, as a VMM in the wrong hands would make it.
+        file.set_len(1 << 40).unwrap();
+        file.seek(SeekFrom::End(0)).unwrap();
+        file.write_all(b"\nlast\n").unwrap();
+        assert_eq!(newest(&path).map(|bytes| bytes.len() as u64), Some(FILE_LIMIT));
         assert_eq!(tail(&path, 1), ["last"]);
     }
 
@@ -226,5 +274,42 @@ mod tests {
             full.map(|error| error.kind()),
             Some(std::io::ErrorKind::WouldBlock)
         );
+    }
+
+    #[test]
+    fn nothing_that_drives_a_terminal_or_reorders_text_is_left() {
+        for (text, shown) in [
+            ("a\u{1b}[31;1mred\u{1b}[0mb", "aredb"),
+            ("a\u{9b}31mred", "ared"),
+            ("a\u{1b}]0;title\u{7}b", "ab"),
+            ("a\u{1b}]8;;http://x\u{1b}\\link", "alink"),
+            ("a\u{9d}52;c;Zm9v\u{9c}b", "ab"),
+            ("a\u{1b}Pq#0\u{1b}\\b", "ab"),
+            ("a\u{1b}]no end", "ano end"),
+            ("a\u{1b}(0b", "ab"),
+            ("a\u{1b}cb", "ab"),
+            ("a\u{1b}", "a"),
+            ("a\u{1b}[", "a"),
+            ("a\r\u{8}\u{7f}\u{0}\u{85}b\tc", "ab\tc"),
+            ("\u{202e}txt.exe", "\u{fffd}txt.exe"),
+            (
+                "a\u{2066}\u{2069}\u{200f}\u{61c}\u{feff}\u{e0041}b",
+                "a\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}b",
+            ),
+            ("caf\u{e9} \u{1f980}", "caf\u{e9} \u{1f980}"),
+        ] {
+            assert_eq!(harmless(text), shown, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn no_character_gets_through_that_is_a_control_or_a_format() {
+        for c in (0..=0x10_ffff).filter_map(char::from_u32) {
+            let shown = harmless(&format!("a{c}"));
+            assert!(
+                !shown.contains(|c: char| (c.is_control() && c != '\t') || is_format(c)),
+                "{c:?}"
+            );
+        }
     }
 }

@@ -8,11 +8,11 @@ use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::files::FileError;
+use crate::files::{self, FileError};
 
 /// The SHA-256 of the file at `path`, read from its start to its end.
 pub fn sha256_file(path: &Path) -> Result<String, FileError> {
-    let mut file = std::fs::File::open(path).map_err(|source| FileError::io("open", path, source))?;
+    let mut file = files::open_regular(path).map_err(|source| FileError::io("open", path, source))?;
     let mut hash = Sha256::new();
     let mut chunk = vec![0; 1024 * 1024];
     loop {

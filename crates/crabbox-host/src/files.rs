@@ -3,14 +3,17 @@
 //! Records are written so that a crash leaves the old or the new text, and trees are removed without leaving them. It
 //! must never follow a symbolic link or cross a mount while removing, nor leave a file more readable than was asked.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
 
 mod place;
 mod remove;
 
 pub use place::{Placement, place_read_only, withdraw};
+pub(crate) use remove::remove_entry;
 pub use remove::remove_tree;
 
 /// Why something on the file system could not be done.
@@ -91,7 +94,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileErro
     let dir = parent_of(path);
     let fail = |source| FileError::io("write", path, source);
     let mut file = tempfile::Builder::new()
-        .prefix(".crabbox-tmp-")
+        .prefix(crate::beneath::TEMPORARY)
         .tempfile_in(dir)
         .map_err(fail)?;
     file.write_all(bytes).map_err(fail)?;
@@ -139,6 +142,39 @@ pub fn create_private_dir(path: &Path) -> Result<(), FileError> {
             .map_err(|source| FileError::io("make private directory", path, source))?;
     }
     Ok(())
+}
+
+/// The content of the regular file at `path`, of at most `limit` bytes. Links are followed: the path is the caller's own. A pipe or a device is
+/// an error at once and not waited for, as is a longer file ([`std::io::ErrorKind::FileTooLarge`]).
+pub fn read_regular(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    let file = open_regular(path)?;
+    std::io::Read::take(file, limit.saturating_add(1)).read_to_end(&mut content)?;
+    if content.len() as u64 > limit {
+        let why = format!("it is longer than {limit} bytes");
+        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, why));
+    }
+    Ok(content)
+}
+
+/// Opens the regular file at `path` for reading; anything else is an error at once.
+pub fn open_regular(path: &Path) -> std::io::Result<std::fs::File> {
+    // NONBLOCK: a pipe must not hold us until somebody writes.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = std::fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if file.metadata()?.is_file() {
+        return Ok(file);
+    }
+    Err(std::io::Error::other("it is no regular file"))
+}
+
+/// Makes the directory `path` and its missing parents, each with permission bits `mode` less the umask.
+pub fn make_dirs(path: &Path, mode: u32) -> Result<(), FileError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(|source| FileError::io("create directory", path, source))
 }
 
 /// Bytes that an unprivileged process may still write on the file system of `path`, which must exist.
@@ -212,6 +248,20 @@ mod tests {
         std::os::unix::fs::symlink("/tmp", &link).unwrap();
         let error = create_private_dir(&link).unwrap_err();
         assert!(matches!(error, FileError::NotADirectory { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn only_a_regular_file_is_read_and_only_a_short_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, pipe) = (dir.path().join("file"), dir.path().join("pipe"));
+        std::fs::write(&file, "12345").unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+        assert_eq!(read_regular(&file, 5).unwrap(), b"12345");
+        let error = read_regular(&file, 4).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::FileTooLarge);
+        for other in [pipe.as_path(), Path::new("/dev/zero"), dir.path()] {
+            assert!(read_regular(other, 5).is_err(), "{}", other.display());
+        }
     }
 
     #[test]

@@ -3,25 +3,38 @@
 //! Everything that opens a file, starts a process, talks netlink or asks the clock goes through a module here,
 //! so that the rest of the program can be read as decisions. Nothing in this crate knows what a lease is.
 
+pub mod archive;
+pub mod beneath;
+pub mod bounded_log;
+pub mod budget;
 pub mod clock;
 pub mod clone;
 pub mod command;
+pub mod confine;
 pub mod console;
 pub mod digest;
 #[cfg(feature = "download")]
 pub mod download;
+pub mod entry_path;
+pub mod environment;
 pub mod files;
 pub mod holes;
 pub mod kvm;
 pub mod lock;
 pub mod memory;
+pub mod mounts;
 pub mod netlink;
 pub mod netns;
+pub mod place;
+pub mod private_dir;
 pub mod process;
 pub mod random;
 pub mod reflink;
+mod seccomp;
 pub mod signals;
+pub mod small;
 pub mod sockets;
 pub mod tap;
+pub mod tree;
 pub mod unix;
 pub mod watch;

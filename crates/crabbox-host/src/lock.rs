@@ -35,7 +35,7 @@ pub enum LockError {
     },
 }
 
-/// An exclusive lock; dropping it, or dying, releases it. The file stays where it is.
+/// A lock, exclusive unless it is [shared](FileLock::share); dropping it, or dying, releases it. The file stays where it is.
 #[derive(Debug)]
 #[must_use = "the lock is released when this value is dropped"]
 pub struct FileLock {
@@ -46,10 +46,19 @@ pub struct FileLock {
 impl FileLock {
     /// Waits for the lock as long as it takes. The file (0600) and its directory (0700) are made when missing.
     pub fn acquire(path: &Path) -> Result<Self, LockError> {
+        Self::wait_for(path, File::lock)
+    }
+
+    /// The same for a lock that any number of holders share; only [`FileLock::acquire`] and its kind keep them out.
+    pub fn share(path: &Path) -> Result<Self, LockError> {
+        Self::wait_for(path, File::lock_shared)
+    }
+
+    fn wait_for(path: &Path, take: fn(&File) -> std::io::Result<()>) -> Result<Self, LockError> {
         make_parent(path)?;
         loop {
             let file = open(path)?;
-            match file.lock() {
+            match take(&file) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(source) => return Err(failed("take", path, source)),
                 Ok(()) if still_named(&file, path)? => {

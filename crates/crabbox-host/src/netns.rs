@@ -1,6 +1,6 @@
 //! Network namespaces that live as files: made on a throw-away thread, entered by a scoped one, removed by unmounting.
 //!
-//! A namespace belongs to whoever holds its file, so that no process has to stay alive for it. This module must never
+//! A namespace belongs to whoever holds its file, so that no process has to stay alive for it; a [`Scratch`] has no file and ends with us. This module must never
 //! change the namespace of a thread that it did not start itself, and never unmount anything but a namespace.
 
 use std::fs::File;
@@ -86,6 +86,15 @@ pub enum NetnsError {
         #[source]
         source: io::Error,
     },
+    /// A namespace without a file could not be made or entered: root or `CAP_SYS_ADMIN` is needed.
+    #[error("cannot {action} a network namespace of our own")]
+    Scratch {
+        /// `create` or `enter`.
+        action: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// No thread could be started to work in a namespace.
     #[error("cannot start a thread for the network namespace {}", path.display())]
     Thread {
@@ -110,14 +119,9 @@ pub fn create(path: &Path) -> Result<(), NetnsError> {
             source,
         })?;
     let made = on_thread(path, || {
-        #[expect(
-            unsafe_code,
-            reason = "unshare is unsafe for the flags that change the file table; this one does not"
-        )]
-        // SAFETY: NEWNET changes only the network namespace of this thread, which ends right after; no descriptor is touched.
-        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.map_err(|source| NetnsError::Unshare {
+        unshare_network().map_err(|source| NetnsError::Unshare {
             path: owned(),
-            source: source.into(),
+            source,
         })?;
         mount_bind(OWN, path).map_err(|source| NetnsError::Bind {
             path: owned(),
@@ -130,6 +134,50 @@ pub fn create(path: &Path) -> Result<(), NetnsError> {
         std::fs::remove_file(path).ok();
     }
     made
+}
+
+/// Gives the calling thread a network namespace of its own. Only a thread that ends right after may call it.
+fn unshare_network() -> io::Result<()> {
+    #[expect(
+        unsafe_code,
+        reason = "unshare is unsafe for the flags that change the file table; this one does not"
+    )]
+    // SAFETY: NEWNET changes only the network namespace of this thread; no descriptor is touched.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.map_err(io::Error::from)
+}
+
+/// A network namespace without a file. It ends with its last descriptor, socket and child, so that a death of ours leaves nothing.
+#[derive(Debug)]
+pub struct Scratch(OwnedFd);
+
+impl Scratch {
+    /// Makes an empty one.
+    pub fn new() -> Result<Self, NetnsError> {
+        let failed = |source| NetnsError::Scratch {
+            action: "create",
+            source,
+        };
+        on_thread(Path::new(OWN), || {
+            unshare_network()?;
+            current()
+        })?
+        .map(Self)
+        .map_err(failed)
+    }
+
+    /// Runs `work` inside, as [`within`] does.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+        on_thread(Path::new(OWN), || {
+            move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network)).map_err(
+                |source| NetnsError::Scratch {
+                    action: "enter",
+                    source: source.into(),
+                },
+            )?;
+            Ok(work())
+        })
+        .and_then(|result| result)
+    }
 }
 
 /// Takes the namespace off `path` and deletes the file. Nothing there is fine. The namespace itself ends when its last process does.
@@ -259,6 +307,17 @@ mod tests {
         .unwrap();
         remove(&path).unwrap();
         assert_eq!(PathBuf::from(child), inside);
+    }
+
+    #[test]
+    fn a_scratch_namespace_is_another_one_each_time_and_leaves_the_caller_where_it_was() {
+        let outside = own_identity();
+        let (one, other) = (Scratch::new().unwrap(), Scratch::new().unwrap());
+        let inside = one.within(own_identity).unwrap();
+        assert_ne!(inside, outside);
+        assert_ne!(other.within(own_identity).unwrap(), inside);
+        assert_eq!(one.within(own_identity).unwrap(), inside);
+        assert_eq!(own_identity(), outside);
     }
 
     #[test]

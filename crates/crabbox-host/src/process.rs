@@ -13,18 +13,23 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
-use serde::{Deserialize, Deserializer, Serialize};
 
 mod scan;
 
+pub use crabbox_core::process::ProcessId;
 pub use rustix::process::Signal;
-pub use scan::{ProcessInfo, list, with_environment};
+pub use scan::{ProcessInfo, children, list, look, note_inherited, with_environment};
 
 /// Where the kernel gives each boot its own random name.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// How long a process may take to disappear after SIGKILL before it is reported as stuck (in the kernel, as a rule).
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// Whether this process is root's by its effective uid, which is what the kernel judges files by.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
 
 /// Why a process could not be looked at or ended.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +53,7 @@ pub enum ProcessError {
     #[error("cannot open a handle on process {pid}")]
     Open {
         /// The process.
-        pid: i32,
+        pid: u32,
         /// What the system said.
         #[source]
         source: std::io::Error,
@@ -57,7 +62,7 @@ pub enum ProcessError {
     #[error("cannot send signal {signal} to process {pid}")]
     Signal {
         /// The process.
-        pid: i32,
+        pid: u32,
         /// The number of the signal.
         signal: i32,
         /// What the system said.
@@ -68,7 +73,7 @@ pub enum ProcessError {
     #[error("cannot wait for process {pid}")]
     Wait {
         /// The process.
-        pid: i32,
+        pid: u32,
         /// What the system said.
         #[source]
         source: std::io::Error,
@@ -77,7 +82,7 @@ pub enum ProcessError {
     #[error("process {pid} did not end within {limit:?} of SIGKILL")]
     Stuck {
         /// The process.
-        pid: i32,
+        pid: u32,
         /// How long was waited.
         limit: Duration,
     },
@@ -93,31 +98,6 @@ pub fn kill_self() {
 pub fn stop_self() {
     // As above.
     rustix::process::kill_process(rustix::process::getpid(), Signal::STOP).ok();
-}
-
-/// The identity of one process: no other process, now or after a reboot, has the same.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct ProcessId {
-    /// The pid, always greater than 0.
-    #[serde(deserialize_with = "positive_pid")]
-    pub pid: i32,
-    /// Field 22 of `/proc/<pid>/stat`: start time in clock ticks since boot, as the kernel prints it.
-    pub started: String,
-    /// The kernel's random id of the boot in which the process was started.
-    pub boot_id: String,
-}
-
-/// Refuses 0 and negative numbers, which name process groups or everybody.
-fn positive_pid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
-    let pid = i32::deserialize(deserializer)?;
-    if pid > 0 {
-        Ok(pid)
-    } else {
-        Err(serde::de::Error::invalid_value(
-            serde::de::Unexpected::Signed(pid.into()),
-            &"a pid above 0",
-        ))
-    }
 }
 
 /// What `/proc/<pid>/stat` says of a process, as far as it matters here.
@@ -141,7 +121,7 @@ fn parse_stat(text: &str) -> Option<Stat> {
     })
 }
 
-fn proc_path(pid: i32, name: &str) -> PathBuf {
+fn proc_path(pid: u32, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/{name}"))
 }
 
@@ -150,7 +130,7 @@ fn is_gone(error: &std::io::Error) -> bool {
     error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
 }
 
-fn stat(pid: i32) -> Result<Option<Stat>, ProcessError> {
+fn stat(pid: u32) -> Result<Option<Stat>, ProcessError> {
     let path = proc_path(pid, "stat");
     match std::fs::read(&path) {
         // The name may hold any bytes; everything behind it is ASCII.
@@ -175,10 +155,7 @@ pub fn boot_id() -> Result<String, ProcessError> {
 }
 
 /// The identity of the process that has `pid` now, or `None` if nobody has. A zombie still has its identity.
-pub fn identify(pid: i32) -> Result<Option<ProcessId>, ProcessError> {
-    if pid <= 0 {
-        return Ok(None);
-    }
+pub fn identify(pid: u32) -> Result<Option<ProcessId>, ProcessError> {
     let Some(stat) = stat(pid)? else { return Ok(None) };
     Ok(Some(ProcessId {
         pid,
@@ -188,43 +165,44 @@ pub fn identify(pid: i32) -> Result<Option<ProcessId>, ProcessError> {
 }
 
 /// Whether `pid` has ended and only waits to be reaped by its parent. `false` if there is no such process.
-pub fn is_zombie(pid: i32) -> Result<bool, ProcessError> {
-    Ok(pid > 0 && stat(pid)?.is_some_and(|stat| matches!(stat.state, 'Z' | 'X' | 'x')))
+pub fn is_zombie(pid: u32) -> Result<bool, ProcessError> {
+    Ok(stat(pid)?.is_some_and(|stat| matches!(stat.state, 'Z' | 'X' | 'x')))
 }
 
-impl ProcessId {
-    /// Whether this very process still runs. A zombie does not. When the system cannot tell, the answer is `true`: the
-    /// caller goes on to [`ProcessId::open`], which gives the reason.
-    pub fn is_alive(&self) -> bool {
-        match (boot_id(), stat(self.pid)) {
-            (Ok(boot), _) if boot != self.boot_id => false,
-            (_, Ok(None)) => false,
-            (_, Ok(Some(stat))) => stat.started == self.started && !matches!(stat.state, 'Z' | 'X' | 'x'),
-            (_, Err(_)) => true,
-        }
+/// Whether this very process still runs. A zombie does not. When the system cannot tell, the answer is `true`: the caller goes
+/// on to [`open`], which gives the reason.
+pub fn is_alive(id: &ProcessId) -> bool {
+    if id.raw().is_none() {
+        return false;
     }
+    match (boot_id(), stat(id.pid)) {
+        (Ok(boot), _) if boot != id.boot_id => false,
+        (_, Ok(None)) => false,
+        (_, Ok(Some(stat))) => stat.started == id.started && !matches!(stat.state, 'Z' | 'X' | 'x'),
+        (_, Err(_)) => true,
+    }
+}
 
-    /// A handle on this very process, or `None` if it is gone. The identity is read after the pidfd was opened: a process
-    /// that took over the pid in between is not touched.
-    pub fn open(&self) -> Result<Option<ProcessHandle>, ProcessError> {
-        let Some(pid) = Pid::from_raw(self.pid).filter(|_| self.pid > 0) else {
-            return Ok(None);
-        };
-        let fd = match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(fd) => fd,
-            // Also: it has just been reaped and somebody still looks at its number, or the number is a thread's by now (EINVAL, and
-            // ENOENT in newer kernels: `pidfd_prepare` in kernel/fork.c).
-            Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Ok(None),
-            Err(errno) => {
-                return Err(ProcessError::Open {
-                    pid: self.pid,
-                    source: errno.into(),
-                });
-            }
-        };
-        let same = identify(self.pid)?.is_some_and(|now| now == *self);
-        Ok(same.then(|| ProcessHandle { fd, id: self.clone() }))
-    }
+/// A handle on this very process, or `None` if it is gone. The identity is read after the pidfd was opened: a process that
+/// took over the pid in between is not touched.
+pub fn open(id: &ProcessId) -> Result<Option<ProcessHandle>, ProcessError> {
+    let Some(pid) = id.raw().and_then(Pid::from_raw) else {
+        return Ok(None);
+    };
+    let fd = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(fd) => fd,
+        // Also: it has just been reaped and somebody still looks at its number, or the number is a thread's by now (EINVAL, and
+        // ENOENT in newer kernels: `pidfd_prepare` in kernel/fork.c).
+        Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Ok(None),
+        Err(errno) => {
+            return Err(ProcessError::Open {
+                pid: id.pid,
+                source: errno.into(),
+            });
+        }
+    };
+    let same = identify(id.pid)?.is_some_and(|now| now == *id);
+    Ok(same.then(|| ProcessHandle { fd, id: id.clone() }))
 }
 
 /// How a process was brought to its end.
@@ -369,7 +347,7 @@ mod tests {
     }
 
     fn id_of(child: &Child) -> ProcessId {
-        identify(i32::try_from(child.id()).unwrap()).unwrap().unwrap()
+        identify(child.id()).unwrap().unwrap()
     }
 
     #[test]
@@ -378,11 +356,11 @@ mod tests {
         let thread = std::thread::spawn(|| {
             let number = rustix::thread::gettid().as_raw_nonzero().get();
             let id = ProcessId {
-                pid: number,
+                pid: number.unsigned_abs(),
                 started: "0".into(),
                 boot_id: boot_id().unwrap(),
             };
-            id.open().unwrap().is_none()
+            open(&id).unwrap().is_none()
         });
         assert!(thread.join().unwrap());
     }
@@ -425,18 +403,18 @@ mod tests {
     fn an_identity_lives_as_long_as_its_process() {
         let mut child = sleeper();
         let id = id_of(&child);
-        assert!(id.is_alive());
-        let handle = id.open().unwrap().unwrap();
+        assert!(is_alive(&id));
+        let handle = open(&id).unwrap().unwrap();
         assert!(!handle.wait_exit(Duration::from_millis(5)).unwrap());
         assert_eq!(
             handle.terminate(Duration::from_secs(5)).unwrap(),
             Ending::Terminated
         );
         assert!(is_zombie(id.pid).unwrap(), "not reaped yet");
-        assert!(!id.is_alive(), "a zombie is not alive");
+        assert!(!is_alive(&id), "a zombie is not alive");
         child.wait().unwrap();
-        assert!(!id.is_alive());
-        assert!(id.open().unwrap().is_none());
+        assert!(!is_alive(&id));
+        assert!(open(&id).unwrap().is_none());
         assert!(identify(id.pid).unwrap().is_none());
         assert_eq!(handle.terminate(Duration::ZERO).unwrap(), Ending::AlreadyGone);
     }
@@ -454,10 +432,10 @@ mod tests {
             ..real.clone()
         };
         for stale in [earlier, before_reboot] {
-            assert!(!stale.is_alive());
-            assert!(stale.open().unwrap().is_none());
+            assert!(!is_alive(&stale));
+            assert!(open(&stale).unwrap().is_none());
         }
-        assert!(real.is_alive());
+        assert!(is_alive(&real));
         child.kill().unwrap();
         child.wait().unwrap();
     }
@@ -472,7 +450,7 @@ mod tests {
             (u64::from_str_radix(mask.trim(), 16).ok()? & (1 << 14) != 0).then_some(())
         };
         clock::poll_until(Duration::from_secs(5), ignores_term).expect("the shell sets its trap");
-        let handle = id.open().unwrap().unwrap();
+        let handle = open(&id).unwrap().unwrap();
         assert_eq!(
             handle.terminate(Duration::from_millis(100)).unwrap(),
             Ending::Killed
@@ -484,7 +462,7 @@ mod tests {
     fn a_new_session_has_its_own_session_and_group() {
         let mut child = sleeper();
         let id = id_of(&child);
-        let pid = Pid::from_raw(id.pid).unwrap();
+        let pid = Pid::from_raw(id.raw().unwrap()).unwrap();
         assert_eq!(rustix::process::getsid(Some(pid)).unwrap(), pid);
         assert_eq!(rustix::process::getpgid(Some(pid)).unwrap(), pid);
         child.kill().unwrap();
@@ -492,12 +470,19 @@ mod tests {
     }
 
     #[test]
-    fn a_record_with_a_pid_that_is_no_process_is_refused() {
-        let text = r#"{"pid":-1,"started":"1","boot_id":"b"}"#;
-        assert!(serde_json::from_str::<ProcessId>(text).is_err());
-        let text = r#"{"pid":12,"started":"1","boot_id":"b"}"#;
-        let id: ProcessId = serde_json::from_str(text).unwrap();
-        assert_eq!(serde_json::to_string(&id).unwrap(), text);
+    fn a_number_that_names_no_process_is_dead_and_cannot_be_opened() {
+        for pid in [0, i32::MAX.unsigned_abs() + 1, u32::MAX] {
+            let id = ProcessId {
+                pid,
+                started: "1".into(),
+                boot_id: boot_id().unwrap(),
+            };
+            assert!(!is_alive(&id) && open(&id).unwrap().is_none(), "{pid}");
+            assert!(
+                identify(pid).unwrap().is_none() && !is_zombie(pid).unwrap(),
+                "{pid}"
+            );
+        }
     }
 
     #[test]

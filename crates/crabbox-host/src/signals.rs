@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM: the first asks for an orderly end, the second ends the program at once.
+//! SIGINT, SIGTERM and SIGHUP: the first asks for an orderly end, the second ends the program at once.
 //!
 //! The first signal of either kind is noted, in a flag and on a pipe that poll can watch; nothing is done in the handler
 //! itself. A program that installed this must look at it in every wait, or it cannot be stopped with one Ctrl-C.
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::process::Signal;
 
 /// The signals that ask for an end, with their numbers.
-const ASKING: [Signal; 2] = [Signal::INT, Signal::TERM];
+const ASKING: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::HUP];
 
 /// The handlers could not be installed.
 #[derive(Debug, thiserror::Error)]
@@ -44,10 +44,18 @@ impl Interrupts {
         };
         let (pipe, writer) = UnixStream::pair().map_err(failed(Signal::INT))?;
         for signal in ASKING {
+            // Whoever started us with `nohup` wants no end at a hang-up.
+            if signal == Signal::HUP && is_ignored(signal) {
+                continue;
+            }
             let (number, failed) = (signal.as_raw(), failed(signal));
             // The order counts: the handlers run in the order of registration, so the second signal finds the flag that
             // the first one set, and only then does the default action run.
-            signal_hook::flag::register_conditional_default(number, Arc::clone(&asked)).map_err(failed)?;
+            // A closed terminal may hang up twice (the kernel and the shell), and nobody is there to insist.
+            if signal != Signal::HUP {
+                signal_hook::flag::register_conditional_default(number, Arc::clone(&asked))
+                    .map_err(failed)?;
+            }
             signal_hook::flag::register(number, Arc::clone(&asked)).map_err(failed)?;
             let value = usize::try_from(number).unwrap_or(0);
             signal_hook::flag::register_usize(number, Arc::clone(&first), value).map_err(failed)?;
@@ -67,6 +75,14 @@ impl Interrupts {
             .into_iter()
             .find(|signal| usize::try_from(signal.as_raw()) == Ok(number))
     }
+}
+
+/// Whether this process was started with `signal` ignored (`SigIgn` in proc(5); bit 0 is signal 1).
+fn is_ignored(signal: Signal) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (signal.as_raw() - 1)) != 0)
 }
 
 impl AsFd for Interrupts {
@@ -118,6 +134,27 @@ mod tests {
 
     fn is_copy() -> bool {
         std::env::args().any(|arg| arg == MAY_DIE)
+    }
+
+    #[test]
+    fn a_hang_up_asks_for_an_end_and_a_second_one_does_not_insist() {
+        if !is_copy() {
+            let name = "signals::tests::a_hang_up_asks_for_an_end_and_a_second_one_does_not_insist";
+            // Under nohup the signal is ignored from the start, which is somebody's wish and not what this is about.
+            let copy = Cmd::new("env")
+                .arg("--default-signal=HUP")
+                .arg(std::env::current_exe().unwrap())
+                .args(["--exact", name, MAY_DIE]);
+            copy.limit(Duration::from_secs(30)).run().unwrap();
+            return;
+        }
+        let interrupts = Interrupts::install().unwrap();
+        raise(Signal::HUP);
+        assert_eq!(
+            (interrupts.caught(), readable(&interrupts)),
+            (Some(Signal::HUP), true)
+        );
+        raise(Signal::HUP);
     }
 
     #[test]

@@ -47,14 +47,25 @@ pub enum SocketError {
         #[source]
         source: std::io::Error,
     },
+    /// Somebody else listens there.
+    #[error("socket {} is served by user {uid}, not by us", path.display())]
+    ForeignPeer {
+        /// The socket.
+        path: PathBuf,
+        /// The numeric id of the user whose process listens.
+        uid: u32,
+    },
 }
 
 impl SocketError {
     /// Whether nobody listens there (yet): no such socket, or one that was left behind.
     pub fn is_absent(&self) -> bool {
-        let (Self::Directory { source, .. } | Self::Connect { source, .. } | Self::Bind { source, .. }) =
-            self;
-        matches!(source.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+        match self {
+            Self::Directory { source, .. } | Self::Connect { source, .. } | Self::Bind { source, .. } => {
+                matches!(source.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+            }
+            Self::ForeignPeer { .. } => false,
+        }
     }
 }
 
@@ -97,6 +108,32 @@ pub fn connect(path: &Path) -> Result<UnixStream, SocketError> {
     })
 }
 
+/// Connects to the socket at `path`, and only to a process of this user: whoever can make a file at that place must not be
+/// taken for one of ours. The kernel keeps the listener's user from the moment it began to listen (`SO_PEERCRED`, unix(7)).
+pub fn connect_to_own(path: &Path) -> Result<UnixStream, SocketError> {
+    let stream = connect(path)?;
+    let uid = peer_uid(&stream).map_err(|source| SocketError::Connect {
+        path: path.to_owned(),
+        source,
+    })?;
+    if uid != rustix::process::geteuid() {
+        return Err(SocketError::ForeignPeer {
+            path: path.to_owned(),
+            uid: uid.as_raw(),
+        });
+    }
+    Ok(stream)
+}
+
+/// Whether a process of this user connected `stream`, as the kernel noted it then (`SO_PEERCRED`, unix(7)).
+pub fn is_own_peer(stream: &UnixStream) -> std::io::Result<bool> {
+    Ok(peer_uid(stream)? == rustix::process::geteuid())
+}
+
+fn peer_uid(stream: &UnixStream) -> std::io::Result<rustix::process::Uid> {
+    Ok(rustix::net::sockopt::socket_peercred(stream)?.uid)
+}
+
 /// Makes a socket at `path` and listens on it. An existing file is never replaced.
 pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     let short = shorten(path)?;
@@ -106,21 +143,42 @@ pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     })
 }
 
-/// A stream whose reads and writes together must be over by a deadline. A time limit for each single read would let a
-/// peer that sends a byte now and then hold us for ever.
-#[derive(Debug)]
-pub struct DeadlineStream {
+/// How long a read or write waits before it asks again whether to stop.
+const STOP_EVERY: Duration = Duration::from_millis(50);
+
+/// A stream whose reads and writes together must be over by a deadline, or as soon as somebody says stop. A time limit for each
+/// single read would let a peer that sends a byte now and then hold us for ever.
+pub struct DeadlineStream<'a> {
     stream: UnixStream,
     deadline: Cell<Option<Instant>>,
+    stop: Option<&'a dyn Fn() -> bool>,
 }
 
-impl DeadlineStream {
+impl std::fmt::Debug for DeadlineStream<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DeadlineStream")
+            .field("stream", &self.stream)
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> DeadlineStream<'a> {
     /// Wraps `stream`, without a deadline yet.
     pub fn new(stream: UnixStream) -> Self {
         Self {
             stream,
             deadline: Cell::new(None),
+            stop: None,
         }
+    }
+
+    /// Asks `stop` before each read and write and every 50 ms while one waits; once it says yes they fail with
+    /// [`ErrorKind::ConnectionAborted`].
+    #[must_use]
+    pub fn stopped_by(mut self, stop: &'a dyn Fn() -> bool) -> Self {
+        self.stop = Some(stop);
+        self
     }
 
     /// From now on, everything must be over within `limit`; later reads and writes fail with [`ErrorKind::TimedOut`].
@@ -128,40 +186,54 @@ impl DeadlineStream {
         self.deadline.set(Instant::now().checked_add(limit));
     }
 
-    /// The time that is left, `None` without a deadline.
-    fn left(&self) -> std::io::Result<Option<Duration>> {
-        let Some(deadline) = self.deadline.get() else {
-            return Ok(None);
-        };
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            Err(ErrorKind::TimedOut.into())
-        } else {
-            Ok(Some(left))
+    /// How long the next system call may wait, `None` for ever; fails when there is no time left or somebody said stop.
+    fn slice(&self) -> std::io::Result<Option<Duration>> {
+        if self.stop.is_some_and(|stop| stop()) {
+            return Err(ErrorKind::ConnectionAborted.into());
+        }
+        let left = self
+            .deadline
+            .get()
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        Ok(match (left, self.stop) {
+            (Some(left), Some(_)) => Some(left.min(STOP_EVERY)),
+            (None, Some(_)) => Some(STOP_EVERY),
+            (left, None) => left,
+        })
+    }
+}
+
+/// Whether a socket's own time limit was over, which shows as `EAGAIN`: whether it was the last is for the next slice to say.
+fn slice_is_over<T>(outcome: &std::io::Result<T>) -> bool {
+    outcome
+        .as_ref()
+        .is_err_and(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
+}
+
+impl Read for DeadlineStream<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            self.stream.set_read_timeout(self.slice()?)?;
+            let outcome = self.stream.read(buffer);
+            if !slice_is_over(&outcome) {
+                return outcome;
+            }
         }
     }
 }
 
-/// A socket's own time limit shows as `EAGAIN`; the callers are told the true name of it.
-fn timed_out(error: std::io::Error) -> std::io::Error {
-    if error.kind() == ErrorKind::WouldBlock {
-        ErrorKind::TimedOut.into()
-    } else {
-        error
-    }
-}
-
-impl Read for DeadlineStream {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.stream.set_read_timeout(self.left()?)?;
-        self.stream.read(buffer).map_err(timed_out)
-    }
-}
-
-impl Write for DeadlineStream {
+impl Write for DeadlineStream<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.stream.set_write_timeout(self.left()?)?;
-        self.stream.write(bytes).map_err(timed_out)
+        loop {
+            self.stream.set_write_timeout(self.slice()?)?;
+            let outcome = self.stream.write(bytes);
+            if !slice_is_over(&outcome) {
+                return outcome;
+            }
+        }
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
@@ -226,10 +298,65 @@ mod tests {
     }
 
     #[test]
+    fn stop_ends_a_read_of_a_silent_peer_and_of_one_that_drips() {
+        for drips in [false, true] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let peer = std::thread::spawn(move || {
+                while drips && theirs.write_all(b".").is_ok() {
+                    clock::nap(Duration::from_millis(5));
+                }
+                // A silent one stays connected until we hang up.
+                theirs.read_to_end(&mut Vec::new()).ok();
+            });
+            let asked = Cell::new(0);
+            let stop = || {
+                asked.set(asked.get() + 1);
+                asked.get() > 3
+            };
+            let mut stream = DeadlineStream::new(ours).stopped_by(&stop);
+            stream.set_limit(Duration::from_mins(1));
+            let error = stream.read_exact(&mut vec![0; 100_000]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
+            drop(stream);
+            peer.join().unwrap();
+        }
+    }
+
+    #[test]
     fn a_silent_peer_is_a_timeout_and_not_would_block() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let mut stream = DeadlineStream::new(ours);
         stream.set_limit(Duration::from_millis(10));
         assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_socket_that_another_user_serves_is_not_our_own() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        // The other user must be able to make the socket there.
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        let path = dir.path().join("s");
+        let script = "import socket,sys,time\ns=socket.socket(socket.AF_UNIX)\ns.bind(sys.argv[1])\ns.listen()\ntime.sleep(600)";
+        let cmd = crate::command::Cmd::new("python3")
+            .args(["-c", script])
+            .arg(&path);
+        let mut command = cmd.to_std();
+        std::os::unix::process::CommandExt::uid(&mut command, 65_534);
+        let mut server = cmd.spawn(&mut command).expect("tests run as root");
+        let reached = clock::poll_until(Duration::from_secs(20), || connect(&path).ok());
+        let own = connect_to_own(&path);
+        server.kill().unwrap();
+        server.wait().unwrap();
+        reached.expect("the other user listens");
+        let error = own.unwrap_err();
+        assert!(
+            matches!(error, SocketError::ForeignPeer { uid: 65_534, .. }),
+            "{error:?}"
+        );
+        assert!(!error.is_absent());
+        let ours = dir.path().join("ours");
+        let _listener = bind(&ours).unwrap();
+        connect_to_own(&ours).unwrap();
     }
 }

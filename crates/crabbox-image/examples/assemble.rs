@@ -15,9 +15,15 @@
 //! ssh -i id -p 2290 crabbox@127.0.0.1 sudo poweroff
 //! ```
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "files that whoever calls this by hand made"
+)]
+
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
+use crabbox_host::tree::Tree;
 use crabbox_image::initrd::{self, InitrdRecipe};
 use crabbox_image::seed::{ENTROPY_BYTES, LeaseSeed, SeedNetwork};
 use crabbox_image::{guest, kernel};
@@ -31,9 +37,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let kernel_version = kernel::version(&elf).ok_or("the kernel does not say its version")?;
     let recipe = InitrdRecipe {
         guest_binary,
-        modules_root,
+        modules: &Tree::open(modules_root)?,
         kernel_version: &kernel_version,
-        modules: &initrd::MODULES,
+        wanted: &initrd::MODULES,
     };
     let mut archive = initrd::build(&recipe)?;
     archive.extend(lease_seed(seed_dir)?.to_cpio());

@@ -11,10 +11,11 @@ use crabbox_host::clone::CloneError;
 use crabbox_host::command::{Cmd, CommandError};
 use crabbox_host::digest;
 use crabbox_host::files::{self, FileError};
+use crabbox_host::tree::Tree;
 
 use crate::initrd::{self, InitrdError, InitrdRecipe};
 use crate::kernel::{self, KernelError};
-use crate::manifest::{self, FileFacts, GuestContract, Init, Manifest};
+use crate::manifest::{self, GuestContract, Init, Manifest};
 use crate::progress::Progress;
 use crate::source::SourceError;
 use crate::store::{Image, Scratch, Store, StoreError};
@@ -23,6 +24,7 @@ mod base;
 mod bootstrap;
 mod contract;
 mod from;
+mod packages;
 
 pub use from::{TreeRecipe, build_tree};
 
@@ -229,37 +231,30 @@ pub fn build_debian(
 ) -> Result<Image, BuildError> {
     check(recipe, store)?;
     let scratch = store.begin()?;
-    let (tree, staged) = (scratch.dir().join("root"), scratch.dir().join("image"));
+    let (root, staged) = (scratch.dir().join("root"), scratch.dir().join("image"));
     files::create_private_dir(&staged)?;
 
     progress.stage("installing packages");
-    let kernel_release = bootstrap::install(recipe, &tree, scratch.dir())?;
+    let kernel_release = bootstrap::install(recipe, &root, scratch.dir())?;
     progress.stage("extracting the kernel");
     stage_kernel(recipe, &kernel_release, &scratch, &staged)?;
     progress.stage("setting up the guest");
     let guest = GuestContract::default();
+    let tree = Tree::open(&root)?;
     contract::apply(&tree, &guest, recipe.init)?;
-    let packages = bootstrap::packages(&tree)?;
+    let packages = packages::installed(&tree)?;
     progress.stage("making the file system");
     base::make(&tree, &staged.join(manifest::BASE), recipe.stamp_unix)?;
 
     progress.stage("storing the image");
-    let mut contents = BTreeMap::new();
-    for name in manifest::FILES {
-        contents.insert(name.to_owned(), FileFacts::of(&staged.join(name))?);
-    }
+    let now = clock::unix_seconds();
     let record = Manifest {
-        version: manifest::VERSION,
-        digest: manifest::image_digest(&contents),
-        created_unix: clock::unix_seconds(),
-        arch: std::env::consts::ARCH.to_owned(),
         suite: recipe.suite.clone(),
         kernel_release,
-        init: Init::Ours,
         provenance: provenance(recipe)?,
         guest,
-        files: contents,
         packages,
+        ..Manifest::of_staged(&staged, &manifest::FILES, Init::Ours, now)?
     };
     Ok(store.put(&scratch, &staged, &record, &recipe.name)?)
 }
@@ -290,7 +285,7 @@ fn check(recipe: &BuildRecipe, store: &Store) -> Result<(), BuildError> {
     check_store(&recipe.name, &recipe.guest_binary, store)?;
     check_tools(&bootstrap::TOOLS)?;
     if let Some(script) = &recipe.script {
-        std::fs::File::open(script).map_err(|source| FileError::io("read the script", script, source))?;
+        files::open_regular(script).map_err(|source| FileError::io("read the script", script, source))?;
     }
     Ok(())
 }
@@ -301,7 +296,7 @@ fn check_store(name: &str, guest_binary: &Path, store: &Store) -> Result<(), Bui
     if !rustix::process::geteuid().is_root() {
         return Err(BuildError::NeedsRoot);
     }
-    std::fs::metadata(guest_binary)
+    files::open_regular(guest_binary)
         .map_err(|source| FileError::io("look at the guest's first process", guest_binary, source))?;
     let free_bytes = files::free_bytes(store.root())?;
     if free_bytes < SPACE_NEEDED {
@@ -358,28 +353,35 @@ fn stage_kernel(
     staged: &Path,
 ) -> Result<(), BuildError> {
     let unpacked = bootstrap::unpack_kernel(recipe, scratch.dir())?;
-    let compressed = unpacked.join("boot").join(format!("vmlinuz-{release}"));
-    let image =
-        std::fs::read(&compressed).map_err(|source| FileError::io("read the kernel", &compressed, source))?;
+    let unpacked = Tree::open(&unpacked)?;
+    let compressed = PathBuf::from(format!("boot/vmlinuz-{release}"));
+    let missing = |missing: String| BuildError::KernelPackage {
+        suite: recipe.suite.clone(),
+        missing,
+    };
+    let image = unpacked
+        .read(&compressed, kernel::KERNEL_LIMIT as u64)
+        .map_err(|source| FileError::io("read the kernel", &unpacked.shown(&compressed), source))?
+        .ok_or_else(|| missing(compressed.display().to_string()))?;
     let elf = kernel::elf_from_bzimage(&image).map_err(|source| BuildError::Kernel {
-        path: compressed,
+        path: unpacked.shown(&compressed),
         source,
     })?;
     files::write_atomic(&staged.join(manifest::KERNEL), &elf, 0o644)?;
     // A merged /usr may put the tree in either place.
-    let modules_root = ["lib", "usr/lib"]
-        .map(|prefix| unpacked.join(prefix).join("modules").join(release))
-        .into_iter()
-        .find(|dir| dir.is_dir())
-        .ok_or_else(|| BuildError::KernelPackage {
-            suite: recipe.suite.clone(),
-            missing: format!("modules for {release}"),
-        })?;
+    let mut modules = None;
+    for prefix in ["lib", "usr/lib"] {
+        let place = Path::new(prefix).join("modules").join(release);
+        let found = unpacked.below(&place);
+        let found = found.map_err(|source| FileError::io("open", &unpacked.shown(&place), source))?;
+        modules = modules.or(found);
+    }
+    let modules = modules.ok_or_else(|| missing(format!("modules for {release}")))?;
     let archive = initrd::build(&InitrdRecipe {
         guest_binary: &recipe.guest_binary,
-        modules_root: &modules_root,
+        modules: &modules,
         kernel_version: release,
-        modules: &initrd::MODULES,
+        wanted: &initrd::MODULES,
     })
     .map_err(BuildError::Initrd)?;
     files::write_atomic(&staged.join(manifest::INITRD), &archive, 0o644)?;

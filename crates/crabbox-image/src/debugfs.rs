@@ -1,45 +1,236 @@
-//! Looks into an ext4 image without mounting it, by `debugfs` (e2fsprogs). Never writes to it, and never trusts what it reads to be sane.
+//! Looks into an ext4 image without mounting it, by `debugfs` (e2fsprogs), which never writes.
+//!
+//! The image is somebody else's: the program that reads it is confined ([`Confinement`]), and what it says is taken for nothing but a claim
+//! ([`listing`]). Files are named by inode from their directory's listing and read over a pipe; nothing of the image becomes a path of
+//! this host.
 
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::command::{Captured, Cmd, CommandError};
+use crabbox_host::confine::Confinement;
+use crabbox_host::digest;
+use crabbox_host::files::FileError;
+use crabbox_host::random;
 
-/// Runs the commands of `script` on the file system in `image`, which `program` opens read-only unless told otherwise, and answers what
-/// it said within `limit`. `-c` leaves the bitmaps unread, which in a large image are most of the work.
-pub fn run(program: &Path, image: &Path, script: String, limit: Duration) -> Result<String, CommandError> {
-    let done = Cmd::new(program)
-        .args(["-c", "-f", "-"])
-        .arg(image)
-        .stdin(script)
-        .limit(limit)
-        .own_group()
-        .run()?;
-    Ok(done.stdout_text())
+pub mod listing;
+
+use listing::{Entry, ListingError};
+
+/// The longest output of one script that is read, in bytes.
+const ANSWER_LIMIT: usize = 32 << 20;
+
+/// Why an image could not be looked into.
+#[derive(Debug, thiserror::Error)]
+pub enum DebugfsError {
+    /// It cannot be opened by a confined program, or that cannot be confined.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// debugfs failed, or took too long.
+    #[error("cannot look into the file system {}", image.display())]
+    Run {
+        /// The image.
+        image: PathBuf,
+        /// How it failed.
+        #[source]
+        source: CommandError,
+    },
+    /// The output of one request is missing.
+    #[error("debugfs did not say what is in {} of {}", asked, image.display())]
+    NoAnswer {
+        /// The image.
+        image: PathBuf,
+        /// What it was asked for.
+        asked: String,
+    },
+    /// A directory's listing cannot be believed.
+    #[error("refusing the file system {}: its directory {dir}", image.display())]
+    Listing {
+        /// The image.
+        image: PathBuf,
+        /// The directory, as it was asked for.
+        dir: String,
+        /// What is wrong in it.
+        #[source]
+        source: ListingError,
+    },
+    /// A file is longer than anything of its kind.
+    #[error("refusing the file system {}: {file} has {bytes} bytes, and at most {limit} are read", image.display())]
+    TooLong {
+        /// The image.
+        image: PathBuf,
+        /// Which file.
+        file: String,
+        /// What its directory says.
+        bytes: u64,
+        /// What is read at most.
+        limit: u64,
+    },
+    /// A file cannot be read whole.
+    #[error("the file system {} is damaged: {file} has {got} of {expected} bytes", image.display())]
+    Damaged {
+        /// The image.
+        image: PathBuf,
+        /// Which file.
+        file: String,
+        /// Bytes that could be read.
+        got: u64,
+        /// What its directory says.
+        expected: u64,
+    },
+    /// The system has no random numbers.
+    #[error("cannot get random bytes")]
+    Random(#[source] std::io::Error),
 }
 
-/// The paths behind whose `debugfs: stat <path>` an inode follows.
-pub fn present(said: &str) -> Vec<&str> {
-    let mut found = Vec::new();
-    let mut asked = None;
-    for line in said.lines() {
-        if let Some(path) = line.strip_prefix("debugfs: stat ") {
-            asked = Some(path.trim());
-        } else if line.starts_with("Inode:") {
-            found.extend(asked.take());
+/// A directory of an image.
+#[derive(Debug, Clone)]
+pub enum Dir {
+    /// By its path, a constant or made of checked parts; links inside the image may lead to it.
+    Path(String),
+    /// By its inode, as a listing names it.
+    Inode(u32),
+}
+
+impl std::fmt::Display for Dir {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Path(path) => f.write_str(path),
+            Self::Inode(inode) => write!(f, "<{inode}>"),
         }
     }
-    found
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// An image that is being looked into.
+#[derive(Debug)]
+pub struct Ext4<'a> {
+    program: &'a Path,
+    image: &'a Path,
+    confinement: Arc<Confinement>,
+    started: Instant,
+    limit: Duration,
+}
 
-    #[test]
-    fn only_what_has_an_inode_is_there() {
-        let said = "debugfs: stat /bin/sh\nInode: 12   Type: regular\ndebugfs: stat /no\n/no: File not found by ext2_lookup \n\
-                    debugfs: stat /etc\nInode: 13   Type: directory\nInode: 14\n";
-        assert_eq!(present(said), ["/bin/sh", "/etc"]);
+impl<'a> Ext4<'a> {
+    /// Prepares to look into the file system in `image` with the debugfs `program`, for at most `limit` in all. Root's program runs as
+    /// nobody, so the image must be one that anybody may read.
+    pub fn open(program: &'a Path, image: &'a Path, limit: Duration) -> Result<Self, DebugfsError> {
+        let confinement = Arc::new(Confinement::to_read(image)?);
+        Ok(Self {
+            program,
+            image,
+            confinement,
+            started: Instant::now(),
+            limit,
+        })
+    }
+
+    /// Which of `paths` are there, whatever they are.
+    pub fn present<'p>(&self, paths: &[&'p str]) -> Result<Vec<&'p str>, DebugfsError> {
+        // `imap` says where an inode is, and nothing that the image chose.
+        let questions: Vec<_> = paths.iter().map(|path| format!("imap {path}")).collect();
+        let answers = self.ask(&questions)?;
+        let found = |answer: &[u8]| answer.starts_with(b"Inode ");
+        Ok(paths
+            .iter()
+            .zip(answers)
+            .filter_map(|(path, answer)| found(&answer).then_some(*path))
+            .collect())
+    }
+
+    /// What is in each of `dirs`; `None` for one that is not there or is no directory.
+    pub fn list(&self, dirs: &[Dir]) -> Result<Vec<Option<Vec<Entry>>>, DebugfsError> {
+        let questions: Vec<_> = dirs.iter().map(|dir| format!("ls -p {dir}")).collect();
+        let answers = self.ask(&questions)?;
+        let believed = dirs.iter().zip(answers).map(|(dir, answer)| {
+            listing::parse(&answer).map_err(|source| self.refused(dir.to_string(), source))
+        });
+        believed.collect()
+    }
+
+    /// The content of the regular file `entry`, of at most `limit` bytes; `name` is for messages.
+    pub fn read(&self, entry: &Entry, name: &str, limit: u64) -> Result<Vec<u8>, DebugfsError> {
+        let image = || self.image.to_owned();
+        let file = || name.to_owned();
+        if entry.bytes > limit {
+            return Err(DebugfsError::TooLong {
+                image: image(),
+                file: file(),
+                bytes: entry.bytes,
+                limit,
+            });
+        }
+        let read = self.run(&format!("cat <{}>", entry.inode), entry.bytes)?;
+        if read.cut || read.stdout.len() as u64 != entry.bytes {
+            return Err(DebugfsError::Damaged {
+                image: image(),
+                file: file(),
+                got: read.stdout.len() as u64,
+                expected: entry.bytes,
+            });
+        }
+        Ok(read.stdout)
+    }
+
+    /// The first bytes of the file at `path`, at most `most`; none when there is none. What is no regular file has what debugfs makes of it.
+    pub fn head(&self, path: &str, most: u64) -> Result<Vec<u8>, DebugfsError> {
+        Ok(self.run(&format!("cat {path}"), most)?.stdout)
+    }
+
+    /// One request, whose output is kept up to `most` bytes.
+    fn run(&self, request: &str, most: u64) -> Result<Captured, DebugfsError> {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let command = self.command().args(["-R", request]).arg(self.confinement.name());
+        command
+            .output_limit(most)
+            .capture()
+            .map_err(|source| self.failed(source))
+    }
+
+    /// The outputs of `questions`, each of which is one request. The requests are distinguished by a mark that no image can know.
+    fn ask(&self, questions: &[String]) -> Result<Vec<Vec<u8>>, DebugfsError> {
+        if questions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mark = digest::hex(&random::bytes::<16>().map_err(DebugfsError::Random)?);
+        let mark = format!("imap /{mark}");
+        let script: String = questions
+            .iter()
+            .flat_map(|question| [question, "\n", mark.as_str(), "\n"])
+            .collect();
+        let command = self.command().args(["-f", "-"]).arg(self.confinement.name());
+        let done = command.stdin(script).output_limit(ANSWER_LIMIT).run();
+        let said = done.map_err(|source| self.failed(source))?.stdout;
+        let answers = listing::answers(&said, questions, &mark);
+        answers.map_err(|unanswered| DebugfsError::NoAnswer {
+            image: self.image.to_owned(),
+            asked: questions[unanswered].clone(),
+        })
+    }
+
+    /// `-c` leaves the bitmaps unread, which in a large image are most of the work, and opens read-only.
+    fn command(&self) -> Cmd {
+        Cmd::new(self.program)
+            .arg("-c")
+            .confined(Arc::clone(&self.confinement))
+            .env("DEBUGFS_PAGER", "__none__")
+            .limit(self.limit.saturating_sub(self.started.elapsed()))
+    }
+
+    /// The error of a directory that cannot be believed.
+    pub(crate) fn refused(&self, dir: String, source: ListingError) -> DebugfsError {
+        DebugfsError::Listing {
+            image: self.image.to_owned(),
+            dir,
+            source,
+        }
+    }
+
+    fn failed(&self, source: CommandError) -> DebugfsError {
+        DebugfsError::Run {
+            image: self.image.to_owned(),
+            source,
+        }
     }
 }

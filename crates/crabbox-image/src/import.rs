@@ -1,43 +1,40 @@
 //! Somebody's ready kernel and root file system as an image of the store.
 //!
-//! Nothing is mounted: what the file system offers is read with `debugfs`. What cannot work in a lease is refused here, by name,
-//! instead of ending in a lease that never answers.
+//! Nothing is mounted: what the file system offers is read with `debugfs`, from the copy that becomes the image. What cannot work in a
+//! lease is refused here, by name, instead of ending in a lease that never answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crabbox_host::clock;
 use crabbox_host::clone::{self, CloneError};
-use crabbox_host::command::CommandError;
 use crabbox_host::digest;
 use crabbox_host::files::{self, FileError};
 
-use crate::debugfs;
-use crate::initrd::{self, InitrdError, InitrdRecipe};
+use crate::debugfs::listing::{Entry, EntryKind, ListingError};
+use crate::debugfs::{DebugfsError, Dir, Ext4};
+use crate::initrd::{self, InitrdError, InitrdRecipe, ModuleTree};
 use crate::inspect::{self, InspectError};
 use crate::kernel::{self, KernelError};
-use crate::manifest::{self, FileFacts, GuestContract, Init, Manifest};
+use crate::manifest::{self, Init, Manifest};
+use crate::programs::{self, Check};
 use crate::progress::Progress;
 use crate::store::{Image, Store, StoreError};
 
 /// Longest that `debugfs` may take.
 const DEBUGFS_LIMIT: Duration = Duration::from_mins(1);
 
-/// What a lease needs of an image with an init of its own, each with the places where distributions have it.
-const NEEDED: [(&str, &[&str]); 5] = [
-    ("sshd", &["/usr/sbin/sshd", "/usr/bin/sshd"]),
-    ("git", &["/usr/bin/git"]),
-    ("rsync", &["/usr/bin/rsync"]),
-    ("python3", &["/usr/bin/python3", "/usr/local/bin/python3"]),
-    (
-        "cloud-init",
-        &["/usr/bin/cloud-init", "/usr/local/bin/cloud-init"],
-    ),
-];
-
-/// Programs by whose head the processor is told; the first that is there counts.
+/// Programs whose header names the processor; the first that is there counts.
 const TELLING: [&str; 3] = ["/usr/sbin/sshd", "/usr/bin/bash", "/bin/bash"];
+
+/// How much of such a program is read, in bytes.
+const HEAD_BYTES: u64 = 64;
+
+/// The most directories and files of modules that are looked at; Debian's largest kernel has about 500 and 4000.
+const DIRECTORIES_LIMIT: usize = 1 << 13;
+const FILES_LIMIT: usize = 1 << 17;
 
 /// What to import.
 #[derive(Debug, Clone)]
@@ -67,14 +64,22 @@ pub enum ImportError {
     /// The root file system is none.
     #[error(transparent)]
     Inspect(#[from] InspectError),
-    /// It could not be looked into.
-    #[error("cannot look into the file system {}", path.display())]
+    /// It could not be looked into, or what is in it cannot be.
+    #[error("cannot import {}", path.display())]
     Look {
         /// The file.
         path: PathBuf,
-        /// How debugfs failed.
+        /// What is wrong in it.
         #[source]
-        source: CommandError,
+        source: DebugfsError,
+    },
+    /// The list of the modules in its kernel is something else than a file.
+    #[error("{} has {list}, which is no regular file", path.display())]
+    NoList {
+        /// The file.
+        path: PathBuf,
+        /// The list's place in it.
+        list: String,
     },
     /// The guest contract is not kept.
     #[error("{} has no {}: a lease needs it; install it in the image", path.display(), missing.join(", no "))]
@@ -134,9 +139,8 @@ pub fn import_ready(
     crate::store::check_name(&recipe.name)?;
     progress.stage("looking into the file system");
     inspect::superblock(&recipe.rootfs)?;
-    check_contract(&recipe.rootfs)?;
     progress.stage("checking the kernel");
-    let bytes = std::fs::read(&recipe.kernel)
+    let bytes = files::read_regular(&recipe.kernel, kernel::KERNEL_LIMIT as u64)
         .map_err(|source| FileError::io("read the kernel", &recipe.kernel, source))?;
     let unusable = |source| ImportError::Kernel {
         path: recipe.kernel.clone(),
@@ -151,117 +155,213 @@ pub fn import_ready(
     let staged = scratch.dir().join("image");
     files::create_private_dir(&staged)?;
     files::write_atomic(&staged.join(manifest::KERNEL), &elf, 0o644)?;
-    clone::clone_file(&recipe.rootfs, &staged.join(manifest::BASE))?;
+    let base = staged.join(manifest::BASE);
+    clone::clone_file(&recipe.rootfs, &base)?;
+    progress.stage("checking the image");
+    // Its directory is ours alone, so that nobody but the confined program, which has no rights at all, gains from it.
+    set_mode(&base, 0o444)?;
+    let looking = Looking {
+        recipe,
+        image: Ext4::open(Path::new("debugfs"), &base, DEBUGFS_LIMIT)
+            .map_err(|source| recipe.unreadable(source))?,
+    };
+    looking.check_contract()?;
+    let initrd = release.as_ref().map(|release| looking.initrd_for(release));
+    let initrd = initrd.transpose()?.flatten();
     let mut names = vec![manifest::KERNEL, manifest::BASE];
-    if let Some(release) = &release
-        && let Some(initrd) = initrd_for(recipe, release, scratch.dir())?
-    {
+    if let Some(initrd) = initrd {
         files::write_atomic(&staged.join(manifest::INITRD), &initrd, 0o644)?;
         names.push(manifest::INITRD);
     }
     progress.stage("storing the image");
-    let mut contents = BTreeMap::new();
-    for name in names {
-        contents.insert(name.to_owned(), FileFacts::of(&staged.join(name))?);
-    }
+    let now = clock::unix_seconds();
     let record = Manifest {
-        version: manifest::VERSION,
-        digest: manifest::image_digest(&contents),
-        created_unix: clock::unix_seconds(),
-        arch: std::env::consts::ARCH.to_owned(),
-        suite: String::new(),
         kernel_release: release.unwrap_or_default(),
-        init: Init::CloudInit,
         provenance: [("kernel_sha256".to_owned(), digest::sha256(&bytes))].into(),
-        guest: GuestContract::default(),
-        files: contents,
-        packages: BTreeMap::new(),
+        ..Manifest::of_staged(&staged, &names, Init::CloudInit, now)?
     };
     Ok(store.place(&scratch, &staged, &record, &recipe.name)?)
 }
 
-/// Whether a lease can work with the file system in `rootfs`.
-fn check_contract(rootfs: &Path) -> Result<(), ImportError> {
-    let places = NEEDED.iter().flat_map(|(_, places)| *places).copied();
-    let script: String = places.flat_map(|place| ["stat ", place, "\n"]).collect();
-    let said = look(rootfs, script)?;
-    let present = debugfs::present(&said);
-    let missing: Vec<_> = NEEDED
-        .iter()
-        .filter(|(_, places)| !places.iter().any(|place| present.contains(place)))
-        .map(|(name, _)| *name)
-        .collect();
-    if !missing.is_empty() {
-        let path = rootfs.to_owned();
-        return Err(ImportError::Missing { path, missing });
-    }
-    let dir = tempfile::tempdir()
-        .map_err(|source| FileError::io("make a directory in", &std::env::temp_dir(), source))?;
-    let copy = dir.path().join("program");
-    for program in TELLING {
-        look(rootfs, format!("dump {program} {}\n", copy.display()))?;
-        let Ok(head) = std::fs::read(&copy) else { continue };
-        if let Some(found) = other_processor(&head) {
-            let path = rootfs.to_owned();
-            return Err(ImportError::Architecture { path, found });
-        }
-        if head.starts_with(b"\x7fELF") {
-            break;
+impl ImportRecipe {
+    fn unreadable(&self, source: DebugfsError) -> ImportError {
+        ImportError::Look {
+            path: self.rootfs.clone(),
+            source,
         }
     }
-    Ok(())
 }
 
-/// The initrd that a kernel with its disk drivers as modules needs; `None` when it has them built in, or when the file system holds no
-/// modules of it: then it must have.
-fn initrd_for(recipe: &ImportRecipe, release: &str, scratch: &Path) -> Result<Option<Vec<u8>>, ImportError> {
-    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '+');
-    if release.is_empty() || !release.chars().all(legal) {
-        return Ok(None);
+fn set_mode(path: &Path, mode: u32) -> Result<(), FileError> {
+    let fail = |source| FileError::io("set the mode of", path, source);
+    let file = files::open_regular(path).map_err(fail)?;
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))
+        .map_err(fail)
+}
+
+/// The copy of the root file system, being looked into.
+struct Looking<'a> {
+    recipe: &'a ImportRecipe,
+    image: Ext4<'a>,
+}
+
+impl Looking<'_> {
+    /// Whether a lease can work with it.
+    fn check_contract(&self) -> Result<(), ImportError> {
+        let fail = |source| self.recipe.unreadable(source);
+        let places: Vec<&str> = programs::of(Check::Import)
+            .flat_map(|program| program.places)
+            .copied()
+            .collect();
+        let present = self.image.present(&places).map_err(fail)?;
+        let missing: Vec<_> = programs::of(Check::Import)
+            .filter(|program| !program.is_among(&present))
+            .map(|program| program.name)
+            .collect();
+        let path = self.recipe.rootfs.clone();
+        if !missing.is_empty() {
+            return Err(ImportError::Missing { path, missing });
+        }
+        for program in TELLING {
+            let head = self.image.head(program, HEAD_BYTES).map_err(fail)?;
+            if let Some(found) = other_processor(&head) {
+                return Err(ImportError::Architecture { path, found });
+            }
+            if head.starts_with(b"\x7fELF") {
+                break;
+            }
+        }
+        Ok(())
     }
-    let modules = scratch.join("modules");
-    files::create_private_dir(&modules)?;
-    let place = modules.join(release);
-    let rootfs = &recipe.rootfs;
-    // Where /lib is a link, debugfs follows it.
-    look(
-        rootfs,
-        format!("rdump /lib/modules/{release} {}\n", modules.display()),
-    )?;
-    let Ok(built_in) = std::fs::read_to_string(place.join("modules.builtin")) else {
-        return Ok(None);
-    };
-    if initrd::ROOT_MODULES
-        .iter()
-        .all(|name| initrd::is_built_in(&built_in, name))
-    {
-        return Ok(None);
-    }
-    let Some(guest_binary) = &recipe.guest_binary else {
-        return Err(ImportError::NoGuestBinary {
-            path: rootfs.clone(),
-            release: release.to_owned(),
+
+    /// The initrd that a kernel with its disk drivers as modules needs; `None` when it has them built in, or when the file system holds no
+    /// modules of it: then it must have.
+    fn initrd_for(&self, release: &str) -> Result<Option<Vec<u8>>, ImportError> {
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '+');
+        if release.is_empty() || release.starts_with('.') || !release.chars().all(legal) {
+            return Ok(None);
+        }
+        let path = || self.recipe.rootfs.clone();
+        // Where /lib is a link, debugfs follows it, inside the image.
+        let place = format!("/lib/modules/{release}");
+        let Some(modules) =
+            Modules::find(&self.image, &place).map_err(|source| self.recipe.unreadable(source))?
+        else {
+            return Ok(None);
+        };
+        let Some(list) = modules.files.get(Path::new(initrd::BUILT_IN)) else {
+            return Ok(None);
+        };
+        let list_name = format!("{place}/{}", initrd::BUILT_IN);
+        if list.kind != EntryKind::File {
+            return Err(ImportError::NoList {
+                path: path(),
+                list: list_name,
+            });
+        }
+        let built_in = self.image.read(list, &list_name, initrd::LIST_LIMIT);
+        let built_in = built_in.map_err(|source| self.recipe.unreadable(source))?;
+        let built_in = String::from_utf8_lossy(&built_in);
+        if initrd::ROOT_MODULES
+            .iter()
+            .all(|name| initrd::is_built_in(&built_in, name))
+        {
+            return Ok(None);
+        }
+        let Some(guest_binary) = &self.recipe.guest_binary else {
+            return Err(ImportError::NoGuestBinary {
+                path: path(),
+                release: release.to_owned(),
+            });
+        };
+        let built = initrd::build(&InitrdRecipe {
+            guest_binary,
+            modules: &modules,
+            kernel_version: release,
+            wanted: &initrd::ROOT_MODULES,
         });
-    };
-    let built = initrd::build(&InitrdRecipe {
-        guest_binary,
-        modules_root: &place,
-        kernel_version: release,
-        modules: &initrd::ROOT_MODULES,
-    });
-    built.map(Some).map_err(|source| ImportError::Initrd {
-        path: rootfs.clone(),
-        release: release.to_owned(),
-        source,
-    })
+        built.map(Some).map_err(|source| ImportError::Initrd {
+            path: path(),
+            release: release.to_owned(),
+            source,
+        })
+    }
 }
 
-/// Runs debugfs commands on the file system in `image`.
-fn look(image: &Path, script: String) -> Result<String, ImportError> {
-    debugfs::run(Path::new("debugfs"), image, script, DEBUGFS_LIMIT).map_err(|source| ImportError::Look {
-        path: image.to_owned(),
-        source,
-    })
+/// The modules of one kernel in an image: what its directories list, read by inode when it is asked for.
+#[derive(Debug)]
+struct Modules<'a> {
+    image: &'a Ext4<'a>,
+    place: PathBuf,
+    files: BTreeMap<PathBuf, Entry>,
+}
+
+impl<'a> Modules<'a> {
+    /// Those in the directory `place`; `None` when there is none.
+    fn find(image: &'a Ext4<'a>, place: &str) -> Result<Option<Self>, DebugfsError> {
+        let top = image.list(&[Dir::Path(place.to_owned())])?;
+        let Some(top) = top.into_iter().next().flatten() else {
+            return Ok(None);
+        };
+        let mut files = BTreeMap::new();
+        let mut level = Vec::new();
+        for entry in top {
+            match entry.kind {
+                EntryKind::Directory if entry.name == "kernel" => {
+                    level.push((PathBuf::from("kernel"), entry.inode));
+                }
+                EntryKind::Directory => {}
+                _ => drop(files.insert(PathBuf::from(&entry.name), entry)),
+            }
+        }
+        // One level of directories after the other. A directory that is met again is in itself, which only a damaged image has.
+        let mut met: BTreeSet<u32> = level.iter().map(|(_, inode)| *inode).collect();
+        while !level.is_empty() {
+            let dirs: Vec<Dir> = level.iter().map(|(_, inode)| Dir::Inode(*inode)).collect();
+            let mut next = Vec::new();
+            for ((dir, _), entries) in level.iter().zip(image.list(&dirs)?) {
+                for entry in entries.into_iter().flatten() {
+                    let path = dir.join(&entry.name);
+                    if entry.kind != EntryKind::Directory {
+                        files.insert(path, entry);
+                    } else if met.insert(entry.inode) {
+                        next.push((path, entry.inode));
+                    } else {
+                        return Err(image.refused(path.display().to_string(), ListingError::Circle));
+                    }
+                }
+            }
+            if met.len() > DIRECTORIES_LIMIT || files.len() > FILES_LIMIT {
+                return Err(image.refused(place.to_owned(), ListingError::TooMany));
+            }
+            level = next;
+        }
+        let place = PathBuf::from(place);
+        Ok(Some(Self { image, place, files }))
+    }
+}
+
+impl ModuleTree for Modules<'_> {
+    fn place(&self) -> &Path {
+        &self.place
+    }
+
+    fn files(&self) -> io::Result<Vec<PathBuf>> {
+        Ok(self
+            .files
+            .keys()
+            .filter(|path| path.starts_with("kernel"))
+            .cloned()
+            .collect())
+    }
+
+    fn read(&self, path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
+        let file = self.files.get(path).filter(|entry| entry.kind == EntryKind::File);
+        let name = self.place.join(path).display().to_string();
+        file.map(|entry| self.image.read(entry, &name, limit))
+            .transpose()
+            .map_err(io::Error::other)
+    }
 }
 
 /// The processor of an ELF file's head when it is not x86_64's (`e_machine`, two bytes at 18).

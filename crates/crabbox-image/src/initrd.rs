@@ -11,8 +11,12 @@
 //! ([`crate::seed`]) is laid behind it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+
+use crabbox_host::files;
+use crabbox_host::tree::Tree;
+use rustix::fs::FileType;
 
 use crate::cpio::{self, Writer};
 use crate::kernel::{self, KernelError};
@@ -37,17 +41,68 @@ const ORDER: &str = "modules/order";
 /// The largest module taken, in bytes, uncompressed.
 const MODULE_LIMIT: u64 = 64 * 1024 * 1024;
 
+/// How many modules may depend on each other; those of Debian's that a guest needs are about ten.
+const MODULES_LIMIT: usize = 128;
+
+/// The largest list of modules taken, in bytes; Debian's have some 10 KiB.
+pub(crate) const LIST_LIMIT: u64 = 4 << 20;
+
+/// The largest first process taken, in bytes.
+const GUEST_LIMIT: u64 = 64 << 20;
+
+/// The list of what is in the kernel itself.
+pub(crate) const BUILT_IN: &str = "modules.builtin";
+
 /// What an initrd is made of.
 #[derive(Debug, Clone)]
 pub struct InitrdRecipe<'a> {
     /// The static `crabbox-guest`.
     pub guest_binary: &'a Path,
     /// The module tree of the kernel, `…/lib/modules/<version>`.
-    pub modules_root: &'a Path,
+    pub modules: &'a dyn ModuleTree,
     /// Version of the kernel that will boot it ([`kernel::version`]); the tree must be of the same.
     pub kernel_version: &'a str,
     /// The modules that it must load, by name: [`MODULES`] for images of ours, [`ROOT_MODULES`] for those with an init of their own.
-    pub modules: &'a [&'a str],
+    pub wanted: &'a [&'a str],
+}
+
+/// The modules of one kernel, wherever they are. Others made them: what is read is a regular file and no longer than asked for.
+pub trait ModuleTree: std::fmt::Debug {
+    /// Where they are, for messages; its last part is the kernel's version.
+    fn place(&self) -> &Path;
+
+    /// Every file below `kernel/`, by its path in the tree.
+    fn files(&self) -> io::Result<Vec<PathBuf>>;
+
+    /// The content of the regular file `path` of the tree, of at most `limit` bytes; `None` when there is none.
+    fn read(&self, path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>>;
+}
+
+impl ModuleTree for Tree {
+    fn place(&self) -> &Path {
+        self.path()
+    }
+
+    fn files(&self) -> io::Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        let mut left = vec![PathBuf::from("kernel")];
+        // Links are not followed: a tree with a link to a directory above it would never end.
+        while let Some(dir) = left.pop() {
+            for name in self.names(&dir)? {
+                let path = dir.join(name);
+                if FileType::from_raw_mode(self.look(&path)?.st_mode).is_dir() {
+                    left.push(path);
+                } else {
+                    files.push(path);
+                }
+            }
+        }
+        Ok(files)
+    }
+
+    fn read(&self, path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
+        Tree::read(self, path, limit)
+    }
 }
 
 /// Why an initrd could not be put together.
@@ -58,7 +113,7 @@ pub enum InitrdError {
     Read {
         /// Which one.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -101,6 +156,12 @@ pub enum InitrdError {
         /// Which file.
         path: PathBuf,
     },
+    /// More modules than a guest would ever need to reach its disk.
+    #[error("the modules of {modules_root} need more than {MODULES_LIMIT} others")]
+    TooMany {
+        /// The tree.
+        modules_root: PathBuf,
+    },
     /// Modules that depend on each other in a circle.
     #[error("kernel module {name} depends on itself")]
     Circle {
@@ -112,14 +173,15 @@ pub enum InitrdError {
 /// Puts the archive together; its length is a multiple of four, so that a seed can be laid behind it.
 pub fn build(recipe: &InitrdRecipe<'_>) -> Result<Vec<u8>, InitrdError> {
     let guest = first_process(recipe.guest_binary)?;
-    if recipe.modules_root.file_name().and_then(std::ffi::OsStr::to_str) != Some(recipe.kernel_version) {
+    let place = recipe.modules.place();
+    if place.file_name().and_then(std::ffi::OsStr::to_str) != Some(recipe.kernel_version) {
         return Err(InitrdError::WrongKernel {
-            modules_root: recipe.modules_root.to_owned(),
+            modules_root: place.to_owned(),
             kernel_version: recipe.kernel_version.to_owned(),
         });
     }
-    let mut loading = Loading::new(recipe.modules_root)?;
-    for name in recipe.modules {
+    let mut loading = Loading::new(recipe.modules)?;
+    for name in recipe.wanted {
         loading.add(name)?;
     }
 
@@ -170,7 +232,11 @@ fn skeleton(guest: &[u8]) -> Writer {
 }
 
 fn first_process(guest_binary: &Path) -> Result<Vec<u8>, InitrdError> {
-    let guest = read(guest_binary)?;
+    let unread = |source| InitrdError::Read {
+        path: guest_binary.to_owned(),
+        source,
+    };
+    let guest = files::read_regular(guest_binary, GUEST_LIMIT).map_err(unread)?;
     kernel::check_static_program(&guest).map_err(|source| InitrdError::GuestBinary {
         path: guest_binary.to_owned(),
         source,
@@ -180,7 +246,7 @@ fn first_process(guest_binary: &Path) -> Result<Vec<u8>, InitrdError> {
 
 /// Modules of one tree, being put into loading order.
 struct Loading<'a> {
-    root: &'a Path,
+    tree: &'a dyn ModuleTree,
     files: BTreeMap<String, PathBuf>,
     built_in: BTreeSet<String>,
     ordered: Vec<(String, Vec<u8>)>,
@@ -188,18 +254,19 @@ struct Loading<'a> {
 }
 
 impl<'a> Loading<'a> {
-    fn new(root: &'a Path) -> Result<Self, InitrdError> {
-        let mut files = BTreeMap::new();
-        index(&root.join("kernel"), &mut files)?;
-        let list = root.join("modules.builtin");
-        let text = std::fs::read_to_string(&list).map_err(|source| InitrdError::Read {
-            path: list.clone(),
+    fn new(tree: &'a dyn ModuleTree) -> Result<Self, InitrdError> {
+        let found = tree.files().map_err(|source| InitrdError::Read {
+            path: tree.place().join("kernel"),
             source,
         })?;
-        let built_in = built_in(&text).collect();
+        let files = found
+            .into_iter()
+            .filter_map(|path| Some((module_name(&path)?, path)));
+        let list = read(tree, Path::new(BUILT_IN), LIST_LIMIT)?;
+        let built_in = built_in(&String::from_utf8_lossy(&list)).collect();
         Ok(Self {
-            root,
-            files,
+            tree,
+            files: files.collect(),
             built_in,
             ordered: Vec::new(),
             open: BTreeSet::new(),
@@ -215,16 +282,23 @@ impl<'a> Loading<'a> {
         if !self.open.insert(name.clone()) {
             return Err(InitrdError::Circle { name });
         }
+        if self.open.len() > MODULES_LIMIT {
+            return Err(InitrdError::TooMany {
+                modules_root: self.tree.place().to_owned(),
+            });
+        }
         let path = self
             .files
             .get(&name)
             .cloned()
             .ok_or_else(|| InitrdError::NoSuchModule {
                 name: name.clone(),
-                modules_root: self.root.to_owned(),
+                modules_root: self.tree.place().to_owned(),
             })?;
-        let module = uncompressed(&path)?;
-        let depends = modinfo::depends(&module).ok_or(InitrdError::NotAModule { path })?;
+        let module = uncompressed(self.tree, &path)?;
+        let depends = modinfo::depends(&module).ok_or_else(|| InitrdError::NotAModule {
+            path: self.tree.place().join(&path),
+        })?;
         for dependency in depends {
             self.add(&dependency)?;
         }
@@ -250,57 +324,42 @@ fn module_name(path: &Path) -> Option<String> {
     matches!(ending, "" | ".xz" | ".zst" | ".gz").then(|| stem.replace('-', "_"))
 }
 
-fn index(dir: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<(), InitrdError> {
-    let failed = |source| InitrdError::Read {
-        path: dir.to_owned(),
-        source,
-    };
-    for entry in std::fs::read_dir(dir).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let path = entry.path();
-        // Not followed: a tree with a link to a directory above it would never end.
-        if entry.file_type().map_err(failed)?.is_dir() {
-            index(&path, files)?;
-        } else if let Some(name) = module_name(&path) {
-            files.insert(name, path);
-        }
-    }
-    Ok(())
+/// The file `path` of `tree`, which must be there.
+fn read(tree: &dyn ModuleTree, path: &Path, limit: u64) -> Result<Vec<u8>, InitrdError> {
+    let missing = || io::Error::new(io::ErrorKind::NotFound, "there is no regular file of that name");
+    tree.read(path, limit)
+        .and_then(|content| content.ok_or_else(missing))
+        .map_err(|source| InitrdError::Read {
+            path: tree.place().join(path),
+            source,
+        })
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, InitrdError> {
-    std::fs::read(path).map_err(|source| InitrdError::Read {
-        path: path.to_owned(),
+fn uncompressed(tree: &dyn ModuleTree, path: &Path) -> Result<Vec<u8>, InitrdError> {
+    let bytes = read(tree, path, MODULE_LIMIT)?;
+    let unpacked = match path.extension().and_then(std::ffi::OsStr::to_str) {
+        Some("xz") => bounded(lzma_rust2::XzReader::new(bytes.as_slice(), true)),
+        Some("gz") => bounded(flate2::read::GzDecoder::new(bytes.as_slice())),
+        Some("zst") => ruzstd::decoding::StreamingDecoder::new(bytes.as_slice())
+            .map_err(io::Error::other)
+            .and_then(bounded),
+        _ => Ok(bytes),
+    };
+    unpacked.map_err(|source| InitrdError::Read {
+        path: tree.place().join(path),
         source,
     })
 }
 
-fn uncompressed(path: &Path) -> Result<Vec<u8>, InitrdError> {
-    let bytes = read(path)?;
-    let bounded = |reader: &mut dyn Read| {
-        let mut module = Vec::new();
-        reader
-            .take(MODULE_LIMIT)
-            .read_to_end(&mut module)
-            .map(|_| module)
-            .map_err(|source| InitrdError::Read {
-                path: path.to_owned(),
-                source,
-            })
-    };
-    match path.extension().and_then(std::ffi::OsStr::to_str) {
-        Some("xz") => bounded(&mut lzma_rust2::XzReader::new(bytes.as_slice(), true)),
-        Some("gz") => bounded(&mut flate2::read::GzDecoder::new(bytes.as_slice())),
-        Some("zst") => {
-            let decoder = ruzstd::decoding::StreamingDecoder::new(bytes.as_slice());
-            let decoder = decoder.map_err(std::io::Error::other);
-            bounded(&mut decoder.map_err(|source| InitrdError::Read {
-                path: path.to_owned(),
-                source,
-            })?)
-        }
-        _ => Ok(bytes),
+/// All of `packed`, which must not be longer than a module.
+fn bounded(packed: impl Read) -> io::Result<Vec<u8>> {
+    let mut module = Vec::new();
+    packed.take(MODULE_LIMIT + 1).read_to_end(&mut module)?;
+    if module.len() as u64 > MODULE_LIMIT {
+        let why = format!("it unpacks to more than {MODULE_LIMIT} bytes");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
     }
+    Ok(module)
 }
 
 #[cfg(test)]
@@ -344,9 +403,9 @@ mod tests {
     fn build_in(dir: &tempfile::TempDir, root: &Path, extra: &[&str]) -> Result<Vec<u8>, InitrdError> {
         build(&InitrdRecipe {
             guest_binary: &dir.path().join("guest"),
-            modules_root: root,
+            modules: &Tree::open(root).unwrap(),
             kernel_version: VERSION,
-            modules: &[&MODULES, extra].concat(),
+            wanted: &[&MODULES, extra].concat(),
         })
     }
 
@@ -451,13 +510,41 @@ mod tests {
     }
 
     #[test]
+    fn a_chain_of_modules_without_an_end_is_refused() {
+        let (dir, root) = tree();
+        for number in 0..=MODULES_LIMIT {
+            let module = modinfo::sample(&format!("chain{}", number + 1));
+            std::fs::write(root.join(format!("kernel/chain{number}.ko")), module).unwrap();
+        }
+        let error = build_in(&dir, &root, &["chain0"]).unwrap_err();
+        assert!(matches!(error, InitrdError::TooMany { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn what_a_tree_has_in_place_of_a_file_is_not_read() {
+        let (dir, root) = tree();
+        let list = root.join(BUILT_IN);
+        for target in ["/dev/zero", "/etc/passwd", "modules.builtin", "kernel"] {
+            std::fs::remove_file(&list).unwrap();
+            std::os::unix::fs::symlink(target, &list).unwrap();
+            let error = build_in(&dir, &root, &[]).unwrap_err();
+            assert!(matches!(error, InitrdError::Read { .. }), "{target}: {error:?}");
+        }
+        std::fs::remove_file(&list).unwrap();
+        let long = std::fs::File::create(&list).unwrap();
+        long.set_len(1 << 40).unwrap();
+        let error = build_in(&dir, &root, &[]).unwrap_err();
+        assert!(matches!(error, InitrdError::Read { .. }), "{error:?}");
+    }
+
+    #[test]
     fn a_tree_of_another_kernel_is_refused() {
         let (dir, root) = tree();
         let recipe = InitrdRecipe {
             guest_binary: &dir.path().join("guest"),
-            modules_root: &root,
+            modules: &Tree::open(&root).unwrap(),
             kernel_version: "6.1.0-8",
-            modules: &MODULES,
+            wanted: &MODULES,
         };
         let message = build(&recipe).unwrap_err().to_string();
         assert!(message.ends_with("are not for kernel 6.1.0-8"), "{message}");
@@ -468,9 +555,9 @@ mod tests {
         let (_dir, root) = tree();
         let recipe = InitrdRecipe {
             guest_binary: Path::new("/bin/sh"),
-            modules_root: &root,
+            modules: &Tree::open(&root).unwrap(),
             kernel_version: VERSION,
-            modules: &MODULES,
+            wanted: &MODULES,
         };
         assert!(matches!(
             build(&recipe).unwrap_err(),

@@ -1,14 +1,13 @@
 //! What an image file is, read from its first bytes.
 //!
-//! It answers "is this a root file system we can boot" without mounting anything, and names what it found otherwise. It
+//! It decides "is this a root file system we can boot" without mounting anything, and names what it found otherwise. It
 //! must never trust a length or offset from the image: everything read is a fixed field at a fixed place.
 
-use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use crabbox_host::digest;
-use crabbox_host::files::FileError;
+use crabbox_host::files::{self, FileError};
 
 /// Where the ext superblock starts, in bytes; the format is in the kernel's `Documentation/filesystems/ext4`.
 const SUPERBLOCK_OFFSET: usize = 1024;
@@ -155,7 +154,7 @@ fn uuid(bytes: &[u8]) -> String {
 
 /// The first [`HEAD_BYTES`] of the file, zeros where it is shorter.
 fn read_head(path: &Path) -> Result<Vec<u8>, FileError> {
-    let file = File::open(path).map_err(|source| FileError::io("open", path, source))?;
+    let file = files::open_regular(path).map_err(|source| FileError::io("open", path, source))?;
     let mut head = vec![0; HEAD_BYTES];
     let mut filled = 0;
     while filled < head.len() {
@@ -198,6 +197,8 @@ fn recognise(head: &[u8]) -> Found {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
     use crabbox_host::command::Cmd;
 

@@ -33,7 +33,7 @@ pub enum KernelError {
     Read {
         /// Which file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -107,8 +107,10 @@ pub fn elf_from_bzimage(image: &[u8]) -> Result<Vec<u8>, KernelError> {
 pub fn check_elf(path: &Path) -> Result<(), KernelError> {
     let read = || {
         let mut start = Vec::new();
-        // Enough to tell a bzImage, whose mark is behind the first sector.
-        std::fs::File::open(path)?.take(1024).read_to_end(&mut start)?;
+        // Enough to recognise a bzImage, whose mark is behind the first sector.
+        crabbox_host::files::open_regular(path)?
+            .take(1024)
+            .read_to_end(&mut start)?;
         Ok(start)
     };
     let start = read().map_err(|source| KernelError::Read {
@@ -118,7 +120,7 @@ pub fn check_elf(path: &Path) -> Result<(), KernelError> {
     check_elf_header(&start)
 }
 
-/// Checks the first bytes of a kernel file, at least 64 of them (1024 to tell a bzImage from anything else).
+/// Checks the first bytes of a kernel file, at least 64 of them (1024 to distinguish a bzImage from anything else).
 pub fn check_elf_header(start: &[u8]) -> Result<(), KernelError> {
     if !start.starts_with(b"\x7fELF") {
         if is_bzimage(start) {

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crabbox_host::digest;
-use crabbox_host::files::FileError;
+use crabbox_host::files::{self, FileError};
 
 /// The version of the format that this program writes and reads.
 pub const VERSION: u32 = 1;
@@ -59,6 +59,33 @@ pub struct Manifest {
     pub packages: BTreeMap<String, String>,
 }
 
+impl Manifest {
+    /// The record of an image of the files called `names` in `staged`, for this machine's kind of processor, with no word about what
+    /// is in it: whoever has made the files adds that.
+    pub fn of_staged(
+        staged: &Path,
+        names: &[&str],
+        init: Init,
+        created_unix: i64,
+    ) -> Result<Self, FileError> {
+        let facts = |name: &&str| Ok(((*name).to_owned(), FileFacts::of(&staged.join(name))?));
+        let files: BTreeMap<_, _> = names.iter().map(facts).collect::<Result<_, FileError>>()?;
+        Ok(Self {
+            version: VERSION,
+            digest: image_digest(&files),
+            created_unix,
+            arch: std::env::consts::ARCH.to_owned(),
+            suite: String::new(),
+            kernel_release: String::new(),
+            init,
+            provenance: BTreeMap::new(),
+            guest: GuestContract::default(),
+            files,
+            packages: BTreeMap::new(),
+        })
+    }
+}
+
 /// Who sets the guest up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -66,7 +93,7 @@ pub enum Init {
     /// Our first process, from the initrd, above a shared read-only base.
     #[default]
     Ours,
-    /// The image's own init, told by cloud-init's seed, on a private copy of the whole file system.
+    /// The image's own init, configured by cloud-init's seed, on a private copy of the whole file system.
     CloudInit,
 }
 
@@ -122,9 +149,11 @@ pub struct FileFacts {
 }
 
 impl FileFacts {
-    /// Reads the file at `path` and tells what it is.
+    /// Reads the file at `path` and says what it is.
     pub fn of(path: &Path) -> Result<Self, FileError> {
-        let facts = std::fs::metadata(path).map_err(|source| FileError::io("look at", path, source))?;
+        let facts = files::open_regular(path)
+            .and_then(|file| file.metadata())
+            .map_err(|source| FileError::io("look at", path, source))?;
         Ok(Self {
             sha256: digest::sha256_file(path)?,
             bytes: facts.len(),

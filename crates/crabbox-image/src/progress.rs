@@ -1,4 +1,4 @@
-//! How long work tells where it is.
+//! How long work reports its progress.
 //!
 //! A stage is a short phrase for a person; the binary decides how it looks. Nothing here may print.
 

@@ -1,4 +1,4 @@
-//! What a guest is told about itself: for our image a cpio archive behind the initrd, for anyone's image a NoCloud volume.
+//! What a guest learns about itself: for our image a cpio archive behind the initrd, for anyone's image a NoCloud volume.
 //!
 //! Both are made in memory, fresh for each lease. They hold the lease's private host key: whoever writes them to a file gives it mode
 //! 0600 and removes it with the lease.
@@ -8,6 +8,7 @@ mod nocloud;
 use std::fmt;
 use std::net::Ipv4Addr;
 
+use crabbox_guest_protocol::seed as names;
 use ipnet::Ipv4Net;
 
 use crate::cpio::Writer;
@@ -17,7 +18,7 @@ pub use nocloud::{NoCloud, NoCloudError, nocloud_fat};
 /// How many random bytes a guest gets for its entropy pool; the pool itself is 256 bits.
 pub const ENTROPY_BYTES: usize = 64;
 
-/// The network of a guest, as both kinds of image are told.
+/// The network of a guest, as both kinds of image get it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SeedNetwork {
     /// MAC address of its interface, `06:00:ac:10:00:02`.
@@ -61,17 +62,17 @@ impl LeaseSeed {
         const SECRET: u32 = 0o600;
         const PUBLIC: u32 = 0o644;
         let mut archive = Writer::new();
-        archive.directory("crabbox-seed", 0o700);
+        archive.directory(names::DIRECTORY, 0o700);
         let mut file = |name: &str, permissions: u32, content: &[u8]| {
-            archive.file(&format!("crabbox-seed/{name}"), permissions, content);
+            archive.file(&format!("{}/{name}", names::DIRECTORY), permissions, content);
         };
         let line = |text: &str| format!("{text}\n").into_bytes();
-        file("hostname", PUBLIC, &line(&self.hostname));
-        file("instance-id", PUBLIC, &line(&self.instance_id));
-        file("user", PUBLIC, &line(&self.user));
-        file("authorized_keys", PUBLIC, &ended(&self.authorized_keys));
-        file("ssh_host_ed25519_key", SECRET, &ended(&self.host_key_private));
-        file("ssh_host_ed25519_key.pub", PUBLIC, &ended(&self.host_key_public));
+        file(names::HOSTNAME, PUBLIC, &line(&self.hostname));
+        file(names::INSTANCE_ID, PUBLIC, &line(&self.instance_id));
+        file(names::USER, PUBLIC, &line(&self.user));
+        file(names::AUTHORIZED_KEYS, PUBLIC, &ended(&self.authorized_keys));
+        file(names::HOST_KEY, SECRET, &ended(&self.host_key_private));
+        file(names::HOST_KEY_PUBLIC, PUBLIC, &ended(&self.host_key_public));
         if let Some(network) = &self.network {
             let SeedNetwork {
                 mac,
@@ -80,7 +81,7 @@ impl LeaseSeed {
                 dns,
             } = network;
             file(
-                "network",
+                names::NETWORK,
                 PUBLIC,
                 &line(&format!("address={address}\ngateway={gateway}\nmac={mac}")),
             );
@@ -89,12 +90,12 @@ impl LeaseSeed {
                 .map(|server| format!("nameserver {server}\n"))
                 .collect();
             if !resolver.is_empty() {
-                file("resolv.conf", PUBLIC, resolver.concat().as_bytes());
+                file(names::RESOLV_CONF, PUBLIC, resolver.concat().as_bytes());
             }
         }
-        file("work_root", PUBLIC, &line(&self.work_root));
-        file("time", PUBLIC, &line(&self.unix_time.to_string()));
-        file("entropy", SECRET, &self.entropy);
+        file(names::WORK_ROOT, PUBLIC, &line(&self.work_root));
+        file(names::TIME, PUBLIC, &line(&self.unix_time.to_string()));
+        file(names::ENTROPY, SECRET, &self.entropy);
         archive.finish()
     }
 }

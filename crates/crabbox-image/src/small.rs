@@ -47,12 +47,19 @@ impl Small {
     /// Takes all the room that there is.
     pub(crate) fn fill(&self) {
         let filler = File::create(self.filler()).unwrap();
-        let (mut length, mut piece) = (0, files::free_bytes(&self.path()).unwrap());
-        while piece >= 4096 {
-            let flags = rustix::fs::FallocateFlags::empty();
-            match rustix::fs::fallocate(&filler, flags, length, piece) {
-                Ok(()) => length += piece,
-                Err(_) => piece /= 2,
+        let mut length = 0;
+        // What was removed just before may come back a moment later.
+        for _ in 0..20 {
+            let mut piece = files::free_bytes(&self.path()).unwrap();
+            while piece >= 4096 {
+                let flags = rustix::fs::FallocateFlags::empty();
+                match rustix::fs::fallocate(&filler, flags, length, piece) {
+                    Ok(()) => length += piece,
+                    Err(_) => piece /= 2,
+                }
+            }
+            if files::free_bytes(&self.path()).unwrap() == 0 {
+                return;
             }
         }
         assert_eq!(files::free_bytes(&self.path()).unwrap(), 0);
@@ -81,7 +88,7 @@ impl Drop for Small {
     }
 }
 
-/// Fills it when it has been told `left` times where the work is.
+/// Fills it when progress has been reported `left` times.
 pub(crate) struct FillAt<'a> {
     pub(crate) small: &'a Small,
     pub(crate) left: Cell<u32>,
@@ -113,15 +120,4 @@ impl Progress for FillAt<'_> {
     fn bytes(&self, _: u64, _: Option<u64>) {
         self.told();
     }
-}
-
-/// All that an error says, its sources too.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

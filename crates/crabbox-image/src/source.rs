@@ -7,17 +7,19 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use crabbox_host::digest;
-use crabbox_host::files::FileError;
+use crabbox_host::archive::ArchiveError;
+use crabbox_host::budget::{Bound, FillError, OverBudget};
+use crabbox_host::files::{self, FileError};
+use crabbox_host::tree::Tree;
 
 mod archive;
 mod blobs;
 mod compression;
 mod directory;
 mod oci;
-pub(crate) mod tree;
 
-use tree::Tree;
+/// What the files of a tree may be long in all, holes included, in bytes: an image is read from its start to its end for its digest.
+const SPAN_LIMIT: u64 = 256 << 30;
 
 /// Where a tree comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,9 +98,47 @@ pub enum SourceError {
         archive: String,
         /// The name in it.
         entry: String,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
+    },
+    /// It cannot be read as an archive.
+    #[error("refusing {archive}")]
+    Archive {
+        /// The archive, or a layer of one.
+        archive: String,
+        /// What is wrong in it.
+        #[source]
+        source: ArchiveError,
+    },
+    /// A file is larger than there is room for.
+    #[error("refusing {archive}: {entry:?} cannot be stored")]
+    Over {
+        /// The source.
+        archive: String,
+        /// The file in it.
+        entry: String,
+        /// The limit.
+        #[source]
+        source: OverBudget,
+    },
+    /// An archive has more entries than any tree.
+    #[error("refusing {archive}: it has more than {limit} entries")]
+    TooMany {
+        /// The archive, or a layer of one.
+        archive: String,
+        /// How many it may have.
+        limit: u64,
+    },
+    /// An entry belongs to somebody who cannot be.
+    #[error("refusing {archive}: its entry {entry:?} belongs to {id}, which is no user or group of Linux")]
+    Owner {
+        /// The archive, or a layer of one.
+        archive: String,
+        /// The name in it.
+        entry: String,
+        /// The owner or group.
+        id: u64,
     },
     /// A part of an image is not what its manifest says.
     #[error("refusing {archive}: {blob} has the SHA-256 {found}")]
@@ -166,13 +206,14 @@ impl SourceError {
         match self {
             Self::Write { source, .. } => crabbox_host::files::out_of_space(source),
             Self::File(error) => error.is_out_of_space(),
+            Self::Over { source, .. } => source.bound == Bound::FreeSpace,
             _ => false,
         }
     }
 }
 
 impl Source {
-    /// Understands what the command line named; a path is relative to `cwd`. Looks at the file to tell a directory, a layout and
+    /// Understands what the command line named; a path is relative to `cwd`. Looks at the file to distinguish a directory, a layout and
     /// an archive apart.
     pub fn named(text: &str, cwd: &Path) -> Result<Self, SourceError> {
         if let Some(rest) = text
@@ -187,10 +228,11 @@ impl Source {
             return Ok(Self::Docker { path, tag });
         }
         let path = cwd.join(text);
-        let facts = std::fs::metadata(&path).map_err(|source| FileError::io("look at", &path, source))?;
-        if facts.is_dir() {
-            let layout = path.join(oci::LAYOUT).is_file();
-            return Ok(if layout {
+        if let Some(dir) = directory(&path)? {
+            let layout = dir.file(Path::new(oci::LAYOUT));
+            let layout =
+                layout.map_err(|source| FileError::io("look at", &path.join(oci::LAYOUT), source))?;
+            return Ok(if layout.is_some() {
                 Self::Oci { path, tag: None }
             } else {
                 Self::Directory(path)
@@ -210,28 +252,28 @@ impl Source {
         path.display().to_string()
     }
 
-    /// Fills the new directory `root` with the tree; answers what it is made of, for the image's provenance.
-    pub fn unpack(&self, root: &Path, scratch: &Path) -> Result<Vec<(&'static str, String)>, SourceError> {
-        let tree = Tree::create(root)?;
+    /// Fills the new `tree`; returns what it is made of, for the image's provenance.
+    pub fn unpack(&self, tree: &Tree, scratch: &Path) -> Result<Vec<(&'static str, String)>, SourceError> {
+        let fail = |source| FileError::io("measure free space at", tree.path(), source);
+        let mut budget = tree.room().map_err(fail)?.at_most(SPAN_LIMIT, Bound::Span);
+        let budget = &mut budget;
         match self {
             Self::Directory(path) => {
-                directory::copy(path, &tree)?;
+                directory::copy(path, tree, budget)?;
                 Ok(vec![("source", "directory".to_owned())])
             }
             Self::Tar(path) => {
-                let open = || open(path);
-                archive::unpack(&self.display(), open()?, &tree)?;
-                let digest = digest::sha256_file(path)?;
+                let digest = archive::unpack(&self.display(), open(path)?, tree, budget)?;
                 Ok(vec![("source", "tar".to_owned()), ("source_sha256", digest)])
             }
             Self::Oci { path, tag } => {
-                let blobs = blobs::Blobs::open(path, scratch)?;
-                let digest = oci::unpack_layout(&blobs, tag.as_deref(), &tree)?;
+                let blobs = blobs::Blobs::open(path, scratch, budget)?;
+                let digest = oci::unpack_layout(&blobs, tag.as_deref(), tree, budget)?;
                 Ok(vec![("source", "oci".to_owned()), ("source_digest", digest)])
             }
             Self::Docker { path, tag } => {
-                let blobs = blobs::Blobs::open(path, scratch)?;
-                let digest = oci::unpack_docker(&blobs, tag.as_deref(), &tree)?;
+                let blobs = blobs::Blobs::open(path, scratch, budget)?;
+                let digest = oci::unpack_docker(&blobs, tag.as_deref(), tree, budget)?;
                 Ok(vec![
                     ("source", "docker-archive".to_owned()),
                     ("source_digest", digest),
@@ -260,8 +302,35 @@ fn is_archive(path: &Path) -> Result<bool, SourceError> {
     Ok(compression::is_compressed(&head) || head.get(257..262) == Some(b"ustar".as_slice()))
 }
 
+/// What went wrong while `entry` was copied out of `archive`.
+fn unfilled(archive: &str, entry: &Path, error: FillError) -> SourceError {
+    let (archive, entry) = (archive.to_owned(), entry.display().to_string());
+    match error {
+        FillError::Read(source) => SourceError::Read { archive, source },
+        FillError::Write(source) => SourceError::Write {
+            archive,
+            entry,
+            source,
+        },
+        FillError::Over(source) => SourceError::Over {
+            archive,
+            entry,
+            source,
+        },
+    }
+}
+
+/// The directory at `path`; `None` when something else is there.
+fn directory(path: &Path) -> Result<Option<Tree>, FileError> {
+    match Tree::open(path) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(FileError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotADirectory => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 fn open(path: &Path) -> Result<File, SourceError> {
-    Ok(File::open(path).map_err(|source| FileError::io("open", path, source))?)
+    Ok(files::open_regular(path).map_err(|source| FileError::io("open", path, source))?)
 }
 
 #[cfg(test)]

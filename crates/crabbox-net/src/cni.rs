@@ -1,7 +1,8 @@
 //! The `cni` mode: an outer address from the CNI plugins of the host, whatever their chain.
 //!
 //! The plan is made once, from the configuration, and saved; attaching and detaching work from the plan. A chain that yields
-//! anything but one IPv4 address for the interface is undone at once, never left half attached.
+//! anything but one IPv4 address for the interface is undone at once, never left half attached. What the plugins make on the host is
+//! theirs; of ours there is one table, which closes the host itself to the guest.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -12,6 +13,8 @@ use crabbox_host::netns::{self, NetnsError};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::nat::{self, NatError};
+use crate::nft::NftError;
 use crate::outer::{Outer, TapPartner};
 
 /// What the configuration says about CNI, for one lease.
@@ -23,7 +26,7 @@ pub struct CniSpec {
     pub bin_dirs: Vec<PathBuf>,
     /// The name of the network.
     pub network: String,
-    /// The container that the plugins are told of, one a lease.
+    /// The container that the plugins get, one a lease; it ends in `-` and the lease's tag.
     pub container_id: String,
     /// The file of the namespace.
     pub netns: PathBuf,
@@ -53,7 +56,18 @@ pub enum AttachCniError {
         /// What is amiss with the result.
         why: Misfit,
         /// What went wrong while the chain was undone.
-        undo: Option<Box<DelError>>,
+        undo: Option<Box<DetachCniError>>,
+    },
+    /// The chain ran and the host could not be closed to the guest.
+    #[error("cannot close the host to a lease of the CNI network {network}{}", undone(.undo.as_deref()))]
+    Close {
+        /// The network.
+        network: String,
+        /// What went wrong while the chain was undone.
+        undo: Option<Box<DetachCniError>>,
+        /// The underlying error.
+        #[source]
+        source: NftError,
     },
     /// The chain ran and the interface cannot be looked at.
     #[error("cannot look at the interface {ifname} that the CNI network {network} made{}", undone(.undo.as_deref()))]
@@ -63,8 +77,8 @@ pub enum AttachCniError {
         /// The interface.
         ifname: String,
         /// What went wrong while the chain was undone.
-        undo: Option<Box<DelError>>,
-        /// What happened.
+        undo: Option<Box<DetachCniError>>,
+        /// The underlying error.
         #[source]
         source: LookError,
     },
@@ -87,6 +101,12 @@ pub enum Misfit {
         /// The interface.
         ifname: String,
     },
+    /// The container's name does not end in a tag, by which its table on the host would be found again.
+    #[error("its container {container} does not end in the tag of a lease")]
+    NoTag {
+        /// The container.
+        container: String,
+    },
     /// The result has several interfaces for one guest.
     #[error("it yields {count} guest interfaces (sandbox {container}); a lease has one")]
     GuestInterfaces {
@@ -103,13 +123,24 @@ pub enum Misfit {
     },
 }
 
+/// Why a CNI network could not be taken off.
+#[derive(Debug, thiserror::Error)]
+pub enum DetachCniError {
+    /// The chain failed. The host stays closed to what may still be attached.
+    #[error(transparent)]
+    Del(#[from] DelError),
+    /// The table that closes the host could not be dropped.
+    #[error(transparent)]
+    Filter(#[from] NatError),
+}
+
 /// Why an interface could not be looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum LookError {
     /// The namespace cannot be entered.
     #[error(transparent)]
     Namespace(#[from] NetnsError),
-    /// The kernel did not answer.
+    /// The kernel could not be asked.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     /// The chain says that it made the interface and it is not there.
@@ -117,7 +148,7 @@ pub enum LookError {
     Absent,
 }
 
-fn undone(undo: Option<&DelError>) -> String {
+fn undone(undo: Option<&DetachCniError>) -> String {
     undo.map(|error| format!("; undoing it failed as well: {error}"))
         .unwrap_or_default()
 }
@@ -153,7 +184,7 @@ pub fn attach_cni(attachment: &Attachment) -> Result<Outer, AttachCniError> {
         network: network.clone(),
         source,
     })?;
-    let undo = || crabbox_cni::del(attachment).err().map(Box::new);
+    let undo = || detach_cni(attachment).err().map(Box::new);
     let seen = match netns::within(&attachment.netns, || look(&attachment.ifname)) {
         Ok(Ok(seen)) => seen,
         Ok(Err(source)) => {
@@ -174,16 +205,39 @@ pub fn attach_cni(attachment: &Attachment) -> Result<Outer, AttachCniError> {
             });
         }
     };
-    outer_of(attachment, &result, seen).map_err(|why| AttachCniError::Unfit {
-        network,
+    let unfit = |why| AttachCniError::Unfit {
+        network: network.clone(),
         why,
         undo: undo(),
-    })
+    };
+    let outer = outer_of(attachment, &result, seen).map_err(unfit)?;
+    // A guest with an address of its own can send from any other: there the network's own rules count.
+    if outer.guest_tap.is_none() {
+        let tag = tag_of(attachment).ok_or_else(|| {
+            unfit(Misfit::NoTag {
+                container: attachment.container_id.clone(),
+            })
+        })?;
+        nat::close_host(tag, outer.address).map_err(|source| AttachCniError::Close {
+            network: network.clone(),
+            undo: undo(),
+            source,
+        })?;
+    }
+    Ok(outer)
+}
+
+/// The lease's tag, with which its container's name ends.
+fn tag_of(attachment: &Attachment) -> Option<&str> {
+    let (_, tag) = attachment.container_id.rsplit_once('-')?;
+    nat::is_tag(tag).then_some(tag)
 }
 
 /// Takes the namespace off its network. Anything that is gone already is fine.
-pub fn detach_cni(attachment: &Attachment) -> Result<(), DelError> {
-    crabbox_cni::del(attachment)
+pub fn detach_cni(attachment: &Attachment) -> Result<(), DetachCniError> {
+    crabbox_cni::del(attachment)?;
+    // A container of the Go program may have another name, and never has a table.
+    tag_of(attachment).map_or(Ok(()), |tag| Ok(nat::open_host(tag)?))
 }
 
 /// What the kernel says about the interface.

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crabbox_host::netns::{self, NetnsError};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -33,7 +33,7 @@ const UDP_SLOTS: usize = 64;
 /// How many TCP connections may be open, whose guest may say nothing for [`IDLE`].
 const TCP_SLOTS: usize = 16;
 
-/// How long a TCP connection may be silent.
+/// How long a TCP connection may take for a question, the silence before it included, and for taking its answer.
 const IDLE: Duration = Duration::from_secs(5);
 
 /// The longest message over UDP, and with its two bytes of length over TCP (RFC 1035, section 4.2).
@@ -47,7 +47,7 @@ pub enum DnsError {
     Namespace {
         /// The file of the namespace.
         netns: PathBuf,
-        /// What happened.
+        /// The underlying error.
         #[source]
         source: NetnsError,
     },
@@ -58,14 +58,14 @@ pub enum DnsError {
         netns: PathBuf,
         /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
     /// The wait for questions failed.
     #[error("cannot wait for names to be asked for")]
     Wait {
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -169,19 +169,53 @@ fn on_thread(slot: Slot, work: impl FnOnce() + Send + 'static) {
 /// The questions of one TCP connection, one after the other.
 fn converse(mut stream: TcpStream, resolvers: &Resolvers) -> io::Result<()> {
     stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(IDLE))?;
-    stream.set_write_timeout(Some(IDLE))?;
     loop {
-        let question = read_framed(&mut stream)?;
+        let question = read_framed(&mut stream, Instant::now() + IDLE)?;
         let Some(answer) = upstream::answer(&question, resolvers, upstream::over_tcp) else {
             return Ok(());
         };
-        write_framed(&mut stream, &answer)?;
+        write_framed(&mut stream, &answer, Instant::now() + IDLE)?;
     }
 }
 
-/// One message behind its two bytes of length.
-fn read_framed(stream: &mut impl Read) -> io::Result<Vec<u8>> {
+/// A stream whose next message must be over by one deadline: a limit for each single read would let a peer that sends a byte now and then
+/// keep its slot for ever.
+struct Until<'a> {
+    stream: &'a mut TcpStream,
+    deadline: Instant,
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(left(self.deadline)?))?;
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for Until<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(Some(left(self.deadline)?))?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+/// The time until `deadline`; an error when there is none.
+fn left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        Err(io::ErrorKind::TimedOut.into())
+    } else {
+        Ok(left)
+    }
+}
+
+/// One message behind its two bytes of length, whole by `deadline`.
+fn read_framed(stream: &mut TcpStream, deadline: Instant) -> io::Result<Vec<u8>> {
+    let mut stream = Until { stream, deadline };
     let mut length = [0; 2];
     stream.read_exact(&mut length)?;
     let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
@@ -189,11 +223,12 @@ fn read_framed(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     Ok(message)
 }
 
-fn write_framed(stream: &mut impl Write, message: &[u8]) -> io::Result<()> {
+/// Sends `message` behind its two bytes of length, whole by `deadline`.
+fn write_framed(stream: &mut TcpStream, message: &[u8], deadline: Instant) -> io::Result<()> {
     let length = u16::try_from(message.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
     let mut framed = length.to_be_bytes().to_vec();
     framed.extend_from_slice(message);
-    stream.write_all(&framed)
+    Until { stream, deadline }.write_all(&framed)
 }
 
 /// A bound on work that goes on at once.
@@ -228,5 +263,48 @@ impl Slots {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.free.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// What a message of `bytes` is as a question and as an answer; only a reader that panics is of interest.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_as_both(bytes: &[u8]) {
+    let (asked, answer) = bytes.split_at(bytes.len() / 2);
+    for one in [bytes, asked] {
+        if let message::Kind::Question(question) = message::kind(one) {
+            assert!(question.len() <= one.len());
+        }
+        if let Some(refusal) = message::refusal(one, message::SERVFAIL) {
+            assert!(message::is_setback(&refusal));
+        }
+    }
+    message::answers(answer, asked);
+    assert_eq!(message::with_id(bytes.to_vec(), [1, 2]).len(), bytes.len());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_that_drips_gives_its_slot_back() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut guest = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let dripping = std::thread::spawn(move || {
+            // It ends by itself: a reader that waited for each byte anew would then see the end of the stream.
+            for byte in [0xff; 200] {
+                if guest.write_all(&[byte]).is_err() {
+                    break;
+                }
+                crabbox_host::clock::nap(Duration::from_millis(20));
+            }
+        });
+        let error = read_framed(&mut stream, Instant::now() + Duration::from_millis(100)).unwrap_err();
+        // The socket's own limit shows as the one, no time left as the other.
+        let over = [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut];
+        assert!(over.contains(&error.kind()), "{error:?}");
+        drop(stream);
+        dripping.join().unwrap();
     }
 }

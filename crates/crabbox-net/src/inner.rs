@@ -52,7 +52,7 @@ pub enum MapError {
     Namespace {
         /// The file of the namespace.
         netns: PathBuf,
-        /// What happened.
+        /// The underlying error.
         #[source]
         source: NetnsError,
     },
@@ -62,7 +62,7 @@ pub enum MapError {
         /// The name.
         name: String,
     },
-    /// The outer subnet holds the inner one, so that the namespace could not tell the guest from a neighbour.
+    /// The outer subnet holds the inner one, so that the namespace could not distinguish the guest from a neighbour.
     #[error(
         "the outer network {outer} overlaps {TAP_ADDRESS}/{INNER_PREFIX}, which every guest uses; choose another subnet for it"
     )]
@@ -75,7 +75,7 @@ pub enum MapError {
     Link {
         /// The file of the namespace.
         netns: PathBuf,
-        /// What happened.
+        /// The underlying error.
         #[source]
         source: NetlinkError,
     },
@@ -84,7 +84,7 @@ pub enum MapError {
     Tap {
         /// The file of the namespace.
         netns: PathBuf,
-        /// What happened.
+        /// The underlying error.
         #[source]
         source: TapError,
     },
@@ -97,7 +97,7 @@ pub enum MapError {
         setting: PathBuf,
         /// What it was to be.
         value: &'static str,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -106,7 +106,7 @@ pub enum MapError {
     Filter {
         /// The file of the namespace.
         netns: PathBuf,
-        /// What happened.
+        /// The underlying error.
         #[source]
         source: NftError,
     },

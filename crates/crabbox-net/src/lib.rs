@@ -9,13 +9,15 @@
 
 pub mod cni;
 pub mod dns;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod inner;
 pub mod nat;
 mod nft;
 pub mod outer;
 pub mod policy;
 
-pub use cni::{AttachCniError, CniSpec, attach_cni, detach_cni, plan_cni};
+pub use cni::{AttachCniError, CniSpec, DetachCniError, attach_cni, detach_cni, plan_cni};
 pub use inner::{
     GUEST_ADDRESS, GUEST_MAC, INNER_PREFIX, Inner, MapError, TAP_ADDRESS, make_tap, map_inner, map_outer,
 };

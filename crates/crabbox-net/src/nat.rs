@@ -3,14 +3,16 @@
 //! ```text
 //!   cbx<tag> 10.213.0.1/30, alias crabbox:<lease>   <- veth ->   veth0 10.213.0.2/30 in the namespace of the lease
 //!   table ip crabbox_<tag>: masquerade, nobody in but the host, nobody out to another lease or the host
-//!   table ip crabbox_host:  set forwarding = the interfaces whose forwarding we switched on
+//!   table ip crabbox_host:  set forwarding = the interfaces whose forwarding we switched on; what comes in there and goes to no link
+//!                           of ours is dropped
 //! ```
 //! [`attach_nat`] and [`detach_nat`] change what leases share and so must run under the engine's allocation lock. A link that does not
 //! bear our label is never deleted, whatever its name is. An `accept` of our table does not override a `drop` in somebody
-//! else's (Docker's, firewalld's): those are reported by [`forward_blocks`], never edited.
+//! else's (Docker's, firewalld's): [`passage()`] finds out, [`forward_filters`] names them, nobody edits them.
 
 mod blocks;
 mod forwarding;
+mod passage;
 mod rules;
 mod subnet;
 
@@ -27,7 +29,8 @@ use serde::{Deserialize, Serialize};
 use crate::nft::{self, NftError};
 use crate::outer::Outer;
 
-pub use blocks::{ForwardBlock, forward_blocks};
+pub use blocks::{Filters, ForwardChain, forward_filters};
+pub use passage::{Passage, PassageError, passage};
 pub use subnet::{DEFAULT_RANGE, SubnetError, choose_subnet};
 
 /// The label of every link of ours, followed by the lease.
@@ -74,11 +77,7 @@ impl NatSpec {
 
     /// The host's end and the lease's end.
     fn ends(&self) -> Result<(Ipv4Addr, Ipv4Addr), NatError> {
-        let tag_fits = (1..=8).contains(&self.tag.len())
-            && self
-                .tag
-                .bytes()
-                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let tag_fits = is_tag(&self.tag);
         let mut hosts = self.subnet.hosts();
         match (hosts.next(), hosts.next(), self.subnet.prefix_len()) {
             (Some(host), Some(lease), 30) if tag_fits && valid_name(&self.ifname) => Ok((host, lease)),
@@ -109,14 +108,14 @@ pub enum NatError {
     Namespace {
         /// The file of the namespace.
         netns: PathBuf,
-        /// What happened.
+        /// The underlying error.
         #[source]
         source: NetnsError,
     },
     /// The host's own namespace cannot be named.
     #[error("cannot open the network namespace of the host")]
     HostNamespace {
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -125,7 +124,7 @@ pub enum NatError {
     Link {
         /// The link on the host.
         link: String,
-        /// What happened.
+        /// The underlying error.
         #[source]
         source: NetlinkError,
     },
@@ -144,7 +143,7 @@ pub enum NatError {
     Filter {
         /// The table.
         table: String,
-        /// What happened.
+        /// The underlying error.
         #[source]
         source: NftError,
     },
@@ -162,7 +161,7 @@ pub enum NatError {
         setting: PathBuf,
         /// What it was to be.
         value: &'static str,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -205,7 +204,7 @@ fn build(spec: &NatSpec, host: Ipv4Addr, lease: Ipv4Addr) -> Result<Outer, NatEr
         netlink.move_to(&name, here.as_fd())
     })?;
     let switched_off = forwarding::switched_off(&uplinks);
-    let ruleset = rules::ruleset(spec, lease) + &forwarding::note(&switched_off);
+    let ruleset = rules::ruleset(spec, lease) + &forwarding::note(&switched_off)?;
     nft::apply("load the NAT rules of the lease", &ruleset).map_err(|source| NatError::Filter {
         table: spec.table(),
         source,
@@ -280,6 +279,31 @@ pub fn remove(lease: &str, tag: &str) -> Result<(), NatError> {
     } else {
         Ok(())
     }
+}
+
+/// Closes the host's own addresses, those of now and later, to the guest of a lease whose outer network somebody else made.
+pub(crate) fn close_host(tag: &str, address: Ipv4Addr) -> Result<(), NftError> {
+    let table = format!("{TABLE}{tag}");
+    nft::apply(
+        "close the host to the lease",
+        &rules::closed_host(&table, address),
+    )
+}
+
+/// Undoes [`close_host`]. A table that is gone is fine, and without `nft` there is none.
+pub(crate) fn open_host(tag: &str) -> Result<(), NatError> {
+    match rules::drop_table(&format!("{TABLE}{tag}")) {
+        Err(NatError::Filter {
+            source: NftError::Missing,
+            ..
+        }) => Ok(()),
+        other => other,
+    }
+}
+
+/// Whether `tag` is one of ours: 1 to 8 lower-case hexadecimal digits.
+pub(crate) fn is_tag(tag: &str) -> bool {
+    (1..=8).contains(&tag.len()) && tag.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// A link on the host that bears our label.

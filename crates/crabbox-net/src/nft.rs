@@ -27,7 +27,7 @@ pub enum NftError {
     Refused {
         /// What was to be done.
         action: &'static str,
-        /// What it said.
+        /// The underlying error.
         #[source]
         source: CommandError,
     },

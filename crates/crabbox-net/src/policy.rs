@@ -15,16 +15,40 @@ use crate::inner::{GUEST_ADDRESS, Inner, TAP_ADDRESS};
 /// The networks of a site: private (RFC 1918) and carrier-grade NAT (RFC 6598) ranges.
 const SITE: [&str; 4] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"];
 
-/// Ranges that are never the internet (IANA special-purpose registry): this host, loopback, link-local with the metadata services of
-/// clouds, benchmarks, multicast, reserved.
-const SPECIAL: [&str; 6] = [
+/// What is never the internet, whatever the rest of the policy says: the blocks of the IANA special-purpose registry (RFC 6890) that are
+/// not globally reachable, multicast, and the addresses at which clouds serve a machine's credentials outside of those blocks.
+const SPECIAL: [&str; 12] = [
     "0.0.0.0/8",
+    // Alibaba Cloud's metadata, inside a range that `lan` opens.
+    "100.100.100.200/32",
     "127.0.0.0/8",
+    // Azure's metadata and wire server: a public address that only a machine in Azure reaches.
+    "168.63.129.16/32",
     "169.254.0.0/16",
+    // IETF protocol assignments; Oracle's metadata, 192.0.0.192, among them.
+    "192.0.0.0/24",
+    "192.0.2.0/24",
+    // The anycast of 6to4 relays, deprecated by RFC 7526.
+    "192.88.99.0/24",
     "198.18.0.0/15",
-    "224.0.0.0/4",
-    "240.0.0.0/4",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    // Multicast, reserved, and the limited broadcast.
+    "224.0.0.0/3",
 ];
+
+/// How many connections a guest may have open beyond its namespace. The host's connection tracking, whose table is one for everybody
+/// (65,536 on a host with 2 GiB, `nf_conntrack_max`), has room for sixteen such guests; a build has some hundreds.
+const MOST_FLOWS: u32 = 4096;
+
+/// How many connections a second a guest may begin, and how many at once before that counts. A package manager begins some dozens.
+const NEW_FLOWS: &str = "300/second burst 2048 packets";
+
+/// How many questions a second a guest may put to the forwarder, each of which is a flow of the host's own.
+const QUESTIONS: &str = "200/second burst 1000 packets";
+
+/// Where every rule that lets a new flow of the guest out ends, so that none passes uncounted.
+const ADMIT: &str = "goto admit";
 
 /// The usual MTU of Ethernet, which the guest assumes, in bytes.
 const ETHERNET_MTU: u32 = 1500;
@@ -82,6 +106,11 @@ table ip crabbox {{
     type nat hook postrouting priority srcnat; policy accept;
     oifname \"{outer}\" ip saddr {GUEST_ADDRESS} snat to {address}
   }}
+  chain admit {{
+    limit rate over {NEW_FLOWS} drop
+    ct count over {MOST_FLOWS} reject with icmp type admin-prohibited
+    accept
+  }}
   chain forward {{
     type filter hook forward priority filter; policy drop;
     ct state invalid drop
@@ -94,6 +123,7 @@ table ip crabbox {{
   chain input {{
     type filter hook input priority filter; policy drop;
     iifname \"lo\" accept
+    iifname \"{tap}\" meta l4proto udp limit rate over {QUESTIONS} drop
     ct state established,related accept
 {input}  }}
 }}
@@ -127,7 +157,7 @@ fn outgoing(inner: &Inner) -> String {
     if !policy.allow.is_empty() {
         // Interval sets may not overlap, so each network is a rule of its own.
         for network in &policy.allow {
-            line(&mut rules, &format!("ip daddr {network} accept"));
+            line(&mut rules, &format!("ip daddr {network} {ADMIT}"));
         }
     }
     for range in SPECIAL {
@@ -139,14 +169,14 @@ fn outgoing(inner: &Inner) -> String {
     line(&mut rules, &format!("ip daddr {} {refuse}", inner.outer.subnet()));
     if policy.lan {
         for range in SITE {
-            line(&mut rules, &format!("ip daddr {range} accept"));
+            line(&mut rules, &format!("ip daddr {range} {ADMIT}"));
         }
     } else {
         for range in SITE {
             line(&mut rules, &format!("ip daddr {range} {refuse}"));
         }
     }
-    line(&mut rules, if policy.internet { "accept" } else { refuse });
+    line(&mut rules, if policy.internet { ADMIT } else { refuse });
     rules
 }
 

@@ -3,6 +3,7 @@
 //! Both streams are kept, up to a limit. It must never be used for a user's command, whose output is streamed.
 
 use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use crate::exec::{self, Exec, ExecError, RemoteStatus, Sink, Stdin};
@@ -46,13 +47,24 @@ pub fn capture(
     stdin: Stdin<'_>,
     limit: Option<Duration>,
 ) -> Result<Captured, ExecError> {
+    capture_until(target, script, stdin, limit, None)
+}
+
+/// The same, also stopped when `cancel` becomes readable: for whatever a user waits for.
+pub fn capture_until(
+    target: &Target,
+    script: &str,
+    stdin: Stdin<'_>,
+    limit: Option<Duration>,
+    cancel: Option<BorrowedFd<'_>>,
+) -> Result<Captured, ExecError> {
     let (mut stdout, mut stderr) = (Bounded::default(), Bounded::default());
     let exec = Exec {
         script: script.to_owned(),
         stdin,
         stdout: Sink::Writer(&mut stdout),
         stderr: Sink::Writer(&mut stderr),
-        cancel: None,
+        cancel,
         limit,
     };
     let status = exec::run(target, exec)?;

@@ -1,8 +1,8 @@
 //! The user's command as a script for the other side.
 //!
 //! The same shells in the same order as the Go program (`bash -lc` after `cd`), except that values of the environment are
-//! exported by the script instead of standing in an argument vector. A word of the user must never be split, expanded or
-//! dropped on the way.
+//! exported by the script instead of standing in an argument vector, and win over what the login profile sets. A word of the user
+//! must never be split, expanded or dropped on the way.
 
 use crate::quote;
 
@@ -13,6 +13,29 @@ const SCRIPT_CHARACTERS: &[char] = &[
 
 /// Words that only a shell understands.
 const OPERATORS: [&str; 9] = ["&&", "||", ";", "|", ">", ">>", "<", "2>", "2>>"];
+
+/// How the variables are called that carry values past the login profile; a number follows.
+const COPY: &str = "CRABBOX_PAST_PROFILE_";
+
+/// How long one of them is at most, in bytes: the kernel takes 128 KiB (`MAX_ARG_STRLEN`, execve(2)).
+const COPY_LIMIT: usize = 96 * 1024;
+
+/// Tells the shell around a login shell that the profile is behind it. A signal, because what a profile leaves running would hold a
+/// pipe open, and a file would have to be put somewhere; to the number that it was given, because a profile may start one more shell
+/// for the command. `builtin`, because a profile may have a `kill` of its own, and then without, for a shell that does not know it.
+const PAST_PROFILE: &str = "{ builtin kill -USR1 \"$CRABBOX_SHELL\" || kill -USR1 \"$CRABBOX_SHELL\"; } 2>/dev/null || :; \
+     unset CRABBOX_SHELL; ";
+
+/// Run before the login shell. A shell that was started with the signal ignored cannot catch it, and then nothing is judged.
+const BEFORE_PROFILE: &str = "export CRABBOX_SHELL=$$; cbx_past=; trap 'cbx_past=y' USR1; kill -USR1 $$; cbx_judges=$cbx_past; cbx_past=";
+
+/// Run behind it: a profile that ends the shell or starts another one in its place (`exec zsh`) must not pass for a command that
+/// succeeded. POSIX has 126 for what cannot be executed; from there on a code speaks for itself.
+const AFTER_PROFILE: &str = concat!(
+    "cbx_code=$?; trap - USR1; case $cbx_judges$cbx_past$cbx_code in y12[6-9]|y1[3-9][0-9]|y2[0-9][0-9]) ;; y[0-9]*) ",
+    "echo 'the command was not run: the login profile there (.bash_profile, .profile or /etc/profile) ended the shell or started \
+another one in its place' >&2; [ $cbx_code != 0 ] || cbx_code=126;; esac; exit $cbx_code",
+);
 
 /// How the words are to be understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,7 +115,7 @@ pub struct UserCommand {
     pub workdir: String,
     /// A file to read variables from first, when it exists; relative to `workdir` or absolute.
     pub env_file: Option<String>,
-    /// Variables to export, in this order; they win over the file.
+    /// Variables to export, in this order; they win over the file, and over the profile that the login shell reads.
     pub env: Vec<(String, String)>,
     /// The command.
     pub form: Form,
@@ -134,20 +157,44 @@ impl UserCommand {
             let file = quote::single(&file);
             lines.push(format!("if [ -f {file} ]; then . {file} || exit; fi"));
         }
-        for (name, value) in &self.env {
-            lines.push(format!("export {name}={}", quote::single(value)));
+        // The profile sees the values, may set its own, and they are set once more behind it. Variables carry them past it, because what
+        // stands in the line of the login shell is shown by `ps`.
+        let mut again = String::new();
+        for (index, text) in self.copies().into_iter().enumerate() {
+            lines.push(format!(
+                "export {COPY}{index}={}; eval \"${COPY}{index}\"",
+                quote::single(&text)
+            ));
+            let name = format!("{COPY}{index}");
+            again.extend(["eval \"$", &name, "\"; unset ", &name, "; "]);
         }
         // The login shell may change the directory in its profile, hence the second `cd`.
+        let inner = format!("{PAST_PROFILE}{again}cd {workdir} && ");
+        lines.push(BEFORE_PROFILE.to_owned());
         lines.push(match &self.form {
             Form::Argv(words) => {
-                let inner = quote::single(&format!("cd {workdir} && exec \"$@\""));
+                let inner = quote::single(&format!("{inner}exec \"$@\""));
                 format!("bash -lc {inner} bash {}", quote::join(words))
             }
-            Form::Shell(script) => {
-                format!("bash -lc {}", quote::single(&format!("cd {workdir} && {script}")))
-            }
+            Form::Shell(script) => format!("bash -lc {}", quote::single(&format!("{inner}{script}"))),
         });
+        lines.push(AFTER_PROFILE.to_owned());
         Ok(lines.join("\n"))
+    }
+
+    /// Shell lines that set the variables, in as few pieces as the other side's kernel takes. Each value stands in the script once: it
+    /// is read byte by byte over there.
+    fn copies(&self) -> Vec<String> {
+        let mut copies: Vec<String> = Vec::new();
+        for (name, value) in &self.env {
+            let value = quote::single(value);
+            let word = [" ", name, "=", &value].concat();
+            match copies.last_mut() {
+                Some(last) if last.len() + word.len() <= COPY_LIMIT => last.push_str(&word),
+                _ => copies.push(format!("export{word}")),
+            }
+        }
+        copies
     }
 
     fn check(&self) -> Result<(), UserCommandError> {
@@ -301,6 +348,108 @@ mod tests {
         let seen = run(&command);
         assert_eq!(seen.status.code(), Some(7));
         assert_eq!(seen.stdout_text(), format!("file flag\n{}", tmp.path().display()));
+    }
+
+    /// Runs `script` for a user whose profile is `profile`.
+    fn run_with_profile(command: &UserCommand, profile: &str) -> Captured {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::write(home.path().join(".profile"), profile).unwrap();
+        let ran = Cmd::new("sh").args(["-c", &command.script().unwrap()]);
+        ran.env("HOME", home.path()).capture().unwrap()
+    }
+
+    #[test]
+    fn a_value_that_was_asked_for_wins_over_the_profile_and_leaves_no_copy() {
+        let tmp = tempfile::tempdir().unwrap();
+        let look = "printf '%s|' \"$JAVA_HOME\" \"$SEEN\" \"$OF_PROFILE\" \"$GONE\" \"$PATH\"; env | grep -c PAST_PROFILE";
+        // The profile reads what it was given before it takes its own, and goes elsewhere.
+        let profile = "SEEN=$JAVA_HOME; export SEEN JAVA_HOME=/profile OF_PROFILE=stays PATH=/profile:$PATH; unset GONE; cd /; set -u";
+        for form in [
+            Form::Argv(words(&["sh", "-c", look])),
+            Form::shell(&words(&[look])),
+        ] {
+            let mut command = command(tmp.path(), form);
+            let path = format!("/mine:{}", "/usr/bin:/bin");
+            command.env = [("JAVA_HOME", "/m'i\"ne $x"), ("GONE", "here\n"), ("PATH", &path)]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .to_vec();
+            let seen = run_with_profile(&command, profile);
+            assert_eq!(
+                seen.stdout_text(),
+                format!("/m'i\"ne $x|/m'i\"ne $x|stays|here\n|{path}|0"),
+                "{}",
+                seen.stderr_text()
+            );
+        }
+    }
+
+    #[test]
+    fn a_profile_that_takes_the_shells_place_does_not_pass_for_the_command() {
+        let tmp = tempfile::tempdir().unwrap();
+        for form in [
+            Form::Argv(words(&["sh", "-c", "echo ran; exit 5"])),
+            Form::shell(&words(&["echo ran; exit 5"])),
+        ] {
+            let command = command(tmp.path(), form);
+            for (profile, code) in [
+                ("exit 0", 126),
+                ("exit 3", 3),
+                ("exec sh", 126),
+                ("exec true", 126),
+            ] {
+                let seen = run_with_profile(&command, profile);
+                assert_eq!(
+                    (seen.status.code(), seen.stdout_text()),
+                    (Some(code), String::new())
+                );
+                let said = seen.stderr_text();
+                assert!(said.contains("the login profile there"), "{profile}: {said}");
+            }
+            // Whatever else a profile does is no hindrance, nor is a shell that cannot catch the signal.
+            for profile in [
+                "set -e",
+                "kill() { exit 1; }; (sleep 30 >/dev/null 2>&1 &)",
+                "trap '' USR1",
+                "cd /",
+                "enable -n kill",
+                "[ -n \"$X\" ] || { export X=1; exec sh -c \"$BASH_EXECUTION_STRING\" \"$0\" \"$@\"; }",
+                "[ -n \"$X\" ] || { export X=1; bash -c \"$BASH_EXECUTION_STRING\" \"$0\" \"$@\"; exit; }",
+            ] {
+                let seen = run_with_profile(&command, profile);
+                assert_eq!(seen.stdout_text(), "ran", "{profile}: {}", seen.stderr_text());
+                assert_eq!((seen.status.code(), seen.stderr_text()), (Some(5), String::new()));
+            }
+            let deaf = format!(
+                "trap '' USR1; sh -c {}",
+                quote::single(&command.script().unwrap())
+            );
+            let seen = Cmd::new("sh")
+                .args(["-c", &deaf])
+                .env("HOME", tmp.path())
+                .capture()
+                .unwrap();
+            assert_eq!(
+                (seen.status.code(), seen.stdout_text()),
+                (Some(5), "ran".to_owned())
+            );
+        }
+    }
+
+    #[test]
+    fn values_of_any_number_and_length_that_a_kernel_takes_arrive() {
+        let tmp = tempfile::tempdir().unwrap();
+        let look = "printf '%s %s %s' ${#A} ${#B} ${#C}; env | grep -c -e PAST_PROFILE -e CRABBOX_SHELL";
+        let mut command = command(tmp.path(), Form::shell(&words(&[look])));
+        let long = |letter: &str| letter.repeat(90 * 1024);
+        command.env = [("A", long("a")), ("B", long("b")), ("C", "c".to_owned())]
+            .map(|(name, value)| (name.to_owned(), value))
+            .to_vec();
+        // Of a pipe: no argument of a shell here is as long as the script.
+        let home = tempfile::tempdir().unwrap();
+        let script = command.script().unwrap();
+        let seen = Cmd::new("sh").stdin(script.as_bytes()).env("HOME", home.path());
+        let seen = seen.capture().unwrap();
+        assert_eq!(seen.stdout_text(), "92160 92160 10", "{}", seen.stderr_text());
     }
 
     #[test]

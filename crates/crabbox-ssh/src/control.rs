@@ -1,13 +1,14 @@
 //! Where the socket of the shared connection is.
 //!
 //! The Go program uses `/tmp/crabbox-ssh-<8hex>-%C`: in a directory where every user may write. Ours is
-//! `<private directory>/<16hex>`, in a directory that only its owner may enter, and without `%C`, so that this program can
-//! speak to the socket itself. It must never accept a directory that somebody else can write to.
+//! `<private directory>/<16hex>`, in a [`PrivateDir`], and without `%C`, so that this program can speak to the socket
+//! itself. It must never accept a directory that somebody else can write to or replace.
 
 use std::path::{Path, PathBuf};
 
+use crabbox_core::fault::{Fault, Kind};
 use crabbox_host::digest;
-use crabbox_host::files::{self, FileError};
+use crabbox_host::private_dir::{self, PrivateDir, PrivateDirError};
 
 use crate::target::Target;
 
@@ -19,14 +20,8 @@ pub const PATH_LIMIT: usize = 103 - 17;
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// The directory could not be made or is not ours alone.
-    #[error("cannot use {} for shared SSH connections", dir.display())]
-    Directory {
-        /// The directory.
-        dir: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: FileError,
-    },
+    #[error("there is no private directory for shared SSH connections")]
+    Directory(#[from] PrivateDirError),
     /// The path would not fit into a socket address.
     #[error(
         "the SSH control path {} has {length} bytes and OpenSSH can use {PATH_LIMIT}; \
@@ -40,26 +35,63 @@ pub enum ControlError {
     },
 }
 
-/// The directory for sockets: `<runtime>/crabbox` where the caller has a runtime directory (`$XDG_RUNTIME_DIR`), else
-/// `/tmp/crabbox-ssh-<uid>`. It is made with mode 0700 and refused when it is a link or another user's.
-pub fn directory(runtime: Option<&Path>) -> Result<PathBuf, ControlError> {
-    let dir = match runtime {
-        Some(runtime) => runtime.join("crabbox"),
-        None => PathBuf::from(format!(
-            "/tmp/crabbox-ssh-{}",
-            rustix::process::geteuid().as_raw()
-        )),
-    };
-    files::create_private_dir(&dir).map_err(|source| ControlError::Directory {
-        dir: dir.clone(),
-        source,
-    })?;
-    Ok(dir)
+impl Fault for ControlError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Directory(error) => vec![match error {
+                PrivateDirError::NotADirectory { path }
+                | PrivateDirError::OpenToOthers { path, .. }
+                | PrivateDirError::ForeignOwner { path, .. }
+                | PrivateDirError::Relative { path }
+                | PrivateDirError::Io { path, .. } => format!(
+                    "remove {} if nobody needs it, or set XDG_RUNTIME_DIR to a directory of yours with mode 0700",
+                    path.display()
+                ),
+            }],
+            Self::TooLong { .. } => Vec::new(),
+        }
+    }
 }
+
+/// Root's directory. Nobody else can make names in `/run`.
+const OF_ROOT: &str = "/run/crabbox";
+
+/// The directory for sockets: `<runtime>/crabbox` where the caller's runtime directory (`$XDG_RUNTIME_DIR`) is the caller's
+/// own, closed to writers, and short enough for a socket; otherwise `/run/crabbox` for root, and `/tmp/crabbox-ssh-<uid>` for others.
+///
+/// A runtime directory that is not is passed over instead of refused: `sudo -E` and `su` leave another user's in the
+/// environment, and root must not put its sockets there.
+pub fn directory(runtime: Option<&Path>) -> Result<PrivateDir, ControlError> {
+    let user = rustix::process::geteuid();
+    if let Some(runtime) = runtime.filter(|dir| private_dir::can_hold_one(dir)) {
+        let dir = runtime.join("crabbox");
+        if fits(&dir) {
+            return Ok(PrivateDir::create(&dir)?);
+        }
+    }
+    let path = if user.is_root() {
+        PathBuf::from(OF_ROOT)
+    } else {
+        PathBuf::from(format!("/tmp/crabbox-ssh-{}", user.as_raw()))
+    };
+    Ok(PrivateDir::create(&path)?)
+}
+
+/// Whether OpenSSH can use a socket of [`path`] in `dir`.
+fn fits(dir: &Path) -> bool {
+    dir.as_os_str().len() + 1 + NAME_LENGTH <= PATH_LIMIT
+}
+
+/// Characters of a socket's name.
+const NAME_LENGTH: usize = 16;
 
 /// The socket in `dir` for exactly this user, host, port, key, host key file and proxy: two targets share a connection only
 /// when all of these are the same.
-pub fn path(dir: &Path, target: &Target) -> Result<PathBuf, ControlError> {
+pub fn path(dir: &PrivateDir, target: &Target) -> Result<PathBuf, ControlError> {
     let port = target.port.to_string();
     let key = target
         .key
@@ -77,7 +109,7 @@ pub fn path(dir: &Path, target: &Target) -> Result<PathBuf, ControlError> {
         target.proxy_command.as_deref().unwrap_or(""),
     ]
     .join("\0");
-    let path = dir.join(&digest::sha256(facts.as_bytes())[..16]);
+    let path = dir.join(&digest::sha256(facts.as_bytes())[..NAME_LENGTH]);
     let length = path.as_os_str().len();
     if length > PATH_LIMIT {
         return Err(ControlError::TooLong { path, length });
@@ -88,7 +120,7 @@ pub fn path(dir: &Path, target: &Target) -> Result<PathBuf, ControlError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 
     fn target() -> Target {
         Target::new("crabbox", "10.0.0.2", 22, Path::new("/k/known_hosts")).unwrap()
@@ -97,7 +129,8 @@ mod tests {
     #[test]
     fn every_fact_that_makes_a_connection_another_one_changes_the_path() {
         let base = target();
-        let dir = Path::new("/run/user/1000/crabbox");
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = &PrivateDir::create(&tmp.path().join("d")).unwrap();
         let mut seen = vec![path(dir, &base).unwrap()];
         let others = [
             Target {
@@ -138,27 +171,82 @@ mod tests {
 
     #[test]
     fn a_path_that_openssh_cannot_use_is_refused_before_it_is_tried() {
-        let long = PathBuf::from(format!("/run/{}", "d".repeat(70)));
+        let tmp = tempfile::tempdir().unwrap();
+        let long = PrivateDir::create(&tmp.path().join("d".repeat(70))).unwrap();
         assert!(matches!(
             path(&long, &target()),
-            Err(ControlError::TooLong { length: 92, .. })
+            Err(ControlError::TooLong { length, .. }) if length == long.as_os_str().len() + 17
         ));
     }
 
+    /// Where sockets go when `$XDG_RUNTIME_DIR` is of no use.
+    fn fallback() -> PathBuf {
+        directory(None).unwrap().path().to_owned()
+    }
+
     #[test]
-    fn the_directory_is_private_and_a_planted_link_is_refused() {
+    fn a_runtime_directory_of_our_own_is_used_and_a_planted_link_in_it_is_refused() {
         let tmp = tempfile::tempdir().unwrap();
         let dir = directory(Some(tmp.path())).unwrap();
+        assert_eq!(dir.path(), tmp.path().join("crabbox"));
         assert_eq!(
-            std::fs::metadata(&dir).unwrap().permissions().mode() & 0o7777,
+            std::fs::metadata(&*dir).unwrap().permissions().mode() & 0o7777,
             0o700
         );
-        std::fs::remove_dir(&dir).unwrap();
+        std::fs::remove_dir(&*dir).unwrap();
         std::fs::create_dir(tmp.path().join("theirs")).unwrap();
-        symlink(tmp.path().join("theirs"), &dir).unwrap();
-        assert!(matches!(
-            directory(Some(tmp.path())),
-            Err(ControlError::Directory { .. })
-        ));
+        symlink(tmp.path().join("theirs"), &*dir).unwrap();
+        let error = directory(Some(tmp.path())).unwrap_err();
+        assert!(matches!(error, ControlError::Directory { .. }));
+        assert!(
+            error.hints()[0].contains(&dir.display().to_string()),
+            "{:?}",
+            error.hints()
+        );
+    }
+
+    #[test]
+    fn root_s_sockets_are_in_run_and_others_in_a_directory_named_after_them() {
+        let expected = match rustix::process::geteuid().as_raw() {
+            0 => "/run/crabbox".to_owned(),
+            user => format!("/tmp/crabbox-ssh-{user}"),
+        };
+        assert_eq!(fallback(), Path::new(&expected));
+    }
+
+    #[test]
+    fn a_runtime_directory_that_is_foreign_open_long_relative_or_missing_is_passed_over() {
+        let tmp = tempfile::tempdir().unwrap();
+        let make = |name: &str, mode| {
+            let path = tmp.path().join(name);
+            std::fs::create_dir(&path).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            path
+        };
+        let foreign = make("foreign", 0o700);
+        chown(&foreign, Some(65_534), None).expect("tests run as root");
+        let open = make("open", 0o777);
+        let below_open = open.join("deep");
+        std::fs::create_dir(&below_open).unwrap();
+        let link = tmp.path().join("link");
+        symlink(&foreign, &link).unwrap();
+        let long = make(&"d".repeat(70), 0o700);
+        for runtime in [
+            &foreign,
+            &open,
+            &below_open,
+            &link,
+            &long,
+            Path::new("run"),
+            Path::new("/no/such"),
+        ] {
+            assert_eq!(
+                directory(Some(runtime)).unwrap().path(),
+                fallback(),
+                "{}",
+                runtime.display()
+            );
+            assert!(!runtime.join("crabbox").exists());
+        }
     }
 }

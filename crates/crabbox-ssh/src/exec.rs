@@ -1,7 +1,7 @@
 //! One command on the other side: its streams, its status, and its end when we want it.
 //!
 //! The remote login shell gets a constant line; the script itself, with the values of the environment, travels over standard
-//! input, so that no argument vector on either side shows them and no length limit applies. A status is only reported when
+//! input once the line has printed its mark, so that no argument vector on either side shows them and no length limit applies. A status is only reported when
 //! it arrived: it must never be guessed from what `ssh` exits with.
 //!
 //! ```text
@@ -10,7 +10,7 @@
 //! ```
 
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use std::thread::ScopedJoinHandle;
@@ -18,15 +18,15 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
-use crate::bootstrap::Bootstrap;
+use crate::beginning::{Beginning, Instead, NotBegun, RESCUE_AFTER, await_mark};
+use crate::group;
 use crate::master::{self, ConnectError};
-use crate::mux::{Client, MuxError, Session, SessionEvent};
+use crate::mux::{MuxError, Session, SessionEvent};
+use crate::remote_line::{RemoteLine, Start};
 use crate::shared::Shared;
-use crate::streams::{self, Ready};
+use crate::streams;
 use crate::target::Target;
-
-/// How long a session may take to start; sshd forks a process for it.
-const SESSION_LIMIT: Duration = Duration::from_secs(30);
+use crate::wait::{Ready, wait};
 
 /// How long a cancelled command may take to end and its last output to arrive, as the Go program has it.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(5);
@@ -38,7 +38,11 @@ pub enum Stdin<'a> {
     /// These bytes, then the end.
     Bytes(&'a [u8]),
     /// Everything from here, then the end.
+    ///
+    /// A read must end by itself: [`run`] returns only after it. What may stay silent for longer than the command lives is a [`Self::Pipe`].
     Reader(Box<dyn Read + Send + 'a>),
+    /// Everything that is written into this pipe, until its end or that of the command, whichever comes first.
+    Pipe(PipeReader),
 }
 
 impl fmt::Debug for Stdin<'_> {
@@ -47,6 +51,7 @@ impl fmt::Debug for Stdin<'_> {
             Self::Null => out.write_str("Null"),
             Self::Bytes(bytes) => write!(out, "Bytes({})", bytes.len()),
             Self::Reader(_) => out.write_str("Reader"),
+            Self::Pipe(_) => out.write_str("Pipe"),
         }
     }
 }
@@ -138,6 +143,23 @@ pub enum ExecError {
         #[source]
         source: MuxError,
     },
+    /// The server gives no session, on a connection of its own either; the other side has seen nothing of the command.
+    #[error("{destination} lets us in and gives no session ({reason}): raise MaxSessions in its sshd_config")]
+    NoSession {
+        /// `user@host`.
+        destination: String,
+        /// What ssh said.
+        reason: String,
+    },
+    /// Something else ran in the place of our line, or kept it from running; the other side has seen nothing of the command.
+    #[error("the remote command was not started on {destination}")]
+    NotBegun {
+        /// `user@host`.
+        destination: String,
+        /// What ran instead.
+        #[source]
+        source: NotBegun,
+    },
     /// The command ran with an input that was cut short, because the rest could not be read.
     #[error("cannot read the input for a remote command")]
     Input {
@@ -162,18 +184,20 @@ pub enum ExecError {
 }
 
 /// Runs `exec` on `target` and waits for its end. Opens the connection when it is not open.
+#[expect(clippy::too_many_lines, reason = "its threads share one scope")]
 pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
     let local = |source| ExecError::Local { source };
     let deadline = exec.limit.map(|limit| Instant::now() + limit);
-    let shared = Shared::open(target, exec.limit)?;
-    let bootstrap = Bootstrap::new().map_err(local)?;
-    let (remote_in, our_in) = io::pipe().map_err(local)?;
-    let (our_out, remote_out) = io::pipe().map_err(local)?;
+    let mut shared = Shared::open(target, exec.limit)?;
+    let line = RemoteLine::new().map_err(local)?;
+    let (remote_in, mut our_in) = io::pipe().map_err(local)?;
+    let (mut our_out, remote_out) = io::pipe().map_err(local)?;
     let (our_err, remote_err) = io::pipe().map_err(local)?;
     let (stop_in, end_in) = io::pipe().map_err(local)?;
     let (stop_out, end_out) = io::pipe().map_err(local)?;
     let fds = [remote_in.as_fd(), remote_out.as_fd(), remote_err.as_fd()];
-    let mut session = start(target, &shared, &bootstrap, fds)?;
+    let mut session = shared.session(target, &line, fds, deadline)?;
+    let opened = Instant::now();
     drop((remote_in, remote_out, remote_err));
 
     let Exec {
@@ -190,19 +214,58 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
     } else {
         script
     };
-    let preamble = bootstrap.preamble(&script);
+    let preamble = line.preamble(&script);
     std::thread::scope(|scope| {
-        let input = scope.spawn(|| streams::feed(our_in, &preamble, stdin, &stop_in));
-        let output = scope.spawn(|| streams::drain(our_out, &mut stdout, &stop_out));
-        let errors = scope.spawn(|| streams::drain(our_err, &mut stderr, &stop_out));
-        let watched = watch(&mut session, shared.control(), &bootstrap, cancel, deadline);
+        let start = line.start_of_errors();
+        let errors = scope.spawn(|| streams::drain_behind(our_err, start, &mut stderr, &stop_out));
+        let begun = await_mark(&line, &mut our_in, &mut our_out, RESCUE_AFTER, cancel, deadline);
+        let (mut input, mut output, mut never) = (None, None, None);
+        match begun.map_err(local)? {
+            Beginning::Begun { behind, .. } => {
+                input = Some(scope.spawn(|| streams::feed(our_in, &preamble, stdin, &stop_in)));
+                let (sink, stop) = (&mut stdout, &stop_out);
+                output = Some(scope.spawn(move || streams::drain(our_out, &behind, sink, stop)));
+            }
+            // It ends when nobody listens any more, or has ended.
+            Beginning::Ended(start) => {
+                drop((our_in, our_out));
+                never = Some(start);
+            }
+            Beginning::Late(start) => {
+                drop((session, end_out));
+                let (said, _) = join(errors);
+                return Err(not_begun(
+                    target,
+                    Instead::Waited(opened.elapsed()),
+                    &start,
+                    &said,
+                ));
+            }
+            // Nothing of the script was sent, so there is nothing to end there; who reads in its place would also read the question.
+            Beginning::Cancelled => {
+                drop((session, end_out));
+                drop(join(errors));
+                return Ok(RemoteStatus::Cancelled { stopped: true });
+            }
+        }
+        let watched = watch(&mut session, target, shared.control(), &line, cancel, deadline);
         drop(end_in);
         if !watched.as_ref().is_ok_and(|(_, closed)| *closed) {
             drop(end_out);
         }
         drop(session);
-        let (output, errors, input) = (join(output), join(errors), join(input));
+        let (output, input) = (output.map_or(Ok(()), join), input.map_or(Ok(()), join));
+        let (said, errors) = join(errors);
         let (status, _) = watched.map_err(local)?;
+        match (never, status) {
+            (Some(start), _) if start.is_flooded() => {
+                return Err(not_begun(target, Instead::Flooded, &start, &said));
+            }
+            (Some(start), RemoteStatus::Exited(code)) => {
+                return Err(not_begun(target, Instead::Exited(code.into()), &start, &said));
+            }
+            _ => {}
+        }
         match output.and(errors) {
             // Whoever reads our output has gone, and the command was told by a broken pipe of its own.
             Err(source) if source.kind() != io::ErrorKind::BrokenPipe => {
@@ -215,45 +278,37 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
     })
 }
 
-/// A session on the shared connection. A master whose connection has just died may still have its socket; its successor is
-/// asked once more, which is safe because nothing was started.
-fn start(
-    target: &Target,
-    shared: &Shared,
-    bootstrap: &Bootstrap,
-    fds: [BorrowedFd<'_>; 3],
-) -> Result<Session, ExecError> {
-    let attempt = || Client::connect(shared.control())?.session(&bootstrap.line(), fds, SESSION_LIMIT);
-    let session = |source| ExecError::Session {
+fn not_begun(target: &Target, instead: Instead, output: &Start, errors: &Start) -> ExecError {
+    let printed = [errors.printed(), output.printed()];
+    let printed = printed.into_iter().filter(|text| !text.is_empty());
+    ExecError::NotBegun {
         destination: target.destination(),
-        source,
-    };
-    match attempt() {
-        Err(MuxError::Absent | MuxError::Io { .. }) => {
-            shared.reopen(target)?;
-            attempt().map_err(session)
-        }
-        outcome => outcome.map_err(session),
+        source: NotBegun {
+            instead,
+            printed: printed.collect::<Vec<_>>().join("; "),
+        },
     }
 }
 
 /// Waits for the end of the session, and whether all of its output has been handed to our pipes.
 fn watch(
     session: &mut Session,
+    target: &Target,
     control: &Path,
-    bootstrap: &Bootstrap,
+    line: &RemoteLine,
     cancel: Option<BorrowedFd<'_>>,
     deadline: Option<Instant>,
 ) -> io::Result<(RemoteStatus, bool)> {
     let mut code = None;
     loop {
-        let ready = streams::wait(session.as_fd(), PollFlags::IN, cancel, deadline)?;
+        let ready = wait(session.as_fd(), PollFlags::IN, cancel, deadline)?;
         if ready != Ready::First {
             let until = Instant::now() + DRAIN_LIMIT;
-            let gone = matches!(
-                ask(control, &bootstrap.stop_script(), until)?.as_str(),
-                "gone" | "none"
-            );
+            // The command itself may have the only session of its connection; a private one lasts as long as the question.
+            let mut way = Shared::at(control);
+            let gone = group::stop(line, until, |line, fds| {
+                way.session(target, line, fds, Some(until)).ok()
+            })?;
             let closed = closes(session, until)?;
             let stopped = gone && closed;
             let status = match ready {
@@ -277,7 +332,7 @@ fn watch(
 
 /// Whether the session closes until then.
 fn closes(session: &mut Session, until: Instant) -> io::Result<bool> {
-    while streams::wait(session.as_fd(), PollFlags::IN, None, Some(until))? == Ready::First {
+    while wait(session.as_fd(), PollFlags::IN, None, Some(until))? == Ready::First {
         if session.next_event() == SessionEvent::Closed {
             return Ok(true);
         }
@@ -285,36 +340,8 @@ fn closes(session: &mut Session, until: Instant) -> io::Result<bool> {
     Ok(false)
 }
 
-/// What a short script prints over an open connection; empty when no answer comes until then.
-fn ask(control: &Path, script: &str, until: Instant) -> io::Result<String> {
-    let bootstrap = Bootstrap::new()?;
-    let (remote_in, mut our_in) = io::pipe()?;
-    let (mut our_out, remote_out) = io::pipe()?;
-    let (_, remote_err) = io::pipe()?;
-    let fds = [remote_in.as_fd(), remote_out.as_fd(), remote_err.as_fd()];
-    let left = until
-        .saturating_duration_since(Instant::now())
-        .max(Duration::from_millis(1));
-    let opened = Client::connect(control).and_then(|client| client.session(&bootstrap.line(), fds, left));
-    let Ok(session) = opened else {
-        return Ok(String::new());
-    };
-    drop((remote_in, remote_out, remote_err));
-    our_in.write_all(&bootstrap.preamble(script)).ok();
-    drop(our_in);
-    let (mut answer, mut chunk) = (Vec::new(), [0; 64]);
-    while streams::wait(our_out.as_fd(), PollFlags::IN, None, Some(until))? == Ready::First {
-        match our_out.read(&mut chunk)? {
-            0 => break,
-            count => answer.extend(&chunk[..count]),
-        }
-    }
-    drop(session);
-    Ok(String::from_utf8_lossy(&answer).trim().to_owned())
-}
-
-fn join(thread: ScopedJoinHandle<'_, io::Result<()>>) -> io::Result<()> {
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     thread
         .join()
-        .unwrap_or_else(|_| Err(io::Error::other("the thread that copied a stream panicked")))
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

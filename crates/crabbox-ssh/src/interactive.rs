@@ -16,7 +16,9 @@ pub fn command(target: &Target, tty: bool) -> Cmd {
         ..ArgvOptions::default()
     });
     let mut words = argv.into_iter();
-    Cmd::new(words.next().unwrap_or_default()).args(words)
+    Cmd::new(words.next().unwrap_or_default())
+        .args(words)
+        .environment(target.environment())
 }
 
 /// Runs an interactive session on our own standard streams and gives its exit code: the remote shell's, 255 when the

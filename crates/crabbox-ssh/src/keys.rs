@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn an_existing_pair_is_used_again_and_mended() {
+    fn an_existing_pair_is_used_again_and_repaired() {
         let tmp = tempfile::tempdir().unwrap();
         let dir = tmp.path().join("k");
         let pair = ensure(&dir, "first").unwrap();

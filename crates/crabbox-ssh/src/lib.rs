@@ -4,22 +4,30 @@
 //! pinned host, put a value of the environment into an argument vector, or leave a connection behind after
 //! [`master::exit`].
 
-mod bootstrap;
+pub mod beginning;
 pub mod capture;
 pub mod command;
 pub mod control;
 pub mod exec;
 pub mod forward;
+pub mod forwards;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+mod group;
 pub mod interactive;
+pub mod key_trouble;
 pub mod keys;
+pub mod loopback;
 pub mod master;
 mod mux;
 pub mod port;
 pub mod quote;
 pub mod ready;
+pub mod remote_line;
 mod shared;
 mod streams;
 pub mod target;
 pub mod tunnel;
+mod wait;
 
 pub use mux::MuxError;

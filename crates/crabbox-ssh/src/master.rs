@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use crabbox_host::command::{Cmd, CommandError};
 use crabbox_host::lock::{FileLock, LockError};
-use crabbox_host::process::{self, ProcessError};
+use crabbox_host::process::{self, ProcessError, ProcessInfo};
 
+use crate::key_trouble::KeyTrouble;
 use crate::mux::{Client, MuxError};
 use crate::target::{ArgvOptions, CONTROL_PERSIST, Target, config_path};
 
@@ -48,6 +49,14 @@ pub enum ConnectError {
         destination: String,
         /// What ssh said.
         said: String,
+    },
+    /// The key never reached the server, or was of no use: there is something wrong with its file here.
+    #[error("cannot log in to {destination}: {trouble}")]
+    KeyUnusable {
+        /// `user@host`.
+        destination: String,
+        /// What is wrong with it.
+        trouble: KeyTrouble,
     },
     /// The server has not the key that this lease was given: it is another machine, or somebody is in between.
     #[error(
@@ -123,7 +132,7 @@ pub enum ExitError {
     #[error("cannot end the ssh process {pid} of the shared connection")]
     Process {
         /// Its pid.
-        pid: i32,
+        pid: u32,
         /// What went wrong.
         #[source]
         source: ProcessError,
@@ -173,7 +182,11 @@ pub(crate) fn open_for(
         .open(&messages)
         .map_err(|source| ConnectError::Messages { source })?;
     let argv = master_argv(target, control, persist, &messages);
-    let started = Cmd::new(&argv[0]).args(&argv[1..]).limit(limit).run();
+    let started = Cmd::new(&argv[0])
+        .args(&argv[1..])
+        .environment(target.environment())
+        .limit(limit)
+        .run();
     let text = std::fs::read(&messages).unwrap_or_default();
     // One that stays is removed by `exit`.
     std::fs::remove_file(&messages).ok();
@@ -186,7 +199,9 @@ pub(crate) fn open_for(
             } else {
                 text.trim()
             };
-            Err(classify(target, said))
+            let is_proxied = target.user_config && said.contains(PROXIED);
+            let behind_proxy = is_proxied.then(|| words_of_proxy(target, limit)).flatten();
+            Err(classify(target, behind_proxy.as_deref().unwrap_or(said)))
         }
         Err(CommandError::TimedOut { .. }) => Err(ConnectError::TimedOut {
             destination: target.destination(),
@@ -208,10 +223,13 @@ pub fn exit(control: &Path) -> Result<bool, ExitError> {
     let ended = match Client::connect(control) {
         Ok(mut client) => {
             let pid = client.alive().map_err(|source| ExitError::Ask { source })?;
+            // A negative one is nobody's, as 0 is.
+            let pid = u32::try_from(pid).unwrap_or(0);
             let failed = |source| ExitError::Process { pid, source };
-            let handle = match process::identify(pid).map_err(failed)? {
-                Some(identity) => identity.open().map_err(failed)?,
-                None => None,
+            // Who listens says which process it is; that process is believed only when it looks like our master.
+            let handle = match process::look(pid).map_err(failed)? {
+                Some(found) if is_master(&found, control) => process::open(&found.id).map_err(failed)?,
+                _ => None,
             };
             // Whether it obeys is seen by its end, not by its answer.
             client.terminate().ok();
@@ -264,18 +282,10 @@ pub fn of_key(key: &Path) -> Result<Vec<PathBuf>, ExitError> {
 
 /// Ends every ssh that was told to be the master at `control`.
 fn end_unheard(control: &Path) -> Result<(), ExitError> {
-    let told = OsString::from(format!("ControlPath={}", config_path(control)));
     let failed = |pid| move |source| ExitError::Process { pid, source };
     for found in process::list().map_err(failed(0))? {
-        let is_ssh = found
-            .cmdline
-            .first()
-            .is_some_and(|program| Path::new(program).file_name() == Some("ssh".as_ref()));
-        let is_master = || found.cmdline.iter().any(|word| word == "ControlMaster=yes");
-        if is_ssh
-            && found.cmdline.contains(&told)
-            && is_master()
-            && let Some(handle) = found.id.open().map_err(failed(found.id.pid))?
+        if is_master(&found, control)
+            && let Some(handle) = process::open(&found.id).map_err(failed(found.id.pid))?
         {
             handle.terminate(EXIT_GRACE).map_err(failed(found.id.pid))?;
         }
@@ -283,12 +293,29 @@ fn end_unheard(control: &Path) -> Result<(), ExitError> {
     Ok(())
 }
 
+/// Whether a process is an ssh of this user that was started as the master at `control`. Arguments alone prove nothing: any
+/// user's process has those it likes.
+fn is_master(found: &ProcessInfo, control: &Path) -> bool {
+    let ours = found.uid == rustix::process::geteuid().as_raw();
+    let is_ssh = found
+        .exe
+        .as_deref()
+        .and_then(Path::file_name)
+        // The kernel appends the second word when the program was replaced by a newer one.
+        .is_some_and(|name| name == "ssh" || name == "ssh (deleted)");
+    let told = OsString::from(format!("ControlPath={}", config_path(control)));
+    ours && is_ssh
+        && found.cmdline.contains(&told)
+        && found.cmdline.iter().any(|word| word == "ControlMaster=yes")
+}
+
 /// The first value of an option counts, so what makes a master comes before the words of the target.
 fn master_argv(target: &Target, control: &Path, persist: &str, messages: &Path) -> Vec<OsString> {
     let mut argv: Vec<OsString> = vec!["ssh".into(), "-N".into(), "-f".into(), "-T".into()];
     argv.extend(["-E".into(), messages.into()]);
     for option in [
-        "LogLevel=ERROR",
+        // Some of the reasons why ssh gives up are no errors to it: no common algorithm, a connection that was closed.
+        "LogLevel=INFO",
         "ControlMaster=yes",
         &format!("ControlPersist={persist}"),
         &format!("ControlPath={}", config_path(control)),
@@ -305,6 +332,29 @@ fn master_argv(target: &Target, control: &Path, persist: &str, messages: &Path) 
     };
     argv.extend(target.ssh_argv(own).into_iter().skip(1));
     argv
+}
+
+/// What ssh calls the other side when a proxy of the user's configuration leads there.
+const PROXIED: &str = "UNKNOWN port 65535";
+
+/// What is said when a proxy fails. A master with `ControlPersist` takes the proxy's standard error away, so a session without one
+/// asks again.
+fn words_of_proxy(target: &Target, limit: Duration) -> Option<String> {
+    let own = ArgvOptions {
+        own_connection: true,
+        no_stdin: true,
+        ..ArgvOptions::default()
+    };
+    let argv = target.ssh_argv(own);
+    let asked = Cmd::new(&argv[0])
+        .args(&argv[1..])
+        .arg("exit")
+        .environment(target.environment())
+        .limit(limit)
+        .capture()
+        .ok()?;
+    let said = asked.stderr_text();
+    (!asked.status.success() && !said.trim().is_empty()).then_some(said)
 }
 
 /// Where a master that cannot connect says why.
@@ -331,7 +381,10 @@ pub(crate) fn classify(target: &Target, text: &str) -> ConnectError {
         };
     }
     if holds(&["Permission denied", "Too many authentication failures"]) {
-        return ConnectError::AuthDenied { destination, said };
+        return match target.key.as_deref().and_then(KeyTrouble::of) {
+            Some(trouble) => ConnectError::KeyUnusable { destination, trouble },
+            None => ConnectError::AuthDenied { destination, said },
+        };
     }
     if holds(&["timed out", "Timeout"]) {
         return ConnectError::TimedOut {
@@ -352,8 +405,19 @@ pub(crate) fn classify(target: &Target, text: &str) -> ConnectError {
             said,
         };
     }
+    // Not known here, so the user is told all of it; the last line alone often only says that ssh stops.
+    let said = if text.trim().is_empty() {
+        said
+    } else {
+        let lines = text.lines().map(str::trim);
+        let lines = lines.filter(|line| !line.is_empty() && !line.starts_with("Warning: Permanently added"));
+        lines.take(WHOLE_LINES).collect::<Vec<_>>().join("; ")
+    };
     ConnectError::Failed { destination, said }
 }
+
+/// Lines of ssh that a message repeats.
+const WHOLE_LINES: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -381,7 +445,7 @@ mod tests {
             process::list()
                 .unwrap()
                 .iter()
-                .any(|one| one.id.pid.unsigned_abs() == pid && one.cmdline.iter().any(|word| word == "-i"))
+                .any(|one| one.id.pid == pid && one.cmdline.iter().any(|word| word == "-i"))
         };
         let both = clock::poll_until(Duration::from_secs(5), || {
             (seen(mine.id()) && seen(theirs.id())).then_some(())
@@ -394,5 +458,80 @@ mod tests {
         }
         both.unwrap();
         assert_eq!(found.unwrap(), [Path::new("/run/mine")]);
+    }
+
+    /// Listens at `control` as a master does, and says that it is the process `pid`, which it is not.
+    fn impostor(control: &Path, pid: u32) -> std::thread::JoinHandle<()> {
+        use std::io::{Read as _, Write as _};
+        let listener = std::os::unix::net::UnixListener::bind(control).unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            // Length, type and version of a greeting, then length, type, request id and pid (`PROTOCOL.mux`).
+            stream.read_exact(&mut [0; 12]).unwrap();
+            stream.write_all(&[0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 4]).unwrap();
+            stream.read_exact(&mut [0; 12]).unwrap();
+            let alive = [&[0, 0, 0, 12, 0x80, 0, 0, 5, 0, 0, 0, 0][..], &pid.to_be_bytes()].concat();
+            stream.write_all(&alive).unwrap();
+        })
+    }
+
+    #[test]
+    fn a_process_that_a_socket_names_and_that_is_no_ssh_of_ours_is_not_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let control = dir.path().join("c");
+        // Right user, wrong program; its arguments are those of a master.
+        let bystander = Cmd::new("sh").args([
+            "-c",
+            "sleep 600; :",
+            "ssh",
+            "ControlMaster=yes",
+            &format!("ControlPath={}", control.display()),
+        ]);
+        let mut command = bystander.to_std();
+        let mut bystander = process::new_session(&mut command).spawn().unwrap();
+        let pid = bystander.id();
+        let started = clock::poll_until(Duration::from_secs(5), || {
+            let found = process::look(pid).unwrap()?;
+            (found.cmdline.len() == 6).then_some(())
+        });
+        let listening = impostor(&control, pid);
+        let ended = exit(&control);
+        listening.join().unwrap();
+        let alive = bystander.try_wait().unwrap().is_none();
+        let group = rustix::process::Pid::from_child(&bystander);
+        rustix::process::kill_process_group(group, rustix::process::Signal::KILL).ok();
+        bystander.wait().unwrap();
+        started.unwrap();
+        assert!(alive, "{ended:?}");
+        assert!(!control.exists(), "the socket is removed all the same");
+    }
+
+    #[test]
+    fn another_user_s_process_with_the_arguments_of_a_master_is_not_ours() {
+        let control = Path::new("/run/crabbox/0");
+        let ours = rustix::process::geteuid().as_raw();
+        let found = |uid, exe: &str| ProcessInfo {
+            id: process::ProcessId {
+                pid: 1,
+                started: "0".into(),
+                boot_id: "b".into(),
+            },
+            uid,
+            cmdline: ["ssh", "ControlMaster=yes", "ControlPath=/run/crabbox/0"]
+                .map(OsString::from)
+                .to_vec(),
+            exe: Some(exe.into()),
+            cwd: None,
+            root: None,
+            netns: None,
+        };
+        assert!(is_master(&found(ours, "/usr/bin/ssh"), control));
+        assert!(is_master(&found(ours, "/usr/bin/ssh (deleted)"), control));
+        assert!(!is_master(&found(ours + 1, "/usr/bin/ssh"), control));
+        assert!(!is_master(&found(ours, "/tmp/sshd"), control));
+        assert!(!is_master(
+            &found(ours, "/usr/bin/ssh"),
+            Path::new("/run/crabbox/1")
+        ));
     }
 }

@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::remote_line::RemoteLine;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 const VERSION: u32 = 4;
@@ -94,7 +95,7 @@ impl Client {
     /// Connects to the control socket at `path`.
     pub(crate) fn connect(path: &Path) -> Result<Self, MuxError> {
         let asked = "say hello";
-        let stream = match crabbox_host::unix::connect(path) {
+        let stream = match crabbox_host::unix::connect_to_own(path) {
             Ok(stream) => stream,
             Err(error) if error.is_absent() => return Err(MuxError::Absent),
             Err(error) => {
@@ -138,14 +139,14 @@ impl Client {
         }
     }
 
-    /// Has the master listen on `local` of 127.0.0.1 and lead each connection to `remote` of the other side's 127.0.0.1.
-    pub(crate) fn forward(&mut self, local: u16, remote: u16) -> Result<(), MuxError> {
-        self.change_forward("forward a port", OPEN_FORWARD, local, remote)
+    /// Has the master listen on `local` of 127.0.0.1 and lead each connection to `remote` of `host` as the other side knows it.
+    pub(crate) fn forward(&mut self, local: u16, host: &str, remote: u16) -> Result<(), MuxError> {
+        self.change_forward("forward a port", OPEN_FORWARD, local, (host, remote))
     }
 
     /// Ends that; connections that are open stay.
-    pub(crate) fn end_forward(&mut self, local: u16, remote: u16) -> Result<(), MuxError> {
-        self.change_forward("end a forward", CLOSE_FORWARD, local, remote)
+    pub(crate) fn end_forward(&mut self, local: u16, host: &str, remote: u16) -> Result<(), MuxError> {
+        self.change_forward("end a forward", CLOSE_FORWARD, local, (host, remote))
     }
 
     fn change_forward(
@@ -153,14 +154,14 @@ impl Client {
         asked: &'static str,
         kind: u32,
         local: u16,
-        remote: u16,
+        (host, remote): (&str, u16),
     ) -> Result<(), MuxError> {
         let body = Body::default()
             .number(0)
             .number(LOCAL_FORWARD)
             .text("127.0.0.1")
             .number(local.into())
-            .text("127.0.0.1")
+            .text(host)
             .number(remote.into());
         self.send(asked, kind, &body)?;
         match self.receive(asked)? {
@@ -169,11 +170,11 @@ impl Client {
         }
     }
 
-    /// Starts `command` with three descriptors of ours as its standard streams; the master copies between them and the
+    /// Starts `line` with three descriptors of ours as its standard streams; the master copies between them and the
     /// network. `limit` bounds the wait for the remote side to accept, which takes one round trip.
     pub(crate) fn session(
         mut self,
-        command: &str,
+        line: &RemoteLine,
         streams: [BorrowedFd<'_>; 3],
         limit: Duration,
     ) -> Result<Session, MuxError> {
@@ -189,7 +190,7 @@ impl Client {
             .number(0)
             .number(NO_ESCAPE)
             .text("")
-            .text(command);
+            .text(&line.text());
         self.send(asked, NEW_SESSION, &body)?;
         for fd in streams {
             self.send_fd(fd)
@@ -279,6 +280,25 @@ impl AsFd for Session {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.client.stream.as_fd()
     }
+}
+
+/// Reads all packets in `bytes`; only a reader that panics, waits or allocates what nobody sent is of interest.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_packets(bytes: &[u8]) {
+    let Ok((stream, mut master)) = UnixStream::pair() else {
+        return;
+    };
+    // As much as a socket holds, so that nobody has to write while it is read.
+    master.write_all(&bytes[..bytes.len().min(64 * 1024)]).ok();
+    drop(master);
+    let mut session = Session {
+        client: Client { stream },
+    };
+    while let Ok((kind, reply)) = session.client.receive("be read") {
+        drop(refusal("be read", kind, reply));
+    }
+    // Whatever is left behind a packet that is none, it comes to an end.
+    while session.next_event() != SessionEvent::Closed {}
 }
 
 fn refusal(asked: &'static str, kind: u32, mut reply: Reply) -> MuxError {

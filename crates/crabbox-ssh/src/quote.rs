@@ -26,6 +26,21 @@ pub fn join<S: AsRef<str>>(words: impl IntoIterator<Item = S>) -> String {
         .join(" ")
 }
 
+/// `words` as a line for a person to read and to paste into a shell: a word stands bare where every shell reads it as it is.
+pub fn line<S: AsRef<str>>(words: impl IntoIterator<Item = S>) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,@%+=".contains(c);
+    // zsh replaces `=ls` by the path of `ls`.
+    let is_bare = |word: &str| !word.is_empty() && !word.starts_with('=') && word.chars().all(plain);
+    words
+        .into_iter()
+        .map(|word| match word.as_ref() {
+            word if is_bare(word) => word.to_owned(),
+            word => single(word),
+        })
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
 /// `word` as `rsync -e` splits its argument: a quote inside single quotes is doubled, a backslash means itself.
 pub fn rsync_word(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,@+%".contains(c);
@@ -49,8 +64,19 @@ mod tests {
             let printed = Cmd::new("sh").args(["-c", &script]).run().unwrap().stdout;
             let mut expected: Vec<u8> = words.join("\0").into_bytes();
             expected.push(0);
+            prop_assert_eq!(&printed, &expected);
+            let script = format!("printf '%s\\0' {}", line(&words));
+            let printed = Cmd::new("sh").args(["-c", &script]).run().unwrap().stdout;
             prop_assert_eq!(printed, expected);
         }
+    }
+
+    #[test]
+    fn a_line_to_paste_is_quoted_only_where_it_must_be() {
+        assert_eq!(
+            line(["--provider", "ssh", "--x=/a/b", "it's", "$HOME", "", "~", "=ls"]),
+            r"--provider ssh --x=/a/b 'it'\''s' '$HOME' '' '~' '=ls'"
+        );
     }
 
     #[test]

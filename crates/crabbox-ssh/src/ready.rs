@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crabbox_host::clock;
 
 use crate::capture::capture;
-use crate::exec::{ExecError, Stdin};
+use crate::exec::{ExecError, RemoteStatus, Stdin};
 use crate::master;
 use crate::port::{Next, PortFailure, wait_port};
 use crate::target::Target;
@@ -22,10 +22,6 @@ mod progress;
 pub use error::{NotReady, ReadyError};
 use progress::{FIRST_LINE, NEXT_LINE};
 pub use progress::{Progress, Stage};
-
-/// The ready command of our own images and of cloud-init guests: the program that the bootstrap installs exits with 0.
-pub const READY_LEASE: &str =
-    "test -x /usr/local/bin/crabbox-ready && /usr/local/bin/crabbox-ready >/tmp/crabbox-ready.log 2>&1";
 
 /// The ready command of a host that exists already: what a sync needs is there.
 pub const READY_STATIC: &str =
@@ -48,6 +44,8 @@ pub struct Wait<'a> {
     pub phase: &'a str,
     /// A script that succeeds when the machine is ready; `None` if a login is enough.
     pub ready_command: Option<&'a str>,
+    /// The machine exists already instead of booting: what its ready command says is final.
+    pub settled: bool,
     /// When to give up.
     pub deadline: Instant,
     /// Look at the port first. Not needed when the guest has said by other means that its sshd listens: each look costs
@@ -126,6 +124,19 @@ pub fn wait_ssh(wait: &Wait<'_>, progress: &mut dyn FnMut(&Progress)) -> Result<
                 source: Box::new(failure),
             });
         }
+        if wait.settled
+            && let NotReady::Check {
+                status: RemoteStatus::Exited(_) | RemoteStatus::TimedOut { .. },
+                ..
+            }
+            | NotReady::Exec(ExecError::NotBegun { .. } | ExecError::NoSession { .. }) = &failure
+        {
+            let host = wait.target.host.clone();
+            return Err(ReadyError::Unfit {
+                host,
+                source: Box::new(failure),
+            });
+        }
         let until = Instant::now() + pause;
         loop {
             let stop = clock.look();
@@ -155,19 +166,17 @@ fn attempt(clock: &mut Clock<'_, '_>, timings: &mut ReadyTimings) -> Result<(), 
     let command = clock.wait.ready_command.unwrap_or("exit 0");
     if clock.wait.ready_command.is_some() || target.control.is_none() {
         let limit = clock.remaining().clamp(Duration::from_secs(1), CHECK_LIMIT);
-        let seen = capture(target, command, Stdin::Null, Some(limit))?;
+        let seen = match capture(target, command, Stdin::Null, Some(limit)) {
+            Err(error @ ExecError::NotBegun { .. }) => {
+                clock.stage = Stage::ReadyCheck;
+                return Err(error.into());
+            }
+            seen => seen?,
+        };
         if !seen.success() {
             clock.stage = Stage::ReadyCheck;
-            let said = seen
-                .stderr_text()
-                .lines()
-                .last()
-                .unwrap_or("it printed no reason")
-                .to_owned();
-            return Err(NotReady::Check {
-                status: seen.status,
-                said,
-            });
+            let (status, said) = (seen.status, last_line(&seen.stderr, &seen.stdout));
+            return Err(NotReady::Check { status, said });
         }
     }
     timings.ready = clock.began.elapsed();
@@ -175,6 +184,18 @@ fn attempt(clock: &mut Clock<'_, '_>, timings: &mut ReadyTimings) -> Result<(), 
         timings.auth = timings.ready;
     }
     Ok(())
+}
+
+/// The last line of the first stream that has one.
+fn last_line(stderr: &[u8], stdout: &[u8]) -> String {
+    [stderr, stdout]
+        .iter()
+        .find_map(|stream| {
+            let text = String::from_utf8_lossy(stream);
+            let mut lines = text.lines().rev().map(str::trim);
+            lines.find(|line| !line.is_empty()).map(str::to_owned)
+        })
+        .unwrap_or_else(|| "it printed no reason".to_owned())
 }
 
 fn resolve(target: &Target) -> Result<SocketAddr, ReadyError> {

@@ -1,17 +1,29 @@
 //! The connection that one execution uses: the target's shared one, or a private one that ends with it.
 //!
-//! There is always a master, so that there is one way to run a command. A private one must never outlive its owner.
+//! There is always a master, so that there is one way to run a command. A server that gives a connection few sessions
+//! (`MaxSessions` of sshd_config(5)) is asked over a private one for the next. A private one must never outlive its owner.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use crabbox_host::clock;
 
 use crate::exec::ExecError;
 use crate::master;
+use crate::mux::{Client, MuxError, Session};
+use crate::remote_line::RemoteLine;
 use crate::target::Target;
 
 /// Limit for opening a connection that should have been there; long because a handshake on an emulated machine is slow.
 const OPEN_LIMIT: Duration = Duration::from_mins(1);
+
+/// How long a session may take to start; sshd forks a process for it.
+const SESSION_LIMIT: Duration = Duration::from_secs(30);
+
+/// Time between two attempts to get a session from a server that has none to give.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// An open connection.
 #[derive(Debug)]
@@ -25,14 +37,25 @@ impl Shared {
     /// The connection of `target`, opened when it is not, within `limit`.
     pub(crate) fn open(target: &Target, limit: Option<Duration>) -> Result<Self, ExecError> {
         let limit = limit.map_or(OPEN_LIMIT, |limit| limit.min(OPEN_LIMIT));
-        let connect = |source| ExecError::Connect { source };
-        if let Some(control) = &target.control {
-            master::open(target, control, limit).map_err(connect)?;
-            return Ok(Self {
-                control: control.clone(),
-                private: None,
-            });
+        match &target.control {
+            Some(control) => {
+                let connect = |source| ExecError::Connect { source };
+                master::open(target, control, limit).map_err(connect)?;
+                Ok(Self::at(control))
+            }
+            None => Self::private(target, limit),
         }
+    }
+
+    /// The one at `control`, whether it is open or not.
+    pub(crate) fn at(control: &Path) -> Self {
+        Self {
+            control: control.to_owned(),
+            private: None,
+        }
+    }
+
+    fn private(target: &Target, limit: Duration) -> Result<Self, ExecError> {
         let dir = private_dir().map_err(|source| ExecError::Local { source })?;
         let control = dir.path().join("s");
         // Made before the attempt, so that a failed one is cleared away too.
@@ -40,12 +63,68 @@ impl Shared {
             control,
             private: Some(dir),
         };
-        master::open(target, &shared.control, limit).map_err(connect)?;
+        master::open(target, &shared.control, limit).map_err(|source| ExecError::Connect { source })?;
         Ok(shared)
     }
 
+    /// Starts `line` with three descriptors of ours as its standard streams, until `until` at the latest. A master whose connection
+    /// has just died may still have its socket; its successor is asked once more. A connection that has no session left gives
+    /// way to a private one. Asking again is safe, because nothing was started.
+    pub(crate) fn session(
+        &mut self,
+        target: &Target,
+        line: &RemoteLine,
+        streams: [BorrowedFd<'_>; 3],
+        until: Option<Instant>,
+    ) -> Result<Session, ExecError> {
+        let until = until.map_or(Instant::now() + SESSION_LIMIT, |until| {
+            until.min(Instant::now() + SESSION_LIMIT)
+        });
+        let mut is_reopened = false;
+        loop {
+            let left = until
+                .saturating_duration_since(Instant::now())
+                .max(Duration::from_millis(1));
+            let attempt =
+                Client::connect(&self.control).and_then(|client| client.session(line, streams, left));
+            let (reason, wait) = match attempt {
+                Ok(session) => return Ok(session),
+                Err(MuxError::Absent | MuxError::Io { .. }) if !is_reopened => {
+                    is_reopened = true;
+                    self.reopen(target)?;
+                    continue;
+                }
+                Err(MuxError::Refused { reason, .. }) if self.private.is_some() => (reason, None),
+                Err(MuxError::Refused { reason, .. }) => match Self::private(target, left) {
+                    Ok(private) => {
+                        *self = private;
+                        continue;
+                    }
+                    // Servers bound connections too (`MaxStartups`); another session may end meanwhile.
+                    Err(ExecError::Connect { source }) if source.is_passing() => (reason, Some(PAUSE)),
+                    Err(error) => return Err(error),
+                },
+                Err(source) => {
+                    return Err(ExecError::Session {
+                        destination: target.destination(),
+                        source,
+                    });
+                }
+            };
+            match wait {
+                Some(pause) if Instant::now() + pause < until => clock::nap(pause),
+                _ => {
+                    return Err(ExecError::NoSession {
+                        destination: target.destination(),
+                        reason,
+                    });
+                }
+            }
+        }
+    }
+
     /// Opens it again after it was found dead.
-    pub(crate) fn reopen(&self, target: &Target) -> Result<(), ExecError> {
+    fn reopen(&self, target: &Target) -> Result<(), ExecError> {
         master::open(target, &self.control, OPEN_LIMIT).map_err(|source| ExecError::Connect { source })
     }
 

@@ -3,50 +3,17 @@
 //! Our real standard streams are never given to the master: it would switch them to non-blocking mode for everybody who
 //! shares them. A copy must never outlive its command because somebody on the other side keeps a pipe open.
 
-use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
+use std::io::{self, PipeReader, PipeWriter, Read, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 
 use crate::exec::{Sink, Stdin};
+use crate::remote_line::Start;
+use crate::wait::{Ready, wait};
 
 const CHUNK: usize = 64 * 1024;
-
-/// What a wait ended with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ready {
-    /// The first descriptor.
-    First,
-    /// The second one.
-    Second,
-    /// Neither, in time.
-    Neither,
-}
-
-/// Waits until `first` has one of `events` (or an error), or `second` is readable or closed, or until `deadline`.
-/// When both are, the second one counts.
-pub(crate) fn wait(
-    first: BorrowedFd<'_>,
-    events: PollFlags,
-    second: Option<BorrowedFd<'_>>,
-    deadline: Option<Instant>,
-) -> io::Result<Ready> {
-    loop {
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let left = left.and_then(|left| Timespec::try_from(left).ok());
-        let mut fds = vec![PollFd::from_borrowed_fd(first, events)];
-        fds.extend(second.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        match poll(&mut fds, left.as_ref()) {
-            Ok(0) => return Ok(Ready::Neither),
-            Ok(_) if fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) => return Ok(Ready::Second),
-            Ok(_) => return Ok(Ready::First),
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-}
 
 /// Writes `preamble` and then all of `stdin` to `pipe`, until the end, or a reader that is gone, or `stop` being closed.
 ///
@@ -65,20 +32,28 @@ pub(crate) fn feed(
         Stdin::Bytes(bytes) => {
             write_whole(&mut pipe, bytes, stop);
         }
-        Stdin::Reader(mut reader) => {
-            let mut chunk = vec![0; CHUNK];
-            loop {
-                match reader.read(&mut chunk) {
-                    Ok(0) => break,
-                    Ok(count) if write_whole(&mut pipe, &chunk[..count], stop) => {}
-                    Ok(_) => break,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
-                }
-            }
+        Stdin::Reader(mut reader) => while copy_chunk(&mut reader, &mut pipe, stop)? {},
+        // Who holds the other end may write only when it hears of the command's end, so the read must not wait for it.
+        Stdin::Pipe(mut source) => {
+            while wait(source.as_fd(), PollFlags::IN, Some(stop.as_fd()), None)? == Ready::First
+                && copy_chunk(&mut source, &mut pipe, stop)?
+            {}
         }
     }
     Ok(())
+}
+
+/// Copies what one read gives; `false` at the end of `source`, or when nobody reads `pipe` any more.
+fn copy_chunk(source: &mut impl Read, pipe: &mut PipeWriter, stop: &PipeReader) -> io::Result<bool> {
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        match source.read(&mut chunk) {
+            Ok(0) => return Ok(false),
+            Ok(count) => return Ok(write_whole(pipe, &chunk[..count], stop)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// `false` when nobody reads any more.
@@ -101,24 +76,57 @@ fn write_whole(pipe: &mut PipeWriter, mut bytes: &[u8], stop: &PipeReader) -> bo
     true
 }
 
-/// Copies `pipe` to `sink` until the end of the stream or `stop` being closed. Whoever writes into the pipe after that gets
-/// a broken pipe, as it would if we were a pipe itself.
-pub(crate) fn drain(mut pipe: PipeReader, sink: &mut Sink<'_>, stop: &PipeReader) -> io::Result<()> {
+/// Copies `first` and then `pipe` to `sink` until the end of the stream or `stop` being closed. Whoever writes into the pipe after
+/// that gets a broken pipe, as it would if we were a pipe itself.
+pub(crate) fn drain(
+    pipe: PipeReader,
+    first: &[u8],
+    sink: &mut Sink<'_>,
+    stop: &PipeReader,
+) -> io::Result<()> {
+    if !first.is_empty() {
+        put(sink, first, stop)?;
+    }
+    copy(pipe, stop, |chunk| put(sink, chunk, stop))
+}
+
+/// The same, for what comes behind the mark of `start`, which is given back with the end of what came before it.
+pub(crate) fn drain_behind(
+    pipe: PipeReader,
+    mut start: Start,
+    sink: &mut Sink<'_>,
+    stop: &PipeReader,
+) -> (Start, io::Result<()>) {
+    let copied = copy(pipe, stop, |chunk| match start.take(chunk) {
+        [] => Ok(()),
+        behind => put(sink, behind, stop),
+    });
+    (start, copied)
+}
+
+fn copy(
+    mut pipe: PipeReader,
+    stop: &PipeReader,
+    mut take: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK];
     while wait(pipe.as_fd(), PollFlags::IN, Some(stop.as_fd()), None)? == Ready::First {
-        let count = match pipe.read(&mut chunk) {
+        match pipe.read(&mut chunk) {
             Ok(0) => break,
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Ok(count) => take(&chunk[..count])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
-        };
-        match sink {
-            Sink::Discard => {}
-            Sink::Fd(fd) => write_fd(*fd, &chunk[..count], stop)?,
-            Sink::Writer(writer) => writer.write_all(&chunk[..count]).and_then(|()| writer.flush())?,
         }
     }
     Ok(())
+}
+
+fn put(sink: &mut Sink<'_>, bytes: &[u8], stop: &PipeReader) -> io::Result<()> {
+    match sink {
+        Sink::Discard => Ok(()),
+        Sink::Fd(fd) => write_fd(*fd, bytes, stop),
+        Sink::Writer(writer) => writer.write_all(bytes).and_then(|()| writer.flush()),
+    }
 }
 
 /// Writes in pieces that a pipe which is ready takes at once, so that a reader who stands still cannot hold us.

@@ -5,7 +5,11 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
+
+use crabbox_host::command::Cmd;
+use crabbox_host::environment::Environment;
 
 use crate::quote;
 
@@ -48,6 +52,8 @@ pub struct Target {
     pub user_config: bool,
     /// The machine runs on this one: its traffic crosses no network, so a handshake may be cheaper.
     pub on_this_machine: bool,
+    /// How many bytes all of its disks and memory hold, where that is known: what it sends of its files cannot be more.
+    pub capacity: Option<u64>,
     /// Further `-o` values, for example `LogLevel=QUIET`.
     pub extra: Vec<String>,
 }
@@ -107,6 +113,7 @@ impl Target {
             proxy_command: None,
             user_config: false,
             on_this_machine: false,
+            capacity: None,
             extra: Vec::new(),
         })
     }
@@ -121,6 +128,16 @@ impl Target {
         let mut words = self.words(options);
         words.push(self.destination());
         words.into_iter().map(OsString::from).collect()
+    }
+
+    /// What of the caller's environment an SSH client gets that goes there. One that reads the user's configuration or has a proxy command
+    /// starts programs of the user's choice, with whatever variables those need.
+    pub fn environment(&self) -> Environment {
+        if self.user_config || self.proxy_command.is_some() {
+            Environment::Whole
+        } else {
+            Environment::Login
+        }
     }
 
     /// The value for `rsync -e`: the same options, without the destination, quoted the way rsync splits them.
@@ -141,13 +158,32 @@ impl Target {
             on_this_machine: false,
             ..self.clone()
         }
-        .words(ArgvOptions::default());
+        .go_words(ArgvOptions::default());
         words.push(self.destination());
         quote::join(words)
     }
 
-    /// Options in the order of the Go program, so that scripts which look for them keep working.
+    /// The options of a call that this program makes: those of the Go program, and where the user's configuration is read, those
+    /// that keep it from changing what the call does.
     fn words(&self, options: ArgvOptions) -> Vec<String> {
+        let mut words = self.go_words(options);
+        if self.user_config {
+            let newer = NEUTRAL_NEWER.iter().filter(|_| client_is_8_7());
+            for option in NEUTRAL.iter().chain(newer) {
+                words.extend(["-o".to_owned(), (*option).to_owned()]);
+            }
+            if !options.tty {
+                words.extend(["-o".to_owned(), "RequestTTY=no".to_owned()]);
+            }
+            if self.proxy_command.is_some() {
+                words.extend(["-o".to_owned(), "ProxyUseFdpass=no".to_owned()]);
+            }
+        }
+        words
+    }
+
+    /// Options in the order of the Go program, so that scripts which look for them keep working.
+    fn go_words(&self, options: ArgvOptions) -> Vec<String> {
         let mut words = vec!["ssh".to_owned()];
         if !self.user_config {
             words.extend(["-F".to_owned(), "none".to_owned()]);
@@ -225,10 +261,55 @@ impl Target {
                 option(format!("ControlPath={}", config_path(control)));
             }
             // Explicit, because a `Host *` rule of the user may switch sharing on.
-            _ if self.user_config => option("ControlPath=none".to_owned()),
+            _ if self.user_config => {
+                option("ControlMaster=no".to_owned());
+                option("ControlPath=none".to_owned());
+            }
             _ => {}
         }
     }
+}
+
+/// What a user's `ssh_config` has for sessions of their own, set back for ours. The first value of an option counts, so a call
+/// that wants another one says it before these.
+const NEUTRAL: [&str; 8] = [
+    "RemoteCommand=none",
+    "PermitLocalCommand=no",
+    "ClearAllForwardings=yes",
+    "ExitOnForwardFailure=no",
+    "Tunnel=no",
+    "EscapeChar=~",
+    "LogLevel=INFO",
+    "VisualHostKey=no",
+];
+
+/// More of them, which clients know since OpenSSH 8.7 and older ones refuse.
+const NEUTRAL_NEWER: [&str; 3] = [
+    "StdinNull=no",
+    "ForkAfterAuthentication=no",
+    "SessionType=default",
+];
+
+/// Whether the client is OpenSSH 8.7 or newer; asked once. One that does not say has none of the newer options in its
+/// configuration either.
+fn client_is_8_7() -> bool {
+    static NEWER: OnceLock<bool> = OnceLock::new();
+    *NEWER.get_or_init(|| {
+        let said = Cmd::new("ssh").arg("-V").limit(CONNECT_TIMEOUT).capture();
+        said.is_ok_and(|said| is_8_7(&said.stderr_text()))
+    })
+}
+
+/// Reads what `ssh -V` prints: `OpenSSH_9.2p1 Debian-2, OpenSSL 3.0`.
+fn is_8_7(version: &str) -> bool {
+    let number = |text: &str| {
+        let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse::<u32>().ok()
+    };
+    let parts = version
+        .split_once("OpenSSH_")
+        .and_then(|(_, rest)| rest.split_once('.'));
+    parts.is_some_and(|(major, minor)| (number(major), number(minor)) >= (Some(8), Some(7)))
 }
 
 /// `-i KEY`, except for a path with `%`: `-i` looks for the file before the expansion that it then also does.
@@ -259,7 +340,6 @@ pub(crate) fn config_path(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crabbox_host::command::Cmd;
 
     fn target() -> Target {
         let mut target = Target::new("crabbox", "10.0.0.2", 22, Path::new("/k/known_hosts")).unwrap();
@@ -356,9 +436,82 @@ mod tests {
             .collect::<Vec<_>>()
             .join(" ");
         assert!(
-            line.ends_with("-o ControlPath=none -n crabbox@10.0.0.2"),
+            line.contains("-o ControlMaster=no -o ControlPath=none -n -o RemoteCommand=none"),
             "{line}"
         );
-        assert!(!line.contains("ControlMaster"), "{line}");
+    }
+
+    #[test]
+    fn a_client_says_whether_it_knows_the_newer_options() {
+        for (version, newer) in [
+            ("OpenSSH_8.4p1 Debian-5, OpenSSL 1.1.1", false),
+            ("OpenSSH_8.7p1", true),
+            ("OpenSSH_9.2p1 Debian-2+deb12u3, OpenSSL 3.0.15", true),
+            ("OpenSSH_10.0p2", true),
+            ("OpenSSH_for_Windows_8.1p1", false),
+            ("dropbear", false),
+        ] {
+            assert_eq!(is_8_7(version), newer, "{version}");
+        }
+    }
+
+    /// Every option that a user may have for their own sessions, asked of OpenSSH itself (`-G`) in every form of our calls.
+    #[test]
+    fn nothing_that_a_user_s_configuration_has_for_sessions_reaches_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("config");
+        let own = "Host *\nRemoteCommand tmux new\nStdinNull yes\nRequestTTY force\nForkAfterAuthentication yes\n\
+                   SessionType none\nPermitLocalCommand yes\nLocalCommand touch /evil\nControlPath /evil\nControlMaster yes\n\
+                   Tunnel yes\nLocalForward 1 h:1\nRemoteForward 1 h:1\nDynamicForward 1\nExitOnForwardFailure yes\n\
+                   LogLevel DEBUG3\nEscapeChar x\nBatchMode no\nForwardAgent yes\nForwardX11 yes\n";
+        std::fs::write(&config, own).unwrap();
+        let mut target = target();
+        target.user_config = true;
+        for own_connection in [true, false] {
+            let options = ArgvOptions {
+                own_connection,
+                ..ArgvOptions::default()
+            };
+            let argv = target.ssh_argv(options);
+            let seen = Cmd::new("ssh")
+                .arg("-F")
+                .arg(&config)
+                .arg("-G")
+                .args(&argv[1..])
+                .run()
+                .unwrap();
+            let seen = seen.stdout_text().to_lowercase();
+            for evil in [
+                "remotecommand tmux",
+                "stdinnull yes",
+                "requesttty force",
+                "forkafterauthentication yes",
+                "sessiontype none",
+                "permitlocalcommand yes",
+                "controlpath /evil",
+                "controlmaster true",
+                "controlmaster yes",
+                "tunnel true",
+                "tunnel yes",
+                "localforward",
+                "remoteforward",
+                "dynamicforward",
+                "exitonforwardfailure yes",
+                "loglevel debug",
+                "escapechar x",
+                "batchmode no",
+                "forwardagent yes",
+                "forwardx11 yes",
+            ] {
+                assert!(
+                    !seen.lines().any(|line| line.starts_with(evil)),
+                    "{evil} in\n{seen}"
+                );
+            }
+        }
+        assert!(
+            !target.display_line().contains("RemoteCommand"),
+            "the pasted line is the user's own session"
+        );
     }
 }

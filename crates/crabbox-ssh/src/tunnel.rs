@@ -3,25 +3,38 @@
 //! The tunnel has a connection of its own and a remote `cat` that holds it: when this process ends, however it ends, its
 //! pipe closes and so does the tunnel. It must never listen on anything but 127.0.0.1.
 
-use std::io::{self, PipeReader, Read};
+use std::io::{self, BufRead as _, BufReader, PipeReader, PipeWriter, Read, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::{Child, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crabbox_host::command::{Cmd, CommandError};
 use rustix::event::PollFlags;
 
+use crate::beginning::{Beginning, RESCUE_AFTER, await_mark};
+use crate::loopback::Loopback;
 use crate::master::{self, ConnectError};
-use crate::streams::{self, Ready};
+use crate::remote_line::RemoteLine;
 use crate::target::{ArgvOptions, Target};
+use crate::wait::{Ready, wait};
 
 /// How long a tunnel may take until it accepts connections, as the Go program has it.
 pub const OPEN_LIMIT: Duration = Duration::from_secs(15);
 
 /// How much of what `ssh` says is kept, in bytes.
 const WORDS_LIMIT: usize = 4000;
+
+/// What holds the tunnel on the other side.
+const HOLD: &str = "exec cat >/dev/null";
+
+/// How much of a line is looked at, in bytes.
+const LINE_LIMIT: u64 = 4096;
+
+/// How soon a refused connection is told.
+const LISTEN_EVERY: Duration = Duration::from_millis(500);
 
 /// How often a free port is looked for when somebody else takes it in between.
 const PORT_ATTEMPTS: usize = 5;
@@ -73,7 +86,11 @@ pub struct Tunnel {
     local_port: u16,
     /// Readable when the connection has ended.
     held: PipeReader,
+    /// What the other side holds the tunnel by.
+    holds: PipeWriter,
     words: Arc<Mutex<Vec<u8>>>,
+    /// Connections that the other side would not make.
+    refusals: Receiver<String>,
 }
 
 /// How an open tunnel came to its end.
@@ -97,13 +114,14 @@ pub fn open(
     cancel: Option<BorrowedFd<'_>>,
 ) -> Result<Tunnel, TunnelError> {
     let deadline = Instant::now() + OPEN_LIMIT;
+    let loopback = Loopback::of(target, remote_port);
     let mut attempt = 1;
     loop {
         let port = match local_port {
             Some(port) => port,
             None => free_port().map_err(|source| TunnelError::Local { source })?,
         };
-        match open_at(target, port, remote_port, cancel, deadline) {
+        match open_at(target, port, (loopback, remote_port), cancel, deadline) {
             Err(TunnelError::PortTaken { .. }) if local_port.is_none() && attempt < PORT_ATTEMPTS => {
                 attempt += 1;
             }
@@ -115,50 +133,73 @@ pub fn open(
 fn open_at(
     target: &Target,
     local_port: u16,
-    remote_port: u16,
+    to: (Loopback, u16),
     cancel: Option<BorrowedFd<'_>>,
     deadline: Instant,
 ) -> Result<Tunnel, TunnelError> {
     let local = |source| TunnelError::Local { source };
-    let cmd = tunnel_cmd(target, local_port, remote_port);
+    let line = RemoteLine::new().map_err(local)?;
+    let cmd = tunnel_cmd(target, local_port, to, &line);
+    let (_, remote_port) = to;
     let mut command = cmd.to_std();
     let (held, word) = io::pipe().map_err(local)?;
-    command.stdin(Stdio::piped()).stdout(word).stderr(Stdio::piped());
+    let (input, holds) = io::pipe().map_err(local)?;
+    command.stdin(input).stdout(word).stderr(Stdio::piped());
     let mut child = cmd
         .spawn(&mut command)
         .map_err(|source| TunnelError::Client { source })?;
     drop(command);
     let words = Arc::new(Mutex::new(Vec::new()));
+    let (refused, refusals) = mpsc::channel();
     let listener = child.stderr.take().map(|stderr| {
         let words = Arc::clone(&words);
-        std::thread::spawn(move || keep_last(stderr, &words))
+        std::thread::spawn(move || hear(stderr, &words, &refused))
     });
     let mut tunnel = Tunnel {
         child,
         local_port,
         held,
+        holds,
         words,
+        refusals,
     };
-    // ssh listens before it starts the remote command, so the command's word says that the port accepts connections.
-    match streams::wait(tunnel.held.as_fd(), PollFlags::IN, cancel, Some(deadline)).map_err(local)? {
-        Ready::Second => return Err(TunnelError::Cancelled { remote_port }),
-        Ready::First if tunnel.held.read(&mut [0; 1]).map_err(local)? == 1 => return Ok(tunnel),
-        Ready::First => {}
-        Ready::Neither => {
+    // ssh listens before it starts the remote command, so the command's mark says that the port accepts connections.
+    let begun = await_mark(
+        &line,
+        &mut tunnel.holds,
+        &mut tunnel.held,
+        RESCUE_AFTER,
+        cancel,
+        Some(deadline),
+    );
+    let printed = match begun.map_err(local)? {
+        Beginning::Cancelled => return Err(TunnelError::Cancelled { remote_port }),
+        Beginning::Begun { .. } => {
+            // One that broke at once is noticed by its end.
+            tunnel.holds.write_all(&line.preamble(HOLD)).ok();
+            return Ok(tunnel);
+        }
+        Beginning::Ended(start) => start.printed(),
+        Beginning::Late(start) => {
             let source = ConnectError::TimedOut {
                 destination: target.destination(),
                 port: target.port,
-                said: format!("no tunnel within {OPEN_LIMIT:?}"),
+                said: format!("no tunnel within {OPEN_LIMIT:?}; {}", start.printed())
+                    .trim_end_matches([';', ' '])
+                    .to_owned(),
             };
             return Err(TunnelError::Connect { remote_port, source });
         }
-    }
+    };
     tunnel.close();
     if let Some(listener) = listener {
         // It has ended with ssh; what it heard is complete after this.
         listener.join().ok();
     }
-    let said = tunnel.said();
+    let said = match tunnel.said() {
+        said if said.is_empty() => printed,
+        said => said,
+    };
     if said.contains("Address already in use") || said.contains("cannot listen to port") {
         return Err(TunnelError::PortTaken { port: local_port });
     }
@@ -167,15 +208,24 @@ fn open_at(
 }
 
 /// The first value of an option counts, so what makes a tunnel comes before the words of the target.
-fn tunnel_cmd(target: &Target, local_port: u16, remote_port: u16) -> Cmd {
-    let forward = format!("127.0.0.1:{local_port}:127.0.0.1:{remote_port}");
+fn tunnel_cmd(
+    target: &Target,
+    local_port: u16,
+    (loopback, remote_port): (Loopback, u16),
+    line: &RemoteLine,
+) -> Cmd {
+    let forward = format!("127.0.0.1:{local_port}:[{}]:{remote_port}", loopback.host());
     let own = ArgvOptions {
         own_connection: true,
         ..ArgvOptions::default()
     };
-    let mut cmd = Cmd::new("ssh").args(["-T", "-L", &forward]);
+    let mut cmd = Cmd::new("ssh")
+        .environment(target.environment())
+        .args(["-T", "-L", &forward]);
     for option in [
-        "LogLevel=ERROR",
+        // A channel that is refused is told at this level.
+        "LogLevel=INFO",
+        "ClearAllForwardings=no",
         "ExitOnForwardFailure=yes",
         "GatewayPorts=no",
         "PermitLocalCommand=no",
@@ -183,7 +233,7 @@ fn tunnel_cmd(target: &Target, local_port: u16, remote_port: u16) -> Cmd {
         cmd = cmd.args(["-o", option]);
     }
     cmd.args(target.ssh_argv(own).into_iter().skip(1))
-        .arg("echo; exec cat >/dev/null")
+        .arg(line.text())
 }
 
 impl Tunnel {
@@ -192,12 +242,23 @@ impl Tunnel {
         self.local_port
     }
 
-    /// Waits until the connection ends or `cancel` becomes readable, and closes the tunnel.
-    pub fn wait(mut self, cancel: Option<BorrowedFd<'_>>) -> io::Result<TunnelEnd> {
+    /// Waits until the connection ends or `cancel` becomes readable, and closes the tunnel. `told` gets the reason of each
+    /// connection that the other side would not make.
+    pub fn wait(
+        mut self,
+        cancel: Option<BorrowedFd<'_>>,
+        told: &mut dyn FnMut(&str),
+    ) -> io::Result<TunnelEnd> {
         loop {
-            match streams::wait(self.held.as_fd(), PollFlags::IN, cancel, None)? {
+            let next = Instant::now() + LISTEN_EVERY;
+            let ready = wait(self.held.as_fd(), PollFlags::IN, cancel, Some(next))?;
+            for reason in self.refusals.try_iter() {
+                told(&reason);
+            }
+            match ready {
                 Ready::First if self.held.read(&mut [0; 64])? > 0 => {}
-                Ready::First | Ready::Neither => break,
+                Ready::Neither => {}
+                Ready::First => break,
                 Ready::Second => return Ok(TunnelEnd::Cancelled),
             }
         }
@@ -223,12 +284,21 @@ impl Drop for Tunnel {
     }
 }
 
-/// Reads `stream` to its end and keeps the last of it in `words`.
-fn keep_last(mut stream: impl Read, words: &Mutex<Vec<u8>>) {
-    let mut chunk = [0; 1024];
-    while let Ok(count @ 1..) = stream.read(&mut chunk) {
+/// Reads `stream` to its end, keeps the last of it in `words`, and passes on why a channel was refused: `channel 3: open failed:
+/// connect failed: Connection refused` (channels.c of OpenSSH, which has had the words since 2.3).
+fn hear(stream: impl Read, words: &Mutex<Vec<u8>>, refused: &Sender<String>) {
+    let mut stream = BufReader::new(stream);
+    let mut line = Vec::new();
+    while matches!(
+        (&mut stream).take(LINE_LIMIT).read_until(b'\n', &mut line),
+        Ok(1..)
+    ) {
+        if let Some((_, reason)) = String::from_utf8_lossy(&line).split_once(": open failed: ") {
+            // One that nobody waits for any more is in the words.
+            refused.send(reason.trim().to_owned()).ok();
+        }
         let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);
-        words.extend_from_slice(&chunk[..count]);
+        words.append(&mut line);
         let surplus = words.len().saturating_sub(WORDS_LIMIT);
         words.drain(..surplus);
     }

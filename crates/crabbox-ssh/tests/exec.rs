@@ -7,10 +7,12 @@
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crabbox_host::clock::poll_until;
+use crabbox_host::command::Cmd;
 use crabbox_ssh::capture::{Captured, capture};
 use crabbox_ssh::command::{Form, UserCommand};
 use crabbox_ssh::exec::{self, Exec, ExecError, RemoteStatus, Sink, Stdin};
@@ -27,7 +29,12 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
-        let sshd = Sshd::start();
+        Self::with("")
+    }
+
+    /// With lines for `sshd_config`.
+    fn with(config: &str) -> Self {
+        let sshd = Sshd::start_with(config);
         let mut target = Target::new(sshd.user(), "127.0.0.1", sshd.port(), &sshd.known_hosts()).unwrap();
         target.key = Some(sshd.client_key());
         target.host_key_pinned = true;
@@ -107,6 +114,32 @@ fn ten_megabytes_of_input_arrive_whole_from_bytes_and_from_a_reader() {
         lab.feed("exit 3", Stdin::Bytes(&bytes)).status,
         RemoteStatus::Exited(3)
     );
+}
+
+#[test]
+fn a_silent_pipe_does_not_outlast_the_command() {
+    let lab = Lab::new();
+    let (input, held) = std::io::pipe().unwrap();
+    let (done, ended) = std::sync::mpsc::channel();
+    let target = lab.target.clone();
+    let command = std::thread::spawn(move || {
+        let captured = capture(&target, "exit 74", Stdin::Pipe(input), None);
+        done.send(captured.unwrap().status).unwrap();
+    });
+    // The writer is let go only after the end, or when that has failed to come.
+    let status = ended.recv_timeout(Duration::from_mins(2));
+    drop(held);
+    command.join().unwrap();
+    assert_eq!(status, Ok(RemoteStatus::Exited(74)));
+}
+
+#[test]
+fn what_is_written_into_a_pipe_arrives_until_its_end() {
+    let lab = Lab::new();
+    let (input, mut held) = std::io::pipe().unwrap();
+    let writer = std::thread::spawn(move || held.write_all(b"one\ntwo").unwrap());
+    assert_eq!(lab.feed("cat", Stdin::Pipe(input)).stdout_text(), "one\ntwo");
+    writer.join().unwrap();
 }
 
 #[test]
@@ -343,6 +376,43 @@ fn a_wrong_host_key_is_refused_with_words_that_help() {
 }
 
 #[test]
+fn a_key_that_ssh_cannot_use_is_named_with_its_reason() {
+    let mut lab = Lab::new();
+    let make = |name: &str, passphrase: &str| {
+        let path = lab.sshd.dir().join(name);
+        let made = Cmd::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", passphrase, "-f"])
+            .arg(&path);
+        made.run().unwrap();
+        path
+    };
+    let open = make("open", "");
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let locked = make("locked", "secret");
+    let public = lab.sshd.dir().join("open.pub");
+    let garbage = lab.sshd.dir().join("garbage");
+    std::fs::write(&garbage, "no key\n").unwrap();
+    std::fs::set_permissions(&garbage, std::fs::Permissions::from_mode(0o600)).unwrap();
+    for (key, reason) in [
+        (open, "Permissions 0644 for '"),
+        (locked, "is locked by a passphrase"),
+        (public, "is the public half"),
+        (garbage, "Load key "),
+    ] {
+        lab.target.key = Some(key.clone());
+        let error = open_error(&lab);
+        assert!(matches!(error, ConnectError::KeyUnusable { .. }), "{error:?}");
+        // The same file is no better a moment later.
+        assert!(!error.is_passing());
+        let said = error.to_string();
+        assert!(
+            said.contains(reason) && said.contains(key.to_str().unwrap()),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn a_refused_key_and_a_closed_port_are_told_apart() {
     let mut lab = Lab::new();
     lab.target.key = Some(lab.sshd.dir().join("host_key"));
@@ -453,4 +523,45 @@ fn a_machine_on_this_one_gets_the_cheap_key_exchange() {
         !target.display_line().contains("Kex"),
         "the printed line stays the Go program's"
     );
+}
+
+#[test]
+fn what_the_client_itself_refuses_is_repeated_whole() {
+    let mut lab = Lab::new();
+    lab.target.extra = vec!["UseKeychain=yes".to_owned()];
+    let error = open_error(&lab);
+    assert!(
+        matches!(&error, ConnectError::Failed { said, .. } if said.contains("Bad configuration option: usekeychain")),
+        "{error:?}"
+    );
+    assert_eq!(lab.sshd.logins(), 0);
+}
+
+#[test]
+fn commands_at_the_same_time_need_no_more_than_one_session_a_connection() {
+    for sessions in [1, 2] {
+        let lab = Lab::with(&format!("MaxSessions {sessions}"));
+        let flag = lab.sshd.dir().join("go");
+        let script = format!("until [ -e {} ]; do sleep 0.02; done; exit 4", flag.display());
+        std::thread::scope(|scope| {
+            let waiting: Vec<_> = (0..3).map(|_| scope.spawn(|| lab.run(&script).status)).collect();
+            assert_eq!(lab.run("exit 3").status, RemoteStatus::Exited(3));
+            std::fs::write(&flag, "").unwrap();
+            for command in waiting {
+                assert_eq!(command.join().unwrap(), RemoteStatus::Exited(4));
+            }
+        });
+        // The one that is cancelled has the only session, and is stopped all the same.
+        let (status, pids) = cancelled(&lab, "sleep 600 & echo $! $$ >p; mv p pids; wait");
+        assert_eq!(status, RemoteStatus::Cancelled { stopped: true });
+        assert!(pids.iter().all(|pid| !runs(pid)), "{pids:?}");
+    }
+}
+
+#[test]
+fn a_server_that_gives_no_session_at_all_is_told_with_the_setting() {
+    let lab = Lab::with("MaxSessions 0");
+    let error = capture(&lab.target, "exit 0", Stdin::Null, None).unwrap_err();
+    assert!(matches!(error, ExecError::NoSession { .. }), "{error:?}");
+    assert!(error.to_string().contains("MaxSessions"), "{error}");
 }

@@ -2,12 +2,17 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::panic,
     reason = "the helpers of these tests fail like the tests do"
 )]
 
+use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use crabbox_host::clock::poll_until;
+use crabbox_ssh::beginning::{Instead, NotBegun};
+use crabbox_ssh::capture::capture;
+use crabbox_ssh::exec::{Exec, ExecError, RemoteStatus, Sink, Stdin};
 use crabbox_ssh::master;
 use crabbox_ssh::ready::{NotReady, ReadyError, ReadyTimings, Stage, Wait, wait_ssh};
 use crabbox_ssh::target::Target;
@@ -26,6 +31,7 @@ fn wait(target: &Target, ready: Option<&str>, limit: Duration) -> Result<ReadyTi
         target,
         phase: "before sync",
         ready_command: ready,
+        settled: false,
         deadline: Instant::now() + limit,
         probe_port: true,
         cancelled: &|| false,
@@ -114,6 +120,7 @@ fn a_closed_port_is_told_and_progress_is_rare() {
         target: &target,
         phase: "bootstrap",
         ready_command: None,
+        settled: false,
         deadline: Instant::now() + Duration::from_secs(4),
         probe_port: true,
         cancelled: &|| false,
@@ -177,6 +184,7 @@ fn a_cancelled_wait_ends_at_once() {
         target: &target,
         phase: "bootstrap",
         ready_command: None,
+        settled: false,
         deadline: begun + Duration::from_mins(1),
         probe_port: true,
         cancelled: &|| begun.elapsed() > Duration::from_millis(200),
@@ -194,4 +202,103 @@ fn a_login_is_enough_without_a_ready_command_and_without_sharing_none_is_left() 
     let timings = wait(&target, None, Duration::from_secs(30)).unwrap();
     assert_eq!(timings.auth, timings.ready);
     assert_eq!(sshd.logins(), 1);
+}
+
+/// The reason why a host that exists already will not become ready.
+fn unfit(target: &Target, ready: &str) -> NotReady {
+    let wait = Wait {
+        target,
+        phase: "bootstrap",
+        ready_command: Some(ready),
+        settled: true,
+        deadline: Instant::now() + Duration::from_mins(20),
+        probe_port: false,
+        cancelled: &|| false,
+    };
+    let ReadyError::Unfit { source, .. } = wait_ssh(&wait, &mut |_| {}).unwrap_err() else {
+        panic!("the wait ends with the first check")
+    };
+    exit(target);
+    *source
+}
+
+#[test]
+fn a_host_that_exists_is_not_waited_for_when_its_check_says_what_is_missing() {
+    let sshd = Sshd::start();
+    let said = unfit(&target(&sshd), "crabbox-no-such-program --version").to_string();
+    assert!(
+        said.contains("exited with 127") && said.contains("crabbox-no-such-program"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_host_that_runs_something_else_in_place_of_the_check_is_told_also_when_that_succeeds() {
+    for (forced, code) in [
+        ("echo only backups here", 0),
+        ("echo only backups here; exit 1", 1),
+    ] {
+        let sshd = Sshd::start_with(&format!("ForceCommand {forced}"));
+        let found = unfit(&target(&sshd), "exit 0");
+        assert!(
+            matches!(
+                &found,
+                NotReady::Exec(ExecError::NotBegun { source: NotBegun { instead, printed }, .. })
+                    if *instead == Instead::Exited(code) && printed == "only backups here"
+            ),
+            "{found:?}"
+        );
+    }
+}
+
+/// What runs in place of our line, reads all that we send, and says nothing.
+const DEAF: &str = "ForceCommand cat >/dev/null";
+
+#[test]
+fn a_login_shell_that_never_begins_is_told_when_the_time_is_up_and_not_taken_for_a_slow_command() {
+    let sshd = Sshd::start_with(DEAF);
+    let target = target(&sshd);
+    let seen = capture(&target, "exit 0", Stdin::Null, Some(Duration::from_secs(2)));
+    let Err(ExecError::NotBegun { source, .. }) = seen else {
+        panic!("{seen:?}")
+    };
+    assert!(matches!(source.instead, Instead::Waited(_)), "{source}");
+    exit(&target);
+}
+
+#[test]
+fn what_has_not_begun_is_given_up_at_once_when_that_is_wanted() {
+    let sshd = Sshd::start_with(DEAF);
+    let target = target(&sshd);
+    master::open(
+        &target,
+        target.control.as_deref().unwrap(),
+        Duration::from_secs(30),
+    )
+    .unwrap();
+    let (wanted, closed) = std::io::pipe().unwrap();
+    drop(closed);
+    let begun = Instant::now();
+    let exec = Exec {
+        script: "exit 0".to_owned(),
+        stdin: Stdin::Null,
+        stdout: Sink::Discard,
+        stderr: Sink::Discard,
+        cancel: Some(wanted.as_fd()),
+        limit: None,
+    };
+    let status = crabbox_ssh::exec::run(&target, exec).unwrap();
+    assert_eq!(status, RemoteStatus::Cancelled { stopped: true });
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    exit(&target);
+}
+
+#[test]
+fn ssh_says_why_the_two_sides_have_no_algorithm_in_common() {
+    let sshd = Sshd::start_with("Ciphers aes128-ctr");
+    let mut target = target(&sshd);
+    target.extra = vec!["Ciphers=aes256-ctr".to_owned()];
+    let control = target.control.clone().unwrap();
+    let error = master::open(&target, &control, Duration::from_secs(30)).unwrap_err();
+    assert!(error.to_string().contains("no matching cipher found"), "{error}");
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crabbox_host::clock::poll_until;
 use crabbox_host::command::Cmd;
 use crabbox_ssh::interactive;
+use crabbox_ssh::master;
 use crabbox_ssh::target::Target;
 use crabbox_ssh::tunnel::{self, TunnelEnd, TunnelError};
 use crabbox_testkit::sshd::Sshd;
@@ -87,7 +88,10 @@ fn a_tunnel_carries_connections_until_it_is_cancelled() {
 
     let (cancel, asker) = std::io::pipe().unwrap();
     drop(asker);
-    assert_eq!(tunnel.wait(Some(cancel.as_fd())).unwrap(), TunnelEnd::Cancelled);
+    assert_eq!(
+        tunnel.wait(Some(cancel.as_fd()), &mut |_| {}).unwrap(),
+        TunnelEnd::Cancelled
+    );
     assert!(
         TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err(),
         "nothing listens any more"
@@ -99,7 +103,10 @@ fn a_tunnel_whose_connection_dies_says_so() {
     let sshd = Sshd::start();
     let tunnel = tunnel::open(&target(&sshd), None, service(), None).unwrap();
     sshd.kill_connections();
-    assert!(matches!(tunnel.wait(None).unwrap(), TunnelEnd::Ended { .. }));
+    assert!(matches!(
+        tunnel.wait(None, &mut |_| {}).unwrap(),
+        TunnelEnd::Ended { .. }
+    ));
 }
 
 #[test]
@@ -137,7 +144,7 @@ fn a_tunnel_ends_with_the_process_that_holds_it_however_that_dies() {
         let tunnel = tunnel::open(&target, None, 80, None).unwrap();
         std::fs::write(dir.join("half"), tunnel.local_port().to_string()).unwrap();
         std::fs::rename(dir.join("half"), dir.join("tunnel")).unwrap();
-        tunnel.wait(None).unwrap();
+        tunnel.wait(None, &mut |_| {}).unwrap();
         return;
     }
     let sshd = Sshd::start();
@@ -160,4 +167,41 @@ fn a_tunnel_ends_with_the_process_that_holds_it_however_that_dies() {
             .then_some(())
     })
     .expect("nothing listens any more");
+}
+
+#[test]
+fn a_service_on_the_other_loopback_address_is_reached_and_a_refusal_is_told_with_its_reason() {
+    let listener = TcpListener::bind((std::net::Ipv6Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            stream.unwrap().write_all(b"six").ok();
+        }
+    });
+    let sshd = Sshd::start();
+    let mut target = target(&sshd);
+    let control = sshd.dir().join("m");
+    target.control = Some(control.clone());
+    let tunnel = tunnel::open(&target, None, port, None).unwrap();
+    assert_eq!(ask(tunnel.local_port()).unwrap(), "six");
+    master::exit(&control).unwrap();
+
+    let closed = Sshd::start_with("AllowTcpForwarding no");
+    let tunnel = tunnel::open(&self::target(&closed), None, port, None).unwrap();
+    let at = tunnel.local_port();
+    let (cancel, asker) = std::io::pipe().unwrap();
+    let mut reasons = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(move || ask(at));
+        let mut asker = Some(asker);
+        let end = tunnel.wait(Some(cancel.as_fd()), &mut |reason| {
+            reasons.push(reason.to_owned());
+            asker = None;
+        });
+        assert_eq!(end.unwrap(), TunnelEnd::Cancelled);
+    });
+    assert!(
+        reasons[0].starts_with("administratively prohibited"),
+        "{reasons:?}"
+    );
 }

@@ -1,4 +1,4 @@
-//! Claim files: `<state>/claims/<id>.json`, shared with the Go program (behaviour reference 3.2).
+//! Claim files: `<state>/claims/<id>.json`, shared with the Go program, byte for byte in its format.
 //!
 //! Every access holds the claim's lock; every change is made on the file as it stands under that lock and only if it is
 //! still what the caller saw. Fields of other programs are carried along.
@@ -17,6 +17,9 @@ use crate::places::Places;
 /// How long the holder of a claim lock may take.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
 
+/// Largest claim in bytes, as the Go program has it.
+const SIZE_LIMIT: u64 = 1 << 20;
+
 /// Why a claim cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
@@ -34,7 +37,7 @@ pub enum ClaimError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -46,6 +49,24 @@ pub enum ClaimError {
         /// Where and why.
         #[source]
         source: serde_json::Error,
+    },
+    /// What has a claim's name is a link, a directory, a pipe or a device.
+    #[error("claim {} is not a regular file", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The file is larger than any claim.
+    #[error("claim {} is larger than {SIZE_LIMIT} bytes", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file names no lease.
+    #[error("claim {} names no lease", path.display())]
+    NoLease {
+        /// The file.
+        path: PathBuf,
     },
     /// The file names another lease.
     #[error("claim {} belongs to lease {found}", path.display())]
@@ -99,7 +120,7 @@ pub fn read(places: &Places, id: &str) -> Result<Option<Claim>, ClaimError> {
 }
 
 /// Changes the claim of lease `id` under its lock. `change` gets the claim as it stands (`None` where there is none) and
-/// answers the new one, or `None` to leave everything as it is. A fresh revision is drawn.
+/// returns the new one, or `None` to leave everything as it is. A fresh revision is drawn.
 pub fn update<E: From<ClaimError>>(
     places: &Places,
     id: &str,
@@ -185,7 +206,13 @@ type Loaded = (Claim, Map<String, Value>);
 
 fn load(places: &Places, id: &str) -> Result<Option<Loaded>, ClaimError> {
     let path = path_of(places, id);
-    let text = match std::fs::read(&path) {
+    // A link would be another's file, and a pipe would hold us until somebody writes to it.
+    match std::fs::symlink_metadata(&path) {
+        Ok(facts) if !facts.is_file() => return Err(ClaimError::NotAFile { path }),
+        Ok(facts) if facts.len() > SIZE_LIMIT => return Err(ClaimError::TooLarge { path }),
+        _ => {}
+    }
+    let text = match files::read_regular(&path, SIZE_LIMIT) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(ClaimError::Read { path, source }),
@@ -196,6 +223,9 @@ fn load(places: &Places, id: &str) -> Result<Option<Loaded>, ClaimError> {
     };
     let raw: Map<String, Value> = serde_json::from_slice(&text).map_err(decode)?;
     let claim: Claim = serde_json::from_value(Value::Object(raw.clone())).map_err(decode)?;
+    if claim.lease_id.trim().is_empty() {
+        return Err(ClaimError::NoLease { path });
+    }
     if claim.lease_id != id {
         return Err(ClaimError::Misplaced {
             path,
@@ -235,6 +265,7 @@ mod tests {
             state: root.join("state"),
             config: root.join("config"),
             cache: root.join("cache"),
+            registry: root.join("registry"),
         }
     }
 
@@ -295,6 +326,30 @@ mod tests {
         std::fs::write(places.claims().join("cbx_c.json"), "{\"leaseID\":\"cbx_a\"}").unwrap();
         let listing = list(&places).unwrap();
         assert_eq!((listing.claims.len(), listing.problems.len()), (1, 2));
+        // Whatever stands there is told by its kind, and nothing of it is followed or waited for.
+        let large = places.claims().join("cbx_large.json");
+        std::fs::File::create(&large)
+            .unwrap()
+            .set_len(SIZE_LIMIT + 1)
+            .unwrap();
+        let link = places.claims().join("cbx_link.json");
+        std::os::unix::fs::symlink(path_of(&places, "cbx_a"), &link).unwrap();
+        std::fs::create_dir(places.claims().join("cbx_dir.json")).unwrap();
+        std::fs::write(places.claims().join("cbx_none.json"), "{}").unwrap();
+        let kinds = ["cbx_large", "cbx_link", "cbx_dir", "cbx_none"].map(|id| load(&places, id).unwrap_err());
+        assert!(
+            matches!(
+                kinds,
+                [
+                    ClaimError::TooLarge { .. },
+                    ClaimError::NotAFile { .. },
+                    ClaimError::NotAFile { .. },
+                    ClaimError::NoLease { .. }
+                ]
+            ),
+            "{kinds:?}"
+        );
+        std::fs::remove_file(places.claims().join("cbx_none.json")).unwrap();
         assert!(matches!(read(&places, "../x"), Err(ClaimError::InvalidId { .. })));
         assert!(read(&places, "cbx_none").unwrap().is_none());
         assert!(

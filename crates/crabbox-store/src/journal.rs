@@ -9,7 +9,8 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crabbox_core::journal::{Entry, Journal, JournalError, Process, Step};
+use crabbox_core::journal::{Entry, Journal, JournalError, Step};
+use crabbox_core::process::ProcessId;
 use crabbox_host::files;
 
 /// Why a journal could not be read or written.
@@ -20,7 +21,7 @@ pub enum JournalFileError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -29,7 +30,7 @@ pub enum JournalFileError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -126,7 +127,7 @@ impl JournalFile {
 
     /// Writes that the effect is there, with the process it started.
     #[expect(clippy::needless_pass_by_value, reason = "what is done is pending no more")]
-    pub fn done(&mut self, pending: Pending, process: Option<Process>) -> Result<(), JournalFileError> {
+    pub fn done(&mut self, pending: Pending, process: Option<ProcessId>) -> Result<(), JournalFileError> {
         let Pending { seq } = pending;
         self.append(&Entry::Done { seq, process })
     }

@@ -8,3 +8,4 @@ pub mod journal;
 pub mod leases;
 pub mod locks;
 pub mod places;
+pub mod registry;

@@ -1,7 +1,8 @@
-//! Locks between crabbox processes: one a lease, one short one for allocations.
+//! Locks between crabbox processes on one state directory: one a lease, and a short one for allocations.
 //!
-//! All are `flock` locks on files that are never the data they guard. The order is allocation before lease before claim;
-//! nobody may wait for an earlier one while holding a later one.
+//! All are `flock` locks on files that are never the data they guard. The order is allocation before lease before host network
+//! before claim before registry ([`crate::registry`] has the two that are the host's); nobody may wait for an earlier one while
+//! holding a later one, so that whoever holds the registry's waits for nobody.
 
 use std::time::Duration;
 

@@ -1,10 +1,10 @@
-//! Where things are kept (behaviour reference 3.1).
+//! Where things are kept: the Go program's directories, so that both find each other's leases and claims.
 
 use std::path::{Path, PathBuf};
 
 use crabbox_core::id::LeaseId;
 
-/// The two roots of crabbox's files and the paths below them.
+/// The roots of crabbox's files and the paths below them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Places {
     /// `$XDG_STATE_HOME/crabbox`, or `state` in the configuration directory.
@@ -13,6 +13,8 @@ pub struct Places {
     pub config: PathBuf,
     /// `$XDG_CACHE_HOME/crabbox`, or `~/.cache/crabbox`: images and fetched programs.
     pub cache: PathBuf,
+    /// `/var/lib/crabbox/registry` for root: what leases of all state directories on this host hold.
+    pub registry: PathBuf,
 }
 
 impl Places {
@@ -110,6 +112,16 @@ impl LeaseDir {
     /// What Firecracker logs.
     pub fn vmm_log(&self) -> PathBuf {
         self.0.join("firecracker.log")
+    }
+
+    /// What its supervisor logs, bounded.
+    pub fn supervisor_log(&self) -> PathBuf {
+        self.0.join("supervisor.log")
+    }
+
+    /// Where its supervisor can be asked.
+    pub fn supervisor_socket(&self) -> PathBuf {
+        self.0.join("supervisor.sock")
     }
 
     /// Where the jailer builds its chroots.

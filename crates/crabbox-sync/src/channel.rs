@@ -6,12 +6,15 @@
 use std::ffi::OsString;
 
 use crabbox_host::command::Cmd;
+use crabbox_host::environment::Environment;
+use crabbox_ssh::remote_line::RemoteLine;
 use crabbox_ssh::target::{ArgvOptions, Target};
 
 /// How to reach a machine.
 #[derive(Debug, Clone)]
 pub struct Channel {
     argv: Vec<OsString>,
+    environment: Environment,
     rsh: String,
     host: String,
 }
@@ -26,6 +29,7 @@ impl Channel {
         };
         Self {
             argv: target.ssh_argv(ArgvOptions::default()),
+            environment: target.environment(),
             rsh: target.rsh_for_rsync(),
             host,
         }
@@ -35,17 +39,24 @@ impl Channel {
     pub fn local() -> Self {
         Self {
             argv: ["sh", "-c", r#"eval "$*""#, "local"].map(OsString::from).to_vec(),
+            environment: Environment::Plain,
             rsh: r#"sh -c 'eval "$*"'"#.to_owned(),
             host: "local".to_owned(),
         }
     }
 
-    /// A command that runs `script` in the login shell of the far side.
-    pub(crate) fn command(&self, script: &str) -> Cmd {
+    /// A command that has the login shell of the far side run `line`.
+    pub(crate) fn command(&self, line: &RemoteLine) -> Cmd {
         let mut words = self.argv.iter();
         Cmd::new(words.next().map_or_else(|| OsString::from("ssh"), Clone::clone))
             .args(words)
-            .arg(script)
+            .arg(line.text())
+            .environment(self.environment)
+    }
+
+    /// What of the caller's environment the client gets, and a program that starts it.
+    pub(crate) fn environment(&self) -> Environment {
+        self.environment
     }
 
     /// The value of rsync's `-e`.

@@ -1,16 +1,17 @@
 //! Files whole, through the sync's own conversation: no second process on either side, and no comparison of contents.
 //!
 //! It pays where bytes cost little: into a machine on this host, and for a few small files anywhere. It must never follow a
-//! link in the last place of a path, and never send more of a file than it had when it was opened.
+//! link in any place of a path, whatever the tree became since it was listed, and never send more of a file than it had when it
+//! was opened.
 
 use std::collections::HashSet;
 use std::io::{BufWriter, Read as _, Write};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
-use rustix::io::Errno;
+use crabbox_host::beneath::Beneath;
+use crabbox_host::entry_path::{EntryPath, EntryPathError};
+use rustix::fs::{FileType, Mode, OFlags};
 
 use crate::agent::{AgentError, Reply, Session};
 use crate::entry::{Entry, Kind, nanoseconds, show};
@@ -63,27 +64,12 @@ pub(crate) fn send<'e>(
     entries: impl Iterator<Item = (usize, &'e Entry)> + Send,
     events: &dyn SyncEvents,
 ) -> Result<Sent, DirectError> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let handle = rustix::fs::open(root, flags, Mode::empty()).map_err(|source| DirectError::Read {
+    let root = Beneath::open(root).map_err(|source| DirectError::Read {
         path: root.display().to_string(),
         source: source.into(),
     })?;
     let poured = session
-        .pour(|pipe| {
-            let mut stream = Stream {
-                out: BufWriter::with_capacity(2 * BLOCK, pipe),
-                root: handle,
-                dirs: HashSet::new(),
-                block: vec![0; BLOCK],
-                progress: Progress {
-                    bytes: 0,
-                    files: Some(0),
-                },
-                told: Instant::now(),
-                events,
-            };
-            stream.all(entries)
-        })
+        .pour(|pipe| Stream::new(pipe, root, events).all(entries))
         .map_err(|source| DirectError::Call { source })?;
     // A pipe that breaks is not the error: the far side says why it stopped to listen.
     let sent = match poured {
@@ -123,7 +109,7 @@ impl From<std::io::Error> for Stop {
 /// The files on their way.
 struct Stream<'a, W: Write> {
     out: BufWriter<W>,
-    root: OwnedFd,
+    root: Beneath,
     /// Directories that the far side has been told of.
     dirs: HashSet<Vec<u8>>,
     block: Vec<u8>,
@@ -132,7 +118,22 @@ struct Stream<'a, W: Write> {
     events: &'a dyn SyncEvents,
 }
 
-impl<W: Write> Stream<'_, W> {
+impl<'a, W: Write> Stream<'a, W> {
+    fn new(pipe: W, root: Beneath, events: &'a dyn SyncEvents) -> Self {
+        Self {
+            out: BufWriter::with_capacity(2 * BLOCK, pipe),
+            root,
+            dirs: HashSet::new(),
+            block: vec![0; BLOCK],
+            progress: Progress {
+                bytes: 0,
+                files: Some(0),
+            },
+            told: Instant::now(),
+            events,
+        }
+    }
+
     fn all<'e>(&mut self, entries: impl Iterator<Item = (usize, &'e Entry)>) -> Result<Sent, Stop> {
         let mut sent = Sent::All;
         self.out.write_all(b"files\n")?;
@@ -162,11 +163,11 @@ impl<W: Write> Stream<'_, W> {
             path: entry.path.clone(),
             source,
         };
-        // A named pipe in the place of the file must not hold us up.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let file = match rustix::fs::openat(&self.root, &entry.path, flags, Mode::empty()) {
+        let path = below(&entry.path)?;
+        // A named pipe in the place of the file does not hold us up: `open_file` sees to that.
+        let mut file = match self.root.open_file(&path, OFlags::RDONLY, Mode::empty()) {
             Ok(file) => file,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => return Ok(false),
+            Err(error) if error.is_gone() => return Ok(false),
             Err(error) => return Err(stop(error.into())),
         };
         let stat = rustix::fs::fstat(&file).map_err(|error| stop(error.into()))?;
@@ -175,7 +176,6 @@ impl<W: Write> Stream<'_, W> {
         }
         self.way_to(&entry.path)?;
         let mut left = u64::try_from(stat.st_size).unwrap_or(0);
-        let mut file = std::fs::File::from(file);
         let mut read = fill(&mut file, &mut self.block, left).map_err(stop)?;
         writeln!(
             self.out,
@@ -202,15 +202,14 @@ impl<W: Write> Stream<'_, W> {
     }
 
     fn link(&mut self, number: usize, entry: &Entry) -> Result<bool, Stop> {
-        let looked = rustix::fs::readlinkat(&self.root, &entry.path, Vec::new())
-            .and_then(|target| Ok((target, self.stat(&entry.path)?)));
-        let (target, stat) = match looked {
-            Ok(looked) => looked,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::INVAL) => return Ok(false),
-            Err(source) => {
+        let (target, stat) = match self.root.link(&below(&entry.path)?) {
+            Ok(Some(link)) => link,
+            Ok(None) => return Ok(false),
+            Err(error) if error.is_gone() => return Ok(false),
+            Err(error) => {
                 return Err(Stop::Read {
                     path: entry.path.clone(),
-                    source: source.into(),
+                    source: error.into(),
                 });
             }
         };
@@ -221,10 +220,6 @@ impl<W: Write> Stream<'_, W> {
         self.out.write_all(target)?;
         self.progress.bytes += target.len() as u64;
         Ok(true)
-    }
-
-    fn stat(&self, path: &[u8]) -> Result<rustix::fs::Stat, Errno> {
-        rustix::fs::statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW)
     }
 
     /// The directories above `path` that the far side has not been told of, from the top.
@@ -238,12 +233,21 @@ impl<W: Write> Stream<'_, W> {
         }
         self.way_to(dir)?;
         // It was there a moment ago; whoever takes it away now gets a file of which the next sync knows better.
-        let mode = self.stat(dir).map_or(0o755, |stat| stat.st_mode & 0o7777);
+        let stat = self.root.stat(&below(dir)?).ok().flatten();
+        let mode = stat.map_or(0o755, |stat| stat.st_mode & 0o7777);
         writeln!(self.out, "d {mode:o} {}", dir.len())?;
         self.out.write_all(dir)?;
         self.dirs.insert(dir.to_vec());
         Ok(())
     }
+}
+
+/// A path of the manifest, which git or our own walk gave and which therefore is one below the root.
+fn below(path: &[u8]) -> Result<EntryPath, Stop> {
+    EntryPath::exact(path).map_err(|why: EntryPathError| Stop::Read {
+        path: path.to_vec(),
+        source: std::io::Error::new(std::io::ErrorKind::InvalidInput, why),
+    })
 }
 
 /// Reads until the block is full, the file ends, or `left` bytes are read.
@@ -259,4 +263,77 @@ fn fill(file: &mut std::fs::File, block: &mut [u8], left: u64) -> std::io::Resul
         }
     }
     Ok(read)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::entry::Scan;
+    use crate::events::Silent;
+
+    /// What is sent of `paths` when `swap` happens between the listing and the reading of the files.
+    fn sent_after(paths: &[&str], swap: impl FnOnce(&Path)) -> (String, Sent) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        let run = |script: &str| {
+            let command = crabbox_host::command::Cmd::new("sh").args(["-ec", script]);
+            command.cwd(dir.path()).run().unwrap();
+        };
+        run(
+            "mkdir -p root/a/b victim/b; echo mine > root/a/b/f; ln -s mine root/a/b/l; echo mine > root/a/g; \
+             echo secret > victim/b/f; ln -s secret victim/b/l; echo secret > victim/g; cp -a victim root/ignored",
+        );
+        let scan = Scan::start(&root).unwrap();
+        let mut eye = scan.eye();
+        let listed: Vec<Entry> = paths
+            .iter()
+            .map(|path| eye.look(path.as_bytes(), true).unwrap().unwrap())
+            .collect();
+        swap(&root);
+        let mut out = Vec::new();
+        let root = Beneath::open(&root).unwrap();
+        let sent = Stream::new(&mut out, root, &Silent).all(listed.iter().enumerate());
+        let Ok(sent) = sent else {
+            panic!("a swapped tree is no error")
+        };
+        (String::from_utf8(out).unwrap(), sent)
+    }
+
+    #[test]
+    fn a_parent_that_became_a_link_is_not_followed() {
+        let paths = ["a/b/f", "a/b/l", "a/g"];
+        let (whole, all) = sent_after(&paths, |_| {});
+        assert_eq!((all, whole.matches("mine").count()), (Sent::All, 3), "{whole}");
+        // Out of the tree, and to what of it is not synced.
+        for (part, target) in [
+            ("a", "../victim"),
+            ("a", "ignored"),
+            ("a/b", "../../victim/b"),
+            ("a/b", "../ignored/b"),
+            ("a/b", "/proc/self/cwd"),
+        ] {
+            let (out, sent) = sent_after(&paths, |root| {
+                std::fs::rename(root.join(part), root.join("kept")).unwrap();
+                symlink(target, root.join(part)).unwrap();
+            });
+            assert!(!out.contains("secret"), "{part} -> {target}: {out}");
+            assert_eq!(sent, Sent::SomeVanished, "{part} -> {target}: {out}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_became_a_link_or_a_pipe_counts_as_vanished() {
+        let (out, sent) = sent_after(&["a/g"], |root| {
+            std::fs::remove_file(root.join("a/g")).unwrap();
+            symlink("b/f", root.join("a/g")).unwrap();
+        });
+        assert_eq!((out.as_str(), sent), ("files\n-\n", Sent::SomeVanished));
+        let (out, sent) = sent_after(&["a/g"], |root| {
+            std::fs::remove_file(root.join("a/g")).unwrap();
+            rustix::fs::mkfifoat(rustix::fs::CWD, root.join("a/g"), Mode::from_raw_mode(0o600)).unwrap();
+        });
+        assert_eq!((out.as_str(), sent), ("files\n-\n", Sent::SomeVanished));
+    }
 }

@@ -4,13 +4,15 @@
 //! modification time, change time and inode. It must never be trusted for a file that was touched so shortly before the
 //! look that a later touch could carry the same times; such an entry gets no identity and is sent again next time.
 
-use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, Stat};
+use crabbox_host::beneath::Beneath;
+use crabbox_host::entry_path::EntryPath;
+use rustix::fs::{Access, AtFlags, FileType, Stat};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
@@ -30,6 +32,17 @@ pub enum Kind {
     Symlink,
 }
 
+/// What git says of a file against its index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// The index of this repository does not have it.
+    Untracked,
+    /// It is something else than the index has, or git does not know yet.
+    Unlike,
+    /// It is what the index has, with all that turns the one into the other (line ends, filters, modes).
+    Same,
+}
+
 /// One path of the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -45,6 +58,8 @@ pub struct Entry {
     pub mtime_ns: i128,
     /// Whether it differs from `HEAD` (modified, staged or untracked).
     pub changed: bool,
+    /// What git's index has of it.
+    pub standing: Standing,
     /// Stands for the content; `None` when it was touched too recently to be trusted.
     pub identity: Option<u64>,
 }
@@ -63,7 +78,7 @@ const THREADS: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Scan {
     pub(crate) root: PathBuf,
-    handle: OwnedFd,
+    tree: Beneath,
     started_ns: i128,
     user: u32,
 }
@@ -71,14 +86,13 @@ pub(crate) struct Scan {
 impl Scan {
     pub(crate) fn start(root: &Path) -> Result<Self, ManifestError> {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let handle = rustix::fs::open(root, flags, Mode::empty()).map_err(|source| ManifestError::Look {
+        let tree = Beneath::open(root).map_err(|error| ManifestError::Look {
             path: root.display().to_string(),
-            source: source.into(),
+            source: error.into(),
         })?;
         Ok(Self {
             root: root.to_owned(),
-            handle,
+            tree,
             started_ns: i128::try_from(started.as_nanos()).unwrap_or(i128::MAX),
             user: rustix::process::geteuid().as_raw(),
         })
@@ -88,7 +102,6 @@ impl Scan {
     pub(crate) fn eye(&self) -> Eye<'_> {
         Eye {
             scan: self,
-            dirs: HashMap::new(),
             last: None,
         }
     }
@@ -134,17 +147,27 @@ impl Scan {
         Ok(all)
     }
 
+    /// The directory `dir`, open, if it and all above it are directories and not links: what lies beyond a link is not this tree's.
+    fn own_dir(&self, dir: &[u8]) -> io::Result<Option<OwnedFd>> {
+        let below = EntryPath::exact(dir).map_err(|why| io::Error::new(io::ErrorKind::InvalidInput, why))?;
+        match self.tree.enter(&below) {
+            Ok(opened) => Ok(Some(opened)),
+            Err(error) if error.is_gone() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether `dir` is a directory of the tree itself.
+    pub(crate) fn is_own_dir(&self, dir: &[u8]) -> bool {
+        self.own_dir(dir).is_ok_and(|opened| opened.is_some())
+    }
+
     /// Asks the system only where the owner's read bit does not answer.
-    fn check_readable(&self, path: &[u8], stat: &Stat) -> Result<(), ManifestError> {
+    fn check_readable(&self, dir: impl AsFd, name: &[u8], stat: &Stat) -> Result<(), Errno> {
         if stat.st_uid == self.user && stat.st_mode & 0o400 != 0 {
             return Ok(());
         }
-        rustix::fs::accessat(&self.handle, path, Access::READ_OK, AtFlags::EACCESS).map_err(|source| {
-            ManifestError::Denied {
-                path: show(path),
-                source: source.into(),
-            }
-        })
+        rustix::fs::accessat(dir, name, Access::READ_OK, AtFlags::EACCESS)
     }
 
     /// Whether something was touched so shortly before this walk that a later touch could carry the same times.
@@ -155,6 +178,11 @@ impl Scan {
             FINE_NS
         };
         nanoseconds(stat.st_ctime, stat.st_ctime_nsec) + grain >= self.started_ns
+    }
+
+    /// Whether it was written after this walk began.
+    pub(crate) fn is_younger(&self, entry: &Entry) -> bool {
+        entry.mtime_ns >= self.started_ns
     }
 
     fn identity(&self, kind: Kind, stat: &Stat, target: &[u8]) -> Option<u64> {
@@ -197,8 +225,6 @@ impl Scan {
 #[derive(Debug)]
 pub(crate) struct Eye<'a> {
     scan: &'a Scan,
-    /// Directories known to be directories of the tree itself, not links.
-    dirs: HashMap<Vec<u8>, bool>,
     /// The directory of the last path, open if it is the tree's own: neighbours come one after the other, and then the
     /// system need not walk down to each from the root.
     last: Option<(Vec<u8>, Option<OwnedFd>)>,
@@ -232,6 +258,7 @@ impl Sight {
             size,
             mtime_ns: nanoseconds(self.stat.st_mtime, self.stat.st_mtime_nsec),
             changed,
+            standing: Standing::Untracked,
             identity: self.identity,
         }
     }
@@ -246,21 +273,21 @@ impl Eye<'_> {
     /// What stands at `path` now; `None` when no file or link does, or only one beyond a linked directory.
     pub(crate) fn see(&mut self, path: &[u8]) -> Result<Option<Sight>, ManifestError> {
         let scan = self.scan;
-        let failed = |source: Errno| ManifestError::Look {
+        let failed = |source: io::Error| ManifestError::Look {
             path: show(path),
-            source: source.into(),
+            source,
         };
         let (dir, name) = match path.iter().rposition(|byte| *byte == b'/') {
             Some(cut) => match self.enter(&path[..cut]).map_err(failed)? {
-                Some(dir) => (dir, &path[cut + 1..]),
+                Some(dir) => (dir.as_fd(), &path[cut + 1..]),
                 None => return Ok(None),
             },
-            None => (&scan.handle, path),
+            None => (scan.tree.as_fd(), path),
         };
         let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
-            Err(source) => return Err(failed(source)),
+            Err(source) => return Err(failed(source.into())),
         };
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => return Ok(None),
@@ -279,10 +306,14 @@ impl Eye<'_> {
         };
         let target = if kind == Kind::Symlink {
             rustix::fs::readlinkat(dir, name, Vec::new())
-                .map_err(failed)?
+                .map_err(|source| failed(source.into()))?
                 .into_bytes()
         } else {
-            scan.check_readable(path, &stat)?;
+            scan.check_readable(dir, name, &stat)
+                .map_err(|source| ManifestError::Denied {
+                    path: show(path),
+                    source: source.into(),
+                })?;
             Vec::new()
         };
         let identity = scan.identity(kind, &stat, &target);
@@ -295,37 +326,11 @@ impl Eye<'_> {
     }
 
     /// The directory, open, if it is the tree's own.
-    fn enter(&mut self, dir: &[u8]) -> Result<Option<&OwnedFd>, Errno> {
+    fn enter(&mut self, dir: &[u8]) -> io::Result<Option<&OwnedFd>> {
         if self.last.as_ref().is_none_or(|(last, _)| last != dir) {
-            let above = dir
-                .iter()
-                .rposition(|byte| *byte == b'/')
-                .is_none_or(|cut| self.is_own_dir(&dir[..cut]));
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let open = || rustix::fs::openat(&self.scan.handle, dir, flags, Mode::empty());
-            let opened = match above.then(open) {
-                None | Some(Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)) => None,
-                Some(opened) => Some(opened?),
-            };
-            self.last = Some((dir.to_vec(), opened));
+            self.last = Some((dir.to_vec(), self.scan.own_dir(dir)?));
         }
         Ok(self.last.as_ref().and_then(|(_, opened)| opened.as_ref()))
-    }
-
-    /// Whether `dir` and all above it are directories and not links: what lies beyond a link is not this tree's.
-    pub(crate) fn is_own_dir(&mut self, dir: &[u8]) -> bool {
-        if let Some(known) = self.dirs.get(dir) {
-            return *known;
-        }
-        let above = dir
-            .iter()
-            .rposition(|byte| *byte == b'/')
-            .is_none_or(|cut| self.is_own_dir(&dir[..cut]));
-        let own = above
-            && rustix::fs::statat(&self.scan.handle, dir, AtFlags::SYMLINK_NOFOLLOW)
-                .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
-        self.dirs.insert(dir.to_vec(), own);
-        own
     }
 }
 

@@ -57,20 +57,22 @@ impl Counted {
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
 pub enum Status {
     /// Below all limits.
+    #[serde(rename = "ok")]
     Ok,
     /// At or above a warning threshold.
+    #[serde(rename = "warning")]
     Warn,
     /// At or above a limit.
+    #[serde(rename = "failed")]
     Fail,
 }
 
 /// Which number broke which limit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Reason {
-    /// Warn or fail.
+    /// `warning` or `failed`.
     pub status: Status,
     /// `files` or `bytes`.
     pub metric: &'static str,
@@ -93,7 +95,7 @@ pub struct Judgement {
     pub allow_large: bool,
     /// The worst of the reasons.
     pub status: Status,
-    /// Every limit that was reached, at most one for each metric.
+    /// Every limit that was reached: those that forbid the sync before those that warn.
     pub reasons: Vec<Reason>,
 }
 
@@ -149,7 +151,8 @@ pub fn judge(manifest: &Manifest, limits: Limits, allow_large: bool) -> Judgemen
                 actual,
                 limit: fail,
             });
-        } else if reached(warn) || reached(fail) {
+        }
+        if reached(warn) || (reached(fail) && allow_large) {
             let limit = if reached(warn) { warn } else { fail };
             reasons.push(Reason {
                 status: Status::Warn,
@@ -159,6 +162,7 @@ pub fn judge(manifest: &Manifest, limits: Limits, allow_large: bool) -> Judgemen
             });
         }
     }
+    reasons.sort_by_key(|reason: &Reason| std::cmp::Reverse(reason.status));
     let status = reasons
         .iter()
         .map(|reason| reason.status)
@@ -262,9 +266,9 @@ pub fn apart_lines(manifest: &Manifest) -> Vec<String> {
         ),
     ];
     let told = kinds.into_iter().filter(|(paths, ..)| !paths.is_empty());
-    told.map(|(paths, what, mend)| {
+    told.map(|(paths, what, fix)| {
         let named = some(paths, |path| crate::entry::show(path));
-        format!("warning: {what} are not synced: {named}; {mend}, or leave them out with sync.exclude")
+        format!("warning: {what} are not synced: {named}; {fix}, or leave them out with sync.exclude")
     })
     .collect()
 }
@@ -365,7 +369,7 @@ pub fn top_dirs_line(manifest: &Manifest) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::{Entry, Kind};
+    use crate::entry::{Entry, Kind, Standing};
 
     fn manifest(sizes: &[(&str, u64, bool)]) -> Manifest {
         let entry = |&(path, size, changed): &(&str, u64, bool)| Entry {
@@ -375,6 +379,7 @@ mod tests {
             size,
             mtime_ns: 0,
             changed,
+            standing: Standing::Untracked,
             identity: None,
         };
         Manifest {
@@ -386,6 +391,9 @@ mod tests {
             absent: Vec::new(),
             nested: Vec::new(),
             staged: Vec::new(),
+            marks: Vec::new(),
+            settings: Vec::new(),
+            attributes: Vec::new(),
             repo: crate::repo::Repo::bare_of_facts("/r".into()),
             fingerprint: String::new(),
             since: None,

@@ -4,17 +4,20 @@
 //! It must never write to the repository, follow a symbolic link out of it, or take a path for gone that git merely hides.
 
 use std::collections::HashSet;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crabbox_host::command::{CAPTURE_LIMIT, CommandError};
+use crabbox_host::small::{SmallError, read_small};
 
 use self::submodules::{Look, Submodules, Tree};
 
-use crate::entry::{Entry, Scan};
+use crate::entry::{Entry, Scan, Standing};
 use crate::filter::{Filter, Verdict};
-use crate::listing::{self, Index, Status};
-use crate::memory::{self, Memory};
+use crate::git::{Configuration, ConfigurationError};
+use crate::listing::{self, Index, Status, Tracked};
+use crate::mark::{ASSUMED, INTENDED, Mark, SKIPPED};
+use crate::memory::Memory;
+use crate::redirect::Redirect;
 use crate::repo::Repo;
 
 mod submodules;
@@ -23,6 +26,9 @@ pub(crate) use self::submodules::ask_git;
 
 /// The name of the file in the root that holds more exclude rules.
 pub const IGNORE_FILE: &str = ".crabboxignore";
+
+/// Longest ignore file in bytes; a hand-written one has a few KiB.
+const IGNORE_LIMIT: u64 = 1 << 20;
 
 /// The part of the configuration that shapes a manifest.
 #[derive(Debug, Clone, Default)]
@@ -52,6 +58,12 @@ pub struct Manifest {
     pub nested: Vec<Vec<u8>>,
     /// Staged changes against `HEAD`, for the repository in the guest.
     pub staged: Vec<listing::Staged>,
+    /// What else its index is to say, sorted.
+    pub marks: Vec<Mark>,
+    /// The settings that decide whether git finds a file unchanged, as a file of them.
+    pub settings: Vec<u8>,
+    /// The attributes that only this clone has.
+    pub attributes: Vec<u8>,
     /// The commit `HEAD` stands on, the branch it names, and the origin, for the repository in the guest.
     pub repo: Repo,
     /// SHA-256 over the identity of every entry and the deleted list, as hex: equal means nothing changed here.
@@ -83,6 +95,9 @@ pub struct Volume {
 /// Why the list of files could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
+    /// The ignore file is no small regular file.
+    #[error(transparent)]
+    IgnoreFile(#[from] SmallError),
     /// No git repository here. The words are the Go program's.
     #[error(
         "{} is not a Git repository: crabbox builds its sync manifest from Git; run `git init` here to sync files, \
@@ -110,13 +125,30 @@ pub enum ManifestError {
         /// The directory.
         root: PathBuf,
     },
+    /// The repository leads to another one.
+    #[error("{} is not synced: {redirect}", root.display())]
+    Redirected {
+        /// The current directory.
+        root: PathBuf,
+        /// How.
+        redirect: Redirect,
+    },
     /// git refuses to work here or broke off. The words are the Go program's.
     #[error("git ls-files in {} failed: {said}", root.display())]
     GitRefused {
         /// The root.
         root: PathBuf,
-        /// The first line of its standard error.
+        /// All that it said, its advice with it.
         said: String,
+    },
+    /// The configuration of the repository cannot be made harmless.
+    #[error("cannot list the files of {}", root.display())]
+    Configuration {
+        /// The root.
+        root: PathBuf,
+        /// Why.
+        #[source]
+        source: ConfigurationError,
     },
     /// git could not be run.
     #[error("cannot list the files of {}", root.display())]
@@ -135,12 +167,12 @@ pub enum ManifestError {
     },
     /// A submodule is there, and git cannot work in it.
     #[error(
-        "the submodule {path} cannot be listed: {said}; mend it with `git submodule update --init`, or leave it out with sync.exclude"
+        "the submodule {path} cannot be listed: {said}; fix it with `git submodule update --init`, or leave it out with sync.exclude"
     )]
     Submodule {
         /// Its path.
         path: String,
-        /// The first line that git said.
+        /// All that git said.
         said: String,
     },
     /// git's answer is not in its documented format.
@@ -205,7 +237,7 @@ impl Manifest {
         let scan = Scan::start(root)?;
         let changed = seen
             .as_ref()
-            .and_then(|seen| seen.still(&scan, || memory::config(root)));
+            .and_then(|seen| seen.still(&scan, || Configuration::read(root).ok()));
         let seen = match (seen, changed) {
             (Some(mut seen), Some(changed)) => {
                 let since = Since {
@@ -222,10 +254,10 @@ impl Manifest {
             (seen, _) => seen,
         };
         // Before git looks: a configuration that changes meanwhile is another one at the next look.
-        let config = memory::config(root);
+        let config = Configuration::read(root).ok();
         let (mut manifest, scan) = Self::ask_git(repo, scope)?;
         manifest.since = seen.map(|seen| seen.since(&manifest));
-        memory.keep(&memory.seen(&scan, &manifest, scope, config));
+        memory.keep(&memory.seen(&scan, &manifest, scope, config.as_ref()));
         Ok(manifest)
     }
 
@@ -242,10 +274,16 @@ impl Manifest {
         tree.status
             .nested
             .retain(|path| excluded.judge(path, false) != Verdict::Drop);
-        let Tree { index, looks, status } = tree;
-        Draft::new(scan, filter)
-            .fill(&index, looks, &status)?
-            .finish(repo, modules, status)
+        let Tree {
+            index,
+            looks,
+            status,
+            settings,
+        } = tree;
+        let mut draft = Draft::new(scan, filter);
+        draft.settings = settings;
+        draft.attributes = submodules::own_attributes(root);
+        draft.fill(&index, looks, &status)?.finish(repo, modules, status)
     }
 
     /// What the paths of each repository of the tree begin with: those of submodules, which end in a slash, the deeper before the
@@ -262,9 +300,13 @@ impl Manifest {
         volume(self.entries.iter())
     }
 
-    /// The files that differ from `HEAD`.
+    /// The files that differ from `HEAD`; one that is gone counts as a file without bytes, as in the Go program.
     pub fn dirty(&self) -> Volume {
-        volume(self.entries.iter().filter(|entry| entry.changed))
+        let changed = volume(self.entries.iter().filter(|entry| entry.changed));
+        Volume {
+            files: changed.files + self.deleted.len() as u64,
+            ..changed
+        }
     }
 }
 
@@ -276,13 +318,11 @@ fn volume<'a>(entries: impl Iterator<Item = &'a Entry>) -> Volume {
 }
 
 pub(crate) fn read_ignore_file(root: &Path) -> Result<Vec<u8>, ManifestError> {
-    match std::fs::read(root.join(IGNORE_FILE)) {
+    // Whoever wrote the repository wrote it, too: it may be a link to a device, or a pipe that nobody writes to.
+    match read_small(root, Path::new(IGNORE_FILE), IGNORE_LIMIT) {
         Ok(bytes) => Ok(bytes),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        Err(source) => Err(ManifestError::Denied {
-            path: IGNORE_FILE.to_owned(),
-            source,
-        }),
+        Err(SmallError::Absent { .. }) => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -294,6 +334,9 @@ struct Draft {
     deleted: Vec<Vec<u8>>,
     hidden: Vec<Vec<u8>>,
     protected_tracked: Vec<(Vec<u8>, Vec<u8>)>,
+    marks: Vec<Mark>,
+    settings: Vec<u8>,
+    attributes: Vec<u8>,
 }
 
 impl Draft {
@@ -305,6 +348,9 @@ impl Draft {
             deleted: Vec::new(),
             hidden: Vec::new(),
             protected_tracked: Vec::new(),
+            marks: Vec::new(),
+            settings: Vec::new(),
+            attributes: Vec::new(),
         }
     }
 
@@ -314,13 +360,24 @@ impl Draft {
         self.entries.reserve(looks.len());
         for (tracked, look) in index.paths.iter().zip(looks) {
             let Look::InScope { entry, spared } = look else {
+                // It does not come, which is no change of it.
+                self.mark(tracked, SKIPPED);
                 there.push(None);
                 continue;
             };
+            self.mark(tracked, 0);
             there.push(Some(entry.is_some()));
             match entry {
                 Some(mut entry) => {
                     entry.changed = status.changed.contains(&tracked.path);
+                    entry.standing = match status.unlike.contains(&tracked.path) {
+                        // It is of another index.
+                        _ if tracked.below => Standing::Untracked,
+                        true => Standing::Unlike,
+                        // git may have looked before.
+                        false if self.scan.is_younger(&entry) => Standing::Unlike,
+                        false => Standing::Same,
+                    };
                     self.protected_tracked
                         .extend(spared.map(|rule| (tracked.path.clone(), rule)));
                     self.entries.push(entry);
@@ -363,6 +420,18 @@ impl Draft {
         Ok(self)
     }
 
+    /// Notes what the index in the lease must say of a path, `more` included.
+    fn mark(&mut self, tracked: &Tracked, more: u8) {
+        let bit = |set: bool, bit: u8| if set { bit } else { 0 };
+        let flags = bit(tracked.assumed, ASSUMED) | bit(tracked.hidden, SKIPPED) | more;
+        if flags != 0 && !tracked.below {
+            self.marks.push(Mark {
+                path: tracked.path.clone(),
+                flags,
+            });
+        }
+    }
+
     fn finish(
         mut self,
         repo: &Repo,
@@ -378,6 +447,13 @@ impl Draft {
         self.entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         self.deleted.sort_unstable();
         self.deleted.dedup();
+        self.marks.extend(modules.marks);
+        let intended = status.staged.iter().filter(|staged| staged.intended);
+        self.marks.extend(intended.map(|staged| Mark {
+            path: staged.path.clone(),
+            flags: INTENDED,
+        }));
+        self.marks.sort_by(|a, b| a.path.cmp(&b.path));
         let fingerprint = self.scan.fingerprint(&self.entries, &self.deleted);
         let manifest = Manifest {
             root: self.scan.root.clone(),
@@ -388,6 +464,9 @@ impl Draft {
             absent: modules.absent,
             nested: status.nested,
             staged: status.staged,
+            marks: self.marks,
+            settings: self.settings,
+            attributes: self.attributes,
             repo: repo.clone(),
             fingerprint,
             since: None,

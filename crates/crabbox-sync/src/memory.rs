@@ -15,10 +15,12 @@ use crabbox_host::files;
 use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 
-use crate::entry::{Entry, Eye, Scan, hex};
-use crate::git::git;
+use crate::entry::{Entry, Eye, Scan, Standing, hex};
+use crate::filtered;
+use crate::git::{Configuration, Contents, Filters, git};
 use crate::listing::Status;
 use crate::manifest::{IGNORE_FILE, Manifest, Scope, Since};
+use crate::mark::Mark;
 use crate::repo::Repo;
 
 mod codec;
@@ -67,6 +69,9 @@ pub(crate) struct Seen {
     absent: Vec<Vec<u8>>,
     nested: Vec<Vec<u8>>,
     staged: Vec<crate::listing::Staged>,
+    marks: Vec<Mark>,
+    settings: Vec<u8>,
+    attributes: Vec<u8>,
     /// What else the manifest depends on.
     places: Vec<Place>,
 }
@@ -141,14 +146,14 @@ impl Memory {
         scan: &Scan,
         manifest: &Manifest,
         scope: &Scope,
-        config: Option<[u8; 32]>,
+        config: Option<&Configuration>,
     ) -> Seen {
         let places = places::find(scan, manifest, scope, &self.ignore_files);
         Seen {
             key: self.key(&manifest.repo, scope),
             // A submodule has an index, rules, a configuration and a commit of its own; git is asked about those.
             whole: places.is_some() && config.is_some() && manifest.submodules.is_empty(),
-            config: config.unwrap_or_default(),
+            config: config.map(|config| config.hash).unwrap_or_default(),
             fingerprint: manifest.fingerprint.clone(),
             entries: manifest.entries.clone(),
             deleted: manifest.deleted.clone(),
@@ -156,6 +161,9 @@ impl Memory {
             absent: manifest.absent.clone(),
             nested: manifest.nested.clone(),
             staged: manifest.staged.clone(),
+            marks: manifest.marks.clone(),
+            settings: manifest.settings.clone(),
+            attributes: manifest.attributes.clone(),
             places: places.unwrap_or_default(),
         }
     }
@@ -187,24 +195,12 @@ fn is_ours(name: &OsStr) -> bool {
     tree.len() == NAME && tree.iter().all(hex) && pid.iter().all(u8::is_ascii_digit)
 }
 
-/// Everything git says of its configuration in `root`, as a hash; none when it says nothing.
-pub(crate) fn config(root: &Path) -> Option<[u8; 32]> {
-    let asked = git(root)
-        .args(["config", "--list", "--show-origin", "-z"])
-        .capture()
-        .ok()?;
-    asked
-        .status
-        .success()
-        .then(|| Sha256::digest(&asked.stdout).into())
-}
-
 impl Seen {
     /// The entries that are not as they were, by their places, if nothing else has changed; `config` is asked meanwhile.
     pub(crate) fn still(
         &self,
         scan: &Scan,
-        config: impl FnOnce() -> Option<[u8; 32]> + Send,
+        config: impl FnOnce() -> Option<Configuration> + Send,
     ) -> Option<Vec<(usize, Entry)>> {
         if !self.whole {
             return None;
@@ -218,14 +214,21 @@ impl Seen {
             (looked, config)
         });
         let mut changed = looked?;
-        if config? != self.config {
-            return None;
-        }
+        let config = config.filter(|config| config.hash == self.config)?;
         if !changed.is_empty() {
-            let status = ask_about(&scan.root, changed.iter().map(|(_, entry)| entry.path.as_slice()))?;
+            let status = ask_about(
+                &scan.root,
+                &config.filters,
+                changed.iter().map(|(_, entry)| entry.path.as_slice()),
+            )?;
             for (_, entry) in &mut changed {
                 entry.changed =
                     status.changed.contains(&entry.path) || status.untracked.contains(&entry.path);
+                entry.standing = match (entry.standing, status.unlike.contains(&entry.path)) {
+                    (Standing::Untracked, _) => Standing::Untracked,
+                    (_, true) => Standing::Unlike,
+                    (_, false) => Standing::Same,
+                };
             }
         }
         Some(changed)
@@ -256,6 +259,9 @@ impl Seen {
             absent: self.absent,
             nested: self.nested,
             staged: self.staged,
+            marks: self.marks,
+            settings: self.settings,
+            attributes: self.attributes,
             repo: repo.clone(),
             fingerprint: self.fingerprint,
             since,
@@ -271,7 +277,10 @@ impl Seen {
         let look = |eye: &mut Eye<'_>, (): &mut (), was: &Entry| {
             Ok(match eye.see(&was.path)? {
                 Some(sight) if sight.is(was) => Look::Same,
-                sight => Look::Other(sight.map(|sight| sight.entry(&was.path, was.changed))),
+                sight => Look::Other(sight.map(|sight| Entry {
+                    standing: was.standing,
+                    ..sight.entry(&was.path, was.changed)
+                })),
             })
         };
         let looks = scan.all(&self.entries, || (), look).ok()?;
@@ -311,8 +320,8 @@ impl Seen {
 }
 
 /// What git says of these paths alone.
-fn ask_about<'p>(root: &Path, paths: impl Iterator<Item = &'p [u8]>) -> Option<Status> {
-    let asked = git(root)
+fn ask_about<'p>(root: &Path, filters: &Filters, paths: impl Iterator<Item = &'p [u8]>) -> Option<Status> {
+    let asked = git(root, Contents::Compared(filters))
         .args(["--literal-pathspecs", "status", "--porcelain=v2", "-z"])
         .args([
             "--untracked-files=all",
@@ -324,7 +333,9 @@ fn ask_about<'p>(root: &Path, paths: impl Iterator<Item = &'p [u8]>) -> Option<S
         .capture()
         .ok()
         .filter(|out| out.status.success())?;
-    Status::parse(&asked.stdout).ok()
+    let mut status = Status::parse(&asked.stdout).ok()?;
+    filtered::settle(root, filters, &mut status.unlike);
+    Some(status)
 }
 
 #[cfg(test)]

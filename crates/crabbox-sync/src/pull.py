@@ -18,7 +18,7 @@ def listed():
     words = ["git", *flags, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     if os.path.isdir(b".git"):
         env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-        done = subprocess.run(words, capture_output=True, env=env, stdin=subprocess.DEVNULL)
+        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, stdin=subprocess.DEVNULL)
         if done.returncode == 0:
             paths = [path for path in done.stdout.split(b"\0") if path and not path.endswith(b"/")]
             # A submodule came without its repository: git here knows its name alone.

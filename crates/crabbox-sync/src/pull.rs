@@ -7,14 +7,16 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
+use crabbox_host::entry_path::EntryPath;
 use crabbox_ssh::quote;
 
 use crate::entry::{Entry, Kind, show};
 use crate::filter::{Filter, Verdict};
-use crate::git::{first_line, git};
+use crate::git::{Contents, git, whole_message};
 use crate::manifest::{Manifest, ManifestError, Scope, read_ignore_file};
+use crate::python;
 use crate::transfer::Destination;
 
 const PROGRAM: &str = include_str!("pull.py");
@@ -22,10 +24,7 @@ const PROGRAM: &str = include_str!("pull.py");
 /// A shell line that prints the list.
 pub fn script(destination: &Destination) -> String {
     let meta = format!("{}/.crabbox-sync/{}", destination.lease_dir(), destination.name);
-    format!(
-        "exec python3 -IS -c {}",
-        quote::join([PROGRAM, &destination.workdir(), &meta])
-    )
+    python::script(PROGRAM, &quote::join([&destination.workdir(), &meta]))
 }
 
 /// What is to become of a file here.
@@ -87,7 +86,7 @@ pub enum PullError {
     Rules {
         /// The repository.
         root: PathBuf,
-        /// The first line that it said.
+        /// All that it said.
         said: String,
     },
     /// The tree here could not be listed.
@@ -180,6 +179,12 @@ pub fn plan(manifest: &Manifest, scope: &Scope, list: &[u8], only: &[String]) ->
 /// State, identity, mode and path of a record.
 type Record<'a> = (u8, Option<u64>, u32, &'a [u8]);
 
+/// Whether `record` is one.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn is_record(record: &[u8]) -> bool {
+    parse(record).is_ok_and(|(.., path)| is_inside(path))
+}
+
 /// `<state> <identity> <mode> <path>`.
 fn parse(record: &[u8]) -> Result<Record<'_>, PullError> {
     let unreadable = || PullError::Unreadable { record: show(record) };
@@ -199,11 +204,9 @@ fn parse(record: &[u8]) -> Result<Record<'_>, PullError> {
 
 /// Whether it names a file of a tree, and nothing that git or crabbox keep there.
 fn is_inside(path: &[u8]) -> bool {
-    let mut parts = Path::new(OsStr::from_bytes(path)).components().peekable();
-    let ours = |name: &OsStr| name.eq_ignore_ascii_case(".git") || name.eq_ignore_ascii_case(".crabbox");
-    parts.peek().is_some()
-        && !path.ends_with(b"/")
-        && parts.all(|part| matches!(part, Component::Normal(name) if !ours(name)))
+    let ours = |name: &[u8]| name.eq_ignore_ascii_case(b".git") || name.eq_ignore_ascii_case(b".crabbox");
+    // Only in its one spelling: `a/./b` would pass for another file than the `a/b` that it is.
+    EntryPath::exact(path).is_ok_and(|path| !path.parts().any(ours))
 }
 
 /// Whether all that is there on the way from the root to `path` is directories.
@@ -256,7 +259,7 @@ fn ask_ignored(root: &Path, prefix: &[u8], paths: &[&[u8]]) -> Result<Vec<Vec<u8
         .iter()
         .flat_map(|path| [&path[prefix.len()..], b"\0"].concat())
         .collect();
-    let said = git(&dir)
+    let said = git(&dir, Contents::Unread)
         .args(["check-ignore", "-z", "--stdin"])
         .stdin(names)
         .capture()
@@ -268,7 +271,7 @@ fn ask_ignored(root: &Path, prefix: &[u8], paths: &[&[u8]]) -> Result<Vec<Vec<u8
     if !matches!(said.status.code(), Some(0 | 1)) {
         return Err(PullError::Rules {
             root: dir,
-            said: first_line(&said.stderr_text()),
+            said: whole_message(&said.stderr_text()),
         });
     }
     let ignored = said
@@ -296,6 +299,10 @@ mod tests {
             ("sub/.GIT/config", false),
             (".crabbox/env/x", false),
             ("a/", false),
+            ("a/./nested/x", false),
+            ("a//c", false),
+            ("./a", false),
+            ("a\0b", false),
         ] {
             assert_eq!(is_inside(path.as_bytes()), inside, "{path:?}");
         }

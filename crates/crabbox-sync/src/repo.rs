@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 
 use crabbox_host::command::{Captured, CommandError};
 
-use crate::git::{first_line, git};
+use crate::git::{Contents, git, whole_message};
 use crate::manifest::ManifestError;
+use crate::origin::OriginUrl;
+use crate::redirect::{self, Redirect};
 
 /// What the current directory belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,8 +21,8 @@ pub struct Repo {
     pub root: PathBuf,
     /// The repository part of the origin's URL, else the last component of the root. Never empty, one path component.
     pub name: String,
-    /// The URL of the remote `origin`, as configured: it may carry credentials, so do not print it.
-    pub origin: Option<String>,
+    /// The address of the remote `origin`, without what is secret in it.
+    pub origin: Option<OriginUrl>,
     /// The commit `HEAD` stands on, as hex; none on an unborn branch.
     pub head: Option<String>,
     /// The branch `HEAD` names, short; none when detached.
@@ -42,7 +44,9 @@ pub enum Vcs {
     JujutsuOnly,
     /// No repository.
     None,
-    /// Git found a repository and refused to work in it; the first line it said.
+    /// Git found a repository that leads to another one, of which this directory is no part.
+    Redirected(Redirect),
+    /// Git found a repository and refused to work in it; all that it said.
     Refused(String),
 }
 
@@ -83,21 +87,24 @@ impl Repo {
             source,
         })?;
         let ask = |args: &[&str]| {
-            git(&cwd).args(args).capture().map_err(|source| RepoError::Git {
-                path: cwd.clone(),
-                source,
-            })
+            git(&cwd, Contents::Unread)
+                .args(args)
+                .capture()
+                .map_err(|source| RepoError::Git {
+                    path: cwd.clone(),
+                    source,
+                })
         };
         // Side by side: each is a process that mostly waits to be started.
         let (origin, facts) = std::thread::scope(|threads| {
             let origin = threads.spawn(|| ask(&["config", "--get", "remote.origin.url"]));
-            let facts = ask(&[&["rev-parse", "--show-toplevel"], Facts::ASKED].concat());
+            let facts = ask(&[&["rev-parse"], PLACES, Facts::ASKED].concat());
             (done(origin), facts)
         });
-        let origin = origin.map(|out| word(&out));
-        if let Some((root, facts)) = Facts::parse(&facts?.stdout) {
-            if jujutsu_below(&cwd, Some(&root)) {
-                return Ok(Self::without_git(cwd, Vcs::JujutsuOnly));
+        let origin = origin.map(|out| word(&out).and_then(|address| OriginUrl::of(&address)));
+        if let Some((git_dir, root, facts)) = Facts::parse(&facts?.stdout) {
+            if let Some(vcs) = of_another(&cwd, &root, &git_dir) {
+                return Ok(Self::without_git(cwd, vcs));
             }
             return Ok(Self::with_git(root, origin?, facts));
         }
@@ -107,26 +114,27 @@ impl Repo {
             let vcs = classify(&cwd, &top.stderr_text());
             return Ok(Self::without_git(cwd, vcs));
         }
-        let root = PathBuf::from(OsStr::from_bytes(
-            top.stdout.strip_suffix(b"\n").unwrap_or(&top.stdout),
-        ));
-        if jujutsu_below(&cwd, Some(&root)) {
-            return Ok(Self::without_git(cwd, Vcs::JujutsuOnly));
+        let root = path(&top);
+        let git_dir = path(&ask(&["rev-parse", "--absolute-git-dir"])?);
+        if let Some(vcs) = of_another(&cwd, &root, &git_dir) {
+            return Ok(Self::without_git(cwd, vcs));
         }
         let answer = |args: &[&str]| ask(args).map(|out| word(&out));
         let facts = Facts {
             head: answer(&["rev-parse", "--verify", "--quiet", "HEAD^{commit}"])?,
-            branch: answer(&["symbolic-ref", "--quiet", "--short", "HEAD"])?,
-            base_ref: answer(&["symbolic-ref", "--quiet", "--short", "refs/remotes/origin/HEAD"])?
-                .map(|name| name.strip_prefix("origin/").unwrap_or(&name).to_owned()),
+            // Whole names, cut here: git's short ones grow when a tag has the same.
+            branch: answer(&["symbolic-ref", "--quiet", "HEAD"])?
+                .map(|name| cut(&name, &["refs/heads/", "refs/"]).to_owned()),
+            base_ref: answer(&["symbolic-ref", "--quiet", "refs/remotes/origin/HEAD"])?
+                .map(|name| cut(&name, &["refs/remotes/origin/", "refs/remotes/"]).to_owned()),
         };
         Ok(Self::with_git(root, origin?, facts))
     }
 
-    fn with_git(root: PathBuf, origin: Option<String>, facts: Facts) -> Self {
+    fn with_git(root: PathBuf, origin: Option<OriginUrl>, facts: Facts) -> Self {
         let name = origin
-            .as_deref()
-            .and_then(name_of_url)
+            .as_ref()
+            .and_then(|origin| name_of_url(origin.as_str()))
             .unwrap_or_else(|| name_of_dir(&root));
         Self {
             root,
@@ -165,12 +173,65 @@ impl Repo {
             Vcs::None => Err(ManifestError::NotARepository { root }),
             Vcs::Bare => Err(ManifestError::Bare { root }),
             Vcs::JujutsuOnly => Err(ManifestError::JujutsuOnly { root }),
+            Vcs::Redirected(redirect) => Err(ManifestError::Redirected {
+                root,
+                redirect: redirect.clone(),
+            }),
             Vcs::Refused(said) => Err(ManifestError::GitRefused {
                 root,
                 said: said.clone(),
             }),
         }
     }
+}
+
+/// What holds `cwd` where that is not the repository at `git_dir` with its tree at `root`, although git has found that one.
+fn of_another(cwd: &Path, root: &Path, git_dir: &Path) -> Option<Vcs> {
+    if jujutsu_below(cwd, Some(root)) {
+        return Some(Vcs::JujutsuOnly);
+    }
+    redirect::find(cwd, root, git_dir).map(Vcs::Redirected)
+}
+
+/// The root of the working tree around `cwd`, else `cwd` itself: also where git refuses, and where its answer leads elsewhere.
+/// It is the root that [`Repo::discover`] finds, for less.
+pub fn root(cwd: &Path) -> PathBuf {
+    let found = || {
+        let canonical = cwd.canonicalize().ok()?;
+        let asked = git(&canonical, Contents::Unread)
+            .arg("rev-parse")
+            .args(PLACES)
+            .capture()
+            .ok()
+            .filter(|out| out.status.success())?;
+        let (git_dir, root) = places(asked.stdout.strip_suffix(b"\n")?)?;
+        of_another(&canonical, &root, &git_dir).is_none().then_some(root)
+    };
+    found().unwrap_or_else(|| cwd.to_owned())
+}
+
+/// Asks rev-parse for the directory of the repository and the root of its working tree, a line each.
+pub(crate) const PLACES: &[&str] = &["--absolute-git-dir", "--show-toplevel"];
+
+/// The two, unless one of them has the end of a line in its name.
+pub(crate) fn places(lines: &[u8]) -> Option<(PathBuf, PathBuf)> {
+    let mut lines = lines.split(|byte| *byte == b'\n');
+    let mut line = || lines.next().map(|line| PathBuf::from(OsStr::from_bytes(line)));
+    let (git_dir, root) = (line()?, line()?);
+    (line().is_none() && git_dir.is_absolute() && root.is_absolute()).then_some((git_dir, root))
+}
+
+/// `name` without the first of `prefixes` that it begins with.
+fn cut<'a>(name: &'a str, prefixes: &[&str]) -> &'a str {
+    let rest = prefixes.iter().find_map(|prefix| name.strip_prefix(prefix));
+    rest.unwrap_or(name)
+}
+
+/// The one path that git printed.
+fn path(out: &Captured) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(
+        out.stdout.strip_suffix(b"\n").unwrap_or(&out.stdout),
+    ))
 }
 
 /// What git says when it succeeds, if it says anything.
@@ -193,11 +254,11 @@ impl Facts {
     const BASE: &str = "refs/remotes/origin/HEAD";
 
     /// Root and facts of a repository with nothing odd about it.
-    fn parse(said: &[u8]) -> Option<(PathBuf, Self)> {
-        // From behind: the root may hold the ends of lines.
+    fn parse(said: &[u8]) -> Option<(PathBuf, PathBuf, Self)> {
+        // From behind: the paths may hold the ends of lines, and then they are asked for one by one.
         let mut lines = said.strip_suffix(b"\n")?.rsplitn(4, |byte| *byte == b'\n');
         let mut line = || lines.next();
-        let (base, branch, head, root) = (line()?, line()?, line()?, line()?);
+        let (base, branch, head, paths) = (line()?, line()?, line()?, line()?);
         let text = |bytes: &[u8]| std::str::from_utf8(bytes).map(str::to_owned).ok();
         let (base, branch, head) = (text(base)?, text(branch)?, text(head)?);
         let is_commit = matches!(head.len(), 40 | 64) && head.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -209,8 +270,9 @@ impl Facts {
             "HEAD" => None,
             short => Some(short.to_owned()),
         };
-        let root = PathBuf::from(OsStr::from_bytes(root));
-        (is_commit && root.is_absolute()).then_some((
+        let (git_dir, root) = places(paths)?;
+        is_commit.then_some((
+            git_dir,
             root,
             Self {
                 head: Some(head),
@@ -226,10 +288,10 @@ fn classify(cwd: &Path, stderr: &str) -> Vcs {
         Vcs::JujutsuOnly
     } else if stderr.contains("not a git repository") {
         Vcs::None
-    } else if stderr.contains("must be run in a work tree") {
+    } else if stderr.contains("must be run in a work tree") || stderr.contains("safe.bareRepository") {
         Vcs::Bare
     } else {
-        Vcs::Refused(first_line(stderr))
+        Vcs::Refused(whole_message(stderr))
     }
 }
 
@@ -331,20 +393,22 @@ mod tests {
             dir.path(),
             "mkdir plain; git init -q --bare bare; mkdir -p jj/.jj/repo jj/sub; git init -q g; mkdir -p g/n/.jj",
         );
+        let base = dir.path().canonicalize().unwrap();
         let said = |sub: &str| {
-            Repo::discover(&dir.path().join(sub))
-                .unwrap()
-                .check_syncable()
-                .unwrap_err()
-                .to_string()
+            let repo = Repo::discover(&base.join(sub)).unwrap();
+            assert_eq!(
+                root(&base.join(sub)),
+                repo.root,
+                "{sub}: a lease is claimed for one root"
+            );
+            repo.check_syncable().unwrap_err().to_string()
         };
-        let root = dir.path().canonicalize().unwrap();
         assert_eq!(
             said("plain"),
             format!(
                 "{} is not a Git repository: crabbox builds its sync manifest from Git; run `git init` here to sync files, \
                  or pass --no-sync to run without syncing local files",
-                root.join("plain").display()
+                base.join("plain").display()
             )
         );
         assert!(said("bare").contains("no working tree"), "{}", said("bare"));

@@ -94,6 +94,7 @@ pub(crate) enum Sent {
 impl Transfer<'_> {
     fn command(&self, channel: &Channel) -> Cmd {
         let mut cmd = Cmd::new("rsync")
+            .environment(channel.environment())
             .args([
                 "--links",
                 "--perms",

@@ -1,9 +1,11 @@
 //! The repository in the lease: the local commit, branch and staged changes, from local objects only.
 //!
 //! It needs no internet and no credentials in the lease: a pack of the commit's tree goes through the sync's own
-//! conversation. Hooks and configuration stay here, except for the origin's URL without credentials. It must never fail a
-//! sync, and never write to the local repository.
+//! conversation. Hooks and configuration stay here, except for the origin's URL without credentials and the settings that
+//! decide whether a file counts as unchanged. It must never fail a sync, never write to the local repository, and never send
+//! what would make git run a program.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io::{Read, Write as _};
 use std::path::PathBuf;
@@ -16,9 +18,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::agent::{AgentError, Reply, Session};
 use crate::entry::hex;
-use crate::git::git;
+use crate::git::{Contents, git};
 use crate::listing::Staged;
 use crate::manifest::Manifest;
+use crate::mark;
 
 /// What the repository in the lease is to say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -29,7 +32,7 @@ pub(crate) struct Seed {
     head: String,
     /// The branch; empty when detached.
     branch: String,
-    /// The origin's URL; empty when there is none or it carries credentials.
+    /// The origin's address without secrets; empty when there is none.
     origin: String,
 }
 
@@ -58,20 +61,10 @@ pub(crate) enum SeedError {
     },
 }
 
-/// An error and what caused it, on one line.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
 impl Seed {
     pub(crate) fn of(manifest: &Manifest) -> Self {
         let repo = &manifest.repo;
-        let origin = repo
-            .origin
-            .clone()
-            .filter(|url| !has_credentials(url))
-            .unwrap_or_default();
+        let origin = repo.origin.as_ref().map(ToString::to_string).unwrap_or_default();
         let mut seed = Self {
             id: String::new(),
             head: repo.head.clone().unwrap_or_default(),
@@ -83,15 +76,30 @@ impl Seed {
             hash.update(part.as_bytes());
             hash.update([0]);
         }
-        hash.update(index_info(manifest));
+        // What an earlier version of this program seeded has no such index.
+        hash.update(b"index 1\0");
+        for part in Self::parts(manifest) {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
         seed.id = hex(&hash.finalize()[..16]);
         seed
     }
 
+    /// What goes before the pack: the staged changes, the bits of the index, the settings and the attributes.
+    fn parts(manifest: &Manifest) -> [Cow<'_, [u8]>; 4] {
+        [
+            index_info(manifest).into(),
+            mark::encode(&manifest.marks).into(),
+            manifest.settings.as_slice().into(),
+            manifest.attributes.as_slice().into(),
+        ]
+    }
+
     /// Begins to pack what the lease lacks, given the commit it has.
     pub(crate) fn pack(&self, manifest: &Manifest, have: &str) -> Packing {
-        // A submodule's commit is an object of another repository.
-        let packed = |staged: &&Staged| !matches!(staged.mode.as_str(), "000000" | "160000");
+        // A submodule's commit is an object of another repository, and nobody need have that of an empty file.
+        let packed = |staged: &&Staged| !(staged.is_removal() || staged.intended || staged.mode == "160000");
         let staged = manifest.staged.iter().filter(packed);
         let wish = Wish {
             root: manifest.root.clone(),
@@ -113,7 +121,9 @@ impl Seed {
     ) -> Result<Reply, SeedError> {
         let packer = packing.begun()?;
         session.send(b"seed\n");
-        session.send_counted(&index_info(manifest));
+        for part in Self::parts(manifest) {
+            session.send_counted(&part);
+        }
         // Once the far side waits for frames it must get the last one, whatever happens here.
         let packed = packer.map_or(Ok(()), |packer| self.stream(packer, session));
         session.send(b"0\n");
@@ -207,7 +217,12 @@ impl Wish {
         if objects.is_empty() {
             return Ok(None);
         }
-        let cmd = git(&self.root).args(["pack-objects", "--stdout", "--quiet", "--delta-base-offset"]);
+        let cmd = git(&self.root, Contents::Unread).args([
+            "pack-objects",
+            "--stdout",
+            "--quiet",
+            "--delta-base-offset",
+        ]);
         let mut command = cmd.to_std();
         command
             .stdin(Stdio::piped())
@@ -233,9 +248,14 @@ impl Wish {
             let known = !have.is_empty()
                 && have.bytes().all(|byte| byte.is_ascii_hexdigit())
                 && self
-                    .run(&git(&self.root).args(["cat-file", "-e", &format!("{have}^{{tree}}")]))
+                    .run(&git(&self.root, Contents::Unread).args([
+                        "cat-file",
+                        "-e",
+                        &format!("{have}^{{tree}}"),
+                    ]))
                     .is_ok();
-            let mut list = git(&self.root).args(["rev-list", "--objects", "--no-object-names"]);
+            let mut list =
+                git(&self.root, Contents::Unread).args(["rev-list", "--objects", "--no-object-names"]);
             list = list.arg(format!("{}^{{tree}}", self.head));
             if known {
                 list = list.arg(format!("^{have}^{{tree}}"));
@@ -264,28 +284,17 @@ impl Wish {
     }
 }
 
-/// The staged changes as `git update-index -z --index-info` reads them: `<mode> SP <object> TAB <path>`.
+/// The staged changes as `git update-index -z --index-info` reads them: `<mode> SP <object> SP <stage> TAB <path>`.
 fn index_info(manifest: &Manifest) -> Vec<u8> {
     let mut info = Vec::new();
     for staged in &manifest.staged {
-        let mode = if staged.mode == "000000" {
-            "0"
-        } else {
-            &staged.mode
-        };
-        info.extend_from_slice(format!("{mode} {}\t", staged.object).as_bytes());
+        let mode = if staged.is_removal() { "0" } else { &staged.mode };
+        let (object, stage) = (&staged.object, staged.stage);
+        info.extend_from_slice(format!("{mode} {object} {stage}\t").as_bytes());
         info.extend_from_slice(&staged.path);
         info.push(0);
     }
     info
-}
-
-/// Whether a URL holds a user's secret: `https://user:token@host` or `https://token@host`.
-fn has_credentials(url: &str) -> bool {
-    url.split_once("://")
-        .and_then(|(scheme, rest)| rest.split('/').next().map(|host| (scheme, host)))
-        .and_then(|(scheme, host)| host.rsplit_once('@').map(|(user, _)| (scheme, user)))
-        .is_some_and(|(scheme, user)| user.contains(':') || scheme.starts_with("http"))
 }
 
 #[cfg(test)]
@@ -322,24 +331,5 @@ mod tests {
         assert_eq!(packers(), 0);
         drop(seed.pack(&manifest, ""));
         assert_eq!(packers(), 0);
-    }
-
-    #[test]
-    fn an_origin_with_a_secret_is_known() {
-        for secret in [
-            "https://me:token@h.invalid/x",
-            "https://token@h.invalid/x",
-            "ssh://me:pw@h.invalid/x",
-        ] {
-            assert!(has_credentials(secret), "{secret}");
-        }
-        for plain in [
-            "https://h.invalid/x@y",
-            "ssh://git@h.invalid/x",
-            "git@h.invalid:x",
-            "/srv/x",
-        ] {
-            assert!(!has_credentials(plain), "{plain}");
-        }
     }
 }

@@ -13,10 +13,12 @@
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
+use sha2::{Digest as _, Sha256};
+
 use crate::agent::{AgentError, Reply, Request, Session};
 use crate::channel::Channel;
 use crate::direct::{self, DirectError};
-use crate::entry::{Entry, Kind};
+use crate::entry::{Entry, Kind, Standing, hex};
 use crate::events::{Stage, SyncEvents};
 use crate::manifest::Manifest;
 use crate::rsync::{RsyncError, Sent, Transfer};
@@ -313,7 +315,7 @@ impl Begun {
         let started = Instant::now();
         let seed = (way.options.git_seed == GitSeed::Shallow).then(|| Seed::of(manifest));
         let fingerprint = match &seed {
-            Some(seed) => format!("{}.{}", manifest.fingerprint, seed.id),
+            Some(seed) => format!("{}.{}.{}", manifest.fingerprint, seed.id, unlike_id(manifest)),
             None => manifest.fingerprint.clone(),
         };
         let request = Request {
@@ -368,11 +370,24 @@ impl Run<'_> {
         let mut changed: Option<&[usize]> = None;
         let (entries, deleted) = (&self.manifest.entries, &self.manifest.deleted);
         match (&reply, &self.manifest.since) {
-            (Reply::Differs, _) => session.send_counted(&encode(entries.iter(), deleted)),
+            (Reply::Differs, _) => {
+                session.send_counted(&encode(entries.iter(), deleted));
+                session.send_counted(&unlike(
+                    entries.iter().filter(|entry| entry.standing == Standing::Unlike),
+                ));
+            }
             (Reply::Patch, Some(since)) => {
                 let rows = since.changed.iter().filter_map(|place| entries.get(*place));
                 session.send_counted(&encode(rows, deleted));
                 session.send_counted(&list(&since.removed));
+                // What is sent and not of the index need not be looked for in it.
+                let strange = |(at, entry): &(usize, &Entry)| match entry.standing {
+                    Standing::Same => false,
+                    Standing::Unlike => true,
+                    Standing::Untracked => since.changed.binary_search(at).is_ok(),
+                };
+                let strangers = entries.iter().enumerate().filter(strange);
+                session.send_counted(&unlike(strangers.map(|(_, entry)| entry)));
                 changed = Some(&since.changed);
             }
             _ => {}
@@ -391,7 +406,7 @@ impl Run<'_> {
         };
         match reply {
             Reply::Same => {}
-            Reply::Done { unsettled } => outcome.unsettled = unsettled.len() as u64,
+            Reply::Done { unsettled, unseeded } => self.done(&unsettled, unseeded, &mut outcome),
             Reply::Stale {
                 all,
                 stale,
@@ -460,7 +475,9 @@ impl Run<'_> {
         });
         let started = Instant::now();
         let options = &self.way.options;
-        let sent = if options.checksum || (options.compress && bytes > DIRECT_OVER_NETWORK) {
+        let for_rsync = options.checksum || (options.compress && bytes > DIRECT_OVER_NETWORK);
+        // rsync takes what start-up files print for its own protocol.
+        let sent = if for_rsync && !session.is_noisy() {
             self.rsync(&entries)?
         } else {
             direct::send(session, &self.manifest.root, entries.into_iter(), self.events).map_err(
@@ -509,7 +526,7 @@ impl Run<'_> {
         self.events.stage(Stage::Seed);
         let started = Instant::now();
         let why = match seed.send(self.manifest, packing, session) {
-            Err(error) => Some(crate::seed::with_causes(&error)),
+            Err(error) => Some(crabbox_core::fault::chain(&error)),
             Ok(Reply::Seeded) => None,
             Ok(Reply::Unseeded { why }) => Some(why),
             Ok(other) => Some(format!("unexpected answer {other:?}")),
@@ -529,7 +546,7 @@ impl Run<'_> {
             source,
         })?;
         match reply {
-            Reply::Done { unsettled } => outcome.unsettled = unsettled.len() as u64,
+            Reply::Done { unsettled, unseeded } => self.done(&unsettled, unseeded, outcome),
             Reply::Failed { why } => return Err(TransferError::Finalize { why }),
             other => return Err(self.out_of_order(&other)),
         }
@@ -541,6 +558,14 @@ impl Run<'_> {
         }
         outcome.steps.push(("finalize", started.elapsed()));
         Ok(())
+    }
+
+    /// Takes in the last answer.
+    fn done(&self, unsettled: &[usize], unseeded: Option<String>, outcome: &mut Outcome) {
+        outcome.unsettled = unsettled.len() as u64;
+        if let Some(why) = unseeded {
+            self.events.warning(&format!("remote git seed failed: {why}"));
+        }
     }
 
     fn out_of_order(&self, answer: &dyn std::fmt::Debug) -> TransferError {
@@ -570,6 +595,20 @@ fn encode<'e>(entries: impl Iterator<Item = &'e Entry>, deleted: &[Vec<u8>]) -> 
     bytes.extend_from_slice(b"-\0");
     bytes.extend_from_slice(&list(deleted));
     bytes
+}
+
+/// The paths of these entries, NUL after each.
+fn unlike<'e>(entries: impl Iterator<Item = &'e Entry>) -> Vec<u8> {
+    entries
+        .flat_map(|entry| entry.path.iter().copied().chain([0]))
+        .collect()
+}
+
+/// Stands for the set of files that are something else than git's index has: it can change while no file does.
+fn unlike_id(manifest: &Manifest) -> String {
+    let entries = manifest.entries.iter();
+    let paths = unlike(entries.filter(|entry| entry.standing == Standing::Unlike));
+    hex(&Sha256::digest(paths)[..8])
 }
 
 /// Paths, NUL after each.

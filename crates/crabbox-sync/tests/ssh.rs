@@ -148,3 +148,53 @@ fn a_machine_that_is_not_there_is_a_remote_error() {
     let error = world.try_sync(&Options::default()).unwrap_err();
     assert!(error.is_remote(), "{error:?}");
 }
+
+/// The files that a login shell reads first, and what a sync makes of it.
+#[test]
+fn startup_files_and_login_shells_of_every_kind_are_no_part_of_the_conversation() {
+    for (shell, file, text) in [
+        (
+            "bash",
+            ".bashrc",
+            "echo WELCOME; echo warned >&2; printf 'no end'",
+        ),
+        ("bash", ".bashrc", "read line; read another"),
+        ("bash", ".bashrc", "exec dash"),
+        ("tcsh", ".tcshrc", "echo WELCOME"),
+    ] {
+        let forced = format!("ForceCommand exec {shell} -c \"$SSH_ORIGINAL_COMMAND\"");
+        let sshd = Sshd::start_with(&forced);
+        std::fs::write(sshd.home().join(file), text).unwrap();
+        let shared = Shared::new(&sshd);
+        let mut world = World::through(Channel::ssh(&shared.0));
+        // What compares and what does not: the one that compares is rsync, whose protocol takes no other words.
+        for checksum in [false, true] {
+            world.checksum = checksum;
+            world.local(&format!(
+                "echo \"it's $(date +%N)\" > 'a b'; echo {checksum} > c; git add -A; git commit -qm x"
+            ));
+            world.sync();
+        }
+        assert_eq!(
+            std::fs::read_to_string(world.workdir().join("c")).unwrap(),
+            "true\n"
+        );
+    }
+}
+
+#[test]
+fn a_login_shell_that_does_something_else_is_told_with_what_it_printed() {
+    let sshd = Sshd::start_with("ForceCommand echo only backups here; exit 3");
+    let world = World::through(Channel::ssh(&target(&sshd)));
+    world.local("echo 1 > a; git add -A");
+    let error = world.try_sync(&Options::default()).unwrap_err();
+    assert!(error.is_remote(), "{error:?}");
+    let TransferError::Compare { source, .. } = error else {
+        panic!("{error:?}")
+    };
+    let said = source.to_string();
+    assert!(
+        said.contains("exited with 3") && said.contains("only backups here"),
+        "{said}"
+    );
+}

@@ -11,6 +11,8 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crabbox_guest_protocol::READY_PORT;
+use crabbox_guest_protocol::report::{READY, STAGE};
 use crabbox_host::{clock, unix};
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +48,7 @@ pub struct Script {
     pub exit_after_start_ms: Option<u64>,
     /// Lines that the guest's console shows after the start.
     pub console: Vec<String>,
-    /// Whether the guest says `ready` on vsock port 1024 after the start.
+    /// Whether the guest says `ready` on its vsock port after the start.
     pub ready: bool,
     /// Whether an sshd answers behind the lease's tap after the start, with the keys of the lease's seed. Needs root.
     pub sshd: bool,
@@ -261,11 +263,11 @@ impl Connections {
         let socket = self.machine.lock().ok().and_then(|machine| machine.vsock_path());
         if let Some(socket) = socket.filter(|_| self.script.ready) {
             let mut port = socket.into_os_string();
-            port.push("_1024");
-            let words = b"stage init 0.10\nready 0.20\n";
-            let told = unix::connect(Path::new(&port)).map(|mut stream| stream.write_all(words));
+            port.push(format!("_{READY_PORT}"));
+            let words = format!("{STAGE} init 0.10\n{READY} 0.20\n");
+            let told = unix::connect(Path::new(&port)).map(|mut stream| stream.write_all(words.as_bytes()));
             if told.is_err() {
-                say("fake guest: nobody listens on vsock port 1024");
+                say(&format!("fake guest: nobody listens on vsock port {READY_PORT}"));
             }
         }
         if let Some(wait) = self.script.exit_after_start_ms {

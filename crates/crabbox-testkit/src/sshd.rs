@@ -28,7 +28,7 @@ impl Sshd {
     /// Starts a server on a free port of 127.0.0.1 and waits until it accepts connections.
     ///
     /// # Panics
-    /// When the server is not installed or does not start; the message says how to mend it.
+    /// When the server is not installed or does not start; the message says how to fix it.
     pub fn start() -> Self {
         Self::start_with("")
     }
@@ -40,7 +40,7 @@ impl Sshd {
     pub fn start_with(config: &str) -> Self {
         assert!(
             Path::new(SSHD).exists(),
-            "{SSHD} is missing, which this test needs; mend it with: apt-get install openssh-server"
+            "{SSHD} is missing, which this test needs; fix it with: apt-get install openssh-server"
         );
         let dir = tempfile::Builder::new()
             .prefix("crabbox-sshd-")

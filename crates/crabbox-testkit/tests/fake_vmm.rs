@@ -8,6 +8,7 @@ use std::time::Duration;
 use crabbox_fc::launch::{Cgroup, VmmOptions};
 use crabbox_fc::types::{Action, BootSource, Drive, InstanceState, MachineConfig, Vsock};
 use crabbox_fc::{BootPlan, Client, ClientError, DirectLaunch, JailLaunch, JailLayout, Request, boot};
+use crabbox_guest_protocol::READY_PORT;
 use crabbox_host::command::Cmd;
 use crabbox_host::unix::DeadlineStream;
 use crabbox_host::{clock, unix};
@@ -60,7 +61,7 @@ fn start(script: &Script) -> Fake {
     }
 }
 
-fn client(vm: &Path) -> Client<DeadlineStream> {
+fn client(vm: &Path) -> Client<DeadlineStream<'static>> {
     let socket = vm.join("api.sock");
     let stream = clock::poll_until(Duration::from_secs(10), || unix::connect(&socket).ok());
     let stream = DeadlineStream::new(stream.expect("the fake listens"));
@@ -107,7 +108,7 @@ fn a_boot_runs_to_ready_and_leaves_a_trace() {
         ..Script::default()
     };
     let mut fake = start(&script);
-    let listener = unix::bind(&fake.vm.join("vsock.sock_1024")).unwrap();
+    let listener = unix::bind(&fake.vm.join(format!("vsock.sock_{READY_PORT}"))).unwrap();
     let mut client = client(&fake.vm);
     boot(&mut client, &plan()).unwrap();
     let (stream, _) = listener.accept().unwrap();

@@ -6,20 +6,21 @@
     reason = "a test stops at the first thing that does not hold"
 )]
 
-use std::error::Error;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use crabbox_core::claim::{Claim, is_valid_claim_id};
-use crabbox_core::config::key::{KEYS, Trust};
+use crabbox_core::config::key::KEYS;
 use crabbox_core::config::layer::Layer;
 use crabbox_core::config::{ConfigFile, Inputs, Resolution, firecracker, resolve};
 use crabbox_core::duration::GoDuration;
+use crabbox_core::fault::chain;
 use crabbox_core::id::{LeaseId, Slug, normalise};
 use crabbox_core::journal::{Journal, JournalError};
 use crabbox_core::labels::{self, Labels};
 use crabbox_core::record::LeaseRecord;
+use crabbox_core::state::LeaseState;
 use crabbox_core::timestamp;
 use crabbox_image::store::Store;
 use crabbox_store::places::{LeaseDir, Places};
@@ -28,17 +29,6 @@ use crabbox_testkit::mutate::damaged;
 use proptest::prelude::*;
 
 const ID: &str = "cbx_0123456789ab";
-
-/// An error and its causes in one text.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
 
 fn line_breaks(bytes: &[u8]) -> usize {
     bytes.split(|byte| *byte == b'\n').count() - 1
@@ -70,7 +60,7 @@ fn resolved(text: &str, layer: Layer) -> Result<Resolution, crabbox_core::config
         flags: &[],
         home: Some(Path::new("/h")),
         cwd: Path::new("/w/repo"),
-        repository: Path::new("/w/repo"),
+        user_file: None,
     })
 }
 
@@ -121,6 +111,7 @@ fn places(dir: &Path) -> Places {
         state: dir.join("state"),
         config: dir.join("config"),
         cache: dir.join("cache"),
+        registry: dir.join("registry"),
     }
 }
 
@@ -147,7 +138,7 @@ proptest! {
         for layer in [Layer::UserFile, Layer::RepoFile] {
             match resolved(&text, layer) {
                 Ok(resolution) => {
-                    for key in KEYS.iter().filter(|key| key.trust == Trust::HostOnly) {
+                    for key in KEYS.iter().filter(|key| !key.trust.is_open_to_repositories()) {
                         let origin = resolution.explain(key.name).layer();
                         prop_assert!(layer.is_trusted() || origin == Layer::Default, "{} from {origin:?}", key.path);
                     }
@@ -216,8 +207,8 @@ proptest! {
         let names = ["created_at", "expires_at", "last_touched_at", "idle_timeout_secs", "idle_timeout", "ttl_secs", "state"];
         let mut labels: Labels = names.iter().map(|name| (*name).to_owned()).zip(values).collect();
         labels::expired(&labels, now);
-        labels::touch(&mut labels, Some("ready"), None, now);
-        prop_assert_eq!(labels::state(&labels), "ready");
+        labels::touch(&mut labels, Some(&LeaseState::Ready), None, now);
+        prop_assert_eq!(labels::state(&labels), LeaseState::Ready);
         prop_assert!(labels::time(&labels, "expires_at").is_some() && labels::idle_seconds(&labels) > 0);
     }
 

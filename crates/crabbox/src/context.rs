@@ -1,10 +1,13 @@
 //! What every command is given.
 
-use crabbox_core::config::{FlagValue, Resolution};
+use std::path::PathBuf;
 
-use crate::env::Env;
-use crate::settings::{self, SettingsError};
-use crate::ui::Printer;
+use crabbox_core::config::{FlagValue, Resolution};
+use crabbox_workspace::sync::{self, Repo};
+
+use crate::env::{Env, EnvError};
+use crate::settings::{self, Loaded, SettingsError};
+use crate::ui::{CommandError, Printer};
 
 /// The surroundings of a command.
 #[derive(Debug)]
@@ -16,8 +19,37 @@ pub(crate) struct Ctx<'a> {
 }
 
 impl Ctx<'_> {
+    /// The root of the repository that we stand in, for which leases are claimed; where there is none, where we stand.
+    pub(crate) fn root(&self) -> Result<PathBuf, EnvError> {
+        Ok(sync::root(self.env.cwd()?))
+    }
+
+    /// The same with all that a sync needs to know of it.
+    pub(crate) fn repo(&self) -> Result<Repo, CommandError> {
+        Ok(sync::look(self.env.cwd()?)?)
+    }
+
     /// The configuration of all layers with these flags on top; warnings are printed.
     pub(crate) fn settings(&self, flags: &[FlagValue]) -> Result<Resolution, SettingsError> {
+        let loaded = self.load(flags)?;
+        match loaded.faults.into_iter().next() {
+            Some(fault) => Err(fault),
+            None => Ok(loaded.resolution),
+        }
+    }
+
+    /// The same for what is done with leases that are there, which is none of a repository's business: what cannot be read of its files
+    /// is told and left out. Nobody must be kept from giving a machine back by a line that somebody else wrote.
+    pub(crate) fn settings_on_leases(&self, flags: &[FlagValue]) -> Result<Resolution, SettingsError> {
+        let loaded = self.load(flags)?;
+        for fault in &loaded.faults {
+            self.printer
+                .warn(format_args!("{}; left out", crabbox_core::fault::chain(fault)));
+        }
+        Ok(loaded.resolution)
+    }
+
+    fn load(&self, flags: &[FlagValue]) -> Result<Loaded, SettingsError> {
         let loaded = settings::load(&self.env, flags)?;
         for warning in &loaded.notices {
             self.printer.warn(warning);
@@ -25,6 +57,6 @@ impl Ctx<'_> {
         for warning in &loaded.resolution.warnings {
             self.printer.warn(warning);
         }
-        Ok(loaded.resolution)
+        Ok(loaded)
     }
 }

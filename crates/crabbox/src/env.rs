@@ -8,7 +8,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crabbox_core::fault::{Fault, Kind};
-use crabbox_engine::context::Places;
+use crabbox_machine::context::Places;
+
+/// Names another directory for the registry of leases, which must be absolute.
+const REGISTRY: &str = "CRABBOX_REGISTRY_DIR";
+
+/// Root's registry: entries outlive a boot as the leases' directories do (file-hierarchy(7)).
+const ROOTS_REGISTRY: &str = "/var/lib/crabbox/registry";
 
 /// All variables, and the current directory.
 #[derive(Debug, Clone)]
@@ -113,7 +119,8 @@ impl Env {
         self.os("PATH").unwrap_or_default()
     }
 
-    /// Where configuration, state and caches are kept (behaviour reference 3.1).
+    /// Where configuration, state and caches are kept; without `XDG_STATE_HOME` the state lies below the configuration, as the Go
+    /// program has it.
     pub(crate) fn places(&self) -> Result<Places, EnvError> {
         let config = self
             .base("XDG_CONFIG_HOME", ".config")?
@@ -126,7 +133,25 @@ impl Env {
             .base("XDG_CACHE_HOME", ".cache")?
             .ok_or(EnvError::NoHome)?
             .join("crabbox");
-        Ok(Places { state, config, cache })
+        let registry = self.registry(&config, crabbox_host::process::is_root())?;
+        Ok(Places {
+            state,
+            config,
+            cache,
+            registry,
+        })
+    }
+
+    /// Where leases of all state directories are entered: one place for the host. Others than root cannot write there, and have one for
+    /// themselves. No configuration says it, so that no repository can.
+    fn registry(&self, config: &Path, root: bool) -> Result<PathBuf, EnvError> {
+        Ok(self.xdg(REGISTRY)?.unwrap_or_else(|| {
+            if root {
+                ROOTS_REGISTRY.into()
+            } else {
+                config.join("registry")
+            }
+        }))
     }
 
     /// The user's configuration file.
@@ -180,16 +205,35 @@ mod tests {
     }
 
     #[test]
+    fn every_state_directory_of_root_has_one_registry_unless_the_variable_says_otherwise() {
+        let registry = |variables: &[(&str, &str)], root| {
+            Env::for_test(Path::new("/"), variables)
+                .registry(Path::new("/c/crabbox"), root)
+                .unwrap()
+        };
+        let other = [
+            ("HOME", "/h"),
+            ("XDG_STATE_HOME", "/s"),
+            ("XDG_CONFIG_HOME", "/c"),
+        ];
+        assert_eq!(registry(&[("HOME", "/h")], true), registry(&other, true));
+        assert_eq!(registry(&other, true), Path::new("/var/lib/crabbox/registry"));
+        assert_eq!(registry(&other, false), Path::new("/c/crabbox/registry"));
+        let said = [("CRABBOX_REGISTRY_DIR", "/r")];
+        assert_eq!(registry(&said, true), Path::new("/r"));
+        assert_eq!(registry(&said, false), Path::new("/r"));
+    }
+
+    #[test]
     fn a_missing_home_and_relative_bases_are_refused() {
         assert!(matches!(places(&[]), Err(EnvError::NoHome)));
         assert!(matches!(places(&[("HOME", "")]), Err(EnvError::NoHome)));
-        let relative = places(&[("HOME", "/h"), ("XDG_STATE_HOME", "state")]);
-        assert!(matches!(
-            relative,
-            Err(EnvError::Relative {
-                variable: "XDG_STATE_HOME",
-                ..
-            })
-        ));
+        for name in ["XDG_STATE_HOME", "CRABBOX_REGISTRY_DIR"] {
+            let relative = places(&[("HOME", "/h"), (name, "state")]);
+            assert!(
+                matches!(relative, Err(EnvError::Relative { variable, .. }) if variable == name),
+                "{name}"
+            );
+        }
     }
 }

@@ -29,6 +29,33 @@ pub(crate) enum Stop {
     Help(Vec<String>),
     /// It breaks the rules.
     Usage(UsageError),
+    /// It asks for something that there is not here.
+    Refused(Refused),
+}
+
+/// A flag that was given, and is refused.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) flag: &'static str,
+    /// The provider that the same command line names.
+    pub(crate) provider: Option<String>,
+}
+
+impl Refused {
+    /// Why the flag is refused for `provider`, in the Go program's words where it refuses it too.
+    pub(crate) fn by(&self, provider: &str) -> UsageError {
+        let message = match self.flag {
+            "lease-id" => format!("provider={provider} does not support fixed idempotent lease IDs"),
+            "lease-output" => format!("--lease-output is not supported for provider={provider} yet"),
+            "pool" => "--pool requires a coordinator-backed SSH lease provider".to_owned(),
+            "from-run" => "doctor --from-run requires a configured coordinator".to_owned(),
+            name if name.starts_with("tailscale") => {
+                format!("provider={provider} does not support tailscale-managed networking")
+            }
+            name => format!("--{name} is not supported by this program yet"),
+        };
+        UsageError::plain(Problem::Other { message })
+    }
 }
 
 /// What is wrong with an argument vector, in Go's words where Go has some.
@@ -253,7 +280,15 @@ impl Flags<'_> {
                 positionals.extend(words.cloned());
                 break;
             }
-            given.push(self.flag(word, || words.next().cloned())?);
+            let flag = self.flag(word, || words.next().cloned())?;
+            // As in the Go program: an empty lease is none.
+            if flag
+                .as_bytes()
+                .strip_prefix(b"--id=")
+                .is_none_or(|id| !id.trim_ascii().is_empty())
+            {
+                given.push(flag);
+            }
         }
         Ok((given, positionals))
     }

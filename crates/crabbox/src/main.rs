@@ -4,11 +4,13 @@
 //! never decide what happens to a lease.
 
 mod args;
+mod command_line;
 mod commands;
 mod context;
 mod env;
 mod go;
 mod goflags;
+mod hint;
 mod settings;
 mod timing;
 mod ui;
@@ -16,9 +18,11 @@ mod ui;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    crabbox_host::process::note_inherited();
     let env = env::Env::from_process();
-    let printer = ui::Printer::standard(&env);
+    // For as long as the process lives: whatever a thread logs goes through it.
+    let printer: &'static ui::Printer = Box::leak(Box::new(ui::Printer::standard(&env)));
     let argv: Vec<_> = std::env::args_os().collect();
-    let outcome = commands::main(&argv, env, &printer);
-    ExitCode::from(ui::finish(outcome, &printer))
+    let outcome = commands::main(&argv, env, printer);
+    ExitCode::from(ui::finish(outcome, printer))
 }

@@ -34,6 +34,8 @@ pub(crate) struct Loaded {
     pub(crate) resolution: Resolution,
     /// Remarks on the files themselves.
     pub(crate) notices: Vec<String>,
+    /// What of the repository's files could not be read, and is left out.
+    pub(crate) faults: Vec<SettingsError>,
 }
 
 /// Why the configuration could not be loaded.
@@ -92,7 +94,7 @@ impl Fault for SettingsError {
     }
 }
 
-/// Loads the configuration of all layers.
+/// Loads the configuration of all layers. What cannot be read of a repository's files is left to the caller to judge.
 pub(crate) fn load(env: &Env, flags: &[FlagValue]) -> Result<Loaded, SettingsError> {
     let cwd = env.cwd()?;
     let repository = forms(repository_root(cwd));
@@ -105,9 +107,24 @@ pub(crate) fn load(env: &Env, flags: &[FlagValue]) -> Result<Loaded, SettingsErr
             .chain(REPOSITORY_FILES.map(|name| cwd.join(name)))
             .collect()
     };
-    let (mut files, mut notices) = (Vec::new(), environment_notices(env));
+    let (mut files, mut notices, mut faults) = (Vec::new(), environment_notices(env), Vec::new());
     for path in paths {
-        let Some(text) = read(&path)? else {
+        let is_repositorys = named.is_none() && user_file.as_ref().ok() != Some(&path);
+        if is_repositorys && leads_out(&path, &repository) {
+            notices.push(format!(
+                "{} is ignored: it is a symbolic link that leads out of the repository",
+                path.display()
+            ));
+            continue;
+        }
+        let text = match read(&path) {
+            Err(fault) if is_repositorys => {
+                faults.push(fault);
+                continue;
+            }
+            text => text?,
+        };
+        let Some(text) = text else {
             if named.is_some() {
                 notices.push(format!(
                     "{CONFIG_VARIABLE} names {}, which does not exist",
@@ -123,6 +140,7 @@ pub(crate) fn load(env: &Env, flags: &[FlagValue]) -> Result<Loaded, SettingsErr
             named_by_environment: named.is_some(),
             repository: &repository,
         });
+        tracing::debug!(path = %path.display(), ?layer, "configuration file");
         if layer == Layer::UserFile {
             notices.extend(permission_notice(&path));
         }
@@ -134,9 +152,14 @@ pub(crate) fn load(env: &Env, flags: &[FlagValue]) -> Result<Loaded, SettingsErr
         flags,
         home: env.home(),
         cwd,
-        repository: &repository.written,
+        user_file: user_file.as_deref().ok(),
     })?;
-    Ok(Loaded { resolution, notices })
+    faults.extend(resolution.faults.iter().cloned().map(SettingsError::from));
+    Ok(Loaded {
+        resolution,
+        notices,
+        faults,
+    })
 }
 
 /// Remarks on variables that look like configuration and cannot be used.
@@ -176,6 +199,13 @@ fn expand_home(path: &Path, home: Option<&Path>) -> PathBuf {
         (Ok(rest), Some(home)) => home.join(rest),
         _ => path.to_owned(),
     }
+}
+
+/// Whether a repository's file is really another one's: its lines would be shown as keys that nobody knows.
+fn leads_out(path: &Path, repository: &PathForms) -> bool {
+    let is_link = std::fs::symlink_metadata(path).is_ok_and(|facts| facts.is_symlink());
+    let root = repository.real.as_deref().unwrap_or(&repository.written);
+    is_link && std::fs::canonicalize(path).is_ok_and(|real| !real.starts_with(root))
 }
 
 /// The text of a file, `None` when there is no such file.

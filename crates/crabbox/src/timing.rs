@@ -1,67 +1,16 @@
-//! The one line of JSON that `--timing-json` prints (behaviour reference 5.3).
+//! The one line of JSON that `--timing-json` prints: the Go program's fields, and ours behind them.
 
-use std::fs::OpenOptions;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
 use std::time::Duration;
 
-use crabbox_engine::event::Stage;
-use crabbox_engine::lease::Lease;
+use crabbox_core::config::FlagValue;
+use crabbox_engine::provider::lease::Lease;
+use crabbox_engine::run::report::{Artifact, Outcome};
+use crabbox_machine::protocol::Stage;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::command_line::CommandLine;
 use crate::go;
-
-/// What became of a command, for its timing line.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Outcome {
-    /// Exit code.
-    pub(crate) exit_code: i32,
-    /// The whole command.
-    pub(crate) total: Duration,
-    /// From the request to a lease that can be entered; `None` where the lease was there.
-    pub(crate) lease: Option<Duration>,
-    /// The stages of a new lease.
-    pub(crate) stages: Vec<Stage>,
-    /// What the guest said of its own boot.
-    pub(crate) guest_stages: Vec<(String, u64)>,
-    /// Bringing the tree over.
-    pub(crate) sync: Duration,
-    /// Whether nothing had to be brought.
-    pub(crate) sync_skipped: bool,
-    /// The command itself.
-    pub(crate) command: Duration,
-    /// The phases that the command told of.
-    pub(crate) phases: Vec<(String, Duration)>,
-    /// The stage in which it failed, and whether another try may help, where that is known.
-    pub(crate) blocked: Option<(&'static str, &'static str)>,
-    /// What was brought back: kind, path, bytes.
-    pub(crate) artifacts: Vec<Artifact>,
-    /// The run's id; empty for `warmup`.
-    pub(crate) run_id: String,
-    /// `--label`.
-    pub(crate) label: String,
-    /// The repository's root.
-    pub(crate) repo_path: String,
-    /// The working directory in the guest.
-    pub(crate) workdir: String,
-    /// Whether the lease was given back, where that was tried.
-    pub(crate) stopped: Option<bool>,
-    /// Why giving it back did not work.
-    pub(crate) stop_error: String,
-}
-
-/// A file that a run brought back.
-#[derive(Debug, Clone, Serialize, JsonSchema)]
-pub(crate) struct Artifact {
-    /// By which flag.
-    pub(crate) kind: &'static str,
-    /// Where it lies here.
-    pub(crate) path: String,
-    /// Its size.
-    pub(crate) bytes: u64,
-}
 
 /// A phase of the command.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -122,8 +71,9 @@ pub(crate) struct TimingJson {
     /// The working directory there.
     #[serde(skip_serializing_if = "String::is_empty")]
     workdir: String,
-    /// What gives the lease back.
-    stop_command: String,
+    /// What gives the lease back; absent where that is done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_command: Option<String>,
     /// How long it may stand idle, as Go writes durations.
     idle_timeout: String,
     /// What a known failure was about: `ssh`, `sync`, `install` and so on.
@@ -144,8 +94,8 @@ pub(crate) struct TimingJson {
 }
 
 impl TimingJson {
-    /// The line for a command on `lease`.
-    pub(crate) fn new(lease: &Lease, outcome: &Outcome) -> Self {
+    /// The line for a command on `lease` that was `given` these flags.
+    pub(crate) fn new(lease: &Lease, outcome: &Outcome, given: &[FlagValue]) -> Self {
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self {
             provider: lease.provider.to_owned(),
@@ -182,7 +132,7 @@ impl TimingJson {
             machine_type: lease.server_type.clone(),
             repo_path: outcome.repo_path.clone(),
             workdir: outcome.workdir.clone(),
-            stop_command: stop_command(lease),
+            stop_command: (outcome.stopped != Some(true)).then(|| CommandLine::stop(lease, given).shown()),
             idle_timeout: go::seconds(lease.idle_seconds()),
             blocked_stage: outcome.blocked.map(|(stage, _)| stage),
             retry_likely: outcome.blocked.map(|(_, retry)| retry),
@@ -191,29 +141,4 @@ impl TimingJson {
             lease_stop_error: outcome.stop_error.clone(),
         }
     }
-}
-
-impl TimingJson {
-    /// Appends it to a file as one line, written at once so that two runs do not mix theirs.
-    pub(crate) fn append(&self, path: &Path) -> io::Result<()> {
-        let mut line = serde_json::to_vec(self)?;
-        line.push(b'\n');
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)?;
-        }
-        let mut file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(path)?;
-        file.write_all(&line)
-    }
-}
-
-/// The command that gives `lease` back.
-pub(crate) fn stop_command(lease: &Lease) -> String {
-    format!(
-        "crabbox stop --provider {} --target linux --id {}",
-        lease.provider, lease.slug
-    )
 }

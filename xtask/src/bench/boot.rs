@@ -11,9 +11,9 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{median, timing};
-use crate::payload;
 use crate::site::{self, Site};
 use crate::workspace;
+use crabbox_lab::payload::Images;
 
 /// How many boots at least.
 const LEAST: usize = 5;
@@ -30,8 +30,7 @@ pub(crate) fn main(lab: &str, count: usize) -> Result<ExitCode> {
         count >= LEAST,
         "a median of fewer than {LEAST} boots says nothing"
     );
-    let payload = payload::ensure()?;
-    let site = site::choose(&payload, lab)?;
+    let (_, site) = site::choose(Images::Ours, lab)?;
     let mut boots = Vec::new();
     for number in 1..=count {
         let boot = boot(&site)?;

@@ -53,11 +53,11 @@ impl Mounted {
         files::remove_tree(&mounted.file)?;
         std::fs::create_dir_all(&mounted.dir)?;
         File::create_new(&mounted.file)?.set_len(ROOM << 20)?;
-        Cmd::new(format!("mkfs.{kind}"))
+        Cmd::inheriting(format!("mkfs.{kind}"))
             .arg("-q")
             .arg(&mounted.file)
             .run()?;
-        Cmd::new("mount")
+        Cmd::inheriting("mount")
             .args(["-o", "loop"])
             .args([&mounted.file, &mounted.dir])
             .run()
@@ -69,7 +69,7 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         // What stays mounted is told by the next run, which cannot remove the file.
-        Cmd::new("umount").arg(&self.dir).run().ok();
+        Cmd::inheriting("umount").arg(&self.dir).run().ok();
         files::remove_tree(&self.file).ok();
     }
 }
@@ -77,7 +77,7 @@ impl Drop for Mounted {
 /// Measures and reports. Mounts in a namespace of its own: any other would keep the file systems alive after they are unmounted.
 pub(crate) fn main(inside: bool) -> Result<ExitCode> {
     if !inside {
-        let again = Cmd::new("unshare")
+        let again = Cmd::inheriting("unshare")
             .arg("--mount")
             .arg(std::env::current_exe()?)
             .args(["bench", "disk", "--inside"]);
@@ -135,7 +135,7 @@ fn measure(kind: &str, dir: &Path) -> Result<Value> {
         .collect();
     for (size, image) in SIZES.iter().zip(&images) {
         File::create_new(image)?.set_len(size << 20)?;
-        Cmd::new("mke2fs")
+        Cmd::inheriting("mke2fs")
             .args(["-q", "-F", "-t", "ext4"])
             .arg(image)
             .run()?;
@@ -164,7 +164,7 @@ fn measure(kind: &str, dir: &Path) -> Result<Value> {
         row[format!("private{size}")] = median(privates[which].clone()).into();
     }
     let filled = dir.join("filled");
-    Cmd::new("dd")
+    Cmd::inheriting("dd")
         .args([
             "if=/dev/urandom",
             "bs=1M",
@@ -176,7 +176,7 @@ fn measure(kind: &str, dir: &Path) -> Result<Value> {
     let mut fastest = f64::INFINITY;
     for _ in 0..COPIES {
         let began = Instant::now();
-        Cmd::new("cp")
+        Cmd::inheriting("cp")
             .args(["--sparse=never", "--reflink=never"])
             .args([&filled, &plain])
             .run()?;

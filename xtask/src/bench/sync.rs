@@ -34,7 +34,7 @@ struct Bench {
 
 impl Bench {
     fn new(files: usize) -> Result<Self> {
-        Cmd::new("cargo")
+        Cmd::inheriting("cargo")
             .args(["build", "--profile", "lab", "-p", "crabbox", "--target-dir"])
             .arg(workspace::target_dir())
             .cwd(workspace::root())
@@ -91,7 +91,7 @@ impl Bench {
     }
 
     fn local(&self, program: &str, words: &[&str]) -> Cmd {
-        Cmd::new(program)
+        Cmd::inheriting(program)
             .args(words)
             .cwd(self.at("tree"))
             .env("HOME", self.at("home"))
@@ -129,7 +129,7 @@ impl Bench {
         let words = self.ssh();
         let host = format!("{}@127.0.0.1", self.sshd.user());
         timed(
-            &Cmd::new("ssh")
+            &Cmd::inheriting("ssh")
                 .args(words)
                 .args([host.as_str(), "true"])
                 .limit(LIMIT),
@@ -144,7 +144,7 @@ impl Bench {
     }
 }
 
-/// Waits as long as it is told, where a nap would be cut.
+/// Waits the whole time, where a nap would be cut.
 fn pause(time: Duration) {
     poll_until(time, || None::<()>);
 }

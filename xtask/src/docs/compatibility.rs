@@ -80,8 +80,12 @@ impl From<bool> for Found {
 pub(super) fn generate(program: &Program) -> Result<String> {
     let list = fs::read_to_string(workspace::root().join("docs/compatibility.list"))
         .context("cannot read the list")?;
-    let read = workspace::root().join("crates/crabbox/src");
-    let variables = Variables(sources(&read)?);
+    // The binary reads the environment, and the run sets what its command finds there.
+    let mut variables = String::new();
+    for part in ["crates/crabbox/src", "crates/crabbox-engine/src/run"] {
+        variables.push_str(&sources(&workspace::root().join(part))?);
+    }
+    let variables = Variables(variables);
     let (mut tables, mut wrong, mut statuses) = (String::new(), Vec::new(), Vec::new());
     let mut named: BTreeSet<(String, String)> = BTreeSet::new();
     for (title, section, rows) in parse(&list)? {

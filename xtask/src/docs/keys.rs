@@ -57,8 +57,10 @@ fn row(key: &Key) -> String {
     if !key.aliases.is_empty() {
         say(format!("Also `{}`.", key.aliases.join("`, `")));
     }
-    if key.trust == Trust::HostOnly {
-        say("**Not from a repository.**".to_owned());
+    match key.trust {
+        Trust::Open => {}
+        Trust::HostOnly | Trust::Destination => say("**Not from a repository.**".to_owned()),
+        Trust::DestinationOfHost => say("**Not from a repository** for provider ssh.".to_owned()),
     }
     let cell = |text: &str| {
         if text.is_empty() {
@@ -85,7 +87,7 @@ fn row(key: &Key) -> String {
 /// What a value has to be, where the description cannot be read without it.
 const fn kind(kind: Kind) -> Option<&'static str> {
     match kind {
-        Kind::Text | Kind::Path | Kind::Program | Kind::Bool | Kind::Integer => None,
+        Kind::Text | Kind::Path | Kind::Program | Kind::Bool | Kind::Integer | Kind::Choice(_) => None,
         Kind::Port => Some("A port"),
         Kind::Duration => Some("A duration"),
         Kind::List => Some("A list"),

@@ -1,4 +1,4 @@
-//! The program as its user meets it: its help, and what it answers to a flag.
+//! The program as its user meets it: its help, and how it responds to a flag.
 //!
 //! Every call either asks for help or names a provider that does not exist, so that no command ever acts.
 
@@ -9,7 +9,7 @@ use crabbox_host::command::{Captured, Cmd};
 
 use crate::workspace;
 
-/// No provider of that name exists, so a command that gets this far ends there. Some need a word behind it, their lease or command;
+/// No provider of that name exists, so a command that gets this far ends there. Some need an argument behind it, a lease or a command;
 /// others take none.
 const GOES_NOWHERE: [&[&str]; 2] = [
     &["--provider=none-of-ours", "nothing"],
@@ -47,7 +47,7 @@ impl Program {
     }
 
     fn call(&self, words: &[&str]) -> Result<Captured> {
-        let mut cmd = Cmd::new(&self.path)
+        let mut cmd = Cmd::inheriting(&self.path)
             .args(words)
             .cwd(&self.home)
             .env("HOME", &self.home);
@@ -65,7 +65,7 @@ impl Program {
         Ok(cmd.capture()?)
     }
 
-    /// The help of the command at `path` (words; empty: of the program), without trailing blanks.
+    /// The help of the command at `path` (words with blanks between; empty: of the program), without trailing blanks.
     pub(super) fn help(&self, path: &str) -> Result<String> {
         let words: Vec<&str> = path.split_whitespace().chain(["--help"]).collect();
         let done = self.call(&words)?;

@@ -4,12 +4,15 @@
 //! lists: an SSH port that was set explicitly is kept (also 2222), `network` knows `nat` and `auto`, and a jailer is allowed.
 //! It looks at nothing but the settings: whether files exist is the doctor's question.
 
+use super::Provider;
+use super::fit::{self, Unfit};
 use super::layer::Sourced;
 use super::settings::Settings;
 use super::trust::{HostName, HostPath};
 use crate::admission::Limits;
 use crate::duration::GoDuration;
 use crate::fault::{Fault, Kind};
+use crate::network::NetworkMode;
 
 /// Most virtual processors that Firecracker gives a microVM.
 pub const MAX_CPUS: u32 = 32;
@@ -29,23 +32,12 @@ pub const SERVER_TYPE: &str = "microvm";
 /// Whether and how the VMM is jailed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Jailer {
-    /// As root: by the jailer beside the Firecracker program; otherwise not at all.
+    /// As root: by the jailer beside the Firecracker program, which must be there; for anybody else not at all.
     Auto,
     /// Not at all, because the user said so.
     Off,
     /// By this program.
     Program(HostPath),
-}
-
-/// How a lease gets its outer address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NetworkMode {
-    /// From the CNI plugins of the host.
-    Cni,
-    /// From the built-in veth pair and address translation.
-    Nat,
-    /// By CNI when the configured network exists, else built in.
-    Auto,
 }
 
 /// A Firecracker lease that can be asked for: everything checked, nothing looked up yet.
@@ -77,8 +69,8 @@ pub struct FirecrackerPlan {
     pub first_uid: u32,
     /// How many uids the range has.
     pub uid_count: u32,
-    /// How the lease gets its address.
-    pub network: NetworkMode,
+    /// How it gets its outer address; `None` is `auto`, which [`NetworkMode::choose`] decides by what the host has.
+    pub network: Option<NetworkMode>,
     /// The CNI network.
     pub cni_network: HostName,
     /// Where its configuration is.
@@ -106,12 +98,9 @@ pub struct FirecrackerPlan {
 /// Why the settings do not describe a Firecracker lease; the wordings are the Go program's where it has one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidFirecracker {
-    /// `target` is not linux.
-    #[error("provider=firecracker supports target=linux only")]
-    Target,
-    /// `network: tailscale`.
-    #[error("provider=firecracker does not support tailscale-managed networking")]
-    Tailscale,
+    /// It is not what this provider has.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
     /// No user.
     #[error("provider=firecracker requires firecracker.user")]
     User,
@@ -148,21 +137,6 @@ pub enum InvalidFirecracker {
         /// The mode as configured.
         network: String,
     },
-    /// Another architecture than this program's guests have.
-    #[error("provider=firecracker does not support architecture={architecture}")]
-    Architecture {
-        /// The architecture as configured.
-        architecture: String,
-    },
-    /// `desktop: true`.
-    #[error("desktop/VNC is not supported for provider=firecracker")]
-    Desktop,
-    /// `browser: true`.
-    #[error("browser provisioning is not supported for provider=firecracker")]
-    Browser,
-    /// `code: true`.
-    #[error("web code is not supported for provider=firecracker")]
-    Code,
     /// `--class` was given.
     #[error(
         "--class is not supported for provider=firecracker; use --firecracker-cpus, --firecracker-memory-mib, and --firecracker-disk-mib"
@@ -184,7 +158,7 @@ impl Fault for InvalidFirecracker {
 /// Normalises and checks the settings, in the Go program's order.
 pub fn plan(settings: &Settings) -> Result<FirecrackerPlan, InvalidFirecracker> {
     check_flags(settings)?;
-    check_target(settings)?;
+    fit::check(settings, Provider::Firecracker)?;
     let firecracker = &settings.firecracker;
     let user = preferred(&firecracker.user, &settings.ssh.user);
     if user.is_empty() {
@@ -259,30 +233,6 @@ fn check_flags(settings: &Settings) -> Result<(), InvalidFirecracker> {
     Ok(())
 }
 
-fn check_target(settings: &Settings) -> Result<(), InvalidFirecracker> {
-    if !matches!(settings.target.value.as_str(), "" | "linux") {
-        return Err(InvalidFirecracker::Target);
-    }
-    if settings.network.value == "tailscale" {
-        return Err(InvalidFirecracker::Tailscale);
-    }
-    if !matches!(settings.architecture.value.as_str(), "" | "amd64" | "x86_64") {
-        return Err(InvalidFirecracker::Architecture {
-            architecture: settings.architecture.value.clone(),
-        });
-    }
-    if settings.desktop.value {
-        return Err(InvalidFirecracker::Desktop);
-    }
-    if settings.browser.value {
-        return Err(InvalidFirecracker::Browser);
-    }
-    if settings.code.value {
-        return Err(InvalidFirecracker::Code);
-    }
-    Ok(())
-}
-
 /// The provider's own value, unless it is untouched and the generic one is not.
 fn preferred<'a>(own: &'a Sourced<String>, generic: &'a Sourced<String>) -> &'a str {
     let generic_counts = own.is_default() && !generic.is_default() && !generic.value.is_empty();
@@ -328,15 +278,15 @@ fn amount(key: &'static str, value: &Sourced<i64>) -> Result<u64, InvalidFirecra
         })
 }
 
-fn network_mode(text: &str) -> Result<NetworkMode, InvalidFirecracker> {
-    match text {
-        "cni" => Ok(NetworkMode::Cni),
-        "nat" => Ok(NetworkMode::Nat),
-        "auto" | "" => Ok(NetworkMode::Auto),
-        other => Err(InvalidFirecracker::Network {
-            network: other.to_owned(),
-        }),
+fn network_mode(text: &str) -> Result<Option<NetworkMode>, InvalidFirecracker> {
+    let name = text.trim().to_ascii_lowercase();
+    if matches!(name.as_str(), "auto" | "") {
+        return Ok(None);
     }
+    let mode = NetworkMode::by_name(&name).ok_or_else(|| InvalidFirecracker::Network {
+        network: text.to_owned(),
+    })?;
+    Ok(Some(mode))
 }
 
 fn jailer(program: &HostPath) -> Jailer {

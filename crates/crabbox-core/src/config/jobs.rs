@@ -68,18 +68,18 @@ pub struct Job {
     pub is_trusted: bool,
 }
 
-/// Reads the section of one file.
+/// The jobs of a file by name, each with what is wrong with it.
+type Jobs = BTreeMap<String, Result<Job, Wrong>>;
+
+/// Reads the section of one file. What is wrong with one job says nothing about the others.
 pub(super) fn read(
     section: &Node,
     layer: Layer,
     at: &dyn Fn(&Node) -> Place,
-) -> Result<(BTreeMap<String, Job>, Unknown), Wrong> {
+) -> Result<(Jobs, Unknown), Wrong> {
     let (mut jobs, mut unknown) = (BTreeMap::new(), Vec::new());
     for (name, node) in mapping(section, "jobs")? {
-        let path = format!("jobs.{name}");
-        let mut fields = BTreeMap::new();
-        collect(node, &path, "", &mut fields)?;
-        let mut job = Job {
+        let job = Job {
             flags: Vec::new(),
             command: None,
             stop: None,
@@ -87,16 +87,30 @@ pub(super) fn read(
             place: at(node),
             is_trusted: layer.is_trusted(),
         };
-        for (field, node) in &fields {
-            let path = format!("{path}.{field}");
-            if !take(&mut job, field, node, &path)? {
-                unknown.push((path, at(node)));
-            }
-        }
-        job.flags.sort_by_key(|(flag, _)| order(flag));
-        jobs.insert(name.to_owned(), job);
+        let path = format!("jobs.{name}");
+        jobs.insert(name.to_owned(), filled(job, node, &path, at, &mut unknown));
     }
     Ok((jobs, unknown))
+}
+
+/// The job with what stands at `node`.
+fn filled(
+    mut job: Job,
+    node: &Node,
+    path: &str,
+    at: &dyn Fn(&Node) -> Place,
+    unknown: &mut Unknown,
+) -> Result<Job, Wrong> {
+    let mut fields = BTreeMap::new();
+    collect(node, path, "", &mut fields)?;
+    for (field, node) in &fields {
+        let path = format!("{path}.{field}");
+        if !take(&mut job, field, node, &path)? {
+            unknown.push((path, at(node)));
+        }
+    }
+    job.flags.sort_by_key(|(flag, _)| order(flag));
+    Ok(job)
 }
 
 fn order(flag: &str) -> usize {

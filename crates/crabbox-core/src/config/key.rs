@@ -3,6 +3,8 @@
 //! Reading files, the environment and flags, `config show`, `config explain` and the documentation are all driven by this
 //! table. A key must never be read anywhere under a name that is not written here.
 
+use super::choice::Choice;
+
 /// The type of a key's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -24,6 +26,8 @@ pub enum Kind {
     List,
     /// A list of TCP ports.
     Ports,
+    /// One of a few names.
+    Choice(Choice),
 }
 
 impl Kind {
@@ -39,6 +43,7 @@ impl Kind {
             Self::Duration => "a duration such as 90m or 1h30m",
             Self::List => "a list of texts",
             Self::Ports => "a list of port numbers",
+            Self::Choice(_) => "one of a few names",
         }
     }
 }
@@ -50,6 +55,19 @@ pub enum Trust {
     Open,
     /// Only layers that the user of this host controls: the key selects what runs on it.
     HostOnly,
+    /// Only layers that the user of this host controls: the key is part of where their files and secrets go and which key logs
+    /// in there. All keys of a destination are trusted together, because a host approved by the user and a port chosen by a
+    /// repository are another server.
+    Destination,
+    /// As [`Trust::Destination`] for a host that exists already; any layer for a machine of our own making.
+    DestinationOfHost,
+}
+
+impl Trust {
+    /// Whether a repository file may set the key for some provider.
+    pub const fn is_open_to_repositories(self) -> bool {
+        matches!(self, Self::Open | Self::DestinationOfHost)
+    }
 }
 
 /// How a later layer meets what an earlier one set.
@@ -172,6 +190,11 @@ impl Key {
         self.trust = Trust::HostOnly;
         self
     }
+
+    const fn trust(mut self, trust: Trust) -> Self {
+        self.trust = trust;
+        self
+    }
 }
 
 macro_rules! registry {
@@ -189,21 +212,22 @@ macro_rules! registry {
 
 use Group::{Create, Network, Provider, ProviderOptions, Run, Target};
 use Kind::{Bool, Duration, Integer, List, Path, Port, Ports, Program, Text};
+use Trust::{Destination, DestinationOfHost};
 
 registry! {
     /// Name of the profile; what it brings stands under profiles.
     Profile = row("profile", Text, "default").env(&["CRABBOX_PROFILE"]).flag("profile", Create);
     /// Who provides the machine: firecracker, or ssh for a host that exists already.
-    ProviderName = row("provider", Text, "hetzner").env(&["CRABBOX_PROVIDER"]).flag("provider", Provider);
+    ProviderName = row("provider", Kind::Choice(Choice::Provider), "hetzner").env(&["CRABBOX_PROVIDER"]).flag("provider", Provider);
     /// Operating system of the machine: linux, macos or windows.
-    TargetOs = row("target", Text, "linux").alias(&["targetOS"])
+    TargetOs = row("target", Kind::Choice(Choice::Target), "linux").alias(&["targetOS"])
         .env(&["CRABBOX_TARGET", "CRABBOX_TARGET_OS"]).flag("target", Target);
     /// Processor architecture of the machine.
-    Architecture = row("architecture", Text, "amd64").env(&["CRABBOX_ARCH"]).flag("arch", Create);
+    Architecture = row("architecture", Kind::Choice(Choice::Architecture), "amd64").env(&["CRABBOX_ARCH"]).flag("arch", Create);
     /// Selects an image of the provider.
-    OsImage = row("os", Text, "").env(&["CRABBOX_OS"]).flag("os", Create);
+    OsImage = row("os", Kind::Choice(Choice::OsImage), "").env(&["CRABBOX_OS"]).flag("os", Create);
     /// Windows flavour: normal or wsl2.
-    WindowsMode = row("windows.mode", Text, "normal").env(&["CRABBOX_WINDOWS_MODE"]).flag("windows-mode", Target);
+    WindowsMode = row("windows.mode", Kind::Choice(Choice::WindowsMode), "normal").env(&["CRABBOX_WINDOWS_MODE"]).flag("windows-mode", Target);
     /// Whether the machine has a desktop.
     Desktop = row("desktop", Bool, "false").env(&["CRABBOX_DESKTOP"]).flag("desktop", Create);
     /// Which desktop it has.
@@ -213,21 +237,24 @@ registry! {
     /// Whether a web editor is installed.
     Code = row("code", Bool, "false").env(&["CRABBOX_CODE"]).flag("code", Create);
     /// How the machine is reached: auto, public or tailscale.
-    NetworkName = row("network", Text, "auto").env(&["CRABBOX_NETWORK"]).flag("network", Network);
+    NetworkName = row("network", Kind::Choice(Choice::Network), "auto").env(&["CRABBOX_NETWORK"]).flag("network", Network);
     /// Machine class, recorded as a label.
     Class = row("class", Text, "beast").env(&["CRABBOX_DEFAULT_CLASS"]).flag("class", Create);
     /// Machine type, recorded as a label.
     ServerType = row("serverType", Text, "").env(&["CRABBOX_SERVER_TYPE"]).flag("type", Create);
     /// User to log in as.
-    SshUser = row("ssh.user", Text, "crabbox").env(&["CRABBOX_SSH_USER"]);
+    SshUser = row("ssh.user", Text, "crabbox").env(&["CRABBOX_SSH_USER"]).trust(DestinationOfHost);
     /// Private key for hosts that have no key of their own lease.
-    SshKey = row("ssh.key", Path, "~/.ssh/id_ed25519").env(&["CRABBOX_SSH_KEY"]);
+    SshKey = row("ssh.key", Path, "~/.ssh/id_ed25519").env(&["CRABBOX_SSH_KEY"]).trust(Destination);
     /// Port of the SSH server.
-    SshPort = row("ssh.port", Port, "2222").env(&["CRABBOX_SSH_PORT"]).flag("ssh-port", Create);
+    SshPort = row("ssh.port", Port, "2222").env(&["CRABBOX_SSH_PORT"]).flag("ssh-port", Create)
+        .trust(DestinationOfHost);
     /// Ports to try when that one does not answer.
-    SshFallbackPorts = row("ssh.fallbackPorts", Ports, "22").env(&["CRABBOX_SSH_FALLBACK_PORTS"]);
+    SshFallbackPorts = row("ssh.fallbackPorts", Ports, "22").env(&["CRABBOX_SSH_FALLBACK_PORTS"])
+        .trust(Destination);
     /// Directory on the machine under which working trees are placed.
-    WorkRoot = row("workRoot", Text, "/work/crabbox").env(&["CRABBOX_WORK_ROOT"]);
+    WorkRoot = row("workRoot", Text, "/work/crabbox").env(&["CRABBOX_WORK_ROOT"])
+        .trust(DestinationOfHost);
     /// Longest life of a lease.
     Ttl = row("ttl", Duration, "90m").alias(&["lease.ttl"]).env(&["CRABBOX_TTL"]).flag("ttl", Create);
     /// Longest time a lease may stand idle.
@@ -271,21 +298,25 @@ registry! {
     ResultsFailOnFailures = row("results.failOnFailures", Bool, "false")
         .env(&["CRABBOX_RESULTS_FAIL_ON_FAILURES"]).flag("fail-on-test-failures", Run);
     /// Lease id of the static host.
-    StaticId = row("static.id", Text, "").env(&["CRABBOX_STATIC_ID"]);
+    StaticId = row("static.id", Text, "").env(&["CRABBOX_STATIC_ID"]).trust(Destination);
     /// Name of the static host.
-    StaticName = row("static.name", Text, "").env(&["CRABBOX_STATIC_NAME"]);
+    StaticName = row("static.name", Text, "").env(&["CRABBOX_STATIC_NAME"]).trust(Destination);
     /// Address of the static host.
-    StaticHost = row("static.host", Text, "").env(&["CRABBOX_STATIC_HOST"]).flag("static-host", Target);
+    StaticHost = row("static.host", Text, "").env(&["CRABBOX_STATIC_HOST"]).flag("static-host", Target)
+        .trust(Destination);
     /// User on the static host.
-    StaticUser = row("static.user", Text, "").env(&["CRABBOX_STATIC_USER"]).flag("static-user", Target);
+    StaticUser = row("static.user", Text, "").env(&["CRABBOX_STATIC_USER"]).flag("static-user", Target)
+        .trust(Destination);
     /// SSH port of the static host.
-    StaticPort = row("static.port", Port, "").env(&["CRABBOX_STATIC_PORT"]).flag("static-port", Target);
+    StaticPort = row("static.port", Port, "").env(&["CRABBOX_STATIC_PORT"]).flag("static-port", Target)
+        .trust(Destination);
     /// Work root on the static host.
-    StaticWorkRoot = row("static.workRoot", Text, "").env(&["CRABBOX_STATIC_WORK_ROOT"]).flag("static-work-root", Target);
+    StaticWorkRoot = row("static.workRoot", Text, "").env(&["CRABBOX_STATIC_WORK_ROOT"]).flag("static-work-root", Target)
+        .trust(Destination);
     /// The Firecracker program.
     FirecrackerBinary = row("firecracker.binary", Program, "firecracker")
         .env(&["CRABBOX_FIRECRACKER_BINARY"]).flag("firecracker-binary", ProviderOptions).host_only();
-    /// The jailer program; empty: the one beside the Firecracker program when run as root; none: no jail.
+    /// The jailer program; empty: the one beside the Firecracker program, which root must have; none: no jail.
     FirecrackerJailer = row("firecracker.jailer", Program, "")
         .env(&["CRABBOX_FIRECRACKER_JAILER"]).flag("firecracker-jailer", ProviderOptions).host_only();
     /// The guest kernel, an uncompressed ELF file.

@@ -4,6 +4,7 @@
 //! the line. A value must never be separated from its origin before both are done.
 
 use std::fmt;
+use std::ops::Deref;
 use std::path::PathBuf;
 
 /// The layers of configuration, weakest first: a later one wins.
@@ -92,6 +93,25 @@ impl fmt::Display for Origin {
             Self::Environment(variable) => write!(f, "environment variable {variable}"),
             Self::Flag(flag) => write!(f, "flag --{flag}"),
         }
+    }
+}
+
+/// A value that no repository file set. There is no other way to make one than [`Trusted::new`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trusted<T>(Sourced<T>);
+
+impl<T> Trusted<T> {
+    /// The value, or `None` when its layer is not trusted.
+    pub fn new(value: Sourced<T>) -> Option<Self> {
+        value.layer().is_trusted().then_some(Self(value))
+    }
+}
+
+impl<T> Deref for Trusted<T> {
+    type Target = Sourced<T>;
+
+    fn deref(&self) -> &Sourced<T> {
+        &self.0
     }
 }
 

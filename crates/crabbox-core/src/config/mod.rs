@@ -4,8 +4,10 @@
 //! environment itself.
 
 pub mod allow;
+pub mod choice;
 mod fields;
 pub mod firecracker;
+pub mod fit;
 pub mod jobs;
 pub mod key;
 pub mod layer;

@@ -33,11 +33,12 @@ impl Provider {
         }
     }
 
-    /// The provider with this name or alias.
+    /// The provider with this name or alias, however it is written.
     pub fn by_name(name: &str) -> Result<Self, ProviderError> {
+        let lower = name.trim().to_ascii_lowercase();
         Self::ALL
             .into_iter()
-            .find(|provider| provider.name() == name || provider.aliases().contains(&name))
+            .find(|provider| provider.name() == lower || provider.aliases().contains(&lower.as_str()))
             .ok_or_else(|| ProviderError::Unknown {
                 name: name.to_owned(),
             })
@@ -49,7 +50,7 @@ impl Provider {
 pub enum ProviderError {
     /// Nobody chose one.
     #[error(
-        "no provider selected; use --provider <name>, set CRABBOX_PROVIDER, or configure a provider; run 'crabbox providers recommend' to compare options"
+        "no provider selected; use --provider <name>, set CRABBOX_PROVIDER, or configure a provider; run 'crabbox providers' to compare options"
     )]
     NotSelected,
     /// The one that was chosen does not exist here.
@@ -68,7 +69,7 @@ impl Fault for ProviderError {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::NotSelected => vec!["for microVMs on this host: --provider firecracker".to_owned()],
-            Self::Unknown { .. } => vec!["crabbox providers lists what each can do".to_owned()],
+            Self::Unknown { .. } => vec!["`crabbox providers` lists what each can do".to_owned()],
         }
     }
 }

@@ -6,11 +6,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::choice::Choice;
 use super::fields::{Unknown, Wrong};
 use super::jobs::{self, Job};
 use super::key::{FOREIGN_SECTIONS, JOBS, KEYS, Key, Kind, Merge, Name, PRESETS, PROFILES, Trust};
 use super::layer::{Layer, Origin, Place, Sourced};
 use super::profiles::{Preset, Profile, Reader};
+use super::provider::Provider;
 use super::settings::Settings;
 use super::suggest::suggest;
 use super::table::Table;
@@ -50,8 +52,8 @@ pub struct Inputs<'a> {
     pub home: Option<&'a Path>,
     /// The current directory, from which relative paths of variables and flags start.
     pub cwd: &'a Path,
-    /// The root of the repository around it, or the directory itself.
-    pub repository: &'a Path,
+    /// The user's own configuration file, for messages; it need not exist.
+    pub user_file: Option<&'a Path>,
 }
 
 impl std::fmt::Debug for Inputs<'_> {
@@ -70,8 +72,11 @@ pub struct Resolution {
     pub settings: Settings,
     /// What was left out and why, in the order it was met.
     pub warnings: Vec<Warning>,
-    /// The jobs by name; a later file replaces those of an earlier one.
-    pub jobs: BTreeMap<String, Job>,
+    /// The jobs by name; a later file replaces those of an earlier one. One with a wrong value is only in the way of who runs it.
+    pub jobs: BTreeMap<String, Result<Job, ConfigError>>,
+    /// What of repository files could not be read, and what chooses nothing, in the order it was met. What these values would have set
+    /// stands as it was before.
+    pub faults: Vec<ConfigError>,
     values: Table,
 }
 
@@ -80,9 +85,17 @@ impl Resolution {
     pub fn explain(&self, name: Name) -> &Sourced<Value> {
         self.values.get(name)
     }
+
+    /// The same, for whoever works by the values of a repository: then all of them have to be readable.
+    pub fn sound(self) -> Result<Self, ConfigError> {
+        match self.faults.first() {
+            Some(fault) => Err(fault.clone()),
+            None => Ok(self),
+        }
+    }
 }
 
-/// Resolves all layers to settings.
+/// Resolves all layers to settings. A wrong value in a file of the user's own is an error, one in a repository's a fault.
 pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
     let mut fold = Fold {
         values: Table::defaults(inputs.home),
@@ -90,18 +103,22 @@ pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
         jobs: BTreeMap::new(),
         profiles: BTreeMap::new(),
         presets: BTreeMap::new(),
+        faults: Vec::new(),
     };
     for file in inputs.files {
-        fold.file(inputs, file)?;
+        let read = fold.file(inputs, file);
+        fold.bear(file, read)?;
     }
     fold.environment(inputs);
     fold.flags(inputs)?;
+    fold.check_destination(inputs)?;
     let Fold {
         mut values,
         warnings,
         jobs,
         mut profiles,
         presets,
+        faults,
     } = fold;
     let mut settings = Settings::from_table(&values);
     let profile = profiles.remove(&settings.profile.value).unwrap_or_default();
@@ -112,11 +129,11 @@ pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
         Value::List(allow.value.clone()),
         allow.origin.clone(),
     );
-    settings.check_credentials(inputs.repository)?;
     Ok(Resolution {
         settings,
         warnings,
         jobs,
+        faults,
         values,
     })
 }
@@ -127,12 +144,24 @@ const PRINTED_LENGTH: usize = 80;
 struct Fold {
     values: Table,
     warnings: Vec<Warning>,
-    jobs: BTreeMap<String, Job>,
+    jobs: BTreeMap<String, Result<Job, ConfigError>>,
     profiles: BTreeMap<String, Profile>,
     presets: BTreeMap<String, Preset>,
+    faults: Vec<ConfigError>,
 }
 
 impl Fold {
+    /// Goes on after a part of a repository's file that cannot be read.
+    fn bear(&mut self, file: &ConfigFile, read: Result<(), ConfigError>) -> Result<(), ConfigError> {
+        match read {
+            Err(fault) if !file.layer.is_trusted() => {
+                self.faults.push(fault);
+                Ok(())
+            }
+            read => read,
+        }
+    }
+
     fn file(&mut self, inputs: &Inputs<'_>, file: &ConfigFile) -> Result<(), ConfigError> {
         let (node, more) = yaml::parse(&file.text).map_err(|error| {
             let at = spot(
@@ -165,15 +194,18 @@ impl Fold {
         let mut foreign = Vec::new();
         for (key, value) in entries {
             let name = key_text(key);
-            if FOREIGN_SECTIONS.contains(&name) {
+            let read = if FOREIGN_SECTIONS.contains(&name) {
                 foreign.push(name.to_owned());
+                Ok(())
             } else if name == JOBS {
-                self.jobs(file, value)?;
+                self.jobs(file, value)
             } else if [PROFILES, PRESETS].contains(&name) {
-                foreign.extend(self.profiles(file, name, value)?);
+                self.profiles(file, name, value)
+                    .map(|unused| foreign.extend(unused))
             } else {
-                self.entry(inputs, file, name, key, value)?;
-            }
+                self.entry(inputs, file, name, key, value)
+            };
+            self.bear(file, read)?;
         }
         if !foreign.is_empty() {
             self.warnings.push(Warning::ForeignSections {
@@ -187,12 +219,15 @@ impl Fold {
     fn jobs(&mut self, file: &ConfigFile, section: &Node) -> Result<(), ConfigError> {
         let (jobs, unknown) = jobs::read(section, file.layer, &|node| place(file, node))
             .map_err(|wrong| misfit(file, &wrong))?;
-        self.jobs.extend(jobs);
+        let judged = jobs
+            .into_iter()
+            .map(|(name, job)| (name, job.map_err(|wrong| misfit(file, &wrong))));
+        self.jobs.extend(judged);
         self.unknown(unknown);
         Ok(())
     }
 
-    /// Reads `profiles` or `presets`; a later file replaces what an earlier one has under the same name. Answers what is there and
+    /// Reads `profiles` or `presets`; a later file replaces what an earlier one has under the same name. Returns what is there and
     /// not for this program.
     fn profiles(
         &mut self,
@@ -243,7 +278,9 @@ impl Fold {
             return match &node.content {
                 Content::Null => Ok(()),
                 Content::Map(entries) => entries.iter().try_for_each(|(key, value)| {
-                    self.entry(inputs, file, &format!("{path}.{}", key_text(key)), key, value)
+                    let path = format!("{path}.{}", key_text(key));
+                    let read = self.entry(inputs, file, &path, key, value);
+                    self.bear(file, read)
                 }),
                 Content::Scalar { .. } | Content::List(_) => {
                     Err(wrong_type(file, node, path, "a mapping of keys to values"))
@@ -269,9 +306,14 @@ impl Fold {
         if node.content == Content::Null {
             return Ok(());
         }
-        if key.trust == Trust::HostOnly && !file.layer.is_trusted() {
-            self.warnings.push(Warning::Restricted { place, key: key.name });
-            return Ok(());
+        if !file.layer.is_trusted() {
+            if !key.trust.is_open_to_repositories() {
+                self.warnings.push(Warning::Restricted { place, key: key.name });
+                return Ok(());
+            }
+            if key.name == Name::ProviderName && self.keeps_provider(key_text(node), &place) {
+                return Ok(());
+            }
         }
         let relative = file.path.parent().unwrap_or(Path::new("/"));
         let origin = match file.layer {
@@ -287,11 +329,68 @@ impl Fold {
             },
         ) {
             Some(value) => self.take(key, value, &raw_text(node), origin),
-            // A text that is no duration is left out by the Go program, where any other wrong type is an error.
-            None if key.kind == Kind::Duration && matches!(node.content, Content::Scalar { .. }) => {
-                self.unusable(key, &raw_text(node), origin);
+            None => match (key.kind, &node.content) {
+                (Kind::Choice(choice), Content::Scalar { text, .. }) => {
+                    self.no_choice(choice, text, origin);
+                }
+                // A text that is no duration is left out by the Go program, where any other wrong type is an error.
+                (Kind::Duration, Content::Scalar { text, .. }) => self.unusable(key, text, origin),
+                _ => return Err(wrong_type(file, node, key.path, key.kind.expectation())),
+            },
+        }
+        Ok(())
+    }
+
+    /// Whether the user of this host chose a provider, which a repository must not exchange for another.
+    fn keeps_provider(&mut self, found: &str, place: &Place) -> bool {
+        let chosen = self.values.trusted(Name::ProviderName);
+        let Value::Text(name) = &chosen.value else {
+            return false;
+        };
+        if chosen.is_default() {
+            return false;
+        }
+        let same = match (Provider::by_name(name), Provider::by_name(found.trim())) {
+            (Ok(ours), Ok(theirs)) => ours == theirs,
+            _ => name == found.trim(),
+        };
+        if !same && !found.trim().is_empty() {
+            self.warnings.push(Warning::ProviderKept {
+                place: place.clone(),
+                found: printable(found),
+                chosen: printable(name),
+                origin: chosen.origin.clone(),
+            });
+        }
+        true
+    }
+
+    /// For a host that exists already, all keys of the destination are the user's. Forgets the others with a warning, and refuses a
+    /// destination whose host only a repository names.
+    fn check_destination(&mut self, inputs: &Inputs<'_>) -> Result<(), ConfigError> {
+        let provider = self.values.get(Name::ProviderName);
+        let Value::Text(name) = &provider.value else {
+            return Ok(());
+        };
+        if provider.is_default() || Provider::by_name(name) != Ok(Provider::Ssh) {
+            return Ok(());
+        }
+        if self.values.trusted(Name::StaticHost).value.is_blank()
+            && let Some(place) = self.warnings.iter().find_map(Warning::of_static_host)
+        {
+            return Err(ConfigError::InheritedCredentials {
+                place: place.clone(),
+                user_file: inputs.user_file.map(Path::to_owned),
+            });
+        }
+        for key in KEYS.iter().filter(|key| key.trust == Trust::DestinationOfHost) {
+            if let Some(Sourced {
+                origin: Origin::RepoFile(place),
+                ..
+            }) = self.values.distrust(key.name)
+            {
+                self.warnings.push(Warning::Restricted { place, key: key.name });
             }
-            None => return Err(wrong_type(file, node, key.path, key.kind.expectation())),
         }
         Ok(())
     }
@@ -315,9 +414,21 @@ impl Fold {
             ) {
                 Some(Value::List(items)) => self.values.set(key, Value::List(items), origin),
                 Some(value) => self.take(key, value, &text, origin),
-                None => self.unusable(key, &text, origin),
+                None => match key.kind {
+                    Kind::Choice(choice) => self.no_choice(choice, &text, origin),
+                    _ => self.unusable(key, &text, origin),
+                },
             }
         }
+    }
+
+    /// What chooses nothing is a fault of any layer: the choice stands as it was for who does not depend on it.
+    fn no_choice(&mut self, choice: Choice, found: &str, origin: Origin) {
+        self.faults.push(ConfigError::NoChoice {
+            choice,
+            value: printable(found),
+            origin,
+        });
     }
 
     fn flags(&mut self, inputs: &Inputs<'_>) -> Result<(), ConfigError> {
@@ -335,10 +446,17 @@ impl Fold {
             } else {
                 last.clone()
             };
-            let wrong = |value: String| ConfigError::WrongFlag {
-                flag: flag.name,
-                value,
-                expected: expectation(key),
+            let wrong = |value: String| match key.kind {
+                Kind::Choice(choice) => ConfigError::NoChoice {
+                    choice,
+                    value: printable(&value),
+                    origin: Origin::Flag(flag.name),
+                },
+                _ => ConfigError::WrongFlag {
+                    flag: flag.name,
+                    value,
+                    expected: expectation(key),
+                },
             };
             let value = from_text(key.kind, &text, bases).ok_or_else(|| wrong(text.clone()))?;
             if !is_usable(key, &value) {

@@ -4,16 +4,15 @@
 //! nothing behind this module has to ask about trust again.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::key::Name;
-use super::layer::{Layer, Origin, Sourced};
+use super::layer::{Layer, Sourced, Trusted};
 use super::profiles::{Preset, Profile};
 use super::provider::{Provider, ProviderError};
 use super::table::Table;
-use super::trust::{HostName, HostPath, lexically_normal};
+use super::trust::{HostName, HostPath};
 use super::value::Value;
-use super::warning::ConfigError;
 use crate::duration::GoDuration;
 
 /// Everything that configuration decides, before a provider has looked at it.
@@ -78,12 +77,12 @@ pub struct Settings {
 pub struct SshSettings {
     /// `ssh.user`.
     pub user: Sourced<String>,
-    /// `ssh.key`, `~` expanded. A repository may set it.
-    pub key: Sourced<PathBuf>,
+    /// `ssh.key`, `~` expanded.
+    pub key: Trusted<PathBuf>,
     /// `ssh.port`.
     pub port: Sourced<u16>,
     /// `ssh.fallbackPorts`.
-    pub fallback_ports: Sourced<Vec<u16>>,
+    pub fallback_ports: Trusted<Vec<u16>>,
 }
 
 /// `sync.*`.
@@ -128,21 +127,29 @@ pub struct ResultsSettings {
     pub fail_on_failures: Sourced<bool>,
 }
 
-/// `static.*`: the host of the `ssh` provider. Empty texts mean "not set".
+/// The host of the `ssh` provider: `static.*`, and what counts for it where they say nothing. Empty texts mean "not set".
+///
+/// Trusted as a whole: the user's secrets and key go where these lead, so none of them can be a repository's.
 #[derive(Debug, Clone)]
 pub struct StaticSettings {
     /// `static.id`.
-    pub id: Sourced<String>,
+    pub id: Trusted<String>,
     /// `static.name`.
-    pub name: Sourced<String>,
+    pub name: Trusted<String>,
     /// `static.host`.
-    pub host: Sourced<String>,
+    pub host: Trusted<String>,
     /// `static.user`.
-    pub user: Sourced<String>,
+    pub user: Trusted<String>,
     /// `static.port`.
-    pub port: Sourced<Option<u16>>,
+    pub port: Trusted<Option<u16>>,
     /// `static.workRoot`.
-    pub work_root: Sourced<String>,
+    pub work_root: Trusted<String>,
+    /// `ssh.user` as the user of this host set it.
+    pub ssh_user: Trusted<String>,
+    /// `ssh.port` as the user of this host set it.
+    pub ssh_port: Trusted<u16>,
+    /// `workRoot` as the user of this host set it.
+    pub general_work_root: Trusted<String>,
 }
 
 /// `firecracker.*` as configured; [`super::firecracker::plan`] makes a validated plan of it.
@@ -214,26 +221,11 @@ impl Settings {
         self.presets.extend(profile.presets);
     }
 
-    /// Refuses to carry the user's own credentials to a host that a repository names.
-    pub(super) fn check_credentials(&self, repository: &Path) -> Result<(), ConfigError> {
-        let Origin::RepoFile(place) = &self.static_host.host.origin else {
-            return Ok(());
-        };
-        if self.provider() != Ok(Provider::Ssh) {
-            return Ok(());
-        }
-        let key = &self.ssh.key;
-        let own_key = key.layer() == Layer::RepoFile
-            && lexically_normal(&key.value).starts_with(lexically_normal(repository));
-        if own_key {
-            Ok(())
-        } else {
-            Err(ConfigError::InheritedCredentials { place: place.clone() })
-        }
-    }
-
     pub(super) fn from_table(table: &Table) -> Self {
-        let read = Reader(table);
+        let read = Reader {
+            table,
+            trusted_only: false,
+        };
         Self {
             provider: read.text(Name::ProviderName),
             profile: read.text(Name::Profile),
@@ -250,14 +242,13 @@ impl Settings {
             server_type: read.text(Name::ServerType),
             ssh: SshSettings {
                 user: read.text(Name::SshUser),
-                key: read.path(Name::SshKey),
-                port: read.get(Name::SshPort, |value| match value {
-                    Value::Port(port) => *port,
-                    _ => None,
-                }),
-                fallback_ports: read.get(Name::SshFallbackPorts, |value| match value {
-                    Value::Ports(ports) => Some(ports.clone()),
-                    _ => None,
+                key: read.trusted(Name::SshKey, Reader::path),
+                port: read.port(Name::SshPort),
+                fallback_ports: read.trusted(Name::SshFallbackPorts, |read, name| {
+                    read.get(name, |value| match value {
+                        Value::Ports(ports) => Some(ports.clone()),
+                        _ => None,
+                    })
                 }),
             },
             work_root: read.text(Name::WorkRoot),
@@ -275,15 +266,20 @@ impl Settings {
                 fail_on_failures: read.boolean(Name::ResultsFailOnFailures),
             },
             static_host: StaticSettings {
-                id: read.text(Name::StaticId),
-                name: read.text(Name::StaticName),
-                host: read.text(Name::StaticHost),
-                user: read.text(Name::StaticUser),
-                port: read.get(Name::StaticPort, |value| match value {
-                    Value::Port(port) => Some(*port),
-                    _ => None,
+                id: read.trusted(Name::StaticId, Reader::text),
+                name: read.trusted(Name::StaticName, Reader::text),
+                host: read.trusted(Name::StaticHost, Reader::text),
+                user: read.trusted(Name::StaticUser, Reader::text),
+                port: read.trusted(Name::StaticPort, |read, name| {
+                    read.get(name, |value| match value {
+                        Value::Port(port) => Some(*port),
+                        _ => None,
+                    })
                 }),
-                work_root: read.text(Name::StaticWorkRoot),
+                work_root: read.trusted(Name::StaticWorkRoot, Reader::text),
+                ssh_user: read.trusted(Name::SshUser, Reader::text),
+                ssh_port: read.trusted(Name::SshPort, Reader::port),
+                general_work_root: read.trusted(Name::WorkRoot, Reader::text),
             },
             firecracker: read.firecracker(),
         }
@@ -291,14 +287,39 @@ impl Settings {
 }
 
 /// Takes values out of the table in the type that the registry promises for them.
-struct Reader<'a>(&'a Table);
+#[derive(Clone, Copy)]
+struct Reader<'a> {
+    table: &'a Table,
+    /// Whether repository files are left out.
+    trusted_only: bool,
+}
 
 impl Reader<'_> {
     fn get<T>(&self, name: Name, take: impl FnOnce(&Value) -> Option<T>) -> Sourced<T> {
-        let sourced = self.0.get(name);
+        let sourced = if self.trusted_only {
+            self.table.trusted(name)
+        } else {
+            self.table.get(name)
+        };
         sourced.with(
             take(&sourced.value).expect("the registry gives every key one type, and a test reads them all"),
         )
+    }
+
+    /// What `read` takes from the layers that the user of this host controls.
+    fn trusted<T>(&self, name: Name, read: impl FnOnce(&Self, Name) -> Sourced<T>) -> Trusted<T> {
+        let only = Self {
+            trusted_only: true,
+            ..*self
+        };
+        Trusted::new(read(&only, name)).expect("the table keeps trusted layers apart")
+    }
+
+    fn port(&self, name: Name) -> Sourced<u16> {
+        self.get(name, |value| match value {
+            Value::Port(port) => *port,
+            _ => None,
+        })
     }
 
     fn text(&self, name: Name) -> Sourced<String> {

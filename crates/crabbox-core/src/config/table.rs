@@ -1,6 +1,7 @@
 //! One value for each key, and how a later layer changes it.
 //!
-//! Holds what the layers folded so far have set; whether a value counts at all is decided before it comes here.
+//! Holds what the layers folded so far have set, and beside it what the trusted ones alone would have set; whether a value
+//! counts at all is decided before it comes here.
 
 use std::path::Path;
 
@@ -10,7 +11,16 @@ use super::value::{Bases, Value, from_text};
 
 /// One value for each key of the registry.
 #[derive(Debug, Clone)]
-pub(super) struct Table(Vec<Sourced<Value>>);
+pub(super) struct Table(Vec<Slot>);
+
+/// What one key has.
+#[derive(Debug, Clone)]
+struct Slot {
+    /// Of all layers.
+    all: Sourced<Value>,
+    /// Of the layers that the user of this host controls.
+    trusted: Sourced<Value>,
+}
 
 impl Table {
     pub(super) fn defaults(home: Option<&Path>) -> Self {
@@ -21,42 +31,71 @@ impl Table {
         let value = |key: &Key| {
             from_text(key.kind, key.default, bases).expect("a test reads every default of the registry")
         };
-        Self(
-            KEYS.iter()
-                .map(|key| Sourced {
-                    value: value(key),
-                    origin: Origin::Default,
-                })
-                .collect(),
-        )
+        let slot = |key| {
+            let all = Sourced {
+                value: value(key),
+                origin: Origin::Default,
+            };
+            Slot {
+                trusted: all.clone(),
+                all,
+            }
+        };
+        Self(KEYS.iter().map(slot).collect())
     }
 
     pub(super) fn get(&self, name: Name) -> &Sourced<Value> {
-        &self.0[name as usize]
+        &self.0[name as usize].all
+    }
+
+    /// What the key would have without any repository file.
+    pub(super) fn trusted(&self, name: Name) -> &Sourced<Value> {
+        &self.0[name as usize].trusted
+    }
+
+    /// Forgets what repository files set; their value, if one stood.
+    pub(super) fn distrust(&mut self, name: Name) -> Option<Sourced<Value>> {
+        let slot = &mut self.0[name as usize];
+        let untrusted = !slot.all.layer().is_trusted();
+        untrusted.then(|| std::mem::replace(&mut slot.all, slot.trusted.clone()))
     }
 
     pub(super) fn merge(&mut self, key: &Key, value: Value, origin: Origin) {
         let slot = &mut self.0[key.name as usize];
-        let value = match (&slot.value, value, key.merge) {
-            (Value::List(old), Value::List(new), Merge::Append) => {
-                Value::List([old.as_slice(), &new].concat())
-            }
-            (Value::List(old), Value::List(new), Merge::AppendUnique) => {
-                let mut all = old.clone();
-                for item in new {
-                    if !all.contains(&item) {
-                        all.push(item);
-                    }
-                }
-                Value::List(all)
-            }
-            (_, value, _) => value,
+        if origin.layer().is_trusted() {
+            slot.trusted = Sourced {
+                value: merged(&slot.trusted.value, value.clone(), key.merge),
+                origin: origin.clone(),
+            };
+        }
+        slot.all = Sourced {
+            value: merged(&slot.all.value, value, key.merge),
+            origin,
         };
-        *slot = Sourced { value, origin };
     }
 
     /// Puts a value in place of whatever was there: what variables and flags do, also for lists.
     pub(super) fn set(&mut self, key: &Key, value: Value, origin: Origin) {
-        self.0[key.name as usize] = Sourced { value, origin };
+        let slot = &mut self.0[key.name as usize];
+        slot.all = Sourced { value, origin };
+        if slot.all.layer().is_trusted() {
+            slot.trusted = slot.all.clone();
+        }
+    }
+}
+
+fn merged(old: &Value, new: Value, merge: Merge) -> Value {
+    match (old, new, merge) {
+        (Value::List(old), Value::List(new), Merge::Append) => Value::List([old.as_slice(), &new].concat()),
+        (Value::List(old), Value::List(new), Merge::AppendUnique) => {
+            let mut all = old.clone();
+            for item in new {
+                if !all.contains(&item) {
+                    all.push(item);
+                }
+            }
+            Value::List(all)
+        }
+        (_, value, _) => value,
     }
 }

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::key::{KEYS, Kind, Name, Trust};
+use super::choice::Choice;
+use super::key::{KEYS, Kind, Name};
 use super::layer::Layer;
 use super::*;
 
@@ -57,7 +58,7 @@ impl World {
         self
     }
 
-    pub(super) fn resolve(&self) -> Result<Resolution, ConfigError> {
+    pub(super) fn tolerant(&self) -> Result<Resolution, ConfigError> {
         let lookup = |name: &str| {
             self.variables
                 .iter()
@@ -70,8 +71,13 @@ impl World {
             flags: &self.flags,
             home: Some(Path::new("/h")),
             cwd: Path::new("/w/repo/sub"),
-            repository: Path::new("/w/repo"),
+            user_file: Some(Path::new("/h/.config/crabbox/config.yaml")),
         })
+    }
+
+    /// For whoever needs all of it to be readable.
+    pub(super) fn resolve(&self) -> Result<Resolution, ConfigError> {
+        self.tolerant()?.sound()
     }
 
     pub(super) fn settings(&self) -> Settings {
@@ -269,6 +275,108 @@ fn misspelt_variables_are_recognised_and_others_left_alone() {
 }
 
 #[test]
+fn a_wrong_value_of_a_repository_leaves_the_rest_as_it_is() {
+    let text =
+        "class: [a]\nttl: 20m\nfirecracker: {cpus: many, memoryMiB: 512}\nsync: 7\nos: {}\nprofiles: [a]\n";
+    let told = world().user("class: mine\n").repo(text).tolerant().unwrap();
+    assert_eq!(told.faults.len(), 5, "{:?}", told.faults);
+    let settings = &told.settings;
+    assert_eq!(settings.class.value, "mine");
+    assert_eq!(settings.ttl.value.to_string(), "20m0s");
+    assert_eq!(settings.firecracker.memory_mib.value, 512);
+    assert_eq!(told.faults.first(), told.clone().sound().err().as_ref());
+    // What is no YAML at all is one fault; a file of the user's own is held to every word.
+    assert_eq!(world().repo("class: [a\n").tolerant().unwrap().faults.len(), 1);
+    assert!(world().user(text).tolerant().is_err());
+}
+
+/// Two names to choose from.
+fn named(choice: Choice) -> [&'static str; 2] {
+    match choice {
+        Choice::Provider => ["ssh", "firecracker"],
+        Choice::Target => ["linux", "macos"],
+        Choice::WindowsMode => ["normal", "wsl2"],
+        Choice::Architecture => ["amd64", "arm64"],
+        Choice::OsImage => ["ubuntu:24.04", "ubuntu:26.04"],
+        Choice::Network => ["auto", "public"],
+    }
+}
+
+#[test]
+fn a_choice_counts_by_its_name_however_it_is_written() {
+    for (key, text, name) in [
+        ("provider", " FireCracker", "firecracker"),
+        ("target", "Ubuntu", "linux"),
+        ("targetOS", "darwin", "macos"),
+        ("windows.mode", "PowerShell", "normal"),
+        ("architecture", "x86_64", "amd64"),
+        ("architecture", "AArch64", "arm64"),
+        ("os", "ubuntu-24_04", "ubuntu:24.04"),
+        ("os", "ubuntu2604", "ubuntu:26.04"),
+        ("network", "PUBLIC", "public"),
+    ] {
+        let key = key::Key::by_path(key).unwrap();
+        let resolution = world().flag(key.name, &[text]).resolve().unwrap();
+        assert_eq!(
+            resolution.explain(key.name).value,
+            Value::Text(name.to_owned()),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn what_chooses_nothing_is_told_by_whoever_works_with_it() {
+    for (key, want) in [
+        (
+            Name::TargetOs,
+            "target must be linux, macos, windows, or worker-runtime, found \"x\"",
+        ),
+        (
+            Name::WindowsMode,
+            "windows.mode must be normal or wsl2, found \"x\"",
+        ),
+        (
+            Name::Architecture,
+            "architecture must be amd64 or arm64, found \"x\"",
+        ),
+        (
+            Name::OsImage,
+            "unsupported os \"x\"; supported: ubuntu:26.04, ubuntu:24.04",
+        ),
+        (
+            Name::NetworkName,
+            "network must be auto, tailscale, or public, found \"x\"",
+        ),
+    ] {
+        let row = key.key();
+        let leaf = row.path.replacen('.', ": {", 1);
+        let text = format!("{leaf}: x{}\n", if row.path.contains('.') { "}" } else { "" });
+        for (world, origin) in [
+            (world().user(&text), "/h/.config/crabbox/config.yaml:1:"),
+            (world().repo(&text), "/w/repo/crabbox.yaml:1:"),
+            (world().env(row.variables[0], "x"), row.variables[0]),
+        ] {
+            let error = world.error();
+            assert!(error.starts_with(want) && error.contains(origin), "{error}");
+            let stays = world.tolerant().unwrap();
+            assert!(stays.explain(key).is_default(), "{key:?}");
+        }
+        let flag = row.flag.unwrap().name;
+        let error = world().flag(key, &["x"]).tolerant().unwrap_err().to_string();
+        assert_eq!(error, format!("{want} (flag --{flag})"));
+    }
+}
+
+#[test]
+fn no_fallback_ports_are_none_in_every_spelling() {
+    for text in ["none", "[none]", "[]", "'NONE'"] {
+        let world = world().user(&format!("ssh: {{fallbackPorts: {text}}}\n"));
+        assert!(world.settings().ssh.fallback_ports.value.is_empty(), "{text}");
+    }
+}
+
+#[test]
 fn wrong_types_are_errors_with_their_place_and_line() {
     assert_eq!(
         world().repo("firecracker:\n  cpus: many\n").error(),
@@ -326,7 +434,7 @@ fn terminal_control_characters_do_not_leave_a_message() {
 #[test]
 fn a_repository_sets_no_host_only_key_whatever_it_writes() {
     let untouched = world().resolve().unwrap();
-    for key in KEYS.iter().filter(|key| key.trust == Trust::HostOnly) {
+    for key in KEYS.iter().filter(|key| !key.trust.is_open_to_repositories()) {
         let (section, leaf) = key.path.split_once('.').unwrap();
         for value in ["/evil", "[1]", "{a: b}", "''"] {
             let world = world().repo(&format!("{section}:\n  {leaf}: {value}\n"));
@@ -349,7 +457,11 @@ fn a_repository_sets_no_host_only_key_whatever_it_writes() {
             );
             assert!(warnings[0].contains(key.variables[0]), "{warnings:?}");
         }
-        let mine = if key.kind == Kind::Integer { "7" } else { "/mine" };
+        let mine = match key.kind {
+            Kind::Integer | Kind::Port | Kind::Ports => "7",
+            Kind::Choice(choice) => named(choice)[1],
+            _ => "/mine",
+        };
         let set = world()
             .user(&format!("{section}: {{{leaf}: {mine}}}"))
             .resolve()
@@ -377,42 +489,130 @@ fn paths_of_a_file_start_at_the_file_and_those_of_a_flag_at_the_current_director
 }
 
 #[test]
-fn inherited_credentials_do_not_go_to_a_host_that_a_repository_names() {
-    let named = || world().repo("provider: ssh\nstatic: {host: evil.example}\n");
-    assert!(
-        named()
-            .error()
-            .starts_with("provider=ssh refuses repository-configured static.host with inherited")
-    );
-    // The user can approve the host, and a repository may bring both host and key.
-    assert!(
-        named()
-            .env("CRABBOX_STATIC_HOST", "mine.example")
-            .resolve()
-            .is_ok()
-    );
-    assert!(
-        named()
-            .flag(Name::StaticHost, &["mine.example"])
-            .resolve()
-            .is_ok()
-    );
-    let own_key = |path: &str| {
-        world().repo(&format!(
-            "provider: ssh\nstatic: {{host: h}}\nssh: {{key: {path}}}\n"
-        ))
-    };
-    assert!(own_key("keys/id").resolve().is_ok());
-    assert!(own_key("/h/.ssh/id_ed25519").resolve().is_err());
-    assert!(own_key("../../h/.ssh/id_ed25519").resolve().is_err());
-    assert!(own_key("~/.ssh/id_ed25519").resolve().is_err());
+fn a_host_that_only_a_repository_names_is_refused_whatever_key_it_brings() {
+    for key in [
+        "",
+        "ssh: {key: keys/id}\n",
+        "ssh: {key: link-to-the-user-s}\n",
+        "ssh: {key: ~/.ssh/id_ed25519}\n",
+    ] {
+        let world = world().repo(&format!("provider: ssh\nstatic: {{host: evil.example}}\n{key}"));
+        let error = world.resolve().unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("provider=ssh refuses repository-configured static.host with inherited"),
+            "{error}"
+        );
+        let hints = crate::fault::Fault::hints(&error).join("\n");
+        assert!(hints.contains("/w/repo/crabbox.yaml:2:16"), "{hints}");
+        assert!(hints.contains("into /h/.config/crabbox/config.yaml"), "{hints}");
+    }
     // Another provider does not use it.
-    assert!(
-        world()
-            .repo("provider: firecracker\nstatic: {host: h}\n")
-            .resolve()
-            .is_ok()
+    let other = world().repo("provider: firecracker\nstatic: {host: h}\n");
+    assert_eq!(other.settings().static_host.host.value, "");
+    assert_eq!(other.warnings().len(), 1);
+}
+
+/// A host that the user approved, and a port, user, key or directory of the repository's choice, are another destination.
+#[test]
+fn nothing_of_a_repository_gets_into_a_destination() {
+    let repository = "provider: ssh\nworkRoot: /evil\nssh: {user: evil, key: keys/id, port: 6666, fallbackPorts: [6666]}\n\
+                      static: {id: evil, name: evil, host: evil, user: evil, port: 6666, workRoot: /evil}\n";
+    let trusted = [
+        world().user("provider: ssh\nstatic: {host: mine}\n"),
+        world().env("CRABBOX_STATIC_HOST", "mine"),
+        world().flag(Name::StaticHost, &["mine"]),
+    ];
+    for layers in trusted {
+        let alone = layers.settings();
+        let layers = layers.repo(repository);
+        let settings = layers.settings();
+        assert_eq!(settings.provider(), Ok(Provider::Ssh));
+        assert_eq!(settings.static_host.host.value, "mine");
+        for (ours, theirs) in [
+            (&settings.static_host.id, &alone.static_host.id),
+            (&settings.static_host.name, &alone.static_host.name),
+            (&settings.static_host.user, &alone.static_host.user),
+            (&settings.static_host.work_root, &alone.static_host.work_root),
+            (&settings.static_host.ssh_user, &alone.static_host.ssh_user),
+            (
+                &settings.static_host.general_work_root,
+                &alone.static_host.general_work_root,
+            ),
+        ] {
+            assert_eq!(ours, theirs);
+        }
+        assert_eq!(settings.static_host.port, alone.static_host.port);
+        assert_eq!(settings.static_host.ssh_port, alone.static_host.ssh_port);
+        assert_eq!(settings.ssh.key, alone.ssh.key);
+        assert_eq!(settings.ssh.fallback_ports, alone.ssh.fallback_ports);
+        let warnings = layers.warnings();
+        for (place, key) in [
+            ("2:11", "workRoot"),
+            ("3:13", "ssh.user"),
+            ("3:24", "ssh.key"),
+            ("3:39", "ssh.port"),
+            ("3:60", "ssh.fallbackPorts"),
+            ("4:14", "static.id"),
+            ("4:26", "static.name"),
+            ("4:38", "static.host"),
+            ("4:50", "static.user"),
+            ("4:62", "static.port"),
+            ("4:78", "static.workRoot"),
+        ] {
+            let start = format!(
+                "/w/repo/crabbox.yaml:{place}: {key} is ignored: a repository file must not choose where your files, secrets \
+                 and logins go; set it in your own configuration file (crabbox config path)"
+            );
+            assert!(
+                warnings.iter().any(|line| line.starts_with(&start)),
+                "{start}\n{warnings:#?}"
+            );
+        }
+        assert_eq!(warnings.len(), 11, "{warnings:#?}");
+    }
+}
+
+#[test]
+fn a_repository_may_still_say_how_a_machine_of_our_making_is_entered() {
+    let settings = world()
+        .repo("provider: firecracker\nworkRoot: /w\nssh: {user: u, port: 2200}\n")
+        .settings();
+    assert_eq!(
+        (
+            settings.ssh.user.value.as_str(),
+            settings.ssh.port.value,
+            settings.work_root.value.as_str()
+        ),
+        ("u", 2200, "/w")
     );
+}
+
+#[test]
+fn a_repository_does_not_exchange_the_provider_that_the_user_chose() {
+    for (mine, other) in [
+        ("ssh", "firecracker"),
+        ("firecracker", "static"),
+        ("firecracker", "hetzner"),
+    ] {
+        let chosen = world().user(&format!("provider: {mine}\n"));
+        let layers = chosen.repo(&format!("provider: {other}\n"));
+        assert_eq!(layers.settings().provider.value, mine);
+        assert_eq!(
+            layers.warnings(),
+            [format!(
+                "/w/repo/crabbox.yaml:1:11: provider \"{other}\" is ignored: you chose {mine} \
+                 (/h/.config/crabbox/config.yaml:1:11); --provider {other} takes it for once"
+            )]
+        );
+        let flagged = layers.flag(Name::ProviderName, &[other]);
+        assert_eq!(flagged.settings().provider.value, other);
+    }
+    let same = world().user("provider: ssh\n").repo("provider: static-ssh\n");
+    assert_eq!(same.warnings(), [] as [String; 0]);
+    let silent = world().repo("provider: firecracker\n").settings();
+    assert_eq!(silent.provider(), Ok(Provider::Firecracker));
 }
 
 #[test]
@@ -431,7 +631,8 @@ fn providers_are_known_by_name_and_alias() {
 /// A value that the key takes, made of a number.
 fn spelling(key: &key::Key, seed: u16) -> String {
     match key.kind {
-        Kind::Text | Kind::List => format!("v{seed}"),
+        Kind::Text | Kind::List | Kind::Choice(Choice::Provider) => format!("v{seed}"),
+        Kind::Choice(choice) => named(choice)[usize::from(seed) % 2].to_owned(),
         Kind::Path | Kind::Program => format!("/p/{seed}"),
         Kind::Integer => (u32::from(seed) + 1).to_string(),
         Kind::Port | Kind::Ports => seed.max(1).to_string(),
@@ -461,7 +662,8 @@ proptest! {
         }
         if repo {
             layers = layers.repo(&yaml(spelling(key, seed.wrapping_add(1))));
-            want = if key.trust == Trust::Open { Layer::RepoFile } else { want };
+            let keeps = key.name == Name::ProviderName && user;
+            want = if key.trust.is_open_to_repositories() && !keeps { Layer::RepoFile } else { want };
         }
         if let Some(variable) = key.variables.first().filter(|_| env) {
             layers = layers.env(variable, &spelling(key, seed.wrapping_add(2)));
@@ -483,7 +685,7 @@ proptest! {
     #[test]
     fn no_repository_text_reaches_a_host_only_key(text in "(firecracker:\n)?( {0,2}(binary|kernel|image|network|jailer|<<|&a|\\*a): ?[a-z/{}\\[\\]&*: ]{0,8}\n){0,6}") {
         if let Ok(resolution) = world().repo(&text).resolve() {
-            for key in KEYS.iter().filter(|key| key.trust == Trust::HostOnly) {
+            for key in KEYS.iter().filter(|key| !key.trust.is_open_to_repositories()) {
                 prop_assert_eq!(resolution.explain(key.name).layer(), Layer::Default, "{}", key.path);
             }
         }

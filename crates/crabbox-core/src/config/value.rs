@@ -75,6 +75,7 @@ pub(super) fn from_text(kind: Kind, text: &str, bases: Bases<'_>) -> Option<Valu
     let trimmed = text.trim();
     match kind {
         Kind::Text => Some(Value::Text(trimmed.to_owned())),
+        Kind::Choice(choice) => choice.name_of(trimmed).map(Value::Text),
         Kind::Path | Kind::Program => Some(Value::Path(path(kind, trimmed, bases))),
         Kind::Integer => trimmed.parse().ok().map(Value::Integer),
         Kind::Port if trimmed.is_empty() => Some(Value::Port(None)),
@@ -102,6 +103,8 @@ pub(super) fn from_node(kind: Kind, node: &Node, bases: Bases<'_>) -> Option<Val
             .map(Value::List),
         (Content::List(items), Kind::Ports) => items
             .iter()
+            // As in a variable, `none` is no port.
+            .filter(|item| !scalar(item).is_some_and(|text| text.eq_ignore_ascii_case("none")))
             .map(|item| scalar(item).and_then(port))
             .collect::<Option<_>>()
             .map(Value::Ports),

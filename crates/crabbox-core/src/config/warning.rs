@@ -6,7 +6,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::key::{Key, Name};
+use super::choice::Choice;
+use super::key::{Key, Name, Trust};
 use super::layer::{Origin, Place};
 use crate::fault::{Fault, Kind};
 
@@ -19,6 +20,17 @@ pub enum Warning {
         place: Place,
         /// The key.
         key: Name,
+    },
+    /// A repository file names another provider than the user of this host chose.
+    ProviderKept {
+        /// Where.
+        place: Place,
+        /// The provider that it names.
+        found: String,
+        /// The provider that stands.
+        chosen: String,
+        /// Where that one was chosen.
+        origin: Origin,
     },
     /// A key that nobody knows.
     UnknownKey {
@@ -54,18 +66,46 @@ pub enum Warning {
     },
 }
 
+impl Warning {
+    /// Where a repository file tried to name the host that exists already.
+    pub(super) fn of_static_host(&self) -> Option<&Place> {
+        match self {
+            Self::Restricted {
+                place,
+                key: Name::StaticHost,
+            } => Some(place),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Restricted { place, key } => {
                 let key = key.key();
+                let what = match key.trust {
+                    Trust::Destination | Trust::DestinationOfHost => {
+                        "where your files, secrets and logins go"
+                    }
+                    Trust::HostOnly | Trust::Open => "what runs on this host",
+                };
                 write!(
                     f,
-                    "{place}: {} is ignored: a repository file must not choose what runs on this host; {}",
+                    "{place}: {} is ignored: a repository file must not choose {what}; {}",
                     key.path,
                     how_to_set(key)
                 )
             }
+            Self::ProviderKept {
+                place,
+                found,
+                chosen,
+                origin,
+            } => write!(
+                f,
+                "{place}: provider {found:?} is ignored: you chose {chosen} ({origin}); --provider {found} takes it for once"
+            ),
             Self::UnknownKey {
                 place,
                 path,
@@ -130,6 +170,16 @@ pub enum ConfigError {
         /// What stands there.
         found: String,
     },
+    /// A value that is none of those to choose from.
+    #[error("{} ({origin})", .choice.refusal(.value))]
+    NoChoice {
+        /// What is chosen.
+        choice: Choice,
+        /// The value as given.
+        value: String,
+        /// Where it came from.
+        origin: Origin,
+    },
     /// A flag's value has the wrong type.
     #[error("invalid value {value:?} for flag -{flag}: expected {expected}")]
     WrongFlag {
@@ -147,6 +197,8 @@ pub enum ConfigError {
     InheritedCredentials {
         /// Where the host is configured.
         place: Place,
+        /// The file in which the user can approve it, if there is a home for one.
+        user_file: Option<PathBuf>,
     },
 }
 
@@ -157,8 +209,22 @@ impl Fault for ConfigError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::InheritedCredentials { place } => vec![format!("static.host is set in {place}")],
-            Self::Syntax { .. } | Self::WrongType { .. } | Self::WrongFlag { .. } => Vec::new(),
+            Self::InheritedCredentials { place, user_file } => {
+                let own = user_file.as_ref().map_or_else(
+                    || "your own configuration file".to_owned(),
+                    |file| file.display().to_string(),
+                );
+                vec![
+                    format!("static.host is set in {place}"),
+                    format!(
+                        "if you trust that host, put static.host, and what belongs to it (static.user, static.port, static.workRoot, \
+                         ssh.key), into {own}"
+                    ),
+                ]
+            }
+            Self::Syntax { .. } | Self::WrongType { .. } | Self::NoChoice { .. } | Self::WrongFlag { .. } => {
+                Vec::new()
+            }
         }
     }
 }

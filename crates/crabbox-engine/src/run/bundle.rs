@@ -1,52 +1,68 @@
-//! The bundle that a failed run leaves on this side (behaviour reference 5.3).
-//!
-//! It holds what was shown anyway, without values of variables or secrets of the configuration; who passes it on must still
-//! look at it. Its directory and file are private.
+//! The bundle that a failed run leaves here. Its entries are the Go program's.
 
-use std::fs::{DirBuilder, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io::Read as _;
 use std::path::Path;
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
+use crabbox_host::place::{Access, Place};
+use crabbox_workspace::command::RemoteError;
+use crabbox_workspace::results::bundle;
 
-use super::RunError;
+use crate::provider::lease::Lease;
+use crate::run::Run;
+use crate::run::error::BundleError;
+use crate::run::event::EndEvent;
+use crate::run::report::{Ended, RunReport};
 
-/// Writes the bundle `path` of these files; answers its size in bytes.
-pub fn write(path: &Path, files: &[(String, Vec<u8>)]) -> Result<u64, RunError> {
-    let failed = |source| RunError::Local {
-        path: path.to_owned(),
-        source,
-    };
-    if let Some(parent) = path.parent() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(parent)
-            .map_err(failed)?;
+/// The most of a captured stream that goes into a bundle, in bytes.
+const CAPTURED_LIMIT: u64 = 16 << 20;
+
+const README: &str = "What a failed crabbox run left behind.\n\ncrabbox-run.json     the run\ntimings.json         where its time went\nenv.redacted.txt     the names of the variables it was given\nconfig.redacted.txt  its configuration\nstdout.log, stderr.log  the streams that were captured in files, or their last lines\n\nOutput of a command may hold secrets: look before you pass this on.\n";
+
+impl Run<'_> {
+    /// Writes the bundle and says where it is.
+    pub(super) fn bundle(&self, lease: &Lease, report: &RunReport, ended: &Ended) -> Result<(), BundleError> {
+        let now = crabbox_core::timestamp::rfc3339(crabbox_host::clock::unix_seconds());
+        let stamp: String = now.chars().filter(|c| !matches!(c, '-' | ':')).collect();
+        let name = format!(".crabbox/captures/{}-{stamp}.tar.gz", self.id.as_str());
+        let (events, outcome) = (self.events, &report.outcome);
+        let mut env = ended.env.join("=<redacted>\n");
+        env.push_str("=<redacted>\n");
+        let mut config = events.configuration().join("\n");
+        config.push('\n');
+        let mut files = vec![
+            (
+                "crabbox-run.json".to_owned(),
+                events.failed_run(lease, outcome, &self.work.display())?,
+            ),
+            ("timings.json".to_owned(), events.timing(lease, outcome)?),
+            ("env.redacted.txt".to_owned(), env.into_bytes()),
+            ("config.redacted.txt".to_owned(), config.into_bytes()),
+            ("README.txt".to_owned(), README.as_bytes().to_vec()),
+        ];
+        let results = &self.request.results;
+        for (name, path, tail) in [
+            ("stdout.log", &results.capture_stdout, &ended.stdout),
+            ("stderr.log", &results.capture_stderr, &ended.stderr),
+        ] {
+            let content = match path {
+                Some(path) => captured(&self.here.cwd.join(path)),
+                None => tail.join("\n").into_bytes(),
+            };
+            files.push((name.to_owned(), content));
+        }
+        let place =
+            Place::below(&self.repo.root, Path::new(&name), Access::Private).map_err(RemoteError::from)?;
+        let bytes = bundle::write(&place, &files)?;
+        events.end(&EndEvent::Bundled { name: &name, bytes });
+        Ok(())
     }
-    put(path, files).map_err(failed)
 }
 
-fn put(path: &Path, files: &[(String, Vec<u8>)]) -> io::Result<u64> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    let mut tar = tar::Builder::new(GzEncoder::new(file, Compression::default()));
-    for (name, content) in files {
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(0o600);
-        header.set_size(content.len() as u64);
-        tar.append_data(
-            &mut header,
-            Path::new("crabbox-artifacts").join(name),
-            content.as_slice(),
-        )?;
+/// The beginning of a captured stream; a file that has gone meanwhile is an empty one.
+fn captured(path: &Path) -> Vec<u8> {
+    let mut content = Vec::new();
+    if let Ok(file) = std::fs::File::open(path) {
+        file.take(CAPTURED_LIMIT).read_to_end(&mut content).ok();
     }
-    let mut file = tar.into_inner()?.finish()?;
-    file.flush()?;
-    Ok(file.metadata()?.len())
+    content
 }

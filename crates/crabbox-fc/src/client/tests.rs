@@ -7,7 +7,7 @@ use crate::types::{
     BootSource, InstanceState, MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotLoad, VsockOverride,
 };
 
-/// Answers each request with the next of its texts; at the end of them it fails as `end` says.
+/// Responds to each request with the next of its texts; at the end of them it fails as `end` says.
 struct Script {
     sent: Vec<u8>,
     answers: VecDeque<Vec<u8>>,
@@ -116,7 +116,7 @@ fn silence_is_a_timeout_and_the_connection_is_given_up() {
         let mut client = client(&["HTTP/1.1 204 "], Some(kind));
         let error = client.send(&Request::get("/")).unwrap_err();
         assert!(matches!(error, ClientError::TimedOut { .. }), "{error:?}");
-        // A late answer to the first request must not be read as the answer to the second.
+        // A late response to the first request must not be read as the response to the second.
         client.stream.answers.push_back(DONE.into());
         let error = client.send(&Request::get("/version")).unwrap_err();
         assert!(matches!(error, ClientError::Unusable { .. }), "{error:?}");

@@ -88,7 +88,7 @@ pub struct MemoryBackend {
     pub backend_path: String,
 }
 
-/// Who answers the page faults of a restored guest.
+/// Who serves the page faults of a restored guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MemoryBackendType {
     /// The kernel, from the memory file, copy on write.

@@ -100,7 +100,7 @@ fn devices() -> Vec<Request> {
             io_engine: None,
             rate_limiter: None,
         }),
-        // Refused: there is no such file. The words are what a user would see.
+        // Refused: there is no such file. The message is what a user would see.
         Request::drive(&Drive {
             drive_id: "absent".into(),
             path_on_host: "absent.ext4".into(),

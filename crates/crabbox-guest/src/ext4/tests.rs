@@ -115,7 +115,7 @@ impl Image {
         }
     }
 
-    /// Free blocks of every group that was ever used, as dumpe2fs tells them.
+    /// Free blocks of every group that was ever used, as dumpe2fs lists them.
     fn told(&self) -> (u64, Vec<(u64, u64)>) {
         let (_, text) = run("dumpe2fs", "", &self.path, "");
         let size = text

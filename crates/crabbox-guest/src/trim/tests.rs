@@ -60,7 +60,7 @@ fn freezer() -> (Freezer, Arc<Layer>) {
     (Freezer::with(switch, Duration::from_mins(1)).unwrap(), layer)
 }
 
-/// A host that says `greeting`, and answers batch after batch with `answers`; then it goes away. Gives the lines that it was told, each
+/// A host that says `greeting`, and replies to batch after batch with `answers`; then it goes away. Gives the lines that it got, each
 /// with whether the layer was frozen when it was read.
 fn host(
     greeting: &str,
@@ -119,7 +119,7 @@ fn every_block_is_named_while_the_layer_is_frozen_and_it_is_thawed_at_the_end() 
     let told = told.join().unwrap();
     assert!(told.iter().all(|(_, frozen)| *frozen), "{told:?}");
     let ends: Vec<_> = told.split(|(line, _)| line == "end").collect();
-    // Three groups; the second was said again, word for word, because the host was late.
+    // Three groups; the second was said again, verbatim, because the host was late.
     assert_eq!(ends.len(), 5, "{told:?}");
     assert_eq!(ends[1], ends[2]);
     assert_ne!(ends[2], ends[3]);

@@ -29,7 +29,8 @@ pub fn remove_tree(path: &Path) -> Result<(), FileError> {
     remove_entry(parent.as_fd(), name, path)
 }
 
-fn remove_entry(parent: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<(), FileError> {
+/// Removes the entry `name` of the open directory `parent` with all below it, as [`remove_tree`] does; `path` is its place for messages.
+pub(crate) fn remove_entry(parent: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<(), FileError> {
     match unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(Errno::BUSY) => {

@@ -6,13 +6,14 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use super::{ProcessError, ProcessId, boot_id, is_gone, proc_path, stat};
 
 /// One running process, as a scan for leftovers sees it. What may not be read is empty or `None`.
 #[derive(Debug, Clone)]
 pub struct ProcessInfo {
-    /// Its identity, taken before everything else here: when [`ProcessId::open`] finds it again, all of this is about that process.
+    /// Its identity, taken before everything else here: when [`super::open`] finds it again, all of this is about that process.
     pub id: ProcessId,
     /// The user that it runs as (effective). Arguments and environment are whatever that user likes.
     pub uid: u32,
@@ -39,48 +40,90 @@ pub fn list() -> Result<Vec<ProcessInfo>, ProcessError> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(root).map_err(read)? {
         let name = entry.map_err(read)?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        let Some(stat) = stat(pid)? else { continue };
-        let Ok(owner) = std::fs::metadata(root.join(&name)) else {
-            continue;
-        };
-        let cmdline = match std::fs::read(proc_path(pid, "cmdline")) {
-            Ok(bytes) => bytes,
-            Err(error) if is_gone(&error) => continue,
-            Err(source) => {
-                return Err(ProcessError::Read {
-                    path: proc_path(pid, "cmdline"),
-                    source,
-                });
-            }
-        };
-        let link = |name| std::fs::read_link(proc_path(pid, name)).ok();
-        found.push(ProcessInfo {
-            id: ProcessId {
-                pid,
-                started: stat.started,
-                boot_id: boot_id.clone(),
-            },
-            uid: owner.uid(),
-            cmdline: split_cmdline(&cmdline),
-            exe: link("exe"),
-            cwd: link("cwd"),
-            root: link("root"),
-            netns: std::fs::metadata(proc_path(pid, "ns/net"))
-                .ok()
-                .map(|meta| meta.ino()),
-        });
+        if let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) {
+            found.extend(look_in(pid, &boot_id)?);
+        }
     }
     Ok(found)
 }
 
+/// The process that has `pid` now, or `None` if nobody has.
+pub fn look(pid: u32) -> Result<Option<ProcessInfo>, ProcessError> {
+    look_in(pid, &boot_id()?)
+}
+
+fn look_in(pid: u32, boot_id: &str) -> Result<Option<ProcessInfo>, ProcessError> {
+    let Some(stat) = stat(pid)? else { return Ok(None) };
+    let Ok(owner) = std::fs::metadata(format!("/proc/{pid}")) else {
+        return Ok(None);
+    };
+    let cmdline = match std::fs::read(proc_path(pid, "cmdline")) {
+        Ok(bytes) => bytes,
+        Err(error) if is_gone(&error) => return Ok(None),
+        Err(source) => {
+            return Err(ProcessError::Read {
+                path: proc_path(pid, "cmdline"),
+                source,
+            });
+        }
+    };
+    let link = |name| std::fs::read_link(proc_path(pid, name)).ok();
+    Ok(Some(ProcessInfo {
+        id: ProcessId {
+            pid,
+            started: stat.started,
+            boot_id: boot_id.to_owned(),
+        },
+        uid: owner.uid(),
+        cmdline: split_cmdline(&cmdline),
+        exe: link("exe"),
+        cwd: link("cwd"),
+        root: link("root"),
+        netns: std::fs::metadata(proc_path(pid, "ns/net"))
+            .ok()
+            .map(|meta| meta.ino()),
+    }))
+}
+
+/// Children that this process had before it was this program: of a shell that started one and then called `exec`.
+static INHERITED: OnceLock<Vec<u32>> = OnceLock::new();
+
+/// Notes the children that are there before this program has started any. Only the first call counts.
+pub fn note_inherited() {
+    INHERITED.get_or_init(|| {
+        // After exec all of them belong to the only thread (proc(5)). A kernel without the file tells of none.
+        let text = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+        text.split_ascii_whitespace()
+            .filter_map(|pid| pid.parse().ok())
+            .collect()
+    });
+}
+
+/// The children of this process in its own session, so without what was started to outlive it, and without those of
+/// [`note_inherited`].
+pub fn children() -> Result<Vec<ProcessId>, ProcessError> {
+    let inherited = INHERITED.get().map_or(&[][..], Vec::as_slice);
+    let own = std::process::id().to_string();
+    let session = rustix::process::getsid(None).map_or(0, |session| session.as_raw_nonzero().get());
+    let session = session.to_string();
+    let is_child = |pid: u32| {
+        let stat = std::fs::read_to_string(proc_path(pid, "stat")).unwrap_or_default();
+        // pid (name) state ppid pgrp session, see proc(5); the name may hold anything.
+        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+        let mut fields = fields.split_ascii_whitespace().skip(1);
+        fields.next() == Some(own.as_str()) && fields.nth(1) == Some(session.as_str())
+    };
+    let found = list()?.into_iter().map(|process| process.id);
+    Ok(found
+        .filter(|id| !inherited.contains(&id.pid) && is_child(id.pid))
+        .collect())
+}
+
 /// Every process of this user whose environment, as it was at its start, holds `entry` (`NAME=value`), this one left out.
 pub fn with_environment(entry: &str) -> Result<Vec<ProcessId>, ProcessError> {
-    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let own = std::process::id();
     let user = rustix::process::geteuid().as_raw();
-    let holds = |pid: i32| {
+    let holds = |pid: u32| {
         // What may not be read is not ours.
         std::fs::read(proc_path(pid, "environ")).is_ok_and(|bytes| {
             bytes
@@ -125,7 +168,7 @@ mod tests {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let pid = i32::try_from(child.id()).unwrap();
+        let pid = child.id();
         // Between fork and exec the child has our arguments or none.
         let arrived = || {
             list()
@@ -161,7 +204,7 @@ mod tests {
         let none = with_environment("CRABBOX_SCAN_TEST=x").unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(found.map(|id| id.pid.unsigned_abs()), Some(child.id()));
+        assert_eq!(found.map(|id| id.pid), Some(child.id()));
         assert!(none.is_empty(), "a beginning is not the whole: {none:?}");
     }
 

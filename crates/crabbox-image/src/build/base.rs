@@ -4,13 +4,18 @@
 //! stamped over in the inode tables. That needs a file system without metadata checksums, which a read-only base shared
 //! through the page cache has no use for. The order of a directory's entries is the host's: two machines may differ there.
 
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crabbox_host::command::Cmd;
+use crabbox_host::confine::Confinement;
 use crabbox_host::files::FileError;
+use crabbox_host::tree::Tree;
+use rustix::fs::FileType;
 
 use super::{BASE_LABEL, BuildError};
 use crate::inspect;
@@ -30,22 +35,30 @@ const INODE: usize = 256;
 const MAKE_LIMIT: Duration = Duration::from_mins(10);
 
 /// What a tree will take.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone)]
 struct Need {
     blocks: u64,
     inodes: u64,
+    /// Files of several names that were counted, by inode: as many names as one likes cost nothing.
+    counted: BTreeSet<u64>,
 }
 
 /// Makes the ext4 file system `image` of everything in `tree`, as large as it must be, no file newer than `stamp`.
-pub(super) fn make(tree: &Path, image: &Path, stamp: u32) -> Result<(), BuildError> {
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the image lies beside the tree, in a directory of ours"
+)]
+pub(super) fn make(tree: &Tree, image: &Path, stamp: u32) -> Result<(), BuildError> {
     let mut need = Need::default();
-    measure(tree, &mut need)?;
+    measure(tree, Path::new(""), &mut need)?;
     let inodes = need.inodes + need.inodes / 20 + 64;
     // Inode tables, one part in 32 for directory and extent blocks beyond the tree's own, and room for the fixed structures.
     let blocks = need.blocks + need.blocks / 32 + inodes * INODE as u64 / BLOCK + 1024;
     let file = File::create_new(image).map_err(|source| FileError::io("create", image, source))?;
     file.set_len(blocks * BLOCK)
         .map_err(|source| FileError::io("make room in", image, source))?;
+    // Names, links and extended attributes of the tree are anybody's.
+    let confinement = Arc::new(Confinement::to_fill(image, blocks * BLOCK, tree.path())?);
     Cmd::new("mke2fs")
         .args([
             "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-O", FEATURES,
@@ -56,7 +69,9 @@ pub(super) fn make(tree: &Path, image: &Path, stamp: u32) -> Result<(), BuildErr
             "hash_seed={VOLUME_ID},nodiscard,num_backup_sb=0,packed_meta_blocks=1,root_owner=0:0"
         ))
         .arg("-d")
-        .args([tree, image])
+        .args([confinement.tree_name(), confinement.name()])
+        .confined(confinement)
+        .env("EXT2FS_NO_MTAB_OK", "1")
         // The first is for e2fsprogs before 1.47.1, the second for those since.
         .env("E2FSPROGS_FAKE_TIME", stamp.to_string())
         .env("SOURCE_DATE_EPOCH", stamp.to_string())
@@ -69,27 +84,28 @@ pub(super) fn make(tree: &Path, image: &Path, stamp: u32) -> Result<(), BuildErr
     stamp_inodes(image, stamp)
 }
 
-fn measure(dir: &Path, need: &mut Need) -> Result<(), FileError> {
+fn measure(tree: &Tree, dir: &Path, need: &mut Need) -> Result<(), FileError> {
     need.inodes += 1;
     need.blocks += 1;
-    for entry in std::fs::read_dir(dir).map_err(|source| FileError::io("list", dir, source))? {
-        let entry = entry.map_err(|source| FileError::io("list", dir, source))?;
-        let path = entry.path();
-        let facts = entry
-            .metadata()
-            .map_err(|source| FileError::io("look at", &path, source))?;
-        if facts.is_dir() {
-            measure(&path, need)?;
-        } else {
-            // A hard link is counted as a file of its own: a little room is wasted, never too little given.
+    let unread = |path: &Path, source| FileError::io("look at", &tree.shown(path), source);
+    for name in tree.names(dir).map_err(|source| unread(dir, source))? {
+        let path = dir.join(name);
+        let facts = tree.look(&path).map_err(|source| unread(&path, source))?;
+        if FileType::from_raw_mode(facts.st_mode).is_dir() {
+            measure(tree, &path, need)?;
+        } else if facts.st_nlink < 2 || need.counted.insert(facts.st_ino) {
             need.inodes += 1;
-            need.blocks += facts.size().div_ceil(BLOCK);
+            need.blocks += u64::try_from(facts.st_size).unwrap_or(0).div_ceil(BLOCK);
         }
     }
     Ok(())
 }
 
 /// Sets access, change and creation time of every inode in use to `stamp`, and the modification time where it is later.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the image lies beside the tree, in a directory of ours"
+)]
 fn stamp_inodes(image: &Path, stamp: u32) -> Result<(), BuildError> {
     let layout = |unexpected| BuildError::Layout {
         path: image.to_owned(),
@@ -202,7 +218,7 @@ mod tests {
     fn the_base_holds_the_tree_and_the_checker_agrees() {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("base.ext4");
-        make(&tree(dir.path()), &image, STAMP).unwrap();
+        make(&Tree::open(&tree(dir.path())).unwrap(), &image, STAMP).unwrap();
         Cmd::new("e2fsck").args(["-f", "-n"]).arg(&image).run().unwrap();
         assert_eq!(debugfs(&image, "cat /a/77"), "77");
         let facts = inspect::superblock(&image).unwrap();
@@ -211,10 +227,22 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_many_names_takes_its_room_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, image) = (tree(dir.path()), dir.path().join("base.ext4"));
+        for number in 0..100 {
+            std::fs::hard_link(root.join("a/b/large"), root.join(format!("a/again{number}"))).unwrap();
+        }
+        make(&Tree::open(&root).unwrap(), &image, STAMP).unwrap();
+        Cmd::new("e2fsck").args(["-f", "-n"]).arg(&image).run().unwrap();
+        assert!(image.metadata().unwrap().len() < 16 << 20);
+    }
+
+    #[test]
     fn no_time_of_the_build_is_in_it() {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("base.ext4");
-        make(&tree(dir.path()), &image, STAMP).unwrap();
+        make(&Tree::open(&tree(dir.path())).unwrap(), &image, STAMP).unwrap();
         let new = debugfs(&image, "stat /a/77");
         assert_eq!(new.matches("Sep  9 01:46:40 2001").count(), 4, "{new}");
         let old = debugfs(&image, "stat /a/7");
@@ -226,11 +254,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (one, two) = (dir.path().join("one"), dir.path().join("two"));
         let tree = tree(dir.path());
-        make(&tree, &one, STAMP).unwrap();
+        let opened = Tree::open(&tree).unwrap();
+        make(&opened, &one, STAMP).unwrap();
         // Touching every file changes its change time, as building again would.
         Cmd::new("touch").arg("-c").arg(tree.join("a/77")).run().unwrap();
         Cmd::new("chmod").args(["-R", "u+w"]).arg(&tree).run().unwrap();
-        make(&tree, &two, STAMP).unwrap();
+        make(&opened, &two, STAMP).unwrap();
         assert!(std::fs::read(&one).unwrap() == std::fs::read(&two).unwrap());
     }
 

@@ -3,22 +3,22 @@
 //! Packages are authenticated by the archive's signatures, which mmdebstrap and apt check. The kernel is fetched by the new
 //! tree's own apt configuration, so that it works on a host of another distribution too.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crabbox_host::command::Cmd;
+use crabbox_host::environment::Environment;
 use crabbox_host::files::{self, FileError};
+use crabbox_host::tree::Tree;
 
 use super::{BuildError, BuildRecipe, OwnInit};
 
 /// The programs that a build runs, each with the Debian package that has it.
-pub(super) const TOOLS: [(&str, &str); 6] = [
+pub(super) const TOOLS: [(&str, &str); 5] = [
     ("mmdebstrap", "mmdebstrap"),
     ("unshare", "util-linux"),
     ("apt-get", "apt"),
     ("dpkg", "dpkg"),
-    ("dpkg-query", "dpkg"),
     ("mke2fs", "e2fsprogs"),
 ];
 
@@ -72,13 +72,17 @@ chroot "$1" /crabbox-build-script
 rm -f "$1/crabbox-build-script"
 "#;
 
+/// The longest script that is run in a tree, and the longest name of a kernel's release, in bytes.
+const SCRIPT_LIMIT: u64 = 64 << 20;
+const RELEASE_LIMIT: u64 = 256;
+
 /// Longest that fetching and installing the packages may take.
 const INSTALL_LIMIT: Duration = Duration::from_mins(30);
 
 /// Longest that unpacking one package may take.
 const UNPACK_LIMIT: Duration = Duration::from_mins(5);
 
-/// Makes the root tree `tree` and puts the kernel's package into `scratch`; answers the kernel's release.
+/// Makes the root tree `tree` and puts the kernel's package into `scratch`; returns the kernel's release.
 pub(super) fn install(recipe: &BuildRecipe, tree: &Path, scratch: &Path) -> Result<String, BuildError> {
     let kernel_dir = scratch.join("kernel");
     files::create_private_dir(&kernel_dir)?;
@@ -87,8 +91,8 @@ pub(super) fn install(recipe: &BuildRecipe, tree: &Path, scratch: &Path) -> Resu
 
     let mut hooks = vec![USER_HOOK.to_owned(), shell_word(&hook)];
     if let Some(script) = &recipe.script {
-        let content =
-            std::fs::read(script).map_err(|source| FileError::io("read the script", script, source))?;
+        let content = files::read_regular(script, SCRIPT_LIMIT)
+            .map_err(|source| FileError::io("read the script", script, source))?;
         let runner = kernel_dir.join("script-hook");
         files::write_atomic(&kernel_dir.join("script"), &content, 0o700)?;
         files::write_atomic(&runner, SCRIPT_HOOK.as_bytes(), 0o700)?;
@@ -103,6 +107,7 @@ pub(super) fn install(recipe: &BuildRecipe, tree: &Path, scratch: &Path) -> Resu
     // It mounts proc and more in the tree, and runs what packages bring. In namespaces of its own nothing of that is seen here,
     // and all of it ends with it, and it with us: a kill leaves a tree that can be removed and nobody who still writes to it.
     Cmd::new("unshare")
+        .environment(Environment::Fetch)
         .args([
             "--mount",
             "--pid",
@@ -131,7 +136,9 @@ pub(super) fn install(recipe: &BuildRecipe, tree: &Path, scratch: &Path) -> Resu
         })?;
 
     let release = kernel_dir.join("release");
-    Ok(std::fs::read_to_string(&release).map_err(|source| FileError::io("read", &release, source))?)
+    let text = files::read_regular(&release, RELEASE_LIMIT);
+    let text = text.map_err(|source| FileError::io("read", &release, source))?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// A hook without characters that the shell knows is run as it is; any other is quoted.
@@ -139,13 +146,14 @@ fn shell_word(path: &Path) -> String {
     format!("'{}' \"$1\"", path.to_string_lossy().replace('\'', r"'\''"))
 }
 
-/// Unpacks the kernel package that [`install`] left in `scratch`; answers where.
+/// Unpacks the kernel package that [`install`] left in `scratch`; returns where.
 pub(super) fn unpack_kernel(recipe: &BuildRecipe, scratch: &Path) -> Result<PathBuf, BuildError> {
     let (dir, unpacked) = (scratch.join("kernel"), scratch.join("kernel/unpacked"));
-    let package = std::fs::read_dir(&dir)
+    let package = Tree::open(&dir)?
+        .names(Path::new(""))
         .map_err(|source| FileError::io("list", &dir, source))?
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
+        .into_iter()
+        .map(|name| dir.join(name))
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
         .ok_or_else(|| BuildError::KernelPackage {
             suite: recipe.suite.clone(),
@@ -161,27 +169,6 @@ pub(super) fn unpack_kernel(recipe: &BuildRecipe, scratch: &Path) -> Result<Path
             source,
         })?;
     Ok(unpacked)
-}
-
-/// What is installed in `tree`: package names and versions.
-pub(super) fn packages(tree: &Path) -> Result<BTreeMap<String, String>, BuildError> {
-    let mut admin = std::ffi::OsString::from("--admindir=");
-    admin.push(tree.join("var/lib/dpkg"));
-    let listed = Cmd::new("dpkg-query")
-        .arg(admin)
-        .args(["--show", "--showformat=${Package} ${Version}\\n"])
-        .limit(UNPACK_LIMIT)
-        .run()
-        .map_err(|source| BuildError::Tool {
-            stage: "listing the packages",
-            source,
-        })?
-        .stdout_text();
-    let pair = |line: &str| {
-        line.split_once(' ')
-            .map(|(name, version)| (name.to_owned(), version.to_owned()))
-    };
-    Ok(listed.lines().filter_map(pair).collect())
 }
 
 #[cfg(test)]
@@ -202,19 +189,5 @@ mod tests {
             .run()
             .unwrap();
         assert_eq!(out.stdout_text(), "script");
-    }
-
-    #[test]
-    fn the_package_list_is_that_of_the_tree() {
-        let tree = tempfile::tempdir().unwrap();
-        let admin = tree.path().join("var/lib/dpkg");
-        std::fs::create_dir_all(&admin).unwrap();
-        let entry = "Package: hello\nStatus: install ok installed\nArchitecture: all\nVersion: 1:2.0-1\n\
-                     Maintainer: x <x@x>\nDescription: x\n";
-        std::fs::write(admin.join("status"), entry).unwrap();
-        assert_eq!(
-            packages(tree.path()).unwrap(),
-            [("hello".to_owned(), "1:2.0-1".to_owned())].into()
-        );
     }
 }

@@ -3,10 +3,13 @@
 //! The tree is about to be shared by every lease, so it must hold no host key, no machine id, no seed of randomness and
 //! no package lists; the guest's first process brings what makes a lease itself.
 
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::io;
 use std::path::Path;
 
-use crabbox_host::files::{self, FileError};
+use crabbox_guest_protocol::image;
+use crabbox_host::files::FileError;
+use crabbox_host::tree::Tree;
+use rustix::io::Errno;
 
 use super::{BuildError, OwnInit};
 use crate::manifest::GuestContract;
@@ -49,7 +52,7 @@ UsePAM no
 UseDNS no
 PrintMotd no
 PrintLastLog no
-HostKey /etc/ssh/ssh_host_ed25519_key
+HostKey @HOST_KEY@
 AcceptEnv LANG LC_*
 ClientAliveInterval 0
 MaxSessions 100
@@ -63,12 +66,12 @@ root=${1:-@WORK_ROOT@}
 for tool in git rsync curl jq; do
   command -v "$tool" >/dev/null || { echo "crabbox-ready: $tool is missing" >&2; exit 1; }
 done
-[ -e /var/lib/crabbox/bootstrapped ] || { echo "crabbox-ready: not set up yet" >&2; exit 1; }
+[ -e @BOOTSTRAPPED@ ] || { echo "crabbox-ready: not set up yet" >&2; exit 1; }
 [ -d "$root" ] && [ -w "$root" ] || { echo "crabbox-ready: cannot write to $root" >&2; exit 1; }
 "#;
 
 /// Directories that are written into; none of them may lead elsewhere.
-const WRITTEN: [&str; 14] = [
+const WRITTEN: [&str; 16] = [
     "etc",
     "etc/ssh",
     "etc/ssh/sshd_config.d",
@@ -81,6 +84,8 @@ const WRITTEN: [&str; 14] = [
     "var/lib/dpkg",
     "var/lib/systemd",
     "var/cache/crabbox",
+    "var/cache/crabbox/pnpm",
+    "var/cache/crabbox/npm",
     "var/cache/debconf",
     "var/cache/ldconfig",
 ];
@@ -97,124 +102,101 @@ poweroff | halt) echo b > /proc/sysrq-trigger ;;
 esac
 "#;
 
-/// The file that tells the guest's first process which init to hand over to; `crabbox-guest` knows the same path.
-const INIT: &str = "usr/lib/crabbox/init";
-
-/// Whether no part of `path` that is there is a symbolic link, so that a write below `tree` stays in it.
-pub(super) fn is_real(tree: &Path, path: &str) -> bool {
-    let parts = Path::new(path)
-        .ancestors()
-        .filter(|part| !part.as_os_str().is_empty());
-    parts
-        .map(|part| std::fs::symlink_metadata(tree.join(part)))
-        .all(|found| {
-            found.map_or_else(
-                |error| error.kind() == std::io::ErrorKind::NotFound,
-                |facts| !facts.is_symlink(),
-            )
-        })
+/// A path of the guest as a tree takes it.
+pub(super) fn below_root(path: &str) -> &str {
+    path.trim_start_matches('/')
 }
 
-/// Refuses a tree in which anything that [`apply`] writes to or empties would be somewhere else.
-fn check_places(tree: &Path, guest: &GuestContract) -> Result<(), BuildError> {
-    let work_root = guest.work_root.trim_start_matches('/');
-    for path in WRITTEN.into_iter().chain(EMPTIED_DIRS).chain([work_root]) {
-        let good = is_real(tree, path)
-            && std::fs::symlink_metadata(tree.join(path)).map_or(true, |facts| facts.is_dir());
-        if !good {
-            let path = path.to_owned();
-            return Err(BuildError::Link { path });
+/// A tree that is being settled.
+struct Settling<'a>(&'a Tree);
+
+impl Settling<'_> {
+    /// Refuses a tree in which anything that [`apply`] writes to or empties would be somewhere else, before any of it is changed. Each write
+    /// is held to that by itself too.
+    fn check_places(&self, guest: &GuestContract) -> Result<(), BuildError> {
+        let work_root = guest.work_root.trim_start_matches('/');
+        for path in WRITTEN.into_iter().chain(EMPTIED_DIRS).chain([work_root]) {
+            let real = self.0.is_real_directory(Path::new(path));
+            if !real.map_err(|source| self.failed("look at", path, source))? {
+                let path = path.to_owned();
+                return Err(BuildError::Link { path });
+            }
+        }
+        Ok(())
+    }
+
+    fn directory(&self, path: &str, owner: Option<u32>) -> Result<(), BuildError> {
+        let made = self.0.make_directory(Path::new(path), owner);
+        made.map_err(|source| self.failed("create directory", path, source))
+    }
+
+    fn write(&self, path: &str, text: &str, mode: u32) -> Result<(), BuildError> {
+        let written = self.0.write(Path::new(path), text.as_bytes(), mode);
+        written.map_err(|source| self.failed("write", path, source))
+    }
+
+    fn remove(&self, path: &str) -> Result<(), BuildError> {
+        let removed = self.0.remove_plain(Path::new(path));
+        removed.map_err(|source| self.failed("remove", path, source))
+    }
+
+    fn failed(&self, attempt: &'static str, path: &str, source: io::Error) -> BuildError {
+        match Errno::from_io_error(&source) {
+            Some(Errno::LOOP | Errno::NOTDIR) => BuildError::Link {
+                path: path.to_owned(),
+            },
+            _ => FileError::io(attempt, &self.0.shown(Path::new(path)), source).into(),
         }
     }
-    Ok(())
 }
 
-/// Settles everything that packages leave open. `tree` is the root of the file system to be.
-pub(super) fn apply(tree: &Path, guest: &GuestContract, init: OwnInit) -> Result<(), BuildError> {
-    check_places(tree, guest)?;
+/// Settles everything that packages leave open in `tree`, the root of the file system to be.
+pub(super) fn apply(tree: &Tree, guest: &GuestContract, init: OwnInit) -> Result<(), BuildError> {
+    let settling = Settling(tree);
+    settling.check_places(guest)?;
+    settling.directory("", None)?;
     for dir in EMPTIED_DIRS {
-        empty_files(&tree.join(dir))?;
+        let emptied = tree.remove_files(Path::new(dir));
+        emptied.map_err(|source| settling.failed("empty", dir, source))?;
     }
     for dir in ["etc/ssh/sshd_config.d", "etc/sudoers.d", "usr/local/bin"] {
-        if !tree.join(dir).is_dir() {
-            directory(&tree.join(dir), None)?;
+        if tree.look(Path::new(dir)).is_err() {
+            settling.directory(dir, None)?;
         }
     }
     for file in ABSENT {
-        files::remove_tree(&tree.join(file))?;
+        settling.remove(file)?;
     }
-    let write = |path: &str, text: &str, mode| files::write_atomic(&tree.join(path), text.as_bytes(), mode);
-    write("etc/machine-id", "", 0o444)?;
-    write("etc/fstab", "", 0o644)?;
-    write("etc/motd", "", 0o644)?;
-    write(
-        "etc/hosts",
-        "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n",
-        0o644,
-    )?;
-    let user = &guest.user;
-    write(
-        "etc/sudoers.d/crabbox",
-        &format!("{user} ALL=(ALL:ALL) NOPASSWD: ALL\n"),
-        0o440,
-    )?;
-    write("etc/ssh/sshd_config.d/99-crabbox.conf", SSHD, 0o644)?;
-    write(
-        "usr/local/bin/crabbox-ready",
-        &READY.replace("@WORK_ROOT@", &guest.work_root),
-        0o755,
-    )?;
+    settling.write("etc/machine-id", "", 0o444)?;
+    settling.write("etc/fstab", "", 0o644)?;
+    settling.write("etc/motd", "", 0o644)?;
+    let hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n";
+    settling.write("etc/hosts", hosts, 0o644)?;
+    let rights = format!("{} ALL=(ALL:ALL) NOPASSWD: ALL\n", guest.user);
+    settling.write("etc/sudoers.d/crabbox", &rights, 0o440)?;
+    let sshd = SSHD.replace("@HOST_KEY@", image::HOST_KEY);
+    settling.write("etc/ssh/sshd_config.d/99-crabbox.conf", &sshd, 0o644)?;
+    let ready = READY
+        .replace("@WORK_ROOT@", &guest.work_root)
+        .replace("@BOOTSTRAPPED@", image::BOOTSTRAPPED);
+    settling.write(below_root(image::READY), &ready, 0o755)?;
 
     match init {
         OwnInit::Systemd => {
-            directory(&tree.join("usr/lib/crabbox"), None)?;
-            write(INIT, "/sbin/init\n", 0o644)?;
-            directory(&tree.join(LAST_WORDS), None)?;
-            write(&format!("{LAST_WORDS}/crabbox"), POWER_OFF, 0o755)?;
+            settling.directory("usr/lib/crabbox", None)?;
+            settling.write(below_root(image::INIT), "/sbin/init\n", 0o644)?;
+            settling.directory(LAST_WORDS, None)?;
+            settling.write(&format!("{LAST_WORDS}/crabbox"), POWER_OFF, 0o755)?;
         }
-        OwnInit::None => files::remove_tree(&tree.join(INIT))?,
+        OwnInit::None => settling.remove(below_root(image::INIT))?,
     }
-    directory(&tree.join("var/lib/crabbox"), None)?;
-    write("var/lib/crabbox/bootstrapped", "", 0o644)?;
-    write("var/lib/crabbox/image-ready", "", 0o644)?;
-    let work_root = tree.join(guest.work_root.trim_start_matches('/'));
-    directory(&work_root, Some(guest.uid))?;
+    settling.directory("var/lib/crabbox", None)?;
+    settling.write(below_root(image::BOOTSTRAPPED), "", 0o644)?;
+    settling.write("var/lib/crabbox/image-ready", "", 0o644)?;
+    settling.directory(guest.work_root.trim_start_matches('/'), Some(guest.uid))?;
     // Where the Go program's run phases look for caches.
     for cache in ["pnpm", "npm"] {
-        directory(&tree.join("var/cache/crabbox").join(cache), Some(guest.uid))?;
-    }
-    Ok(())
-}
-
-/// Makes `path` and its parents (0755), the last one owned by `owner` when given.
-fn directory(path: &Path, owner: Option<u32>) -> Result<(), FileError> {
-    let fail = |source| FileError::io("create directory", path, source);
-    std::fs::create_dir_all(path).map_err(fail)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).map_err(fail)?;
-    if owner.is_some() {
-        chown(path, owner, owner).map_err(|source| FileError::io("change the owner of", path, source))?;
-    }
-    Ok(())
-}
-
-/// Removes every file below `dir` and keeps the directories, whose owners and modes daemons rely on.
-fn empty_files(dir: &Path) -> Result<(), FileError> {
-    let entries = match std::fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(FileError::io("list", dir, source)),
-    };
-    for entry in entries {
-        let entry = entry.map_err(|source| FileError::io("list", dir, source))?;
-        let path = entry.path();
-        let kind = entry
-            .file_type()
-            .map_err(|source| FileError::io("look at", &path, source))?;
-        if kind.is_dir() {
-            empty_files(&path)?;
-        } else {
-            files::remove_tree(&path)?;
-        }
+        settling.directory(&format!("var/cache/crabbox/{cache}"), Some(guest.uid))?;
     }
     Ok(())
 }
@@ -256,7 +238,12 @@ mod tests {
     #[test]
     fn nothing_of_the_building_machine_stays() {
         let tree = debian_tree();
-        apply(tree.path(), &GuestContract::default(), OwnInit::None).unwrap();
+        apply(
+            &Tree::open(tree.path()).unwrap(),
+            &GuestContract::default(),
+            OwnInit::None,
+        )
+        .unwrap();
         let found = Cmd::new("grep")
             .args(["-r", "of this machine"])
             .arg(tree.path())
@@ -277,7 +264,12 @@ mod tests {
     #[test]
     fn the_user_owns_the_work_root_and_sudo_would_read_its_file() {
         let tree = debian_tree();
-        apply(tree.path(), &GuestContract::default(), OwnInit::None).unwrap();
+        apply(
+            &Tree::open(tree.path()).unwrap(),
+            &GuestContract::default(),
+            OwnInit::None,
+        )
+        .unwrap();
         let facts = |path: &str| tree.path().join(path).metadata().unwrap();
         assert_eq!(
             (facts("work/crabbox").uid(), facts("work/crabbox").mode() & 0o7777),
@@ -291,7 +283,12 @@ mod tests {
     #[test]
     fn the_ready_check_names_what_is_missing() {
         let tree = debian_tree();
-        apply(tree.path(), &GuestContract::default(), OwnInit::None).unwrap();
+        apply(
+            &Tree::open(tree.path()).unwrap(),
+            &GuestContract::default(),
+            OwnInit::None,
+        )
+        .unwrap();
         let script = tree.path().join("usr/local/bin/crabbox-ready");
         let missing = Cmd::new("/bin/sh")
             .arg(&script)

@@ -3,42 +3,35 @@
 //! The tree is foreign: it is read as its guest would read it, and what crabbox writes into it goes through no link of it.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use crabbox_host::clock;
 use crabbox_host::clone;
 use crabbox_host::files::{self, FileError};
+use crabbox_host::tree::Tree;
 
-use super::{BuildError, OwnInit, base, bootstrap, check_store, check_tools, contract};
+use crabbox_guest_protocol::image::SSHD;
+use rustix::fs::FileType;
+
+use super::contract::below_root;
+use super::{BuildError, OwnInit, base, check_store, check_tools, contract, packages};
 use crate::import;
 use crate::initrd::{self, InitrdRecipe};
 use crate::kernel;
-use crate::manifest::{self, FileFacts, GuestContract, Init, Manifest};
+use crate::manifest::{self, GuestContract, Init, Manifest};
+use crate::programs::{self, Check};
 use crate::progress::Progress;
 use crate::source::Source;
-use crate::source::tree::Tree;
 use crate::store::{Image, Scratch, Store};
-
-/// What a lease needs of a tree, each with the places where distributions have it and Debian's package.
-const NEEDED: [(&str, &[&str], &str); 9] = [
-    ("sshd", &["usr/sbin/sshd"], "openssh-server"),
-    ("git", &["usr/bin/git"], "git"),
-    ("rsync", &["usr/bin/rsync"], "rsync"),
-    ("tar", &["usr/bin/tar", "bin/tar"], "tar"),
-    ("curl", &["usr/bin/curl"], "curl"),
-    ("jq", &["usr/bin/jq"], "jq"),
-    (
-        "python3",
-        &["usr/bin/python3", "usr/local/bin/python3"],
-        "python3",
-    ),
-    ("sudo", &["usr/bin/sudo"], "sudo"),
-    ("sh", &["bin/sh"], "dash"),
-];
 
 /// Programs of the host that this build runs, each with its Debian package.
 const TOOLS: [(&str, &str); 1] = [("mke2fs", "e2fsprogs")];
+
+/// The largest text of a tree that is read, in bytes: user list and description of the distribution.
+const TEXT_LIMIT: u64 = 1 << 20;
+
+/// The largest initrd of another image that is read, in bytes.
+const INITRD_LIMIT: u64 = 1 << 30;
 
 /// Where systemd and its kin are found by a kernel.
 const INIT: &str = "sbin/init";
@@ -66,19 +59,18 @@ pub fn build_tree(recipe: &TreeRecipe, store: &Store, progress: &dyn Progress) -
     check_store(&recipe.name, &recipe.guest_binary, store)?;
     check_tools(&TOOLS)?;
     let scratch = store.begin()?;
-    let (root, staged) = (scratch.dir().join("root"), scratch.dir().join("image"));
+    let staged = scratch.dir().join("image");
     files::create_private_dir(&staged)?;
 
     progress.stage("unpacking the tree");
+    let tree = Tree::create(&scratch.dir().join("root"))?;
     let origin = recipe
         .source
-        .unpack(&root, scratch.dir())
+        .unpack(&tree, scratch.dir())
         .map_err(|error| out_of_room(error, store))?;
     progress.stage("checking the tree");
-    let tree = Tree::open(&root)?;
     let checked = Checked {
         tree: &tree,
-        root: &root,
         name: recipe.source.display(),
     };
     checked.contract(recipe.init)?;
@@ -89,10 +81,10 @@ pub fn build_tree(recipe: &TreeRecipe, store: &Store, progress: &dyn Progress) -
     progress.stage("making kernel and initrd");
     let release = checked.kernel(recipe, &staged)?;
     progress.stage("setting up the guest");
-    contract::apply(&root, &guest, recipe.init)?;
-    let packages = checked.packages();
+    contract::apply(&tree, &guest, recipe.init)?;
+    let packages = packages::installed(&tree)?;
     progress.stage("making the file system");
-    base::make(&root, &staged.join(manifest::BASE), recipe.stamp_unix)?;
+    base::make(&tree, &staged.join(manifest::BASE), recipe.stamp_unix)?;
     let suite = checked.suite()?;
     store_image(
         recipe,
@@ -127,10 +119,6 @@ fn store_image(
     progress: &dyn Progress,
 ) -> Result<Image, BuildError> {
     progress.stage("storing the image");
-    let mut contents = BTreeMap::new();
-    for name in manifest::FILES {
-        contents.insert(name.to_owned(), FileFacts::of(&staged.join(name))?);
-    }
     let init = (recipe.init == OwnInit::Systemd).then(|| ("init", "systemd".to_owned()));
     let provenance = facts
         .origin
@@ -138,23 +126,19 @@ fn store_image(
         .chain(init)
         .map(|(name, value)| (name.to_owned(), value))
         .collect();
+    let now = clock::unix_seconds();
     let record = Manifest {
-        version: manifest::VERSION,
-        digest: manifest::image_digest(&contents),
-        created_unix: clock::unix_seconds(),
-        arch: std::env::consts::ARCH.to_owned(),
         suite: facts.suite,
         kernel_release: facts.release,
-        init: Init::Ours,
         provenance,
         guest: facts.guest,
-        files: contents,
         packages: facts.packages,
+        ..Manifest::of_staged(staged, &manifest::FILES, Init::Ours, now)?
     };
     Ok(store.put(scratch, staged, &record, &recipe.name)?)
 }
 
-/// A tree that filled the disk is told as such.
+/// A tree that filled the disk is reported as such.
 fn out_of_room(error: crate::source::SourceError, store: &Store) -> BuildError {
     if error.is_out_of_space() {
         return BuildError::Full {
@@ -167,7 +151,6 @@ fn out_of_room(error: crate::source::SourceError, store: &Store) -> BuildError {
 
 struct Checked<'a> {
     tree: &'a Tree,
-    root: &'a Path,
     name: String,
 }
 
@@ -178,30 +161,36 @@ impl Checked<'_> {
 
     fn open(&self, path: &str) -> Result<Option<std::fs::File>, BuildError> {
         let opened = self.tree.file(Path::new(path));
-        Ok(opened.map_err(|source| FileError::io("open", &self.root.join(path), source))?)
+        Ok(opened.map_err(|source| self.failed("open", path, source))?)
+    }
+
+    /// The whole of a file of the tree; empty when it is not there.
+    fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, BuildError> {
+        let read = self.tree.read(Path::new(path), limit);
+        Ok(read
+            .map_err(|source| self.failed("read", path, source))?
+            .unwrap_or_default())
     }
 
     /// A small text of the tree; empty when it is not there.
     fn text(&self, path: &str) -> Result<String, BuildError> {
-        let mut text = Vec::new();
-        if let Some(file) = self.open(path)? {
-            file.take(1 << 20)
-                .read_to_end(&mut text)
-                .map_err(|source| FileError::io("read", &self.root.join(path), source))?;
-        }
-        Ok(String::from_utf8_lossy(&text).into_owned())
+        Ok(String::from_utf8_lossy(&self.read(path, TEXT_LIMIT)?).into_owned())
+    }
+
+    fn failed(&self, attempt: &'static str, path: &str, source: std::io::Error) -> FileError {
+        FileError::io(attempt, &self.tree.shown(Path::new(path)), source)
     }
 
     fn contract(&self, init: OwnInit) -> Result<(), BuildError> {
         let (mut missing, mut packages) = (Vec::new(), Vec::new());
-        for (program, places, package) in NEEDED {
+        for program in programs::of(Check::Tree) {
             let mut found = false;
-            for place in places {
-                found |= self.has(place)?;
+            for place in program.places {
+                found |= self.has(below_root(place))?;
             }
             if !found {
-                missing.push(program);
-                packages.push(package);
+                missing.push(program.name);
+                packages.push(program.package);
             }
         }
         if init == OwnInit::Systemd && !self.has(INIT)? {
@@ -216,10 +205,10 @@ impl Checked<'_> {
             });
         }
         let mut head = Vec::new();
-        if let Some(sshd) = self.open("usr/sbin/sshd")? {
-            sshd.take(64)
-                .read_to_end(&mut head)
-                .map_err(|source| FileError::io("read", &self.root.join("usr/sbin/sshd"), source))?;
+        let sshd = below_root(SSHD);
+        if let Some(program) = self.open(sshd)? {
+            let read = std::io::Read::read_to_end(&mut std::io::Read::take(program, 64), &mut head);
+            read.map_err(|source| self.failed("read", sshd, source))?;
         }
         match import::other_processor(&head) {
             Some(found) => Err(BuildError::OtherProcessor {
@@ -241,7 +230,10 @@ impl Checked<'_> {
             })
             .collect();
         let user = GuestContract::default().user;
+        // Neither root nor the id that means nobody: the lease's user is one whom files can belong to.
+        let usable = |uid: &u32| (1..u32::MAX).contains(uid);
         let there = users.iter().find(|(name, _)| *name == user).map(|(_, uid)| *uid);
+        let there = there.filter(usable);
         let free = || {
             (GuestContract::default().uid..=u32::from(u16::MAX))
                 .find(|uid| users.iter().all(|(_, taken)| taken != uid))
@@ -251,22 +243,18 @@ impl Checked<'_> {
 
     /// Makes kernel and initrd: of the tree's own kernel when it brings one with its modules, else of another image's.
     fn kernel(&self, recipe: &TreeRecipe, staged: &Path) -> Result<String, BuildError> {
-        if let Some((release, modules_root)) = self.own_kernel() {
+        if let Some((release, modules)) = self.own_kernel()? {
             let place = format!("boot/vmlinuz-{release}");
-            let path = self.root.join(&place);
-            let mut image = Vec::new();
-            if let Some(mut file) = self.open(&place)? {
-                file.read_to_end(&mut image)
-                    .map_err(|source| FileError::io("read the kernel", &path, source))?;
-            }
+            let path = self.tree.shown(Path::new(&place));
+            let image = self.read(&place, kernel::KERNEL_LIMIT as u64)?;
             let elf =
                 kernel::elf_from_bzimage(&image).map_err(|source| BuildError::Kernel { path, source })?;
             files::write_atomic(&staged.join(manifest::KERNEL), &elf, 0o644)?;
             let archive = initrd::build(&InitrdRecipe {
                 guest_binary: &recipe.guest_binary,
-                modules_root: &modules_root,
+                modules: &modules,
                 kernel_version: &release,
-                modules: &initrd::MODULES,
+                wanted: &initrd::MODULES,
             })
             .map_err(BuildError::Initrd)?;
             files::write_atomic(&staged.join(manifest::INITRD), &archive, 0o644)?;
@@ -277,36 +265,37 @@ impl Checked<'_> {
         })?;
         clone::clone_file(&other.kernel(), &staged.join(manifest::KERNEL))?;
         let from = other.initrd();
-        let archive = std::fs::read(&from).map_err(|source| FileError::io("read", &from, source))?;
+        let archive = files::read_regular(&from, INITRD_LIMIT);
+        let archive = archive.map_err(|source| FileError::io("read", &from, source))?;
         let archive =
             initrd::with_guest(&archive, &from, &recipe.guest_binary).map_err(BuildError::Initrd)?;
         files::write_atomic(&staged.join(manifest::INITRD), &archive, 0o644)?;
         Ok(other.manifest.kernel_release.clone())
     }
 
-    /// The newest kernel of the tree whose modules are there too: its release, and where they are.
-    fn own_kernel(&self) -> Option<(String, PathBuf)> {
-        let mut found: Vec<(String, PathBuf)> = ["usr/lib/modules", "lib/modules"]
-            .iter()
-            .filter(|place| contract::is_real(self.root, place))
-            .filter_map(|place| std::fs::read_dir(self.root.join(place)).ok())
-            .flatten()
-            .filter_map(Result::ok)
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
-            .filter(|(release, _)| self.has(&format!("boot/vmlinuz-{release}")).unwrap_or(false))
-            .collect();
-        found.sort_by_key(|(release, _)| numbers(release));
-        found.pop()
-    }
-
-    /// The installed packages where dpkg's list is there and this host can read it; otherwise nobody knows.
-    fn packages(&self) -> BTreeMap<String, String> {
-        let list = "var/lib/dpkg/status";
-        if contract::is_real(self.root, list) && self.root.join(list).is_file() {
-            return bootstrap::packages(self.root).unwrap_or_default();
+    /// The newest kernel of the tree whose modules are there too: its release, and its modules.
+    fn own_kernel(&self) -> Result<Option<(String, Tree)>, BuildError> {
+        let mut found: Vec<(String, PathBuf)> = Vec::new();
+        for place in ["usr/lib/modules", "lib/modules"] {
+            let names = self.tree.names(Path::new(place));
+            for name in names.map_err(|source| self.failed("list", place, source))? {
+                let Ok(release) = name.into_string() else { continue };
+                let modules = Path::new(place).join(&release);
+                let looked = self.tree.look(&modules);
+                let is_dir = looked.is_ok_and(|found| FileType::from_raw_mode(found.st_mode).is_dir());
+                if is_dir && self.has(&format!("boot/vmlinuz-{release}"))? {
+                    found.push((release, modules));
+                }
+            }
         }
-        BTreeMap::new()
+        found.sort_by_key(|(release, _)| numbers(release));
+        let Some((release, modules)) = found.pop() else {
+            return Ok(None);
+        };
+        let place = modules.to_string_lossy().into_owned();
+        let modules = self.tree.below(&modules);
+        let modules = modules.map_err(|source| self.failed("open", &place, source))?;
+        Ok(modules.map(|modules| (release, modules)))
     }
 
     /// The distribution, as `os-release(5)` names it.

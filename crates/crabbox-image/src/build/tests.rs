@@ -1,4 +1,4 @@
-//! What a build checks before it fetches anything. The build itself is in `tests/build.rs`.
+//! What a build checks before it fetches anything. The build itself makes the images of `e2e/tests/image.rs`.
 
 use super::*;
 

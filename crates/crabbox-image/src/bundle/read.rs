@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
+use crabbox_host::archive::{ArchiveError, Member, MemberKind, Reader};
 use crabbox_host::digest;
 use crabbox_host::files::{self, FileError};
 use sha2::{Digest as _, Sha256};
@@ -16,6 +17,9 @@ use crate::store::{Image, Scratch, Store, StoreError};
 
 /// Bytes read at a time; a run of zeros of this length becomes a hole.
 const CHUNK: usize = 64 * 1024;
+
+/// The largest program of a bundle, in bytes; its digest is a pinned one.
+const PROGRAM_LIMIT: u64 = 256 << 20;
 
 /// What a bundle brought.
 #[derive(Debug)]
@@ -36,7 +40,7 @@ pub fn import(
 ) -> Result<Imported, BundleError> {
     crate::store::check_name(name)?;
     progress.stage("reading the bundle");
-    let open = || File::open(bundle).map_err(|source| FileError::io("open", bundle, source));
+    let open = || files::open_regular(bundle).map_err(|source| FileError::io("open", bundle, source));
     let mut magic = Vec::new();
     open()?
         .take(2)
@@ -75,14 +79,15 @@ impl Incoming<'_> {
         name: &str,
         programs: Option<&Path>,
     ) -> Result<Imported, BundleError> {
-        let mut archive = tar::Archive::new(reader);
-        let mut members = archive.entries().map_err(|source| self.archive(source))?;
-        let first = members.next().ok_or_else(|| self.no_bundle("it is empty"))?;
-        let mut first = first.map_err(|_| self.no_bundle("it is no tar archive"))?;
-        if *first.path_bytes() != *RECORD.as_bytes() || !first.header().entry_type().is_file() {
+        let mut archive = Reader::new(reader);
+        let first = archive
+            .next_member()
+            .map_err(|_| self.no_bundle("it is no tar archive"))?;
+        let first = first.ok_or_else(|| self.no_bundle("it is empty"))?;
+        if first.path != RECORD.as_bytes() || !is_plain(&first) {
             return Err(self.no_bundle("its first member is not bundle.json"));
         }
-        let record = self.record(&mut first)?;
+        let record = self.record(&mut archive.content())?;
         let (image, bin) = (self.scratch.dir().join("image"), self.scratch.dir().join("bin"));
         for dir in [&image, &bin] {
             files::create_private_dir(dir)?;
@@ -94,19 +99,23 @@ impl Incoming<'_> {
         for (file, facts) in &record.programs {
             expected.insert(format!("bin/{file}"), (bin.join(file), facts.clone()));
         }
-        let total = expected.values().map(|(_, facts)| facts.bytes).sum();
+        let total = expected
+            .values()
+            .fold(0_u64, |total, (_, facts)| total.saturating_add(facts.bytes));
         self.check_space(total)?;
         let mut done = 0;
-        for member in members {
-            let mut member = member.map_err(|source| self.cut_or(source, &expected))?;
-            let name = String::from_utf8_lossy(&member.path_bytes()).into_owned();
-            if !member.header().entry_type().is_file() {
+        while let Some(member) = archive
+            .next_member()
+            .map_err(|error| self.cut_or(error, &expected))?
+        {
+            let name = String::from_utf8_lossy(&member.path).into_owned();
+            if !is_plain(&member) {
                 return Err(self.member(name, "is no plain file"));
             }
             let Some((to, facts)) = expected.remove(&name) else {
                 return Err(self.member(name, "is not in its record, or there twice"));
             };
-            self.take(&mut member, &name, &to, &facts, &|here| {
+            self.take(&mut archive.content(), &name, &to, &facts, &|here| {
                 self.progress.bytes(done + here, Some(total));
             })?;
             done += facts.bytes;
@@ -120,7 +129,8 @@ impl Incoming<'_> {
         if let Some(dir) = programs {
             for file in record.programs.keys() {
                 let from = bin.join(file);
-                let bytes = std::fs::read(&from).map_err(|source| FileError::io("read", &from, source))?;
+                let bytes = files::read_regular(&from, PROGRAM_LIMIT)
+                    .map_err(|source| FileError::io("read", &from, source))?;
                 files::create_private_dir(dir)?;
                 files::write_atomic(&dir.join(file), &bytes, 0o755)?;
                 placed.push(dir.join(file));
@@ -142,7 +152,7 @@ impl Incoming<'_> {
             bundle: self.bundle.to_owned(),
             source,
         };
-        // A newer format may well not parse as this one: its version is the better answer.
+        // A newer format may well not parse as this one: its version is the better error.
         let version: VersionOnly = serde_json::from_slice(&text).map_err(unreadable)?;
         if version.version != VERSION {
             return Err(BundleError::Version {
@@ -220,7 +230,7 @@ impl Incoming<'_> {
         told: &dyn Fn(u64),
     ) -> Result<(), BundleError> {
         let fail = |source| FileError::io("write", to, source);
-        let mut file = File::create_new(to).map_err(fail)?;
+        let mut file = create_new(to).map_err(fail)?;
         let (mut hash, mut got, mut chunk) = (Sha256::new(), 0, vec![0; CHUNK]);
         loop {
             let count = match member.read(&mut chunk) {
@@ -291,14 +301,30 @@ impl Incoming<'_> {
     }
 
     /// An archive that ends where another member should begin is cut short; any other failure is the reader's own.
-    fn cut_or(&self, source: std::io::Error, expected: &Expected) -> BundleError {
-        match expected.iter().next() {
-            Some((member, (_, facts))) if source.kind() == std::io::ErrorKind::UnexpectedEof => {
+    fn cut_or(&self, error: ArchiveError, expected: &Expected) -> BundleError {
+        match (error, expected.iter().next()) {
+            (ArchiveError::Read(source), Some((member, (_, facts))))
+                if source.kind() == std::io::ErrorKind::UnexpectedEof =>
+            {
                 self.truncated(member.clone(), 0, facts.bytes)
             }
-            _ => self.archive(source),
+            (ArchiveError::Read(source), _) => self.archive(source),
+            (error, _) => self.archive(std::io::Error::other(error)),
         }
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the file is in the store's scratch directory, under a name that the record's checks allow"
+)]
+fn create_new(path: &Path) -> std::io::Result<File> {
+    File::create_new(path)
+}
+
+/// Holes are made here, where the content has zeros, and not by the archive.
+fn is_plain(member: &Member) -> bool {
+    member.kind == MemberKind::File && member.pieces.is_none()
 }
 
 #[derive(serde::Deserialize)]

@@ -1,9 +1,10 @@
 //! Bundles good, cut, damaged and made by somebody who means harm.
 
 use super::*;
-use crate::manifest::{self, GuestContract, Init};
-use crate::small::{FillAt, Small, chain};
+use crate::manifest::{self, Init};
+use crate::small::{FillAt, Small};
 use crate::store::{Image, Store};
+use crabbox_core::fault::chain;
 use std::cell::Cell;
 use std::path::Path;
 
@@ -29,22 +30,10 @@ fn world() -> World {
     ] {
         std::fs::write(staged.join(name), content).unwrap();
     }
-    let files: BTreeMap<_, _> = manifest::FILES
-        .iter()
-        .map(|name| ((*name).to_owned(), FileFacts::of(&staged.join(name)).unwrap()))
-        .collect();
     let record = Manifest {
-        version: manifest::VERSION,
-        digest: manifest::image_digest(&files),
-        created_unix: 1,
-        arch: std::env::consts::ARCH.to_owned(),
         suite: "bookworm".to_owned(),
         kernel_release: "6.1".to_owned(),
-        init: Init::Ours,
-        provenance: BTreeMap::new(),
-        guest: GuestContract::default(),
-        files,
-        packages: BTreeMap::new(),
+        ..Manifest::of_staged(&staged, &manifest::FILES, Init::Ours, 1).unwrap()
     };
     let image = store.put(&scratch, &staged, &record, "default").unwrap();
     drop(scratch);

@@ -5,7 +5,7 @@ use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 
 use crabbox_host::digest;
-use crabbox_host::files::FileError;
+use crabbox_host::files::{self, FileError};
 use sha2::{Digest as _, Sha256};
 
 use super::{BundleError, PROGRAMS, RECORD, Record, VERSION};
@@ -13,7 +13,7 @@ use crate::manifest::FileFacts;
 use crate::progress::Progress;
 use crate::store::{Image, StoreError};
 
-/// Writes `image`, and the programs in the directory `programs`, to the new or replaced file `to`; answers its length in bytes.
+/// Writes `image`, and the programs in the directory `programs`, to the new or replaced file `to`; returns its length in bytes.
 ///
 /// The same image and programs give the same bytes. Nothing appears under `to` before all of it is written and checked.
 pub fn export(
@@ -96,7 +96,7 @@ fn members<W: Write>(
     archive.append_data(&mut head, RECORD, &text[..]).map_err(fail)?;
     let mut done = 0;
     for (member, path, expected, mode) in sources {
-        let file = File::open(&path).map_err(|source| FileError::io("open", &path, source))?;
+        let file = files::open_regular(&path).map_err(|source| FileError::io("open", &path, source))?;
         let mut source = Counted {
             // A file that grew meanwhile would spoil the archive.
             file: file.take(expected.bytes),

@@ -53,7 +53,7 @@ fn a_large_layer_costs_no_more_than_a_small_one() {
         "{} bytes for 64 GiB",
         occupied(&large)
     );
-    // It takes some 10 ms; the limit only tells "writes the tables" (tens of seconds) from "does not".
+    // It takes some 10 ms; the limit only separates "writes the tables" (tens of seconds) from "does not".
     assert!(started.elapsed() < Duration::from_secs(5));
 }
 
@@ -167,4 +167,78 @@ fn what_is_no_file_system_is_refused_with_advice() {
     let error = clone_rootfs(&image, &disk, 64).unwrap_err();
     assert!(error.to_string().contains("qemu-img convert -O raw"), "{error}");
     assert!(!disk.exists());
+}
+
+/// Every program of e2fsprogs that reads what others made is confined, whoever calls it next, in whatever crate.
+#[test]
+fn no_program_parses_a_foreign_file_system_unconfined() {
+    const PROGRAMS: [&str; 6] = ["debugfs", "dumpe2fs", "e2fsck", "mke2fs", "resize2fs", "tune2fs"];
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let (mut confined, mut bare) = (0, Vec::new());
+    let mut dirs = vec![crates.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let of_tests = ["tests", "tests.rs", "small.rs", "crabbox-testkit"];
+            if of_tests.iter().any(|name| path.ends_with(name)) {
+                continue;
+            }
+            if path.is_dir() {
+                dirs.push(path);
+                continue;
+            }
+            if path.extension().is_none_or(|extension| extension != "rs") {
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            let shipped = text.split("#[cfg(test)]").next().unwrap();
+            for call in shipped.split("Cmd::new(").skip(1) {
+                // The chain of one command ends where it is run, or handed on.
+                let chain = &call[..call.find(';').unwrap_or(call.len())];
+                let program = call.split(')').next().unwrap().trim_matches('"');
+                if chain.contains(".confined(") {
+                    confined += 1;
+                } else if PROGRAMS.contains(&program) {
+                    bare.push(format!("{}: {program}", path.file_name().unwrap().display()));
+                }
+            }
+        }
+    }
+    // The layer is formatted in memory that holds nothing yet.
+    assert_eq!((confined, bare), (3, vec!["disk.rs: mke2fs".to_owned()]));
+}
+
+#[test]
+fn a_disk_is_grown_by_programs_that_see_nothing_but_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, disk) = (image(dir.path(), 32), dir.path().join("disk.ext4"));
+    // As a lease's disk is: nobody but root may even read it.
+    Cmd::new("chmod").arg("600").arg(&image).run().unwrap();
+    assert!(clone_rootfs(&image, &disk, 64).unwrap().grown);
+    let facts = disk.metadata().unwrap();
+    let own = rustix::process::geteuid().as_raw();
+    assert_eq!(
+        (facts.mode() & 0o7777, facts.uid(), facts.len()),
+        (0o600, own, 64 << 20)
+    );
+    check(&disk);
+}
+
+/// e2fsck reads the bitmaps of such a file system with a thread for each processor, and gives up when it gets none.
+#[test]
+fn a_disk_of_several_groups_is_grown() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, disk) = (dir.path().join("image"), dir.path().join("disk.ext4"));
+    Cmd::new("truncate")
+        .args(["-s", "16M"])
+        .arg(&image)
+        .run()
+        .unwrap();
+    Cmd::new("mke2fs")
+        .args(["-q", "-F", "-b", "1024", "-g", "1024", "-O", "^flex_bg"])
+        .arg(&image)
+        .run()
+        .unwrap();
+    assert!(clone_rootfs(&image, &disk, 64).unwrap().grown);
+    check(&disk);
 }

@@ -40,10 +40,10 @@ fn modules(dir: &Path, built_in: &[&str]) {
 
 fn rootfs(dir: &Path, leave_out: &str, machine: u16) -> PathBuf {
     let (tree, image) = (dir.join("tree"), dir.join("rootfs.ext4"));
-    for (name, places) in NEEDED.iter().filter(|(name, _)| *name != leave_out) {
-        let file = tree.join(places[0].trim_start_matches('/'));
+    for program in programs::of(Check::Import).filter(|program| program.name != leave_out) {
+        let file = tree.join(program.places[0].trim_start_matches('/'));
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-        let content = if *name == "sshd" {
+        let content = if program.name == "sshd" {
             elf(machine)
         } else {
             b"#!/bin/sh\n".to_vec()
@@ -111,7 +111,7 @@ fn a_good_pair_becomes_an_image_with_its_own_init() {
 
 #[test]
 fn what_a_lease_needs_and_the_image_lacks_is_named() {
-    for (needed, _) in NEEDED {
+    for needed in programs::of(Check::Import).map(|program| program.name) {
         let dir = tempfile::tempdir().unwrap();
         let (_store, result) = import(rootfs(dir.path(), needed, 62), &elf(62));
         let error = result.unwrap_err();
@@ -169,4 +169,159 @@ fn a_kernel_that_has_its_disk_drivers_gets_none() {
     modules(dir.path(), &initrd::ROOT_MODULES);
     let (_store, image) = import_with(rootfs(dir.path(), "", 62), &kernel_with_release(), true);
     assert!(!image.unwrap().initrd().exists());
+}
+
+/// A place of [`rootfs`] for modules whose kernel has none of its drivers, and what would be needed to use them.
+fn hostile(dir: &Path) -> PathBuf {
+    modules(dir, &[]);
+    dir.join("tree/usr/lib/modules").join(RELEASE)
+}
+
+/// The file system of the tree in `dir`, without the check sums that would reveal [`renamed`].
+fn plain_rootfs(dir: &Path) -> PathBuf {
+    // Made anew where there was one.
+    std::fs::remove_file(dir.join("rootfs.ext4")).ok();
+    let image = rootfs(dir, "", 62);
+    Cmd::new("mke2fs")
+        .args(["-q", "-F", "-t", "ext4", "-O", "^metadata_csum,^dir_index", "-d"])
+        .args([&dir.join("tree"), &image])
+        .run()
+        .unwrap();
+    image
+}
+
+/// Gives the entry `from` the name `to` of the same length, which no file system would.
+fn renamed(image: &Path, from: &str, to: &str) {
+    assert_eq!(from.len(), to.len());
+    let mut bytes = std::fs::read(image).unwrap();
+    let found = |bytes: &[u8]| bytes.windows(from.len()).position(|part| part == from.as_bytes());
+    let at = found(&bytes).unwrap();
+    bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+    assert_eq!(found(&bytes), None, "one entry has that name");
+    std::fs::write(image, bytes).unwrap();
+}
+
+fn refusal(image: PathBuf) -> String {
+    let (_store, result) = import_with(image, &kernel_with_release(), true);
+    crabbox_core::fault::chain(&result.unwrap_err())
+}
+
+#[test]
+fn a_name_that_leads_out_of_the_image_writes_nothing_on_this_host() {
+    let dir = tempfile::tempdir().unwrap();
+    let victim = dir.path().join("victim");
+    let name = format!(
+        "{}{}",
+        "../".repeat(14),
+        victim.strip_prefix("/").unwrap().display()
+    );
+    let placeholder = "p".repeat(name.len());
+    // Beside the list, and below the directory of the modules.
+    for place in ["", "kernel"] {
+        let modules = hostile(dir.path()).join(place);
+        std::fs::write(modules.join(&placeholder), "of the image").unwrap();
+        let image = plain_rootfs(dir.path());
+        renamed(&image, &placeholder, &name);
+        let said = refusal(image);
+        assert!(said.contains("has a name that no file can have"), "{said}");
+        assert!(!victim.exists(), "the host was written to");
+        std::fs::remove_dir_all(dir.path().join("tree")).unwrap();
+    }
+}
+
+#[test]
+fn a_line_break_in_a_name_does_not_make_an_entry() {
+    let dir = tempfile::tempdir().unwrap();
+    let modules = hostile(dir.path());
+    std::fs::write(modules.join("kernel/a\nb"), "").unwrap();
+    let said = refusal(plain_rootfs(dir.path()));
+    assert!(said.contains("has a name that no file can have"), "{said}");
+}
+
+#[test]
+fn a_link_and_a_file_under_one_name_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let modules = hostile(dir.path());
+    std::os::unix::fs::symlink("/etc/passwd", modules.join("modules.builtiX")).unwrap();
+    let image = plain_rootfs(dir.path());
+    renamed(&image, "modules.builtiX", "modules.builtin");
+    let said = refusal(image);
+    assert!(said.contains("has \"modules.builtin\" twice"), "{said}");
+}
+
+#[test]
+fn something_else_in_place_of_a_list_or_a_module_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let modules = hostile(dir.path());
+    let list = modules.join("modules.builtin");
+    let zero = |path: &Path| std::os::unix::fs::symlink("/dev/zero", path).unwrap();
+    let pipe = |path: &Path| drop(Cmd::new("mkfifo").arg(path).run().unwrap());
+    let device = |path: &Path| drop(Cmd::new("mknod").arg(path).args(["c", "1", "5"]).run().unwrap());
+    for make in [&zero as &dyn Fn(&Path), &pipe, &device] {
+        std::fs::remove_file(&list).unwrap();
+        make(&list);
+        let said = refusal(plain_rootfs(dir.path()));
+        assert!(
+            said.contains("modules.builtin, which is no regular file"),
+            "{said}"
+        );
+    }
+    std::fs::remove_file(&list).unwrap();
+    std::fs::write(&list, "").unwrap();
+    let module = modules.join("kernel/ext4.ko");
+    std::fs::remove_file(&module).unwrap();
+    zero(&module);
+    let said = refusal(plain_rootfs(dir.path()));
+    assert!(said.contains("there is no regular file of that name"), "{said}");
+}
+
+#[test]
+fn a_file_of_a_terabyte_without_content_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let modules = hostile(dir.path());
+    for name in ["modules.builtin", "kernel/ext4.ko"] {
+        let kept = std::fs::read(modules.join(name)).unwrap();
+        let long = std::fs::File::create(modules.join(name)).unwrap();
+        long.set_len(1 << 40).unwrap();
+        let said = refusal(plain_rootfs(dir.path()));
+        assert!(said.contains("has 1099511627776 bytes, and at most"), "{said}");
+        std::fs::write(modules.join(name), kept).unwrap();
+    }
+}
+
+#[test]
+fn a_directory_in_itself_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    hostile(dir.path());
+    let image = plain_rootfs(dir.path());
+    let place = format!("/usr/lib/modules/{RELEASE}/kernel");
+    Cmd::new("debugfs")
+        .args(["-w", "-R", &format!("ln {place} {place}/again")])
+        .arg(&image)
+        .run()
+        .unwrap();
+    let said = refusal(image);
+    assert!(said.contains("is the same as one above"), "{said}");
+}
+
+#[test]
+fn a_pipe_or_a_device_for_an_image_is_an_error_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe");
+    Cmd::new("mkfifo").arg(&pipe).run().unwrap();
+    for other in [pipe, PathBuf::from("/dev/zero")] {
+        let (_store, result) = import(other.clone(), &elf(62));
+        let said = crabbox_core::fault::chain(&result.unwrap_err());
+        assert!(said.contains("it is no regular file"), "{said}");
+        let recipe = ImportRecipe {
+            name: "mine".to_owned(),
+            kernel: other,
+            rootfs: rootfs(dir.path(), "", 62),
+            guest_binary: None,
+        };
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let said = crabbox_core::fault::chain(&import_ready(&recipe, &store, &|_: &str| {}).unwrap_err());
+        assert!(said.contains("it is no regular file"), "{said}");
+        std::fs::remove_file(&recipe.rootfs).unwrap();
+    }
 }

@@ -6,6 +6,8 @@
 use std::fmt::Write as _;
 use std::io::{Cursor, Write as _};
 
+use crabbox_guest_protocol::image::{BOOTSTRAPPED, READY};
+
 use super::{SeedNetwork, ended};
 
 /// Size of the volume in bytes: with 512 byte clusters the least that is FAT16 (4085 clusters) with room to spare.
@@ -13,12 +15,6 @@ const VOLUME_BYTES: usize = 4 * 1024 * 1024;
 
 /// Serial number of the volume: fixed, so that the same seed gives the same bytes.
 const VOLUME_ID: u32 = 0xc2ab_b0c5;
-
-/// Where the guest notes that it was set up once.
-const MARKER: &str = "/var/lib/crabbox/bootstrapped";
-
-/// The script that says whether a guest can take work; both programs call it.
-const READY_SCRIPT: &str = "/usr/local/bin/crabbox-ready";
 
 /// The seed of one instance of a cloud-init image.
 #[derive(Clone)]
@@ -190,7 +186,7 @@ fn user_data(seed: &NoCloud) -> String {
             "0644",
             port.to_owned(),
         ),
-        (READY_SCRIPT, "0755", ready_script(seed)),
+        (READY, "0755", ready_script(seed)),
     ] {
         line(format!("  - path: {}", quoted(path)));
         line(format!("    permissions: {}", quoted(mode)));
@@ -211,7 +207,7 @@ fn ready_script(seed: &NoCloud) -> String {
          for tool in git rsync curl jq; do\n  \
            command -v \"$tool\" >/dev/null 2>&1 || {{ echo \"crabbox-ready: $tool is missing\"; exit 1; }}\n\
          done\n\
-         [ -e {MARKER} ] || {{ echo 'crabbox-ready: the first boot has not finished'; exit 1; }}\n\
+         [ -e {BOOTSTRAPPED} ] || {{ echo 'crabbox-ready: the first boot has not finished'; exit 1; }}\n\
          [ -w {work_root} ] || {{ echo 'crabbox-ready: the work root is not writable'; exit 1; }}\n",
         work_root = shell_quoted(&seed.work_root),
     )
@@ -253,8 +249,8 @@ fn setup_script(seed: &NoCloud) -> String {
          for unit in ssh sshd; do\n  \
            timeout 30 systemctl enable \"$unit\" && timeout 30 systemctl restart \"$unit\" && break\n\
          done\n\
-         touch {MARKER}\n\
-         {READY_SCRIPT}\n",
+         touch {BOOTSTRAPPED}\n\
+         {READY}\n",
         user = shell_quoted(&seed.user),
         work_root = shell_quoted(&seed.work_root),
     )

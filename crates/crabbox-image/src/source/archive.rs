@@ -1,15 +1,21 @@
-//! A tar archive into a tree: one that is whole, and one that is a layer above others (OCI image specification, `layer.md`).
+//! A tar archive into a tree: one that is whole, and one that is a layer above others (layers of the OCI image specification).
+//!
+//! An archive is believed only when all of it was read and has the digest that it should; what it says of itself is held against a
+//! budget first.
 
-use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
-use tar::{Archive, Entry, EntryType};
+use crabbox_host::archive::{ArchiveError, Member, MemberKind, Reader};
+use crabbox_host::budget::Budget;
+use crabbox_host::digest;
+use crabbox_host::tree::{self, Facts, Kind, Tree};
+use sha2::{Digest as _, Sha256};
 
-use super::tree::{self, Facts, Kind, Tree};
+use super::blobs::Part;
 use super::{SourceError, compression};
 
 /// A file of this name in a layer hides the one without the prefix below it.
@@ -21,23 +27,48 @@ const OPAQUE: &str = ".wh..wh..opq";
 /// Attributes that mean something in a guest; others belong to the host that packed.
 const ATTRIBUTES: [&str; 2] = ["security.capability", "user."];
 
-/// The beginning of such an attribute's name in a PAX header.
-const PAX_ATTRIBUTE: &str = "SCHILY.xattr.";
+/// How many entries one archive may have; the whole of Debian's archive would be fewer.
+const ENTRIES_LIMIT: u64 = 1 << 22;
 
-/// Fills `tree` with the archive `packed`.
-pub(super) fn unpack(name: &str, packed: impl Read, tree: &Tree) -> Result<(), SourceError> {
-    let archive = Named(name);
-    archive.each(packed, |path, entry| archive.put(path, entry, tree))
+/// How many bytes may be behind an archive's end; writers fill up their last record, which is a megabyte at most.
+const REST_LIMIT: u64 = 16 << 20;
+
+/// The digest that an archive must have.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Expected<'a> {
+    /// Of its bytes as they lie there, in hexadecimal digits.
+    Packed(&'a str),
+    /// Of the archive inside of its compression.
+    Content(&'a str),
 }
 
-/// Lays the layer `packed` over `tree`; `packed` is opened twice, because what it hides may be named behind what it brings.
-pub(super) fn apply<R: Read>(
+/// Fills `tree` with the archive in `file`; returns the digest of the bytes that were read.
+pub(super) fn unpack(
     name: &str,
-    mut packed: impl FnMut() -> Result<R, SourceError>,
+    file: File,
     tree: &Tree,
+    budget: &mut Budget,
+) -> Result<String, SourceError> {
+    let archive = Named(name);
+    let bytes = file.metadata().map_err(|source| archive.unread(source))?.len();
+    let content = Box::new(file);
+    let part = Part { content, bytes };
+    archive.each(part, None, |path, member, reader| {
+        archive.put(path, member, reader, tree, budget)
+    })
+}
+
+/// Lays the layer that `open` opens over `tree`. It is read twice, because what it hides may be named behind what it brings, and has to be the one
+/// that is expected each time.
+pub(super) fn apply(
+    name: &str,
+    expected: Expected<'_>,
+    mut open: impl FnMut() -> Result<Part, SourceError>,
+    tree: &Tree,
+    budget: &mut Budget,
 ) -> Result<(), SourceError> {
     let archive = Named(name);
-    archive.each(packed()?, |path, _| {
+    archive.each(open()?, Some(expected), |path, _, _| {
         let Some((dir, hidden)) = whiteout(path) else {
             return Ok(());
         };
@@ -47,10 +78,13 @@ pub(super) fn apply<R: Read>(
         };
         done.map_err(|source| archive.unwritten(path, source))
     })?;
-    archive.each(packed()?, |path, entry| match whiteout(path) {
-        Some(_) => Ok(()),
-        None => archive.put(path, entry, tree),
-    })
+    archive.each(open()?, Some(expected), |path, member, reader| {
+        match whiteout(path) {
+            Some(_) => Ok(()),
+            None => archive.put(path, member, reader, tree, budget),
+        }
+    })?;
+    Ok(())
 }
 
 /// The directory and the hidden name of a whiteout; no name means that all of it is hidden.
@@ -60,7 +94,9 @@ fn whiteout(path: &Path) -> Option<(&Path, Option<&OsStr>)> {
         return Some((dir, None));
     }
     let hidden = name.as_bytes().strip_prefix(WHITEOUT.as_bytes())?;
-    Some((dir, Some(OsStr::from_bytes(hidden))))
+    // A name of its own: `.wh..` would hide the directory that it is in, `.wh...` the one above.
+    let is_name = !matches!(hidden, b"" | b"." | b"..");
+    is_name.then(|| (dir, Some(OsStr::from_bytes(hidden))))
 }
 
 /// An archive's name, for what is wrong in it.
@@ -82,145 +118,223 @@ impl Named<'_> {
         }
     }
 
-    fn inside(&self, path: &Path) -> Result<PathBuf, SourceError> {
+    fn failed(&self, error: ArchiveError) -> SourceError {
+        match error {
+            ArchiveError::Read(source) => self.unread(source),
+            ArchiveError::Write { path, source } => {
+                self.unwritten(Path::new(OsStr::from_bytes(&path)), source)
+            }
+            ArchiveError::Over { path, over } => SourceError::Over {
+                archive: self.0.to_owned(),
+                entry: String::from_utf8_lossy(&path).into_owned(),
+                source: over,
+            },
+            source => SourceError::Archive {
+                archive: self.0.to_owned(),
+                source,
+            },
+        }
+    }
+
+    fn inside(&self, path: &[u8]) -> Result<PathBuf, SourceError> {
+        let path = Path::new(OsStr::from_bytes(path));
         tree::inside(path).map_err(|tree::Leaves| SourceError::Escape {
             archive: self.0.to_owned(),
             entry: path.display().to_string(),
         })
     }
 
-    /// Calls `act` with every entry and its name in the tree; an archive without its end is an error.
-    fn each<'a>(
+    /// Calls `act` with every entry and its name in the tree, and returns the digest of the bytes in `part`. An archive without its end is
+    /// an error; for a damaged one, that it is not the expected is the better one.
+    fn each(
         &self,
-        packed: impl Read + 'a,
-        mut act: impl FnMut(&Path, &mut Entry<'_, Watched<'a>>) -> Result<(), SourceError>,
-    ) -> Result<(), SourceError> {
-        let inner = compression::reader(packed).map_err(|source| self.unread(source))?;
-        let over = Rc::new(Cell::new(false));
-        let mut archive = Archive::new(Watched {
-            inner,
-            over: Rc::clone(&over),
-        });
-        for entry in archive.entries().map_err(|source| self.unread(source))? {
-            let mut entry = entry.map_err(|source| self.unread(source))?;
-            let path = entry.path().map_err(|source| self.unread(source))?.into_owned();
-            if entry.header().entry_type() != EntryType::XGlobalHeader {
-                act(&self.inside(&path)?, &mut entry)?;
-            }
+        part: Part,
+        expected: Option<Expected<'_>>,
+        mut act: impl FnMut(&Path, &Member, &mut Reader<&mut Watched<'_>>) -> Result<(), SourceError>,
+    ) -> Result<String, SourceError> {
+        let unread = |source| self.unread(source);
+        let of_content = matches!(expected, Some(Expected::Content(_)));
+        let mut packed = Hashed::new(part.content.take(part.bytes), !of_content);
+        let (read, content) = {
+            let inner = compression::reader(&mut packed).map_err(unread)?;
+            let mut content = Watched {
+                inner: Hashed::new(inner, of_content),
+                is_over: false,
+            };
+            let read = self.walk(&mut content, &mut act);
+            let read = read.and_then(|()| self.pass_rest(&mut content));
+            (read, content.inner.digest())
+        };
+        let is_damaged = matches!(read, Err(SourceError::Read { .. } | SourceError::Archive { .. }));
+        if read.is_err() && !(is_damaged && matches!(expected, Some(Expected::Packed(_)))) {
+            return read.map(|()| String::new());
         }
-        // An archive ends in blocks of zeros, behind which nobody looks: who met the end of the file before lost something.
-        if over.get() {
+        io::copy(&mut packed, &mut io::sink()).map_err(unread)?;
+        let found = if of_content { content } else { packed.digest() };
+        match expected {
+            Some(Expected::Packed(digits) | Expected::Content(digits)) if digits != found => {
+                Err(SourceError::Digest {
+                    archive: self.0.to_owned(),
+                    blob: format!("sha256:{digits}"),
+                    found,
+                })
+            }
+            _ => read.map(|()| found),
+        }
+    }
+
+    fn walk<'w>(
+        &self,
+        content: &mut Watched<'w>,
+        act: &mut impl FnMut(&Path, &Member, &mut Reader<&mut Watched<'w>>) -> Result<(), SourceError>,
+    ) -> Result<(), SourceError> {
+        let mut reader = Reader::new(&mut *content);
+        let mut entries = 0;
+        while let Some(member) = reader.next_member().map_err(|error| self.failed(error))? {
+            entries += 1;
+            if entries > ENTRIES_LIMIT {
+                return Err(SourceError::TooMany {
+                    archive: self.0.to_owned(),
+                    limit: ENTRIES_LIMIT,
+                });
+            }
+            act(&self.inside(&member.path)?, &member, &mut reader)?;
+        }
+        // An archive ends in blocks of zeros: who met the end of the file before them lost something.
+        if content.is_over {
             return Err(self.unread(io::ErrorKind::UnexpectedEof.into()));
         }
-        // The rest is read for the check sums that compression has at its end.
-        io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(|source| self.unread(source))?;
         Ok(())
     }
 
-    fn put(&self, path: &Path, entry: &mut Entry<'_, Watched<'_>>, tree: &Tree) -> Result<(), SourceError> {
-        let unread = |source| self.unread(source);
-        let header = entry.header().clone();
+    /// Reads what is behind the archive's end: compression has its check sums there.
+    fn pass_rest(&self, content: &mut Watched<'_>) -> Result<(), SourceError> {
+        let passed = io::copy(&mut content.by_ref().take(REST_LIMIT + 1), &mut io::sink());
+        if passed.map_err(|source| self.unread(source))? <= REST_LIMIT {
+            return Ok(());
+        }
+        let why = format!("more than {REST_LIMIT} bytes are behind its end");
+        Err(self.unread(io::Error::new(io::ErrorKind::FileTooLarge, why)))
+    }
+
+    fn put(
+        &self,
+        path: &Path,
+        member: &Member,
+        reader: &mut Reader<&mut Watched<'_>>,
+        tree: &Tree,
+        budget: &mut Budget,
+    ) -> Result<(), SourceError> {
         let mut facts = Facts {
-            mode: header.mode().map_err(unread)?,
-            uid: narrow(header.uid().map_err(unread)?),
-            gid: narrow(header.gid().map_err(unread)?),
-            modified: i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(0),
+            mode: member.mode,
+            uid: self.owner(path, member.uid)?,
+            gid: self.owner(path, member.gid)?,
+            modified: member.mtime,
             attributes: Vec::new(),
         };
-        let target = entry
-            .link_name()
-            .map_err(unread)?
-            .map(std::borrow::Cow::into_owned);
-        let written = match (header.entry_type(), &target) {
-            (EntryType::Directory, _) => tree.put(path, Kind::Directory, &facts),
-            (EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse, _) => {
-                facts.attributes = attributes(entry).map_err(unread)?;
-                let mut broken = None;
-                let mut content = Blamed {
-                    inner: entry,
-                    broken: &mut broken,
+        let target = Path::new(OsStr::from_bytes(&member.link));
+        let entry = || path.display().to_string();
+        let archive = || self.0.to_owned();
+        let written = match member.kind {
+            MemberKind::Directory => tree.put(path, Kind::Directory, &facts),
+            MemberKind::File => {
+                facts.attributes = attributes(member);
+                let mut failed = None;
+                let mut fill = |file: &mut File| {
+                    reader.extract(member, file, budget).map_err(|error| {
+                        failed = Some(error);
+                        io::Error::from(io::ErrorKind::Other)
+                    })
                 };
-                let written = tree.put(path, Kind::File(&mut content), &facts);
-                // What failed while it was read is the archive's fault and not the disk's.
-                if let Some(source) = broken {
-                    return Err(unread(source));
+                let written = tree.put(path, Kind::File(&mut fill), &facts);
+                // What the archive is to blame for is distinguished from what the disk is.
+                if let Some(error) = failed {
+                    return Err(self.failed(error));
                 }
                 written
             }
-            (EntryType::Symlink, Some(target)) => tree.put(path, Kind::Symlink(target), &facts),
-            (EntryType::Link, Some(target)) => {
-                let target = self.inside(target)?;
+            MemberKind::Symlink if !member.link.is_empty() => tree.put(path, Kind::Symlink(target), &facts),
+            MemberKind::HardLink if !member.link.is_empty() => {
+                let target = self.inside(&member.link)?;
                 tree.put(path, Kind::Link(&target), &facts)
             }
-            (EntryType::Fifo, _) => tree.put(path, Kind::Fifo, &facts),
-            (EntryType::Char | EntryType::Block, _) if path.starts_with("dev") => Ok(()),
-            (EntryType::Char | EntryType::Block, _) => {
+            MemberKind::Fifo => tree.put(path, Kind::Fifo, &facts),
+            MemberKind::CharDevice | MemberKind::BlockDevice if path.starts_with("dev") => Ok(()),
+            MemberKind::CharDevice | MemberKind::BlockDevice => {
                 return Err(SourceError::Device {
-                    archive: self.0.to_owned(),
-                    entry: path.display().to_string(),
+                    archive: archive(),
+                    entry: entry(),
                 });
             }
-            _ => {
+            MemberKind::Symlink | MemberKind::HardLink | MemberKind::Other(_) => {
                 return Err(SourceError::Kind {
-                    archive: self.0.to_owned(),
-                    entry: path.display().to_string(),
+                    archive: archive(),
+                    entry: entry(),
                 });
             }
         };
         written.map_err(|source| self.unwritten(path, source))
     }
-}
 
-/// Owners beyond 32 bits do not exist on Linux.
-fn narrow(id: u64) -> u32 {
-    u32::try_from(id).unwrap_or(0)
-}
-
-fn attributes(entry: &mut Entry<'_, Watched<'_>>) -> io::Result<Vec<(OsString, Vec<u8>)>> {
-    let mut found = Vec::new();
-    for extension in entry.pax_extensions()?.into_iter().flatten() {
-        let extension = extension?;
-        let name = extension.key_bytes().strip_prefix(PAX_ATTRIBUTE.as_bytes());
-        if let Some(name) = name.and_then(|name| std::str::from_utf8(name).ok())
-            && ATTRIBUTES.iter().any(|kept| name.starts_with(kept))
-        {
-            found.push((OsString::from(name), extension.value_bytes().to_vec()));
-        }
+    /// Owners beyond 32 bits do not exist on Linux, and the last of 32 bits is nobody's.
+    fn owner(&self, path: &Path, id: u64) -> Result<u32, SourceError> {
+        let narrow = u32::try_from(id).ok().filter(|id| *id != u32::MAX);
+        narrow.ok_or_else(|| SourceError::Owner {
+            archive: self.0.to_owned(),
+            entry: path.display().to_string(),
+            id,
+        })
     }
-    Ok(found)
 }
 
-/// An entry's content, with what went wrong while it was read. An archive that ends inside it is told when all is read.
-struct Blamed<'a, R> {
-    inner: R,
-    broken: &'a mut Option<io::Error>,
+fn attributes(member: &Member) -> Vec<(OsString, Vec<u8>)> {
+    let known = |name: &[u8]| ATTRIBUTES.iter().any(|kept| name.starts_with(kept.as_bytes()));
+    let kept = member.xattrs.iter().filter(|(name, _)| known(name));
+    kept.map(|(name, value)| (OsStr::from_bytes(name).to_owned(), value.clone()))
+        .collect()
 }
 
-/// Notes when its end was met.
+/// The bytes inside of a compression, with a note of their end.
 struct Watched<'a> {
-    inner: Box<dyn Read + 'a>,
-    over: Rc<Cell<bool>>,
+    inner: Hashed<Box<dyn Read + 'a>>,
+    is_over: bool,
 }
 
 impl Read for Watched<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        if count == 0 && !buffer.is_empty() {
-            self.over.set(true);
-        }
+        self.is_over |= count == 0 && !buffer.is_empty();
         Ok(count)
     }
 }
 
-impl<R: Read> Read for Blamed<'_, R> {
+/// Bytes with the digest of all that was read of them, where it is wanted.
+struct Hashed<R> {
+    inner: R,
+    state: Option<Sha256>,
+}
+
+impl<R> Hashed<R> {
+    fn new(inner: R, is_wanted: bool) -> Self {
+        let state = is_wanted.then(Sha256::new);
+        Self { inner, state }
+    }
+
+    /// In hexadecimal digits; none where it was not wanted.
+    fn digest(&self) -> String {
+        let state = self.state.clone();
+        state
+            .map(|state| digest::hex(&state.finalize()))
+            .unwrap_or_default()
+    }
+}
+
+impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.inner.read(buffer) {
-            Ok(count) => Ok(count),
-            Err(error) => {
-                let again = io::Error::from(error.kind());
-                *self.broken = Some(error);
-                Err(again)
-            }
+        let count = self.inner.read(buffer)?;
+        if let Some(state) = &mut self.state {
+            state.update(&buffer[..count]);
         }
+        Ok(count)
     }
 }

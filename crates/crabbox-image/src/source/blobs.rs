@@ -1,17 +1,26 @@
 //! The parts of an image on disk, by name: files of a directory, or members of a tar archive, read where they lie.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Seek as _, SeekFrom};
+use std::io::{self, BufReader, Read, Seek as _, SeekFrom};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
+use crabbox_host::archive::{MemberKind, Reader};
+use crabbox_host::budget::{self, Budget};
 use crabbox_host::files::FileError;
-use tar::EntryType;
+use crabbox_host::tree::{self, Tree};
 
-use super::{SourceError, compression, tree};
+use super::{SourceError, compression};
 
 /// Documents are small; a larger one is no document.
 const DOCUMENT_LIMIT: u64 = 16 << 20;
+
+/// How many parts an archive may have; an image has some dozens.
+const MEMBERS_LIMIT: usize = 1 << 16;
 
 /// How many links may lead from a name to its content.
 const LINK_LIMIT: usize = 8;
@@ -25,7 +34,7 @@ pub(super) struct Blobs {
 
 #[derive(Debug)]
 enum Place {
-    Directory(PathBuf),
+    Directory(Tree),
     Archive {
         file: PathBuf,
         members: BTreeMap<PathBuf, Member>,
@@ -40,10 +49,10 @@ enum Member {
 
 impl Blobs {
     /// The parts in `path`; an archive that is compressed as a whole is unpacked into `scratch` first.
-    pub(super) fn open(path: &Path, scratch: &Path) -> Result<Self, SourceError> {
+    pub(super) fn open(path: &Path, scratch: &Path, budget: &mut Budget) -> Result<Self, SourceError> {
         let name = path.display().to_string();
-        if path.is_dir() {
-            let place = Place::Directory(path.to_owned());
+        if let Some(dir) = super::directory(path)? {
+            let place = Place::Directory(dir);
             return Ok(Self { name, place });
         }
         let unread = |source| SourceError::Read {
@@ -55,9 +64,10 @@ impl Blobs {
         let file = if compression::is_compressed(&head[..length]) {
             let plain = scratch.join("archive.tar");
             let fail = |source| FileError::io("write", &plain, source);
-            let mut target = File::create_new(&plain).map_err(fail)?;
+            let target = create_new(&plain).map_err(fail)?;
             let mut content = compression::reader(super::open(path)?).map_err(unread)?;
-            io::copy(&mut content, &mut target).map_err(unread)?;
+            budget::fill(&mut content, &target, 0, budget)
+                .map_err(|error| super::unfilled(&name, &plain, error))?;
             plain
         } else {
             path.to_owned()
@@ -73,25 +83,24 @@ impl Blobs {
     }
 
     /// Opens the part `name`.
-    pub(super) fn read(&self, name: &str) -> Result<Box<dyn Read>, SourceError> {
+    pub(super) fn read(&self, name: &str) -> Result<Part, SourceError> {
         let missing = || SourceError::NoBlob {
             archive: self.name.clone(),
             blob: name.to_owned(),
         };
-        let path = tree::inside(Path::new(name)).map_err(|tree::Leaves| SourceError::Escape {
+        let mut path = tree::inside(Path::new(name)).map_err(|tree::Leaves| SourceError::Escape {
             archive: self.name.clone(),
             entry: name.to_owned(),
         })?;
         match &self.place {
             Place::Directory(dir) => {
-                let path = dir.join(path);
-                if !path.is_file() {
-                    return Err(missing());
-                }
-                Ok(Box::new(super::open(&path)?))
+                let fail = |source| FileError::io("open", &dir.shown(&path), source);
+                let file = dir.file(&path).map_err(fail)?.ok_or_else(missing)?;
+                let bytes = file.metadata().map_err(fail)?.len();
+                let content = Box::new(file);
+                Ok(Part { content, bytes })
             }
             Place::Archive { file, members } => {
-                let mut path = path;
                 for _ in 0..LINK_LIMIT {
                     match members.get(&path).ok_or_else(missing)? {
                         Member::Link(target) => path.clone_from(target),
@@ -100,7 +109,8 @@ impl Blobs {
                             content
                                 .seek(SeekFrom::Start(*offset))
                                 .map_err(|source| FileError::io("read", file, source))?;
-                            return Ok(Box::new(content.take(*bytes)));
+                            let (content, bytes) = (Box::new(content), *bytes);
+                            return Ok(Part { content, bytes });
                         }
                     }
                 }
@@ -111,48 +121,95 @@ impl Blobs {
 
     /// The whole of the small part `name`.
     pub(super) fn document(&self, name: &str) -> Result<Vec<u8>, SourceError> {
+        let part = self.read(name)?;
+        let unread = |source| SourceError::Read {
+            archive: self.name.clone(),
+            source,
+        };
+        if part.bytes > DOCUMENT_LIMIT {
+            let why = format!("{name} has more than {DOCUMENT_LIMIT} bytes");
+            return Err(unread(io::Error::new(io::ErrorKind::FileTooLarge, why)));
+        }
         let mut text = Vec::new();
-        self.read(name)?
-            .take(DOCUMENT_LIMIT)
+        part.content
+            .take(part.bytes)
             .read_to_end(&mut text)
-            .map_err(|source| SourceError::Read {
-                archive: self.name.clone(),
-                source,
-            })?;
+            .map_err(unread)?;
         Ok(text)
     }
 }
 
+/// A part that is being read.
+pub(super) struct Part {
+    pub(super) content: Box<dyn Read>,
+    /// How many bytes it has.
+    pub(super) bytes: u64,
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the file is in a scratch directory of ours, under a name of ours"
+)]
+fn create_new(path: &Path) -> io::Result<File> {
+    File::create_new(path)
+}
+
 fn members(name: &str, file: &Path) -> Result<BTreeMap<PathBuf, Member>, SourceError> {
-    let unread = |source| SourceError::Read {
+    let failed = |source| SourceError::Archive {
         archive: name.to_owned(),
         source,
     };
     let mut members = BTreeMap::new();
-    let mut archive = tar::Archive::new(super::open(file)?);
-    for entry in archive.entries_with_seek().map_err(unread)? {
-        let entry = entry.map_err(unread)?;
-        let path = entry.path().map_err(unread)?.into_owned();
-        let Ok(path) = tree::inside(&path) else { continue };
-        let member = match (entry.header().entry_type(), entry.link_name().map_err(unread)?) {
-            (EntryType::Regular | EntryType::Continuous, _) => Member::Content {
-                offset: entry.raw_file_position(),
-                bytes: entry.size(),
+    let at = Rc::new(Cell::new(0));
+    let mut archive = Reader::new(Counted {
+        inner: BufReader::with_capacity(1 << 20, super::open(file)?),
+        at: Rc::clone(&at),
+    });
+    while let Some(member) = archive.next_member().map_err(failed)? {
+        let path_of = |text: &[u8]| PathBuf::from(OsStr::from_bytes(text));
+        let Ok(path) = tree::inside(&path_of(&member.path)) else {
+            continue;
+        };
+        let found = match member.kind {
+            // One with holes is put together by nobody who writes images.
+            MemberKind::File if member.pieces.is_none() => Member::Content {
+                offset: at.get(),
+                bytes: member.size,
             },
             // A link's target is relative to its own directory, as `docker save` writes layers that it has twice.
-            (EntryType::Symlink, Some(target)) => match joined(&path, &target) {
+            MemberKind::Symlink => match joined(&path, &path_of(&member.link)) {
                 Some(target) => Member::Link(target),
                 None => continue,
             },
-            (EntryType::Link, Some(target)) => match tree::inside(&target) {
+            MemberKind::HardLink => match tree::inside(&path_of(&member.link)) {
                 Ok(target) => Member::Link(target),
                 Err(tree::Leaves) => continue,
             },
             _ => continue,
         };
-        members.insert(path, member);
+        if members.len() >= MEMBERS_LIMIT {
+            return Err(SourceError::TooMany {
+                archive: name.to_owned(),
+                limit: MEMBERS_LIMIT as u64,
+            });
+        }
+        members.insert(path, found);
     }
     Ok(members)
+}
+
+/// A file, with how far it was read.
+struct Counted<R> {
+    inner: R,
+    at: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.at.set(self.at.get() + count as u64);
+        Ok(count)
+    }
 }
 
 /// `target` seen from the directory of `path`, with `..` taken literally; `None` when it leaves the archive.

@@ -1,4 +1,4 @@
-//! Archives and layers, whatever they are compressed with: told by their first bytes, never by a name or media type.
+//! Archives and layers, whatever they are compressed with: recognised by their first bytes, never by a name or media type.
 
 use std::io::{self, BufRead, BufReader, Read};
 

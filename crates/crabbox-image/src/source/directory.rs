@@ -1,123 +1,157 @@
-//! A root tree in a directory of this host, copied with owners, modes and hard links. The original is only read.
+//! A root tree in a directory of this host, copied with owners, modes and hard links. The original is only read, and never through a
+//! link of it.
 
 use std::collections::BTreeMap;
-use std::fs::{File, Metadata};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+use crabbox_host::budget::{self, Budget};
+use crabbox_host::tree::{Facts, Kind, Tree};
+use rustix::fs::{FileType, Stat};
+
 use super::SourceError;
-use super::tree::{Facts, Kind, Tree};
 
 /// The one attribute that packages set: what a program may do without being root's.
 const CAPABILITY: &str = "security.capability";
 
 /// Copies everything in `from`, and nothing that is mounted below it.
-pub(super) fn copy(from: &Path, tree: &Tree) -> Result<(), SourceError> {
-    let facts = look(from)?;
+pub(super) fn copy(from: &Path, tree: &Tree, budget: &mut Budget) -> Result<(), SourceError> {
+    let from = Tree::open(from)?;
     let mut copying = Copying {
-        from,
-        device: facts.dev(),
+        device: 0,
+        from: &from,
         names: BTreeMap::new(),
         tree,
+        budget,
     };
+    let facts = copying.look(Path::new(""))?;
+    copying.device = facts.st_dev;
     copying.directory(Path::new(""), &facts)
 }
 
 struct Copying<'a> {
-    from: &'a Path,
+    from: &'a Tree,
     device: u64,
     /// The first name of each file that has several, by inode.
     names: BTreeMap<u64, PathBuf>,
     tree: &'a Tree,
+    budget: &'a mut Budget,
 }
 
 impl Copying<'_> {
-    fn directory(&mut self, path: &Path, facts: &Metadata) -> Result<(), SourceError> {
+    fn directory(&mut self, path: &Path, facts: &Stat) -> Result<(), SourceError> {
         self.put(path, Kind::Directory, &kept(facts))?;
-        if facts.dev() != self.device {
+        if facts.st_dev != self.device {
             return Ok(());
         }
-        let dir = self.from.join(path);
-        let unread = |source| self.unread(source);
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&dir).map_err(unread)? {
-            names.push(entry.map_err(unread)?.file_name());
-        }
         // In one order, whatever the file system's is: the same tree gives the same image.
-        names.sort();
-        for name in names {
+        for name in self.from.names(path).map_err(|source| self.unread(source))? {
             self.entry(&path.join(name))?;
         }
         Ok(())
     }
 
     fn entry(&mut self, path: &Path) -> Result<(), SourceError> {
-        let place = self.from.join(path);
-        let facts = look(&place)?;
-        let kind = facts.file_type();
+        let facts = self.look(path)?;
+        let kind = FileType::from_raw_mode(facts.st_mode);
         if kind.is_dir() {
             return self.directory(path, &facts);
         }
-        if facts.nlink() > 1
-            && let Some(first) = self.names.get(&facts.ino())
+        if facts.st_nlink > 1
+            && let Some(first) = self.names.get(&facts.st_ino)
         {
             return self.put(path, Kind::Link(first), &kept(&facts));
         }
-        self.names.insert(facts.ino(), path.to_owned());
-        if kind.is_symlink() {
-            let target = std::fs::read_link(&place).map_err(|source| self.unread(source))?;
-            self.put(path, Kind::Symlink(&target), &kept(&facts))
-        } else if kind.is_file() {
-            let mut file = File::open(&place).map_err(|source| self.unread(source))?;
-            let mut kept = kept(&facts);
-            let mut value = vec![0; 256];
-            if let Ok(length) = rustix::fs::fgetxattr(&file, CAPABILITY, &mut value) {
-                value.truncate(length);
-                kept.attributes.push((CAPABILITY.into(), value));
+        self.names.insert(facts.st_ino, path.to_owned());
+        match kind {
+            FileType::Symlink => {
+                let target = self
+                    .from
+                    .link_target(path)
+                    .map_err(|source| self.unread(source))?;
+                self.put(path, Kind::Symlink(&target), &kept(&facts))
             }
-            self.put(path, Kind::File(&mut file), &kept)
-        } else if kind.is_fifo() {
-            self.put(path, Kind::Fifo, &kept(&facts))
-        } else if kind.is_socket() || path.starts_with("dev") {
+            FileType::RegularFile => self.file(path, &facts),
+            FileType::Fifo => self.put(path, Kind::Fifo, &kept(&facts)),
             // A socket is nothing without its process, and every guest makes its devices anew.
-            Ok(())
-        } else {
-            Err(SourceError::Device {
-                archive: self.from.display().to_string(),
+            FileType::Socket => Ok(()),
+            _ if path.starts_with("dev") => Ok(()),
+            _ => Err(SourceError::Device {
+                archive: self.from.path().display().to_string(),
                 entry: path.display().to_string(),
-            })
+            }),
         }
+    }
+
+    fn file(&mut self, path: &Path, facts: &Stat) -> Result<(), SourceError> {
+        let opened = self.from.plain_file(path).map_err(|source| self.unread(source))?;
+        // It was a file a moment ago.
+        let mut file = opened.ok_or_else(|| self.unread(io::ErrorKind::NotFound.into()))?;
+        let mut kept = kept(facts);
+        let mut value = vec![0; 256];
+        if let Ok(length) = rustix::fs::fgetxattr(&file, CAPABILITY, &mut value) {
+            value.truncate(length);
+            kept.attributes.push((CAPABILITY.into(), value));
+        }
+        let archive = self.from.path().display().to_string();
+        let entry = path.display().to_string();
+        let length = u64::try_from(facts.st_size).unwrap_or(u64::MAX);
+        // Before any of it is read: a file may be nothing but a hole of any length.
+        self.budget.allows(length).map_err(|source| SourceError::Over {
+            archive: archive.clone(),
+            entry: entry.clone(),
+            source,
+        })?;
+        let (budget, mut failed) = (&mut *self.budget, None);
+        let mut fill = |target: &mut File| {
+            let filled = budget::fill(&mut (&mut file).take(length), target, 0, budget);
+            filled.map(drop).map_err(|error| {
+                failed = Some(error);
+                io::Error::from(io::ErrorKind::Other)
+            })
+        };
+        let written = self.tree.put(path, Kind::File(&mut fill), &kept);
+        if let Some(error) = failed {
+            return Err(super::unfilled(&archive, path, error));
+        }
+        written.map_err(|source| SourceError::Write {
+            archive,
+            entry,
+            source,
+        })
+    }
+
+    fn look(&self, path: &Path) -> Result<Stat, SourceError> {
+        let place = || self.from.shown(path);
+        let looked = self.from.look(path);
+        Ok(looked.map_err(|source| crabbox_host::files::FileError::io("look at", &place(), source))?)
     }
 
     fn put(&self, path: &Path, kind: Kind<'_>, facts: &Facts) -> Result<(), SourceError> {
         self.tree
             .put(path, kind, facts)
             .map_err(|source| SourceError::Write {
-                archive: self.from.display().to_string(),
+                archive: self.from.path().display().to_string(),
                 entry: path.display().to_string(),
                 source,
             })
     }
 
-    fn unread(&self, source: std::io::Error) -> SourceError {
+    fn unread(&self, source: io::Error) -> SourceError {
         SourceError::Read {
-            archive: self.from.display().to_string(),
+            archive: self.from.path().display().to_string(),
             source,
         }
     }
 }
 
-fn look(path: &Path) -> Result<Metadata, SourceError> {
-    Ok(std::fs::symlink_metadata(path)
-        .map_err(|source| crabbox_host::files::FileError::io("look at", path, source))?)
-}
-
-fn kept(facts: &Metadata) -> Facts {
+fn kept(facts: &Stat) -> Facts {
     Facts {
-        mode: facts.mode(),
-        uid: facts.uid(),
-        gid: facts.gid(),
-        modified: facts.mtime(),
+        mode: facts.st_mode,
+        uid: facts.st_uid,
+        gid: facts.st_gid,
+        modified: facts.st_mtime,
         attributes: Vec::new(),
     }
 }

@@ -1,20 +1,20 @@
 //! Images in the formats of containers: OCI image layouts and what `docker save` writes, on disk, nothing fetched.
 //!
-//! Every part is read once for its digest before it is believed. The formats are those of the OCI image specification 1.1
-//! (`image-layout.md`, `image-index.md`, `manifest.md`, `config.md`); of a configuration only platform and layers count, because
-//! a lease runs its user's commands and not the image's.
+//! Every part has the digest that is expected of it each time that it is read, and of the same bytes that are used. The formats are those of the OCI image specification 1.1
+//! (layout, index, manifest, configuration); of a configuration only platform and layers count, because a lease runs its user's
+//! commands and not the image's.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
 
+use crabbox_host::budget::Budget;
 use crabbox_host::digest;
+use crabbox_host::tree::Tree;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use sha2::{Digest as _, Sha256};
 
+use super::archive::Expected;
 use super::blobs::Blobs;
-use super::tree::Tree;
-use super::{SourceError, archive, compression};
+use super::{SourceError, archive};
 
 /// The file that says that a directory is a layout.
 pub(super) const LAYOUT: &str = "oci-layout";
@@ -78,8 +78,13 @@ struct Saved {
     layers: Vec<String>,
 }
 
-/// Lays the layers of the image `tag` of a layout over each other; answers the digest of its manifest.
-pub(super) fn unpack_layout(blobs: &Blobs, tag: Option<&str>, tree: &Tree) -> Result<String, SourceError> {
+/// Lays the layers of the image `tag` of a layout over each other; returns the digest of its manifest.
+pub(super) fn unpack_layout(
+    blobs: &Blobs,
+    tag: Option<&str>,
+    tree: &Tree,
+    budget: &mut Budget,
+) -> Result<String, SourceError> {
     let index: Index = parse(blobs, "index.json", &blobs.document("index.json")?)?;
     let chosen = by_tag(blobs, index.manifests, tag)?;
     let descriptor = for_this_host(blobs, chosen, 0)?;
@@ -88,15 +93,20 @@ pub(super) fn unpack_layout(blobs: &Blobs, tag: Option<&str>, tree: &Tree) -> Re
     check_platform(blobs, &config.platform)?;
     for layer in &manifest.layers {
         let blob = blob_name(blobs, &layer.digest)?;
-        check(blobs, &layer.digest, blobs.read(&blob)?)?;
         let name = format!("layer {} of {}", layer.digest, blobs.name());
-        archive::apply(&name, || blobs.read(&blob), tree)?;
+        let expected = Expected::Packed(hexadecimal(blobs, &layer.digest)?);
+        archive::apply(&name, expected, || blobs.read(&blob), tree, budget)?;
     }
     Ok(descriptor.digest)
 }
 
-/// The same for an archive of `docker save`; answers the digest of its configuration, which is the image's id.
-pub(super) fn unpack_docker(blobs: &Blobs, tag: Option<&str>, tree: &Tree) -> Result<String, SourceError> {
+/// The same for an archive of `docker save`; returns the digest of its configuration, which is the image's id.
+pub(super) fn unpack_docker(
+    blobs: &Blobs,
+    tag: Option<&str>,
+    tree: &Tree,
+    budget: &mut Budget,
+) -> Result<String, SourceError> {
     let saved: Vec<Saved> = parse(blobs, "manifest.json", &blobs.document("manifest.json")?)?;
     let tags = |one: &Saved| one.repo_tags.clone().unwrap_or_default();
     let have: Vec<String> = saved.iter().flat_map(tags).collect();
@@ -120,9 +130,8 @@ pub(super) fn unpack_docker(blobs: &Blobs, tag: Option<&str>, tree: &Tree) -> Re
     }
     for (layer, diff_id) in image.layers.iter().zip(&config.rootfs.diff_ids) {
         let name = format!("layer {layer} of {}", blobs.name());
-        let plain = compression::reader(blobs.read(layer)?).map_err(|source| unread(&name, source))?;
-        check(blobs, diff_id, plain)?;
-        archive::apply(&name, || blobs.read(layer), tree)?;
+        let expected = Expected::Content(hexadecimal(blobs, diff_id)?);
+        archive::apply(&name, expected, || blobs.read(layer), tree, budget)?;
     }
     Ok(format!("sha256:{}", digest::sha256(&text)))
 }
@@ -230,7 +239,7 @@ fn hexadecimal<'a>(blobs: &Blobs, digest: &'a str) -> Result<&'a str, SourceErro
 fn checked_document<T: DeserializeOwned>(blobs: &Blobs, digest: &str) -> Result<T, SourceError> {
     let name = blob_name(blobs, digest)?;
     let text = blobs.document(&name)?;
-    check(blobs, digest, text.as_slice())?;
+    check(blobs, digest, &text)?;
     parse(blobs, &name, &text)
 }
 
@@ -242,20 +251,10 @@ fn parse<T: DeserializeOwned>(blobs: &Blobs, name: &str, text: &[u8]) -> Result<
     })
 }
 
-/// Reads `content` to its end; it must have `digest`.
-fn check(blobs: &Blobs, digest: &str, mut content: impl Read) -> Result<(), SourceError> {
+/// `content` must have `digest`.
+fn check(blobs: &Blobs, digest: &str, content: &[u8]) -> Result<(), SourceError> {
     let expected = hexadecimal(blobs, digest)?;
-    let mut state = Sha256::new();
-    let mut chunk = vec![0; 256 * 1024];
-    loop {
-        match content.read(&mut chunk) {
-            Ok(0) => break,
-            Ok(count) => state.update(&chunk[..count]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(source) => return Err(unread(&format!("{digest} of {}", blobs.name()), source)),
-        }
-    }
-    let found = digest::hex(&state.finalize());
+    let found = digest::sha256(content);
     if found == expected {
         return Ok(());
     }
@@ -264,11 +263,4 @@ fn check(blobs: &Blobs, digest: &str, mut content: impl Read) -> Result<(), Sour
         blob: digest.to_owned(),
         found,
     })
-}
-
-fn unread(archive: &str, source: io::Error) -> SourceError {
-    SourceError::Read {
-        archive: archive.to_owned(),
-        source,
-    }
 }

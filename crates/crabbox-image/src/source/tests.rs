@@ -5,10 +5,15 @@ use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
 use crabbox_host::command::Cmd;
+use crabbox_host::digest;
 use serde_json::json;
 use tar::{Builder, EntryType, Header};
 
+use std::io;
+
 use super::*;
+
+mod hostile;
 
 /// A layer: `(name, content)`; the content `-> x` is a symbolic link, `=> x` a hard link, `dir`, `char` and `fifo` are such.
 fn layer(entries: &[(&str, &str)]) -> Vec<u8> {
@@ -61,7 +66,7 @@ fn packed(program: &str, bytes: &[u8]) -> Vec<u8> {
         .stdout
 }
 
-/// An OCI layout of `layers` at `dir` for `architecture`, with the tag `one`; answers the blobs' digests.
+/// An OCI layout of `layers` at `dir` for `architecture`, with the tag `one`; returns the blobs' digests.
 fn layout(dir: &Path, architecture: &str, layers: &[Vec<u8>]) -> Vec<String> {
     let blobs = dir.join("blobs/sha256");
     std::fs::create_dir_all(&blobs).unwrap();
@@ -106,7 +111,8 @@ impl Place {
     fn unpack(&self, source: &str) -> Result<PathBuf, SourceError> {
         let root = self.path("root");
         std::fs::remove_dir_all(&root).ok();
-        Source::named(source, self.dir.path())?.unpack(&root, self.dir.path())?;
+        let tree = Tree::create(&root)?;
+        Source::named(source, self.dir.path())?.unpack(&tree, self.dir.path())?;
         Ok(root)
     }
 
@@ -542,7 +548,7 @@ fn a_full_disk_is_told_from_a_bad_archive() {
     .unwrap();
     let done = Source::named("a.tar", place.dir.path())
         .unwrap()
-        .unpack(&small.join("root"), &small);
+        .unpack(&Tree::create(&small.join("root")).unwrap(), &small);
     rustix::mount::unmount(&small, rustix::mount::UnmountFlags::DETACH).unwrap();
     let error = done.unwrap_err();
     assert!(

@@ -40,7 +40,7 @@ impl Reason {
     }
 }
 
-/// Decides about each of `images`, newest first as the store lists them. `pins` tells which leases run from an image.
+/// Decides about each of `images`, newest first as the store lists them. `pins` says which leases run from an image.
 ///
 /// Without limits, the images that no name points at go.
 pub fn plan<'a>(

@@ -15,22 +15,11 @@ fn stage(scratch: &Scratch, content: &str, created_unix: i64) -> (PathBuf, Manif
     for name in manifest::FILES {
         std::fs::write(staged.join(name), format!("{name} {content}")).unwrap();
     }
-    let files: std::collections::BTreeMap<_, _> = manifest::FILES
-        .iter()
-        .map(|name| ((*name).to_owned(), FileFacts::of(&staged.join(name)).unwrap()))
-        .collect();
     let record = Manifest {
-        version: manifest::VERSION,
-        digest: manifest::image_digest(&files),
-        created_unix,
-        arch: "x86_64".to_owned(),
         suite: "bookworm".to_owned(),
         kernel_release: "6.1".to_owned(),
-        init: manifest::Init::Ours,
-        provenance: std::collections::BTreeMap::new(),
-        guest: manifest::GuestContract::default(),
-        files,
         packages: [("git".to_owned(), "1:2.39".to_owned())].into(),
+        ..Manifest::of_staged(&staged, &manifest::FILES, manifest::Init::Ours, created_unix).unwrap()
     };
     (staged, record)
 }
@@ -111,9 +100,9 @@ fn the_same_image_again_is_kept_and_a_damaged_one_is_replaced() {
         matches!(&error, StoreError::Damaged { path, .. } if *path == image.base()),
         "{error:?}"
     );
-    let mended = put(&store, "one", "default", 3);
-    assert_eq!(mended.manifest.created_unix, 3, "replaced");
-    store.verify(&mended).unwrap();
+    let replaced = put(&store, "one", "default", 3);
+    assert_eq!(replaced.manifest.created_unix, 3, "replaced");
+    store.verify(&replaced).unwrap();
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use super::message::{self, Kind, NOTIMP, SERVFAIL};
-use super::{LONGEST, Resolvers, read_framed, write_framed};
+use super::{LONGEST, Resolvers, left, read_framed, write_framed};
 
 /// One way to ask one resolver: address, question, time limit.
 pub(super) type Way = fn(SocketAddr, &[u8], Duration) -> io::Result<Vec<u8>>;
@@ -68,22 +68,11 @@ pub(super) fn over_udp(resolver: SocketAddr, question: &[u8], limit: Duration) -
 pub(super) fn over_tcp(resolver: SocketAddr, question: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
     let deadline = Instant::now() + limit;
     let mut stream = TcpStream::connect_timeout(&resolver, limit)?;
-    stream.set_write_timeout(Some(left(deadline)?))?;
-    write_framed(&mut stream, question)?;
-    stream.set_read_timeout(Some(left(deadline)?))?;
-    let answer = read_framed(&mut stream)?;
+    write_framed(&mut stream, question, deadline)?;
+    let answer = read_framed(&mut stream, deadline)?;
     if message::answers(&answer, question) {
         Ok(answer)
     } else {
         Err(io::ErrorKind::InvalidData.into())
-    }
-}
-
-fn left(deadline: Instant) -> io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        Err(io::ErrorKind::TimedOut.into())
-    } else {
-        Ok(left)
     }
 }

@@ -1,38 +1,106 @@
-//! What else on this host drops forwarded packets. Only looked at: the rules of others are theirs.
+//! What else on this host may drop forwarded packets. Only looked at: the rules of others are theirs, and only a packet proves passage
+//! ([`super::passage`]).
+
+use std::path::Path;
+
+use serde_json::Value;
 
 use super::rules::{listing, objects};
 use super::{NatError, TABLE};
 
-/// A chain of somebody else's that drops what it does not know, our forwarded packets among it.
+/// The tables of legacy iptables that exist in the namespace of a thread; nft does not see them.
+const LEGACY_TABLES: &str = "/proc/thread-self/net/ip_tables_names";
+
+/// A chain of somebody else's that every forwarded IPv4 packet passes and that may drop it: by its policy, or by a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ForwardBlock {
+pub struct ForwardChain {
     /// Its family: `ip` or `inet`.
     pub family: String,
     /// Its table.
     pub table: String,
     /// Its name.
     pub chain: String,
-    /// Its table has Docker's chain for the user's own rules, `DOCKER-USER`: there a rule for `cbx+` would help.
-    pub docker_user: bool,
+    /// Its table belongs to a running program; the kernel refuses changes by anybody else (`flags owner`).
+    pub owned: bool,
 }
 
-/// Every chain that drops forwarded IPv4 packets by its policy. A rule deep in a chain may drop as well: only a packet proves passage.
-pub fn forward_blocks() -> Result<Vec<ForwardBlock>, NatError> {
-    let chains = listing(&["-j", "list", "chains"])?;
-    let text = |chain: &serde_json::Value, key: &str| chain[key].as_str().unwrap_or_default().to_owned();
-    let docker: Vec<String> = objects(&chains, "chain")
-        .filter(|chain| chain["name"] == "DOCKER-USER" && chain["family"] == "ip")
-        .map(|chain| text(chain, "table"))
-        .collect();
-    Ok(objects(&chains, "chain")
-        .filter(|chain| chain["hook"] == "forward" && chain["policy"] == "drop")
+/// What others have put in the way of forwarded packets.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Filters {
+    /// Their chains, as nft lists them.
+    pub chains: Vec<ForwardChain>,
+    /// Legacy iptables has a filter table.
+    pub legacy: bool,
+}
+
+/// Every filter of others that a forwarded packet passes. A chain that has no rule and lets pass by its policy is none.
+pub fn forward_filters() -> Result<Filters, NatError> {
+    let ruleset = listing(&["-j", "list", "ruleset"])?;
+    let legacy = std::fs::read_to_string(Path::new(LEGACY_TABLES)).unwrap_or_default();
+    Ok(Filters {
+        chains: chains(&ruleset),
+        legacy: legacy.lines().any(|table| table == "filter"),
+    })
+}
+
+fn chains(ruleset: &Value) -> Vec<ForwardChain> {
+    let text = |object: &Value, key: &str| object[key].as_str().unwrap_or_default().to_owned();
+    let has_rules = |chain: &Value| {
+        objects(ruleset, "rule").any(|rule| {
+            rule["family"] == chain["family"]
+                && rule["table"] == chain["table"]
+                && rule["chain"] == chain["name"]
+        })
+    };
+    let owned = |chain: &Value| {
+        objects(ruleset, "table")
+            .filter(|table| table["family"] == chain["family"] && table["name"] == chain["table"])
+            // One flag is a string, several are a list.
+            .any(|table| table["flags"].to_string().contains("\"owner\""))
+    };
+    objects(ruleset, "chain")
+        .filter(|chain| chain["hook"] == "forward")
         .filter(|chain| chain["family"] == "ip" || chain["family"] == "inet")
         .filter(|chain| !text(chain, "table").starts_with(TABLE))
-        .map(|chain| ForwardBlock {
+        .filter(|chain| chain["policy"] == "drop" || has_rules(chain))
+        .map(|chain| ForwardChain {
             family: text(chain, "family"),
             table: text(chain, "table"),
             chain: text(chain, "name"),
-            docker_user: docker.contains(&text(chain, "table")),
+            owned: owned(chain),
         })
-        .collect())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_chain_counts_if_its_policy_or_a_rule_may_drop() {
+        let chain = |family: &str, table: &str, name: &str, hook: &str, policy: &str| json!({"chain": {"family": family, "table": table, "name": name, "hook": hook, "policy": policy}});
+        let ruleset = json!({"nftables": [
+            {"table": {"family": "inet", "name": "firewalld", "flags": "owner"}},
+            {"table": {"family": "ip", "name": "filter"}},
+            chain("ip", "filter", "FORWARD", "forward", "drop"),
+            chain("ip", "filter", "INPUT", "input", "drop"),
+            chain("ip", "empty", "FORWARD", "forward", "accept"),
+            chain("ip6", "filter", "FORWARD", "forward", "drop"),
+            chain("inet", "firewalld", "filter_FORWARD", "forward", "accept"),
+            {"rule": {"family": "inet", "table": "firewalld", "chain": "filter_FORWARD", "expr": []}},
+            chain("ip", "crabbox_a1", "forward", "forward", "drop"),
+        ]});
+        let found: Vec<_> = chains(&ruleset)
+            .into_iter()
+            .map(|chain| (chain.table, chain.chain, chain.owned))
+            .collect();
+        let expected = [
+            ("filter", "FORWARD", false),
+            ("firewalld", "filter_FORWARD", true),
+        ];
+        let expected = expected.map(|(table, chain, owned)| (table.to_owned(), chain.to_owned(), owned));
+        assert_eq!(found, expected);
+    }
 }

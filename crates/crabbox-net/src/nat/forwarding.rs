@@ -1,8 +1,10 @@
 //! Forwarding, switched on for as few interfaces as will do, and off again with the last lease.
 //!
 //! The kernel asks the interface that a packet came in by whether it may be forwarded: our link for what the guest sends, the uplink
-//! for the answers. So `net.ipv4.ip_forward`, which would make every interface of the host a router, is never touched. Which uplinks we
+//! for the replies. So `net.ipv4.ip_forward`, which would make every interface of the host a router, is never touched. Which uplinks we
 //! switched on stands in an nft set on the host: it lives and dies with the settings themselves, and outlives any of our processes.
+//! Such an uplink would forward for whoever sends to it, into another uplink (a VPN) for one: the chain beside the set drops what comes
+//! in there and is not for a link of ours. An interface that forwarded before is not in the set, and forwards for everybody as it did.
 
 use std::fmt::Write as _;
 use std::io;
@@ -10,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crabbox_host::netlink::{Link, Netlink, NetlinkError, valid_name};
 
-use super::rules::{drop_table, listing, objects};
+use super::rules::{PRIORITY, drop_table, listing, objects};
 use super::{LINK, NatError};
 
 /// The table that holds the set. Its name is no table of a lease: `host` is no hexadecimal number.
@@ -63,17 +65,38 @@ pub(super) fn switched_off(uplinks: &[Link]) -> Vec<&str> {
         .collect()
 }
 
-/// The rules that note the change of `links`, to be loaded before [`switch_on`].
-pub(super) fn note(links: &[&str]) -> String {
-    if links.is_empty() {
-        return String::new();
+/// The rules that note the change of `links` and keep it to ourselves, to be loaded before [`switch_on`]. Nothing is noted where nothing
+/// changes, unless an earlier lease has: then the rules are loaded anew, for it may have been another version's, which had no chain.
+pub(super) fn note(links: &[&str]) -> Result<String, NatError> {
+    if links.is_empty() && !is_noted()? {
+        return Ok(String::new());
     }
-    let mut rules = format!("table ip {TABLE} {{\n  set {SET} {{\n    type ifname\n  }}\n}}\n");
+    // Replies to what another interface of the host may send out (a container bridge that came later) pass, as they would without us:
+    // no new connection begins by one of these links, so that none is established but from the inside.
+    let mut rules = format!(
+        "table ip {TABLE} {{
+  set {SET} {{
+    type ifname
+  }}
+  chain forward {{
+    type filter hook forward priority {PRIORITY}; policy accept;
+  }}
+}}
+flush chain ip {TABLE} forward
+add rule ip {TABLE} forward iifname @{SET} oifname != \"{LINK}*\" ct state != {{ established, related }} drop
+"
+    );
     for link in links {
         // The names were checked by `valid_name`. Writing to a string cannot fail.
         writeln!(rules, "add element ip {TABLE} {SET} {{ \"{link}\" }}").ok();
     }
-    rules
+    Ok(rules)
+}
+
+/// Whether a lease has switched something on.
+fn is_noted() -> Result<bool, NatError> {
+    let tables = listing(&["-j", "list", "tables"])?;
+    Ok(objects(&tables, "table").any(|table| table["family"] == "ip" && table["name"] == TABLE))
 }
 
 /// Switches forwarding on.
@@ -83,8 +106,7 @@ pub(super) fn switch_on(links: &[&str]) -> Result<(), NatError> {
 
 /// Switches forwarding off again where we switched it on. An interface that is gone needs nothing.
 pub(super) fn switch_back() -> Result<(), NatError> {
-    let tables = listing(&["-j", "list", "tables"])?;
-    if !objects(&tables, "table").any(|table| table["family"] == "ip" && table["name"] == TABLE) {
+    if !is_noted()? {
         return Ok(());
     }
     let sets = listing(&["-j", "list", "table", "ip", TABLE])?;

@@ -7,8 +7,8 @@ use serde_json::Value;
 use super::{LINK, NatError, NatSpec, TABLE};
 use crate::nft;
 
-/// Hooks of ours run just before those of the usual firewalls, so that a drop here is final and an accept lets them have their say.
-const PRIORITY: &str = "filter - 10";
+/// Hooks of ours run just before those of the usual firewalls, so that a drop here is final and an accept leaves the decision to them.
+pub(super) const PRIORITY: &str = "filter - 10";
 
 /// The table of `spec`, replacing an earlier one. Masquerade is all that the lease needs; the rest keeps it apart should the mapping
 /// in its own namespace ever fail.
@@ -33,6 +33,22 @@ table ip {table} {{
     type filter hook input priority {PRIORITY}; policy accept;
     iifname \"{link}\" ct state established,related accept
     iifname \"{link}\" drop
+  }}
+}}
+"
+    )
+}
+
+/// The table that closes the host to the guest of a CNI lease at `address`, replacing an earlier one. What a hook of `input` sees is for
+/// an address of this host by the kernel's own judgement at that moment, so addresses that the host gets later are closed as well.
+pub(super) fn closed_host(table: &str, address: Ipv4Addr) -> String {
+    format!(
+        "table ip {table}
+delete table ip {table}
+table ip {table} {{
+  chain input {{
+    type filter hook input priority {PRIORITY}; policy accept;
+    iifname != \"lo\" ip saddr {address} ct state != {{ established, related }} drop
   }}
 }}
 "

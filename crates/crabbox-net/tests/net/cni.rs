@@ -6,11 +6,13 @@ use std::time::Instant;
 
 use crabbox_cni::Attachment;
 use crabbox_host::command::Cmd;
+use crabbox_host::netlink::Netlink;
 use crabbox_host::netns;
 use crabbox_net::cni::Misfit;
+use crabbox_net::nat;
 use crabbox_net::{AttachCniError, CniSpec, Outer, Policy, attach_cni, detach_cni, map_inner, plan_cni};
 
-use crate::lab::{Guest, INTERNET, LAN, Lab, greeting, inner, links, refusal, serve};
+use crate::lab::{Guest, HOST_PUBLIC, INTERNET, LAN, Lab, greeting, inner, links, refusal, serve};
 
 /// Where Debian's `containernetworking-plugins` puts them.
 const PLUGINS: &str = "/usr/lib/cni";
@@ -31,12 +33,20 @@ fn ipam(lab: &Lab) -> String {
     )
 }
 
+/// A tag for a lease of that name, as a number of its bytes.
+fn tag(lease: &str) -> String {
+    let sum = lease.bytes().fold(0_u32, |sum, byte| {
+        sum.wrapping_mul(31).wrapping_add(u32::from(byte))
+    });
+    format!("{sum:08x}")
+}
+
 fn plan(lab: &Lab, lease: &str) -> Attachment {
     let spec = CniSpec {
         conf_dir: lab.path("net.d"),
         bin_dirs: vec![lab.path("bin"), PathBuf::from(PLUGINS)],
         network: "lab".to_owned(),
-        container_id: format!("cbx-{lease}"),
+        container_id: format!("cbx-{lease}-{}", tag(lease)),
         netns: lab.path(lease),
         ifname: "veth0".to_owned(),
         cache_dir: lab.path("cache"),
@@ -104,6 +114,38 @@ fn ptp_carries_a_lease_and_leaves_nothing() {
 }
 
 #[test]
+fn an_address_that_the_host_gets_later_is_closed_as_well() {
+    Lab::run(|lab| {
+        network(lab, &format!(r#"{{"type":"ptp","ipam":{}}}"#, ipam(lab)));
+        let (attachment, outer) = attach(lab, "lease");
+        map_inner(&inner(&attachment.netns, outer.clone(), Policy::default())).unwrap();
+        let guest = Guest::behind(lab, &attachment.netns, "guest");
+        guest.within(|| serve(Ipv4Addr::UNSPECIFIED, 22, "ssh"));
+        let later = Ipv4Addr::new(8, 8, 4, 4);
+        Netlink::open()
+            .unwrap()
+            .add_address("lo", format!("{later}/32").parse().unwrap())
+            .unwrap();
+        serve(Ipv4Addr::UNSPECIFIED, 80, "host");
+        assert_eq!(greeting(later, 80).unwrap(), "host", "the control");
+        guest.within(|| refusal(later, 80));
+        // What the host begins is replied to all the same.
+        assert_eq!(greeting(outer.address, 22).unwrap(), "ssh");
+        let [table] = nat::owned_tables().unwrap().try_into().unwrap();
+        assert_eq!(table, tag("lease"));
+        // The path itself is open: without the table the guest gets through.
+        nat::remove("", &table).unwrap();
+        assert_eq!(guest.within(|| greeting(later, 80)).unwrap(), "host");
+        // The lease ends without it as well as with it.
+        detach_cni(&attachment).unwrap();
+        let (attachment, _) = attach(lab, "second");
+        assert_eq!(nat::owned_tables().unwrap(), [tag("second")]);
+        detach_cni(&attachment).unwrap();
+        assert_eq!(nat::owned_tables().unwrap(), Vec::<String>::new());
+    });
+}
+
+#[test]
 fn a_namespace_that_died_first_is_detached_all_the_same() {
     Lab::run(|lab| {
         network(lab, &format!(r#"{{"type":"ptp","ipam":{}}}"#, ipam(lab)));
@@ -126,10 +168,7 @@ fn a_bridge_carries_two_leases_that_do_not_see_each_other() {
         // The internet knows the way back: masquerade is the chain's business, and this one has none.
         netns::within(&lab.internet, || {
             let back = "10.99.0.0/24".parse().unwrap();
-            crabbox_host::netlink::Netlink::open()
-                .unwrap()
-                .add_route(back, Ipv4Addr::new(203, 0, 113, 1))
-                .unwrap();
+            Netlink::open().unwrap().add_route(back, HOST_PUBLIC).unwrap();
         })
         .unwrap();
         let leases = ["one", "two"].map(|name| {
@@ -207,7 +246,7 @@ fn macvlan_puts_the_guest_on_the_lan() {
     });
 }
 
-/// A plugin that answers ADD with `result`, made from what an earlier plugin of the chain left in the namespace.
+/// A plugin that returns `result` for ADD, made from what an earlier plugin of the chain left in the namespace.
 fn fake(lab: &Lab, name: &str, result: &str) {
     let script =
         format!("#!/bin/sh\ncat >/dev/null\ntest $CNI_COMMAND = ADD || exit 0\ncat <<END\n{result}\nEND\n");

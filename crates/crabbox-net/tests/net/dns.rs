@@ -35,7 +35,7 @@ fn answer(asked: &[u8]) -> Vec<u8> {
     message
 }
 
-/// A resolver at `address` in the namespace of the caller: for each datagram, what `reply` makes of it. It tells what it was asked.
+/// A resolver at `address` in the namespace of the caller: for each datagram, what `reply` makes of it. It reports what it was asked.
 fn resolver(
     address: Ipv4Addr,
     reply: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static,
@@ -54,7 +54,7 @@ fn resolver(
     receiver
 }
 
-/// Runs `work` beside a forwarder, and sees that it ends when it is told to.
+/// Runs `work` beside a forwarder, and sees that it ends when it is asked to.
 fn forwarding(lab: &Lab, resolvers: &Resolvers, work: impl FnOnce(&Guest)) {
     let (spec, _, guest) = lease(lab, "a1", "10.213.0.0/30", Policy::default());
     let listeners = dns::listen(&spec.netns, dns::LISTEN).unwrap();

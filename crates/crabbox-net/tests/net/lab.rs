@@ -16,12 +16,12 @@ use crabbox_host::{netns, tap};
 use crabbox_net::{GUEST_ADDRESS, Inner, Outer, Policy, TAP_ADDRESS};
 use rustix::event::{PollFd, PollFlags, poll};
 
-/// The stand-in for the internet: an address that no private range holds.
-pub(crate) const INTERNET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+/// The stand-in for the internet: an address that no special range holds. It is one of the lab's namespaces, and leads nowhere else.
+pub(crate) const INTERNET: Ipv4Addr = Ipv4Addr::new(9, 9, 9, 2);
 /// A machine of the host's LAN.
 pub(crate) const LAN: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
 /// The host's own public address.
-pub(crate) const HOST_PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+pub(crate) const HOST_PUBLIC: Ipv4Addr = Ipv4Addr::new(9, 9, 9, 1);
 /// A second address on the internet, one of many.
 pub(crate) const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
 /// How long a connection that must not come about is waited for.
@@ -50,7 +50,7 @@ impl Lab {
         }
         netns::within(&lab.host, || {
             wire("lan0", "192.168.77.1/24", &lab.lan, "eth0", "192.168.77.2/24");
-            wire("up0", "203.0.113.1/24", &lab.internet, "eth0", "203.0.113.2/24");
+            wire("up0", "9.9.9.1/24", &lab.internet, "eth0", "9.9.9.2/24");
             let mut netlink = Netlink::open().unwrap();
             netlink.add_route("0.0.0.0/0".parse().unwrap(), INTERNET).unwrap();
         })
@@ -151,6 +151,11 @@ pub(crate) fn serve(address: Ipv4Addr, port: u16, word: &'static str) {
 /// What the server at `address` greets with, asked from the namespace of the caller.
 pub(crate) fn greeting(address: Ipv4Addr, port: u16) -> io::Result<String> {
     ask(address, port, Duration::from_secs(10))
+}
+
+/// The same, given up after a short wait: for a connection that must not come about, but would.
+pub(crate) fn greeting_soon(address: Ipv4Addr, port: u16) -> io::Result<String> {
+    ask(address, port, PATIENCE)
 }
 
 /// The error of a connection that must not come about.

@@ -11,4 +11,6 @@ mod lab;
 #[cfg(test)]
 mod nat;
 #[cfg(test)]
+mod passage;
+#[cfg(test)]
 mod policy;

@@ -4,7 +4,7 @@
 
 use std::io;
 
-use super::{CHECK_LIMIT, Stage};
+use super::Stage;
 use crate::exec::{ExecError, RemoteStatus};
 use crate::master::ConnectError;
 use crate::port::PortFailure;
@@ -61,6 +61,15 @@ pub enum ReadyError {
         #[source]
         source: Box<NotReady>,
     },
+    /// The machine is up and lacks something.
+    #[error("{host} does not have what is needed")]
+    Unfit {
+        /// The host.
+        host: String,
+        /// What is wrong.
+        #[source]
+        source: Box<NotReady>,
+    },
     /// The name of the host means no address.
     #[error("cannot find the address of {host}")]
     Resolve {
@@ -78,6 +87,18 @@ pub enum ReadyError {
     },
 }
 
+impl ReadyError {
+    /// Whether the ready command ran and found something missing, rather than that it could not be run.
+    pub fn is_of_the_check(&self) -> bool {
+        match self {
+            Self::TimedOut { last: found, .. } | Self::Unfit { source: found, .. } => {
+                matches!(**found, NotReady::Check { .. })
+            }
+            _ => false,
+        }
+    }
+}
+
 /// The advice of the Go program for a phase.
 fn next_action(phase: &str) -> &'static str {
     match phase {
@@ -93,6 +114,6 @@ fn describe(status: RemoteStatus) -> String {
         RemoteStatus::Killed => "was killed".to_owned(),
         RemoteStatus::ConnectionLost => "lost its connection".to_owned(),
         RemoteStatus::Cancelled { .. } => "was cancelled".to_owned(),
-        RemoteStatus::TimedOut { .. } => format!("did not end within {CHECK_LIMIT:?}"),
+        RemoteStatus::TimedOut { .. } => "did not end in time".to_owned(),
     }
 }

@@ -2,7 +2,10 @@
 
 def seen(path):
     """Kind, mode, size, mtime, ctime, inode: what stands for the content of a path that a sync brought."""
-    st = os.lstat(path)
+    return seen_of(os.lstat(path))
+
+
+def seen_of(st):
     kind = b"f" if stat.S_ISREG(st.st_mode) else b"l" if stat.S_ISLNK(st.st_mode) else b"?"
     return b"%s %o %d %d %d %d" % (kind, st.st_mode & 0o7777, st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino)
 

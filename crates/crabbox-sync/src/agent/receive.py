@@ -8,7 +8,7 @@ def receive(rows):
     a sync that breaks off leaves it without a record, so that the next one sends it again. One that is there is replaced
     whole, by a rename."""
     late = []
-    now = time.time_ns()
+    now = now_ns()
     for line in source:
         kind, *words = line.split()
         if kind == b"f":

@@ -24,11 +24,19 @@ def git_dir_is_ours():
 def seed_state():
     """Whether the repository must be brought up to date, and the commit that it has from the last time."""
     known = read(meta + b"/seed").split(b"\n")
-    if len(known) != 3 or not os.path.isdir(b".git/objects"):
+    if len(known) != 4 or not os.path.isdir(b".git/objects"):
         return {"needed": True, "have": ""}
     now = [b"%s %s" % (path, seen(path)) for path in head_files()]
     same = known[0] == request["seed"]["id"].encode() and known[2] == sha256(b"\0".join(now)).hexdigest().encode()
     return {"needed": not same, "have": known[1].decode()}
+
+
+SETTINGS = b"crabbox/settings"  # below .git, beside what the Go program keeps there
+PLAIN_INDEX = [
+    word
+    for setting in ("index.version=2", "index.sparse=false", "index.skipHash=false", "core.splitIndex=false", "core.untrackedCache=false")
+    for word in ("-c", setting)
+]
 
 
 def run_git(*args, feed=None):
@@ -39,7 +47,7 @@ def run_git(*args, feed=None):
     fed = {"input": feed} if isinstance(feed, bytes) else {"stdin": feed or subprocess.DEVNULL}  # bytes, or an open file
     done = subprocess.run(
         ["git", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "gc.auto=0", *args],
-        capture_output=True, env=env, **fed,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, **fed,
     )
     return done.returncode, done.stdout, done.stderr.decode("utf-8", "replace").strip()
 
@@ -60,19 +68,27 @@ def frames():
 
 
 def take_seed():
-    """The file that a pack was written to, and the staged changes."""
+    """The file that a pack was written to, and before it the staged changes, the marks, the settings and the attributes."""
     pack = meta + b"/tmp/seed.pack"
-    staged = counted()
+    parts = [counted() for _ in range(4)]
     with open(pack, "wb") as file:
         for frame in frames():
             file.write(frame)
-    return pack, staged
+    return pack, parts
 
 
-def seeded(pack, staged):
+def seeded(work, pack, parts):
     """Makes .git say what the local repository says; leaves files of the working tree alone."""
+    staged, marks, settings, attributes = parts
+    work.whole, work.failed, work.marks = True, True, {}
     try:
+        for mark in listed(marks):
+            flags, _, path = mark.partition(b" ")
+            work.marks[path] = work.marks.get(path, 0) | int(flags)
         apply_seed(pack, staged)
+        configure(settings, attributes)
+        keep_hollow([path for path, flags in work.marks.items() if flags & HOLLOW])
+        work.failed = False
         answer(state="seeded")
     except Refused as refused:
         answer(state="unseeded", why=str(refused))
@@ -82,6 +98,13 @@ def seeded(pack, staged):
         os.unlink(pack)
 
 
+def object_format(staged):
+    """What git init is told, by the length of the ids that come: sha256 has 64 digits (git-init(1))."""
+    first = staged.split(b"\0")[0].split()
+    ids = [request["seed"]["head"].encode()] + first[1:2]
+    return ["--object-format=sha256"] if any(len(one) == 64 for one in ids) else []
+
+
 def apply_seed(pack, staged):
     seed = request["seed"]
     if not git_dir_is_ours():
@@ -89,7 +112,7 @@ def apply_seed(pack, staged):
     if os.path.exists(meta + b"/seed"):
         os.unlink(meta + b"/seed")
     if not os.path.isdir(b".git/objects"):
-        must_git("init", "-q", "--template=", ".")
+        must_git("init", "-q", "--template=", *object_format(staged), ".")
     if os.path.exists(b".git/index.lock"):
         os.unlink(b".git/index.lock")  # no command runs during a sync: a dead one left it
     if os.path.getsize(pack):
@@ -111,15 +134,42 @@ def apply_seed(pack, staged):
             run_git("update-ref", "-d", "refs/heads/" + branch)
     else:
         must_git("update-ref", "--no-deref", "HEAD", head)
-    must_git("read-tree", *(["--reset", head] if head else ["--empty"]))
-    must_git("update-index", "-z", "--index-info", feed=staged)
+    # A new one, of the plainest format: nothing that the guest said in the old one is of use.
+    drop(INDEX)
+    must_git(*PLAIN_INDEX, "read-tree", *(["--reset", head] if head else ["--empty"]))
+    must_git(*PLAIN_INDEX, "update-index", "-z", "--index-info", feed=staged)
     if seed["origin"]:
         must_git("config", "remote.origin.url", seed["origin"])
     exclude = read(b".git/info/exclude")
     if b"/.crabbox/" not in exclude.splitlines():
         os.makedirs(b".git/info", exist_ok=True)
         write(b".git/info/exclude", [exclude, b"" if exclude.endswith(b"\n") or not exclude else b"\n", b"/.crabbox/\n"])
+
+
+def write_seed(digest):
+    """Notes that the repository is as it was to be, and that its index has this digest."""
+    seed = request["seed"]
     now = [b"%s %s" % (path, seen(path)) for path in head_files()]
-    write(meta + b"/seed", [b"\n".join([seed["id"].encode(), head.encode(), sha256(b"\0".join(now)).hexdigest().encode()])])
+    lines = [seed["id"], seed["head"], sha256(b"\0".join(now)).hexdigest(), digest]
+    write(meta + b"/seed", ["\n".join(lines).encode()])
+
+
+def configure(settings, attributes):
+    """Takes over the settings and attributes that decide whether git finds a file unchanged. Those that the guest made for itself
+    stay, as long as the client has none."""
+    if settings or os.path.exists(b".git/" + SETTINGS):
+        os.makedirs(b".git/crabbox", exist_ok=True)
+        write(b".git/" + SETTINGS, [settings])
+        if SETTINGS not in read(b".git/config"):
+            must_git("config", "--add", "include.path", SETTINGS.decode())
+    ours = meta + b"/attributes"
+    if attributes:
+        os.makedirs(b".git/info", exist_ok=True)
+        write(b".git/info/attributes", [attributes])
+        write(ours, [attributes])
+    elif os.path.exists(ours):
+        if read(b".git/info/attributes") == read(ours):
+            drop(b".git/info/attributes")
+        drop(ours)
 
 

@@ -6,7 +6,7 @@ def enter():
         handle = os.open(lease, DIR & ~os.O_NOFOLLOW)
         remove_tree(handle, name)
         os.close(handle)
-        for file in (b"/stamp", b"/index", b"/pending", b"/seed"):
+        for file in (b"/stamp", b"/index", b"/pending", b"/seed", b"/unlike", b"/hollow", b"/attributes"):
             drop(meta + file)
     for path in (workdir, lease + b"/.crabbox-sync", meta, meta + b"/tmp"):
         try:
@@ -62,10 +62,12 @@ class Whole:
                 self.kept[at] = known[1]
         self.stale = [at for at, was in enumerate(self.kept) if not was]
         make_way(self.rows[at][5] for at in self.stale)
+        self.unlike = set(listed(counted()))
 
     def lay(self):
         dirs = Dirs()
         found, unsettled = settled(dirs, self.rows, self.kept)
+        self.found = found
         parts = PARTS if len(found) > SMALL else 1
         split = [[] for _ in range(parts)]
         for row in found:
@@ -76,6 +78,12 @@ class Whole:
         for part in range(parts, PARTS):
             drop(meta + b"/paths.%d" % part)
         return parts, len(found), hashes, sorted(path for path in dirs.known if path), self.gone, unsettled
+
+    def known(self, path):
+        """What was seen at a path when everything was there; none when it is not of this tree."""
+        if not isinstance(self.found, dict):
+            self.found = {row[2]: row[1] for row in self.found}
+        return self.found.get(path)
 
     def tell(self):
         tell_go(lambda: [row[5] for row in self.rows])
@@ -88,6 +96,7 @@ class Patch:
         enter()
         self.rows, self.gone = entries(data)
         self.removed = listed(removed)
+        self.unlike = set(listed(counted()))
         head, _ = load_head()
         self.parts, self.count = head["parts"], head["count"]
         self.hashes = json.loads(read(meta + b"/hashes"))
@@ -121,6 +130,13 @@ class Patch:
         own = (self.own | {path for path in dirs.known if path}) - {path for path in self.own if not os.path.lexists(path)}
         return self.parts, self.count, self.hashes, sorted(own), self.gone, unsettled
 
+    def known(self, path):
+        """As of the whole sync."""
+        part = part_of(path, self.parts)
+        if part not in self.touched:
+            self.touched[part] = load_rows(part)
+        return self.touched[part].get(path, (None, None))[1]
+
     def tell(self):
         if self.moved:
             tell_go(lambda: sorted(
@@ -152,10 +168,11 @@ class Laying:
         return self.laid
 
 
-def finalize(sync, laid):
+def finalize(sync, work, laid):
+    told = work.finish()
     conclude(*laid)
     sync.tell()
-    return laid[-1]
+    answer(state="done", unsettled=laid[-1], **told)
 
 
 def prune_all(lost, gone, data):
@@ -175,7 +192,7 @@ def settled(dirs, rows, kept):
     finds that out."""
     # Without a stamp nobody trusts the lists while they are being written.
     drop(meta + b"/stamp")
-    started = time.time_ns()
+    started = now_ns()
     seen_now = [
         (was if dirs.own(row[5].rpartition(b"/")[0]) else None) if was else look(dirs, row[5])
         for row, was in zip(rows, kept)
@@ -244,13 +261,18 @@ def main():
     else:
         answer(state="differs")
         sync = Whole(counted())
+    work = IndexWork(sync)
     seed = seed_state() if request["seed"] else {"needed": False}
+    if request["seed"] and not seed["needed"] and work.is_lost():
+        seed["needed"] = True
+    # Until one has come: in the index of another commit nothing is to look unchanged.
+    work.failed = seed["needed"]
     if len(sync.stale) == len(sync.rows) and sync.rows:
         answer(state="stale", all=True, seed=seed)
     elif sync.stale or seed["needed"]:
         answer(state="stale", stale=sync.stale, seed=seed)
     else:
-        return answer(state="done", unsettled=finalize(sync, sync.lay()))
+        return finalize(sync, work, sync.lay())
     laying = None
     for line in source:
         step = line.strip()
@@ -260,10 +282,10 @@ def main():
         elif step == b"seed":
             taken = take_seed()
             laying = Laying(sync)
-            seeded(*taken)
+            seeded(work, *taken)
         elif step == b"finalize":
             laid = laying.done() if laying else sync.lay()
-            return answer(state="done", unsettled=finalize(sync, laid))
+            return finalize(sync, work, laid)
 
 
 def head_differs():

@@ -3,17 +3,21 @@
 //! A submodule's files are the tree's files, by the rules of its own repository. It must never take another repository that
 //! lies in the tree for a submodule, nor ask git in a directory that git would take for a part of the repository around it.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use crabbox_host::command::CAPTURE_LIMIT;
+use crabbox_host::command::{CAPTURE_LIMIT, Cmd};
+use crabbox_host::small::read_small;
 
 use super::ManifestError;
 use crate::entry::{Entry, Scan, show};
 use crate::filter::{Filter, Verdict};
-use crate::git::{first_line, git};
+use crate::git::{Configuration, Contents, git, whole_message};
 use crate::listing::{Index, Status, Tracked};
+use crate::mark::{HOLLOW, Mark, SKIPPED};
+use crate::{filtered, redirect, repo};
 
 /// What git and the disk say of a repository.
 pub(super) struct Tree {
@@ -21,6 +25,8 @@ pub(super) struct Tree {
     /// Of each path of the index.
     pub(super) looks: Vec<Look>,
     pub(super) status: Status,
+    /// The settings that decide whether a file counts as unchanged, as a file of them.
+    pub(super) settings: Vec<u8>,
 }
 
 /// The submodules of a tree.
@@ -30,6 +36,8 @@ pub(super) struct Submodules {
     pub(super) present: Vec<Vec<u8>>,
     /// Those that are not checked out, sorted.
     pub(super) absent: Vec<Vec<u8>>,
+    /// What the index in the lease must say of some.
+    pub(super) marks: Vec<Mark>,
 }
 
 /// Asks in the repository at `prefix`, which is empty or ends in a slash; all paths of the answer are relative to the root.
@@ -47,10 +55,12 @@ pub(super) fn ask(scan: &Scan, filter: &Filter, prefix: &[u8]) -> Result<Tree, M
     });
     let status = status.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     let (index, looks) = tracked?;
+    let (status, settings) = status?;
     Ok(Tree {
         index,
         looks,
-        status: status?.below(prefix),
+        status: status.below(prefix),
+        settings,
     })
 }
 
@@ -67,8 +77,19 @@ pub(super) fn add(
     if waiting.is_empty() {
         return Ok(found);
     }
+    let own: HashSet<Vec<u8>> = waiting.iter().cloned().collect();
     while let Some(path) = waiting.pop() {
+        let mut mark = |flags| {
+            // Those of a submodule are in its own index.
+            if own.contains(&path) {
+                found.marks.push(Mark {
+                    path: path.clone(),
+                    flags,
+                });
+            }
+        };
         if excluded.judge(&path, true) == Verdict::Drop {
+            mark(SKIPPED);
             continue;
         }
         if let Some(entry) = scan.eye().look(&path, true)? {
@@ -84,9 +105,13 @@ pub(super) fn add(
             continue;
         }
         if !is_checked_out(scan, &path)? {
+            if scan.is_own_dir(&path) {
+                mark(HOLLOW);
+            }
             found.absent.push(path);
             continue;
         }
+        mark(HOLLOW);
         let mut below = ask(scan, filter, &[&path[..], b"/"].concat())?;
         waiting.append(&mut below.index.gitlinks);
         tree.index.paths.append(&mut below.index.paths);
@@ -109,10 +134,10 @@ pub(super) fn add(
 /// Whether the submodule at `path` is a repository of its own, in a directory that is the tree's own.
 fn is_checked_out(scan: &Scan, path: &[u8]) -> Result<bool, ManifestError> {
     let dir = scan.root.join(OsStr::from_bytes(path));
-    if !scan.eye().is_own_dir(path) || dir.join(".git").symlink_metadata().is_err() {
+    if !scan.is_own_dir(path) || dir.join(".git").symlink_metadata().is_err() {
         return Ok(false);
     }
-    let mut top = match ask_git(&dir, &["rev-parse", "--show-toplevel"]) {
+    let said = match ask_git(&dir, &[&["rev-parse"], repo::PLACES].concat()) {
         Err(ManifestError::GitRefused { said, .. }) => {
             return Err(ManifestError::Submodule {
                 path: show(path),
@@ -121,25 +146,58 @@ fn is_checked_out(scan: &Scan, path: &[u8]) -> Result<bool, ManifestError> {
         }
         other => other?,
     };
-    top.pop();
-    let top = PathBuf::from(OsStr::from_bytes(&top));
+    let (git_dir, top) = match said.strip_suffix(b"\n").and_then(repo::places) {
+        Some(places) => places,
+        // The end of a line in one of the names: then each alone.
+        None => (
+            only_path(&ask_git(&dir, &["rev-parse", "--absolute-git-dir"])?),
+            only_path(&ask_git(&dir, &["rev-parse", "--show-toplevel"])?),
+        ),
+    };
     // With a `.git` that is none git goes on to look above it.
-    Ok(top == dir)
+    if top != dir {
+        return Ok(false);
+    }
+    match redirect::find(&dir, &top, &git_dir) {
+        None => Ok(true),
+        Some(redirect) => Err(ManifestError::Submodule {
+            path: show(path),
+            said: redirect.to_string(),
+        }),
+    }
+}
+
+/// The one path that git printed.
+fn only_path(printed: &[u8]) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(printed.strip_suffix(b"\n").unwrap_or(printed)))
 }
 
 /// What `git` prints for these words.
+/// It must read no file of the working tree; see [`ask_comparing`].
 pub(crate) fn ask_git(root: &Path, args: &[&str]) -> Result<Vec<u8>, ManifestError> {
-    let out = git(root)
-        .args(args)
-        .capture()
-        .map_err(|source| ManifestError::Git {
-            root: root.to_owned(),
-            source,
-        })?;
+    printed(root, &git(root, Contents::Unread).args(args))
+}
+
+/// The same for words that compare files of the working tree with the index.
+fn ask_comparing(root: &Path, args: &[&str]) -> Result<(Vec<u8>, Configuration), ManifestError> {
+    let configuration = Configuration::read(root).map_err(|source| ManifestError::Configuration {
+        root: root.to_owned(),
+        source,
+    })?;
+    let filters = &configuration.filters;
+    let said = printed(root, &git(root, Contents::Compared(filters)).args(args))?;
+    Ok((said, configuration))
+}
+
+fn printed(root: &Path, cmd: &Cmd) -> Result<Vec<u8>, ManifestError> {
+    let out = cmd.capture().map_err(|source| ManifestError::Git {
+        root: root.to_owned(),
+        source,
+    })?;
     if !out.status.success() {
         return Err(ManifestError::GitRefused {
             root: root.to_owned(),
-            said: first_line(&out.stderr_text()),
+            said: whole_message(&out.stderr_text()),
         });
     }
     if out.stdout.len() >= CAPTURE_LIMIT {
@@ -157,8 +215,9 @@ fn unreadable(root: &Path) -> impl Fn(String) -> ManifestError {
     }
 }
 
-fn ask_status(root: &Path) -> Result<Status, ManifestError> {
-    let said = ask_git(
+/// What differs, and the settings that decide about it.
+fn ask_status(root: &Path) -> Result<(Status, Vec<u8>), ManifestError> {
+    let (said, configuration) = ask_comparing(
         root,
         &[
             "status",
@@ -169,12 +228,33 @@ fn ask_status(root: &Path) -> Result<Status, ManifestError> {
             "--ignore-submodules=dirty",
         ],
     )?;
-    Status::parse(&said).map_err(unreadable(root))
+    let mut status = Status::parse(&said).map_err(unreadable(root))?;
+    filtered::settle(root, &configuration.filters, &mut status.unlike);
+    Ok((status, configuration.deciding))
 }
 
 fn ask_index(root: &Path) -> Result<Index, ManifestError> {
-    let said = ask_git(root, &["ls-files", "-t", "--stage", "-z"])?;
+    let said = ask_git(root, &["ls-files", "-v", "--stage", "-z"])?;
     Index::parse(&said).map_err(unreadable(root))
+}
+
+/// Longest file of attributes in bytes; a hand-written one has a few KiB.
+const ATTRIBUTES_LIMIT: u64 = 1 << 20;
+
+/// The attributes that only this clone has, `info/attributes`. One that is no small regular file is left where it is: it could be
+/// anything that whoever wrote the repository wants to see in a lease.
+pub(super) fn own_attributes(root: &Path) -> Vec<u8> {
+    let git_dir = root.join(".git");
+    let common = if git_dir.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+        git_dir
+    } else {
+        // A linked worktree has them in the repository that it belongs to.
+        match ask_git(root, &["rev-parse", "--git-common-dir"]) {
+            Ok(said) => root.join(only_path(&said)),
+            Err(_) => return Vec::new(),
+        }
+    };
+    read_small(&common, Path::new("info/attributes"), ATTRIBUTES_LIMIT).unwrap_or_default()
 }
 
 /// What a look at a tracked path gave.

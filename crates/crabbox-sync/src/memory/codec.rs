@@ -5,10 +5,15 @@
 //! more memory than the file is long, and never give anything but what was written.
 
 use super::Seen;
-use crate::entry::{Entry, Kind};
+use crate::entry::{Entry, Kind, Standing};
 use crate::listing::Staged;
+use crate::mark::Mark;
 
-const MAGIC: &[u8] = b"crabbox tree 2\n";
+/// Of an entry's flags: what git's index has of it.
+const UNLIKE: u8 = 4;
+const SAME: u8 = 8;
+
+const MAGIC: &[u8] = b"crabbox tree 3\n";
 
 pub(super) fn encode(seen: &Seen) -> Vec<u8> {
     let mut out = Vec::with_capacity(seen.entries.len() * 96);
@@ -19,7 +24,12 @@ pub(super) fn encode(seen: &Seen) -> Vec<u8> {
     count(&mut out, seen.entries.len());
     for entry in &seen.entries {
         put(&mut out, &entry.path);
-        out.push(u8::from(entry.kind == Kind::Symlink) | u8::from(entry.changed) << 1);
+        let standing = match entry.standing {
+            Standing::Untracked => 0,
+            Standing::Unlike => UNLIKE,
+            Standing::Same => SAME,
+        };
+        out.push(u8::from(entry.kind == Kind::Symlink) | u8::from(entry.changed) << 1 | standing);
         out.extend_from_slice(&entry.mode.to_le_bytes());
         out.extend_from_slice(&entry.size.to_le_bytes());
         out.extend_from_slice(&entry.mtime_ns.to_le_bytes());
@@ -41,7 +51,15 @@ pub(super) fn encode(seen: &Seen) -> Vec<u8> {
         put(&mut out, &staged.path);
         put(&mut out, staged.mode.as_bytes());
         put(&mut out, staged.object.as_bytes());
+        out.extend_from_slice(&[staged.stage, u8::from(staged.intended)]);
     }
+    count(&mut out, seen.marks.len());
+    for mark in &seen.marks {
+        put(&mut out, &mark.path);
+        out.push(mark.flags);
+    }
+    put(&mut out, &seen.settings);
+    put(&mut out, &seen.attributes);
     count(&mut out, seen.places.len());
     for (path, identity) in &seen.places {
         put(&mut out, path);
@@ -77,6 +95,14 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Seen> {
         nested: input.list(Input::bytes)?,
         protected_tracked: input.list(|input| Some((input.bytes()?, input.bytes()?)))?,
         staged: input.list(Input::staged)?,
+        marks: input.list(|input| {
+            Some(Mark {
+                path: input.bytes()?,
+                flags: input.array::<1>()?[0],
+            })
+        })?,
+        settings: input.bytes()?,
+        attributes: input.bytes()?,
         places: input.list(|input| Some((input.bytes()?, u64::from_le_bytes(input.array()?))))?,
     };
     input.0.is_empty().then_some(seen)
@@ -119,6 +145,11 @@ impl Input<'_> {
             path,
             kind: if flags & 1 == 1 { Kind::Symlink } else { Kind::File },
             changed: flags & 2 == 2,
+            standing: match flags & (UNLIKE | SAME) {
+                UNLIKE => Standing::Unlike,
+                SAME => Standing::Same,
+                _ => Standing::Untracked,
+            },
             mode: u32::from_le_bytes(self.array()?),
             size: u64::from_le_bytes(self.array()?),
             mtime_ns: i128::from_le_bytes(self.array()?),
@@ -131,6 +162,8 @@ impl Input<'_> {
             path: self.bytes()?,
             mode: self.text()?,
             object: self.text()?,
+            stage: self.array::<1>()?[0],
+            intended: self.array::<1>()? == [1],
         })
     }
 }
@@ -152,6 +185,7 @@ mod tests {
                 size: 1 << 40,
                 mtime_ns: -5,
                 changed: true,
+                standing: Standing::Same,
                 identity: None,
             }],
             deleted: vec![b"gone".to_vec()],
@@ -162,7 +196,15 @@ mod tests {
                 path: b"s".to_vec(),
                 mode: "100644".to_owned(),
                 object: "ff".to_owned(),
+                stage: 2,
+                intended: true,
             }],
+            marks: vec![Mark {
+                path: b"m".to_vec(),
+                flags: 5,
+            }],
+            settings: vec![7, 8],
+            attributes: b"a".to_vec(),
             places: vec![(b"/r".to_vec(), 0), (b"/r/.git/index".to_vec(), 9)],
         }
     }

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Stat};
 
 use crate::directories::directories;
 use crate::entry::Scan;
-use crate::git::git;
+use crate::git::{Contents, git};
 use crate::manifest::{IGNORE_FILE, Manifest, Scope};
 
 /// An absolute path and its identity; zero when nothing was there.
@@ -100,7 +100,7 @@ pub(super) fn is_same((path, was): &Place) -> bool {
 
 /// What git prints for these words, as paths; none when it fails.
 fn lines(root: &Path, args: &[&str]) -> Option<Vec<PathBuf>> {
-    let out = git(root).args(args).capture().ok()?;
+    let out = git(root, Contents::Unread).args(args).capture().ok()?;
     let lines = out.stdout.split(|byte| *byte == b'\n');
     out.status.success().then(|| {
         lines

@@ -75,7 +75,7 @@ pub(super) fn start() -> io::Result<()> {
     Ok(())
 }
 
-/// Writes the server's configuration from the seed in `dir`, and answers its path.
+/// Writes the server's configuration from the seed in `dir`, and returns its path.
 fn configure(dir: &Path) -> io::Result<PathBuf> {
     let seed = ["initrd.img", "cidata.img"]
         .iter()

@@ -1,7 +1,7 @@
 //! A stand-in for the jailer: it lays out the jail, enters the network namespace and becomes the program.
 //!
-//! It keeps its rights, does not change the root directory and touches no control group: what holds a process in must be
-//! tested with the real one.
+//! It sets resource limits, keeps its rights, does not change the root directory and touches no control group: what holds a process in
+//! must be tested with the real one.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crabbox_host::command::Cmd;
+use rustix::process::{Resource, Rlimit};
 
 use super::say;
 
@@ -19,17 +20,17 @@ struct Flags {
     exec_file: Option<PathBuf>,
     base: Option<PathBuf>,
     netns: Option<PathBuf>,
+    limits: Vec<(Resource, u64)>,
     rest: Vec<OsString>,
 }
 
 /// Flags with a value that change nothing here.
-const IGNORED: [&str; 6] = [
+const IGNORED: [&str; 5] = [
     "--uid",
     "--gid",
     "--cgroup-version",
     "--parent-cgroup",
     "--cgroup",
-    "--resource-limit",
 ];
 
 fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Flags, String> {
@@ -43,6 +44,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Flags, String> {
             "--exec-file" => flags.exec_file = Some(value()?.into()),
             "--chroot-base-dir" => flags.base = Some(value()?.into()),
             "--netns" => flags.netns = Some(value()?.into()),
+            "--resource-limit" => flags.limits.push(limit(&value()?.to_string_lossy())?),
             other if IGNORED.contains(&other) => drop(value()?),
             "--" => {
                 flags.rest = args.collect();
@@ -52,6 +54,18 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Flags, String> {
         }
     }
     Ok(flags)
+}
+
+/// A limit as the real one takes it, `fsize=4096`.
+fn limit(text: &str) -> Result<(Resource, u64), String> {
+    let invalid = || format!("Invalid format for resources limits: {text}");
+    let (name, value) = text.split_once('=').ok_or_else(invalid)?;
+    let resource = match name {
+        "fsize" => Resource::Fsize,
+        "no-file" => Resource::Nofile,
+        _ => return Err(invalid()),
+    };
+    Ok((resource, value.parse().map_err(|_| invalid())?))
 }
 
 /// The program `fake-jailer`, without its own name in `args`. It returns only when it fails.
@@ -96,6 +110,13 @@ fn enter(flags: &Flags) -> Result<(), String> {
     std::fs::create_dir_all(root.join("dev/net")).map_err(io)?;
     std::fs::create_dir_all(root.join("run")).map_err(io)?;
     std::fs::write(root.join(format!("{name}.pid")), std::process::id().to_string()).map_err(io)?;
+    for (resource, value) in &flags.limits {
+        let both = Rlimit {
+            current: Some(*value),
+            maximum: Some(*value),
+        };
+        rustix::process::setrlimit(*resource, both).map_err(|errno| format!("setrlimit: {errno}"))?;
+    }
     if let Some(netns) = &flags.netns {
         let file = std::fs::File::open(netns).map_err(|error| format!("{}: {error}", netns.display()))?;
         let kind = Some(rustix::thread::LinkNameSpaceType::Network);

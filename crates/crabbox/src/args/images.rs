@@ -18,7 +18,7 @@ pub(crate) enum SetupCommand {
 /// `setup firecracker`.
 #[derive(Debug, Args)]
 pub(crate) struct SetupArgs {
-    /// Only tell what would be done
+    /// Only report what would be done
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Take away what setup made, and nothing else
@@ -187,7 +187,7 @@ pub(crate) struct ImageGcArgs {
     /// Also remove the oldest until all have at most this many MiB
     #[arg(long, value_name = "MIB")]
     pub(crate) max_mib: Option<u64>,
-    /// Only tell what would be removed
+    /// Only report what would be removed
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Print JSON

@@ -11,6 +11,7 @@ use crabbox_core::config::FlagValue;
 use crabbox_core::config::key::{Flag, Group, KEYS, Key, Kind};
 
 use super::refused;
+use crate::goflags::Refused;
 
 /// A set of groups that some commands share.
 pub(crate) trait FlagSet {
@@ -20,11 +21,21 @@ pub(crate) trait FlagSet {
     const REFUSED: &'static [&'static [refused::Flag]];
 }
 
-const ON_LEASE: &[Group] = &[
+/// The groups of every command that works on an existing lease.
+pub(crate) const LEASE_GROUPS: &[Group] = &[
     Group::Provider,
     Group::ProviderOptions,
     Group::Target,
     Group::Network,
+];
+/// Those of `run`.
+pub(crate) const RUN_GROUPS: &[Group] = &[
+    Group::Provider,
+    Group::ProviderOptions,
+    Group::Target,
+    Group::Network,
+    Group::Create,
+    Group::Run,
 ];
 const NEW_LEASE: &[Group] = &[
     Group::Provider,
@@ -51,17 +62,19 @@ macro_rules! flag_sets {
 
 flag_sets! {
     /// Commands that work on an existing lease.
-    LeaseSet: ON_LEASE, refusing &[];
+    LeaseSet: LEASE_GROUPS, refusing &[];
     /// `list`.
-    ListSet: ON_LEASE, refusing &[refused::LIST];
+    ListSet: LEASE_GROUPS, refusing &[refused::LIST];
+    /// `stop`.
+    StopSet: LEASE_GROUPS, refusing &[refused::STOP];
+    /// `prewarm`.
+    PrewarmSet: NEW_LEASE, refusing &[refused::CREATE, refused::WARMUP, refused::PREWARM];
     /// `doctor`.
     DoctorSet: &[Group::Provider, Group::ProviderOptions, Group::Target], refusing &[refused::DOCTOR];
     /// `warmup`.
     WarmupSet: NEW_LEASE, refusing &[refused::CREATE, refused::WARMUP];
     /// `run`.
-    RunSet:
-        &[Group::Provider, Group::ProviderOptions, Group::Target, Group::Network, Group::Create, Group::Run],
-        refusing &[refused::CREATE, refused::RUN];
+    RunSet: RUN_GROUPS, refusing &[refused::CREATE, refused::RUN];
 }
 
 /// The flags of a set that were given, in the order of the registry.
@@ -86,12 +99,66 @@ fn argument(key: &'static Key, flag: Flag) -> Arg {
     match key.kind {
         Kind::Bool => boolean(arg),
         Kind::List | Kind::Ports => arg.action(ArgAction::Append).value_name("LIST"),
-        Kind::Text => arg.action(ArgAction::Set).value_name("TEXT"),
+        Kind::Text | Kind::Choice(_) => arg.action(ArgAction::Set).value_name("TEXT"),
         Kind::Path | Kind::Program => arg.action(ArgAction::Set).value_name("PATH"),
         Kind::Integer => arg.action(ArgAction::Set).value_name("NUMBER"),
         Kind::Port => arg.action(ArgAction::Set).value_name("PORT"),
         Kind::Duration => arg.action(ArgAction::Set).value_name("DURATION"),
     }
+}
+
+/// The flags for keys that a command was given, whatever its set.
+pub(super) fn given(matches: &ArgMatches) -> Vec<FlagValue> {
+    let known = |flag: &Flag| matches.try_contains_id(flag.name).is_ok();
+    of(
+        matches,
+        KEYS.iter()
+            .filter_map(|key| key.flag.map(|flag| (key, flag)))
+            .filter(|(_, flag)| known(flag)),
+    )
+}
+
+/// What was given of `keys`, all of which the command must have.
+fn of(matches: &ArgMatches, keys: impl Iterator<Item = (&'static Key, Flag)>) -> Vec<FlagValue> {
+    let given = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
+    keys.filter(|(_, flag)| given(flag.name))
+        .map(|(key, flag)| FlagValue {
+            key: key.name,
+            values: matches
+                .try_get_many::<String>(flag.name)
+                .ok()
+                .flatten()
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect(),
+        })
+        .collect()
+}
+
+/// Flags that `run` takes for keys, given by their names, as the parser of its arguments hands them on: in the order of the
+/// registry, and of a repeated one only the last unless it takes several. `Err` names one that `run` refuses.
+pub(crate) fn flags_of_run(given: &[(&'static str, &str)]) -> Result<Vec<FlagValue>, Refused> {
+    let refused = |name: &&(&'static str, &str)| refused::has(RunSet::REFUSED, name.0);
+    if let Some((flag, _)) = given.iter().find(refused) {
+        let provider = given.iter().rfind(|(name, _)| *name == "provider");
+        return Err(Refused {
+            flag,
+            provider: provider.map(|(_, name)| (*name).to_owned()),
+        });
+    }
+    let values = |(key, flag): (&'static Key, Flag)| {
+        let values = given.iter().filter(|(name, _)| *name == flag.name);
+        let mut values: Vec<String> = values.map(|(_, value)| (*value).to_owned()).collect();
+        if !matches!(key.kind, Kind::List | Kind::Ports) {
+            values.drain(..values.len().saturating_sub(1));
+        }
+        (!values.is_empty()).then_some(FlagValue {
+            key: key.name,
+            values,
+        })
+    };
+    Ok(keys::<RunSet>().filter_map(values).collect())
 }
 
 /// A flag in Go's way: its value may be left out and is then true.
@@ -118,21 +185,8 @@ impl<S: FlagSet> clap::Args for KeyFlags<S> {
 
 impl<S: FlagSet> FromArgMatches for KeyFlags<S> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let given = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
-        let values = keys::<S>()
-            .filter(|(_, flag)| given(flag.name))
-            .map(|(key, flag)| FlagValue {
-                key: key.name,
-                values: matches
-                    .get_many::<String>(flag.name)
-                    .into_iter()
-                    .flatten()
-                    .cloned()
-                    .collect(),
-            })
-            .collect();
         Ok(Self {
-            values,
+            values: of(matches, keys::<S>()),
             set: PhantomData,
         })
     }

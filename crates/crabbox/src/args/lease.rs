@@ -3,7 +3,7 @@
 use clap::Args;
 use crabbox_core::duration::GoDuration;
 
-use super::keys::{KeyFlags, LeaseSet, ListSet, WarmupSet};
+use super::keys::{KeyFlags, LeaseSet, ListSet, StopSet, WarmupSet};
 
 /// A lease by `--id` or as the only positional.
 #[derive(Debug, Args)]
@@ -17,13 +17,14 @@ pub(crate) struct LeaseName {
 }
 
 impl LeaseName {
-    /// The id or slug that was given; `--id` wins. Blank ones count as not given.
+    /// The id or slug that was given. Blank ones count as not given, and so do two: nobody says which of them is meant.
     pub(crate) fn get(&self) -> Option<&str> {
-        self.id
-            .as_deref()
-            .or(self.name.as_deref())
-            .map(str::trim)
-            .filter(|name| !name.is_empty())
+        let [id, name] =
+            [&self.id, &self.name].map(|text| text.as_deref().map(str::trim).filter(|name| !name.is_empty()));
+        match (id, name) {
+            (Some(name), None) | (None, Some(name)) => Some(name),
+            _ => None,
+        }
     }
 }
 
@@ -48,6 +49,9 @@ pub(crate) struct WarmupArgs {
     /// Tell everything on standard error as JSON lines
     #[arg(long)]
     pub(crate) json_events: bool,
+    /// Tell everything that a script is told, on a terminal too
+    #[arg(long)]
+    pub(crate) verbose: bool,
     /// Flags that set configuration keys.
     #[command(flatten)]
     pub(crate) keys: KeyFlags<WarmupSet>,
@@ -132,9 +136,30 @@ pub(crate) struct StopArgs {
     /// Not supported by any provider of this program
     #[arg(long, hide = true)]
     pub(crate) reclaim: bool,
+    /// What the lease has to be, for programs that stop what they made.
+    #[command(flatten)]
+    pub(crate) expected: ExpectedArgs,
     /// Flags that set configuration keys.
     #[command(flatten)]
-    pub(crate) keys: KeyFlags<LeaseSet>,
+    pub(crate) keys: KeyFlags<StopSet>,
+}
+
+/// What a lease has to be to be given back: the fences of programs that made it. The first four go together.
+#[expect(clippy::struct_field_names, reason = "the names are those of the flags")]
+#[derive(Debug, Args)]
+pub(crate) struct ExpectedArgs {
+    /// Only this lease
+    #[arg(long, hide = true, value_name = "LEASE")]
+    pub(crate) expected_provider_lease_id: Option<String>,
+    /// Only the lease of this attempt; an attempt here is a lease
+    #[arg(long, hide = true, value_name = "LEASE")]
+    pub(crate) expected_attempt_lease_id: Option<String>,
+    /// Only the lease with this slug
+    #[arg(long, hide = true, value_name = "SLUG")]
+    pub(crate) expected_slug: Option<String>,
+    /// Only the lease of this machine
+    #[arg(long, hide = true, value_name = "NAME")]
+    pub(crate) expected_resource_id: Option<String>,
 }
 
 /// `inspect`.
@@ -154,7 +179,7 @@ pub(crate) struct InspectArgs {
 /// `cleanup`.
 #[derive(Debug, Args)]
 pub(crate) struct CleanupArgs {
-    /// Only tell what would be removed
+    /// Only report what would be removed
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Print one JSON document with every decision
@@ -194,6 +219,12 @@ pub(crate) struct LogsArgs {
     /// Show what the VMM wrote instead
     #[arg(long)]
     pub(crate) vmm: bool,
+    /// Show what the lease's supervisor did instead
+    #[arg(long)]
+    pub(crate) supervisor: bool,
+    /// With --supervisor: what the running supervisor logs from now on, as CRABBOX_LOG
+    #[arg(long, value_name = "FILTER")]
+    pub(crate) level: Option<String>,
     /// How many lines from the end, 0 for all
     #[arg(long, value_name = "LINES", default_value_t = 0)]
     pub(crate) tail: usize,
@@ -232,6 +263,9 @@ pub(crate) struct TunnelArgs {
     /// Lease id or slug
     #[arg(long, value_name = "LEASE")]
     pub(crate) id: Option<String>,
+    /// Claim the lease for this repository, and take it over where another one claimed it
+    #[arg(long)]
+    pub(crate) reclaim: bool,
     /// Port on this machine; a free one without it
     #[arg(long, value_name = "PORT")]
     pub(crate) local_port: Option<u16>,

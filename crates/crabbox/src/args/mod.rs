@@ -20,19 +20,23 @@ pub(crate) use images::{
     ImageBuildArgs, ImageCommand, ImageExportArgs, ImageGcArgs, ImageImportArgs, ImageListArgs,
     ImageNameArgs, ImageRemoveArgs, InitChoice, SetupArgs, SetupCommand,
 };
+pub(crate) use keys::{LEASE_GROUPS, RUN_GROUPS, flags_of_run};
 pub(crate) use lease::{
-    CleanupArgs, ConnectArgs, CpArgs, HeartbeatArgs, InspectArgs, ListArgs, LogsArgs, PauseArgs, PortsArgs,
-    SshArgs, StatusArgs, StopArgs, TunnelArgs, WarmupArgs,
+    CleanupArgs, ConnectArgs, CpArgs, ExpectedArgs, HeartbeatArgs, InspectArgs, ListArgs, LogsArgs,
+    PauseArgs, PortsArgs, SshArgs, StatusArgs, StopArgs, TunnelArgs, WarmupArgs,
 };
 pub(crate) use local::{
     ClaimsCommand, ClaimsListArgs, CompletionsArgs, ConfigCommand, ConfigExplainArgs, ConfigShowArgs,
     DoctorArgs, ProvidersArgs, ProvidersCommand, ProvidersDescribeArgs, ReferenceArgs, SuperviseArgs,
     SyncPlanArgs,
 };
-pub(crate) use run::{RunArgs, RunResultArgs, StopAfter};
+pub(crate) use run::{RunArgs, StopAfter};
 pub(crate) use work::{InitArgs, JobCommand, JobListArgs, JobRunArgs, PrewarmArgs, PullArgs, WatchArgs};
 
+use crabbox_core::config::FlagValue;
+
 use crate::goflags::{Problem, Stop, UsageError, normalise};
+use crate::ui::Verbosity;
 
 /// Lease a throw-away Linux machine, sync the working tree into it, run a command there, give it back.
 #[derive(Debug, Parser)]
@@ -40,13 +44,31 @@ use crate::goflags::{Problem, Stop, UsageError, normalise};
     name = "crabbox",
     disable_help_subcommand = true,
     disable_version_flag = true,
-    args_override_self = true
+    args_override_self = true,
+    after_help = "After the name of any command, -v tells on standard error what is done and how long it takes, -vv every detail."
 )]
 #[command(subcommand_required = true)]
 pub(crate) struct Cli {
+    /// Tell on standard error what is done. Hidden: it is said once, in the program's own help, and not on every command's page.
+    #[arg(long = "v", global = true, hide = true)]
+    verbose: bool,
+    /// The same in every detail.
+    #[arg(long = "vv", global = true, hide = true)]
+    detailed: bool,
     /// What to do.
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// What the flags ask for. (Before the command's name `-v` is the version, as in the Go program.)
+    fn verbosity(&self) -> Verbosity {
+        match (self.verbose, self.detailed) {
+            (_, true) => Verbosity::Detailed,
+            (true, false) => Verbosity::Verbose,
+            (false, false) => Verbosity::Plain,
+        }
+    }
 }
 
 /// The commands.
@@ -90,7 +112,7 @@ pub(crate) enum Command {
     Machine(MachineCommand),
     /// Keep a lease from running into its idle timeout
     Heartbeat(HeartbeatArgs),
-    /// Show the console and VMM log of a lease
+    /// Show the console, VMM log or supervisor log of a lease
     Logs(LogsArgs),
     /// Copy files into or out of a lease
     Cp(CpArgs),
@@ -170,16 +192,41 @@ fn with_go_booleans(command: clap::Command) -> clap::Command {
 }
 
 /// Reads an argument vector, the program's name included.
+#[cfg(test)]
 pub(crate) fn parse(argv: &[OsString]) -> Result<Command, Stop> {
+    parse_with_flags(argv).map(|parsed| parsed.command)
+}
+
+/// What a command line says.
+#[derive(Debug)]
+pub(crate) struct Parsed {
+    pub(crate) command: Command,
+    /// How much it wants to see of what is done.
+    pub(crate) verbosity: Verbosity,
+    /// The flags that were given for keys of the configuration.
+    pub(crate) given: Vec<FlagValue>,
+}
+
+/// Reads an argument vector, the program's name included, with what was said beside the command.
+pub(crate) fn parse_with_flags(argv: &[OsString]) -> Result<Parsed, Stop> {
     let root = command();
     let vector = normalise(argv, &root)?;
     let matches = root
         .clone()
         .try_get_matches_from(&vector)
         .map_err(|error| explain(&error, &vector, &root))?;
-    refused::check(&matches).map_err(|problem| Stop::Usage(UsageError::plain(problem)))?;
+    refused::check(&matches).map_err(Stop::Refused)?;
+    let mut leaf = &matches;
+    while let Some((_, below)) = leaf.subcommand() {
+        leaf = below;
+    }
+    let given = keys::given(leaf);
     Cli::from_arg_matches(&matches)
-        .map(|cli| cli.command)
+        .map(|cli| Parsed {
+            verbosity: cli.verbosity(),
+            command: cli.command,
+            given,
+        })
         .map_err(|error| explain(&error, &vector, &root))
 }
 

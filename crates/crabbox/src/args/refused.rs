@@ -7,7 +7,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::keys::boolean;
-use crate::goflags::Problem;
+use crate::goflags::Refused;
 
 /// A flag that is refused.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +53,24 @@ pub(super) const CREATE: &[Flag] = &[
 /// Of `warmup`.
 pub(super) const WARMUP: &[Flag] = &[value("lease-id"), switch("actions-runner")];
 
+/// Of `prewarm`: all about the Actions workflow that hydrates a lease.
+pub(super) const PREWARM: &[Flag] = &[
+    switch("github-runner"),
+    value("job"),
+    value("repo"),
+    value("ref"),
+    value("workflow"),
+    value("keep-alive-minutes"),
+    value("wait-timeout"),
+];
+
+/// Of `stop`: what a coordinator knows.
+pub(super) const STOP: &[Flag] = &[
+    value("expected-provider-scope"),
+    value("expected-coordinator-registration-url"),
+    switch("confirmed-absent-local-cleanup"),
+];
+
 /// Of `run`.
 pub(super) const RUN: &[Flag] = &[
     value("require-artifact-schema"),
@@ -76,7 +94,7 @@ pub(super) const LIST: &[Flag] = &[value("pond")];
 /// Of `doctor`.
 pub(super) const DOCTOR: &[Flag] = &[value("from-run"), value("pond")];
 
-const ALL: &[&[Flag]] = &[CREATE, WARMUP, RUN, LIST, DOCTOR];
+const ALL: &[&[Flag]] = &[CREATE, WARMUP, PREWARM, STOP, RUN, LIST, DOCTOR];
 
 /// Adds the flags to a command, out of sight of its help.
 pub(super) fn register(command: Command, flags: &[Flag]) -> Command {
@@ -90,8 +108,13 @@ pub(super) fn register(command: Command, flags: &[Flag]) -> Command {
     }))
 }
 
+/// Whether one of `sets` has the flag called `name`.
+pub(super) fn has(sets: &[&[Flag]], name: &str) -> bool {
+    sets.iter().copied().flatten().any(|flag| flag.name == name)
+}
+
 /// Refuses matches in which one of the flags was given.
-pub(super) fn check(matches: &ArgMatches) -> Result<(), Problem> {
+pub(super) fn check(matches: &ArgMatches) -> Result<(), Refused> {
     let mut matches = matches;
     while let Some((_, inner)) = matches.subcommand() {
         matches = inner;
@@ -106,23 +129,10 @@ pub(super) fn check(matches: &ArgMatches) -> Result<(), Problem> {
                     .is_some_and(|value| value == "false"))
     });
     match given {
-        Some(flag) => Err(Problem::Other {
-            message: reason(flag.name),
+        Some(flag) => Err(Refused {
+            flag: flag.name,
+            provider: matches.try_get_one::<String>("provider").ok().flatten().cloned(),
         }),
         None => Ok(()),
-    }
-}
-
-/// Why the flag is refused, in the Go program's words where it refuses it too.
-fn reason(name: &str) -> String {
-    match name {
-        "lease-id" => "provider=firecracker does not support fixed idempotent lease IDs".to_owned(),
-        "lease-output" => "--lease-output is not supported for provider=firecracker yet".to_owned(),
-        "pool" => "--pool requires a coordinator-backed SSH lease provider".to_owned(),
-        "from-run" => "doctor --from-run requires a configured coordinator".to_owned(),
-        name if name.starts_with("tailscale") => {
-            "provider=firecracker does not support tailscale-managed networking".to_owned()
-        }
-        name => format!("--{name} is not supported by this program yet"),
     }
 }

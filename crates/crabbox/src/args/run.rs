@@ -128,6 +128,9 @@ pub(crate) struct RunResultArgs {
     /// Tell everything on standard error as JSON lines
     #[arg(long)]
     pub(crate) json_events: bool,
+    /// Tell everything that a script is told, on a terminal too
+    #[arg(long)]
+    pub(crate) verbose: bool,
     /// Append timings to a file, or to the default one
     #[arg(long, value_name = "default|off|PATH")]
     pub(crate) timing_record: Option<String>,

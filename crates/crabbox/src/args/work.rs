@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use crabbox_core::duration::GoDuration;
 
-use super::keys::{KeyFlags, LeaseSet, RunSet, WarmupSet};
+use super::keys::{KeyFlags, LeaseSet, PrewarmSet, RunSet};
 use super::lease::duration;
 
 /// `watch`.
@@ -37,12 +37,18 @@ pub(crate) struct WatchArgs {
     /// Join the words with blanks and hand them to a shell
     #[arg(long)]
     pub(crate) shell: bool,
+    /// Run the command of this preset
+    #[arg(long, value_name = "NAME")]
+    pub(crate) preset: Option<String>,
     /// Hand this variable to the command too
     #[arg(long, value_name = "NAME")]
     pub(crate) allow_env: Vec<String>,
     /// Tell everything on standard error as JSON lines
     #[arg(long)]
     pub(crate) json_events: bool,
+    /// Tell everything that a script is told, on a terminal too
+    #[arg(long)]
+    pub(crate) verbose: bool,
     /// The command and its arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub(crate) words: Vec<OsString>,
@@ -63,18 +69,27 @@ pub(crate) struct PrewarmArgs {
     /// Set this host up first when it never was
     #[arg(long)]
     pub(crate) yes: bool,
+    /// Print timings of the lease as one line of JSON on standard error
+    #[arg(long)]
+    pub(crate) timing_json: bool,
+    /// Accepted: nothing is hydrated here
+    #[arg(long, hide = true)]
+    pub(crate) no_hydrate: bool,
     /// Run this in a shell of the new lease; when it fails the lease is given back
     #[arg(long, value_name = "COMMAND")]
     pub(crate) probe_command: Option<String>,
     /// Tell everything on standard error as JSON lines
     #[arg(long)]
     pub(crate) json_events: bool,
+    /// Tell everything that a script is told, on a terminal too
+    #[arg(long)]
+    pub(crate) verbose: bool,
     /// Only print the commands that do the same
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Flags that set configuration keys.
     #[command(flatten)]
-    pub(crate) keys: KeyFlags<WarmupSet>,
+    pub(crate) keys: KeyFlags<PrewarmSet>,
 }
 
 /// `job`.
@@ -101,15 +116,52 @@ pub(crate) struct JobRunArgs {
     /// Use this lease instead of a new one: its id or slug
     #[arg(long, value_name = "LEASE")]
     pub(crate) id: Option<String>,
+    /// When the lease is given back: auto, always, success, failure or never; the job's own word unless given
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) stop: Option<JobStop>,
+    /// Run the job without the Actions workflow that it asks for
+    #[arg(long)]
+    pub(crate) no_hydrate: bool,
     /// Tell everything on standard error as JSON lines
     #[arg(long)]
     pub(crate) json_events: bool,
+    /// Tell everything that a script is told, on a terminal too
+    #[arg(long)]
+    pub(crate) verbose: bool,
     /// Only print the command that does the same
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// The job
     #[arg(value_name = "NAME")]
     pub(crate) name: Option<String>,
+}
+
+/// When the lease of a job is given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum JobStop {
+    /// As `run` does it.
+    Auto,
+    /// In any case.
+    Always,
+    /// When the command succeeded.
+    Success,
+    /// When it failed.
+    Failure,
+    /// Not at all.
+    Never,
+}
+
+impl JobStop {
+    /// The word for it.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Always => "always",
+            Self::Success => "success",
+            Self::Failure => "failure",
+            Self::Never => "never",
+        }
+    }
 }
 
 /// `init`.

@@ -8,11 +8,13 @@ use schemars::transform::{RecursiveTransform, Transform as _};
 use schemars::{JsonSchema, Schema};
 use serde_json::Value;
 
-use super::config::{ConfigView, Explanation};
-use super::image::{ExportView, GcView, InspectView, ListView, MadeView, RemovedView, VerifyView};
-use super::run::BundledRun;
-use super::views::{ListItem, StatusView};
-use super::{claims, cleanup, doctor, heartbeat, job, ports, providers, setup, stages, sync_plan};
+use super::host::config::{ConfigView, Explanation};
+use super::host::image::{ExportView, GcView, InspectView, ListView, MadeView, RemovedView, VerifyView};
+use super::host::{claims, doctor, providers, setup};
+use super::lease::views::{ListItem, StatusView};
+use super::lease::{cleanup, heartbeat, stages};
+use super::work::run::BundledRun;
+use super::work::{job, ports, sync_plan};
 use crate::timing::TimingJson;
 use crate::ui::{Document, Event};
 

@@ -1,55 +1,30 @@
 //! One file a command: each gathers what the engine needs, calls it, and chooses the words for what came of it.
 
-mod acquire;
-mod claims;
-mod cleanup;
-mod compose;
-mod config;
-mod connect;
-mod cp;
-mod doctor;
 mod documents;
-mod entry;
-mod heartbeat;
-mod image;
-mod init;
-mod inspect;
-mod job;
-mod list;
-mod logs;
-mod ports;
-mod prewarm;
-mod progress;
-mod providers;
-mod pull;
+mod engine;
+mod host;
+mod lease;
 mod reference;
-mod route;
-mod run;
-mod setup;
-mod ssh;
-mod stages;
-mod status;
-mod stop;
 mod supervise;
-mod sync_plan;
-mod tunnel;
-mod unsupported;
-mod views;
-mod warmup;
-mod watch;
+mod work;
 
 use std::ffi::OsString;
 
+use crabbox_core::config::key::Name;
+use crabbox_core::config::{FlagValue, Provider};
+
 use crate::args::{
-    self, ClaimsCommand, Command, CompletionsArgs, ConfigCommand, MachineCommand, PoolCommand, SetupCommand,
+    self, ClaimsCommand, Command, CompletionsArgs, ConfigCommand, MachineCommand, Parsed, PoolCommand,
+    SetupCommand,
 };
 use crate::context::Ctx;
 use crate::env::Env;
-use crate::goflags::Stop;
-use crate::ui::{CommandError, Exit, Printer};
+use crate::goflags::{Refused, Stop};
+use crate::settings;
+use crate::ui::{CommandError, Exit, Printer, show_log};
 
 /// Runs the program on an argument vector, the program's name included.
-pub(crate) fn main(argv: &[OsString], env: Env, printer: &Printer) -> Result<Exit, CommandError> {
+pub(crate) fn main(argv: &[OsString], env: Env, printer: &'static Printer) -> Result<Exit, CommandError> {
     match argv.get(1).and_then(|word| word.to_str()) {
         Some("-v" | "--version" | "-version") => {
             printer.line(env!("CARGO_PKG_VERSION"));
@@ -61,11 +36,40 @@ pub(crate) fn main(argv: &[OsString], env: Env, printer: &Printer) -> Result<Exi
         }
         _ => {}
     }
-    match args::parse(argv) {
-        Ok(command) => dispatch(&Ctx { env, printer }, command),
+    match args::parse_with_flags(argv) {
+        // A supervisor has a log of its own, and its standard error is nobody's.
+        Ok(Parsed {
+            command: Command::Supervise(args),
+            ..
+        }) => supervise::run(&Ctx { env, printer }, &args),
+        Ok(Parsed {
+            command,
+            verbosity,
+            given,
+        }) => {
+            show_log(printer, verbosity, &env)?;
+            dispatch(&Ctx { env, printer }, command).map_err(|error| error.completed(&given))
+        }
         Err(Stop::Help(path)) => help(&path.into_iter().map(OsString::from).collect::<Vec<_>>(), printer),
         Err(Stop::Usage(error)) => Err(error.into()),
+        Err(Stop::Refused(refused)) => Err(refused.by(provider(&env, &refused)).into()),
     }
+}
+
+/// The provider that the command would have worked with.
+fn provider(env: &Env, refused: &Refused) -> &'static str {
+    let flags: Vec<FlagValue> = refused
+        .provider
+        .iter()
+        .map(|name| FlagValue {
+            key: Name::ProviderName,
+            values: vec![name.clone()],
+        })
+        .collect();
+    let chosen = settings::load(env, &flags)
+        .ok()
+        .and_then(|loaded| loaded.resolution.settings.provider().ok());
+    chosen.unwrap_or(Provider::Firecracker).name()
 }
 
 /// Prints the help of the command with this path, as far as the path is known.
@@ -91,36 +95,38 @@ fn help(path: &[OsString], printer: &Printer) -> Result<Exit, CommandError> {
 
 fn dispatch(ctx: &Ctx<'_>, command: Command) -> Result<Exit, CommandError> {
     match command {
-        Command::Warmup(args) => warmup::run(ctx, &args),
-        Command::Run(args) => run::run(ctx, &args),
-        Command::Ssh(args) => ssh::run(ctx, &args),
-        Command::Connect(args) => connect::run(ctx, &args),
-        Command::Status(args) => status::run(ctx, &args),
-        Command::List(args) | Command::Pool(PoolCommand::List(args)) => list::run(ctx, &args),
-        Command::Stop(args) => stop::run(ctx, &args),
-        Command::Inspect(args) => inspect::run(ctx, &args),
-        Command::Cleanup(args) | Command::Machine(MachineCommand::Cleanup(args)) => cleanup::run(ctx, &args),
-        Command::Heartbeat(args) => heartbeat::run(ctx, &args),
-        Command::Logs(args) => logs::run(ctx, &args),
-        Command::Cp(args) => cp::run(ctx, &args),
-        Command::Tunnel(args) => tunnel::run(ctx, &args),
-        Command::Ports(args) => ports::run(ctx, &args),
-        Command::Pause(args) => unsupported::pause(ctx, &args, "pause"),
-        Command::Resume(args) => unsupported::pause(ctx, &args, "resume"),
-        Command::Watch(args) => watch::run(ctx, &args),
-        Command::Job(command) => job::run(ctx, &command),
-        Command::Init(args) => init::run(ctx, &args),
-        Command::Pull(args) => pull::run(ctx, &args),
-        Command::Prewarm(args) => prewarm::run(ctx, &args),
-        Command::SyncPlan(args) => sync_plan::run(ctx, &args),
-        Command::Doctor(args) => doctor::run(ctx, &args),
-        Command::Setup(SetupCommand::Firecracker(args)) => setup::run(ctx, &args),
-        Command::Image(command) => image::run(ctx, &command),
-        Command::Claims(ClaimsCommand::List(args)) => claims::run(ctx, &args),
-        Command::Config(ConfigCommand::Path) => config::path(ctx),
-        Command::Config(ConfigCommand::Show(args)) => config::show(ctx, &args),
-        Command::Config(ConfigCommand::Explain(args)) => config::explain(ctx, &args),
-        Command::Providers(args) => providers::run(ctx, &args),
+        Command::Warmup(args) => lease::warmup::run(ctx, &args),
+        Command::Run(args) => work::run::run(ctx, &(*args).into()),
+        Command::Ssh(args) => work::ssh::run(ctx, &args),
+        Command::Connect(args) => work::connect::run(ctx, &args),
+        Command::Status(args) => lease::status::run(ctx, &args),
+        Command::List(args) | Command::Pool(PoolCommand::List(args)) => lease::list::run(ctx, &args),
+        Command::Stop(args) => lease::stop::run(ctx, &args),
+        Command::Inspect(args) => lease::inspect::run(ctx, &args),
+        Command::Cleanup(args) | Command::Machine(MachineCommand::Cleanup(args)) => {
+            lease::cleanup::run(ctx, &args)
+        }
+        Command::Heartbeat(args) => lease::heartbeat::run(ctx, &args),
+        Command::Logs(args) => lease::logs::run(ctx, &args),
+        Command::Cp(args) => work::cp::run(ctx, &args),
+        Command::Tunnel(args) => work::tunnel::run(ctx, &args),
+        Command::Ports(args) => work::ports::run(ctx, &args),
+        Command::Pause(args) => lease::unsupported::pause(ctx, &args, "pause"),
+        Command::Resume(args) => lease::unsupported::pause(ctx, &args, "resume"),
+        Command::Watch(args) => work::watch::run(ctx, &args),
+        Command::Job(command) => work::job::run(ctx, &command),
+        Command::Init(args) => host::init::run(ctx, &args),
+        Command::Pull(args) => work::pull::run(ctx, &args),
+        Command::Prewarm(args) => lease::prewarm::run(ctx, &args),
+        Command::SyncPlan(args) => work::sync_plan::run(ctx, &args),
+        Command::Doctor(args) => host::doctor::run(ctx, &args),
+        Command::Setup(SetupCommand::Firecracker(args)) => host::setup::run(ctx, &args),
+        Command::Image(command) => host::image::run(ctx, &command),
+        Command::Claims(ClaimsCommand::List(args)) => host::claims::run(ctx, &args),
+        Command::Config(ConfigCommand::Path) => host::config::path(ctx),
+        Command::Config(ConfigCommand::Show(args)) => host::config::show(ctx, &args),
+        Command::Config(ConfigCommand::Explain(args)) => host::config::explain(ctx, &args),
+        Command::Providers(args) => host::providers::run(ctx, &args),
         Command::Completions(args) => Ok(completions(ctx, &args)),
         Command::Version => {
             ctx.printer.line(env!("CARGO_PKG_VERSION"));

@@ -45,6 +45,7 @@ fn run(words: &[&str]) -> Result<Vec<String>, String> {
             .collect()),
         Err(Stop::Help(path)) => Err(format!("help:{}", path.join(" "))),
         Err(Stop::Usage(error)) => Err(error.problem.to_string()),
+        Err(Stop::Refused(refused)) => Err(format!("{refused:?}")),
     }
 }
 

@@ -2,9 +2,11 @@
 
 use std::error::Error;
 
-use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::config::FlagValue;
+use crabbox_core::fault::{self, Fault, Kind};
 
 use super::{Event, Printer};
+use crate::hint;
 
 /// The exit code of a command that did its work; `run` and `connect` hand the remote command's own through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +44,14 @@ impl CommandError {
         }
     }
 
+    /// The same with the `given` flags in the commands of its hints.
+    pub(crate) fn completed(mut self, given: &[FlagValue]) -> Self {
+        for hint in &mut self.hints {
+            *hint = hint::complete(hint, given);
+        }
+        self
+    }
+
     pub(crate) const fn kind(&self) -> Kind {
         self.kind
     }
@@ -50,14 +60,14 @@ impl CommandError {
     pub(crate) fn text(&self) -> String {
         self.error
             .as_ref()
-            .map_or_else(String::new, |error| lines(error.as_ref()).join("\n"))
+            .map_or_else(String::new, |error| told(error.as_ref()))
     }
 
     /// Prints the message, each cause once, and the hints.
     pub(super) fn render(&self, printer: &Printer) {
         let Some(error) = &self.error else { return };
         if printer.tells_events() {
-            let lines = told(error.as_ref());
+            let lines = fault::messages(error.as_ref());
             return printer.event(&Event::Error {
                 text: &lines[0],
                 causes: &lines[1..],
@@ -67,11 +77,8 @@ impl CommandError {
         for line in lines(error.as_ref()) {
             printer.note(line);
         }
-        let style = anstyle::AnsiColor::Cyan
-            .on_default()
-            .effects(anstyle::Effects::BOLD);
         for hint in &self.hints {
-            printer.note(format_args!("{style}hint:{style:#} {hint}"));
+            printer.hint(hint);
         }
     }
 }
@@ -86,28 +93,16 @@ impl<E: Fault + 'static> From<E> for CommandError {
     }
 }
 
-/// The message of an error, then its causes as they stand below it.
-fn lines(error: &(dyn Error + 'static)) -> Vec<String> {
-    let mut lines = told(error);
-    for cause in &mut lines[1..] {
-        cause.insert_str(0, "  caused by: ");
-    }
-    lines
+/// An error with its causes as one text, for a line about something else.
+pub(crate) fn told(error: &(dyn Error + 'static)) -> String {
+    lines(error).join("\n")
 }
 
-/// The message of an error, then its causes, leaving out those that say nothing new.
-fn told(error: &(dyn Error + 'static)) -> Vec<String> {
-    let mut told = error.to_string();
-    let mut lines = vec![told.clone()];
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !text.is_empty() && !told.contains(&text) {
-            told.push('\n');
-            told.push_str(&text);
-            lines.push(text);
-        }
-        cause = error.source();
+/// The message of an error, then its causes as they stand below it.
+fn lines(error: &(dyn Error + 'static)) -> Vec<String> {
+    let mut lines = fault::messages(error);
+    for cause in &mut lines[1..] {
+        cause.insert_str(0, "  caused by: ");
     }
     lines
 }

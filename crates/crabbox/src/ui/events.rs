@@ -3,8 +3,9 @@
 //! Every line is one object whose `event` says what it is. Text of the remote command must never stand outside a string, so that
 //! a command cannot say things in our name.
 
-use std::time::Instant;
+use std::time::Duration;
 
+use crabbox_engine::stage::Stages;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -59,44 +60,16 @@ pub(crate) enum Event<'a> {
     Ended { exit_code: u8 },
 }
 
-/// A stage on its way. One that is dropped before it is done has failed.
-#[derive(Debug)]
-pub(crate) struct Stage<'a> {
-    printer: &'a Printer,
-    name: &'static str,
-    began: Instant,
-    ok: bool,
-}
-
-impl<'a> Stage<'a> {
-    /// Tells that it begins.
-    pub(super) fn begin(printer: &'a Printer, name: &'static str) -> Self {
-        printer.event(&Event::StageBegan { stage: name });
-        Self {
-            printer,
-            name,
-            began: Instant::now(),
-            ok: false,
-        }
+impl Stages for Printer {
+    fn began(&self, stage: &'static str) {
+        self.event(&Event::StageBegan { stage });
     }
 
-    /// Its name.
-    pub(crate) fn name(&self) -> &'static str {
-        self.name
-    }
-
-    /// It ends, and did what it was there for if `ok`.
-    pub(crate) fn end(mut self, ok: bool) {
-        self.ok = ok;
-    }
-}
-
-impl Drop for Stage<'_> {
-    fn drop(&mut self) {
-        self.printer.event(&Event::StageEnded {
-            stage: self.name,
-            seconds: self.began.elapsed().as_secs_f64(),
-            ok: self.ok,
+    fn ended(&self, stage: &'static str, took: Duration, ok: bool) {
+        self.event(&Event::StageEnded {
+            stage,
+            seconds: took.as_secs_f64(),
+            ok,
         });
     }
 }

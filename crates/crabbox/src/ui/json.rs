@@ -1,6 +1,9 @@
 //! JSON as Go's `json.Encoder` writes it: compact, one line, `<`, `>` and `&` escaped.
 
 use crabbox_core::fault::{Fault, Kind};
+use std::fmt::Write as _;
+
+use crabbox_host::console::is_format;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -28,8 +31,13 @@ pub(super) fn line(value: &impl Serialize, html: bool) -> Result<String, JsonErr
             '<' if html => out.push_str("\\u003c"),
             '>' if html => out.push_str("\\u003e"),
             '&' if html => out.push_str("\\u0026"),
-            '\u{2028}' => out.push_str("\\u2028"),
-            '\u{2029}' => out.push_str("\\u2029"),
+            // Go escapes U+2028 and U+2029 of these; the others would reach a terminal that displays the line.
+            c if c.is_control() || is_format(c) => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    // Writing to a text cannot fail.
+                    write!(out, "\\u{unit:04x}").ok();
+                }
+            }
             other => out.push(other),
         }
     }
@@ -48,5 +56,13 @@ mod tests {
             r#"{"a":"\u003cb\u003e \u0026 \u2028\"🦀"}"#
         );
         assert_eq!(line(&value, false).unwrap(), r#"{"a":"<b> & \u2028\"🦀"}"#);
+    }
+
+    #[test]
+    fn what_drives_or_reorders_a_terminal_stands_escaped_and_reads_back_as_it_was() {
+        let value = serde_json::json!({"a": "\u{1b}[2J\u{9b}\u{7f}\u{202e}\u{2066}\u{e0041}\u{feff}"});
+        let line = line(&value, true).unwrap();
+        assert!(line.is_ascii(), "{line:?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap(), value);
     }
 }

@@ -6,11 +6,13 @@
 mod error;
 mod events;
 mod json;
+mod log;
 mod printer;
 
-pub(crate) use error::{CommandError, Exit};
-pub(crate) use events::{Event, Stage};
+pub(crate) use error::{CommandError, Exit, told};
+pub(crate) use events::Event;
 pub(crate) use json::Document;
+pub(crate) use log::{Verbosity, filter as log_filter, show as show_log};
 pub(crate) use printer::Printer;
 
 /// Renders what became of a command and gives the process exit code.
@@ -29,6 +31,7 @@ pub(crate) fn finish(outcome: Result<Exit, CommandError>, printer: &Printer) -> 
         }
         _ => code,
     };
+    tracing::debug!(code, "exit");
     printer.end_events(code);
     code
 }

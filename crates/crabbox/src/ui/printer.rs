@@ -1,16 +1,19 @@
 //! Standard output and standard error.
 //!
 //! Results go to standard output, everything told on the way to standard error. A reader that went away (`| head`) is no
-//! failure: what follows is dropped, and the command goes on to its end, for it may have a lease to give back.
+//! failure: what follows is dropped, and the command goes on to its end, for it may have a lease to give back. A text of ours
+//! may hold a name or message that a repository or guest wrote: it must never drive or reorder the terminal.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, OnceLock};
 
 use anstream::ColorChoice;
-use anstream::adapter::{strip_bytes, strip_str};
+use anstyle::{AnsiColor, Effects, Style};
+use crabbox_engine::stage::Stage;
+use crabbox_host::console::harmless;
 
-use super::events::{Event, Pieces, Stage};
+use super::events::{Event, Pieces};
 use super::json::{self, Document, JsonError};
 use crate::env::Env;
 
@@ -22,6 +25,8 @@ pub(crate) struct Printer {
     terminal: bool,
     /// There when standard error is for a program; holds what the remote command wrote of a character that is not whole yet.
     events: OnceLock<Mutex<Pieces>>,
+    /// There when a person has asked for all that a script is told.
+    verbose: OnceLock<()>,
 }
 
 struct Stream {
@@ -80,6 +85,7 @@ impl Printer {
             progress,
             terminal: false,
             events: OnceLock::new(),
+            verbose: OnceLock::new(),
         }
     }
 
@@ -106,6 +112,30 @@ impl Printer {
     /// Whether standard error is JSON lines.
     pub(crate) fn tells_events(&self) -> bool {
         self.events.get().is_some()
+    }
+
+    /// From here on a person is told all that a script is told.
+    pub(crate) fn be_verbose(&self) {
+        self.verbose.get_or_init(|| ());
+    }
+
+    /// Whether a person reads standard error, who wants one calm line a stage. Scripts see what the Go program prints.
+    pub(crate) fn is_brief(&self) -> bool {
+        self.shows_progress() && self.verbose.get().is_none()
+    }
+
+    /// A line of a stage for a person; a script is told in other lines.
+    pub(crate) fn brief(&self, text: impl Display) {
+        if self.is_brief() {
+            self.note(text);
+        }
+    }
+
+    /// A line that a person is spared, for scripts, programs and `--verbose`.
+    pub(crate) fn detail(&self, text: impl Display) {
+        if !self.is_brief() {
+            self.note(text);
+        }
     }
 
     /// Something that happened, for a program; a person is told in other words.
@@ -142,7 +172,7 @@ impl Printer {
 
     /// One line of result, on standard output.
     pub(crate) fn line(&self, text: impl Display) {
-        put_text(&self.out, &text);
+        put_text(&self.out, None, &text);
     }
 
     /// Bytes of result as they are, on standard output: the remote command's own.
@@ -153,10 +183,21 @@ impl Printer {
     /// One line told on the way, on standard error.
     pub(crate) fn note(&self, text: impl Display) {
         if self.tells_events() {
-            let text = plain(&text);
+            let text = harmless_lines(&text);
             return self.event(&Event::Note { text: &text });
         }
-        put_text(&self.err, &text);
+        put_text(&self.err, None, &text);
+    }
+
+    /// A line on standard error that begins with `label`, a word of ours.
+    fn labelled(&self, colour: AnsiColor, label: &str, text: &impl Display) {
+        let style = colour.on_default().effects(Effects::BOLD);
+        put_text(&self.err, Some((style, label)), text);
+    }
+
+    /// A line that begins with `hint:`, on standard error.
+    pub(super) fn hint(&self, text: impl Display) {
+        self.labelled(AnsiColor::Cyan, "hint:", &text);
     }
 
     /// Bytes told on the way as they are, on standard error: the remote command's own.
@@ -170,18 +211,15 @@ impl Printer {
     /// A line that begins with `warning:`, on standard error.
     pub(crate) fn warn(&self, text: impl Display) {
         if self.tells_events() {
-            let text = plain(&text);
+            let text = harmless_lines(&text);
             return self.event(&Event::Warning { text: &text });
         }
-        let style = anstyle::AnsiColor::Yellow
-            .on_default()
-            .effects(anstyle::Effects::BOLD);
-        self.note(format_args!("{style}warning:{style:#} {text}"));
+        self.labelled(AnsiColor::Yellow, "warning:", &text);
     }
 
     /// A document as one line of JSON, escaped as in the Go program, on standard output.
     pub(crate) fn json(&self, value: &impl Document) -> Result<(), JsonError> {
-        self.line(json::line(value, true)?);
+        put(&self.out, format!("{}\n", json::line(value, true)?).as_bytes());
         Ok(())
     }
 
@@ -202,20 +240,22 @@ impl Printer {
     }
 }
 
-/// One line of our own, without its colours where none are wanted.
-fn put_text(stream: &Mutex<Stream>, text: &impl Display) {
-    let line = format!("{text}\n");
+/// One line of our own. Only the label may have a colour: of the text nobody knows who wrote it.
+fn put_text(stream: &Mutex<Stream>, label: Option<(Style, &str)>, text: &impl Display) {
+    let text = harmless_lines(text);
     let coloured = stream.lock().is_ok_and(|stream| stream.coloured);
-    if coloured {
-        put(stream, line.as_bytes());
-    } else {
-        put(stream, &strip_bytes(line.as_bytes()).into_vec());
-    }
+    let line = match label {
+        Some((style, label)) if coloured => format!("{style}{label}{style:#} {text}\n"),
+        Some((_, label)) => format!("{label} {text}\n"),
+        None => format!("{text}\n"),
+    };
+    put(stream, line.as_bytes());
 }
 
-/// Our own text without its colours.
-fn plain(text: &impl Display) -> String {
-    strip_str(&text.to_string()).to_string()
+/// A text of several lines as a terminal may display it.
+fn harmless_lines(text: &impl Display) -> String {
+    let text = text.to_string();
+    text.split('\n').map(harmless).collect::<Vec<_>>().join("\n")
 }
 
 /// Writes unless an earlier write failed. Flushed at once: standard output may be a pipe that somebody waits on.
@@ -257,6 +297,75 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    /// What a printer with colours writes to standard error and standard output.
+    fn printed(print: impl FnOnce(&Printer)) -> [String; 2] {
+        let (out, err) = (Kept::default(), Kept::default());
+        let printer = Printer::new(
+            Box::new(out.clone()),
+            ColorChoice::AlwaysAnsi,
+            Box::new(err.clone()),
+            ColorChoice::AlwaysAnsi,
+            true,
+        );
+        print(&printer);
+        [err, out].map(|kept| String::from_utf8(kept.0.lock().unwrap().clone()).unwrap())
+    }
+
+    const FOREIGN: &str = "a\u{1b}[2Jb\u{9b}2Jc\u{202e}d\u{1b}]0;t\u{7}e\r";
+
+    #[test]
+    fn a_foreign_name_in_a_text_of_ours_does_not_drive_the_terminal_and_our_label_keeps_its_colour() {
+        let [err, out] = printed(|printer| {
+            printer.line(FOREIGN);
+            printer.note(format_args!("one {FOREIGN}\n  two"));
+            printer.warn(FOREIGN);
+            printer.hint(FOREIGN);
+        });
+        assert_eq!(out, "abc\u{fffd}de\n");
+        assert_eq!(
+            err,
+            "one abc\u{fffd}de\n  two\n\u{1b}[1m\u{1b}[33mwarning:\u{1b}[0m abc\u{fffd}de\n\
+             \u{1b}[1m\u{1b}[36mhint:\u{1b}[0m abc\u{fffd}de\n"
+        );
+    }
+
+    #[test]
+    fn events_carry_a_foreign_name_only_escaped_or_neutral() {
+        let [err, _] = printed(|printer| {
+            printer.tell_events();
+            printer.note(FOREIGN);
+            printer.warn(FOREIGN);
+            printer.note_bytes(FOREIGN.as_bytes());
+        });
+        assert_eq!(err.lines().count(), 3, "{err}");
+        for line in err.lines() {
+            assert!(
+                !line.contains(|c: char| c.is_control() || c == '\u{202e}'),
+                "{line:?}"
+            );
+        }
+        let last: serde_json::Value = serde_json::from_str(err.lines().last().unwrap()).unwrap();
+        assert_eq!(last["text"], FOREIGN, "the command's own stream is whole");
+    }
+
+    #[test]
+    fn a_person_sees_the_brief_lines_and_scripts_and_programs_the_details() {
+        let seen = |terminal: bool, set: fn(&Printer)| {
+            let err = Kept::default();
+            let (out, sink) = (Box::new(io::sink()), Box::new(err.clone()));
+            let printer = Printer::new(out, ColorChoice::Never, sink, ColorChoice::Never, terminal);
+            set(&printer);
+            printer.brief("brief");
+            printer.detail("detail");
+            String::from_utf8(err.0.lock().unwrap().clone()).unwrap()
+        };
+        assert_eq!(seen(true, |_| {}), "brief\n");
+        assert_eq!(seen(true, Printer::be_verbose), "detail\n");
+        assert_eq!(seen(false, |_| {}), "detail\n");
+        let events = seen(true, Printer::tell_events);
+        assert_eq!(events, "{\"event\":\"note\",\"text\":\"detail\"}\n");
     }
 
     #[test]

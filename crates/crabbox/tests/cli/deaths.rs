@@ -14,6 +14,7 @@ use crabbox_host::process;
 use crate::place::Place;
 use crate::remote::Entered;
 use crate::run::entered;
+use crate::static_host::{ID, claimed, configure, connected, existing};
 
 /// How long anything here may take.
 const LONG: Duration = Duration::from_mins(1);
@@ -27,7 +28,8 @@ fn a_client_that_is_killed_while_it_sends_leaves_nothing_running_and_the_next_on
     let lease = entered();
     lease.place.write("repo/small", "x");
     let big = fs::File::create(lease.place.path("repo/big")).unwrap();
-    big.set_len(8 << 30).unwrap();
+    // It is hashed before it is sent: on two busy processors a larger one would take a minute until anything arrives.
+    big.set_len(2 << 30).unwrap();
     let mut client = lease
         .place
         .command(&["run", "--id", "jade-krill", "--sync-only"])
@@ -230,4 +232,47 @@ fn a_line_that_breaks_is_told_apart_from_a_command_that_fails() {
         "{}",
         failed.err
     );
+}
+
+#[test]
+fn a_signal_in_the_middle_of_a_sync_ends_it_and_gives_the_host_back() {
+    let (place, sshd) = existing();
+    configure(&place, &sshd, "");
+    // Packing what git has takes as long as there is to pack; here it never ends.
+    let marker = place.path("packs");
+    fs::create_dir(place.path("bin")).unwrap();
+    place.write(
+        "bin/git",
+        format!(
+            "#!/bin/sh\ncase \"$*\" in *pack-objects*) touch '{}'; exec sleep 600;; esac\nexec /usr/bin/git \"$@\"\n",
+            marker.display()
+        ),
+    );
+    let git = place.path("bin/git");
+    fs::set_permissions(&git, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!(
+        "{}:/usr/sbin:/usr/bin:/sbin:/bin",
+        git.parent().unwrap().display()
+    );
+    for signal in [process::Signal::TERM, process::Signal::HUP] {
+        fs::remove_file(&marker).ok();
+        let mut run = place
+            .command_that_hears(&["run", "--full-resync", "--", "true"])
+            .env("PATH", &path)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        assert!(poll_until(LONG, || marker.exists().then_some(())).is_some());
+        let id = process::identify(run.id()).unwrap().unwrap();
+        process::open(&id).unwrap().unwrap().signal(signal).unwrap();
+        let ended = poll_until(LONG, || run.try_wait().unwrap());
+        if ended.is_none() {
+            run.kill().unwrap();
+        }
+        let said = String::from_utf8(run.wait_with_output().unwrap().stderr).unwrap();
+        assert_eq!(ended.and_then(|ended| ended.code()), Some(130), "{said}");
+        assert!(said.contains("interrupted while the tree was sent"), "{said}");
+        assert!(!claimed(&place, ID) && !connected(&place), "{said}");
+    }
 }

@@ -1,8 +1,12 @@
 //! The doctor from outside: its document, its lines, its exit codes, and faults that are really there.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use crabbox_host::command::Cmd;
+use crabbox_host::netlink::{Link, Netlink};
+use crabbox_host::netns;
 use crabbox_testkit::sshd::Sshd;
 
 use crate::place::{Answer, Place};
@@ -98,7 +102,7 @@ fn the_document_is_one_line_of_the_reference_s_form_and_the_host_is_as_it_was() 
 }
 
 #[test]
-fn the_lines_say_the_same_and_the_mends_are_not_among_them() {
+fn the_lines_say_the_same_and_the_fixes_are_not_among_them() {
     let answer = place().run(&[
         "doctor",
         "--provider",
@@ -123,7 +127,9 @@ fn the_lines_say_the_same_and_the_mends_are_not_among_them() {
     );
     assert!(!answer.out.contains("fix:"));
     assert!(
-        answer.err.contains("fix: crabbox setup firecracker"),
+        answer
+            .err
+            .contains("fix: `crabbox setup firecracker --provider firecracker "),
         "{}",
         answer.err
     );
@@ -517,4 +523,57 @@ fn all_providers_are_looked_at_as_if_each_were_chosen() {
         "{}",
         unknown.err
     );
+}
+
+/// The links and rules of the caller's network namespace.
+fn network() -> (Vec<Link>, String) {
+    let links = Netlink::open().unwrap().links().unwrap();
+    let rules = Cmd::new("nft").args(["list", "ruleset"]).run().unwrap();
+    (links, rules.stdout_text())
+}
+
+#[test]
+fn the_fix_of_forwarding_lets_packets_pass_when_it_is_pasted() {
+    let firewalld = "nft 'table inet firewalld {
+        chain filter_FORWARD {
+            type filter hook forward priority filter + 10; policy accept;
+            ct state { established, related } accept
+            reject with icmpx admin-prohibited
+        }
+    }'";
+    let docker = "iptables-nft -P FORWARD DROP";
+    let both = format!("{docker}; {firewalld}; iptables-legacy -A FORWARD -j REJECT");
+    let place = place();
+    // Whoever pastes may be root without sudo.
+    fs::create_dir(place.path("bin")).unwrap();
+    let sudo = place.write("bin/sudo", "#!/bin/sh\nexec \"$@\"\n");
+    fs::set_permissions(sudo, fs::Permissions::from_mode(0o700)).unwrap();
+    let path = format!("{}:{PATH}", place.path("bin").display());
+    let shell = |line: &str| {
+        Cmd::new("sh")
+            .args(["-c", line])
+            .env("PATH", &path)
+            .run()
+            .unwrap()
+    };
+    for firewall in [docker, firewalld, "iptables-legacy -P FORWARD DROP", &both] {
+        let netns = place.path("netns");
+        netns::create(&netns).unwrap();
+        netns::within(&netns, || {
+            shell(firewall);
+            let before = network();
+            let document = doctor(&place, &[]).1;
+            let found = check(&document, "forwarding");
+            assert_eq!(found["status"], "warning", "{firewall}: {found}");
+            assert_eq!(network(), before, "{firewall}: the doctor leaves something");
+            shell(found["details"]["fix"].as_str().unwrap());
+            let document = doctor(&place, &[]).1;
+            let found = check(&document, "forwarding");
+            assert_eq!(found["status"], "ok", "{firewall}: {found}");
+            // What nft has inserted is no riddle to iptables.
+            shell("iptables-nft -S FORWARD");
+        })
+        .unwrap();
+        netns::remove(&netns).unwrap();
+    }
 }

@@ -16,7 +16,8 @@ pub(crate) fn check(words: &[&str], answer: &Answer) {
         return events(words, answer);
     }
     if ours.contains(&"--timing-json") && answer.err.contains('{') {
-        let line = answer.err.lines().last().unwrap();
+        // Behind it stands only why the command failed.
+        let line = answer.err.lines().rfind(|line| line.starts_with('{')).unwrap();
         hold("timing", words, line);
     }
     // A command that failed before it had a result has said so on standard error.

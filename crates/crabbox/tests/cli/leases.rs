@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Stdio;
 
 use crabbox_host::clock;
@@ -337,6 +338,19 @@ fn list_shows_every_lease_and_tells_about_bad_records() {
         (json.as_array().unwrap().len(), &json[0]["CloudID"]),
         (1, &"crabbox-jade-krill-1a2b3c4d".into())
     );
+    // One that can be read and says what no lease can have is left out as well, and costs no other.
+    for (field, value) in [("sshPort", "abc"), ("sshUser", "-oProxyCommand=x")] {
+        let mut odd = Record::new(OTHER, "brisk-crab");
+        odd.0[field] = value.into();
+        odd.write(&place);
+        let answer = list(&[]);
+        assert_eq!((answer.code, answer.out.as_str()), (0, line.as_str()), "{field}");
+        assert!(
+            answer.err.contains(&format!("lease {OTHER} is left out: ")) && answer.err.contains(value),
+            "{field}: {}",
+            answer.err
+        );
+    }
     assert_eq!(
         Place::new()
             .run(&["list", "--provider", "firecracker", "--json"])
@@ -399,6 +413,51 @@ fn cleanup_tells_the_same_in_text_and_in_one_document() {
 }
 
 #[test]
+fn an_entry_of_the_hosts_registry_goes_with_its_lease_and_not_before() {
+    let place = Place::new();
+    let entries = place.path("registry/leases");
+    fs::create_dir_all(&entries).unwrap();
+    for dir in [&entries, &place.path("registry")] {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    // Both leases are of another state directory, and only one is there still.
+    let state = place.path("elsewhere");
+    fs::create_dir_all(state.join("firecracker/leases").join(OTHER)).unwrap();
+    for lease in [ID, OTHER] {
+        let entry = serde_json::json!({
+            "lease": lease, "owner": {"state": state, "device": 1, "inode": 2}, "uid": 1_950_000_000, "block": "10.213.0.0/30"
+        });
+        fs::write(entries.join(format!("{lease}.json")), entry.to_string()).unwrap();
+    }
+    let gone = format!("firecracker entry name={ID} reason=no_lease\n");
+    let dry = place.run(&["cleanup", "--provider", "firecracker", "--dry-run"]);
+    assert_eq!(
+        (dry.code, dry.out),
+        (0, format!("would remove {gone}")),
+        "{}",
+        dry.err
+    );
+    let real = place.run(&["cleanup", "--provider", "firecracker"]);
+    assert_eq!(
+        (real.code, real.out),
+        (0, format!("remove {gone}")),
+        "{}",
+        real.err
+    );
+    let there = |lease: &str| entries.join(format!("{lease}.json")).exists();
+    assert!(!there(ID) && there(OTHER));
+    // One that others can write to may say anything, so nothing is removed by it.
+    fs::set_permissions(place.path("registry"), fs::Permissions::from_mode(0o777)).unwrap();
+    let refused = place.run(&["cleanup", "--provider", "firecracker"]);
+    assert_eq!((refused.code, refused.out.as_str()), (2, ""));
+    assert!(
+        refused.err.contains("others can change") && there(OTHER),
+        "{}",
+        refused.err
+    );
+}
+
+#[test]
 fn status_waits_for_nothing_that_cannot_come() {
     let place = Place::new();
     Record::new(ID, "jade-krill").write(&place);
@@ -453,7 +512,21 @@ fn logs_are_read_with_what_was_turned_over_and_by_their_last_lines() {
         "new\n\u{1b}[31mred\n"
     );
     assert_eq!(place.run(&["logs", "--vmm", "jade-krill"]).out, "vmm\n");
-    assert_eq!(place.run(&["logs", "--vmm", "--console", "jade-krill"]).code, 2);
+    let unheard = place.run(&["logs", "--supervisor", "jade-krill"]);
+    assert_eq!(unheard.code, 5);
+    let told = format!("lease {ID} has no supervisor log: ");
+    assert!(unheard.err.starts_with(&told), "{}", unheard.err);
+    fs::write(dir.join("supervisor.log.1"), "first\n").unwrap();
+    fs::write(dir.join("supervisor.log"), "second\n").unwrap();
+    assert_eq!(
+        place.run(&["logs", "--supervisor", "--id", "jade-krill"]).out,
+        "first\nsecond\n"
+    );
+    for two in [["--vmm", "--console"], ["--supervisor", "--vmm"]] {
+        let both = place.run(&["logs", two[0], two[1], "jade-krill"]);
+        assert_eq!(both.code, 2);
+        assert!(both.err.ends_with(" exclude each other\n"), "{}", both.err);
+    }
     // What the guest's side put in the file's place is not followed.
     fs::remove_file(&vmm).unwrap();
     std::os::unix::fs::symlink("/etc/passwd", &vmm).unwrap();

@@ -7,19 +7,25 @@
 
 mod config;
 mod deaths;
+mod diagnostics;
 mod doctor;
 mod documents;
+mod environment;
 mod events;
 mod files;
+mod landing;
 mod leases;
+mod next;
 mod place;
 mod ports;
 mod pull;
+mod release;
 mod remote;
 mod run;
 mod smoke;
 mod static_host;
 mod sync_plan;
+mod terminal;
 mod usage;
 mod work;
 mod world;

@@ -51,10 +51,21 @@ impl Place {
     }
 
     pub(crate) fn command(&self, words: &[&str]) -> std::process::Command {
-        let mut command = Cmd::new(env!("CARGO_BIN_EXE_crabbox")).args(words).to_std();
+        self.prepared(&Cmd::new(env!("CARGO_BIN_EXE_crabbox")).args(words))
+    }
+
+    /// The same for a program that a hang-up reaches: under nohup it is ignored from the start, which is somebody's wish.
+    pub(crate) fn command_that_hears(&self, words: &[&str]) -> std::process::Command {
+        let cmd = Cmd::new("/usr/bin/env").args(["--default-signal=HUP", env!("CARGO_BIN_EXE_crabbox")]);
+        self.prepared(&cmd.args(words))
+    }
+
+    fn prepared(&self, cmd: &Cmd) -> std::process::Command {
+        let mut command = cmd.to_std();
         command
             .env_clear()
             .env("HOME", self.path("home"))
+            .env("CRABBOX_REGISTRY_DIR", self.path("registry"))
             .current_dir(self.path("repo"));
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null());
@@ -62,14 +73,26 @@ impl Place {
     }
 
     pub(crate) fn run(&self, words: &[&str]) -> Answer {
-        let output = self.command(words).output().unwrap();
-        let answer = Answer {
-            code: output.status.code().unwrap(),
-            out: String::from_utf8(output.stdout).unwrap(),
-            err: String::from_utf8(output.stderr).unwrap(),
-        };
+        let answer = answer(&mut self.command(words));
         documents::check(words, &answer);
         answer
+    }
+
+    /// Pastes `line` into a shell that finds this program as `crabbox`.
+    pub(crate) fn paste(&self, line: &str) -> Answer {
+        let program = Path::new(env!("CARGO_BIN_EXE_crabbox"));
+        let standing = self.variables.iter().find(|(name, _)| name == "PATH");
+        let path = standing.map_or("/usr/bin:/bin", |(_, path)| path);
+        let path = format!("{}:{path}", program.parent().unwrap().display());
+        let mut command = Cmd::new("/bin/sh").args(["-c", line]).to_std();
+        command
+            .env_clear()
+            .env("HOME", self.path("home"))
+            .current_dir(self.path("repo"))
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
+            .env("PATH", path)
+            .stdin(Stdio::null());
+        answer(&mut command)
     }
 
     /// The value that `config explain` gives for a key, and its source.
@@ -81,6 +104,15 @@ impl Place {
             json["value"].as_str().unwrap().to_owned(),
             json["source"].as_str().unwrap().to_owned(),
         )
+    }
+}
+
+fn answer(command: &mut std::process::Command) -> Answer {
+    let output = command.output().unwrap();
+    Answer {
+        code: output.status.code().unwrap(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
     }
 }
 

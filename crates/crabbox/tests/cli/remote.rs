@@ -27,7 +27,12 @@ pub(crate) struct Entered {
 
 impl Entered {
     pub(crate) fn new() -> Self {
-        let (sshd, machine) = (Sshd::start(), Machine::start());
+        Self::on(Sshd::start())
+    }
+
+    /// One whose machine is this server.
+    pub(crate) fn on(sshd: Sshd) -> Self {
+        let machine = Machine::start();
         let place = Place::new().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         fs::create_dir(place.path("run")).unwrap();
         fs::set_permissions(place.path("run"), fs::Permissions::from_mode(0o700)).unwrap();
@@ -102,7 +107,7 @@ fn a_file_goes_there_and_back_under_any_name() {
     let back = lease.place.path("repo/back");
     assert_eq!(
         (fs::read(&back).unwrap(), mode(&back)),
-        (fs::read(&local).unwrap(), 0o644)
+        (fs::read(&local).unwrap(), 0o755)
     );
     // Into a directory it goes under its own name; a slash makes one.
     fs::create_dir(lease.there("dir")).unwrap();
@@ -177,7 +182,7 @@ fn a_directory_goes_there_and_back_and_is_merged() {
     );
     assert_eq!(
         (mode(&back.join("deep/x")), mode(&back.join("deep"))),
-        (0o644, 0o755)
+        (0o755, 0o755)
     );
     // Nothing is left of any of this beside what was asked for.
     let litter = |dir: &Path| names(dir).into_iter().any(|name| name.starts_with(".crabbox-cp"));

@@ -14,7 +14,10 @@ use crate::place::Answer;
 use crate::remote::Entered;
 
 pub(crate) fn entered() -> Entered {
-    let lease = Entered::new();
+    with_repository(Entered::new())
+}
+
+pub(crate) fn with_repository(lease: Entered) -> Entered {
     // A real repository in place of the empty one.
     let repo = lease.place.path("repo");
     fs::remove_dir_all(repo.join(".git")).unwrap();
@@ -75,7 +78,8 @@ fn artifacts_come_back_and_required_ones_must_be_there() {
     let (path, bytes) = told.split_once(" bytes=").unwrap();
     let path = std::path::Path::new(path);
     assert_eq!(path.metadata().unwrap().len().to_string(), bytes);
-    assert_eq!(inside(path), ["./a.log", "./d/e/b.log"]);
+    // What is required is kept, too.
+    assert_eq!(inside(path), ["./a.log", "./d/c.txt", "./d/e/b.log"]);
     assert!(path.starts_with(lease.place.path("repo/.crabbox/runs")));
     let timing: serde_json::Value = serde_json::from_str(done.err.lines().last().unwrap()).unwrap();
     assert_eq!(timing["artifacts"][0]["kind"], "artifact-glob");
@@ -240,13 +244,15 @@ fn timings_are_appended_and_tools_are_told() {
                 record.to_str().unwrap(),
                 "--preflight",
                 "--preflight-tools",
-                "sh,nosuchtool",
+                "apt,bun,pwsh",
             ],
             "true",
         );
         assert_eq!(done.code, 0, "{}", done.err);
         assert!(done.err.contains("\npreflight:\n  os="), "{}", done.err);
-        assert_eq!(line(&done, "  nosuchtool="), "missing");
+        assert!(line(&done, "  apt=").contains("apt-get"), "{}", done.err);
+        line(&done, "  bun=");
+        assert!(!done.err.contains("  pwsh="), "{}", done.err);
         assert_eq!(
             line(&done, "benchmark timing record appended "),
             format!("path={} observations=1", record.display())

@@ -1,9 +1,13 @@
 //! The provider `ssh` against a real sshd: a whole life of a lease, and what it refuses.
 
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
+use crabbox_host::clock::poll_until;
 use crabbox_host::command::Cmd;
 use crabbox_testkit::sshd::Sshd;
 use serde_json::{Value, json};
@@ -48,7 +52,7 @@ pub(crate) fn configure(place: &Place, sshd: &Sshd, more: &str) {
 }
 
 /// The user's key, in their own directory for keys.
-fn key(place: &Place, sshd: &Sshd) -> String {
+pub(crate) fn key(place: &Place, sshd: &Sshd) -> String {
     fs::create_dir_all(place.path("home/.ssh")).unwrap();
     let key = place.write("home/.ssh/key", fs::read(sshd.client_key()).unwrap());
     key.display().to_string()
@@ -192,6 +196,81 @@ fn a_run_without_a_lease_gives_the_host_back() {
     assert!(!claimed(&place, ID) && !connected(&place));
 }
 
+/// Waits for a file that a command makes when it has started.
+fn appears(path: &Path) {
+    let there = poll_until(Duration::from_mins(2), || path.exists().then_some(()));
+    assert!(there.is_some(), "{} did not appear", path.display());
+}
+
+#[test]
+fn the_last_run_on_a_host_gives_it_back() {
+    let (place, sshd) = existing();
+    configure(&place, &sshd, "");
+    let file = |name: &str| sshd.dir().join(name);
+    let start = |name: &str| {
+        let script = format!(
+            "touch {0}.started; until [ -e {0}.go ]; do sleep 0.1; done",
+            file(name).display()
+        );
+        let errors = fs::File::create(file(&format!("{name}.err"))).unwrap();
+        let words = ["run", "--no-sync", "--shell", "--", &script];
+        let mut command = place.command(&words);
+        command.stdout(Stdio::null()).stderr(errors).spawn().unwrap()
+    };
+    let said = |name: &str| fs::read_to_string(file(&format!("{name}.err"))).unwrap();
+    let mut first = start("first");
+    appears(&file("first.started"));
+    // It waits for the tree that the first one has.
+    let mut second = start("second");
+    let waits = poll_until(Duration::from_mins(2), || {
+        said("second").contains("keep=false").then_some(())
+    });
+    assert!(waits.is_some(), "{}", said("second"));
+    fs::write(file("first.go"), "").unwrap();
+    assert!(first.wait().unwrap().success(), "{}", said("first"));
+    assert!(said("first").contains("stopped=false"), "{}", said("first"));
+    appears(&file("second.started"));
+    assert!(claimed(&place, ID) && connected(&place), "{}", said("second"));
+    fs::write(file("second.go"), "").unwrap();
+    assert!(second.wait().unwrap().success(), "{}", said("second"));
+    assert!(said("second").contains("stopped=true"), "{}", said("second"));
+    assert!(!claimed(&place, ID) && !connected(&place));
+}
+
+#[test]
+fn a_run_beside_a_kept_lease_leaves_it_as_it_was() {
+    let (place, sshd) = existing();
+    configure(&place, &sshd, "");
+    let warm = place.run(&["warmup", "--slug", "kept"]);
+    assert_eq!(warm.code, 0, "{}", warm.err);
+    let run = place.run(&["run", "--slug", "mine", "--", "true"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    assert!(run.err.contains("stopped=false"), "{}", run.err);
+    assert_eq!(read_claim(&place, ID)["slug"], "kept");
+    let stop = place.run(&["stop", "kept"]);
+    assert_eq!(stop.code, 0, "{}", stop.err);
+    assert!(!claimed(&place, ID) && !connected(&place));
+}
+
+#[test]
+fn a_home_that_cannot_hold_the_lock_is_reported_in_its_own_words() {
+    let (place, sshd) = existing();
+    configure(&place, &sshd, "");
+    // Tests run as root, whom no mode keeps out.
+    fs::write(sshd.home().join(".crabbox"), "a file").unwrap();
+    let run = place.run(&["run", "--", "true"]);
+    assert_ne!(run.code, 0, "{}{}", run.out, run.err);
+    let reason = run
+        .err
+        .lines()
+        .find(|line| line.contains("cannot own the workspace"));
+    assert!(
+        reason.is_some_and(|line| line.contains("mkdir: ") && line.contains(".crabbox")),
+        "{}",
+        run.err
+    );
+}
+
 #[test]
 fn the_default_port_falls_back_to_the_one_that_answers() {
     let (place, sshd) = existing();
@@ -272,6 +351,15 @@ fn what_cannot_be_done_with_a_host_says_why() {
         said.contains("cannot log in to 127.0.0.1\n") && said.contains("authorized_keys"),
         "{said}"
     );
+    // Nor is a port waited for on which nobody listens.
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = nobody.local_addr().unwrap().port().to_string();
+    drop(nobody);
+    let begun = Instant::now();
+    let closed = place.run(&["warmup", "--static-port", &port]);
+    assert_eq!(closed.code, 5, "{}", closed.err);
+    assert!(closed.err.contains("Connection refused"), "{}", closed.err);
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     assert!(!claimed(&place, ID));
 }
 
@@ -335,13 +423,82 @@ fn a_repository_cannot_choose_where_the_user_s_key_goes() {
         "{}",
         chosen.err
     );
+    let own_file = place
+        .path("home/.config/crabbox/config.yaml")
+        .display()
+        .to_string();
+    assert!(chosen.err.contains(&own_file), "{}", chosen.err);
     let led = place.run(&["connect", ID]);
-    ended(
-        &led,
-        2,
-        "provider=ssh requires static.host or CRABBOX_STATIC_HOST\n",
+    assert_eq!(led.code, 2, "{}", led.err);
+    let missing = "provider=ssh requires static.host or CRABBOX_STATIC_HOST\n";
+    assert!(
+        led.err.contains(missing) && led.err.contains(&own_file),
+        "{}",
+        led.err
     );
     assert_eq!(sshd.logins(), 0);
+}
+
+/// The host is approved; the repository tries to have another server, user, key and directory in its place.
+#[test]
+fn a_repository_turns_no_key_of_a_destination_and_gets_no_secret() {
+    let ((place, sshd), other) = (existing(), Sshd::start());
+    configure(&place, &sshd, "env:\n  allow: [MY_TOKEN]\n");
+    fs::write(place.path("repo/its-key"), fs::read(other.client_key()).unwrap()).unwrap();
+    std::os::unix::fs::symlink(place.path("home/.ssh/key"), place.path("repo/link")).unwrap();
+    let place = place.env("MY_TOKEN", "hunter2");
+    for (index, text) in [
+        format!("ssh:\n  key: its-key\n  port: {}\n", other.port()),
+        format!("static:\n  port: {}\n  host: localhost\n", other.port()),
+        format!(
+            "ssh:\n  key: link\nstatic:\n  id: {ID}\n  workRoot: {}/evil\n",
+            sshd.dir().display()
+        ),
+        format!(
+            "provider: firecracker\nworkRoot: {}/evil\nssh:\n  user: nobody\n",
+            sshd.dir().display()
+        ),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let keys = text.lines().filter(|line| !line.ends_with(':')).count();
+        place.write("repo/crabbox.yaml", text);
+        let run = place.run(&["run", "--", "sh", "-c", "echo $MY_TOKEN; pwd"]);
+        assert_eq!(run.code, 0, "{text}{}", run.err);
+        let work_root = sshd.dir().join("work").display().to_string();
+        assert!(
+            run.out.starts_with(&format!("hunter2\n{work_root}/")),
+            "{text}{}",
+            run.out
+        );
+        let warned = run
+            .err
+            .lines()
+            .filter(|line| line.contains("crabbox.yaml:") && line.contains(" is ignored: "));
+        assert_eq!(warned.count(), keys, "{index}: {}", run.err);
+    }
+    assert_eq!(other.logins(), 0);
+    assert!(!sshd.dir().join("evil").exists());
+}
+
+/// What a job asks for becomes a flag, which wins over what the user chose.
+#[test]
+fn a_repository_s_job_does_not_exchange_the_provider() {
+    let (place, sshd) = existing();
+    configure(&place, &sshd, "");
+    place.write(
+        "repo/crabbox.yaml",
+        "jobs:\n  t:\n    provider: firecracker\n    command: echo here\n",
+    );
+    let run = place.run(&["job", "run", "t"]);
+    assert_eq!((run.code, run.out.as_str()), (0, "here\n"), "{}", run.err);
+    assert!(
+        run.err
+            .contains("provider firecracker of job t is ignored: you chose ssh"),
+        "{}",
+        run.err
+    );
 }
 
 #[test]
@@ -393,4 +550,18 @@ fn a_profile_and_its_presets_reach_the_command_and_secrets_only_when_the_user_sa
         (both.code, both.err.lines().next()),
         (2, Some("--preset cannot be combined with a command"))
     );
+}
+
+/// `sudo -E` leaves the runtime directory of the user who called, and that user could answer in a socket's place.
+#[test]
+fn root_puts_no_socket_into_a_runtime_directory_of_another_user() {
+    let (place, sshd) = existing();
+    configure(&place, &sshd, "");
+    let runtime = place.path("run");
+    std::os::unix::fs::chown(&runtime, Some(65_534), None).expect("tests run as root");
+    let warmup = place.run(&["warmup"]);
+    assert_eq!(warmup.code, 0, "{}", warmup.err);
+    assert_eq!(fs::read_dir(&runtime).unwrap().count(), 0);
+    let stop = place.run(&["stop", ID]);
+    assert_eq!(stop.code, 0, "{}", stop.err);
 }

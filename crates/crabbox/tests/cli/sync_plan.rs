@@ -56,6 +56,31 @@ fn the_text_is_the_reference_s() {
 }
 
 #[test]
+fn a_limit_that_forbids_the_sync_stands_before_the_one_that_warns() {
+    let place = repository()
+        .env("CRABBOX_SYNC_WARN_FILES", "1")
+        .env("CRABBOX_SYNC_FAIL_FILES", "2");
+    let answer = place.run(&["sync-plan", "--json"]);
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    let plan: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
+    let guardrail = &plan["guardrail"];
+    assert_eq!(guardrail["status"], "failed");
+    assert_eq!(guardrail["reasons"][0]["status"], "failed");
+    assert_eq!(guardrail["reasons"][1]["status"], "warning");
+}
+
+#[test]
+fn no_limit_is_no_list() {
+    let answer = run(&["sync-plan", "--limit", "0"]);
+    assert_eq!((answer.code, answer.out.as_str()), (2, ""));
+    assert!(
+        answer.err.starts_with("sync-plan --limit must be positive\n"),
+        "{}",
+        answer.err
+    );
+}
+
+#[test]
 fn the_document_is_the_reference_s() {
     let place = repository().env("CRABBOX_SYNC_WARN_FILES", "2");
     let answer = place.run(&["sync-plan", "--json", "--limit", "1"]);
@@ -65,12 +90,12 @@ fn the_document_is_the_reference_s() {
             0,
             concat!(
                 r#"{"candidate":{"files":4,"bytes":2060,"humanBytes":"2.0 KiB"},"#,
-                r#""dirtyDelta":{"files":2,"bytes":7,"humanBytes":"7 B"},"deletedTrackedPaths":1,"#,
-                r#""protectedTrackedFiles":{"count":1,"examples":["dist/kept.js (dist)"]},"#,
-                r#""guardrail":{"scope":"dirty_delta","files":2,"bytes":7,"humanBytes":"7 B","#,
+                r#""dirtyDelta":{"files":3,"bytes":7,"humanBytes":"7 B"},"deletedTrackedPaths":1,"#,
+                r#""protectedTrackedFiles":{"count":1,"examples":[{"path":"dist/kept.js","pattern":"dist"}]},"#,
+                r#""guardrail":{"scope":"dirty_delta","files":3,"bytes":7,"humanBytes":"7 B","#,
                 r#""limits":{"warnFiles":2,"warnBytes":5368709120,"failFiles":150000,"failBytes":21474836480},"#,
-                r#""allowLarge":false,"status":"warn","#,
-                r#""reasons":[{"status":"warn","metric":"files","actual":2,"limit":2}]},"#,
+                r#""allowLarge":false,"status":"warning","#,
+                r#""reasons":[{"status":"warning","metric":"files","actual":3,"limit":2}]},"#,
                 r#""topFiles":[{"path":"big","bytes":2048,"humanBytes":"2.0 KiB"}],"#,
                 r#""topDirs":[{"path":".","bytes":2048,"humanBytes":"2.0 KiB"}]}"#,
                 "\n"

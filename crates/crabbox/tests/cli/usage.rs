@@ -90,6 +90,87 @@ fn usage_errors_are_exit_2_on_standard_error() {
 }
 
 #[test]
+fn a_choice_that_means_nothing_is_exit_2_for_whatever_provider() {
+    let host = "--static-host=192.0.2.1";
+    for (words, want) in [
+        (
+            &["--network", "x"][..],
+            "network must be auto, tailscale, or public, found \"x\"",
+        ),
+        (
+            &["--os", "foo"],
+            "unsupported os \"foo\"; supported: ubuntu:26.04, ubuntu:24.04",
+        ),
+        (
+            &["--arch", "bad"],
+            "architecture must be amd64 or arm64, found \"bad\"",
+        ),
+        (
+            &["--target", "beos"],
+            "target must be linux, macos, windows, or worker-runtime, found \"beos\"",
+        ),
+        (
+            &["--arch", "aarch64"],
+            "provider={} does not support architecture=arm64",
+        ),
+        (&["--target", "Darwin"], "provider={} supports target=linux only"),
+        (
+            &["--windows-mode", "wsl"],
+            "windows.mode is only valid with target=windows",
+        ),
+        (
+            &["--network", "Tailscale"],
+            "provider={} does not support tailscale-managed networking",
+        ),
+        (
+            &["--tailscale"],
+            "provider={} does not support tailscale-managed networking",
+        ),
+        (&["--desktop"], "desktop/VNC is not supported for provider={}"),
+        (
+            &["--browser"],
+            "browser provisioning is not supported for provider={}",
+        ),
+        (&["--code"], "web code is not supported for provider={}"),
+        (
+            &["--lease-output", "x"],
+            "--lease-output is not supported for provider={} yet",
+        ),
+        (
+            &["--preflight-tools", "git,frobnicate"],
+            "unknown preflight tool \"frobnicate\"",
+        ),
+    ] {
+        for (spelled, provider) in [("SSH", "ssh"), ("Firecracker", "firecracker")] {
+            for lease in ["--id=", "--id=static_192-0-2-1"] {
+                let chosen = ["run", "--no-sync", "--provider", spelled, host, lease];
+                let all = [&chosen[..], words, &["--", "true"]].concat();
+                let answer = run(&all);
+                assert_eq!(
+                    (answer.code, answer.out.as_str()),
+                    (2, ""),
+                    "{all:?}: {}",
+                    answer.err
+                );
+                let want = want.replace("{}", provider);
+                assert!(answer.err.starts_with(&want), "{all:?}: {}", answer.err);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_provider_of_a_refusal_is_the_one_that_is_configured() {
+    let place = Place::new().env("CRABBOX_PROVIDER", "ssh");
+    let answer = place.run(&["warmup", "--tailscale"]);
+    assert_eq!(answer.code, 2);
+    assert_eq!(
+        answer.err,
+        "provider=ssh does not support tailscale-managed networking\n"
+    );
+}
+
+#[test]
 fn flags_of_features_that_do_not_exist_are_refused_by_name() {
     let refused: &[(&[&str], &str)] = &[
         (

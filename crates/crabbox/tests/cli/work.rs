@@ -201,7 +201,7 @@ fn jobs_run_with_their_flags() {
          thief:\n    command: 'true'\n    downloads: [x=.git/hooks/post-commit]\n  empty: {}\n  hydrated: {command: x, hydrate: {actions: true}}\n  \
          bad: {command: x, stop: sometimes}\n",
     );
-    let bad = place.run(&["job", "list"]);
+    let bad = place.run(&["job", "run", "bad"]);
     assert_eq!(bad.code, 2, "{}", bad.err);
     let text = fs::read_to_string(place.path("repo/.crabbox.yaml")).unwrap();
     place.write(

@@ -76,7 +76,7 @@ impl Record {
         self
     }
 
-    /// Writes the record and answers the lease directory.
+    /// Writes the record and returns the lease directory.
     pub(crate) fn write(&self, place: &Place) -> PathBuf {
         let dir = place
             .path("home/.config/crabbox/state/firecracker/leases")

@@ -1,7 +1,7 @@
 //! `bench boot --kernel-args`: what each argument of the guest's kernel gains, measured by leaving it out, and what others would.
 //!
 //! The machine is a lease's own, started with Firecracker alone, so that its command line can be anything. All variants take turns
-//! in every round: a busy moment of this machine hits all of them. In the lab the processor time of the emulator tells more than any
+//! in every round: a busy moment of this machine hits all of them. In the lab the processor time of the emulator says more than any
 //! clock, since it does not grow when this machine does other things, too. Timings never decide a test.
 
 use std::process::ExitCode;
@@ -11,9 +11,9 @@ use crabbox_image::guest::{self, Purpose};
 use serde_json::json;
 
 use super::super::median;
-use crate::payload;
 use crate::site::{self, Site};
 use crate::workspace;
+use crabbox_lab::payload::Images;
 
 /// How many rounds at least.
 const LEAST: usize = 3;
@@ -58,8 +58,7 @@ pub(crate) fn main(lab: &str, rounds: usize, more: &[String]) -> Result<ExitCode
         rounds >= LEAST,
         "a median of fewer than {LEAST} boots says nothing"
     );
-    let payload = payload::ensure()?;
-    let site = site::choose(&payload, lab)?;
+    let (_, site) = site::choose(Images::Ours, lab)?;
     let mut variants = variants(more);
     site.script(include_str!("prepare.sh"))?;
     for round in 1..=rounds {
@@ -106,7 +105,7 @@ fn variants(more: &[String]) -> Vec<Variant> {
     variants
 }
 
-/// Boots once. A guest that does not get ready is no boot: the variant is told as such, and the others go on.
+/// Boots once. A guest that does not get ready is no boot: the variant is reported as such, and the others go on.
 fn boot(site: &Site, variant: &mut Variant) -> Result<()> {
     let script = format!("set -- '{}'\n{}", variant.line, include_str!("once.sh"));
     let before = site.processor_ms();

@@ -24,7 +24,7 @@ fn defaults_make_a_lease() {
     assert_eq!((plan.cpus, plan.memory_mib, plan.disk_mib), (4, 4096, 16384));
     assert_eq!(
         (plan.jailer, plan.network, plan.server_type.as_str()),
-        (Jailer::Auto, NetworkMode::Auto, "microvm")
+        (Jailer::Auto, None, "microvm")
     );
     assert!(plan.kernel.is_default() && plan.rootfs.is_default());
     assert_eq!(plan.launch_timeout.to_string(), "2m0s");
@@ -69,9 +69,11 @@ fn a_jailer_is_automatic_off_or_a_program() {
 fn network_modes_are_known() {
     let mode =
         |value| plan(&world().flag(Name::FirecrackerNetwork, &[value]).settings()).map(|plan| plan.network);
-    assert_eq!(mode("cni"), Ok(NetworkMode::Cni));
-    assert_eq!(mode("nat"), Ok(NetworkMode::Nat));
-    assert_eq!(mode("auto"), Ok(NetworkMode::Auto));
+    assert_eq!(mode("cni"), Ok(Some(NetworkMode::Cni)));
+    assert_eq!(mode("nat"), Ok(Some(NetworkMode::Nat)));
+    for unset in ["auto", ""] {
+        assert_eq!(mode(unset), Ok(None));
+    }
     assert_eq!(
         mode("bridge"),
         Err(InvalidFirecracker::Network {

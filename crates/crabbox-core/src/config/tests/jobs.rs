@@ -11,7 +11,7 @@ fn jobs_are_read_with_their_flags_and_their_trust() {
              windows: {mode: normal}\n    artifactGlobs: ['*.log', b]\n    junit: r.xml\n    hydrate: {actions: true}\n    colour: red\n",
         );
     let jobs = world.resolve().unwrap().jobs;
-    let (mine, both) = (&jobs["mine"], &jobs["both"]);
+    let (mine, both) = (jobs["mine"].as_ref().unwrap(), jobs["both"].as_ref().unwrap());
     assert!(mine.is_trusted && !both.is_trusted);
     assert_eq!(
         (mine.command.as_deref(), mine.stop.as_deref()),
@@ -47,17 +47,25 @@ fn jobs_are_read_with_their_flags_and_their_trust() {
 
 #[test]
 fn jobs_that_make_no_sense_are_refused_at_their_place() {
+    let error = world().repo("jobs: [a]\n").resolve().unwrap_err();
+    assert!(
+        matches!(&error, ConfigError::WrongType { key, .. } if key == "jobs"),
+        "{error:?}"
+    );
     for (text, want) in [
-        ("jobs: [a]\n", "jobs"),
         ("jobs:\n  a: b\n", "jobs.a"),
         ("jobs:\n  a: {stop: maybe}\n", "jobs.a.stop"),
         ("jobs:\n  a: {shell: maybe}\n", "jobs.a.shell"),
         ("jobs:\n  a: {downloads: {x: y}}\n", "jobs.a.downloads"),
     ] {
-        let error = world().repo(text).resolve().unwrap_err();
-        assert!(
-            matches!(&error, ConfigError::WrongType { key, .. } if key == want),
-            "{error:?}"
-        );
+        let text = text.to_owned() + "  b: {command: make}\n";
+        for world in [world().repo(&text), world().user(&text)] {
+            let jobs = world.resolve().unwrap().jobs;
+            assert!(
+                matches!(&jobs["a"], Err(ConfigError::WrongType { key, .. }) if key == want),
+                "{jobs:?}"
+            );
+            assert!(jobs["b"].is_ok(), "{jobs:?}");
+        }
     }
 }

@@ -8,7 +8,8 @@ use crabbox_host::command::Cmd;
 use super::*;
 use crate::build::{SPACE_NEEDED, STAMP_UNIX};
 use crate::cpio::Writer;
-use crate::small::{FillAt, Small, chain};
+use crate::small::{FillAt, Small};
+use crabbox_core::fault::chain;
 
 /// An ELF head for the processor `machine`.
 fn elf(machine: u16) -> Vec<u8> {
@@ -30,8 +31,8 @@ impl Place {
         let store = Store::open(&dir.path().join("store")).unwrap();
         std::fs::write(dir.path().join("guest"), elf(62)).unwrap();
         let place = Self { dir, store };
-        for (_, places, _) in NEEDED {
-            place.write(places[0], b"#!/bin/sh\n");
+        for program in programs::of(Check::Tree) {
+            place.write(below_root(program.places[0]), b"#!/bin/sh\n");
         }
         place.write("usr/sbin/sshd", &elf(62));
         place.write(
@@ -68,25 +69,12 @@ impl Place {
             (manifest::INITRD, initrd.finish()),
             (manifest::BASE, b"base".to_vec()),
         ];
-        let files: BTreeMap<_, _> = contents
-            .iter()
-            .map(|(name, bytes)| {
-                std::fs::write(staged.join(name), bytes).unwrap();
-                ((*name).to_owned(), FileFacts::of(&staged.join(name)).unwrap())
-            })
-            .collect();
+        for (name, bytes) in &contents {
+            std::fs::write(staged.join(name), bytes).unwrap();
+        }
         let record = Manifest {
-            version: manifest::VERSION,
-            digest: manifest::image_digest(&files),
-            created_unix: 1,
-            arch: "x86_64".to_owned(),
-            suite: String::new(),
             kernel_release: "6.1.0-test".to_owned(),
-            init: Init::Ours,
-            provenance: BTreeMap::new(),
-            guest: GuestContract::default(),
-            files,
-            packages: BTreeMap::new(),
+            ..Manifest::of_staged(&staged, &manifest::FILES, Init::Ours, 1).unwrap()
         };
         self.store.put(&scratch, &staged, &record, "kernel").unwrap()
     }
@@ -268,6 +256,98 @@ fn nothing_of_this_host_is_emptied_or_written_through_a_link_of_the_tree() {
             .map(|entry| entry.unwrap().file_name())
             .collect();
         assert_eq!(left, ["precious"], "{path}");
+    }
+}
+
+/// Every place that a build writes to, removes or reads for more than a look.
+const TOUCHED: [&str; 26] = [
+    "boot",
+    "etc",
+    "etc/fstab",
+    "etc/hosts",
+    "etc/machine-id",
+    "etc/motd",
+    "etc/os-release",
+    "etc/passwd",
+    "etc/resolv.conf",
+    "etc/ssh/ssh_host_rsa_key",
+    "etc/ssh/sshd_config.d/99-crabbox.conf",
+    "etc/sudoers.d/crabbox",
+    "lib",
+    "usr/lib",
+    "usr/lib/crabbox/init",
+    "usr/lib/modules",
+    "usr/lib/modules/6.1.0-own",
+    "usr/lib/systemd/system-shutdown/crabbox",
+    "usr/local/bin/crabbox-ready",
+    "var/cache/crabbox/npm",
+    "var/cache/crabbox/pnpm",
+    "var/lib/crabbox/bootstrapped",
+    "var/lib/dpkg/status",
+    "var/log/old",
+    "work",
+    "work/crabbox",
+];
+
+#[test]
+fn whatever_link_a_tree_has_nothing_of_this_host_changes_its_owner_mode_or_content() {
+    use std::os::unix::fs::MetadataExt as _;
+    for path in TOUCHED {
+        for below in ["", "../".repeat(12).as_str()] {
+            let place = Place::new();
+            place.kernel();
+            place.write("sbin/init", &elf(62));
+            // The tree chooses whom its directories are given to.
+            place.write("etc/passwd", b"crabbox:x:4242:4242::/:/bin/sh\n");
+            let outside = place.dir.path().join("outside");
+            std::fs::create_dir(&outside).unwrap();
+            std::fs::write(outside.join("old"), "theirs").unwrap();
+            let seen = |path: &Path| {
+                let facts = path.symlink_metadata().unwrap();
+                (
+                    facts.uid(),
+                    facts.gid(),
+                    facts.mode(),
+                    facts.len(),
+                    facts.mtime_nsec(),
+                )
+            };
+            let before = (seen(&outside), seen(&outside.join("old")));
+            let link = place.tree().join(path);
+            std::fs::remove_dir_all(&link).ok();
+            std::fs::remove_file(&link).ok();
+            std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+            let target = outside.strip_prefix("/").unwrap();
+            symlink(Path::new("/").join(below).join(target), &link).unwrap();
+            // Refused or built, as it may be.
+            place.build("tree", OwnInit::Systemd).ok();
+            assert_eq!(before, (seen(&outside), seen(&outside.join("old"))), "{path}");
+            assert_eq!(Small::names(&outside), ["old"], "{path}");
+        }
+    }
+}
+
+#[test]
+fn a_cache_that_leads_elsewhere_is_refused_by_name() {
+    for cache in ["var/cache/crabbox/pnpm", "var/cache/crabbox/npm"] {
+        let place = Place::new();
+        place.kernel();
+        std::fs::create_dir_all(place.tree().join("var/cache/crabbox")).unwrap();
+        symlink("/etc", place.tree().join(cache)).unwrap();
+        let error = place.refused(OwnInit::None);
+        assert!(error.to_string().starts_with(cache), "{error}");
+    }
+}
+
+#[test]
+fn a_user_who_cannot_own_anything_is_given_a_free_id() {
+    for id in ["0", "4294967295", "4294967296", "-1"] {
+        let place = Place::new();
+        place.kernel();
+        let line = format!("crabbox:x:{id}:0::/:/bin/sh\n");
+        place.write("etc/passwd", line.as_bytes());
+        let image = place.build("tree", OwnInit::None).unwrap();
+        assert_eq!(image.manifest.guest.uid, 1000, "{id}");
     }
 }
 

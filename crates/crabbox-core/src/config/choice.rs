@@ -1,0 +1,66 @@
+//! Keys whose value is one of a few names: their spellings, and the name that counts.
+//!
+//! Names, spellings and refusals are the Go program's. Which of them a provider can give is not decided here ([`super::fit`]).
+
+/// What is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// `provider`: any name, for only who works with it knows which there are.
+    Provider,
+    /// `target`.
+    Target,
+    /// `windows.mode`.
+    WindowsMode,
+    /// `architecture`.
+    Architecture,
+    /// `os`.
+    OsImage,
+    /// `network`.
+    Network,
+}
+
+impl Choice {
+    /// The name that counts for `text`; empty where nothing is chosen, `None` where that is no choice.
+    pub fn name_of(self, text: &str) -> Option<String> {
+        let text = text.trim().to_ascii_lowercase();
+        let name = match (self, text.as_str()) {
+            (_, "") => "",
+            (Self::Provider, name) | (Self::Network, name @ ("auto" | "tailscale" | "public")) => name,
+            (Self::Target, "linux" | "ubuntu") => "linux",
+            (Self::Target, "macos" | "mac" | "darwin" | "osx") => "macos",
+            (Self::Target, "windows" | "win") => "windows",
+            (Self::Target, "worker-runtime") => "worker-runtime",
+            (Self::WindowsMode, "normal" | "native" | "powershell" | "ps") => "normal",
+            (Self::WindowsMode, "wsl2" | "wsl") => "wsl2",
+            (Self::Architecture, "amd64" | "x86_64" | "x64") => "amd64",
+            (Self::Architecture, "arm64" | "aarch64") => "arm64",
+            (Self::OsImage, image) => os_image(image)?,
+            _ => return None,
+        };
+        Some(name.to_owned())
+    }
+
+    /// Why `found` is not taken, in the Go program's words.
+    pub fn refusal(self, found: &str) -> String {
+        let rule = match self {
+            Self::Provider => "provider must be a name",
+            Self::Target => "target must be linux, macos, windows, or worker-runtime",
+            Self::WindowsMode => "windows.mode must be normal or wsl2",
+            Self::Architecture => "architecture must be amd64 or arm64",
+            Self::Network => "network must be auto, tailscale, or public",
+            Self::OsImage => {
+                return format!("unsupported os {found:?}; supported: ubuntu:26.04, ubuntu:24.04");
+            }
+        };
+        format!("{rule}, found {found:?}")
+    }
+}
+
+/// The image that `text` selects: `-` stands for `:`, `_` for `.`, and both may be left out.
+fn os_image(text: &str) -> Option<&'static str> {
+    match text.replace('_', ".").replace('-', ":").as_str() {
+        "ubuntu:24.04" | "ubuntu:2404" | "ubuntu2404" => Some("ubuntu:24.04"),
+        "ubuntu:26.04" | "ubuntu:2604" | "ubuntu2604" => Some("ubuntu:26.04"),
+        _ => None,
+    }
+}

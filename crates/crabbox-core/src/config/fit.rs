@@ -1,0 +1,90 @@
+//! Whether a provider can give what the settings ask for, be it in a new lease or in one that is there.
+//!
+//! Nothing that was asked for may be passed over in silence: a machine without it is no success.
+
+use super::Provider;
+use super::settings::Settings;
+use crate::fault::{Fault, Kind};
+
+/// What a provider cannot give; the wordings are the Go program's where it has one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// `target` is not linux.
+    #[error("provider={provider} supports target=linux only")]
+    Target {
+        /// The provider.
+        provider: &'static str,
+    },
+    /// `windows.mode` of a machine that has no Windows.
+    #[error("windows.mode is only valid with target=windows")]
+    WindowsMode,
+    /// `network: tailscale`.
+    #[error("provider={provider} does not support tailscale-managed networking")]
+    Tailscale {
+        /// The provider.
+        provider: &'static str,
+    },
+    /// Another architecture than this program's guests have.
+    #[error("provider={provider} does not support architecture={architecture}")]
+    Architecture {
+        /// The provider.
+        provider: &'static str,
+        /// The architecture.
+        architecture: String,
+    },
+    /// `desktop: true`.
+    #[error("desktop/VNC is not supported for provider={provider}")]
+    Desktop {
+        /// The provider.
+        provider: &'static str,
+    },
+    /// `browser: true`.
+    #[error("browser provisioning is not supported for provider={provider}")]
+    Browser {
+        /// The provider.
+        provider: &'static str,
+    },
+    /// `code: true`.
+    #[error("web code is not supported for provider={provider}")]
+    Code {
+        /// The provider.
+        provider: &'static str,
+    },
+}
+
+impl Fault for Unfit {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+}
+
+/// Checks the settings, in the Go program's order.
+pub fn check(settings: &Settings, provider: Provider) -> Result<(), Unfit> {
+    let provider = provider.name();
+    if settings.target.value != "linux" {
+        return Err(Unfit::Target { provider });
+    }
+    if settings.windows_mode.value != "normal" {
+        return Err(Unfit::WindowsMode);
+    }
+    if settings.network.value == "tailscale" {
+        return Err(Unfit::Tailscale { provider });
+    }
+    if settings.architecture.value != "amd64" {
+        let architecture = settings.architecture.value.clone();
+        return Err(Unfit::Architecture {
+            provider,
+            architecture,
+        });
+    }
+    if settings.desktop.value {
+        return Err(Unfit::Desktop { provider });
+    }
+    if settings.browser.value {
+        return Err(Unfit::Browser { provider });
+    }
+    if settings.code.value {
+        return Err(Unfit::Code { provider });
+    }
+    Ok(())
+}

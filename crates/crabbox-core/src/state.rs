@@ -1,0 +1,211 @@
+//! The state of a lease: the word that its `state` label carries, and what each word means to every command.
+//!
+//! ```text
+//!                (directory, journal and record are written)
+//!                                  │
+//!    Go only: leased ········ provisioning          its maker holds the lease lock
+//!                                  │ the VMM has started
+//!                       ┌────── running ◄─────┐     booting, or a command works in it
+//!               claimed │                     │ run, connect, tunnel
+//!                       └─────► ready ────────┘
+//!                                  │ teardown: stop, cleanup, expiry, the end of the VMM
+//!                 ┌────────────────┴───────────────────┐
+//!       the directory goes: no state         the directory stays: released
+//! ```
+//!
+//! `stopped` is never written: it is what `lease::find` in `crabbox-machine` computes for a record whose process is gone and
+//! whose label does not settle the matter. `active`, `failed` and `expired` are read only; the Go program may have written
+//! them. The remaining words are statuses of its other providers. A word that nobody knows is kept as it is.
+//!
+//! Text to state and back is the identity. This module must never look at a process, a clock or a file, and nothing else may
+//! compare a state with text.
+
+use std::fmt;
+
+/// The state of a lease. Whoever adds one is led by the compiler to every decision that depends on it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum LeaseState {
+    /// It is being made.
+    Provisioning,
+    /// Made and not entered yet, as the Go program labels it.
+    Leased,
+    /// It can be used, and no command works in it.
+    Ready,
+    /// Its machine boots, or a command works in it.
+    Running,
+    /// In use, as the Go program labels it.
+    Active,
+    /// Its machine does not run any more.
+    Stopped,
+    /// Its machine does not run any more and left an exit code.
+    StoppedWithCode,
+    /// It was given back, and its directory was kept.
+    Released,
+    /// It was never usable.
+    Failed,
+    /// Its time is over.
+    Expired,
+    /// Its machine is being deleted.
+    Deleting,
+    /// Its machine cannot be found.
+    Missing,
+    /// Its machine was deleted.
+    Terminated,
+    /// A word that is none of the above; only [`LeaseState::from`] makes it, so it never holds one of them.
+    #[non_exhaustive]
+    Other(String),
+}
+
+impl LeaseState {
+    /// Every state that has a name here.
+    pub const NAMED: [Self; 13] = [
+        Self::Provisioning,
+        Self::Leased,
+        Self::Ready,
+        Self::Running,
+        Self::Active,
+        Self::Stopped,
+        Self::StoppedWithCode,
+        Self::Released,
+        Self::Failed,
+        Self::Expired,
+        Self::Deleting,
+        Self::Missing,
+        Self::Terminated,
+    ];
+
+    /// The word, as labels and output have it.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Provisioning => "provisioning",
+            Self::Leased => "leased",
+            Self::Ready => "ready",
+            Self::Running => "running",
+            Self::Active => "active",
+            Self::Stopped => "stopped",
+            Self::StoppedWithCode => "stopped_with_code",
+            Self::Released => "released",
+            Self::Failed => "failed",
+            Self::Expired => "expired",
+            Self::Deleting => "deleting",
+            Self::Missing => "missing",
+            Self::Terminated => "terminated",
+            Self::Other(word) => word,
+        }
+    }
+
+    /// Whether the lease has no machine that will come back: it can be looked at and given back, not used.
+    pub fn is_terminal(&self) -> bool {
+        match self {
+            Self::Stopped
+            | Self::StoppedWithCode
+            | Self::Released
+            | Self::Failed
+            | Self::Expired
+            | Self::Deleting
+            | Self::Missing
+            | Self::Terminated => true,
+            Self::Provisioning
+            | Self::Leased
+            | Self::Ready
+            | Self::Running
+            | Self::Active
+            | Self::Other(_) => false,
+        }
+    }
+
+    /// Whether the machine may be entered. A word that nobody knows does not forbid it, as in the Go program.
+    pub fn is_usable(&self) -> bool {
+        !self.is_terminal() && *self != Self::Provisioning
+    }
+
+    /// Whether a label with this word stands whatever became of the process: the lease ended by decision, so it is not merely
+    /// `stopped`.
+    pub fn is_settled(&self) -> bool {
+        matches!(self, Self::Released | Self::Failed | Self::Expired)
+    }
+}
+
+impl From<&str> for LeaseState {
+    fn from(text: &str) -> Self {
+        Self::NAMED
+            .into_iter()
+            .find(|state| state.as_str() == text)
+            .unwrap_or_else(|| Self::Other(text.to_owned()))
+    }
+}
+
+impl fmt::Display for LeaseState {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Tables give a width.
+        formatter.pad(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_named_states_are_told_apart_and_come_back() {
+        for (index, state) in LeaseState::NAMED.iter().enumerate() {
+            assert_eq!(LeaseState::from(state.as_str()), *state);
+            assert!(!LeaseState::NAMED[..index].contains(state), "{state} twice");
+        }
+    }
+
+    #[test]
+    fn what_each_word_allows() {
+        // terminal, usable, settled
+        for (word, expected) in [
+            ("provisioning", (false, false, false)),
+            ("leased", (false, true, false)),
+            ("ready", (false, true, false)),
+            ("running", (false, true, false)),
+            ("active", (false, true, false)),
+            ("stopped", (true, false, false)),
+            ("stopped_with_code", (true, false, false)),
+            ("released", (true, false, true)),
+            ("failed", (true, false, true)),
+            ("expired", (true, false, true)),
+            ("deleting", (true, false, false)),
+            ("missing", (true, false, false)),
+            ("terminated", (true, false, false)),
+            ("", (false, true, false)),
+            ("touched", (false, true, false)),
+            ("Released", (false, true, false)),
+            (" released", (false, true, false)),
+        ] {
+            let state = LeaseState::from(word);
+            assert_eq!(
+                (state.is_terminal(), state.is_usable(), state.is_settled()),
+                expected,
+                "{word:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_column_is_as_wide_as_it_was_for_text() {
+        assert_eq!(format!("[{:<12}]", LeaseState::Ready), "[ready       ]");
+        assert_eq!(format!("[{:<12}]", LeaseState::from("odd")), "[odd         ]");
+    }
+
+    proptest! {
+        #[test]
+        fn text_to_state_and_back_is_the_identity(
+            text in prop_oneof![
+                ".{0,80}",
+                "[ \\t]?(?i)(ready|running|released|stopped(_with_code)?)[ \\n]?",
+                prop::sample::select(LeaseState::NAMED.map(|state| state.to_string()).to_vec()),
+            ],
+        ) {
+            let state = LeaseState::from(text.as_str());
+            prop_assert_eq!(state.as_str(), text.as_str());
+            prop_assert_eq!(state.to_string(), text.as_str());
+            prop_assert_eq!(LeaseState::from(state.as_str()), state);
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! This host: what it has, what it lacks, and what makes it fit: doctor, set-up, images, the KVM probe.
+
+pub mod doctor;
+pub mod images;
+pub mod prepare;
+pub mod probe;
+pub mod setup;

@@ -1,0 +1,134 @@
+//! The checks that belong to no provider, and the one that stands for a provider that cannot be asked.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use crabbox_core::config::Settings;
+use crabbox_ssh::quote;
+use crabbox_store::places::Places;
+
+use super::check::{Check, Status};
+use super::world::{Tools, Trouble};
+use super::{Options, PROVIDER_LIMIT_SECONDS};
+use crate::provider::static_host;
+
+/// The programs that every provider needs, in the order they are shown.
+const NEEDED: [&str; 4] = ["git", "ssh", "ssh-keygen", "rsync"];
+
+/// Configuration, provider, tools, key.
+pub(super) fn checks(settings: &Settings, options: &Options, tools: &Tools) -> Vec<Check> {
+    let mode = std::fs::metadata(&options.config_file)
+        .ok()
+        .map(|facts| facts.permissions().mode() & 0o7777);
+    let mut checks: Vec<Check> = mode.map(|mode| config(options, mode)).into_iter().collect();
+    checks.push(selection(settings));
+    checks.extend(NEEDED.map(|name| tool(name, tools)));
+    checks.push(ssh_key(options));
+    checks
+}
+
+fn config(options: &Options, mode: u32) -> Check {
+    let path = options.config_file.display();
+    let private = (mode & 0o077).count_ones() == 0;
+    let status = if private { Status::Ok } else { Status::Warning };
+    let check = Check::generic(status, "config", format!("{path} permissions={mode:04o}"))
+        .with("path", &path)
+        .with("permissions", format!("{mode:04o}"));
+    if private {
+        check
+    } else {
+        check.with("fix", format!("chmod 600 {}", quote::line([path.to_string()])))
+    }
+}
+
+fn selection(settings: &Settings) -> Check {
+    let source = settings.provider.layer().source_name();
+    if settings.provider.is_default() {
+        let message = format!("provider= source={source} selected=false");
+        return Check::generic(Status::Warning, "provider-selection", message)
+            .with("source", source)
+            .with("selected", "false")
+            .with("fix", "crabbox doctor --provider firecracker");
+    }
+    let name = settings
+        .provider()
+        .map_or(settings.provider.value.as_str(), |provider| provider.name());
+    let message = format!("provider={name} source={source} selected=true");
+    Check::of_provider(name, Status::Ok, "provider-selection", message)
+}
+
+fn tool(name: &'static str, tools: &Tools) -> Check {
+    let Some(tool) = tools.get(name).and_then(Option::as_ref) else {
+        let package = match name {
+            "ssh" | "ssh-keygen" => "openssh-client",
+            other => other,
+        };
+        return Check::generic(Status::Missing, name, "")
+            .with("tool", name)
+            .with("fix", format!("sudo apt-get install {package}"));
+    };
+    let path = tool.path.display();
+    Check::generic(Status::Ok, name, path.to_string())
+        .with("path", path)
+        .with("tool", name)
+}
+
+fn ssh_key(options: &Options) -> Check {
+    let Some(key) = &options.ssh_key else {
+        return Check::generic(Status::Ok, "ssh-key", "per-lease").with("mode", "per-lease");
+    };
+    let path = key.display();
+    if key.is_file() {
+        return Check::generic(Status::Ok, "ssh-key", path.to_string())
+            .with("mode", "configured")
+            .with("path", path);
+    }
+    Check::generic(Status::Failed, "ssh-key", format!("{path} is not a file"))
+        .with("mode", "configured")
+        .with("path", path)
+        .with(
+            "fix",
+            "set CRABBOX_SSH_KEY to your private key, or unset it to have a key made for each lease",
+        )
+}
+
+/// A provider whose configuration does not make sense: this takes the place of all its checks.
+pub(super) fn invalid(provider: &str, error: &dyn std::error::Error) -> Check {
+    trouble(provider, "config", "check_provider_config", error).with("fix", "crabbox config explain")
+}
+
+/// A provider that cannot be had, in the Go program's form.
+fn trouble(provider: &str, class: &str, hint: &str, error: &dyn std::error::Error) -> Check {
+    let words = Trouble::chain(error);
+    let message = format!("provider={provider} class={class} hint={hint} {words}");
+    Check::of_provider(provider, Status::Failed, "provider", message)
+        .with("class", class)
+        .with("hint", hint)
+        .with("error", &words)
+}
+
+/// The provider `ssh`: its configuration, and with `probe` whether the host lets us in; without it nothing is connected to.
+pub(super) fn static_host(settings: &Settings, probe: Option<&Places>) -> Check {
+    let host = &settings.static_host.host.value;
+    if host.is_empty() {
+        return invalid("ssh", &Trouble::new("missing static.host")).with(
+            "fix",
+            "set static.host in your configuration, or CRABBOX_STATIC_HOST",
+        );
+    }
+    let target = Some(settings.target.value.as_str())
+        .filter(|target| !target.is_empty())
+        .unwrap_or("linux");
+    let (api, runtime) = if let Some(places) = probe {
+        if let Err(error) = static_host::probe(settings, places) {
+            return trouble("ssh", error.class(), "check_ssh_host", &error).with("fix", error.fix());
+        }
+        ("ssh_probe", "ssh_reachable")
+    } else {
+        ("static_config", "unchecked")
+    };
+    let message = format!(
+        "provider=ssh timeout={PROVIDER_LIMIT_SECONDS}s target={target} windows_mode=normal host={host} \
+         api={api} mutation=false runtime={runtime}"
+    );
+    Check::of_provider("ssh", Status::Ok, "provider", message)
+}

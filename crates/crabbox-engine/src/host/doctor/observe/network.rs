@@ -1,0 +1,91 @@
+//! The host's network, as far as leases stand on it.
+
+use std::path::{Path, PathBuf};
+
+use crabbox_core::config::firecracker::FirecrackerPlan;
+use crabbox_host::command::find_on_path;
+use crabbox_machine::resource::network::DEBIAN_CNI;
+use crabbox_net::nat::{self, Passage};
+
+use super::super::world::{Chain, Network, Seen, Trouble};
+use super::{entry, kernel_file};
+
+/// Looks at the CNI network and at what else filters packets here.
+pub(super) fn network(plan: &FirecrackerPlan) -> Network {
+    let dirs = [plan.cni_bin_dir.as_path(), Path::new(DEBIAN_CNI)];
+    let chain = crabbox_cni::load(plan.cni_conf_dir.as_path(), plan.cni_network.as_str());
+    Network {
+        conf_dir: entry(plan.cni_conf_dir.as_path()),
+        bin_dirs: dirs.map(entry).to_vec(),
+        chain: chain
+            .map(|list| chain_of(&list, &dirs))
+            .map_err(|error| Trouble::chain(&error)),
+        forwards: kernel_file("/proc/sys/net/ipv4/ip_forward") == "1",
+        passage: passage(),
+        filters: nat::forward_filters().unwrap_or_default(),
+    }
+}
+
+/// Sends a packet as a lease would. Whoever is not root has no namespace to send it from, and no leases either.
+fn passage() -> Seen<Passage> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Trouble::new("only root can send a packet as a lease would"));
+    }
+    nat::passage().map_err(|error| Trouble::chain(&error))
+}
+
+fn chain_of(list: &crabbox_cni::ConfList, dirs: &[&Path]) -> Chain {
+    let mut names: Vec<String> = Vec::new();
+    for plugin in &list.plugins {
+        let ipam = plugin.get("ipam").and_then(|ipam| ipam.get("type"));
+        let types = [plugin.get("type"), ipam]
+            .into_iter()
+            .flatten()
+            .filter_map(serde_json::Value::as_str);
+        for name in types.filter(|name| !name.is_empty()) {
+            if !names.iter().any(|known| known == name) {
+                names.push(name.to_owned());
+            }
+        }
+    }
+    let plugins = names
+        .into_iter()
+        .map(|name| (name.clone(), program(&name, dirs)))
+        .collect();
+    Chain {
+        file: list.file.clone(),
+        plugins,
+    }
+}
+
+/// The executable of a plugin: the first directory that has one, as the runtime looks.
+fn program(name: &str, dirs: &[&Path]) -> Option<PathBuf> {
+    dirs.iter()
+        .find_map(|dir| find_on_path(dir.join(name).as_os_str(), "".as_ref()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn every_program_of_a_chain_is_looked_for_and_must_be_executable() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"ptp","ipam":{"type":"host-local"}},{"type":"firewall"}]}"#;
+        std::fs::write(dir.path().join("n.conflist"), text).unwrap();
+        for (name, mode) in [("ptp", 0o755), ("host-local", 0o644)] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+            std::fs::set_permissions(dir.path().join(name), std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let list = crabbox_cni::load(dir.path(), "n").unwrap();
+        let chain = chain_of(&list, &[Path::new("/nowhere"), dir.path()]);
+        let found: Vec<_> = chain
+            .plugins
+            .iter()
+            .map(|(name, path)| (name.as_str(), path.is_some()))
+            .collect();
+        assert_eq!(found, [("ptp", true), ("host-local", false), ("firewall", false)]);
+    }
+}

@@ -1,0 +1,81 @@
+//! The doctor's look into a lease: whether it answers and has what a sync needs.
+
+use std::time::Duration;
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_ssh::capture;
+use crabbox_ssh::exec::{ExecError, Stdin};
+
+use super::check::{Check, Status};
+use crate::provider::lease::Lease;
+
+/// What a lease is asked; a program that is not there has an empty version. Only git and rsync must be there.
+const QUESTION: &str = "for tool in git rsync curl jq; do \
+    echo \"$tool=$($tool --version 2>/dev/null | sed -n '1s/[^0-9]*\\([0-9][0-9.]*\\).*/\\1/p')\"; done; \
+    command -v git >/dev/null && command -v rsync >/dev/null";
+/// How long a lease may take to answer.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Why a lease is not well.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// It has no address to ask at.
+    #[error("remote doctor failed for {lease}: it has no address")]
+    NoAddress {
+        /// The lease.
+        lease: String,
+    },
+    /// It does not answer.
+    #[error("remote doctor failed for {lease}")]
+    Silent {
+        /// The lease.
+        lease: String,
+        /// Why.
+        #[source]
+        source: ExecError,
+    },
+    /// It lacks git or rsync.
+    #[error("remote doctor failed for {lease}: git and rsync must be there, found {found}")]
+    Lacking {
+        /// The lease.
+        lease: String,
+        /// What it has.
+        found: String,
+    },
+}
+
+impl Fault for RemoteError {
+    fn kind(&self) -> Kind {
+        Kind::Remote
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Lacking { .. } => vec!["install git and rsync in the guest image".to_owned()],
+            Self::NoAddress { lease } | Self::Silent { lease, .. } => {
+                vec![format!(
+                    "`crabbox status --id {lease}` tells its state, `crabbox logs --id {lease}` its console"
+                )]
+            }
+        }
+    }
+}
+
+/// Asks `lease` for the programs that sync and runs need.
+pub fn remote(lease: &Lease) -> Result<Check, RemoteError> {
+    let name = || lease.id.clone();
+    let target = lease
+        .target
+        .as_ref()
+        .ok_or_else(|| RemoteError::NoAddress { lease: name() })?;
+    let answer = capture::capture(target, QUESTION, Stdin::Null, Some(LIMIT));
+    let answer = answer.map_err(|source| RemoteError::Silent {
+        lease: name(),
+        source,
+    })?;
+    let found = answer.stdout_text().lines().collect::<Vec<_>>().join(" ");
+    if !answer.success() {
+        return Err(RemoteError::Lacking { lease: name(), found });
+    }
+    Ok(Check::of_provider(lease.provider, Status::Ok, "remote", found).with("lease", &lease.id))
+}

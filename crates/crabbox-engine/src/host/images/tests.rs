@@ -1,0 +1,122 @@
+//! A store in a home of our own; leases are hard links, as the engine makes them.
+
+use super::*;
+
+fn places(dir: &Path) -> Places {
+    Places {
+        state: dir.join("state"),
+        config: dir.join("config"),
+        cache: dir.join("cache"),
+        registry: dir.join("registry"),
+    }
+}
+
+#[test]
+fn a_look_at_a_bare_host_makes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let places = places(dir.path());
+    assert!(list(&places).unwrap().0.is_empty());
+    assert!(matches!(
+        get(&places, "default"),
+        Err(ImagesError::Store(StoreError::NotFound { .. }))
+    ));
+    assert!(gc(&places, Policy::default(), false).unwrap().is_empty());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_url_is_told_from_a_file() {
+    let cwd = Path::new("/here");
+    assert!(matches!(
+        Source::named("https://host/x", cwd, None),
+        Source::Url { .. }
+    ));
+    let file = Source::named("http/x", cwd, None);
+    assert_eq!(
+        file,
+        Source::File {
+            path: "/here/http/x".into(),
+            sha256: None
+        }
+    );
+}
+
+/// An image of one short file a part, and a name for it.
+fn put(places: &Places, content: &str, name: &str) -> Image {
+    use crabbox_image::manifest;
+    let store = Store::open(&places.images()).unwrap();
+    let scratch = store.begin().unwrap();
+    let staged = scratch.dir().join("image");
+    std::fs::create_dir(&staged).unwrap();
+    for file in manifest::FILES {
+        std::fs::write(staged.join(file), content).unwrap();
+    }
+    let record = Manifest::of_staged(&staged, &manifest::FILES, Init::Ours, 1).unwrap();
+    store.put(&scratch, &staged, &record, name).unwrap()
+}
+
+/// A lease that runs from `image`: a record, and the base under a name of its own.
+fn lease(places: &Places, id: &str, image: &Image) -> PathBuf {
+    let dir = places.leases().join(id);
+    std::fs::create_dir_all(dir.join("vm")).unwrap();
+    std::fs::hard_link(image.base(), dir.join("vm").join(BASE)).unwrap();
+    let disk = dir.join("vm/disk.ext4");
+    let record = format!("{{\"leaseID\":\"{id}\",\"rootfsPath\":{disk:?}}}");
+    std::fs::write(dir.join("metadata.json"), record).unwrap();
+    dir
+}
+
+#[test]
+fn an_image_that_a_lease_runs_from_is_kept_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let places = places(dir.path());
+    let old = put(&places, "old", "default");
+    let lease = lease(&places, "cbx_0123456789ab", &old);
+    // The name moves on: nothing but the lease holds the old one.
+    put(&places, "new", "default");
+    let decided = gc(&places, Policy::default(), false).unwrap();
+    let reason = decided
+        .iter()
+        .find(|one| one.image.dir == old.dir)
+        .map(|one| &one.reason);
+    assert_eq!(
+        reason,
+        Some(&Reason::InUse {
+            leases: vec!["cbx_0123456789ab".to_owned()]
+        })
+    );
+    assert!(matches!(
+        remove(&places, &old.manifest.digest, false),
+        Err(ImagesError::InUse { .. })
+    ));
+
+    // A link that no record explains holds it as well.
+    std::fs::remove_file(lease.join("metadata.json")).unwrap();
+    assert!(
+        !gc(&places, Policy::default(), false)
+            .unwrap()
+            .iter()
+            .any(|one| one.reason.goes())
+    );
+
+    std::fs::remove_dir_all(lease).unwrap();
+    let decided = gc(&places, Policy::default(), true).unwrap();
+    assert!(decided.iter().any(|one| one.reason == Reason::Unnamed) && old.dir.is_dir());
+    gc(&places, Policy::default(), false).unwrap();
+    assert!(!old.dir.exists());
+    assert_eq!(list(&places).unwrap().0.len(), 1);
+}
+
+#[test]
+fn verify_finds_a_changed_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let places = places(dir.path());
+    let image = put(&places, "good", "default");
+    verify(&places, "default").unwrap();
+    std::fs::remove_file(image.base()).unwrap();
+    std::fs::write(image.base(), "evil").unwrap();
+    assert!(matches!(
+        verify(&places, "default"),
+        Err(ImagesError::Store(StoreError::Damaged { .. }))
+    ));
+}

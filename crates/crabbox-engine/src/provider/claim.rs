@@ -1,0 +1,87 @@
+//! Tying a lease to a repository: its claim, written under the claims' lock from what stands there.
+//!
+//! Another repository's claim is never taken over unasked.
+
+use std::path::Path;
+
+use crabbox_core::claim::Claim;
+use crabbox_core::timestamp;
+use crabbox_host::clock;
+use crabbox_machine::lease::touch::TouchError;
+use crabbox_store::claims::{self, ClaimError};
+use crabbox_store::places::Places;
+
+use crate::provider::error::LeaseError;
+use crate::provider::lease::Lease;
+
+/// Ties `lease` to the repository at `repo`; another repository's claim is only taken over when `reclaim` says so.
+pub fn claim(places: &Places, lease: &Lease, repo: &Path, reclaim: bool) -> Result<Claim, TouchError> {
+    claim_as(places, lease, repo, reclaim, |_, _| Ok::<_, TouchError>(()))
+}
+
+/// Like [`claim`]; `finish` may refuse what stands there, and completes the new claim.
+pub(crate) fn claim_as<E: From<TouchError>>(
+    places: &Places,
+    lease: &Lease,
+    repo: &Path,
+    reclaim: bool,
+    finish: impl FnOnce(Option<&Claim>, &mut Claim) -> Result<(), E>,
+) -> Result<Claim, E> {
+    let wanted = repo.to_string_lossy().into_owned();
+    let now = timestamp::rfc3339(clock::unix_seconds());
+    let port = lease.target.as_ref().map_or(22, |target| i64::from(target.port));
+    let claim = claims::update::<Refusal<E>>(places, &lease.id, |standing| {
+        if let Some(held) = standing
+            && !reclaim
+            && !held.repo_root.is_empty()
+            && held.repo_root != wanted
+        {
+            return Err(TouchError::Held {
+                id: lease.id.clone(),
+                holder: held.repo_root.clone(),
+                wanted: wanted.clone(),
+            }
+            .into());
+        }
+        let mut claim = Claim {
+            slug: lease.slug.clone(),
+            provider: lease.provider.to_owned(),
+            cloud_id: lease.cloud_id.clone(),
+            target_os: "linux".to_owned(),
+            repo_root: wanted.clone(),
+            claimed_at: standing.map_or_else(|| now.clone(), |held| held.claimed_at.clone()),
+            last_used_at: now.clone(),
+            idle_timeout_seconds: lease.idle_seconds(),
+            ssh_host: lease.address.clone(),
+            ssh_port: port,
+            labels: lease.labels.clone(),
+            ..standing.cloned().unwrap_or_default()
+        };
+        finish(standing, &mut claim).map_err(Refusal)?;
+        Ok(Some(claim))
+    });
+    claim
+        .map(Option::unwrap_or_default)
+        .map_err(|Refusal(error)| error)
+}
+
+impl From<TouchError> for LeaseError {
+    fn from(error: TouchError) -> Self {
+        Self::new(error)
+    }
+}
+
+/// Carries the caller's error through the store, which has errors of its own to add.
+struct Refusal<E>(E);
+
+impl<E: From<TouchError>> From<ClaimError> for Refusal<E> {
+    fn from(error: ClaimError) -> Self {
+        Self(TouchError::from(error).into())
+    }
+}
+
+impl<E: From<TouchError>> From<TouchError> for Refusal<E> {
+    fn from(error: TouchError) -> Self {
+        Self(error.into())
+    }
+}

@@ -1,0 +1,132 @@
+//! Why a provider could not do what was asked: the error of its operation as it is, and what a command may do about it.
+//!
+//! Each provider says how its own errors become one, beside those errors. This module must never name an error of a provider.
+
+use std::error::Error;
+use std::fmt;
+
+use crabbox_core::fault::{Connectivity, Fault, Kind};
+
+/// What a command can do about an error before it gives up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remedy {
+    /// This host was never set up; a set-up may be offered.
+    SetUp,
+    /// Nothing is left of the attempt, and a fresh lease may come up where this one did not.
+    Again,
+}
+
+/// Why a provider could not do what was asked. It reads, and ends a command, as the error that it carries.
+#[derive(Debug)]
+pub struct LeaseError {
+    fault: Box<dyn Fault>,
+    remedy: Option<Remedy>,
+    console: Vec<String>,
+}
+
+impl LeaseError {
+    /// The error of a provider's operation.
+    pub fn new(fault: impl Fault + 'static) -> Self {
+        Self {
+            fault: Box::new(fault),
+            remedy: None,
+            console: Vec::new(),
+        }
+    }
+
+    /// The same, with what can be done about it.
+    #[must_use]
+    pub fn with_remedy(self, remedy: Option<Remedy>) -> Self {
+        Self { remedy, ..self }
+    }
+
+    /// The same, with the end of the console of a machine that did not come up.
+    #[must_use]
+    pub fn with_console(self, console: Vec<String>) -> Self {
+        Self { console, ..self }
+    }
+
+    /// What can be done about it.
+    pub fn remedy(&self) -> Option<Remedy> {
+        self.remedy
+    }
+
+    /// The end of the console of a machine that did not come up.
+    pub fn console(&self) -> &[String] {
+        &self.console
+    }
+}
+
+impl fmt::Display for LeaseError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.fault, formatter)
+    }
+}
+
+impl Error for LeaseError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.fault.source()
+    }
+}
+
+impl Fault for LeaseError {
+    fn kind(&self) -> Kind {
+        self.fault.kind()
+    }
+
+    fn connectivity(&self) -> Option<Connectivity> {
+        self.fault.connectivity()
+    }
+
+    fn hints(&self) -> Vec<String> {
+        self.fault.hints()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crabbox_core::fault;
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("outer")]
+    struct Outer(#[source] std::io::Error);
+
+    impl Fault for Outer {
+        fn kind(&self) -> Kind {
+            Kind::Passthrough(9)
+        }
+
+        fn connectivity(&self) -> Option<Connectivity> {
+            Some(Connectivity::Lost)
+        }
+
+        fn hints(&self) -> Vec<String> {
+            vec!["do this".to_owned()]
+        }
+    }
+
+    #[test]
+    fn it_is_in_all_the_error_that_it_carries() {
+        let error = LeaseError::new(Outer(std::io::Error::other("inner")));
+        // The carrier is no link of the chain: each message is there once.
+        assert_eq!(fault::chain(&error), "outer: inner");
+        assert_eq!(
+            (error.kind(), error.connectivity(), error.hints()),
+            (
+                Kind::Passthrough(9),
+                Some(Connectivity::Lost),
+                vec!["do this".to_owned()]
+            )
+        );
+        assert_eq!((error.remedy(), error.console()), (None, &[][..]));
+        let more = error
+            .with_remedy(Some(Remedy::Again))
+            .with_console(vec!["panic".to_owned()]);
+        assert_eq!(
+            (more.remedy(), more.console()),
+            (Some(Remedy::Again), &["panic".to_owned()][..])
+        );
+    }
+}

@@ -1,0 +1,237 @@
+//! The `firecracker` provider as the command line uses it: a machine is made, entered and claimed, in that order.
+//!
+//! Until the claim is written the supervisor holds the lease and takes it back should we die; afterwards it watches it.
+
+pub mod error;
+pub mod lookup;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crabbox_core::config::layer::Origin;
+use crabbox_core::config::{Provider as Which, Settings, firecracker};
+use crabbox_machine::context::Engine;
+use crabbox_machine::lease::find::{NameError, Purpose, ResolveError};
+use crabbox_machine::lease::touch;
+use crabbox_machine::lifecycle::client;
+use crabbox_machine::lifecycle::release::{self, Decision, Released};
+use crabbox_machine::protocol::{Event, Ready, Stage, Whose};
+use crabbox_machine::request::{AcquireRequest, GuestSource};
+
+use crabbox_core::labels::Labels;
+use crabbox_core::state::LeaseState;
+use crabbox_host::clock;
+use crabbox_host::signals::Interrupts;
+use crabbox_image::READY;
+use crabbox_ssh::capture;
+use crabbox_ssh::exec::Stdin;
+use crabbox_ssh::master;
+use crabbox_store::leases;
+use crabbox_store::places::LeaseDir;
+
+use crate::host::prepare::{self, NewLease};
+use crate::provider::capability::{Capabilities, Capability};
+use crate::provider::claim;
+use crate::provider::error::LeaseError;
+use crate::provider::firecracker::error::AcquireLeaseError;
+use crate::provider::lease::Lease;
+use crate::provider::{AcquiredLease, Leases, Notice, Provider};
+
+/// How long one try at the handshake may take; under emulation it takes seconds.
+const HANDSHAKE_LIMIT: Duration = Duration::from_mins(1);
+
+/// What this provider can do.
+pub const CAPABILITIES: Capabilities = Capabilities {
+    category: "self-hosted-virtualization",
+    id_prefix: None,
+    can: &[
+        Capability::MakesMachine,
+        Capability::KeepsRecords,
+        Capability::Cleanup,
+        Capability::Logs,
+        Capability::SetUp,
+    ],
+};
+
+/// The provider `firecracker`.
+#[derive(Debug)]
+pub struct Firecracker {
+    engine: Engine,
+    settings: Settings,
+}
+
+impl Firecracker {
+    /// The provider with these settings.
+    pub fn new(engine: Engine, settings: Settings) -> Self {
+        Self { engine, settings }
+    }
+}
+
+impl Provider for Firecracker {
+    fn name(&self) -> &'static str {
+        Which::Firecracker.name()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        CAPABILITIES
+    }
+
+    fn acquire(
+        &self,
+        new: &NewLease,
+        repo: &Path,
+        interrupts: &Interrupts,
+        on_notice: &mut dyn FnMut(&Notice<'_>),
+    ) -> Result<AcquiredLease, LeaseError> {
+        let plan = firecracker::plan(&self.settings)?;
+        let request = prepare::request(&self.engine, &plan, new)?;
+        let acquired = acquire(&self.engine, &request, repo, interrupts, &mut |event| {
+            if let Event::Stage(stage) = event {
+                on_notice(&Notice::Stage(stage));
+            }
+        })?;
+        Ok(acquired)
+    }
+
+    fn resolve(&self, text: &str, purpose: Purpose) -> Result<Lease, LeaseError> {
+        Ok(lookup::resolve(&self.engine, text, purpose)?)
+    }
+
+    fn is_down(&self, lease: &Lease) -> Option<bool> {
+        match lookup::resolve(&self.engine, &lease.id, Purpose::Look) {
+            Ok(lease) => Some(lease.state.is_terminal()),
+            Err(ResolveError::Name(NameError::NotFound { .. })) => Some(true),
+            Err(_) => None,
+        }
+    }
+
+    fn list(&self) -> Result<Leases, LeaseError> {
+        Ok(lookup::list(&self.engine)?)
+    }
+
+    fn claim(&self, lease: &Lease, repo: &Path, reclaim: bool) -> Result<(), LeaseError> {
+        claim::claim(&self.engine.places, lease, repo, reclaim)?;
+        Ok(())
+    }
+
+    fn touch(
+        &self,
+        lease: &Lease,
+        state: Option<&LeaseState>,
+        idle: Option<Duration>,
+    ) -> Result<Labels, LeaseError> {
+        Ok(touch::touch(&self.engine.places, &lease.id, state, idle)?)
+    }
+
+    fn release(&self, text: &str) -> Result<Released, LeaseError> {
+        let keep = &self.settings.firecracker.delete_on_release;
+        // The record says what its lease was made with; only who says it now, for this lease, may throw its disk away.
+        let discard = keep.value && matches!(keep.origin, Origin::Flag(_));
+        Ok(release::stop(&self.engine, text, discard)?)
+    }
+
+    fn cleanup(
+        &self,
+        dry_run: bool,
+        on_decision: &mut dyn FnMut(&Decision),
+    ) -> Result<Vec<Decision>, LeaseError> {
+        Ok(release::cleanup(&self.engine, dry_run, on_decision)?)
+    }
+}
+
+/// Makes the lease, enters it and claims it for the repository at `repo`.
+pub fn acquire(
+    engine: &Engine,
+    request: &AcquireRequest,
+    repo: &Path,
+    interrupts: &Interrupts,
+    on_event: &mut dyn FnMut(&Event),
+) -> Result<AcquiredLease, AcquireLeaseError> {
+    let started = Instant::now();
+    let mut acquisition = client::start(engine, request)?;
+    let mut stages = Vec::new();
+    let ready = acquisition.wait_ready(interrupts, &mut |event| {
+        if let Event::Stage(stage) = event {
+            stages.push(stage.clone());
+        }
+        on_event(event);
+    })?;
+    let deadline = started + request.launch_timeout;
+    let entered = Instant::now();
+    let outcome = enter(engine, request, &ready, deadline, interrupts).and_then(|lease| {
+        let micros = u64::try_from(entered.elapsed().as_micros()).unwrap_or(u64::MAX);
+        stages.push(Stage {
+            name: "ssh".to_owned(),
+            micros,
+            whose: Whose::Ssh,
+        });
+        claim::claim(&engine.places, &lease, repo, false)?;
+        Ok(lease)
+    });
+    if let Err(error) = outcome {
+        acquisition.abandon();
+        return Err(error);
+    }
+    acquisition.claim()?;
+    // The supervisor has written the last labels; the lease is shown, and its claim kept, with those.
+    let lease = read_back(engine, request)?;
+    claim::claim(&engine.places, &lease, repo, false)?;
+    Ok(AcquiredLease {
+        lease,
+        stages,
+        guest_stages: ready.guest_stages,
+    })
+}
+
+fn read_back(engine: &Engine, request: &AcquireRequest) -> Result<Lease, AcquireLeaseError> {
+    let stored = leases::read(&LeaseDir::at(engine.places.leases().join(&request.lease_id)))?;
+    Ok(lookup::in_use(engine, &stored.record)?)
+}
+
+/// Opens the shared connection, and waits for a foreign image to finish its set-up.
+fn enter(
+    engine: &Engine,
+    request: &AcquireRequest,
+    ready: &Ready,
+    deadline: Instant,
+    interrupts: &Interrupts,
+) -> Result<Lease, AcquireLeaseError> {
+    let lease = read_back(engine, request)?;
+    let Some(target) = &lease.target else {
+        return Err(ResolveError::NoAddress { id: lease.id }.into());
+    };
+    let host = || ready.address.clone();
+    loop {
+        let left = deadline
+            .saturating_duration_since(Instant::now())
+            .min(HANDSHAKE_LIMIT);
+        match master::open(target, &ready.control, left.max(Duration::from_secs(1))) {
+            Ok(()) => break,
+            Err(error)
+                if error.is_passing() && Instant::now() < deadline && interrupts.caught().is_none() =>
+            {
+                clock::nap(Duration::from_millis(50));
+            }
+            Err(source) => return Err(AcquireLeaseError::Ssh { host: host(), source }),
+        }
+    }
+    // Our image says `ready` only when everything is in its place; anyone else's is asked.
+    if matches!(request.guest, GuestSource::Ours { .. }) {
+        return Ok(lease);
+    }
+    // The cloud-init data of its seed installs the program that replies, as the Go program's does.
+    let is_ready = format!("{READY} >/tmp/crabbox-ready.log 2>&1");
+    loop {
+        if interrupts.caught().is_some() {
+            return Err(AcquireLeaseError::Interrupted { id: lease.id });
+        }
+        if Instant::now() >= deadline {
+            return Err(AcquireLeaseError::NotReady { host: host() });
+        }
+        let asked = capture::capture(target, &is_ready, Stdin::Null, Some(Duration::from_secs(30)));
+        if asked.is_ok_and(|answer| answer.success()) {
+            return Ok(lease);
+        }
+        clock::nap(Duration::from_millis(50));
+    }
+}

@@ -1,0 +1,52 @@
+//! Which provider stands behind a name of the configuration.
+//!
+//! The one place that knows all of them.
+
+use crabbox_core::config::{Provider as Which, Settings};
+use crabbox_machine::context::Engine;
+
+use crate::provider::Provider;
+use crate::provider::capability::{Capabilities, Capability};
+use crate::provider::firecracker::{self, Firecracker};
+use crate::provider::static_host::{self, StaticHost};
+
+/// The provider `which` with these settings.
+pub fn open(which: Which, engine: &Engine, settings: &Settings) -> Box<dyn Provider> {
+    match which {
+        Which::Firecracker => Box::new(Firecracker::new(engine.clone(), settings.clone())),
+        Which::Ssh => Box::new(StaticHost::new(engine.clone(), settings.clone())),
+    }
+}
+
+/// What the provider `which` can do.
+pub fn capabilities(which: Which) -> Capabilities {
+    match which {
+        Which::Firecracker => firecracker::CAPABILITIES,
+        Which::Ssh => static_host::CAPABILITIES,
+    }
+}
+
+/// The first provider that has `capability`, in the order in which they are listed.
+pub fn with(capability: Capability) -> Option<Which> {
+    Which::ALL
+        .into_iter()
+        .find(|which| capabilities(*which).has(capability))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_each_provider_can_do() {
+        use Capability::{Cleanup, KeepsRecords, Logs, MakesMachine, SetUp, SshProbe};
+        let can =
+            |which| [MakesMachine, Cleanup, Logs, SetUp, SshProbe].map(|one| capabilities(which).has(one));
+        assert_eq!(can(Which::Firecracker), [true, true, true, true, false]);
+        assert_eq!(can(Which::Ssh), [false, false, false, false, true]);
+        assert_eq!(with(SetUp), Some(Which::Firecracker));
+        // The one that is asked for a lease where nobody says whose it is.
+        assert_eq!(with(KeepsRecords), Some(Which::Firecracker));
+        assert_eq!(with(SshProbe), Some(Which::Ssh));
+    }
+}

@@ -1,0 +1,91 @@
+//! Which provider a lease belongs to, by the local claims: an exact lease id first, then a slug, as in the Go program.
+//!
+//! Only files are read: no provider is asked, so that a lease of one provider is found although another cannot be used.
+
+use crabbox_core::config::layer::Layer;
+use crabbox_core::config::{Provider, ProviderError, Settings};
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::id::normalise;
+use crabbox_store::claims::{self, ClaimError};
+use crabbox_store::places::Places;
+
+use crate::provider::capability::Capability;
+use crate::provider::registry;
+
+/// Why it cannot be told which provider is meant.
+#[derive(Debug, thiserror::Error)]
+pub enum RouteError {
+    /// Several providers have leases of that slug.
+    #[error("slug {slug:?} is claimed under several providers ({}); name the lease by its id, or give --provider", .providers.join(", "))]
+    Several {
+        /// The slug.
+        slug: String,
+        /// The providers, sorted.
+        providers: Vec<String>,
+    },
+    /// The claim's provider, or the configured one, does not exist here.
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
+    /// The claims cannot be read.
+    #[error(transparent)]
+    Claims(#[from] ClaimError),
+}
+
+impl Fault for RouteError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Provider(error) => error.hints(),
+            Self::Several { .. } => vec!["`crabbox claims list` shows the claims".to_owned()],
+            Self::Claims(_) => Vec::new(),
+        }
+    }
+}
+
+/// The provider of the lease that `text` names. A flag always wins; then the claim decides, then configuration. Where nothing
+/// is configured either, it is the provider that keeps records of its own on this host: it knows leases without a claim.
+pub fn provider(places: &Places, settings: &Settings, text: &str) -> Result<Provider, RouteError> {
+    if settings.provider.layer() == Layer::Flag {
+        return Ok(settings.provider()?);
+    }
+    if let Some(name) = claimed_under(places, text)? {
+        return Ok(Provider::by_name(&name)?);
+    }
+    let is_its_own = |which: &Provider| {
+        let prefix = registry::capabilities(*which).id_prefix;
+        prefix.is_some_and(|prefix| text.starts_with(prefix))
+    };
+    if let Some(which) = Provider::ALL.into_iter().find(is_its_own) {
+        return Ok(which);
+    }
+    match settings.provider() {
+        Err(ProviderError::NotSelected) => {
+            Ok(registry::with(Capability::KeepsRecords).ok_or(ProviderError::NotSelected)?)
+        }
+        chosen => Ok(chosen?),
+    }
+}
+
+/// The provider that the claim of this id names, else that of the claims with this slug.
+fn claimed_under(places: &Places, text: &str) -> Result<Option<String>, RouteError> {
+    let listing = claims::list(places)?;
+    // A claim that names no provider is from before there was more than one, and tells nothing.
+    let named = || listing.claims.iter().filter(|claim| !claim.provider.is_empty());
+    if let Some(exact) = named().find(|claim| claim.lease_id == text) {
+        return Ok(Some(exact.provider.clone()));
+    }
+    let slug = normalise(text);
+    let mut providers: Vec<String> = named()
+        .filter(|claim| !slug.is_empty() && claim.slug == slug)
+        .map(|claim| claim.provider.clone())
+        .collect();
+    providers.sort();
+    providers.dedup();
+    if providers.len() > 1 {
+        return Err(RouteError::Several { slug, providers });
+    }
+    Ok(providers.pop())
+}

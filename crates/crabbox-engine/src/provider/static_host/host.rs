@@ -1,0 +1,250 @@
+//! What is known of a host: the settings, and what its claim remembers where they say nothing.
+
+use std::path::PathBuf;
+
+use crabbox_core::claim::{Claim, is_valid_claim_id};
+use crabbox_core::config::Settings;
+use crabbox_core::config::layer::Sourced;
+use crabbox_core::id::normalise;
+use crabbox_core::labels::{self, Labels};
+use crabbox_core::state::LeaseState;
+use crabbox_host::clock;
+use crabbox_host::private_dir::PrivateDir;
+use crabbox_ssh::target::Target;
+use crabbox_store::places::Places;
+
+use super::NAME;
+use super::error::StaticError;
+use crate::provider::lease::Lease;
+
+/// The machine type of a Linux host, as the Go program labels it.
+const SERVER_TYPE: &str = "ssh";
+
+/// A host that exists already.
+#[derive(Debug, Clone)]
+pub(super) struct Host {
+    /// The lease id.
+    pub(super) id: String,
+    /// Its slug.
+    pub(super) slug: String,
+    /// Its name.
+    pub(super) name: String,
+    /// Where it is.
+    pub(super) address: String,
+    /// User to log in as.
+    pub(super) user: String,
+    /// Ports to try, the best one first; never empty.
+    pub(super) ports: Vec<u16>,
+    /// The user's key; `None` leaves the choice to OpenSSH.
+    pub(super) key: Option<PathBuf>,
+    /// Where its host key is remembered.
+    pub(super) known_hosts: PathBuf,
+    /// Directory under which trees are synced.
+    pub(super) work_root: String,
+    /// What the claim has; empty without one.
+    pub(super) labels: Labels,
+    /// Whether new labels say that it is kept.
+    pub(super) keep: bool,
+}
+
+impl Host {
+    /// The host of `claim`, or of the settings where there is none.
+    pub(super) fn new(
+        settings: &Settings,
+        places: &Places,
+        claim: Option<&Claim>,
+    ) -> Result<Self, StaticError> {
+        if !matches!(settings.target.value.as_str(), "" | "linux") {
+            let target = settings.target.value.clone();
+            return Err(StaticError::Target { target });
+        }
+        let configured = configured_host(settings);
+        let remembered = claim.map_or("", |claim| &claim.static_host);
+        let host = if remembered.is_empty() {
+            configured
+        } else {
+            remembered
+        };
+        if host.is_empty() {
+            return Err(StaticError::NoHost {
+                user_file: places.config.join("config.yaml"),
+            });
+        }
+        // What the settings say of one host is nothing about another.
+        let about_it = configured.is_empty() || configured == host;
+        let own = |value: &Sourced<String>| about_it && !value.is_default() && !value.value.is_empty();
+        let pick = |own_value: &Sourced<String>, generic: &Sourced<String>, remembered: &str| {
+            if own(own_value) {
+                own_value.value.clone()
+            } else if own(generic) || remembered.is_empty() {
+                generic.value.clone()
+            } else {
+                remembered.to_owned()
+            }
+        };
+        let fixed = &settings.static_host;
+        let named = Some(&fixed.name.value).filter(|name| about_it && !name.is_empty());
+        let slug = match claim.map(|claim| claim.slug.as_str()) {
+            Some(slug) if !slug.is_empty() => slug.to_owned(),
+            _ => normalise(named.map_or(host, |name| name)),
+        };
+        let id = match claim {
+            Some(claim) => claim.lease_id.clone(),
+            None if fixed.id.value.is_empty() => format!("static_{}", normalise(host)),
+            None => fixed.id.value.clone(),
+        };
+        if !is_valid_claim_id(&id) {
+            return Err(StaticError::Id { id });
+        }
+        let remember = |take: fn(&Claim) -> &String| claim.map_or("", |claim| take(claim).as_str());
+        let work_root = pick(
+            &fixed.work_root,
+            &fixed.general_work_root,
+            remember(|claim| &claim.static_work_root),
+        );
+        if !work_root.starts_with('/') || work_root.split('/').any(|part| part == "..") {
+            return Err(StaticError::WorkRoot { path: work_root });
+        }
+        let (key, known_hosts) = key(settings)?;
+        Ok(Self {
+            name: named.cloned().unwrap_or_else(|| format!("crabbox-{slug}")),
+            id,
+            slug,
+            user: pick(&fixed.user, &fixed.ssh_user, remember(|claim| &claim.static_user)),
+            ports: ports(settings, claim, about_it)?,
+            address: host.to_owned(),
+            key,
+            known_hosts,
+            work_root,
+            labels: claim.map_or_else(Labels::new, |claim| claim.labels.clone()),
+            keep: true,
+        })
+    }
+
+    /// Whether the user may mean it by `text`.
+    pub(super) fn is_called(&self, text: &str) -> bool {
+        [&self.id, &self.name, &self.address].contains(&&text.to_owned())
+            || (!self.slug.is_empty() && normalise(text) == self.slug)
+    }
+
+    /// How to enter it at its first port, without a shared connection.
+    pub(super) fn target(&self) -> Result<Target, StaticError> {
+        let port = self.ports.first().copied().unwrap_or(22);
+        let mut target = Target::new(&self.user, &self.address, port, &self.known_hosts)?;
+        target.key.clone_from(&self.key);
+        // The user set this host up: proxies and aliases of their configuration count.
+        target.user_config = true;
+        Ok(target)
+    }
+
+    /// Where the socket of its shared connection is.
+    pub(super) fn control(&self, dir: &PrivateDir) -> Result<PathBuf, StaticError> {
+        Ok(crabbox_ssh::control::path(dir, &self.target()?)?)
+    }
+
+    /// The lease that commands see.
+    pub(super) fn lease(&self, settings: &Settings, control_dir: &PrivateDir) -> Result<Lease, StaticError> {
+        let mut target = self.target()?;
+        target.control = Some(self.control(control_dir)?);
+        let labels = if self.labels.is_empty() {
+            self.new_labels(settings)
+        } else {
+            self.labels.clone()
+        };
+        let state = Some(labels::state(&labels)).filter(|state| !state.as_str().is_empty());
+        Ok(Lease {
+            id: self.id.clone(),
+            slug: self.slug.clone(),
+            name: self.name.clone(),
+            cloud_id: self.id.clone(),
+            provider: NAME,
+            server_type: SERVER_TYPE.to_owned(),
+            state: state.unwrap_or(LeaseState::Ready),
+            labels,
+            address: self.address.clone(),
+            target: Some(target),
+            work_root: self.work_root.clone(),
+            unjailed: false,
+        })
+    }
+
+    /// The labels of a lease that is ready from now on.
+    fn new_labels(&self, settings: &Settings) -> Labels {
+        let mut labels = labels::new_lease(
+            &labels::NewLease {
+                lease: &self.id,
+                slug: &self.slug,
+                name: &self.name,
+                provider: NAME,
+                profile: &settings.profile.value,
+                class: &settings.class.value,
+                server_type: SERVER_TYPE,
+                target: "linux",
+                keep: self.keep,
+                idle: settings.idle_timeout.value.to_std(),
+                ttl: settings.ttl.value.to_std(),
+                ssh_user: &self.user,
+                ssh_port: self.ports.first().copied().unwrap_or(22),
+                work_root: &self.work_root,
+                network: "",
+                cni_network: "",
+            },
+            clock::unix_seconds(),
+        );
+        // Those are a microVM's.
+        labels.retain(|name, _| !["instance", "vmid", "network"].contains(&name.as_str()));
+        labels::set_state(&mut labels, &LeaseState::Ready);
+        labels
+    }
+}
+
+/// The host that the settings name.
+fn configured_host(settings: &Settings) -> &str {
+    settings.static_host.host.value.trim()
+}
+
+/// The port, then those to fall back on. A port that somebody named is the only one, unless they named others too.
+fn ports(settings: &Settings, claim: Option<&Claim>, about_it: bool) -> Result<Vec<u16>, StaticError> {
+    let (fixed, ssh) = (&settings.static_host, &settings.ssh);
+    if let Some(port) = fixed.port.value.filter(|_| about_it) {
+        return Ok(vec![port]);
+    }
+    let fall_back = |port: u16| {
+        let others = ssh.fallback_ports.value.iter().copied();
+        let mut ports = vec![port];
+        ports.extend(others.filter(|other| *other != port));
+        ports
+    };
+    if about_it && !fixed.ssh_port.is_default() {
+        return Ok(if ssh.fallback_ports.is_default() {
+            vec![fixed.ssh_port.value]
+        } else {
+            fall_back(fixed.ssh_port.value)
+        });
+    }
+    match claim.filter(|claim| !claim.static_port.is_empty()) {
+        None => Ok(fall_back(fixed.ssh_port.value)),
+        Some(claim) => match claim.static_port.parse() {
+            Ok(port) if port > 0 => Ok(vec![port]),
+            _ => Err(StaticError::Port {
+                id: claim.lease_id.clone(),
+                port: claim.static_port.clone(),
+            }),
+        },
+    }
+}
+
+/// The user's key and the file beside it in which host keys are remembered, as the Go program has it.
+fn key(settings: &Settings) -> Result<(Option<PathBuf>, PathBuf), StaticError> {
+    let key = &settings.ssh.key;
+    let known_hosts = key.value.with_file_name("known_hosts");
+    if key.value.is_file() {
+        Ok((Some(key.value.clone()), known_hosts))
+    } else if key.is_default() {
+        Ok((None, known_hosts))
+    } else {
+        Err(StaticError::Key {
+            path: key.value.clone(),
+        })
+    }
+}

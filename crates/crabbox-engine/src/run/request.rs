@@ -1,0 +1,524 @@
+//! What a run is asked to do: its lease, its tree, its command, its results; and what of it is judged before anything happens.
+//!
+//! A request is plain data, whoever makes it: a command line, a job of the configuration, a command that runs others. What two
+//! wishes exclude each other is said here and nowhere else.
+
+use std::ffi::OsString;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use crabbox_core::config::Settings;
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_workspace::command::Form;
+use crabbox_workspace::preflight::{self, UnknownTool};
+use crabbox_workspace::quote;
+use crabbox_workspace::results::pattern::{Pattern, PatternError};
+
+/// What a run is asked to do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RunRequest {
+    /// In which lease.
+    pub lease: LeaseWish,
+    /// With which tree.
+    pub sync: SyncWish,
+    /// What is run.
+    pub command: CommandWish,
+    /// What is kept of it.
+    pub results: ResultWish,
+}
+
+/// The lease of a run, and what becomes of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeaseWish {
+    /// The id or slug of a lease that is there; a new one is made without it.
+    pub id: Option<String>,
+    /// The slug of the new lease.
+    pub slug: Option<String>,
+    /// Whether the new lease is kept.
+    pub keep: bool,
+    /// Whether the new lease is kept when the run fails.
+    pub keep_on_failure: bool,
+    /// When the lease is given back, new or not; without it a new one is, unless it is kept.
+    pub stop_after: Option<StopAfter>,
+    /// Whether another repository's claim is taken over.
+    pub reclaim: bool,
+    /// Whether this host is set up first when it never was.
+    pub set_up: bool,
+}
+
+impl LeaseWish {
+    /// Whether the lease is given back after a run that `failed` or not; `new` says whether it was made for that run.
+    pub(super) fn is_over(&self, new: bool, failed: bool) -> bool {
+        let keep = self.keep || (failed && self.keep_on_failure);
+        match self.stop_after {
+            Some(StopAfter::Always) => true,
+            Some(StopAfter::Never) => false,
+            Some(StopAfter::Success) => !failed,
+            Some(StopAfter::Failure) => failed,
+            None => new && !keep,
+        }
+    }
+}
+
+/// When a lease is given back after a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopAfter {
+    /// When the run succeeded.
+    Success,
+    /// Whatever came of it.
+    Always,
+    /// When the run failed.
+    Failure,
+    /// Not at all.
+    Never,
+}
+
+impl StopAfter {
+    const ALL: [Self; 4] = [Self::Success, Self::Always, Self::Failure, Self::Never];
+
+    /// The word by which it is chosen.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Always => "always",
+            Self::Failure => "failure",
+            Self::Never => "never",
+        }
+    }
+
+    /// The one that is chosen by `name`; `auto`, what a run does that is not told otherwise, is none of them.
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| one.name() == name)
+    }
+}
+
+/// The working tree of a run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SyncWish {
+    /// Whether the tree in the lease is left as it is.
+    pub no_sync: bool,
+    /// Whether nothing is run.
+    pub sync_only: bool,
+    /// Whether the tree in the lease is emptied first.
+    pub full_resync: bool,
+}
+
+/// The command of a run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CommandWish {
+    /// Whether a shell gets the words as they are.
+    pub shell: bool,
+    /// A file that is uploaded and run, with the words as its arguments.
+    pub script: Option<PathBuf>,
+    /// Whether such a script comes on standard input.
+    pub script_stdin: bool,
+    /// The command that the configuration has under this name.
+    pub preset: Option<String>,
+    /// Names and patterns of variables that are handed on too; each may be several with commas between them.
+    pub allow_env: Vec<String>,
+    /// Files in `.env` syntax with more variables.
+    pub env_from_profile: Vec<PathBuf>,
+    /// The name of a program that is left in the lease and runs its arguments with those variables.
+    pub env_helper: Option<String>,
+    /// Whether the tools of the lease are shown first.
+    pub preflight: bool,
+    /// A label for the records.
+    pub label: Option<String>,
+    /// The command and its arguments.
+    pub words: Vec<OsString>,
+}
+
+/// The results of a run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ResultWish {
+    /// The file that takes standard output.
+    pub capture_stdout: Option<PathBuf>,
+    /// The file that takes standard error.
+    pub capture_stderr: Option<PathBuf>,
+    /// Whether a failure bundle was asked for; one is always written.
+    pub capture_on_fail: bool,
+    /// `remote=local` of files that are fetched after success.
+    pub download: Vec<String>,
+    /// Patterns of files that are brought back.
+    pub artifact_glob: Vec<String>,
+    /// Patterns of files of which each must have one.
+    pub require_artifact: Vec<String>,
+    /// The file to which timings are appended: `default`, `off` or a path.
+    pub timing_record: Option<String>,
+}
+
+/// The largest script that is uploaded, in bytes.
+const SCRIPT_LIMIT: u64 = 16 << 20;
+
+/// Why a request cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// There is nothing to run.
+    #[error("usage: crabbox run [flags] -- <command...>")]
+    Usage,
+    /// A tool is to be shown that nobody knows.
+    #[error(transparent)]
+    Preflight(#[from] UnknownTool),
+    /// Two flags exclude each other.
+    #[error("{first} cannot be combined with {second}")]
+    Conflict {
+        /// The first.
+        first: &'static str,
+        /// The second.
+        second: &'static str,
+    },
+    /// Two sources for one script.
+    #[error("--script and --script-stdin are mutually exclusive")]
+    TwoScripts,
+    /// A slug for a lease that has one.
+    #[error("--slug only applies when creating a new lease; omit --id or use the existing slug")]
+    SlugWithId,
+    /// Both streams into one file.
+    #[error("capture stdout/stderr: paths must be different")]
+    SamePath,
+    /// A download without its two halves.
+    #[error("--download expects remote=local")]
+    Download,
+    /// A script without a byte.
+    #[error("script {source_name} is empty")]
+    EmptyScript {
+        /// Where it came from.
+        source_name: String,
+    },
+    /// A script that is too large.
+    #[error("script {source_name} is larger than {} MiB", SCRIPT_LIMIT >> 20)]
+    LargeScript {
+        /// Where it came from.
+        source_name: String,
+    },
+    /// A script that cannot be read.
+    #[error("read script {}", path.display())]
+    Script {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No preset of that name.
+    #[error("unknown preset {name:?}")]
+    Preset {
+        /// The name.
+        name: String,
+        /// The names there are.
+        known: Vec<String>,
+    },
+    /// A pattern for artifacts that is none.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    /// A word that is not text.
+    #[error("the command has a word that is not valid UTF-8: {}", word.to_string_lossy())]
+    NotText {
+        /// The word.
+        word: OsString,
+    },
+}
+
+impl Fault for RequestError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Preset { known, .. } if known.is_empty() => {
+                vec!["a preset is written under `presets` in a configuration file".to_owned()]
+            }
+            Self::Preset { known, .. } => vec![format!("the configuration has {}", known.join(", "))],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// A script to be uploaded and run.
+#[derive(Debug)]
+pub struct Script {
+    /// Where it came from, for a line.
+    pub source: String,
+    /// Its content.
+    pub content: Vec<u8>,
+}
+
+/// What a run does in its lease: a request that makes sense, with its script read.
+#[derive(Debug)]
+pub struct Work {
+    /// The script, if it is one.
+    pub script: Option<Script>,
+    /// The words: the command, or the script's arguments.
+    pub words: Vec<String>,
+    /// Files that are fetched: the path there, and the one here.
+    pub downloads: Vec<(String, PathBuf)>,
+    /// Patterns of files that are brought back.
+    pub artifacts: Vec<Pattern>,
+    /// Patterns of files that have to be there.
+    pub required: Vec<Pattern>,
+    /// Whether a shell gets the words as they are.
+    pub shell: bool,
+    /// Whether the tools of the lease are shown first.
+    pub preflight: bool,
+    /// Which tools these are.
+    pub tools: Vec<&'static str>,
+    /// Variables from the configuration.
+    pub env: Vec<(String, String)>,
+}
+
+impl Work {
+    /// Checks the flags and reads the script.
+    pub fn new(request: &RunRequest) -> Result<Self, RequestError> {
+        check(request)?;
+        let words = request.command.words.iter().map(|word| {
+            word.clone()
+                .into_string()
+                .map_err(|word| RequestError::NotText { word })
+        });
+        let words: Vec<String> = words.collect::<Result<_, _>>()?;
+        let script = script(&request.command)?;
+        if script.is_none() && words.is_empty() && !request.sync.sync_only && request.command.preset.is_none()
+        {
+            return Err(RequestError::Usage);
+        }
+        let downloads = request.results.download.iter().map(|pair| {
+            let (remote, local) = pair.split_once('=').ok_or(RequestError::Download)?;
+            if remote.is_empty() || local.is_empty() {
+                Err(RequestError::Download)
+            } else {
+                Ok((remote.to_owned(), local.into()))
+            }
+        });
+        Ok(Self {
+            script,
+            downloads: downloads.collect::<Result<_, _>>()?,
+            artifacts: patterns(&request.results.artifact_glob)?,
+            required: patterns(&request.results.require_artifact)?,
+            words,
+            shell: request.command.shell,
+            preflight: request.command.preflight,
+            tools: Vec::new(),
+            env: Vec::new(),
+        })
+    }
+
+    /// The same with what the configuration adds: the profile, and the preset if one is named.
+    pub fn configured(mut self, settings: &Settings, preset: Option<&str>) -> Result<Self, RequestError> {
+        self.artifacts.extend(patterns(&settings.artifact_globs)?);
+        self.tools = preflight::tools(&settings.preflight_tools.value)?;
+        let mut env = settings.env.clone();
+        if let Some(name) = preset {
+            let preset = settings.presets.get(name).ok_or_else(|| RequestError::Preset {
+                name: name.to_owned(),
+                known: settings.presets.keys().cloned().collect(),
+            })?;
+            self.words = vec![preset.command.clone()];
+            self.shell |= preset.shell;
+            self.preflight |= preset.preflight;
+            self.artifacts.extend(patterns(&preset.artifact_globs)?);
+            env.extend(preset.env.clone());
+        }
+        self.env = env.into_iter().collect();
+        Ok(self)
+    }
+
+    /// The command in the form that the other side gets; `uploaded` is the script's path there.
+    pub fn form(&self, uploaded: Option<&str>) -> Form {
+        match (uploaded, &self.script) {
+            (Some(path), Some(script)) => {
+                let direct = script.content.starts_with(b"#!");
+                let mut words = if direct {
+                    vec![format!("./{path}")]
+                } else {
+                    vec!["bash".to_owned(), path.to_owned()]
+                };
+                words.extend(self.words.iter().cloned());
+                Form::Argv(words)
+            }
+            _ if self.shell => Form::shell(&self.words),
+            _ => Form::detect(&self.words),
+        }
+    }
+
+    /// The command as it is shown: a line that a shell reads as these words.
+    pub fn display(&self) -> String {
+        let script = self.script.iter().map(|script| &script.source);
+        quote::line(script.chain(&self.words))
+    }
+}
+
+fn patterns(list: &[String]) -> Result<Vec<Pattern>, PatternError> {
+    list.iter().map(|text| text.parse()).collect()
+}
+
+fn check(request: &RunRequest) -> Result<(), RequestError> {
+    let script = request.command.script.is_some() || request.command.script_stdin;
+    let conflict = |first, second| Err(RequestError::Conflict { first, second });
+    if request.command.script.is_some() && request.command.script_stdin {
+        return Err(RequestError::TwoScripts);
+    }
+    if request.command.preset.is_some() {
+        let other = [
+            (!request.command.words.is_empty(), "a command"),
+            (script, "--script"),
+            (request.sync.sync_only, "--sync-only"),
+        ];
+        if let Some((_, other)) = other.into_iter().find(|(given, _)| *given) {
+            return conflict("--preset", other);
+        }
+    }
+    if request.lease.id.is_some() && request.lease.slug.is_some() {
+        return Err(RequestError::SlugWithId);
+    }
+    if request.sync.full_resync && request.sync.no_sync {
+        return conflict("--full-resync", "--no-sync");
+    }
+    if script && request.sync.sync_only {
+        return conflict("--script", "--sync-only");
+    }
+    if request.sync.sync_only && request.sync.no_sync {
+        return conflict("--sync-only", "--no-sync");
+    }
+    if request.sync.sync_only && !request.results.artifact_glob.is_empty() {
+        return conflict("--artifact-glob", "--sync-only");
+    }
+    if request.sync.sync_only && !request.results.require_artifact.is_empty() {
+        return conflict("--require-artifact", "--sync-only");
+    }
+    let (out, err) = (&request.results.capture_stdout, &request.results.capture_stderr);
+    if out.is_some() && out == err {
+        return Err(RequestError::SamePath);
+    }
+    Ok(())
+}
+
+fn script(command: &CommandWish) -> Result<Option<Script>, RequestError> {
+    let (source, content) = match &command.script {
+        Some(path) => (path.display().to_string(), read(path)?),
+        None if command.script_stdin => {
+            let path = Path::new("/dev/stdin");
+            let mut content = Vec::new();
+            let read = std::io::stdin()
+                .lock()
+                .take(SCRIPT_LIMIT + 1)
+                .read_to_end(&mut content);
+            read.map_err(|source| RequestError::Script {
+                path: path.to_owned(),
+                source,
+            })?;
+            ("stdin".to_owned(), content)
+        }
+        None => return Ok(None),
+    };
+    if content.is_empty() {
+        return Err(RequestError::EmptyScript { source_name: source });
+    }
+    if content.len() as u64 > SCRIPT_LIMIT {
+        return Err(RequestError::LargeScript { source_name: source });
+    }
+    Ok(Some(Script { source, content }))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, RequestError> {
+    let failed = |source| RequestError::Script {
+        path: path.to_owned(),
+        source,
+    };
+    let mut content = Vec::new();
+    let file = std::fs::File::open(path).map_err(failed)?;
+    file.take(SCRIPT_LIMIT + 1)
+        .read_to_end(&mut content)
+        .map_err(failed)?;
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether a lease is over after a run that succeeded and one that failed, for a new lease and for one that was there.
+    fn over(wish: &LeaseWish) -> [bool; 4] {
+        [(true, false), (true, true), (false, false), (false, true)]
+            .map(|(new, failed)| wish.is_over(new, failed))
+    }
+
+    #[test]
+    fn a_new_lease_goes_unless_it_is_kept_and_a_word_about_its_end_wins() {
+        let plain = LeaseWish::default;
+        let kept = || LeaseWish {
+            keep: true,
+            ..plain()
+        };
+        let for_failures = || LeaseWish {
+            keep_on_failure: true,
+            ..plain()
+        };
+        assert_eq!(over(&plain()), [true, true, false, false]);
+        assert_eq!(over(&kept()), [false; 4]);
+        assert_eq!(over(&for_failures()), [true, false, false, false]);
+        for wish in [plain(), kept(), for_failures()] {
+            let after = |word| {
+                over(&LeaseWish {
+                    stop_after: StopAfter::by_name(word),
+                    ..wish.clone()
+                })
+            };
+            assert_eq!(after("always"), [true; 4]);
+            assert_eq!(after("never"), [false; 4]);
+            assert_eq!(after("success"), [true, false, true, false]);
+            assert_eq!(after("failure"), [false, true, false, true]);
+            assert_eq!(after("auto"), over(&wish));
+        }
+    }
+
+    #[test]
+    fn what_excludes_each_other_is_refused_before_anything_happens() {
+        let run = || RunRequest {
+            command: CommandWish {
+                words: vec!["true".into()],
+                ..CommandWish::default()
+            },
+            ..RunRequest::default()
+        };
+        let refused = |change: fn(&mut RunRequest)| {
+            let mut request = run();
+            change(&mut request);
+            Work::new(&request).unwrap_err().to_string()
+        };
+        assert!(Work::new(&run()).is_ok());
+        assert_eq!(
+            refused(|run| run.command.words.clear()),
+            "usage: crabbox run [flags] -- <command...>"
+        );
+        assert_eq!(
+            refused(|run| run.command.preset = Some("p".to_owned())),
+            "--preset cannot be combined with a command"
+        );
+        assert_eq!(
+            refused(|run| {
+                run.sync.sync_only = true;
+                run.sync.no_sync = true;
+            }),
+            "--sync-only cannot be combined with --no-sync"
+        );
+        assert_eq!(
+            refused(|run| {
+                run.lease.id = Some("a".to_owned());
+                run.lease.slug = Some("b".to_owned());
+            }),
+            "--slug only applies when creating a new lease; omit --id or use the existing slug"
+        );
+        assert_eq!(
+            refused(|run| run.results.download.push("x".to_owned())),
+            "--download expects remote=local"
+        );
+        assert_eq!(
+            refused(|run| {
+                run.results.capture_stdout = Some("x".into());
+                run.results.capture_stderr = Some("x".into());
+            }),
+            "capture stdout/stderr: paths must be different"
+        );
+    }
+}

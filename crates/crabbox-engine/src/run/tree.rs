@@ -1,0 +1,114 @@
+//! The working tree of a run: looked at here, ours alone over there, brought.
+
+use std::os::fd::AsFd as _;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crabbox_workspace::owner::{self, Owner};
+use crabbox_workspace::sync::{self, SyncChoice};
+
+use crate::provider::lease::{Lease, Target};
+use crate::run::Run;
+use crate::run::error::RunError;
+use crate::run::event::TreeEvent;
+use crate::run::report::RunReport;
+
+/// How long a look at the tree stays good while the lease's side is waited for.
+pub(super) const LOOK_HOLDS: Duration = Duration::from_secs(1);
+
+/// What a look at the tree gives.
+pub(super) type Looked = Result<(sync::Load, Result<(), sync::GuardrailError>), sync::SyncError>;
+
+impl Run<'_> {
+    /// Waits until nobody else is in the tree; `opened` is given up where somebody is.
+    pub(super) fn own(
+        &self,
+        lease: &Lease,
+        target: &Target,
+        opened: &mut Option<sync::Opened>,
+    ) -> Result<Owner, RunError> {
+        // sshd has ten sessions for a connection unless it is told otherwise: who waits holds one of them, not two.
+        let mut held = || *opened = None;
+        let waiting = |elapsed, state: &str| self.events.tree(&TreeEvent::Waiting { elapsed, state });
+        let stage = self.stage("workspace");
+        let owner = owner::own(target, &lease.id, self.interrupts.as_fd(), &mut held, &waiting)?;
+        stage.end(true);
+        self.events.tree(&TreeEvent::Owned {
+            wait: owner.wait,
+            recovered: owner.recovered,
+        });
+        Ok(owner)
+    }
+
+    /// Begins to look at the tree here, which goes on while the lease's side makes ready.
+    pub(super) fn look(&self) -> JoinHandle<Looked> {
+        let (repo, settings) = (self.repo.clone(), self.settings.sync.clone());
+        let places = self.engine.places.clone();
+        std::thread::spawn(move || sync::load(&repo, &settings, &places.trees(), &places.config))
+    }
+
+    /// Starts the lease's side of the sync, which waits until the tree is ours.
+    pub(super) fn open(&self, target: &Target, destination: &sync::Destination) -> sync::Opened {
+        let choice = SyncChoice {
+            full_resync: self.request.sync.full_resync,
+            allow_mass_deletions: self.here.allow_mass_deletions,
+        };
+        sync::open(target, destination, &self.settings.sync, choice)
+    }
+
+    /// Brings the tree that `look` sees.
+    pub(super) fn sync(
+        &self,
+        lease: &Lease,
+        begun: sync::Begun,
+        look: JoinHandle<Looked>,
+        report: &mut RunReport,
+    ) -> Result<(), RunError> {
+        let started = Instant::now();
+        let stage = self.stage("sync");
+        let base_ref = &self.settings.sync.base_ref;
+        if !base_ref.value.is_empty() {
+            self.events.tree(&TreeEvent::BaseRef(base_ref));
+        }
+        let looked = look
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        // The interrupt of a terminal ends git as well, whose words then mean nothing.
+        if self.interrupts.caught().is_some() {
+            return Err(sync::SyncError::Interrupted.into());
+        }
+        let (load, verdict) = looked?;
+        self.events.tree(&TreeEvent::Looked(&load.lines));
+        verdict.map_err(sync::SyncError::from)?;
+        if self.request.sync.full_resync {
+            self.events.tree(&TreeEvent::Emptying {
+                workdir: &report.outcome.workdir,
+            });
+        }
+        let listener = self.events.sync();
+        let done = sync::sync(begun, &load, listener.as_ref(), self.interrupts);
+        listener.end(done.is_ok());
+        if let Err(error) = &done
+            && error.lost_connection()
+            && self.went_down(lease)
+        {
+            report.down = true;
+            self.events.tree(&TreeEvent::WentDown);
+        }
+        let done = done?;
+        stage.end(true);
+        let took = started.elapsed();
+        report.outcome.sync = took;
+        report.outcome.sync_skipped = done.skipped;
+        report.steps = std::iter::once(("manifest", load.took))
+            .chain(done.steps)
+            .collect();
+        self.events.tree(&TreeEvent::Synced {
+            sent: done.sent,
+            skipped: done.skipped,
+            took,
+            steps: &report.steps,
+        });
+        Ok(())
+    }
+}

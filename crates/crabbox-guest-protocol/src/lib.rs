@@ -1,0 +1,15 @@
+//! What the host and the first process of our own guests agree on: vsock ports, the seed's files, the lines that cross,
+//! and the paths of an image.
+//!
+//! Constants only, without dependencies, because the guest is small and static. A guest is as old as its image: nothing here may
+//! change its value, only gain a neighbour.
+
+pub mod image;
+pub mod report;
+pub mod seed;
+pub mod trim;
+
+/// The vsock port of the host (CID 2) on which a guest says that it is ready.
+pub const READY_PORT: u32 = 1024;
+/// The vsock port of the host (CID 2) on which a guest gives blocks back.
+pub const TRIM_PORT: u32 = 1025;

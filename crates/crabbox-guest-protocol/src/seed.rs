@@ -1,0 +1,26 @@
+//! The seed: what the host tells an instance about itself, as small files in a directory of the initramfs.
+
+/// The directory, seen from the root of the initramfs.
+pub const DIRECTORY: &str = "crabbox-seed";
+/// The host name, one line.
+pub const HOSTNAME: &str = "hostname";
+/// The lease, one line.
+pub const INSTANCE_ID: &str = "instance-id";
+/// The user to make and to log in as, one line.
+pub const USER: &str = "user";
+/// The user's `authorized_keys`.
+pub const AUTHORIZED_KEYS: &str = "authorized_keys";
+/// The guest's private host key.
+pub const HOST_KEY: &str = "ssh_host_ed25519_key";
+/// The guest's public host key.
+pub const HOST_KEY_PUBLIC: &str = "ssh_host_ed25519_key.pub";
+/// Address, gateway and MAC address of its interface, as `key=value` lines.
+pub const NETWORK: &str = "network";
+/// Its `resolv.conf`.
+pub const RESOLV_CONF: &str = "resolv.conf";
+/// The directory under which trees are synced, one line.
+pub const WORK_ROOT: &str = "work_root";
+/// The host's clock, in seconds since 1970, one line.
+pub const TIME: &str = "time";
+/// Random bytes for the guest's generator.
+pub const ENTROPY: &str = "entropy";

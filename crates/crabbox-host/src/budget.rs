@@ -1,0 +1,361 @@
+//! How many bytes from elsewhere may land on this host, and copying that keeps to it.
+//!
+//! A guest, an archive or a download decides how much it sends; a [`Budget`] decides how much of it is stored: what was
+//! declared, what a lease can hold in one file, and the free space less a reserve, whichever is least. Nothing here may write a
+//! byte that was not taken from a budget before, and runs of zeros become holes.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt as _;
+
+/// Of the file system, one part in this many stays free for others ...
+const RESERVE_PART: u64 = 20;
+/// ... but no more than this many bytes.
+const RESERVE_LIMIT: u64 = 1 << 30;
+/// What sparse files may span where nothing says how large the other side's disk is: 16 TiB, the longest file of ext4.
+const SPAN_LIMIT: u64 = 16 << 40;
+/// Bytes that are held against zeros at once: the block size of the usual file systems.
+const GRAIN: usize = 4096;
+/// Bytes that are read at once.
+const CHUNK: usize = 16 * GRAIN;
+
+/// Whose limit it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// The size that was declared beforehand.
+    Declared,
+    /// The disks and the memory of the lease: no file in them stores more.
+    Lease,
+    /// The free space here, less the reserve.
+    FreeSpace,
+    /// The longest file that there can be.
+    Span,
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Declared => "that were declared",
+            Self::Lease => "that the lease can hold",
+            Self::FreeSpace => "that are free here, less a reserve",
+            Self::Span => "that a file can span",
+        })
+    }
+}
+
+/// More came than may be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it is larger than the {limit} bytes {bound}")]
+pub struct OverBudget {
+    /// The limit in bytes.
+    pub limit: u64,
+    /// Whose it is.
+    pub bound: Bound,
+}
+
+/// Bytes of one kind, with the least of their limits.
+#[derive(Debug, Clone, Copy)]
+struct Account {
+    left: u64,
+    limit: u64,
+    bound: Bound,
+}
+
+impl Account {
+    fn new(limit: u64, bound: Bound) -> Self {
+        Self {
+            left: limit,
+            limit,
+            bound,
+        }
+    }
+
+    fn at_most(&mut self, limit: u64, bound: Bound) {
+        if limit < self.left {
+            *self = Self::new(limit, bound);
+        }
+    }
+
+    fn take(&mut self, bytes: u64) -> Result<(), OverBudget> {
+        self.left = self.left.checked_sub(bytes).ok_or(OverBudget {
+            limit: self.limit,
+            bound: self.bound,
+        })?;
+        Ok(())
+    }
+}
+
+/// What may still come: bytes that are stored, and bytes that files span with their holes.
+#[derive(Debug, Clone, Copy)]
+pub struct Budget {
+    stored: Account,
+    span: Account,
+    /// What one file may store.
+    each: Account,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes, whose `bound` a message names.
+    pub fn of(limit: u64, bound: Bound) -> Self {
+        Self {
+            stored: Account::new(limit, bound),
+            span: Account::new(limit, bound),
+            each: Account::new(u64::MAX, bound),
+        }
+    }
+
+    /// What the file system of `dir` has room for, less a reserve of a twentieth of it, at most 1 GiB.
+    pub fn free_space(dir: impl AsFd) -> io::Result<Self> {
+        let facts = rustix::fs::fstatvfs(dir)?;
+        let free = facts.f_bavail.saturating_mul(facts.f_frsize);
+        let whole = facts.f_blocks.saturating_mul(facts.f_frsize);
+        let reserve = (whole / RESERVE_PART).min(RESERVE_LIMIT);
+        Ok(Self {
+            stored: Account::new(free.saturating_sub(reserve), Bound::FreeSpace),
+            span: Account::new(SPAN_LIMIT, Bound::Span),
+            each: Account::new(u64::MAX, Bound::Span),
+        })
+    }
+
+    /// The same, but no more than `limit` bytes in all, holes included.
+    #[must_use]
+    pub fn at_most(mut self, limit: u64, bound: Bound) -> Self {
+        self.stored.at_most(limit, bound);
+        self.span.at_most(limit, bound);
+        self
+    }
+
+    /// The same, where no file stores more than `limit` bytes: on a disk of that size. Together they may, since one with several names
+    /// comes under each, and holes count for nothing.
+    #[must_use]
+    pub fn each_at_most(mut self, limit: u64, bound: Bound) -> Self {
+        self.each.at_most(limit, bound);
+        self
+    }
+
+    /// Takes `bytes` that will be stored.
+    pub fn take(&mut self, bytes: u64) -> Result<(), OverBudget> {
+        self.stored.take(bytes)?;
+        self.span.take(bytes)
+    }
+
+    /// Takes `bytes` that a file spans without storing them.
+    pub fn take_hole(&mut self, bytes: u64) -> Result<(), OverBudget> {
+        self.span.take(bytes)
+    }
+
+    /// Whether `bytes` could be taken now: for a size that is declared before its bytes come.
+    pub fn allows(&self, bytes: u64) -> Result<(), OverBudget> {
+        let mut after = *self;
+        after.take(bytes)
+    }
+
+    /// Bytes that may still be stored.
+    pub fn left(&self) -> u64 {
+        self.stored.left.min(self.span.left)
+    }
+}
+
+/// Why a copy did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum FillError {
+    /// The other side could not be read.
+    #[error("cannot read what comes")]
+    Read(#[source] io::Error),
+    /// The file here could not be written.
+    #[error("cannot write")]
+    Write(#[source] io::Error),
+    /// More came than may be stored.
+    #[error(transparent)]
+    Over(#[from] OverBudget),
+}
+
+/// Copies all of `from` into `to`, from byte `offset` of it on, with holes where there are zeros; returns how many bytes it
+/// had. `to` must have nothing but a hole there; it becomes `offset` plus that many bytes long.
+pub fn fill(from: &mut impl Read, to: &File, offset: u64, budget: &mut Budget) -> Result<u64, FillError> {
+    let mut chunk = vec![0; CHUNK];
+    let (mut done, mut of_file) = (0, budget.each);
+    loop {
+        let count = read_full(from, &mut chunk).map_err(FillError::Read)?;
+        if count == 0 {
+            break;
+        }
+        budget.take(count as u64)?;
+        for (number, block) in chunk[..count].chunks(GRAIN).enumerate() {
+            if block.iter().any(|byte| *byte != 0) {
+                of_file.take(block.len() as u64)?;
+                let at = offset + done + (number * GRAIN) as u64;
+                to.write_all_at(block, at).map_err(FillError::Write)?;
+            }
+        }
+        done += count as u64;
+    }
+    to.set_len(offset + done).map_err(FillError::Write)?;
+    Ok(done)
+}
+
+/// Reads until `chunk` is full or there is no more, so that blocks stay aligned whatever the pipe's pieces are.
+fn read_full(from: &mut impl Read, chunk: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < chunk.len() {
+        match from.read(&mut chunk[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// A writer that passes on no more than its budget: for streams that go into a file of the caller's.
+#[derive(Debug)]
+pub struct Bounded<W> {
+    to: W,
+    budget: Budget,
+}
+
+impl<W> Bounded<W> {
+    /// Writes to `to` what `budget` allows.
+    pub fn new(to: W, budget: Budget) -> Self {
+        Self { to, budget }
+    }
+
+    /// What it writes to.
+    pub fn into_inner(self) -> W {
+        self.to
+    }
+}
+
+impl<W: io::Write> io::Write for Bounded<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.budget
+            .allows(bytes.len() as u64)
+            .map_err(|over| io::Error::new(io::ErrorKind::FileTooLarge, over))?;
+        let count = self.to.write(bytes)?;
+        self.budget.take(count as u64).map_err(io::Error::other)?;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+    use std::os::unix::fs::MetadataExt as _;
+
+    #[test]
+    fn a_file_stores_no_more_than_is_there_for_one_and_many_may_and_holes_count_for_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let room = || Budget::of(1 << 30, Bound::FreeSpace).each_at_most(64 << 10, Bound::Lease);
+        let file = |name: &str| File::create(dir.path().join(name)).unwrap();
+        let mut budget = room();
+        for name in ["a", "b", "c"] {
+            let full = vec![1_u8; 64 << 10];
+            assert_eq!(
+                fill(&mut full.as_slice(), &file(name), 0, &mut budget).unwrap(),
+                64 << 10
+            );
+        }
+        let holes = io::repeat(0).take(1 << 20);
+        assert_eq!(
+            fill(&mut { holes }, &file("holes"), 0, &mut room()).unwrap(),
+            1 << 20
+        );
+        let more = io::repeat(1).take((64 << 10) + 1);
+        let refused = fill(&mut { more }, &file("more"), 0, &mut room()).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "it is larger than the 65536 bytes that the lease can hold"
+        );
+    }
+
+    #[test]
+    fn an_endless_stream_ends_at_the_least_of_its_limits() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::create(dir.path().join("f")).unwrap();
+        let mut budget = Budget::of(1 << 20, Bound::Lease).at_most(1 << 30, Bound::FreeSpace);
+        let error = fill(&mut io::repeat(7), &file, 0, &mut budget).unwrap_err();
+        let over = OverBudget {
+            limit: 1 << 20,
+            bound: Bound::Lease,
+        };
+        assert!(
+            matches!(error, FillError::Over(found) if found == over),
+            "{error}"
+        );
+        assert!(file.metadata().unwrap().len() <= 1 << 20);
+        // Zeros cost nothing here, but an endless number of them would hold us.
+        assert!(
+            fill(
+                &mut io::repeat(0),
+                &file,
+                0,
+                &mut Budget::of(1 << 20, Bound::Lease)
+            )
+            .is_err()
+        );
+    }
+
+    #[test]
+    fn zeros_become_holes_and_the_length_stays() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = dir.path().join("f");
+        let file = File::create(&path).unwrap();
+        let mut bytes = vec![0; (1 << 20) + 3];
+        bytes[5000] = 1;
+        let mut budget = Budget::of(2 << 20, Bound::Declared);
+        assert_eq!(
+            fill(&mut &bytes[..], &file, 0, &mut budget).unwrap(),
+            bytes.len() as u64
+        );
+        assert!(std::fs::read(&path).unwrap() == bytes);
+        assert!(file.metadata().unwrap().blocks() <= 64, "holes stay holes");
+        assert_eq!(budget.left(), (2 << 20) - bytes.len() as u64);
+    }
+
+    #[test]
+    fn holes_count_against_the_span_and_not_against_the_space() {
+        let mut budget = Budget::free_space(File::open("/dev/shm").unwrap()).unwrap();
+        let space = budget.left();
+        budget.take_hole(1 << 40).unwrap();
+        assert_eq!(budget.left(), space);
+        assert_eq!(budget.take_hole(16 << 40).unwrap_err().bound, Bound::Span);
+        let error = budget.allows(space + 1).unwrap_err();
+        assert_eq!((error.limit, error.bound), (space, Bound::FreeSpace));
+    }
+
+    #[test]
+    fn whose_fault_a_failure_is_is_kept_apart() {
+        struct Broken;
+        impl Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
+        }
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut budget = Budget::of(100, Bound::Declared);
+        let here = fill(&mut &b"text"[..], &full, 0, &mut budget);
+        assert!(matches!(here, Err(FillError::Write(_))), "{here:?}");
+        let there = fill(&mut Broken, &full, 0, &mut budget);
+        assert!(matches!(there, Err(FillError::Read(_))), "{there:?}");
+    }
+
+    #[test]
+    fn a_bounded_writer_passes_on_no_more_than_it_may() {
+        let mut writer = Bounded::new(Vec::new(), Budget::of(4, Bound::FreeSpace));
+        writer.write_all(b"1234").unwrap();
+        let error = writer.write_all(b"5").unwrap_err();
+        assert!(
+            error.to_string().contains("4 bytes that are free here"),
+            "{error}"
+        );
+        assert_eq!(writer.into_inner(), b"1234");
+    }
+}

@@ -1,0 +1,228 @@
+//! What of the caller's environment a child gets: the variables of a named policy, never all of them by accident.
+//!
+//! A caller's shell is full of tokens, and none of them is a parser's, a VMM's or git's business. A policy hands variables on by
+//! name; it must never decide anything by a variable's value, which is the binary's to read.
+
+use std::ffi::{OsStr, OsString};
+
+/// Whose variables a child gets. What a command sets itself comes on top.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Environment {
+    /// What any program needs to find its files and to speak the user's language.
+    #[default]
+    Plain,
+    /// And what an SSH client needs to log in as the user: the agent, and ways to ask.
+    Login,
+    /// And what a program needs that fetches something for the user: proxies and certificates, and the settings of pip and apt.
+    Fetch,
+    /// And where git finds the user's configuration; nothing that redirects it, and nothing that it would start ([`git_settings`]).
+    Git,
+    /// And what this program's own child needs that is told to nobody else: the filter of its log, the failpoint of a test.
+    Own,
+    /// All of it: for a program that starts others of the user's choice, as an SSH client does by their own `ssh_config`.
+    Whole,
+}
+
+/// Ends of names stand for themselves, with a `*` for all that begin so.
+const PLAIN: &[&str] = &[
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LANG",
+    "LANGUAGE",
+    "LC_*",
+    "LOCALE_ARCHIVE",
+    "TERM",
+    "TZ",
+    "TZDIR",
+    "TMPDIR",
+    "XDG_*",
+    // Where programs are not linked against fixed places (Nix, Conda) they start with it only; it is no secret.
+    "LD_LIBRARY_PATH",
+];
+
+const LOGIN: &[&str] = &[
+    "SSH_AUTH_SOCK",
+    "SSH_ASKPASS",
+    "SSH_ASKPASS_REQUIRE",
+    "SSH_SK_PROVIDER",
+    "DISPLAY",
+    "WAYLAND_DISPLAY",
+    "XAUTHORITY",
+    "KRB5CCNAME",
+    "KRB5_CONFIG",
+];
+
+const FETCH: &[&str] = &[
+    "http_proxy",
+    "https_proxy",
+    "ftp_proxy",
+    "all_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "CURL_CA_BUNDLE",
+    "REQUESTS_CA_BUNDLE",
+    "PIP_*",
+    "PYENV_*",
+    "PYTHONHOME",
+    "PYTHONPATH",
+    "VIRTUAL_ENV",
+    "APT_CONFIG",
+    "GNUPGHOME",
+];
+
+const GIT: &[&str] = &[
+    "GIT_CONFIG_GLOBAL",
+    "GIT_CONFIG_SYSTEM",
+    "GIT_CONFIG_NOSYSTEM",
+    "GIT_ATTR_NOSYSTEM",
+    "GIT_CEILING_DIRECTORIES",
+    "GIT_DISCOVERY_ACROSS_FILESYSTEM",
+    "GIT_EXEC_PATH",
+    // Whose repositories root may look at under sudo: git-config(1), safe.directory.
+    "SUDO_UID",
+];
+
+/// What a supervisor reads beside its request; the binary's env module gives them their meaning.
+const OWN: &[&str] = &["CRABBOX_LOG", "CRABBOX_TEST_FAILPOINT"];
+
+impl Environment {
+    /// Whether a child under this policy gets the variable `name`.
+    pub fn lets(self, name: &OsStr) -> bool {
+        let more = match self {
+            Self::Whole => return true,
+            Self::Plain => &[],
+            Self::Login => LOGIN,
+            Self::Fetch => FETCH,
+            Self::Git => GIT,
+            Self::Own => OWN,
+        };
+        let name = name.as_encoded_bytes();
+        PLAIN
+            .iter()
+            .chain(more)
+            .any(|known| match known.strip_suffix('*') {
+                Some(start) => name.starts_with(start.as_bytes()),
+                None => name == known.as_bytes(),
+            })
+    }
+
+    /// The variables of this process that a child does not get.
+    pub(crate) fn withheld(self) -> impl Iterator<Item = OsString> {
+        std::env::vars_os()
+            .map(|(name, _)| name)
+            .filter(move |name| !self.lets(name))
+    }
+}
+
+/// More settings than this are nobody's `GIT_CONFIG_COUNT`.
+const MOST_SETTINGS: usize = 1024;
+
+/// The settings that the caller gave git by `GIT_CONFIG_COUNT` (git-config(1)) whose key is in `harmless`, a list in lower case. All others may
+/// name a program.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "like the rest of a child's environment it is read where the child is made, whatever the caller knows"
+)]
+pub fn git_settings(harmless: &[&str]) -> Vec<(OsString, OsString)> {
+    settings_of(harmless, |name| std::env::var_os(name))
+}
+
+fn settings_of(harmless: &[&str], variable: impl Fn(&str) -> Option<OsString>) -> Vec<(OsString, OsString)> {
+    let count = variable("GIT_CONFIG_COUNT").and_then(|count| count.to_str()?.parse().ok());
+    (0..count.unwrap_or(0).min(MOST_SETTINGS))
+        .filter_map(|number| {
+            let key = variable(&format!("GIT_CONFIG_KEY_{number}"))?;
+            let value = variable(&format!("GIT_CONFIG_VALUE_{number}"))?;
+            harmless
+                .iter()
+                .any(|known| key.eq_ignore_ascii_case(known))
+                .then_some((key, value))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Environment; 4] = [
+        Environment::Plain,
+        Environment::Login,
+        Environment::Fetch,
+        Environment::Git,
+    ];
+
+    #[test]
+    fn no_policy_but_the_whole_hands_a_secret_on() {
+        for name in [
+            "GITHUB_TOKEN",
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_PROFILE",
+            "DATABASE_URL",
+            "NPM_TOKEN",
+            "PATHS",
+            "HOMEBREW_GITHUB_API_TOKEN",
+            "LD_PRELOAD",
+            "GIT_DIR",
+            "GIT_SSH_COMMAND",
+            "GIT_CONFIG_COUNT",
+            "GIT_CONFIG_VALUE_0",
+            "CRABBOX_ANYTHING",
+        ] {
+            for policy in ALL {
+                assert!(!policy.lets(OsStr::new(name)), "{policy:?}: {name}");
+            }
+            assert!(Environment::Whole.lets(OsStr::new(name)));
+        }
+        for name in ["PATH", "HOME", "LC_ALL", "XDG_RUNTIME_DIR", "TMPDIR"] {
+            for policy in ALL {
+                assert!(policy.lets(OsStr::new(name)), "{policy:?}: {name}");
+            }
+        }
+        assert!(Environment::Login.lets(OsStr::new("SSH_AUTH_SOCK")));
+        assert!(!Environment::Git.lets(OsStr::new("SSH_AUTH_SOCK")));
+    }
+
+    #[test]
+    fn of_a_caller_s_git_settings_the_harmless_remain() {
+        let given = [
+            ("GIT_CONFIG_COUNT", "4"),
+            ("GIT_CONFIG_KEY_0", "safe.directory"),
+            ("GIT_CONFIG_VALUE_0", "/srv/x"),
+            ("GIT_CONFIG_KEY_1", "core.fsmonitor"),
+            ("GIT_CONFIG_VALUE_1", "evil"),
+            ("GIT_CONFIG_KEY_2", "Safe.Directory"),
+            ("GIT_CONFIG_VALUE_2", "*"),
+            ("GIT_CONFIG_KEY_3", "safe.directory"),
+        ];
+        let of = |count: Option<&str>| {
+            settings_of(&["safe.directory"], |name| {
+                let value = given.iter().find(|(given, _)| *given == name)?.1;
+                if name == "GIT_CONFIG_COUNT" {
+                    count
+                } else {
+                    Some(value)
+                }
+                .map(OsString::from)
+            })
+        };
+        let values = |kept: Vec<(OsString, OsString)>| -> Vec<OsString> {
+            kept.into_iter().map(|(_, value)| value).collect()
+        };
+        assert_eq!(values(of(Some("4"))), ["/srv/x", "*"]);
+        assert_eq!(values(of(Some("1"))), ["/srv/x"]);
+        // A huge count is read to its bound and no further.
+        assert_eq!(values(of(Some("18446744073709551615"))), ["/srv/x", "*"]);
+        for none in [None, Some(""), Some("-1"), Some("many")] {
+            assert!(of(none).is_empty(), "{none:?}");
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! Where a file goes whose path a user or a repository gave: below the repository without links, elsewhere as the user said.
+//!
+//! A repository may have committed links, so a path that leads into it is walked by [`Beneath`] from its root on. A path that
+//! stays outside is the user's own word, and links on the way are the user's own. The file itself is never written through a
+//! link in either case, and what was there stays whole until the new one is complete.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use crate::beneath::{Beneath, BeneathError, Existing, Placing};
+use crate::entry_path::{EntryPath, EntryPathError};
+use crate::files::{self, FileError};
+
+/// Why a file has no place.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// It cannot be reached, or something is in its way.
+    #[error(transparent)]
+    Beneath(#[from] BeneathError),
+    /// Its directory cannot be made.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The path names no file.
+    #[error("{} is {why}, not the path of a file", path.display())]
+    Name {
+        /// The path.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: EntryPathError,
+    },
+}
+
+/// Permission bits of what is made; the umask takes its share of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// As a program makes files that others may read: 0666 and 0777.
+    Shared,
+    /// The user's own: 0600 and 0700, whatever the umask is.
+    Private,
+}
+
+impl Access {
+    fn file(self) -> u32 {
+        match self {
+            Self::Shared => 0o666,
+            Self::Private => 0o600,
+        }
+    }
+
+    fn directory(self) -> u32 {
+        match self {
+            Self::Shared => 0o777,
+            Self::Private => 0o700,
+        }
+    }
+}
+
+/// The place of one file.
+#[derive(Debug)]
+pub struct Place {
+    base: PathBuf,
+    below: EntryPath,
+    access: Access,
+    /// Whether it is in a repository, or in a directory of ours in one.
+    is_inside: bool,
+}
+
+impl Place {
+    /// The place `path`, which is absolute. Below `repository` no part of it may be a link.
+    pub fn new(repository: &Path, path: &Path, access: Access) -> Result<Self, PlaceError> {
+        let named = |why| PlaceError::Name {
+            path: path.to_owned(),
+            why,
+        };
+        let path = straight(path);
+        let entered = entrance(repository, &path);
+        let is_inside = entered.is_some();
+        let base = match entered {
+            Some(base) => base,
+            // Outside, all but the file itself is the user's choice.
+            None => path
+                .parent()
+                .ok_or_else(|| named(EntryPathError::Empty))?
+                .to_owned(),
+        };
+        let below = path.strip_prefix(&base).unwrap_or(&path);
+        let below = EntryPath::exact(below.as_os_str().as_bytes()).map_err(named)?;
+        Ok(Self {
+            base,
+            below,
+            access,
+            is_inside,
+        })
+    }
+
+    /// The place `name` below the directory `base`, which is ours: no part of `name` may be a link.
+    pub fn below(base: &Path, name: &Path, access: Access) -> Result<Self, PlaceError> {
+        let below = EntryPath::normal(name.as_os_str().as_bytes()).map_err(|why| PlaceError::Name {
+            path: base.join(name),
+            why,
+        })?;
+        Ok(Self {
+            base: base.to_owned(),
+            below,
+            access,
+            is_inside: true,
+        })
+    }
+
+    /// The whole path.
+    pub fn path(&self) -> PathBuf {
+        self.base.join(self.below.as_path())
+    }
+
+    /// Begins the file; directories that are missing are made. It has its name after [`Placing::commit`].
+    pub fn begin(&self) -> Result<Placing, PlaceError> {
+        let (dir, leaf) = self.directory()?;
+        Ok(dir.begin(&leaf, self.access.file())?)
+    }
+
+    /// Writes the whole file at once, in place of what is there.
+    pub fn write(&self, bytes: &[u8], existing: Existing) -> Result<(), PlaceError> {
+        let mut placing = self.begin()?;
+        let path = self.path();
+        let written = io::Write::write_all(&mut placing, bytes);
+        written.map_err(|source| FileError::io("write", &path, source))?;
+        placing.commit(existing)?;
+        Ok(())
+    }
+
+    /// An empty file that has its name already, for a stream that somebody may want to watch as it comes. A pipe or a device
+    /// outside of the repository is written to as it is: the user named it.
+    pub fn stream(&self) -> Result<File, PlaceError> {
+        let path = self.path();
+        let is_special = |facts: std::fs::Metadata| !facts.is_file() && !facts.is_dir();
+        if !self.is_inside && std::fs::metadata(&path).is_ok_and(is_special) {
+            return self.as_user(File::options().write(true));
+        }
+        Ok(self.begin()?.commit(Existing::Replace)?)
+    }
+
+    /// Opens the file to append to it.
+    pub fn append(&self) -> Result<File, PlaceError> {
+        if !self.is_inside && self.path().exists() {
+            return self.as_user(File::options().append(true));
+        }
+        let (dir, leaf) = self.directory()?;
+        Ok(dir.append(&leaf, self.access.file())?)
+    }
+
+    fn as_user(&self, options: &std::fs::OpenOptions) -> Result<File, PlaceError> {
+        let path = self.path();
+        let opened = options.open(&path);
+        Ok(opened.map_err(|source| FileError::io("open", &path, source))?)
+    }
+
+    /// The open directory of the file, and its name there.
+    pub fn directory(&self) -> Result<(Beneath, EntryPath), PlaceError> {
+        let missing = !self.base.is_dir();
+        if missing {
+            // Only outside of a repository, whose root is there.
+            files::make_dirs(&self.base, self.access.directory())?;
+        }
+        Ok(Beneath::open(&self.base)?.parent_of(&self.below, self.access.directory())?)
+    }
+}
+
+/// `path` without `.` and `..`, by its text.
+fn straight(path: &Path) -> PathBuf {
+    let mut kept = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                kept.pop();
+            }
+            part => kept.push(part),
+        }
+    }
+    kept
+}
+
+/// The directory in which `path` enters the repository: the first of its directories that really is the root, or in it.
+fn entrance(repository: &Path, path: &Path) -> Option<PathBuf> {
+    if path.starts_with(repository) {
+        return Some(repository.to_owned());
+    }
+    let root = std::fs::canonicalize(repository).ok()?;
+    let above: Vec<&Path> = path.ancestors().skip(1).collect();
+    let entered = |dir: &&&Path| std::fs::canonicalize(dir).is_ok_and(|real| real.starts_with(&root));
+    above.iter().rev().find(entered).map(|dir| (*dir).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{MetadataExt as _, symlink};
+
+    struct World {
+        dir: tempfile::TempDir,
+    }
+
+    impl World {
+        /// A repository that has committed links, another's directory, and a link to the repository.
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let at = |name: &str| dir.path().join(name);
+            for name in ["repo/.git", "repo/sub", "victim", "user"] {
+                std::fs::create_dir_all(at(name)).unwrap();
+            }
+            symlink("../victim", at("repo/out")).unwrap();
+            symlink(".git", at("repo/git")).unwrap();
+            symlink("../repo", at("user/work")).unwrap();
+            symlink("../victim", at("user/big")).unwrap();
+            Self { dir }
+        }
+
+        fn place(&self, path: &str, access: Access) -> Result<Place, PlaceError> {
+            Place::new(&self.dir.path().join("repo"), &self.dir.path().join(path), access)
+        }
+
+        fn write(&self, path: &str) -> Result<(), PlaceError> {
+            self.place(path, Access::Shared)?
+                .write(b"guest", Existing::Replace)
+        }
+
+        fn is_there(&self, path: &str) -> bool {
+            self.dir.path().join(path).symlink_metadata().is_ok()
+        }
+    }
+
+    #[test]
+    fn links_of_the_repository_are_followed_by_no_way_into_it() {
+        let world = World::new();
+        for path in [
+            "repo/out/key",
+            "repo/sub/../out/key",
+            "repo/git/config",
+            "user/work/out/key",
+            "user/../repo/out/key",
+            "repo/out/new/key",
+        ] {
+            let error = world.write(path).unwrap_err();
+            assert!(error.to_string().contains("symbolic link"), "{path}: {error}");
+        }
+        for name in ["victim/key", "victim/new", "repo/.git/config"] {
+            assert!(!world.is_there(name), "{name}");
+        }
+        world.write("repo/new/deep/f").unwrap();
+        world.write("user/work/sub/g").unwrap();
+        assert!(world.is_there("repo/new/deep/f") && world.is_there("repo/sub/g"));
+    }
+
+    #[test]
+    fn elsewhere_links_are_the_users_own_but_for_the_file_itself() {
+        let world = World::new();
+        world.write("user/big/f").unwrap();
+        world.write("user/fresh/deep/f").unwrap();
+        assert!(world.is_there("victim/f") && world.is_there("user/fresh/deep/f"));
+        symlink("../victim/f", world.dir.path().join("user/link")).unwrap();
+        world
+            .place("user/link", Access::Shared)
+            .unwrap()
+            .stream()
+            .unwrap();
+        assert_eq!(
+            std::fs::read(world.dir.path().join("victim/f")).unwrap(),
+            b"guest"
+        );
+    }
+
+    #[test]
+    fn a_pipe_is_written_to_where_the_user_named_it_and_not_where_the_repository_has_it() {
+        let world = World::new();
+        for name in ["user/pipe", "repo/pipe"] {
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            rustix::fs::mkfifoat(rustix::fs::CWD, world.dir.path().join(name), mode).unwrap();
+        }
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK;
+        let reader = rustix::fs::open(
+            world.dir.path().join("user/pipe"),
+            flags,
+            rustix::fs::Mode::empty(),
+        );
+        let mut reader = File::from(reader.unwrap());
+        let mut stream = world
+            .place("user/pipe", Access::Private)
+            .unwrap()
+            .stream()
+            .unwrap();
+        io::Write::write_all(&mut stream, b"text").unwrap();
+        let mut text = [0; 4];
+        io::Read::read_exact(&mut reader, &mut text).unwrap();
+        assert_eq!(text, *b"text");
+        assert!(
+            world
+                .place("repo/pipe", Access::Private)
+                .unwrap()
+                .stream()
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn what_is_private_is_so_whatever_the_umask() {
+        let world = World::new();
+        let place = world.place("repo/.crabbox/runs/r/file", Access::Private).unwrap();
+        drop(place.stream().unwrap());
+        let mode = |path: &str| std::fs::metadata(world.dir.path().join(path)).unwrap().mode() & 0o777;
+        assert_eq!(
+            (mode("repo/.crabbox/runs"), mode("repo/.crabbox/runs/r/file")),
+            (0o700, 0o600)
+        );
+        io::Write::write_all(&mut place.append().unwrap(), b"more").unwrap();
+        assert_eq!(std::fs::read(place.path()).unwrap(), b"more");
+    }
+
+    #[test]
+    fn a_path_that_names_no_file_is_refused() {
+        let world = World::new();
+        assert!(matches!(
+            world.place("repo", Access::Shared),
+            Err(PlaceError::Name { .. })
+        ));
+        assert!(Place::new(Path::new("/repo"), Path::new("/"), Access::Shared).is_err());
+        assert!(Place::below(Path::new("/repo"), Path::new("../x"), Access::Shared).is_err());
+    }
+}

@@ -1,0 +1,265 @@
+//! Filling a tree: entries with owners and modes, directories that crabbox adds, and their removal.
+//!
+//! Whatever has the name of a new entry is taken away first, so that nothing is ever written through a link or a second name. What
+//! crabbox itself adds ([`Tree::make_directory`], [`Tree::write`]) goes through no link of the tree at all.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags, chownat,
+    fchmod, fchown, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, statat, symlinkat, utimensat,
+};
+use rustix::io::Errno;
+
+use super::{AS_GUEST, Tree, WITHOUT_LINKS, names, split};
+use crate::files::{self, FileError};
+
+/// What every entry has.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// Permission and set-id bits; the kind of file in a mode does not count.
+    pub mode: u32,
+    /// Owner. The id that stands for "no change" in system calls becomes root's.
+    pub uid: u32,
+    /// Group, likewise.
+    pub gid: u32,
+    /// Seconds since the unix epoch.
+    pub modified: i64,
+    /// Extended attributes, by name.
+    pub attributes: Vec<(OsString, Vec<u8>)>,
+}
+
+/// What an entry is.
+pub enum Kind<'a> {
+    /// A directory; one that is there keeps its content.
+    Directory,
+    /// A regular file, whose content this writes into the new and empty file that it is given.
+    File(&'a mut dyn FnMut(&mut File) -> io::Result<()>),
+    /// A symbolic link, with its target as it will stand there.
+    Symlink(&'a Path),
+    /// Another name of a file that is in the tree.
+    Link(&'a Path),
+    /// A named pipe.
+    Fifo,
+}
+
+impl std::fmt::Debug for Kind<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Directory => "Directory",
+            Self::File(_) => "File",
+            Self::Symlink(_) => "Symlink",
+            Self::Link(_) => "Link",
+            Self::Fifo => "Fifo",
+        })
+    }
+}
+
+impl Tree {
+    /// Makes the entry `path`, as the guest resolves it, in place of whatever has its name, with what is missing above it.
+    pub fn put(&self, path: &Path, kind: Kind<'_>, facts: &Facts) -> io::Result<()> {
+        if path.as_os_str().is_empty() {
+            // The root itself: only a directory makes sense, and only what it looks like.
+            return Ok(settle(&self.root, facts)?);
+        }
+        let (parent, name) = split(path);
+        let parent = self.made_parent(parent)?;
+        self.put_at(&parent, path, name, kind, facts)
+    }
+
+    fn put_at(
+        &self,
+        parent: &OwnedFd,
+        path: &Path,
+        name: &OsStr,
+        kind: Kind<'_>,
+        facts: &Facts,
+    ) -> io::Result<()> {
+        let there = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|found| FileType::from_raw_mode(found.st_mode).is_dir());
+        if !(there && matches!(kind, Kind::Directory)) {
+            self.remove_at(parent, name, path)?;
+        }
+        match kind {
+            Kind::Directory => {
+                if !there {
+                    mkdirat(parent, name, Mode::from_raw_mode(0o700))?;
+                }
+                let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                settle(&openat(parent, name, flags, Mode::empty())?, facts)?;
+            }
+            Kind::File(content) => {
+                let flags =
+                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let mut file = File::from(openat(parent, name, flags, Mode::from_raw_mode(0o600))?);
+                content(&mut file)?;
+                settle(&file, facts)?;
+            }
+            Kind::Symlink(target) => {
+                symlinkat(target, parent, name)?;
+                settle_name(parent, name, facts)?;
+            }
+            Kind::Link(target) => {
+                let (dir, old) = split(target);
+                let dir = self.look_up(dir, OFlags::DIRECTORY, AS_GUEST)?;
+                linkat(dir, old, parent, name, AtFlags::empty())?;
+            }
+            Kind::Fifo => {
+                mknodat(parent, name, FileType::Fifo, mode_of(facts), 0)?;
+                settle_name(parent, name, facts)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory `path` as the guest sees it, made with what is missing above it.
+    fn made_parent(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        match self.look_up(path, OFlags::DIRECTORY, AS_GUEST) {
+            Err(Errno::NOENT) => {
+                let (parent, name) = split(path);
+                let parent = self.made_parent(parent)?;
+                mkdirat(&parent, name, Mode::from_raw_mode(0o755))?;
+                self.look_up(path, OFlags::DIRECTORY, AS_GUEST)
+            }
+            other => other,
+        }
+    }
+
+    /// Makes the directory `path` with its parents (0755, a new one root's), the last one owned by user and group `owner` when given. A
+    /// link on the way or at its end is an error (`ELOOP`, `ENOTDIR`), as is anything else that is no directory.
+    pub fn make_directory(&self, path: &Path, owner: Option<u32>) -> io::Result<()> {
+        let dir = self.real_directory(path)?;
+        if let Some(owner) = owner {
+            fchown(&dir, Some(user(owner)), Some(group(owner)))?;
+        }
+        // Behind the owner, whose change takes bits away.
+        fchmod(&dir, Mode::from_raw_mode(0o755))?;
+        Ok(())
+    }
+
+    fn real_directory(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        match self.look_up(path, OFlags::DIRECTORY | OFlags::NOFOLLOW, WITHOUT_LINKS) {
+            Err(Errno::NOENT) => {
+                let (parent, name) = split(path);
+                let parent = self.real_directory(parent)?;
+                mkdirat(&parent, name, Mode::from_raw_mode(0o755))?;
+                let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let made = openat(&parent, name, flags, Mode::empty())?;
+                // The umask does not count.
+                fchmod(&made, Mode::from_raw_mode(0o755))?;
+                Ok(made)
+            }
+            other => other,
+        }
+    }
+
+    /// Writes the file `path` of root's with permission bits `mode`, in place of whatever has its name. Its directory must be there, and no link
+    /// on the way.
+    pub fn write(&self, path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+        let (parent, name) = split(path);
+        let parent = self.look_up(parent, OFlags::DIRECTORY, WITHOUT_LINKS)?;
+        self.remove_at(&parent, name, path)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut file = File::from(openat(&parent, name, flags, Mode::from_raw_mode(0o600))?);
+        file.write_all(bytes)?;
+        Ok(fchmod(&file, Mode::from_raw_mode(mode))?)
+    }
+
+    /// Removes `path` with all below it, where the guest would find it; nothing is there is no error.
+    pub fn remove(&self, path: &Path) -> io::Result<()> {
+        self.remove_as(path, AS_GUEST)
+    }
+
+    /// The same without any link on the way; behind a link there is nothing.
+    pub fn remove_plain(&self, path: &Path) -> io::Result<()> {
+        self.remove_as(path, WITHOUT_LINKS)
+    }
+
+    fn remove_as(&self, path: &Path, resolve: ResolveFlags) -> io::Result<()> {
+        let (parent, name) = split(path);
+        match super::absent(self.look_up(parent, OFlags::DIRECTORY, resolve))? {
+            Some(parent) => self.remove_at(&parent, name, path),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes everything in the directory `path`, where the guest would find it, and not the directory.
+    pub fn empty(&self, path: &Path) -> io::Result<()> {
+        let Some(dir) = super::absent(self.look_up(path, OFlags::DIRECTORY, AS_GUEST))? else {
+            return Ok(());
+        };
+        for name in names(&dir)? {
+            self.remove_at(&dir, &name, &path.join(&name))?;
+        }
+        Ok(())
+    }
+
+    /// Removes everything below the directory `path` that is no directory, without any link on the way, and keeps the directories: daemons rely
+    /// on their owners and modes.
+    pub fn remove_files(&self, path: &Path) -> io::Result<()> {
+        let Some(dir) = super::absent(self.look_up(path, OFlags::DIRECTORY, WITHOUT_LINKS))? else {
+            return Ok(());
+        };
+        for name in names(&dir)? {
+            let below = path.join(&name);
+            let found = statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+            if FileType::from_raw_mode(found.st_mode).is_dir() {
+                self.remove_files(&below)?;
+            } else {
+                self.remove_at(&dir, &name, &below)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_at(&self, parent: &OwnedFd, name: &OsStr, path: &Path) -> io::Result<()> {
+        files::remove_entry(parent.as_fd(), name, &self.shown(path)).map_err(|error| match error {
+            FileError::Io { source, .. } => source,
+            other => io::Error::other(other),
+        })
+    }
+}
+
+/// Owner first: changing it takes the set-id bits away.
+fn settle(file: &impl AsFd, facts: &Facts) -> Result<(), Errno> {
+    fchown(file, Some(user(facts.uid)), Some(group(facts.gid)))?;
+    fchmod(file, mode_of(facts))?;
+    for (name, value) in &facts.attributes {
+        fsetxattr(file, name, value, XattrFlags::empty())?;
+    }
+    futimens(file, &times(facts))
+}
+
+fn settle_name(parent: &OwnedFd, name: &OsStr, facts: &Facts) -> Result<(), Errno> {
+    let (uid, gid) = (user(facts.uid), group(facts.gid));
+    chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+    utimensat(parent, name, &times(facts), AtFlags::SYMLINK_NOFOLLOW)
+}
+
+fn mode_of(facts: &Facts) -> Mode {
+    Mode::from_raw_mode(facts.mode & 0o7777)
+}
+
+/// `-1` would leave the owner as it is.
+fn user(id: u32) -> Uid {
+    Uid::from_raw(if id == u32::MAX { 0 } else { id })
+}
+
+fn group(id: u32) -> Gid {
+    Gid::from_raw(if id == u32::MAX { 0 } else { id })
+}
+
+fn times(facts: &Facts) -> Timestamps {
+    let at = Timespec {
+        tv_sec: facts.modified,
+        tv_nsec: 0,
+    };
+    Timestamps {
+        last_access: at,
+        last_modification: at,
+    }
+}

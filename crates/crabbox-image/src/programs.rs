@@ -1,0 +1,121 @@
+//! The programs of the guest contract: what a lease needs of a guest, and where distributions have it.
+//!
+//! It is the only list: who builds, imports or examines an image takes its part of it. It must never name a place for one of
+//! them that another does not look at.
+
+use crabbox_guest_protocol::image::SSHD;
+
+/// One program of the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Program {
+    /// What it is called.
+    pub name: &'static str,
+    /// Where distributions have it; one of these is enough.
+    pub places: &'static [&'static str],
+    /// Debian's package.
+    pub package: &'static str,
+    /// Who asks for it.
+    asked_by: &'static [Check],
+}
+
+/// Who asks for the programs of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Check {
+    /// `image build --from`, of a tree that gets our first process.
+    Tree,
+    /// `image import`, of a root file system with an init of its own.
+    Import,
+    /// `doctor`, of the image that leases boot.
+    Doctor,
+}
+
+use Check::{Doctor, Import, Tree};
+
+const PROGRAMS: [Program; 11] = [
+    // Our first process starts it by this path alone.
+    program("sshd", &[SSHD], "openssh-server", &[Tree]),
+    program(
+        "sshd",
+        &[SSHD, "/usr/bin/sshd"],
+        "openssh-server",
+        &[Import, Doctor],
+    ),
+    program("git", &["/usr/bin/git"], "git", &[Tree, Import, Doctor]),
+    program("rsync", &["/usr/bin/rsync"], "rsync", &[Tree, Import, Doctor]),
+    program("tar", &["/usr/bin/tar", "/bin/tar"], "tar", &[Tree, Doctor]),
+    program("curl", &["/usr/bin/curl"], "curl", &[Tree]),
+    program("jq", &["/usr/bin/jq"], "jq", &[Tree]),
+    // Images of language runtimes have theirs in /usr/local.
+    program(
+        "python3",
+        &["/usr/bin/python3", "/usr/local/bin/python3"],
+        "python3",
+        &[Tree, Import, Doctor],
+    ),
+    program("sudo", &["/usr/bin/sudo"], "sudo", &[Tree]),
+    program("sh", &["/bin/sh"], "dash", &[Tree]),
+    program(
+        "cloud-init",
+        &["/usr/bin/cloud-init", "/usr/local/bin/cloud-init"],
+        "cloud-init",
+        &[Import, Doctor],
+    ),
+];
+
+const fn program(
+    name: &'static str,
+    places: &'static [&'static str],
+    package: &'static str,
+    asked_by: &'static [Check],
+) -> Program {
+    Program {
+        name,
+        places,
+        package,
+        asked_by,
+    }
+}
+
+/// The programs that `check` asks for, in the order in which they are reported.
+pub fn of(check: Check) -> impl Iterator<Item = &'static Program> {
+    PROGRAMS
+        .iter()
+        .filter(move |program| program.asked_by.contains(&check))
+}
+
+impl Program {
+    /// Whether it is in an image that has the files `present`.
+    pub fn is_among(&self, present: &[&str]) -> bool {
+        self.places.iter().any(|place| present.contains(place))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(check: Check) -> Vec<&'static str> {
+        of(check).map(|program| program.name).collect()
+    }
+
+    #[test]
+    fn each_check_asks_once_for_a_program_at_all_its_places() {
+        assert_eq!(
+            names(Tree),
+            [
+                "sshd", "git", "rsync", "tar", "curl", "jq", "python3", "sudo", "sh"
+            ]
+        );
+        assert_eq!(names(Import), ["sshd", "git", "rsync", "python3", "cloud-init"]);
+        assert_eq!(
+            names(Doctor),
+            ["sshd", "git", "rsync", "tar", "python3", "cloud-init"]
+        );
+        for program in PROGRAMS {
+            for place in program.places {
+                assert!(place.starts_with('/') && program.is_among(&[*place]), "{place}");
+            }
+            assert!(!program.is_among(&["/opt/x"]) && !program.is_among(&[]));
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The Debian packages of this machine: says which are missing and installs exactly those when it may. It never names a
+//! mirror; where packages come from is apt's own configuration.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use crabbox_host::clock;
+use crabbox_host::command::{Captured, Cmd};
+
+use super::recipe;
+use crate::stage::stage;
+
+/// How long another apt on this machine is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_mins(5);
+
+/// The package whose installation starts a service.
+const SSH_SERVER: &str = "openssh-server";
+
+/// There when systemd is the first process (sd_booted(3)).
+const SYSTEMD: &str = "/run/systemd/system";
+
+/// Makes sure that the tools of a lab are installed.
+pub fn ensure_tools() -> Result<()> {
+    ensure(recipe::TOOLS, "the lab needs")
+}
+
+/// Makes sure that leases can be made on this host itself.
+pub fn ensure_host_tools() -> Result<()> {
+    ensure(recipe::HOST_TOOLS, "leases on this host need")
+}
+
+/// Makes sure that what the tests call is installed, all of the above among it.
+pub fn ensure_test_tools() -> Result<()> {
+    let all = [recipe::TOOLS, recipe::HOST_TOOLS, recipe::TEST_TOOLS].concat();
+    ensure(&all, "the tests need")
+}
+
+fn ensure(wanted: &[&'static str], needs: &str) -> Result<()> {
+    let missing = missing(wanted)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if !rustix::process::geteuid().is_root() {
+        bail!(
+            "{needs} Debian packages that are not installed; run:\n  sudo apt-get update && sudo apt-get install --no-install-recommends {list}"
+        );
+    }
+    stage(&format!("install {list}"), || {
+        update()?;
+        apt(Cmd::inheriting("apt-get")
+            .args(["install", "-y", "-qq", "--no-install-recommends"])
+            .args(&missing))?;
+        if missing.contains(&SSH_SERVER) && Path::new(SYSTEMD).exists() {
+            // Its program is all that is wanted: a port that nobody asked for must not stay open on this machine.
+            Cmd::inheriting("systemctl")
+                .args(["disable", "--now", "--quiet", "ssh.service"])
+                .run()?;
+        }
+        Ok(())
+    })
+}
+
+/// The version of the current cloud kernel, for example `6.1.0-56-cloud-amd64`, as apt's lists know it.
+pub(super) fn kernel_version() -> Result<String> {
+    let look_up = || -> Result<Option<String>> {
+        let out = Cmd::inheriting("apt-cache")
+            .args(["depends", recipe::KERNEL_META_PACKAGE])
+            .capture()?;
+        Ok(parse_kernel_version(&out.stdout_text()))
+    };
+    if let Some(version) = look_up()? {
+        return Ok(version);
+    }
+    if rustix::process::geteuid().is_root() {
+        stage("update the package lists", update)?;
+    }
+    look_up()?.with_context(|| {
+        format!(
+            "apt knows no {}; run `sudo apt-get update` (the lab needs Debian 12)",
+            recipe::KERNEL_META_PACKAGE
+        )
+    })
+}
+
+/// Refreshes apt's lists.
+pub(super) fn update() -> Result<()> {
+    apt(Cmd::inheriting("apt-get").args(["update", "-qq"]))?;
+    Ok(())
+}
+
+fn parse_kernel_version(depends: &str) -> Option<String> {
+    depends
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: linux-image-"))
+        .find(|version| version.starts_with(|first: char| first.is_ascii_digit()))
+        .map(str::to_owned)
+}
+
+fn missing(wanted: &[&'static str]) -> Result<Vec<&'static str>> {
+    // dpkg-query fails when one is unknown and still prints the others.
+    let out = Cmd::inheriting("dpkg-query")
+        .args(["--show", "--showformat", "${Package} ${db:Status-Abbrev}\n"])
+        .args(wanted)
+        .capture()
+        .context("the lab is built from Debian packages and needs dpkg")?;
+    let text = out.stdout_text();
+    let installed: BTreeSet<&str> = text
+        .lines()
+        .filter_map(|line| line.split_once(" ii").map(|(name, _)| name))
+        .collect();
+    Ok(wanted
+        .iter()
+        .copied()
+        .filter(|name| !installed.contains(name))
+        .collect())
+}
+
+/// Runs apt without questions, waiting for another one: dpkg's lock by apt's own option, the lists' lock by trying again.
+pub(super) fn apt(command: Cmd) -> Result<Captured> {
+    let command = command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("LC_ALL", "C")
+        .args(["-o", "DPkg::Lock::Timeout=300", "-o", "APT::Sandbox::User=root"]);
+    let mut waited = Duration::ZERO;
+    loop {
+        match command.run() {
+            Ok(captured) => return Ok(captured),
+            Err(error) if error.to_string().contains("Could not get lock") && waited < LOCK_PATIENCE => {
+                let pause = Duration::from_secs(1);
+                clock::poll_until(pause, || None::<()>);
+                waited += pause;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_kernel_in_aptitudes_words() {
+        let text = "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-56-cloud-amd64\n  Provides: <x>\n";
+        assert_eq!(
+            parse_kernel_version(text).as_deref(),
+            Some("6.1.0-56-cloud-amd64")
+        );
+        assert_eq!(parse_kernel_version("linux-image-cloud-amd64\n"), None);
+    }
+
+    #[test]
+    fn a_package_that_is_not_there_is_missing_and_dpkg_is_not() {
+        assert_eq!(
+            missing(&["dpkg", "crabbox-no-such-package"]).unwrap(),
+            ["crabbox-no-such-package"]
+        );
+    }
+}

@@ -1,0 +1,169 @@
+//! What runs in the lab: our binaries, Firecracker and guest images, built or fetched once.
+//!
+//! Each part is keyed by what it is made of, so that a second call does nothing, from another clone neither. Nothing here may be installed
+//! on this host.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use crabbox_host::command::Cmd;
+use crabbox_image::build::{BuildRecipe, build_debian};
+use crabbox_image::fetch;
+use crabbox_image::store::{Image, Store};
+use sha2::{Digest as _, Sha256};
+
+use crate::cache::Cache;
+use crate::stage::stage;
+use crate::workspace;
+
+mod cloud;
+
+/// The target that the guest's first process is built for; naming it keeps its flags away from build scripts.
+const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Everything that a KVM host needs to lease.
+#[derive(Debug)]
+pub struct Payload {
+    /// The `crabbox` program.
+    pub crabbox: PathBuf,
+    /// The guest's first process.
+    pub guest: PathBuf,
+    /// A directory with `bin/firecracker`, `bin/jailer` and the image store `images/`; changes only with its parts.
+    pub artefacts: PathBuf,
+}
+
+impl Payload {
+    /// One of Firecracker's programs.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.artefacts.join("bin").join(name)
+    }
+
+    /// The guest image.
+    pub fn image(&self) -> Result<Image> {
+        Ok(Store::open(&self.artefacts.join("images"))?.get("default")?)
+    }
+}
+
+/// Which guest images there have to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Images {
+    /// Ours, from which leases are made unless another is named.
+    Ours,
+    /// Those of others as well, which the end-to-end tests lease.
+    All,
+}
+
+/// The guest's first process, static.
+pub(crate) fn guest_binary() -> Result<PathBuf> {
+    stage("building crabbox-guest", || {
+        cargo(
+            &[
+                "build",
+                "--profile",
+                "guest",
+                "-p",
+                "crabbox-guest",
+                "--target",
+                GUEST_TARGET,
+            ],
+            &[("RUSTFLAGS", Path::new("-C target-feature=+crt-static"))],
+        )
+    })?;
+    found(&format!("{GUEST_TARGET}/guest/crabbox-guest"))
+}
+
+/// The program, with the guest's first process inside.
+pub(crate) fn crabbox(guest: &Path) -> Result<PathBuf> {
+    stage("building crabbox", || {
+        cargo(
+            &["build", "--profile", "lab", "-p", "crabbox"],
+            &[("CRABBOX_GUEST_BINARY", guest)],
+        )
+    })?;
+    found("lab/crabbox")
+}
+
+/// The program as `cargo test` builds it: quick to build, and with the same messages.
+pub fn development_binary() -> Result<PathBuf> {
+    // With the features of the whole workspace, as the tests build it; with its own alone it would be compiled once more.
+    stage("building crabbox", || {
+        cargo(&["build", "--workspace", "--bin", "crabbox"], &[])
+    })?;
+    found("debug/crabbox")
+}
+
+/// A directory with Firecracker, the jailer and the images that the first process `guest` is in.
+pub(crate) fn artefacts(guest: &Path, images: Images) -> Result<PathBuf> {
+    crate::lab::packages::ensure_tools()?;
+    let cache = Cache::of_user();
+    let key = image_key(guest)?;
+    let ours = cache.entry("payload", &key, |dir| {
+        stage("fetching firecracker", || {
+            Ok(fetch::ensure_firecracker(&dir.join("bin"), &quiet)?)
+        })?;
+        let store = Store::open(&dir.join("images"))?;
+        stage("building the guest image", || {
+            Ok(build_debian(&BuildRecipe::debian(guest), &store, &quiet)?)
+        })?;
+        Ok(())
+    })?;
+    if images == Images::Ours {
+        return Ok(ours);
+    }
+    cache.entry("payload-all", &cloud::key(&key), |dir| {
+        Cmd::inheriting("cp")
+            .args(["-a", "--sparse=always", "--no-target-directory"])
+            .args([&ours, dir])
+            .run()?;
+        cloud::ensure(&Store::open(&dir.join("images"))?, guest, &cache)
+    })
+}
+
+fn quiet(_stage: &str) {}
+
+/// What the images depend on: the first process, Firecracker's version, and the recipe's own sources.
+fn image_key(guest: &Path) -> Result<String> {
+    let mut digest = Sha256::new();
+    digest.update(std::fs::read(guest)?);
+    digest.update(fetch::VERSION);
+    let mut todo = vec![workspace::root().join("crates/crabbox-image/src")];
+    let mut files = Vec::new();
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))? {
+            let path = entry?.path();
+            if path.is_dir() {
+                todo.push(path);
+            } else {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    for file in files {
+        digest.update(std::fs::read(file)?);
+    }
+    Ok(crabbox_core::id::hex(&digest.finalize()[..8]))
+}
+
+/// Runs cargo with its own output, so that a failed build shows why.
+fn cargo(args: &[&str], env: &[(&str, &Path)]) -> Result<()> {
+    let mut cmd = Cmd::inheriting(env!("CARGO"))
+        .arg("--quiet")
+        .args(args)
+        .cwd(workspace::root());
+    // Where cargo builds must not depend on who calls: the products are looked for in one place.
+    cmd = cmd.env("CARGO_TARGET_DIR", workspace::target_dir());
+    for (name, value) in env {
+        cmd = cmd.env(name, value);
+    }
+    let mut command = cmd.to_std();
+    let status = cmd.spawn(&mut command)?.wait()?;
+    ensure!(status.success(), "`cargo {}` failed", args.join(" "));
+    Ok(())
+}
+
+fn found(name: &str) -> Result<PathBuf> {
+    let path = workspace::target_dir().join(name);
+    ensure!(path.is_file(), "cargo built no {}", path.display());
+    Ok(path)
+}

@@ -1,0 +1,324 @@
+//! The KVM host that leases are made on: this machine where a boot proved its KVM, else the lab.
+//!
+//! In the lab our program, Firecracker, the image and a CNI network are installed as a user would have them. On this
+//! machine nothing is installed and nothing of the user's is touched: home, state and caches are below `target/lab/local`.
+//! Either way a record `lab.json` says how to run a command there, which is all that the end-to-end tests know.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use crabbox_engine::host::probe::{self, Probe};
+use crabbox_host::command::{Captured, Cmd};
+use crabbox_image::store::Store;
+use serde::{Deserialize, Serialize};
+
+use crate::lab::{self, Lab, Options, packages};
+use crate::payload::{self, Images, Payload};
+use crate::stage::stage;
+use crate::workspace;
+
+/// Prepares the lab for leases; run as root in it, more than once if need be.
+const INSTALL: &str = include_str!("site/install.sh");
+/// Prints one line for each object that a lease could leave behind.
+pub const RESIDUE: &str = include_str!("site/residue.sh");
+/// The file below the labs' directory with the names of the hosts that the tests use, one a line.
+const CURRENT: &str = "current";
+/// The name of this machine as a host of tests.
+pub const LOCAL: &str = "local";
+/// How long a guest on this machine's own KVM may be silent. Hardware takes a quarter of a second for the boot; whoever takes longer than
+/// this would make tests no faster than the lab does, so a lab is the right choice even if the guest would speak at last.
+const BOOT_LIMIT: Duration = Duration::from_secs(5);
+/// How long one command may take.
+const LIMIT: Duration = Duration::from_mins(15);
+
+/// A host that was made ready for the end-to-end tests.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// The name of the lab, or [`LOCAL`].
+    pub name: String,
+    /// The directory with what is known of it.
+    pub dir: PathBuf,
+    /// What stands before a command line to run it there, in a shell.
+    pub argv: Vec<String>,
+    /// `None` for this machine.
+    lab: Option<Lab>,
+}
+
+impl Prepared {
+    /// Those that are there, as the last [`choose`] or [`labs`] left them.
+    pub fn all() -> Vec<Self> {
+        let names = fs::read_to_string(workspace::lab_dir().join(CURRENT)).unwrap_or_default();
+        names.lines().filter_map(Self::find).collect()
+    }
+
+    fn find(name: &str) -> Option<Self> {
+        let dir = workspace::lab_dir().join(name);
+        if name == LOCAL {
+            let known: Local = serde_json::from_slice(&fs::read(dir.join("lab.json")).ok()?).ok()?;
+            let (name, argv) = (name.to_owned(), known.ssh_argv);
+            let lab = None;
+            return Some(Self { name, dir, argv, lab });
+        }
+        let lab = Lab::find(name).ok()?;
+        Some(Self {
+            name: name.to_owned(),
+            dir,
+            argv: lab.record().ssh_argv.clone(),
+            lab: Some(lab),
+        })
+    }
+
+    /// Whether it responds over a connection of its own within `patience`.
+    pub fn answers(&self, patience: Duration) -> bool {
+        self.lab.as_ref().is_none_or(|lab| lab.answers(patience))
+    }
+
+    /// Resets it as a power cut would, and waits until it responds again.
+    pub fn reset(&self) -> Result<()> {
+        let lab = self
+            .lab
+            .as_ref()
+            .context("this machine is not reset for a test")?;
+        lab.reset(Options::default().limit)
+    }
+
+    /// What the lab's emulator has computed so far, in milliseconds.
+    pub fn processor_ms(&self) -> Option<f64> {
+        emulated_ms(self.lab.as_ref()?.record().pid)
+    }
+}
+
+/// What is known of this machine as a host of tests.
+#[derive(Debug, Serialize, Deserialize)]
+struct Local {
+    ssh_argv: Vec<String>,
+}
+
+/// What all threads of the emulator `pid` have computed so far, in milliseconds.
+fn emulated_ms(pid: u32) -> Option<f64> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    // `schedstat` (Documentation/scheduler/sched-stats.rst): the first number is nanoseconds on a processor.
+    let of = |task: fs::DirEntry| {
+        let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<f64>().ok()
+    };
+    Some(tasks.filter_map(Result::ok).filter_map(of).sum::<f64>() / 1e6)
+}
+
+/// A KVM host with our program on it.
+#[derive(Debug)]
+pub struct Site {
+    /// `lab`, or `this host`.
+    pub name: &'static str,
+    argv: Vec<String>,
+    /// The process of the lab's emulator.
+    emulator: Option<u32>,
+}
+
+/// Builds what is missing, chooses the site and prepares it: this machine where a boot proves its KVM, else the lab `name`.
+pub fn choose(images: Images, name: &str) -> Result<(Payload, Site)> {
+    let (payload, kvm_works) = prepare(images)?;
+    let site = if kvm_works {
+        Site::here(&payload)?
+    } else {
+        Site::lab(name, &payload)?
+    };
+    Ok((payload, site))
+}
+
+/// The same for the end-to-end tests, which can use several labs side by side.
+pub fn choose_for_tests(names: &[&str]) -> Result<()> {
+    let (payload, kvm_works) = prepare(Images::All)?;
+    if kvm_works {
+        Site::here(&payload)?;
+        return are_current(&[LOCAL]);
+    }
+    for name in names {
+        Site::lab(name, &payload)?;
+    }
+    are_current(names)
+}
+
+/// Builds what is missing, and finds out whether this machine's KVM works. The program is compiled beside everything else, since to make
+/// images and to wait for a guest keeps one processor busy at most.
+fn prepare(images: Images) -> Result<(Payload, bool)> {
+    let guest = payload::guest_binary()?;
+    std::thread::scope(|scope| {
+        let beside = scope.spawn(|| {
+            let artefacts = payload::artefacts(&guest, images)?;
+            let works = kvm_works(&guest, &artefacts)?;
+            if !works {
+                lab::prepare()?;
+            }
+            anyhow::Ok((artefacts, works))
+        });
+        let crabbox = payload::crabbox(&guest)?;
+        let made = beside
+            .join()
+            .map_err(|_| anyhow::anyhow!("making the images panicked"))?;
+        let (artefacts, works) = made?;
+        let payload = Payload {
+            crabbox,
+            guest: guest.clone(),
+            artefacts,
+        };
+        Ok((payload, works))
+    })
+}
+
+/// Finds out by booting a tiny guest on this machine, and says why it is this machine or not.
+fn kvm_works(guest: &Path, artefacts: &Path) -> Result<bool> {
+    let image = Store::open(&artefacts.join("images"))?.get("default")?;
+    let initrd = workspace::target_dir().join("probe-initrd.img");
+    fs::write(&initrd, probe::initrd(&fs::read(guest)?))?;
+    let judged = stage("asking this host's KVM to boot a guest", || {
+        Ok(probe::verdict(&Probe {
+            cache: &workspace::target_dir().join("probe"),
+            firecracker: &artefacts.join("bin/firecracker"),
+            kernel: &image.kernel(),
+            initrd: &initrd,
+            limit: BOOT_LIMIT,
+        })?)
+    })?;
+    let remembered = if judged.remembered {
+        " (as found earlier since this boot)"
+    } else {
+        ""
+    };
+    eprintln!("xtask: {}{remembered}", judged.verdict);
+    if judged.verdict.works() && rustix::process::geteuid().is_root() {
+        packages::ensure_host_tools()?;
+        return Ok(true);
+    }
+    eprintln!("xtask: leases are made in the lab, a KVM host emulated by QEMU");
+    Ok(false)
+}
+
+impl Site {
+    /// Whether it is the lab, which is nobody's but ours.
+    pub fn is_lab(&self) -> bool {
+        self.name == "the lab"
+    }
+
+    /// What all threads of the lab's emulator have computed so far, in milliseconds; it does not grow when others keep this machine busy.
+    pub fn processor_ms(&self) -> Option<f64> {
+        emulated_ms(self.emulator?)
+    }
+
+    /// Starts the lab `name` anew and installs `payload` in it: no test may see what an earlier one left.
+    pub fn lab(name: &str, payload: &Payload) -> Result<Self> {
+        lab::down(name)?;
+        let options = Options {
+            artefacts: Some(payload.artefacts.clone()),
+            ..Options::default()
+        };
+        let lab = Lab::up(name, &options)?;
+        let site = Self {
+            name: "the lab",
+            argv: lab.record().ssh_argv.clone(),
+            emulator: Some(lab.record().pid),
+        };
+        stage("installing crabbox in the lab", || {
+            lab.copy(
+                &payload.crabbox.to_string_lossy(),
+                "lab:/usr/local/bin/.crabbox.new",
+            )?;
+            site.script("mv -f /usr/local/bin/.crabbox.new /usr/local/bin/crabbox")?;
+            site.script(INSTALL)
+        })?;
+        Ok(site)
+    }
+
+    /// This machine, with a home of its own.
+    fn here(payload: &Payload) -> Result<Self> {
+        let dir = workspace::lab_dir().join(LOCAL);
+        let home = dir.join("home");
+        let store = home.join(".cache/crabbox");
+        fs::create_dir_all(&store)?;
+        let bin = dir.join("bin");
+        fs::create_dir_all(&bin)?;
+        for (from, name) in [
+            (payload.crabbox.clone(), "crabbox"),
+            (payload.program("firecracker"), "firecracker"),
+            (payload.program("jailer"), "jailer"),
+        ] {
+            // A new inode each time: an old one may be running.
+            let (new, place) = (bin.join(format!(".{name}")), bin.join(name));
+            fs::remove_file(&new).ok();
+            Cmd::inheriting("cp").arg(&from).arg(&new).run()?;
+            fs::rename(new, place)?;
+        }
+        let images = payload.artefacts.join("images");
+        Cmd::inheriting("cp")
+            .args(["-rlf", "--no-target-directory"])
+            .args([&images, &store.join("images")])
+            .run()?;
+        let path = format!(
+            "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            bin.display()
+        );
+        let argv: Vec<String> = [
+            "env",
+            "-i",
+            &format!("PATH={path}"),
+            &format!("HOME={}", home.display()),
+            "sh",
+            "-c",
+        ]
+        .map(str::to_owned)
+        .into();
+        let site = Self {
+            name: "this host",
+            argv,
+            emulator: None,
+        };
+        let known = Local {
+            ssh_argv: site.argv.clone(),
+        };
+        fs::write(dir.join("lab.json"), serde_json::to_vec_pretty(&known)?)?;
+        site.script("cd && git config --global user.name lab && git config --global user.email lab@example.invalid && git config --global init.defaultBranch main")?;
+        Ok(site)
+    }
+
+    /// A shell script there as a command of ours.
+    fn cmd(&self, script: &str) -> Cmd {
+        let quoted = format!("sh -c '{}'", script.replace('\'', r"'\''"));
+        let (program, args) = self
+            .argv
+            .split_first()
+            .map_or(("false", &[][..]), |(program, args)| (program.as_str(), args));
+        Cmd::inheriting(program).args(args).arg(quoted).limit(LIMIT)
+    }
+
+    /// Runs a shell script there in the home directory, whatever its exit code is.
+    pub fn run(&self, script: &str) -> Result<Captured> {
+        Ok(self.cmd(&format!("cd && {script}")).capture()?)
+    }
+
+    /// Runs a shell script there; it must succeed.
+    pub fn script(&self, script: &str) -> Result<Captured> {
+        let done = self.run(script)?;
+        ensure!(
+            done.status.success(),
+            "a script failed there: {}",
+            done.stderr_text()
+        );
+        Ok(done)
+    }
+
+    /// What a lease could leave behind, as it stands now: one line an object, sorted.
+    pub fn residue(&self) -> Result<Vec<String>> {
+        let found = self.script(RESIDUE).context("cannot look for residue")?;
+        let mut lines: Vec<String> = found.stdout_text().lines().map(str::to_owned).collect();
+        lines.sort();
+        Ok(lines)
+    }
+}
+
+/// Makes these the hosts of the end-to-end tests.
+fn are_current(names: &[&str]) -> Result<()> {
+    fs::write(workspace::lab_dir().join(CURRENT), names.join("\n"))
+        .context("cannot note which hosts the tests use")
+}

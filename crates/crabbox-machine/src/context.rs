@@ -1,0 +1,67 @@
+//! What every use case needs: where state is kept, and which program we are.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crabbox_host::private_dir::PrivateDir;
+use crabbox_ssh::control::{self, ControlError};
+pub use crabbox_store::places::{LeaseDir, Places};
+use serde::{Deserialize, Serialize};
+
+/// The surroundings of the engine, read once by the binary.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    /// Where state, keys and caches are.
+    pub places: Places,
+    /// This program's own file, started again as the supervisor.
+    pub exe: PathBuf,
+    /// `PATH`, for programs named without a directory.
+    pub path: OsString,
+    /// The user's runtime directory (`$XDG_RUNTIME_DIR`), if there is one; not looked at yet.
+    pub runtime: Option<PathBuf>,
+    /// The failpoint that is armed, empty for none; see [`crate::failpoint`].
+    pub failpoint: String,
+}
+
+impl Engine {
+    /// Where the control sockets of shared SSH connections go. Made only by those who are about to use it, so that a command
+    /// which only looks changes nothing.
+    pub fn control_dir(&self) -> Result<PrivateDir, ControlError> {
+        control::directory(self.runtime.as_deref())
+    }
+}
+
+/// The places of an engine in a form that can be handed to the supervisor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SavedPlaces {
+    /// See [`Places::state`].
+    pub state: PathBuf,
+    /// See [`Places::config`].
+    pub config: PathBuf,
+    /// See [`Places::cache`].
+    pub cache: PathBuf,
+    /// See [`Places::registry`].
+    pub registry: PathBuf,
+}
+
+impl From<&Places> for SavedPlaces {
+    fn from(places: &Places) -> Self {
+        Self {
+            state: places.state.clone(),
+            config: places.config.clone(),
+            cache: places.cache.clone(),
+            registry: places.registry.clone(),
+        }
+    }
+}
+
+impl From<SavedPlaces> for Places {
+    fn from(saved: SavedPlaces) -> Self {
+        Self {
+            state: saved.state,
+            config: saved.config,
+            cache: saved.cache,
+            registry: saved.registry,
+        }
+    }
+}

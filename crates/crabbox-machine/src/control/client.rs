@@ -1,0 +1,58 @@
+//! Asking a lease's supervisor, within one deadline.
+
+use std::io::Write as _;
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_host::unix::{self, DeadlineStream, SocketError};
+use crabbox_store::places::LeaseDir;
+
+use super::{LIMIT, LineError, Reply, Verb};
+
+/// Why there is no reply.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nobody listens: the supervisor is gone, or of a release without a socket.
+    #[error("no supervisor listens on {}", .0.display())]
+    Absent(std::path::PathBuf),
+    /// The socket cannot be reached, or is somebody else's.
+    #[error("cannot reach the lease's supervisor")]
+    Socket(#[source] SocketError),
+    /// It was reached, and the request could not be sent.
+    #[error("cannot ask the lease's supervisor")]
+    Send(#[source] std::io::Error),
+    /// What came back is no reply.
+    #[error("the lease's supervisor gave no proper reply")]
+    Reply(#[source] LineError),
+}
+
+impl Fault for AskError {
+    fn kind(&self) -> Kind {
+        Kind::Unavailable
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Absent(_) => vec![
+                "a supervisor that was killed is replaced by the next command; one of an earlier release cannot be asked".to_owned(),
+            ],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Asks the supervisor of the lease in `dir`. The reply must not decide about anything that is lost or kept.
+pub fn ask(dir: &LeaseDir, verb: &Verb) -> Result<Reply, AskError> {
+    let path = dir.supervisor_socket();
+    let stream = unix::connect_to_own(&path).map_err(|error| {
+        if error.is_absent() {
+            AskError::Absent(path.clone())
+        } else {
+            AskError::Socket(error)
+        }
+    })?;
+    let mut stream = DeadlineStream::new(stream);
+    stream.set_limit(LIMIT);
+    let request = super::line(verb).map_err(|error| AskError::Send(error.into()))?;
+    stream.write_all(&request).map_err(AskError::Send)?;
+    super::read(&mut stream).map_err(AskError::Reply)
+}

@@ -1,0 +1,157 @@
+//! Whether somebody is using a lease right now, so that its idle limit never ends work.
+//!
+//! In use means: a connection to the guest's SSH port that is not our shared connection lying idle. A run, a shell, a tunnel, a
+//! copy and a plain `ssh` all hold one. The label `running` does not count: a run that was killed leaves it behind for good.
+//! It must never say "not in use" because it could not look.
+
+use std::net::SocketAddrV4;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crabbox_core::fault;
+use crabbox_core::journal::{Journal, Step};
+use crabbox_core::labels::{self, Labels, Verdict};
+use crabbox_core::record::LeaseRecord;
+use crabbox_core::state::LeaseState;
+use crabbox_core::timestamp;
+use crabbox_host::clock;
+use crabbox_host::sockets::{self, SocketTableError};
+use crabbox_store::leases;
+use crabbox_store::locks;
+use crabbox_store::places::{LeaseDir, Places};
+
+/// The longest time between two refreshes of a lease that is in use.
+const RENEW_EVERY: Duration = Duration::from_mins(1);
+
+/// Where the activity of one lease shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watchpoint {
+    peer: SocketAddrV4,
+    control: Option<PathBuf>,
+}
+
+impl Watchpoint {
+    /// The watchpoint of a lease that has an address.
+    pub fn of(record: &LeaseRecord, journal: &Journal) -> Option<Self> {
+        let control = journal.live.iter().rev().find_map(|live| match &live.step {
+            Step::Connection { control } => Some(control.into()),
+            _ => None,
+        });
+        Some(Self {
+            peer: SocketAddrV4::new(record.guest_ip.parse().ok()?, record.ssh_port.parse().ok()?),
+            control,
+        })
+    }
+
+    /// Whether the lease is in use.
+    pub fn in_use(&self) -> Result<bool, SocketTableError> {
+        let shared = match &self.control {
+            Some(control) => sockets::unix_use(control)?,
+            None => sockets::UnixUse::default(),
+        };
+        // The shared connection stays open for later commands; without a client of its own it is idle.
+        Ok(shared.connected > 0 || sockets::established_to(self.peer)? > usize::from(shared.listening))
+    }
+}
+
+/// Moves the expiry of a lease that is in use on, as a command would; busy with something else, it waits for the next look.
+pub fn renew(places: &Places, dir: &LeaseDir, id: &str) {
+    let Ok(Some(_guard)) = locks::try_lease(places, id) else {
+        return;
+    };
+    let Ok(mut stored) = leases::read(dir) else { return };
+    let (seconds, nanoseconds) = clock::unix_now();
+    if !is_due(&stored.record.labels, seconds) {
+        return;
+    }
+    labels::touch(&mut stored.record.labels, None, None, seconds);
+    stored.record.updated_at = timestamp::rfc3339_nano(seconds, nanoseconds);
+    // A record that cannot be written now is written at the next look; until then the lease only looks older than it is.
+    if let Err(error) = stored.save() {
+        tracing::warn!(
+            "the lease is in use and cannot be renewed: {}",
+            fault::chain(&error)
+        );
+    }
+}
+
+/// Whether the last refresh is so long ago that another one is needed: a quarter of the idle limit, at most a minute.
+fn is_due(labels: &Labels, now: i64) -> bool {
+    let most = i64::try_from(RENEW_EVERY.as_secs()).unwrap_or(i64::MAX);
+    let pause = (labels::idle_seconds(labels) / 4).min(most);
+    labels::time(labels, "last_touched_at").is_none_or(|last| now.saturating_sub(last) >= pause)
+}
+
+/// Whether a lease that was just found not to be in use, or was renewed, has expired. `keep` does not keep it past what its
+/// `expires` line promised, and the label `running` of a run that has died not past its idle limit.
+pub fn expiry(labels: &Labels, now: i64) -> Verdict {
+    let mut labels = labels.clone();
+    labels.remove("keep");
+    if labels::state(&labels) == LeaseState::Running {
+        labels::set_state(&mut labels, &LeaseState::Ready);
+    }
+    labels::expired(&labels, now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(state: &str) -> Labels {
+        Labels::from(
+            [
+                ("keep", "true"),
+                ("state", state),
+                ("expires_at", "100"),
+                ("last_touched_at", "80"),
+                ("idle_timeout_secs", "20"),
+            ]
+            .map(|(name, value)| (name.to_owned(), value.to_owned())),
+        )
+    }
+
+    #[test]
+    fn a_kept_lease_and_one_whose_run_died_expire_when_they_said_they_would() {
+        for state in ["ready", "running"] {
+            assert!(matches!(expiry(&labels(state), 100), Verdict::Skip(_)), "{state}");
+            assert!(
+                matches!(expiry(&labels(state), 101), Verdict::Remove(_)),
+                "{state}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_lease_in_use_is_refreshed_often_enough_and_not_at_every_look() {
+        assert!(!is_due(&labels("ready"), 84));
+        assert!(is_due(&labels("ready"), 85));
+        let mut long = labels("ready");
+        long.insert("idle_timeout_secs".to_owned(), "7200".to_owned());
+        assert!(!is_due(&long, 139) && is_due(&long, 140));
+    }
+
+    #[test]
+    fn a_lease_is_watched_at_its_address_and_its_shared_connection() {
+        let record = LeaseRecord {
+            guest_ip: "192.168.127.5".to_owned(),
+            ssh_port: "22".to_owned(),
+            ..LeaseRecord::default()
+        };
+        let mut journal = Journal::default();
+        assert_eq!(Watchpoint::of(&LeaseRecord::default(), &journal), None);
+        let without = Watchpoint::of(&record, &journal).unwrap();
+        assert_eq!(without.control, None);
+        journal.live.push(crabbox_core::journal::Live {
+            seq: 0,
+            step: Step::Connection {
+                control: "/c/x".to_owned(),
+            },
+            done: true,
+            process: None,
+        });
+        let with = Watchpoint::of(&record, &journal).unwrap();
+        assert_eq!(with.control.as_deref(), Some(std::path::Path::new("/c/x")));
+        // Nobody on this machine is connected there.
+        assert!(!with.in_use().unwrap());
+    }
+}

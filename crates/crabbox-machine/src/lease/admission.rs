@@ -1,0 +1,112 @@
+//! Looks at what a host has and what its leases may still take, so that core can decide whether one more fits. Runs under the
+//! allocation lock; it must never make or change anything.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use crabbox_core::admission::{Demand, Room, VMM_OVERHEAD_MIB};
+use crabbox_core::journal::Journal;
+use crabbox_host::files::{self, FileError};
+use crabbox_host::{memory, process};
+use crabbox_store::places::Places;
+
+use crate::request::{AcquireRequest, GuestSource};
+
+/// `f_type` of file systems that share the blocks of a copied file (`statfs(2)`).
+const SHARE_BLOCKS: [i64; 2] = [0x9123_683E, 0x5846_5342];
+
+/// The most memory that the lease of `request` takes up, in MiB.
+pub(crate) fn memory_mib(request: &AcquireRequest) -> u64 {
+    u64::from(request.machine.memory_mib) + VMM_OVERHEAD_MIB
+}
+
+/// What `request` needs.
+pub(crate) fn demand(places: &Places, request: &AcquireRequest) -> Demand {
+    let copied_mib = match &request.guest {
+        GuestSource::Foreign { rootfs, .. } if !shares_blocks(&places.state) => {
+            // What st_blocks counts: 512 bytes each, holes left out (stat(2)).
+            std::fs::metadata(rootfs).map_or(0, |meta| meta.blocks() * 512 / (1 << 20))
+        }
+        _ => 0,
+    };
+    Demand {
+        memory_mib: u64::from(request.machine.memory_mib),
+        copied_mib,
+    }
+}
+
+fn shares_blocks(dir: &Path) -> bool {
+    rustix::fs::statfs(dir).is_ok_and(|fs| SHARE_BLOCKS.contains(&fs.f_type))
+}
+
+/// What the host has, given the journals of all leases on it and whether each is in the making.
+pub(crate) fn room<'a>(
+    places: &Places,
+    leases: impl Iterator<Item = (&'a Journal, bool)>,
+) -> Result<Room, FileError> {
+    let mut room = Room {
+        leases: 0,
+        // A kernel that does not say is one that cannot be asked to refuse.
+        available_mib: memory::available_mib().unwrap_or(u64::MAX / 2),
+        promised_mib: 0,
+        free_disk_mib: files::free_bytes(&places.state)? >> 20,
+    };
+    for (journal, busy) in leases {
+        room.leases += 1;
+        room.promised_mib += promised(journal, busy);
+    }
+    Ok(room)
+}
+
+/// What a lease may still take: all while it is being made, the rest while it runs, nothing when its machine has ended.
+fn promised(journal: &Journal, busy: bool) -> u64 {
+    let all = journal.memory_mib.unwrap_or(0);
+    match journal.process("vmm") {
+        Some(vmm) if process::is_alive(vmm) => all.saturating_sub(memory::resident_mib(vmm.pid).unwrap_or(0)),
+        None if busy => all,
+        Some(_) | None => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crabbox_core::journal::{Entry, Step, VERSION};
+    use crabbox_host::process::ProcessId;
+
+    fn journal(vmm: Option<ProcessId>) -> Journal {
+        let mut journal = Journal::default();
+        let open = Entry::Open {
+            version: VERSION,
+            lease: "cbx_0123456789ab".into(),
+            at: 1,
+            uid: None,
+            subnet: None,
+            memory_mib: Some(1_000_000),
+        };
+        journal.apply(open).unwrap();
+        if vmm.is_some() {
+            let step = Step::Vmm {
+                vmid: "v".into(),
+                dir: "/d".into(),
+            };
+            journal.apply(Entry::Begin { seq: 0, step }).unwrap();
+            journal.apply(Entry::Done { seq: 0, process: vmm }).unwrap();
+        }
+        journal
+    }
+
+    #[test]
+    fn a_lease_is_promised_what_it_has_not_taken_yet() {
+        let alive = process::identify(std::process::id()).unwrap().unwrap();
+        let running = promised(&journal(Some(alive.clone())), false);
+        assert!(running < 1_000_000 && running > 900_000, "{running}");
+        let dead = ProcessId {
+            boot_id: "another boot".into(),
+            ..alive
+        };
+        assert_eq!(promised(&journal(Some(dead)), true), 0);
+        assert_eq!(promised(&journal(None), true), 1_000_000);
+        assert_eq!(promised(&journal(None), false), 0);
+    }
+}

@@ -1,0 +1,377 @@
+//! Allocation: what a lease gets for its life and no other may have: slug, uid, subnet, directory.
+//!
+//! All of it happens under the allocation lock of the state directory, uid and subnet under the lock of the host's registry as well; both
+//! are held for milliseconds. What is in use is read from records, journals and the registry, where a lease has its entry before it has a
+//! directory: nothing may be handed out that any lease on this host has.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use crabbox_core::admission::Refusal;
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::holding::Holding;
+use crabbox_core::id::{LeaseId, Slug, SlugError};
+use crabbox_core::journal::{Entry, Journal, Step, VERSION};
+use crabbox_core::labels::{self, NewLease};
+use crabbox_core::network::NetworkMode;
+use crabbox_core::record::{LeaseRecord, SCHEMA_VERSION};
+use crabbox_core::state::LeaseState;
+use crabbox_core::timestamp;
+use crabbox_host::clock;
+use crabbox_host::files::{self, FileError};
+use crabbox_host::lock::{FileLock, LockError};
+use crabbox_store::claims::{self, ClaimError};
+use crabbox_store::journal::{self, JournalFile, JournalFileError};
+use crabbox_store::leases::{self, RecordError, StoredLease};
+use crabbox_store::locks;
+use crabbox_store::places::{LeaseDir, Places};
+use crabbox_store::registry::{self, Registry, RegistryError};
+
+use crate::failpoint::{self, Phase, Who};
+use crate::lease::admission;
+use crate::lease::allocated::Allocated;
+use crate::lease::holders::{self, Held, HoldersError};
+use crate::lease::ownership::{OwnedLease, OwnershipError};
+use crate::request::{AcquireRequest, GuestSource};
+use crate::resource::network;
+
+/// Why a lease could not be allocated.
+#[derive(Debug, thiserror::Error)]
+pub enum AllocateError {
+    /// Another crabbox holds a lock.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The lease id is taken.
+    #[error("lease {id} exists already")]
+    Exists {
+        /// The id.
+        id: String,
+    },
+    /// No slug is to be had.
+    #[error(transparent)]
+    Slug(#[from] SlugError),
+    /// Existing records could not be read.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// Existing claims could not be read.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// Directories could not be made.
+    #[error(transparent)]
+    Files(#[from] FileError),
+    /// The journal could not be started.
+    #[error(transparent)]
+    Journal(#[from] JournalFileError),
+    /// The directory is not ours.
+    #[error(transparent)]
+    Ownership(#[from] OwnershipError),
+    /// Every uid of the range is in use.
+    #[error("all {count} uids from {first} on are in use{}", elsewhere(.others))]
+    NoUid {
+        /// First uid of the range.
+        first: u32,
+        /// How many it has.
+        count: u32,
+        /// Other state directories whose leases have some.
+        others: Vec<PathBuf>,
+    },
+    /// Another lease on this host has the same tag, by which its objects are named.
+    #[error("lease {id} would have the tag {tag}, which another lease on this host has")]
+    Tag {
+        /// The id.
+        id: String,
+        /// Its tag.
+        tag: String,
+    },
+    /// It cannot be told what others hold.
+    #[error(transparent)]
+    Holders(#[from] HoldersError),
+    /// The host's registry cannot be used.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The host has no room for it.
+    #[error(transparent)]
+    NoRoom(#[from] Refusal),
+    /// No subnet is to be had.
+    #[error(transparent)]
+    Subnet(#[from] network::SubnetError),
+}
+
+impl Fault for AllocateError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::NoRoom(refusal) => refusal.kind(),
+            _ => Kind::Usage,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::NoUid { .. } => vec![
+                "stop a lease that `crabbox list` shows, run `crabbox cleanup`, or raise firecracker.uidCount"
+                    .to_owned(),
+            ],
+            Self::Tag { .. } => vec!["try again: ids are drawn at random".to_owned()],
+            Self::Registry(error) | Self::Holders(HoldersError::Registry(error)) => error.hints(),
+            Self::Files(error) if error.is_out_of_space() => {
+                vec!["free some space, or stop a lease that `crabbox list` shows".to_owned()]
+            }
+            Self::NoRoom(refusal) => refusal.hints(),
+            Self::Subnet(_) => {
+                vec!["stop a lease, or use CNI (--firecracker-network cni)".to_owned()]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Which other state directories have what is missing here.
+fn elsewhere(others: &[PathBuf]) -> String {
+    if others.is_empty() {
+        return String::new();
+    }
+    let list: Vec<_> = others.iter().map(|state| state.display().to_string()).collect();
+    format!(", some of them by leases of {}", list.join(", "))
+}
+
+/// Gives `request` a lease directory. When it cannot, nothing of the lease is left.
+pub fn allocate(places: &Places, request: &AcquireRequest, id: &LeaseId) -> Result<Allocated, AllocateError> {
+    for dir in [&places.state, &places.config, &places.leases()] {
+        files::create_private_dir(dir)?;
+    }
+    let _allocation = locks::allocation(places)?;
+    let taken = taken(places)?;
+    let room = admission::room(
+        places,
+        taken.journals.iter().map(|(journal, busy)| (journal, *busy)),
+    )?;
+    crabbox_core::admission::admit(&request.limits, &admission::demand(places, request), &room)?;
+    let slug = match &request.slug {
+        Some(text) => Slug::requested(text)?,
+        None => Slug::for_lease(id),
+    }
+    .unique(id, |slug| taken.slugs.contains(slug))?;
+    let exists = || AllocateError::Exists { id: id.to_string() };
+    // Held before the entry is made: an entry whose lease has neither a held lock nor a directory is nobody's.
+    let lock = locks::try_lease(places, id.as_str())?.ok_or_else(exists)?;
+    let dir = LeaseDir::at(places.lease(id));
+    if dir.path().exists() {
+        return Err(exists());
+    }
+    // The record is written before the allocation lock is given up: it is what takes the slug.
+    let made = hold(places, request, id, &taken).and_then(|(uid, subnet)| {
+        let share = Share { slug, uid, subnet };
+        let (journal, stored) = open(&dir, request, id, &share)?;
+        Ok((share, journal, stored))
+    });
+    match made {
+        Ok((share, journal, stored)) => Ok(Allocated {
+            lease: OwnedLease::prove(places, id, lock)?,
+            stored,
+            uid: share.uid,
+            subnet: share.subnet,
+            journal,
+        }),
+        Err(error) => {
+            give_up(places, id, &dir, lock);
+            Err(error)
+        }
+    }
+}
+
+/// Takes back what an allocation made that failed. On a full disk even this may fail; `cleanup` knows such directories, entries and
+/// locks, too.
+fn give_up(places: &Places, id: &LeaseId, dir: &LeaseDir, lock: FileLock) {
+    files::remove_tree(dir.path()).ok();
+    registry::forget(places, id).ok();
+    lock.remove_while_held().ok();
+}
+
+/// What a lease gets for its life.
+struct Share {
+    slug: Slug,
+    uid: Option<u32>,
+    subnet: Option<ipnet::Ipv4Net>,
+}
+
+/// Chooses uid and subnet that no lease on this host has, and enters them in the host's registry. The registry's lock is the last that is
+/// taken, and nothing is waited for while it is held.
+fn hold(
+    places: &Places,
+    request: &AcquireRequest,
+    id: &LeaseId,
+    taken: &Taken,
+) -> Result<(Option<u32>, Option<ipnet::Ipv4Net>), AllocateError> {
+    let hit = |phase| failpoint::hit(&request.failpoint, Who::Supervisor, "registry", phase);
+    hit(Phase::Begun);
+    let registry = Registry::lock(places)?;
+    let held = holders::settle(
+        places,
+        &registry,
+        taken.journals.iter().map(|(journal, _)| journal),
+    )?;
+    if held.tags.contains(&id.tag()) {
+        return Err(AllocateError::Tag {
+            id: id.to_string(),
+            tag: id.tag(),
+        });
+    }
+    let uid = free_uid(request, &held)?;
+    let subnet = match request.network.mode {
+        NetworkMode::Nat => Some(network::choose_subnet(request.network.nat_range, &held.blocks)?),
+        NetworkMode::Cni => None,
+    };
+    let owner = holders::owner(places)
+        .ok_or_else(|| FileError::io("look at directory", &places.state, std::io::ErrorKind::NotFound))?;
+    registry.put(&Holding {
+        lease: id.clone(),
+        owner,
+        uid,
+        block: subnet.map(|subnet| subnet.to_string()),
+    })?;
+    hit(Phase::Made);
+    drop(registry);
+    hit(Phase::Done);
+    Ok((uid, subnet))
+}
+
+/// The first uid of the range that nothing on this host runs under or has a claim to; none without a jail.
+fn free_uid(request: &AcquireRequest, held: &Held) -> Result<Option<u32>, AllocateError> {
+    let Some(jail) = &request.programs.jailer else {
+        return Ok(None);
+    };
+    (jail.first_uid..jail.first_uid.saturating_add(jail.uid_count))
+        .find(|uid| !held.uids.contains(uid))
+        .map(Some)
+        .ok_or_else(|| AllocateError::NoUid {
+            first: jail.first_uid,
+            count: jail.uid_count,
+            others: held.others.iter().cloned().collect(),
+        })
+}
+
+/// Makes the directory with its journal and record.
+fn open(
+    dir: &LeaseDir,
+    request: &AcquireRequest,
+    id: &LeaseId,
+    share: &Share,
+) -> Result<(JournalFile, StoredLease), AllocateError> {
+    files::create_private_dir(dir.path())?;
+    failpoint::hit(&request.failpoint, Who::Supervisor, "directory", Phase::Begun);
+    let mut journal = JournalFile::create(
+        &dir.journal(),
+        &Entry::Open {
+            version: VERSION,
+            lease: id.to_string(),
+            at: clock::unix_seconds(),
+            uid: share.uid,
+            subnet: share.subnet.map(|subnet| subnet.to_string()),
+            memory_mib: Some(admission::memory_mib(request)),
+        },
+    )?;
+    let pending = journal.begin(Step::Directory {
+        path: dir.path().to_string_lossy().into_owned(),
+    })?;
+    journal.done(pending, None)?;
+    failpoint::hit(&request.failpoint, Who::Supervisor, "directory", Phase::Done);
+    let mut stored = StoredLease::new(dir.clone(), first_record(request, id, &share.slug, dir));
+    stored.save()?;
+    Ok((journal, stored))
+}
+
+/// The record of a lease that is being made.
+fn first_record(request: &AcquireRequest, id: &LeaseId, slug: &Slug, dir: &LeaseDir) -> LeaseRecord {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let name = id.vm_name(slug);
+    let network = &request.network;
+    let cni_network = if network.mode == NetworkMode::Cni {
+        network.cni_network.as_str()
+    } else {
+        ""
+    };
+    let new = NewLease {
+        lease: id.as_str(),
+        slug: slug.as_str(),
+        name: &name,
+        provider: "firecracker",
+        profile: &request.profile,
+        class: &request.class,
+        server_type: &request.server_type,
+        target: "linux",
+        keep: request.keep,
+        idle: request.idle,
+        ttl: request.ttl,
+        ssh_user: &request.ssh_user,
+        ssh_port: request.ssh_port,
+        work_root: &request.work_root,
+        network: network.mode.name(),
+        cni_network,
+    };
+    let (seconds, nanoseconds) = clock::unix_now();
+    let mut labels = labels::new_lease(&new, seconds);
+    labels::set_state(&mut labels, &LeaseState::Provisioning);
+    let (kernel, rootfs) = match &request.guest {
+        GuestSource::Ours { dir, .. } => (dir.join("vmlinux"), dir.join("base.ext4")),
+        GuestSource::Foreign { kernel, rootfs, .. } => (kernel.clone(), rootfs.clone()),
+    };
+    let now = timestamp::rfc3339_nano(seconds, nanoseconds);
+    LeaseRecord {
+        schema_version: SCHEMA_VERSION,
+        lease_id: id.to_string(),
+        slug: slug.to_string(),
+        name: name.clone(),
+        vmid: name,
+        provider: "firecracker".to_owned(),
+        state_dir: text(dir.path()),
+        log_path: text(&dir.vmm_log()),
+        netns_path: text(&dir.netns()),
+        cni_cache_dir: text(&dir.cni_cache()),
+        ssh_user: request.ssh_user.clone(),
+        ssh_port: request.ssh_port.to_string(),
+        binary_path: text(&request.programs.firecracker),
+        kernel_path: text(&kernel),
+        source_rootfs: text(&rootfs),
+        cni_network: cni_network.to_owned(),
+        cni_conf_dir: text(&network.cni_conf_dir),
+        cni_bin_dir: network
+            .cni_bin_dirs
+            .first()
+            .map(|dir| text(dir))
+            .unwrap_or_default(),
+        delete_on_release: request.delete_on_release,
+        labels,
+        created_at: now.clone(),
+        updated_at: now,
+        ..LeaseRecord::default()
+    }
+}
+
+/// What leases of this state directory have.
+#[derive(Debug, Default)]
+struct Taken {
+    slugs: BTreeSet<String>,
+    /// The journals, and whether somebody is at work on the lease.
+    journals: Vec<(Journal, bool)>,
+}
+
+/// Reads what is in use here. A journal that cannot be read says nothing; the registry's entry of its lease does.
+fn taken(places: &Places) -> Result<Taken, AllocateError> {
+    let mut taken = Taken::default();
+    for lease in leases::list(&places.leases())?.leases {
+        taken.slugs.insert(lease.record.slug);
+    }
+    for claim in claims::list(places)?.claims {
+        taken.slugs.insert(claim.slug);
+    }
+    let entries = std::fs::read_dir(places.leases()).map(|entries| entries.filter_map(Result::ok).collect());
+    for entry in entries.unwrap_or_else(|_| Vec::new()) {
+        let Ok(Some(journal)) = journal::read(&LeaseDir::at(entry.path()).journal()) else {
+            continue;
+        };
+        // A lock that cannot be looked at must not block everybody; it counts as held.
+        let busy = locks::is_busy(places, &entry.file_name().to_string_lossy()).unwrap_or(true);
+        taken.journals.push((journal, busy));
+    }
+    Ok(taken)
+}

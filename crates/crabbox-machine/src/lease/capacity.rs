@@ -1,0 +1,84 @@
+//! How much one file of a lease can store: what its disks and its memory hold together.
+//!
+//! It bounds each file that a guest sends, so it must never be less than a guest can honestly have; where any part is not known,
+//! nothing is.
+
+use std::path::Path;
+
+use crabbox_core::journal::Journal;
+use crabbox_core::record::LeaseRecord;
+use crabbox_store::journal;
+use crabbox_store::places::LeaseDir;
+
+use crate::resource::disk::SHARED_BASE;
+
+/// The bytes that the lease of `record` can hold at most; `None` where that is not known, as of the Go program's leases.
+pub fn of(record: &LeaseRecord) -> Option<u64> {
+    let journal = journal::read(&LeaseDir::at(&record.state_dir).journal()).ok()??;
+    of_parts(record, &journal)
+}
+
+fn of_parts(record: &LeaseRecord, journal: &Journal) -> Option<u64> {
+    // A VMM that was taken over may put something else in the place of its disk; longer than that its jail lets no file be.
+    let disk = length(&record.rootfs_path)?;
+    let base = if journal.note("disk")? == SHARED_BASE {
+        length(&record.source_rootfs)?
+    } else {
+        // The disk began as a copy of it.
+        0
+    };
+    // There are file systems in memory, too.
+    let memory = journal.memory_mib?.checked_mul(1 << 20)?;
+    disk.checked_add(base)?.checked_add(memory)
+}
+
+/// The length of a regular file that is no link.
+fn length(path: &str) -> Option<u64> {
+    let facts = Path::new(path).symlink_metadata().ok()?;
+    facts.is_file().then_some(facts.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    use crabbox_core::journal::{Entry, VERSION};
+
+    #[test]
+    fn a_lease_holds_what_its_disks_and_its_memory_do_and_no_link_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, base) = (dir.path().join("disk.ext4"), dir.path().join("base.ext4"));
+        File::create(&disk).unwrap().set_len(64 << 20).unwrap();
+        File::create(&base).unwrap().set_len(16 << 20).unwrap();
+        let record = LeaseRecord {
+            state_dir: dir.path().to_string_lossy().into_owned(),
+            rootfs_path: disk.to_string_lossy().into_owned(),
+            source_rootfs: base.to_string_lossy().into_owned(),
+            ..LeaseRecord::default()
+        };
+        let open = Entry::Open {
+            version: VERSION,
+            lease: "cbx_0123456789ab".into(),
+            at: 1,
+            uid: None,
+            subnet: None,
+            memory_mib: Some(128),
+        };
+        let mut journal = Journal::default();
+        journal.apply(open).unwrap();
+        assert_eq!(
+            of_parts(&record, &journal),
+            None,
+            "nobody knows how its disk was made"
+        );
+        journal.notes = vec![("disk".to_owned(), SHARED_BASE.to_owned())];
+        assert_eq!(of_parts(&record, &journal), Some((64 + 16 + 128) << 20));
+        journal.notes = vec![("disk".to_owned(), "reflink".to_owned())];
+        assert_eq!(of_parts(&record, &journal), Some((64 + 128) << 20));
+        std::fs::remove_file(&disk).unwrap();
+        std::os::unix::fs::symlink("/proc/kcore", &disk).unwrap();
+        assert_eq!(of_parts(&record, &journal), None);
+        assert_eq!(of(&record), None, "it has no journal");
+    }
+}

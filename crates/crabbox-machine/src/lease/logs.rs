@@ -1,0 +1,208 @@
+//! The logs of a lease: its guest's serial console, what its VMM wrote, and what its supervisor did.
+//!
+//! The first two are written by what runs in the lease or around it, so a file is only read when it is a regular one and no link,
+//! and what it says must be made harmless before it reaches a terminal.
+
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::state::LeaseState;
+use crabbox_host::bounded_log::older;
+use crabbox_store::leases;
+use crabbox_store::places::LeaseDir;
+use rustix::fs::{Mode, OFlags};
+
+use crate::context::Engine;
+use crate::lease::find::{self, Purpose, ResolveError};
+
+/// How much of one file is read at first, in bytes: the newest part of it. The console is bounded far below this.
+const FIRST_LIMIT: u64 = 64 << 20;
+
+/// Which log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The guest's serial console.
+    Console,
+    /// What the VMM wrote.
+    Vmm,
+    /// What the lease's supervisor did.
+    Supervisor,
+}
+
+/// Why a log cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum LogsError {
+    /// There is no such lease.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// The log was never written.
+    #[error("lease {id} has no {what}: {} does not exist", path.display())]
+    Missing {
+        /// The lease.
+        id: String,
+        /// Which log.
+        what: &'static str,
+        /// Where it would be.
+        path: PathBuf,
+    },
+    /// What stands in its place is no regular file.
+    #[error("{} is not a regular file, so it is not read", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// It cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Fault for LogsError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Resolve(error) => error.kind(),
+            Self::Missing { .. } => Kind::Unavailable,
+            Self::NotAFile { .. } | Self::Read { .. } => Kind::Usage,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Resolve(error) => error.hints(),
+            Self::Missing {
+                what: "console log", ..
+            } => vec!["--vmm shows the VMM's own log".to_owned()],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// A log that can be read from its beginning and then followed.
+#[derive(Debug)]
+pub struct Log {
+    dir: LeaseDir,
+    path: PathBuf,
+    /// The file that is read now and stands at its end, unless more was written since.
+    file: File,
+    inode: u64,
+}
+
+/// Opens the log and reads what it holds by now.
+pub fn open(engine: &Engine, text: &str, source: Source) -> Result<(Log, Vec<u8>), LogsError> {
+    let found = find::find(&engine.places, text, Purpose::Look)?;
+    let Some(stored) = found.stored else {
+        return Err(ResolveError::StaleClaim { id: found.id }.into());
+    };
+    let (what, path) = match source {
+        Source::Console => ("console log", stored.dir.console()),
+        Source::Vmm if stored.record.log_path.is_empty() => ("VMM log", stored.dir.vmm_log()),
+        Source::Vmm => ("VMM log", PathBuf::from(&stored.record.log_path)),
+        Source::Supervisor => ("supervisor log", stored.dir.supervisor_log()),
+    };
+    let mut bytes = Vec::new();
+    if source != Source::Vmm
+        && let Some((mut file, _)) = open_regular(&older(&path))?
+    {
+        read_newest(&mut file, &path, &mut bytes)?;
+    }
+    let Some((mut file, inode)) = open_regular(&path)? else {
+        return Err(LogsError::Missing {
+            id: stored.record.lease_id,
+            what,
+            path,
+        });
+    };
+    read_newest(&mut file, &path, &mut bytes)?;
+    Ok((
+        Log {
+            dir: stored.dir,
+            path,
+            file,
+            inode,
+        },
+        bytes,
+    ))
+}
+
+impl Log {
+    /// The directory of its lease.
+    pub fn dir(&self) -> &LeaseDir {
+        &self.dir
+    }
+
+    /// What was written since the last look; follows a log that was turned over.
+    pub fn more(&mut self) -> Result<Vec<u8>, LogsError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| LogsError::Read { path, source }
+        };
+        let mut bytes = Vec::new();
+        self.file.read_to_end(&mut bytes).map_err(failed(&self.path))?;
+        // The file may be gone with its lease.
+        if let Some((mut file, inode)) = open_regular(&self.path)?
+            && inode != self.inode
+        {
+            // What came between the last read and the turn is in the file that we still hold.
+            self.file.read_to_end(&mut bytes).map_err(failed(&self.path))?;
+            file.read_to_end(&mut bytes).map_err(failed(&self.path))?;
+            (self.file, self.inode) = (file, inode);
+        }
+        Ok(bytes)
+    }
+
+    /// Whether nothing more can come: the lease is gone or its machine does not run.
+    pub fn is_over(&self) -> bool {
+        // A lease that is being made has no process yet; its record says so.
+        leases::read(&self.dir).map_or(true, |stored| {
+            !find::is_running(&stored.record)
+                && crabbox_core::labels::state(&stored.record.labels) != LeaseState::Provisioning
+        })
+    }
+}
+
+/// Opens a regular file, `None` where there is none. Never follows a link and never waits for the writer of a pipe.
+fn open_regular(path: &Path) -> Result<Option<(File, u64)>, LogsError> {
+    let failed = |source: io::Error| LogsError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(fd) => File::from(fd),
+        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        Err(rustix::io::Errno::LOOP) => {
+            return Err(LogsError::NotAFile {
+                path: path.to_owned(),
+            });
+        }
+        Err(errno) => return Err(failed(errno.into())),
+    };
+    let facts = file.metadata().map_err(failed)?;
+    if !facts.is_file() {
+        return Err(LogsError::NotAFile {
+            path: path.to_owned(),
+        });
+    }
+    Ok(Some((file, facts.ino())))
+}
+
+fn read_newest(file: &mut File, path: &Path, into: &mut Vec<u8>) -> Result<(), LogsError> {
+    let failed = |source| LogsError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let size = file.metadata().map_err(failed)?.len();
+    if size > FIRST_LIMIT {
+        file.seek(SeekFrom::Start(size - FIRST_LIMIT)).map_err(failed)?;
+    }
+    file.read_to_end(into).map_err(failed)?;
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! Refreshing a lease: state, last use, expiry; and tying it to a repository.
+//!
+//! Both the record and the claim are changed under their locks, from what stands on disk, so that a touch can neither undo
+//! another's change nor bring a removed lease back.
+
+use std::time::Duration;
+
+use crabbox_core::claim::Claim;
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::labels::{self, Labels};
+use crabbox_core::state::LeaseState;
+use crabbox_core::timestamp;
+use crabbox_host::clock;
+use crabbox_host::lock::LockError;
+use crabbox_store::claims::{self, ClaimError};
+use crabbox_store::leases::{self, RecordError};
+use crabbox_store::locks;
+use crabbox_store::places::{LeaseDir, Places};
+
+/// How long a lease may be busy with something else.
+const LOCK_LIMIT: Duration = Duration::from_secs(20);
+
+/// Why a lease could not be refreshed.
+#[derive(Debug, thiserror::Error)]
+pub enum TouchError {
+    /// Another command holds the lease.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The record cannot be read or written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The claim cannot be read or written.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// Another repository holds the claim.
+    #[error("lease {id} is claimed by repo {holder}; use --reclaim to claim it for {wanted}")]
+    Held {
+        /// The lease.
+        id: String,
+        /// The repository that holds it.
+        holder: String,
+        /// The repository that wants it.
+        wanted: String,
+    },
+}
+
+impl Fault for TouchError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+}
+
+/// Refreshes the lease and returns its labels as they are now.
+pub fn touch(
+    places: &Places,
+    id: &str,
+    state: Option<&LeaseState>,
+    idle: Option<Duration>,
+) -> Result<Labels, TouchError> {
+    let guard = locks::lease(places, id, LOCK_LIMIT)?;
+    let mut stored = match leases::read(&LeaseDir::at(places.leases().join(id))) {
+        Ok(stored) => stored,
+        Err(error) => {
+            if !places.leases().join(id).exists() {
+                // Taken back while we waited; the lock file that we made for it goes again.
+                guard.remove_while_held()?;
+            }
+            return Err(error.into());
+        }
+    };
+    let (seconds, nanoseconds) = clock::unix_now();
+    labels::touch(&mut stored.record.labels, state, idle, seconds);
+    stored.record.updated_at = timestamp::rfc3339_nano(seconds, nanoseconds);
+    stored.save()?;
+    drop(guard);
+    let labels = stored.record.labels;
+    claims::update::<TouchError>(places, id, |standing| {
+        Ok(standing.map(|claim| Claim {
+            labels: labels.clone(),
+            last_used_at: timestamp::rfc3339(seconds),
+            idle_timeout_seconds: labels::idle_seconds(&labels),
+            ..claim.clone()
+        }))
+    })?;
+    Ok(labels)
+}

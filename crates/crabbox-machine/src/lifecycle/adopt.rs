@@ -1,0 +1,56 @@
+//! Leases whose supervisor has died: the machine lives on, and the next command gives it a new one. A lease that died in the
+//! making, or while it was taken back, is ended by the new one.
+//!
+//! Costs one look at each journal. It must never start a supervisor for a lease that somebody is making or taking back: the new
+//! one takes the lease's lock first and looks again ([`crate::lifecycle::supervise::watch`]).
+
+use std::process::Stdio;
+
+use crabbox_core::labels;
+use crabbox_core::state::LeaseState;
+use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::environment::Environment;
+use crabbox_host::process;
+use crabbox_store::journal;
+use crabbox_store::leases::{self, RecordError};
+
+use crate::context::Engine;
+use crate::lifecycle::teardown::ENDING;
+use crate::protocol::SUPERVISE;
+
+/// Starts a supervisor for each lease that has lost its own, and returns their ids. What cannot be read is left to `cleanup`.
+pub fn orphans(engine: &Engine) -> Result<Vec<String>, RecordError> {
+    let mut adopted = Vec::new();
+    for stored in leases::list(&engine.places.leases())?.leases {
+        let Ok(Some(journal)) = journal::read(&stored.dir.journal()) else {
+            continue;
+        };
+        // One that was never handed over is nobody's, and one whose end has begun is as good as gone: the new supervisor ends both.
+        let unfinished = journal.note(ENDING).is_some() || !journal.is_claimed();
+        let alive = |name: &str| journal.process(name).map(process::is_alive);
+        // A lease that is being made has a supervisor that lives.
+        if alive("supervisor") == Some(false)
+            && (unfinished || alive("vmm") == Some(true))
+            && labels::state(&stored.record.labels) != LeaseState::Released
+            && watch(engine, &stored.record.lease_id).is_ok()
+        {
+            adopted.push(stored.record.lease_id);
+        }
+    }
+    Ok(adopted)
+}
+
+fn watch(engine: &Engine, id: &str) -> Result<(), CommandError> {
+    let cmd = Cmd::new(&engine.exe)
+        .args([SUPERVISE, "--adopt", id])
+        .environment(Environment::Own)
+        .cwd("/");
+    let mut command = cmd.to_std();
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    tracing::debug!(lease = id, "its supervisor is gone; it gets a new one");
+    // It outlives us, and init reaps it.
+    cmd.spawn(process::new_session(&mut command)).map(drop)
+}

@@ -1,0 +1,295 @@
+//! The command line's side of an acquisition: starts the supervisor, follows its events, claims the lease or gives it up.
+//!
+//! Dropping an [`Acquisition`] that was not claimed closes the supervisor's input, upon which it takes the lease back. If the
+//! supervisor itself dies, this side does that work.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::time::Duration;
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::id::LeaseId;
+use crabbox_host::clock;
+use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::environment::Environment;
+use crabbox_host::lock::LockError;
+use crabbox_host::process;
+use crabbox_host::signals::Interrupts;
+use crabbox_store::locks;
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::context::Engine;
+use crate::failpoint::Who;
+use crate::lease::ownership::{OwnedLease, OwnershipError};
+use crate::lifecycle::teardown::{self, Actor, Extent};
+use crate::protocol::{self, Event, Failure, Message, Ready, SUPERVISE};
+use crate::request::AcquireRequest;
+
+/// How long a rollback may take before we stop waiting for it.
+const ROLLBACK_LIMIT: Duration = Duration::from_mins(1);
+
+/// Why a lease could not be acquired, as the command line learns it.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The supervisor could not be started.
+    #[error("cannot start the lease's supervisor")]
+    Start(#[source] CommandError),
+    /// The supervisor could not be spoken to.
+    #[error("cannot speak to the lease's supervisor")]
+    Speak(#[source] std::io::Error),
+    /// The lease was not made.
+    #[error("{}", .0.message)]
+    Failed(Failure, #[source] Option<Cause>),
+    /// The supervisor died; what it had made was taken back.
+    #[error("the supervisor of lease {id} died while it made the lease{}", left_over(.leftovers))]
+    Died {
+        /// The lease.
+        id: String,
+        /// What could not be taken back.
+        leftovers: Vec<String>,
+    },
+    /// The lease's lock cannot be had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The lease directory is not ours.
+    #[error(transparent)]
+    Ownership(#[from] OwnershipError),
+    /// The user interrupted.
+    #[error("interrupted while lease {id} was being made; it was taken back")]
+    Interrupted {
+        /// The lease.
+        id: String,
+    },
+}
+
+/// A cause that crossed the pipe as text.
+#[derive(Debug)]
+pub struct Cause {
+    message: String,
+    source: Option<Box<Cause>>,
+}
+
+impl Cause {
+    fn chain(causes: &[String]) -> Option<Self> {
+        let (first, rest) = causes.split_first()?;
+        Some(Self {
+            message: first.clone(),
+            source: Self::chain(rest).map(Box::new),
+        })
+    }
+}
+
+impl std::fmt::Display for Cause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Cause {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|cause| cause as _)
+    }
+}
+
+fn left_over(leftovers: &[String]) -> String {
+    if leftovers.is_empty() {
+        String::new()
+    } else {
+        format!("; left over: {}", leftovers.join("; "))
+    }
+}
+
+impl Fault for ClientError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Failed(failure, _) => failure.kind,
+            Self::Died { .. } | Self::Interrupted { .. } | Self::Speak(_) => Kind::Unavailable,
+            Self::Start(_) | Self::Lock(_) | Self::Ownership(_) => Kind::Usage,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Failed(failure, _) => {
+                let mut hints = failure.hints.clone();
+                if !failure.leftovers.is_empty() {
+                    hints.push(format!(
+                        "some of it is left over ({}); `crabbox cleanup` tries again",
+                        failure.leftovers.join("; ")
+                    ));
+                }
+                hints
+            }
+            Self::Died { leftovers, .. } if !leftovers.is_empty() => {
+                vec!["`crabbox cleanup --provider firecracker` tries again".to_owned()]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// A lease being made by a supervisor.
+#[derive(Debug)]
+pub struct Acquisition<'e> {
+    engine: &'e Engine,
+    id: LeaseId,
+    child: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+/// Starts the supervisor with its request.
+pub fn start<'e>(engine: &'e Engine, request: &AcquireRequest) -> Result<Acquisition<'e>, ClientError> {
+    let id = LeaseId::parse(&request.lease_id)
+        .map_err(|error| ClientError::Speak(std::io::Error::new(std::io::ErrorKind::InvalidInput, error)))?;
+    let cmd = Cmd::new(&engine.exe)
+        .arg(SUPERVISE)
+        .environment(Environment::Own)
+        .cwd("/");
+    let mut command = cmd.to_std();
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut child = cmd
+        .spawn(process::new_session(&mut command))
+        .map_err(ClientError::Start)?;
+    tracing::debug!(lease = %id, pid = child.id(), "a supervisor makes the lease");
+    let (mut input, output) = match (child.stdin.take(), child.stdout.take()) {
+        (Some(input), Some(output)) => (input, BufReader::new(output)),
+        _ => return Err(ClientError::Speak(std::io::ErrorKind::BrokenPipe.into())),
+    };
+    let line = protocol::opening(request).map_err(|error| ClientError::Speak(error.into()))?;
+    input.write_all(&line).map_err(ClientError::Speak)?;
+    Ok(Acquisition {
+        engine,
+        id,
+        child,
+        input: Some(input),
+        output,
+    })
+}
+
+impl Acquisition<'_> {
+    /// Follows the events until the guest is ready. An interrupt gives the lease up and waits until it is taken back.
+    pub fn wait_ready(
+        &mut self,
+        interrupts: &Interrupts,
+        on_event: &mut dyn FnMut(&Event),
+    ) -> Result<Ready, ClientError> {
+        loop {
+            match self.next(Some(interrupts))? {
+                Some(Event::Ready(ready)) => return Ok(ready),
+                Some(Event::Failed(failure)) => {
+                    self.finish();
+                    let cause = Cause::chain(&failure.causes);
+                    return Err(ClientError::Failed(failure, cause));
+                }
+                Some(event) => {
+                    if let Event::Stage(stage) = &event {
+                        tracing::debug!(name = stage.name, micros = stage.micros, whose = ?stage.whose, "stage");
+                    }
+                    on_event(&event);
+                }
+                None => return Err(self.take_back()),
+            }
+        }
+    }
+
+    /// Tells the supervisor that the lease has been entered and claimed, and waits until it watches.
+    pub fn claim(mut self) -> Result<(), ClientError> {
+        if let Some(input) = &mut self.input {
+            let line = protocol::line(&Message::Claimed).map_err(|error| ClientError::Speak(error.into()))?;
+            input.write_all(&line).map_err(ClientError::Speak)?;
+        }
+        loop {
+            match self.next(None)? {
+                Some(Event::Watching) => return Ok(()),
+                Some(Event::Failed(failure)) => {
+                    let cause = Cause::chain(&failure.causes);
+                    return Err(ClientError::Failed(failure, cause));
+                }
+                Some(_) => {}
+                None => return Err(self.take_back()),
+            }
+        }
+    }
+
+    /// Gives the lease up and waits until it is taken back; returns the supervisor's last word.
+    pub fn abandon(mut self) -> Option<Failure> {
+        self.input = None;
+        let mut last = None;
+        while let Ok(Some(event)) = self.next(None) {
+            if let Event::Failed(failure) = event {
+                last = Some(failure);
+            }
+        }
+        self.finish();
+        last
+    }
+
+    /// The next event; `None` when the supervisor is gone.
+    fn next(&mut self, interrupts: Option<&Interrupts>) -> Result<Option<Event>, ClientError> {
+        if let Some(interrupts) = interrupts
+            && self.output.buffer().is_empty()
+        {
+            let mut fds = [
+                PollFd::new(self.output.get_ref(), PollFlags::IN),
+                PollFd::new(interrupts, PollFlags::IN),
+            ];
+            // An interrupted poll is looked at like a finished one: the flag is what counts.
+            poll(&mut fds, None).ok();
+            if interrupts.caught().is_some() {
+                return Err(self.interrupted());
+            }
+        }
+        let mut line = String::new();
+        if self.output.read_line(&mut line).map_err(ClientError::Speak)? == 0 {
+            return Ok(None);
+        }
+        serde_json::from_str(&line)
+            .map(Some)
+            .map_err(|error| ClientError::Speak(error.into()))
+    }
+
+    fn interrupted(&mut self) -> ClientError {
+        self.input = None;
+        while let Ok(Some(_)) = self.next(None) {}
+        self.finish();
+        ClientError::Interrupted {
+            id: self.id.to_string(),
+        }
+    }
+
+    /// Does the work of a supervisor that died.
+    fn take_back(&mut self) -> ClientError {
+        tracing::warn!(lease = %self.id, "its supervisor died; what it made is taken back here");
+        self.child.kill().ok();
+        self.finish();
+        let places = &self.engine.places;
+        let died = |leftovers| ClientError::Died {
+            id: self.id.to_string(),
+            leftovers,
+        };
+        let guard = match locks::lease(places, self.id.as_str(), ROLLBACK_LIMIT) {
+            Ok(guard) => guard,
+            Err(error) => return error.into(),
+        };
+        match OwnedLease::prove(places, &self.id, guard) {
+            Ok(lease) => {
+                let actor = Actor {
+                    who: Who::Cli,
+                    failpoint: &self.engine.failpoint,
+                };
+                died(teardown::teardown(places, lease, Extent::Everything, actor).leftovers())
+            }
+            Err(error) => error.into(),
+        }
+    }
+
+    /// Reaps the supervisor if it ends now; it may also go on as somebody else's child.
+    fn finish(&mut self) {
+        self.input = None;
+        clock::poll_until(ROLLBACK_LIMIT, || self.child.try_wait().ok().flatten());
+    }
+}

@@ -1,0 +1,417 @@
+//! The other way of cleanup: objects on the host that bear our tag and belong to no lease.
+//!
+//! A lease's directory is there before its first object and goes after its last, so an object that was seen and whose directory is not
+//! there afterwards belongs to nobody. Only what carries our tag in its name or place is ever looked at, and nothing is ever taken from a
+//! lease of another state directory: the host's registry and the namespaces that are mounted say what is theirs.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crabbox_core::id::LeaseId;
+use crabbox_host::lock::LockError;
+use crabbox_host::process::{self, ProcessError, ProcessId};
+use crabbox_net::NatError;
+use crabbox_net::nat;
+use crabbox_store::locks;
+use crabbox_store::places::Places;
+use crabbox_store::registry::{self, RegistryError};
+
+use crate::lease::holders::{self, HoldersError};
+use crate::lease::machine;
+use crate::resource::cgroup::CGROUPS;
+
+/// How long an orphaned VMM gets between SIGTERM and SIGKILL.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// An object without a lease.
+#[derive(Debug, Clone)]
+pub enum Orphan {
+    /// A process in the directory of a lease that is gone.
+    Process {
+        /// Its identity.
+        id: ProcessId,
+        /// The lease.
+        lease: String,
+    },
+    /// A link of built-in networking.
+    Link {
+        /// Its tag.
+        tag: String,
+        /// The lease on its label.
+        lease: String,
+    },
+    /// An nft table of built-in networking.
+    Table {
+        /// Its tag.
+        tag: String,
+    },
+    /// A control group.
+    Cgroup {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// The lock file of a lease that is gone.
+    Lock {
+        /// The lease it guarded.
+        lease: String,
+    },
+    /// An entry of the host's registry whose lease is gone.
+    Entry {
+        /// The lease.
+        lease: LeaseId,
+    },
+}
+
+impl Orphan {
+    /// What it is, in one word.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Process { .. } => "process",
+            Self::Link { .. } => "link",
+            Self::Table { .. } => "table",
+            Self::Cgroup { .. } => "cgroup",
+            Self::Lock { .. } => "lock",
+            Self::Entry { .. } => "entry",
+        }
+    }
+
+    /// Its name on the host.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Process { id, .. } => id.pid.to_string(),
+            Self::Link { tag, .. } => format!("cbx{tag}"),
+            Self::Table { tag } => format!("crabbox_{tag}"),
+            Self::Cgroup { path } => path.display().to_string(),
+            Self::Lock { lease } => format!("{lease}.lock"),
+            Self::Entry { lease } => lease.to_string(),
+        }
+    }
+}
+
+/// Why an orphan could not be found or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum OrphanError {
+    /// Networking could not be looked at or changed.
+    #[error(transparent)]
+    Nat(#[from] NatError),
+    /// Processes could not be looked at or ended.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// A lock could not be had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// It cannot be told what leases of other state directories hold.
+    #[error(transparent)]
+    Holders(#[from] HoldersError),
+    /// The host's registry cannot be used.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// A control group could not be removed.
+    #[error("cannot remove control group {}", path.display())]
+    Cgroup {
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl OrphanError {
+    /// What the user can do about it.
+    pub fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Registry(error) | Self::Holders(HoldersError::Registry(error)) => error.hints(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Finds every orphan. Objects are seen first, leases afterwards.
+pub fn find(places: &Places) -> Result<Vec<Orphan>, OrphanError> {
+    let mut seen = processes(places)?;
+    for link in nat::owned_links()? {
+        seen.push(Orphan::Link {
+            tag: link.tag,
+            lease: link.lease,
+        });
+    }
+    seen.extend(nat::owned_tables()?.into_iter().map(|tag| Orphan::Table { tag }));
+    seen.extend(cgroups());
+    seen.extend(lock_files(places));
+    let leases = leases(places);
+    let held = holders::look(places, &registry::look(places)?)?;
+    let mut tags: BTreeSet<String> = leases
+        .iter()
+        .filter_map(|id| Some(LeaseId::parse(id).ok()?.tag()))
+        .collect();
+    tags.extend(held.tags);
+    seen.retain(|orphan| match orphan {
+        Orphan::Process { lease, .. } => !leases.contains(lease),
+        // Held, it belongs to somebody who is just making the lease, or giving it back.
+        Orphan::Lock { lease } => !leases.contains(lease) && !locks::is_busy(places, lease).unwrap_or(true),
+        Orphan::Link { tag, .. } | Orphan::Table { tag } => !tags.contains(tag),
+        Orphan::Cgroup { path } => !tags.contains(tag_of(path)),
+        Orphan::Entry { .. } => true,
+    });
+    seen.extend(held.gone.into_iter().map(|lease| Orphan::Entry { lease }));
+    Ok(seen)
+}
+
+/// Removes one orphan; gone already is fine.
+pub fn remove(places: &Places, orphan: &Orphan) -> Result<(), OrphanError> {
+    match orphan {
+        Orphan::Process { id, .. } => {
+            if let Some(handle) = process::open(id)? {
+                handle.terminate(GRACE)?;
+            }
+        }
+        Orphan::Link { tag, lease } => {
+            let _host = registry::host_network(places)?;
+            nat::remove(lease, tag)?;
+        }
+        Orphan::Table { tag } => {
+            let _host = registry::host_network(places)?;
+            nat::remove("", tag)?;
+        }
+        Orphan::Cgroup { path } => remove_cgroup(path)?,
+        Orphan::Lock { lease } => {
+            // Somebody who is just making this lease holds it: then it is no orphan.
+            if let Some(guard) = locks::try_lease(places, lease)? {
+                guard.remove_while_held()?;
+            }
+        }
+        Orphan::Entry { lease } => holders::reclaim(places, lease)?,
+    }
+    Ok(())
+}
+
+fn leases(places: &Places) -> BTreeSet<String> {
+    names(&places.leases()).into_iter().collect()
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).map(|entries| entries.filter_map(Result::ok).collect());
+    let entries: Vec<std::fs::DirEntry> = entries.unwrap_or_default();
+    entries
+        .into_iter()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+/// VMMs whose root or working directory lies in a lease directory, or their socket.
+fn processes(places: &Places) -> Result<Vec<Orphan>, OrphanError> {
+    let base = places.leases();
+    let mut found = Vec::new();
+    for candidate in process::list()? {
+        let lease = [&candidate.root, &candidate.cwd]
+            .into_iter()
+            .flatten()
+            .find_map(|at| {
+                let inside = at
+                    .strip_prefix(&base)
+                    .ok()?
+                    .components()
+                    .next()?
+                    .as_os_str()
+                    .to_string_lossy()
+                    .into_owned();
+                // The kernel marks a directory that is gone behind its name.
+                LeaseId::parse(inside.trim_end_matches(" (deleted)")).ok()
+            });
+        // A user's shell may stand in a lease's directory; a VMM has the lease's tag among its arguments.
+        let tagged = |tag: &str| {
+            candidate
+                .cmdline
+                .iter()
+                .any(|arg| arg.to_string_lossy().ends_with(tag))
+        };
+        let lease = lease
+            .filter(|lease| tagged(&lease.tag()))
+            .or_else(|| machine::lease_of(&candidate, &base));
+        if let Some(lease) = lease {
+            found.push(Orphan::Process {
+                id: candidate.id,
+                lease: lease.to_string(),
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// The tag at the end of a control group's name.
+fn tag_of(path: &Path) -> &str {
+    path.file_name()
+        .and_then(|name| name.to_str())
+        .and_then(|name| name.strip_prefix("crabbox-"))
+        .unwrap_or_default()
+}
+
+/// Control groups named `crabbox-<8 hex>` at the root, as the jailer is told to make them.
+fn cgroups() -> Vec<Orphan> {
+    let root = Path::new(CGROUPS);
+    let ours = |name: &String| {
+        name.strip_prefix("crabbox-")
+            .is_some_and(|tag| tag.len() == 8 && tag.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    };
+    names(root)
+        .into_iter()
+        .filter(ours)
+        .map(|name| Orphan::Cgroup {
+            path: root.join(name),
+        })
+        .collect()
+}
+
+fn remove_cgroup(path: &Path) -> Result<(), OrphanError> {
+    let failed = |source| OrphanError::Cgroup {
+        path: path.to_owned(),
+        source,
+    };
+    for inner in names(path)
+        .into_iter()
+        .map(|name| path.join(name))
+        .filter(|inner| inner.is_dir())
+    {
+        std::fs::remove_dir(&inner).map_err(failed)?;
+    }
+    match std::fs::remove_dir(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(error)),
+        _ => Ok(()),
+    }
+}
+
+fn lock_files(places: &Places) -> Vec<Orphan> {
+    let dir = places
+        .lease_lock("x")
+        .parent()
+        .map(Path::to_owned)
+        .unwrap_or_default();
+    let lease = |name: String| LeaseId::parse(name.strip_suffix(".lock")?).ok();
+    names(&dir)
+        .into_iter()
+        .filter_map(lease)
+        .map(|id| Orphan::Lock {
+            lease: id.to_string(),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use crabbox_host::netns;
+    use crabbox_net::NatSpec;
+    use crabbox_store::places::LeaseDir;
+
+    use super::*;
+
+    #[test]
+    fn a_lock_without_a_lease_is_an_orphan_and_one_that_is_held_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let places = Places {
+            state: root.path().join("state"),
+            config: root.path().join("config"),
+            cache: root.path().join("cache"),
+            registry: root.path().join("registry"),
+        };
+        let ids = ["cbx_000000000001", "cbx_000000000002", "cbx_000000000003"];
+        drop(locks::try_lease(&places, ids[0]).unwrap());
+        let held = locks::try_lease(&places, ids[1]).unwrap();
+        drop(locks::try_lease(&places, ids[2]).unwrap());
+        std::fs::create_dir_all(places.leases().join(ids[2])).unwrap();
+        let locks: Vec<Orphan> = find(&places)
+            .unwrap()
+            .into_iter()
+            .filter(|orphan| matches!(orphan, Orphan::Lock { .. }))
+            .collect();
+        let names: Vec<String> = locks.iter().map(Orphan::name).collect();
+        assert_eq!(names, ["cbx_000000000001.lock"]);
+        for orphan in &locks {
+            remove(&places, orphan).unwrap();
+        }
+        let there = |id: &str| places.lease_lock(id).exists();
+        assert_eq!((there(ids[0]), there(ids[1]), there(ids[2])), (false, true, true));
+        drop(held);
+    }
+
+    #[test]
+    fn what_another_state_directory_has_is_no_orphan_with_an_entry_or_a_mounted_namespace() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        let places = |name: &str| Places {
+            state: root.join(name).join("state"),
+            config: root.join(name).join("config"),
+            cache: root.join(name).join("cache"),
+            registry: root.join("registry"),
+        };
+        let (here, there) = (places("here"), places("there"));
+        // No process and no mount of another test may bear it.
+        let id = LeaseId::from_random(crabbox_host::random::bytes().unwrap());
+        let dir = LeaseDir::at(there.lease(&id));
+        std::fs::create_dir_all(dir.path()).unwrap();
+        let spec = NatSpec {
+            lease: id.to_string(),
+            tag: id.tag(),
+            netns: dir.netns(),
+            ifname: "veth0".to_owned(),
+            subnet: "10.213.0.0/30".parse().unwrap(),
+        };
+        // The namespace of the lease is where its directory is, and later where nobody looks for one.
+        let hidden = root.join("hidden");
+        let host = root.join("host");
+        netns::create(&host).unwrap();
+        netns::create(&dir.netns()).unwrap();
+        netns::create(&hidden).unwrap();
+        let kinds = |places: &Places| -> Vec<&'static str> {
+            let found = find(places).unwrap();
+            let theirs = |orphan: &&Orphan| orphan.name().contains(&id.tag());
+            found.iter().filter(theirs).map(Orphan::kind).collect()
+        };
+        let looked = netns::within(&host, || {
+            nat::attach_nat(&spec).unwrap();
+            let by_namespace = kinds(&here);
+            // The namespace out of sight, as in another mount namespace: now the entry alone speaks for the lease.
+            // The kernel ends a namespace in its own time, so the link is taken off first.
+            nat::detach_nat(&spec).unwrap();
+            netns::remove(&dir.netns()).unwrap();
+            let moved = NatSpec {
+                netns: hidden.clone(),
+                ..spec.clone()
+            };
+            nat::attach_nat(&moved).unwrap();
+            let by_nothing = kinds(&here);
+            let registry = registry::Registry::lock(&there).unwrap();
+            let holding = crabbox_core::holding::Holding {
+                lease: id.clone(),
+                owner: holders::owner(&there).unwrap(),
+                uid: None,
+                block: None,
+            };
+            registry.put(&holding).unwrap();
+            drop(registry);
+            let by_entry = kinds(&here);
+            nat::detach_nat(&moved).unwrap();
+            (by_namespace, by_nothing, by_entry)
+        });
+        for path in [&hidden, &dir.netns(), &host] {
+            netns::remove(path).unwrap();
+        }
+        let (by_namespace, by_nothing, by_entry) = looked.unwrap();
+        assert_eq!(by_namespace, Vec::<&str>::new());
+        assert_eq!(by_nothing, ["link", "table"]);
+        assert_eq!(by_entry, Vec::<&str>::new());
+        // And when the lease is gone, its entry is one.
+        std::fs::remove_dir_all(dir.path()).unwrap();
+        let found = netns::create(&host).and_then(|()| netns::within(&host, || find(&here).unwrap()));
+        netns::remove(&host).unwrap();
+        let entries: Vec<String> = found.unwrap().iter().map(Orphan::name).collect();
+        assert!(entries.contains(&id.to_string()), "{entries:?}");
+    }
+
+    #[test]
+    fn only_names_with_our_tag_are_control_groups_of_ours() {
+        assert_eq!(tag_of(Path::new("/sys/fs/cgroup/crabbox-0a1b2c3d")), "0a1b2c3d");
+        assert_eq!(tag_of(Path::new("/sys/fs/cgroup/system.slice")), "");
+    }
+}

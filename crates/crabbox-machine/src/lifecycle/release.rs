@@ -1,0 +1,443 @@
+//! Giving leases back: `stop` for one, `cleanup` for all that nobody needs any more.
+//!
+//! Both are the teardown of the journal. Cleanup goes on after an error, says why it does what it does, and leaves alone
+//! every lease whose lock is held: somebody is making it or taking it back.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crabbox_core::fault::{self, Fault, Kind};
+use crabbox_core::id::LeaseId;
+use crabbox_core::labels::{self, Verdict};
+use crabbox_core::state::LeaseState;
+use crabbox_host::clock;
+use crabbox_host::files;
+use crabbox_host::lock::LockError;
+use crabbox_host::process::{ProcessError, ProcessId};
+use crabbox_store::claims::{self, ClaimError};
+use crabbox_store::journal::{self, JournalFileError};
+use crabbox_store::leases::{self, RecordError, StoredLease};
+use crabbox_store::locks;
+use crabbox_store::places::{LeaseDir, Places};
+
+use crate::context::Engine;
+use crate::control::{Verb, client};
+use crate::failpoint::Who;
+use crate::lease::find::{self, Purpose, ResolveError};
+use crate::lease::machine;
+use crate::lease::ownership::{OwnedLease, OwnershipError};
+use crate::lifecycle::orphans::{self, OrphanError};
+use crate::lifecycle::teardown::{self, Actor, Extent, Report};
+
+/// How long another command may be busy with the lease that is to be stopped.
+const LOCK_LIMIT: Duration = Duration::from_mins(2);
+
+/// Why cleanup removes a lease whose maker died before somebody had it.
+const NEVER_CLAIMED: &str = "never_claimed";
+
+/// Why a lease could not be given back.
+#[derive(Debug, thiserror::Error)]
+pub enum ReleaseError {
+    /// There is no such lease.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// The lock cannot be had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// It is not ours.
+    #[error(transparent)]
+    Ownership(#[from] OwnershipError),
+    /// The records cannot be listed.
+    #[error(transparent)]
+    Records(#[from] RecordError),
+    /// A claim cannot be read or removed.
+    #[error(transparent)]
+    Claims(#[from] ClaimError),
+    /// A file could not be removed.
+    #[error(transparent)]
+    Files(#[from] files::FileError),
+    /// An object without a lease could not be found or removed.
+    #[error(transparent)]
+    Orphan(#[from] OrphanError),
+    /// Neither a record nor a journal says what there is to take back.
+    #[error("lease {id} is left whole: its record cannot be read, and may name a machine that runs{}", running(.machines))]
+    Unknown {
+        /// The lease.
+        id: String,
+        /// Its directory.
+        dir: PathBuf,
+        /// Machines on a socket of it.
+        machines: Vec<ProcessId>,
+        /// Why the record cannot be read.
+        #[source]
+        source: RecordError,
+    },
+    /// Processes cannot be looked at.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// Its journal cannot be read.
+    #[error(transparent)]
+    Journal(#[from] JournalFileError),
+    /// Some of it is left.
+    #[error("lease {id} could not be taken back completely: {}", .leftovers.join("; "))]
+    Leftovers {
+        /// The lease.
+        id: String,
+        /// What is left and why.
+        leftovers: Vec<String>,
+    },
+}
+
+fn running(machines: &[ProcessId]) -> String {
+    let pids: Vec<String> = machines.iter().map(|id| id.pid.to_string()).collect();
+    if pids.is_empty() {
+        String::new()
+    } else {
+        format!(" (process {} has its socket)", pids.join(", "))
+    }
+}
+
+impl Fault for ReleaseError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Resolve(error) => error.kind(),
+            Self::Leftovers { .. } => Kind::Remote,
+            _ => Kind::Usage,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Resolve(error) => error.hints(),
+            Self::Unknown { dir, .. } => {
+                let dir = dir.display();
+                vec![format!(
+                    "restore {dir}/metadata.json and stop it again; or move {dir} away and run `crabbox cleanup --provider firecracker`: it ends a machine with a socket there, and removes claim and keys"
+                )]
+            }
+            Self::Orphan(error) => error.hints(),
+            Self::Leftovers { .. } => {
+                vec!["fix the cause and run `crabbox cleanup --provider firecracker`: it goes on where this stopped".to_owned()]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// A lease that was given back.
+#[derive(Debug)]
+pub struct Released {
+    /// The lease.
+    pub id: String,
+    /// Its machine's name.
+    pub name: String,
+    /// The host that it was, for a host that exists already.
+    pub host: Option<String>,
+    /// The directory that stays with its disk (`deleteOnRelease: false`).
+    pub kept: Option<PathBuf>,
+}
+
+/// Gives the lease back that `text` names. The directory of a lease that was made to outlive its release stays, however often it is
+/// released, unless `discard`.
+pub fn stop(engine: &Engine, text: &str, discard: bool) -> Result<Released, ReleaseError> {
+    let found = find::find(&engine.places, text, Purpose::Release)?;
+    let name = match (&found.stored, &found.claim) {
+        (Some(stored), _) => stored.record.name.clone(),
+        (None, Some(claim)) => claim.cloud_id.clone(),
+        (None, None) => found.id.clone(),
+    };
+    let Ok(id) = LeaseId::parse(&found.id) else {
+        claims::remove(&engine.places, &found.id, None)?;
+        return Ok(Released {
+            id: found.id,
+            name,
+            host: None,
+            kept: None,
+        });
+    };
+    let guard = locks::lease(&engine.places, id.as_str(), LOCK_LIMIT)?;
+    let lease = OwnedLease::prove(&engine.places, &id, guard)?;
+    // Somebody else may have stopped it while we waited; then there is nothing left to do, and that is a success.
+    let extent = match leases::read(lease.dir()) {
+        Ok(stored) if !discard => Extent::of(&stored.record),
+        Ok(_) | Err(RecordError::Missing { .. }) => Extent::Everything,
+        Err(source) => {
+            told_by_journal(engine, &lease, source)?;
+            Extent::Everything
+        }
+    };
+    let kept = (extent == Extent::KeepDirectory).then(|| lease.dir().path().to_owned());
+    take_back(engine, lease, extent, Who::Cli)?;
+    Ok(Released {
+        id: id.to_string(),
+        name,
+        host: None,
+        kept,
+    })
+}
+
+/// Refuses a lease whose record cannot be read, unless a journal says what there is: whoever cannot name a lease's machine must not
+/// forget where it is named.
+fn told_by_journal(engine: &Engine, lease: &OwnedLease, source: RecordError) -> Result<(), ReleaseError> {
+    if journal::read(&lease.dir().journal())?.is_some() {
+        return Ok(());
+    }
+    Err(ReleaseError::Unknown {
+        id: lease.id().to_string(),
+        dir: lease.dir().path().to_owned(),
+        machines: machine::running_on(&engine.places.leases(), lease.id())?,
+        source,
+    })
+}
+
+fn take_back(engine: &Engine, lease: OwnedLease, extent: Extent, who: Who) -> Result<(), ReleaseError> {
+    let id = lease.id().to_string();
+    let actor = Actor {
+        who,
+        failpoint: &engine.failpoint,
+    };
+    // Its supervisor ends its threads before their machine goes, and finishes the work should we die. Whether it hears us or not, and
+    // whatever it says, the lease is taken back here, under the lock that we hold.
+    match client::ask(lease.dir(), &Verb::End) {
+        Ok(reply) => tracing::debug!(?reply, "the supervisor was asked to end"),
+        Err(error) => tracing::debug!("{}", fault::chain(&error)),
+    }
+    let report: Report = teardown::teardown(&engine.places, lease, extent, actor);
+    let leftovers = report.leftovers();
+    if leftovers.is_empty() {
+        Ok(())
+    } else {
+        Err(ReleaseError::Leftovers { id, leftovers })
+    }
+}
+
+/// What cleanup decided about one thing.
+#[derive(Debug)]
+pub struct Decision {
+    /// The lease.
+    pub lease: String,
+    /// What it was about.
+    pub subject: Subject,
+    /// Whether it is removed, or would be.
+    pub remove: bool,
+    /// Why.
+    pub reason: String,
+    /// Why the removal did not work out.
+    pub error: Option<ReleaseError>,
+}
+
+/// What a decision is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// A lease with a record.
+    Lease {
+        /// Its machine's id.
+        vmid: String,
+    },
+    /// A lease directory whose record cannot be used.
+    Directory,
+    /// A claim without a lease.
+    Claim {
+        /// Its slug.
+        slug: String,
+    },
+    /// An object on the host that bears our tag, without a lease.
+    Object {
+        /// What it is: `process`, `link`, `table`, `cgroup`, `lock`, `entry`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+}
+
+/// Decides about every lease and claim of the provider, and removes what is to go unless `dry_run`.
+pub fn cleanup(
+    engine: &Engine,
+    dry_run: bool,
+    on_decision: &mut dyn FnMut(&Decision),
+) -> Result<Vec<Decision>, ReleaseError> {
+    let places = &engine.places;
+    let listing = leases::list(&places.leases())?;
+    let mut decisions = Vec::new();
+    let mut decided = |mut decision: Decision, lease: Option<OwnedLease>| {
+        if let Some(lease) = lease.filter(|_| decision.remove && !dry_run) {
+            let extent = match leases::read(lease.dir()) {
+                // What nobody ever had is nobody's to keep.
+                Ok(stored) if decision.reason != NEVER_CLAIMED => Extent::of(&stored.record),
+                _ => Extent::Everything,
+            };
+            decision.error = take_back(engine, lease, extent, Who::Cli).err();
+        }
+        on_decision(&decision);
+        decisions.push(decision);
+    };
+    for stored in listing.leases {
+        let (decision, lease) = look_at_lease(places, &stored);
+        decided(decision, lease);
+    }
+    for bad in listing.unreadable {
+        let (decision, lease) = look_at_unreadable(places, &bad);
+        decided(decision, lease);
+    }
+    for claim in claims::list(places)?.claims {
+        let id = claim.lease_id.clone();
+        if claim.provider != "firecracker" || places.leases().join(&id).exists() {
+            continue;
+        }
+        let mut decision = Decision {
+            lease: id.clone(),
+            subject: Subject::Claim {
+                slug: claim.slug.clone(),
+            },
+            remove: true,
+            reason: "missing_state".to_owned(),
+            error: None,
+        };
+        if !dry_run {
+            decision.error = remove_claim(places, &id).err();
+        }
+        on_decision(&decision);
+        decisions.push(decision);
+    }
+    for orphan in orphans::find(places)? {
+        let mut decision = Decision {
+            lease: "-".to_owned(),
+            subject: Subject::Object {
+                kind: orphan.kind(),
+                name: orphan.name(),
+            },
+            remove: true,
+            reason: "no_lease".to_owned(),
+            error: None,
+        };
+        if !dry_run {
+            decision.error = orphans::remove(places, &orphan).err().map(ReleaseError::from);
+        }
+        on_decision(&decision);
+        decisions.push(decision);
+    }
+    Ok(decisions)
+}
+
+/// Removes a claim and its keys, unless the lease is there after all.
+fn remove_claim(places: &Places, id: &str) -> Result<(), ReleaseError> {
+    let Ok(lease) = LeaseId::parse(id) else {
+        claims::remove(places, id, None)?;
+        return Ok(());
+    };
+    let Some(guard) = locks::try_lease(places, id)? else {
+        return Ok(());
+    };
+    if places.lease(&lease).exists() {
+        return Ok(());
+    }
+    claims::remove(places, id, None)?;
+    files::remove_tree(&places.keys(id))?;
+    guard.remove_while_held()?;
+    Ok(())
+}
+
+/// Decides about a lease with a record; the proof comes along only when it may be removed.
+fn look_at_lease(places: &Places, seen: &StoredLease) -> (Decision, Option<OwnedLease>) {
+    let id = seen.record.lease_id.clone();
+    let decide = |remove: bool, reason: &str| Decision {
+        lease: id.clone(),
+        subject: Subject::Lease {
+            vmid: seen.record.vmid.clone(),
+        },
+        remove,
+        reason: reason.to_owned(),
+        error: None,
+    };
+    let lease = match own(places, &id) {
+        Ok(Some(lease)) => lease,
+        Ok(None) => return (decide(false, "busy"), None),
+        Err(error) => {
+            return (
+                Decision {
+                    error: Some(error),
+                    ..decide(false, "not_ours")
+                },
+                None,
+            );
+        }
+    };
+    // What counts is the record as it stands under the lock.
+    let Ok(stored) = leases::read(lease.dir()) else {
+        if !lease.dir().path().exists() {
+            // Stopped by somebody else in this moment; the lock file that we made for it goes again.
+            lease.forget().ok();
+        }
+        return (decide(false, "gone"), None);
+    };
+    let record = stored.record;
+    let state = labels::state(&record.labels);
+    if let Ok(Some(journal)) = journal::read(&lease.dir().journal())
+        && state != LeaseState::Released
+    {
+        if journal.note(teardown::ENDING).is_some() {
+            return (decide(true, "interrupted_release"), Some(lease));
+        }
+        // Its maker holds its lock until it is claimed; we have the lock, so the maker has died.
+        if !journal.is_claimed() {
+            return (decide(true, NEVER_CLAIMED), Some(lease));
+        }
+    }
+    if find::is_running(&record) {
+        return match labels::expired(&record.labels, clock::unix_seconds()) {
+            Verdict::Remove(reason) => (decide(true, &reason), Some(lease)),
+            Verdict::Skip(reason) => (decide(false, &reason), None),
+        };
+    }
+    if state == LeaseState::Released && !record.delete_on_release {
+        return (decide(false, "state=released"), None);
+    }
+    (decide(true, "process_exited"), Some(lease))
+}
+
+/// Decides about a lease directory whose record cannot be used.
+fn look_at_unreadable(places: &Places, bad: &leases::Unreadable) -> (Decision, Option<OwnedLease>) {
+    let decide = |remove: bool, reason: String| Decision {
+        lease: bad.name.clone(),
+        subject: Subject::Directory,
+        remove,
+        reason,
+        error: None,
+    };
+    let RecordError::Missing { .. } = bad.error else {
+        let reason = format!("unreadable_record ({})", crabbox_core::fault::chain(&bad.error));
+        return (decide(false, reason), None);
+    };
+    match own(places, &bad.name) {
+        Ok(Some(lease)) => {
+            let dir = LeaseDir::at(&bad.path);
+            // Its maker died between the directory and the record: nothing but what the journal says was made.
+            if dir.metadata().exists() {
+                (decide(false, "busy".to_owned()), None)
+            } else {
+                (decide(true, "no_record".to_owned()), Some(lease))
+            }
+        }
+        Ok(None) => (decide(false, "busy".to_owned()), None),
+        // What is not a lease is somebody else's: left alone, and no trouble of ours.
+        Err(ReleaseError::Ownership(error)) => (decide(false, format!("not_ours ({error})")), None),
+        Err(error) => (
+            Decision {
+                error: Some(error),
+                ..decide(false, "not_ours".to_owned())
+            },
+            None,
+        ),
+    }
+}
+
+/// Takes a lease if nobody is at it.
+fn own(places: &Places, name: &str) -> Result<Option<OwnedLease>, ReleaseError> {
+    let id = LeaseId::parse(name).map_err(|_| OwnershipError::NotALease {
+        path: places.leases().join(name),
+    })?;
+    match locks::try_lease(places, name)? {
+        Some(guard) => Ok(Some(OwnedLease::prove(places, &id, guard)?)),
+        None => Ok(None),
+    }
+}

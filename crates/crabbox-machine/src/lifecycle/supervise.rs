@@ -1,0 +1,358 @@
+//! The per-lease supervisor: makes the lease, is the parent of its VMM, and sees to its end.
+//!
+//! It lives in its own session, so that no Ctrl-C reaches it. It speaks to the command line over two pipes until the lease is
+//! claimed; everything it needs to know from then on is in the lease's record. If it is killed the machine lives on, and the
+//! next crabbox command starts another one ([`watch`]).
+//!
+//! ```text
+//!             request                    ready                 claimed
+//!  (started) ────────> making ─────────────────> handing over ─────────> watching ──┐ look: record, activity
+//!                        │ error, gone,              │ end of input        ^  │  └───┘
+//!                        │ signal                    │ without `claimed`   │  │ machine gone, expired, asked
+//!                        v                           v                     │  v
+//!                      rolling back: teardown, `failed` ──> (ended)        │ ending: lock, proof, teardown ──> (ended)
+//!                                                                          │  ^
+//!  (adopted) ── lock ──> claimed, not ending, VMM known ───────────────────┘  │
+//!                 └────> never claimed, or its end was begun ─────────────────┘
+//! ```
+//! The lease's lock is held from its allocation to `watching`, while it is adopted, and from the decision to end it to the end; never
+//! while it is watched. Where it holds nothing it must decide nothing: whatever ends a lease is looked at again under the lock.
+//! From `watching` on nobody reads its output, so what goes wrong is in its log (`supervisor_log.rs`).
+
+use std::fs::File;
+use std::io::{BufReader, Write as _};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+use crabbox_core::fault::{self, Fault, Kind};
+use crabbox_core::id::LeaseId;
+use crabbox_core::labels;
+use crabbox_core::state::LeaseState;
+use crabbox_host::console::{self, Recorder};
+use crabbox_host::lock::{FileLock, LockError};
+use crabbox_host::process::{self, ProcessError, ProcessHandle, ProcessId};
+use crabbox_host::signals::{Interrupts, SignalError};
+use crabbox_store::journal::{self, JournalFileError};
+use crabbox_store::leases;
+use crabbox_store::locks;
+use crabbox_store::places::{LeaseDir, Places};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::control::Phase;
+use crate::control::server::Control;
+use crate::failpoint::Who;
+use crate::lease::ownership::{OwnedLease, OwnershipError};
+use crate::lifecycle::acquire::{self, AcquireError, Making, Threads};
+use crate::lifecycle::supervisor_log::SupervisorLog;
+use crate::lifecycle::teardown::{self, Actor, Extent};
+use crate::lifecycle::watch::{End, observe};
+use crate::log_filter::LogFilter;
+use crate::protocol::{self, Event, Failure, Message, RequestError};
+use crate::resource::network;
+use crate::resource::ready::ReadyError;
+use crate::resource::trim;
+
+/// How many lines of a failed machine's console the user is shown.
+const CONSOLE_LINES: usize = 20;
+/// How long a `stop` or `cleanup` may hold the lease while the supervisor waits to clean up itself.
+const LOCK_LIMIT: Duration = Duration::from_mins(2);
+
+/// Why a supervisor could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum SuperviseError {
+    /// A pipe, to the command line or within this process, is not to be had.
+    #[error("cannot get a pipe")]
+    Pipes(#[source] std::io::Error),
+    /// The request is not served.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The lease id is not one.
+    #[error(transparent)]
+    LeaseId(#[from] crabbox_core::id::LeaseIdError),
+    /// Signals cannot be watched.
+    #[error(transparent)]
+    Signal(#[from] SignalError),
+    /// Our own identity cannot be read.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The lock cannot be had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The lease is not ours.
+    #[error(transparent)]
+    Ownership(#[from] OwnershipError),
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalFileError),
+    /// This process has no identity.
+    #[error("the supervisor cannot find itself in /proc")]
+    NoSelf,
+}
+
+impl Fault for SuperviseError {
+    fn kind(&self) -> Kind {
+        Kind::General
+    }
+}
+
+/// Makes the lease that `input` describes in its first line, then watches it to its end. Takes this process over, its log
+/// included, which gets what `filter` lets through.
+pub fn run(input: File, output: File, filter: Option<LogFilter>) -> Result<(), SuperviseError> {
+    let log = SupervisorLog::install(filter);
+    logged(make_and_watch(input, output, &log))
+}
+
+/// Watches a lease whose supervisor has died, under the failpoint that is armed (empty for none). Takes this process over, its log
+/// included.
+pub fn watch(
+    places: &Places,
+    id: &LeaseId,
+    failpoint: &str,
+    filter: Option<LogFilter>,
+) -> Result<(), SuperviseError> {
+    let log = SupervisorLog::install(filter);
+    let _lease = tracing::info_span!("lease", %id).entered();
+    logged(adopt(places, id, failpoint, &log))
+}
+
+/// An error that ends the supervisor goes to its log: its standard error is nobody's.
+fn logged(outcome: Result<(), SuperviseError>) -> Result<(), SuperviseError> {
+    match &outcome {
+        Ok(()) => tracing::info!("the supervisor ends"),
+        Err(error) => tracing::error!("the supervisor gives up: {}", fault::chain(error)),
+    }
+    outcome
+}
+
+fn make_and_watch(input: File, mut output: File, log: &SupervisorLog) -> Result<(), SuperviseError> {
+    let mut input = BufReader::new(input);
+    let mut tell = |event: Event| {
+        // A command line that has gone away shows as the end of our input; that its pipe is closed is no news.
+        output.write_all(&protocol::line(&event).unwrap_or_default()).ok();
+    };
+    let request = protocol::read_request(&mut input).inspect_err(|error| {
+        tell(Event::Failed(Failure::of(error, Vec::new(), Vec::new())));
+    })?;
+    let id = LeaseId::parse(&request.lease_id)?;
+    let _lease = tracing::info_span!("lease", %id).entered();
+    tracing::info!(pid = std::process::id(), "the supervisor makes the lease");
+    let places: Places = request.places.clone().into();
+    let interrupts = Interrupts::install()?;
+    let mut control = Control::new(log).map_err(SuperviseError::Pipes)?;
+    let actor = Actor {
+        who: Who::Supervisor,
+        failpoint: &request.failpoint,
+    };
+    let making = match acquire::allocate(&places, &request, &id, &mut tell) {
+        Ok(making) => {
+            log.enter(making.made.lease.dir());
+            control.listen(making.made.lease.dir());
+            making
+        }
+        Err(error) => {
+            tell(Event::Failed(Failure::of(&error, Vec::new(), Vec::new())));
+            return Ok(());
+        }
+    };
+    let (outcome, lease, threads) = hand_over(making, &places, &mut input, &interrupts, &control)?;
+    let vmm = match outcome {
+        Ok(vmm) => vmm,
+        Err(error) => {
+            tracing::error!("the lease is rolled back: {}", fault::chain(&error));
+            control.enter(Phase::Ending);
+            let console = finish_console(threads, lease.dir());
+            let report = teardown::teardown(&places, lease, Extent::Everything, actor);
+            let mut failure = Failure::of(&error, console, report.leftovers());
+            failure.machine_ended = matches!(error, AcquireError::Ready(ReadyError::Ended));
+            tell(Event::Failed(failure));
+            return Ok(());
+        }
+    };
+    let dir = lease.dir().clone();
+    lease.release();
+    tell(Event::Watching);
+    tracing::info!("claimed; the supervisor watches");
+    drop((input, output));
+    control.enter(Phase::Watching);
+    let end = observe(&places, &dir, &vmm, &interrupts, &control);
+    control.enter(Phase::Ending);
+    conclude(&places, &id, end, threads, actor)
+}
+
+/// The VMM of a lease that has been handed over, or why there is none.
+type Outcome = Result<ProcessHandle, AcquireError>;
+
+/// Makes the lease and hands it to the command line; whatever happens, the lease comes back with its lock held.
+fn hand_over(
+    mut making: Making<'_>,
+    places: &Places,
+    input: &mut BufReader<File>,
+    interrupts: &Interrupts,
+    control: &Control,
+) -> Result<(Outcome, OwnedLease, Threads), SuperviseError> {
+    let supervisor = own_identity()?;
+    let gone = || interrupts.caught().is_some() || control.is_asked() || is_readable(input.get_ref());
+    let made = making.make(places, &supervisor, &gone);
+    let outcome = made.and_then(|mut acquired| {
+        making.tell(Event::Ready(acquired.ready.clone()));
+        if !says_claimed(input, control) {
+            return Err(AcquireError::Abandoned);
+        }
+        making.claimed(&mut acquired)?;
+        Ok(acquired.vmm.into_handle())
+    });
+    let (lease, threads) = making.into_parts();
+    Ok((outcome, lease, threads))
+}
+
+/// Waits for the command line's message; its end without one is a command line that died or gave up, and who asks for the end of
+/// the lease meanwhile has it.
+fn says_claimed(input: &mut BufReader<File>, control: &Control) -> bool {
+    let waiting = input.buffer().is_empty();
+    while waiting && !is_readable(input.get_ref()) {
+        let mut fds = [
+            PollFd::new(input.get_ref(), PollFlags::IN),
+            PollFd::new(control, PollFlags::IN),
+        ];
+        // An interrupted poll is looked at like a finished one.
+        poll(&mut fds, None).ok();
+        if control.is_asked() {
+            return false;
+        }
+    }
+    protocol::read_message(input) == Some(Message::Claimed)
+}
+
+fn own_identity() -> Result<ProcessId, SuperviseError> {
+    process::identify(std::process::id())?.ok_or(SuperviseError::NoSelf)
+}
+
+/// Takes up a lease whose supervisor has died, unless somebody else has.
+fn adopt(places: &Places, id: &LeaseId, failpoint: &str, log: &SupervisorLog) -> Result<(), SuperviseError> {
+    let interrupts = Interrupts::install()?;
+    let supervisor = own_identity()?;
+    let dir = LeaseDir::at(places.lease(id));
+    let guard = locks::lease(places, id.as_str(), LOCK_LIMIT)?;
+    let Some(mut journal) = journal::JournalFile::open(&dir.journal())? else {
+        if !dir.path().exists() {
+            // Taken back while we waited; the lock file that we made for it goes again.
+            guard.remove_while_held()?;
+        }
+        return Ok(());
+    };
+    if let Some(standing) = journal.state().process("supervisor")
+        && process::is_alive(standing)
+    {
+        return Ok(());
+    }
+    // Under the lock: a directory that somebody else is taking back must not get a file.
+    log.enter(&dir);
+    let actor = Actor {
+        who: Who::Supervisor,
+        failpoint,
+    };
+    if journal.state().note(teardown::ENDING).is_some() || !journal.state().is_claimed() {
+        drop((journal, guard));
+        return conclude(places, id, (End::Unfinished, None), Threads::default(), actor);
+    }
+    let Some(vmm) = journal.state().process("vmm").cloned() else {
+        return Ok(());
+    };
+    let pending = journal.begin(crabbox_core::journal::Step::Supervisor {})?;
+    journal.done(pending, Some(supervisor))?;
+    tracing::info!(pid = std::process::id(), "the supervisor adopts the lease");
+    let mut control = Control::new(log).map_err(SuperviseError::Pipes)?;
+    control.listen(&dir);
+    control.enter(Phase::Watching);
+    let trims = leases::read(&dir)
+        .ok()
+        .and_then(|stored| trim::resume(&stored.record, journal.state()));
+    drop((journal, guard));
+    // A console or a forwarder that cannot be taken up again is no reason to leave the lease unwatched.
+    let recorder = console::open_pipe(&dir.path().join("console.pipe"))
+        .and_then(|pipe| Recorder::start(pipe, &dir.console()));
+    let threads = Threads {
+        recorder: taken_up("console", recorder),
+        names: taken_up("names", network::serve_names(&dir.netns())),
+        trims,
+    };
+    let end = match process::open(&vmm)? {
+        Some(handle) => observe(places, &dir, &handle, &interrupts, &control),
+        None => (End::MachineGone, None),
+    };
+    control.enter(Phase::Ending);
+    conclude(places, id, end, threads, actor)
+}
+
+fn taken_up<T, E: std::error::Error + 'static>(what: &str, outcome: Result<T, E>) -> Option<T> {
+    outcome
+        .inspect_err(|error| tracing::warn!("{what} cannot be taken up again: {}", fault::chain(error)))
+        .ok()
+}
+
+/// Takes the lease back, unless somebody else is at it or has done it.
+fn conclude(
+    places: &Places,
+    id: &LeaseId,
+    (end, guard): (End, Option<FileLock>),
+    threads: Threads,
+    actor: Actor<'_>,
+) -> Result<(), SuperviseError> {
+    tracing::info!(?end, "the watch is over");
+    finish(threads);
+    if end == End::LeaseGone {
+        return Ok(());
+    }
+    let guard = match guard {
+        Some(guard) => guard,
+        None => locks::lease(places, id.as_str(), LOCK_LIMIT)?,
+    };
+    let lease = OwnedLease::prove(places, id, guard)?;
+    let Ok(stored) = leases::read(lease.dir()) else {
+        if lease.dir().path().exists() {
+            lease.release();
+        } else {
+            lease.forget()?;
+        }
+        return Ok(());
+    };
+    if labels::state(&stored.record.labels) == LeaseState::Released {
+        lease.release();
+        return Ok(());
+    }
+    let extent = Extent::of(&stored.record);
+    // What is left over stays in the journal, where `cleanup` finds and reports it; the walk has logged it.
+    drop(teardown::teardown(places, lease, extent, actor));
+    Ok(())
+}
+
+/// Ends the lease's threads: names before the namespace goes, trims before the disk does, the console with all that is in its pipe.
+fn finish(threads: Threads) {
+    drop((threads.names, threads.trims));
+    if let Some(recorder) = threads.recorder {
+        recorder.finish();
+    }
+}
+
+/// The last words of a machine that did not come up: its console's, or the VMM's own where it never said any.
+fn finish_console(threads: Threads, dir: &LeaseDir) -> Vec<String> {
+    finish(threads);
+    let console = console::tail(&dir.console(), CONSOLE_LINES);
+    if !console.is_empty() {
+        return console;
+    }
+    let log = leases::read(dir)
+        .map(|stored| stored.record.log_path)
+        .unwrap_or_default();
+    console::tail(Path::new(&log), CONSOLE_LINES)
+}
+
+/// Whether something can be read, the end of the stream included.
+fn is_readable(input: &impl AsFd) -> bool {
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut [PollFd::new(input, PollFlags::IN)], Some(&now)).is_ok_and(|count| count > 0)
+}

@@ -1,0 +1,533 @@
+//! Taking a lease back: the journal walked from its end to its beginning.
+//!
+//! Rollback, `stop`, `cleanup` and the supervisor's own clean-up are all this one walk. Every step bears that its effect
+//! never happened or is gone already; an error is collected and never stops the rest; the directory with the journal goes
+//! last, and only when nothing is left that it would be needed for.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crabbox_core::fault;
+use crabbox_core::journal::{Journal, Live, Step};
+use crabbox_core::labels;
+use crabbox_core::record::LeaseRecord;
+use crabbox_core::state::LeaseState;
+use crabbox_host::files::{self, FileError};
+use crabbox_host::lock::LockError;
+use crabbox_host::netns::{self, NetnsError};
+use crabbox_host::process::{self, ProcessError, ProcessId};
+use crabbox_store::claims::{self, ClaimError};
+use crabbox_store::journal::{JournalFile, JournalFileError};
+use crabbox_store::leases::{self, RecordError};
+use crabbox_store::places::Places;
+use crabbox_store::registry::{self, RegistryError};
+
+use crate::failpoint::{self, Phase, Who};
+use crate::lease::machine;
+use crate::lease::ownership::OwnedLease;
+use crate::resource::connection;
+use crate::resource::network::{self, DetachError, SavedAttach};
+
+/// How long a VMM gets between SIGTERM and SIGKILL. Its disk dies with it, so there is nothing for it to save.
+const VMM_GRACE: Duration = Duration::from_millis(500);
+/// The journal's note that a lease is being taken back: from then on there is no way but to the end.
+pub const ENDING: &str = "ending";
+/// How long a CNI plugin gets whose runtime has died.
+const PLUGIN_GRACE: Duration = Duration::from_secs(10);
+/// How long the kernel gets to let go of an empty control group.
+const GROUP_LIMIT: Duration = Duration::from_secs(2);
+/// How long a supervisor gets to notice that its lease is gone.
+const SUPERVISOR_GRACE: Duration = Duration::from_secs(5);
+
+/// Why one step could not be taken back.
+#[derive(Debug, thiserror::Error)]
+pub enum UndoError {
+    /// A process could not be found or ended.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The namespace could not be removed.
+    #[error(transparent)]
+    Namespace(#[from] NetnsError),
+    /// The outer network could not be detached.
+    #[error(transparent)]
+    Detach(#[from] DetachError),
+    /// Files could not be removed.
+    #[error(transparent)]
+    Files(#[from] FileError),
+    /// The claim could not be removed.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// The shared SSH connection could not be ended.
+    #[error(transparent)]
+    Connection(#[from] crabbox_ssh::master::ExitError),
+    /// The control group could not be removed.
+    #[error("cannot remove control group {}", path.display())]
+    Cgroup {
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The journal names something outside the lease's own places: it is not touched.
+    #[error("the journal names {}, which is not part of this lease", path.display())]
+    Outside {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The journal could not be read or written.
+    #[error(transparent)]
+    Journal(#[from] JournalFileError),
+    /// The record could not be written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The lock could not be removed.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The lease's entry in the host's registry could not be removed.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+}
+
+/// How far a teardown goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Everything goes.
+    Everything,
+    /// The directory with its disk and record stays, marked `released` (`deleteOnRelease: false`).
+    KeepDirectory,
+}
+
+impl Extent {
+    /// How far the release of the lease with this record goes.
+    pub fn of(record: &LeaseRecord) -> Self {
+        if record.delete_on_release {
+            Self::Everything
+        } else {
+            Self::KeepDirectory
+        }
+    }
+}
+
+/// Who tears down, and under which failpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct Actor<'a> {
+    /// The process.
+    pub who: Who,
+    /// The failpoint that is armed.
+    pub failpoint: &'a str,
+}
+
+/// What became of a teardown.
+#[derive(Debug, Default)]
+#[must_use = "leftovers must be reported"]
+pub struct Report {
+    /// Steps that were taken back, in order.
+    pub undone: Vec<&'static str>,
+    /// Steps that could not be, with their reasons.
+    pub errors: Vec<(&'static str, UndoError)>,
+}
+
+impl Report {
+    /// Notes a step that could not be taken back, here and in the log.
+    fn left_over(&mut self, step: &'static str, error: UndoError) {
+        tracing::error!(step, "left over: {}", fault::chain(&error));
+        self.errors.push((step, error));
+    }
+
+    /// Each leftover in one line: the step and the chain of reasons.
+    pub fn leftovers(&self) -> Vec<String> {
+        self.errors
+            .iter()
+            .map(|(step, error)| format!("{step}: {}", fault::chain(error)))
+            .collect()
+    }
+}
+
+/// Takes back what was done for `lease`. The lock is given up at the end, with its file when the lease is gone.
+pub fn teardown(places: &Places, lease: OwnedLease, extent: Extent, actor: Actor<'_>) -> Report {
+    let _stage = tracing::info_span!("stage", name = "teardown").entered();
+    let mut report = Report::default();
+    let mut journal = match JournalFile::open(&lease.dir().journal()) {
+        Ok(journal) => journal,
+        Err(error) => {
+            // Without its journal a lease cannot be taken back safely: it is left whole and reported.
+            report.left_over("journal", error.into());
+            lease.release();
+            return report;
+        }
+    };
+    let state = journal.as_ref().map_or_else(
+        || foreign_journal(places, &lease),
+        |journal| journal.state().clone(),
+    );
+    if let Some(journal) = &mut journal
+        && state.note(ENDING).is_none()
+        && let Err(error) = journal.note(ENDING, "yes")
+    {
+        // Without this note a later cleanup may take a half-removed lease for a live one, which is the lesser harm.
+        report.left_over("journal", error.into());
+    }
+    let walk = Walk {
+        places,
+        lease: &lease,
+    };
+    if journal.is_none()
+        && let Err(error) = connection::close_all(places, lease.id().as_str())
+    {
+        report.left_over("connection", error.into());
+    }
+    for live in state.teardown() {
+        let name = live.step.name();
+        if matches!(live.step, Step::Directory { .. } | Step::Supervisor {})
+            || (extent == Extent::KeepDirectory && matches!(live.step, Step::Disk { .. }))
+        {
+            continue;
+        }
+        let _step = tracing::info_span!("step", name, undo = true).entered();
+        failpoint::hit(actor.failpoint, actor.who, &format!("undo-{name}"), Phase::Begun);
+        let outcome = walk.undo(live).and_then(|()| match &mut journal {
+            Some(journal) => Ok(journal.undone(live.seq)?),
+            None => Ok(()),
+        });
+        match outcome {
+            Ok(()) => {
+                tracing::debug!("undone");
+                report.undone.push(name);
+            }
+            Err(error) => report.left_over(name, error),
+        }
+        failpoint::hit(actor.failpoint, actor.who, &format!("undo-{name}"), Phase::Done);
+    }
+    if !report.errors.is_empty() {
+        lease.release();
+        return report;
+    }
+    finish(places, lease, &state, (extent, actor), &mut report);
+    report
+}
+
+/// The last part: directory, entry in the host's registry and lock, or the record of a kept directory, which keeps its entry. The
+/// supervisor is the last to be seen off.
+fn finish(
+    places: &Places,
+    lease: OwnedLease,
+    state: &Journal,
+    (extent, actor): (Extent, Actor<'_>),
+    report: &mut Report,
+) {
+    let supervisor = state.process("supervisor").cloned();
+    let kept = extent == Extent::KeepDirectory && lease.dir().metadata().exists();
+    let outcome = if kept {
+        mark_released(&lease)
+    } else {
+        remove_directory(&lease)
+    };
+    match outcome {
+        Ok(()) if kept => lease.release(),
+        Ok(()) => {
+            report.undone.push("directory");
+            failpoint::hit(actor.failpoint, actor.who, "undo-registry", Phase::Begun);
+            if let Err(error) = registry::forget(places, lease.id()) {
+                report.errors.push(("registry", error.into()));
+            }
+            failpoint::hit(actor.failpoint, actor.who, "undo-registry", Phase::Done);
+            if let Err(error) = lease.forget() {
+                report.left_over("lock", error.into());
+            }
+        }
+        Err(error) => {
+            report.left_over("directory", error);
+            lease.release();
+        }
+    }
+    if let Some(supervisor) = supervisor
+        && let Err(error) = end_supervisor(&supervisor)
+    {
+        report.left_over("supervisor", error);
+    }
+}
+
+fn mark_released(lease: &OwnedLease) -> Result<(), UndoError> {
+    let mut stored = leases::read(lease.dir())?;
+    let record = &mut stored.record;
+    record.set_process(None);
+    labels::set_state(&mut record.labels, &LeaseState::Released);
+    stored.save()?;
+    files::remove_tree(&lease.dir().cni_cache())?;
+    Ok(())
+}
+
+fn remove_directory(lease: &OwnedLease) -> Result<(), UndoError> {
+    let dir = lease.dir();
+    let entries = match std::fs::read_dir(dir.path()) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => {
+            return Err(FileError::Io {
+                attempt: "list",
+                path: dir.path().to_owned(),
+                source,
+            }
+            .into());
+        }
+    };
+    // The journal and the record go after everything else, so that a death here leaves a lease that can be taken back; and the
+    // supervisor's log, which says why something could not be removed.
+    let last = [dir.metadata(), dir.journal(), dir.supervisor_log()];
+    for entry in entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(|path| !last.contains(path))
+    {
+        files::remove_tree(&entry)?;
+    }
+    files::remove_tree(dir.path())?;
+    Ok(())
+}
+
+fn end_supervisor(supervisor: &ProcessId) -> Result<(), UndoError> {
+    let pid = std::process::id();
+    if supervisor.pid == pid {
+        return Ok(());
+    }
+    if let Some(handle) = process::open(supervisor)? {
+        if handle.wait_exit(SUPERVISOR_GRACE)? {
+            return Ok(());
+        }
+        handle.terminate(VMM_GRACE)?;
+    }
+    Ok(())
+}
+
+struct Walk<'a> {
+    places: &'a Places,
+    lease: &'a OwnedLease,
+}
+
+impl Walk<'_> {
+    fn undo(&self, live: &Live) -> Result<(), UndoError> {
+        match &live.step {
+            Step::Directory { .. } | Step::Supervisor {} | Step::Tap { .. } | Step::Mapping { .. } => Ok(()),
+            Step::Key { dir } => Ok(files::remove_tree(self.key_dir(dir)?)?),
+            Step::Disk { path } | Step::Jail { path } => Ok(files::remove_tree(self.inside(path)?)?),
+            Step::Mount { path } => Ok(files::withdraw(self.inside(path)?)?),
+            Step::Namespace { path } => Ok(netns::remove(self.inside(path)?)?),
+            Step::Attach { saved } => {
+                let saved = SavedAttach::from_value(saved)?;
+                if !live.done {
+                    end_plugins(&saved)?;
+                }
+                Ok(network::detach(self.places, &saved)?)
+            }
+            Step::Cgroup { path } => remove_cgroup(Path::new(path), self.lease),
+            Step::Vmm { dir, vmid } => self.end_vmm(live.process.as_ref(), self.inside(dir)?, vmid),
+            Step::Connection { control } => Ok(connection::close(Path::new(control))?),
+            Step::Claim {} => {
+                claims::remove(self.places, self.lease.id().as_str(), None)?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends the VMM by its identity; where it was never written, by its working directory or root, which is the lease's own, or by its
+    /// socket there.
+    fn end_vmm(&self, process: Option<&ProcessId>, dir: &Path, vmid: &str) -> Result<(), UndoError> {
+        let ids = if let Some(process) = process {
+            vec![process.clone()]
+        } else {
+            let mut ids = at_home_in(dir, vmid)?;
+            ids.extend(machine::running_on(&self.places.leases(), self.lease.id())?);
+            ids
+        };
+        for id in ids {
+            if let Some(handle) = process::open(&id)? {
+                handle.terminate(VMM_GRACE)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `path`, if it lies inside the lease directory.
+    fn inside<'p>(&self, path: &'p str) -> Result<&'p Path, UndoError> {
+        within(Path::new(path), self.lease.dir().path())
+    }
+
+    /// `path`, if it is the lease's key directory.
+    fn key_dir<'p>(&self, path: &'p str) -> Result<&'p Path, UndoError> {
+        let path = Path::new(path);
+        if path == self.places.keys(self.lease.id().as_str()) {
+            Ok(path)
+        } else {
+            Err(UndoError::Outside {
+                path: path.to_owned(),
+            })
+        }
+    }
+}
+
+fn within<'p>(path: &'p Path, dir: &Path) -> Result<&'p Path, UndoError> {
+    let plain = path
+        .components()
+        .all(|part| !matches!(part, std::path::Component::ParentDir));
+    if plain && path.starts_with(dir) && path != dir {
+        Ok(path)
+    } else {
+        Err(UndoError::Outside {
+            path: path.to_owned(),
+        })
+    }
+}
+
+/// Waits for the CNI plugins that a maker who died left running, then ends them: one that went on after the detachment would attach
+/// what nobody detaches any more.
+fn end_plugins(saved: &SavedAttach) -> Result<(), ProcessError> {
+    let SavedAttach::Cni(attachment) = saved else {
+        return Ok(());
+    };
+    let entry = format!("CNI_CONTAINERID={}", attachment.container_id);
+    let running = || match process::with_environment(&entry) {
+        Ok(left) if left.is_empty() => Some(Ok(())),
+        Ok(_) => None,
+        Err(error) => Some(Err(error)),
+    };
+    if let Some(over) = crabbox_host::clock::poll_until(PLUGIN_GRACE, running) {
+        return over;
+    }
+    for id in process::with_environment(&entry)? {
+        if let Some(handle) = process::open(&id)? {
+            handle.terminate(VMM_GRACE)?;
+        }
+    }
+    Ok(())
+}
+
+/// VMMs and their makers whose working directory or root is `dir`: they have the machine's id among their arguments, or are the
+/// supervisor's child that has not become one yet. A user's shell may stand there too and is nothing of ours.
+fn at_home_in(dir: &Path, vmid: &str) -> Result<Vec<ProcessId>, ProcessError> {
+    let own = std::process::id();
+    let mut found = Vec::new();
+    for candidate in process::list()? {
+        let here = |at: Option<&PathBuf>| at.is_some_and(|at| at == dir);
+        let ours = candidate
+            .cmdline
+            .iter()
+            .any(|arg| arg == vmid || arg == crate::protocol::SUPERVISE);
+        if candidate.id.pid != own && ours && (here(candidate.cwd.as_ref()) || here(candidate.root.as_ref()))
+        {
+            found.push(candidate.id);
+        }
+    }
+    Ok(found)
+}
+
+/// Removes the lease's own control groups: `<root>/crabbox-<tag>/<machine>` and its parent, both named with the tag.
+fn remove_cgroup(path: &Path, lease: &OwnedLease) -> Result<(), UndoError> {
+    let tag = lease.id().tag();
+    let tagged = |path: &Path| {
+        path.file_name()
+            .is_some_and(|name| name.to_string_lossy().ends_with(&tag))
+    };
+    let parent = path.parent().unwrap_or(path);
+    if !tagged(path)
+        || !tagged(parent)
+        || parent.parent() != Some(Path::new(crate::resource::cgroup::CGROUPS))
+    {
+        return Err(UndoError::Outside {
+            path: path.to_owned(),
+        });
+    }
+    remove_group(path)?;
+    remove_group(parent)
+}
+
+/// Removes one control group; the kernel needs a moment after its last process is gone.
+fn remove_group(path: &Path) -> Result<(), UndoError> {
+    let gone = crabbox_host::clock::poll_until(GROUP_LIMIT, || match std::fs::remove_dir(path) {
+        Ok(()) => Some(Ok(())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some(Ok(())),
+        Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => None,
+        Err(source) => Some(Err(source)),
+    });
+    let failed = |source| UndoError::Cgroup {
+        path: path.to_owned(),
+        source,
+    };
+    gone.unwrap_or_else(|| Err(std::io::ErrorKind::ResourceBusy.into()))
+        .map_err(failed)
+}
+
+/// What a lease without a journal (made by the Go program, or its maker died before the first line) may have left.
+fn foreign_journal(places: &Places, lease: &OwnedLease) -> Journal {
+    let record = leases::read(lease.dir())
+        .map(|stored| stored.record)
+        .unwrap_or_default();
+    let dir = lease.dir().path().to_string_lossy().into_owned();
+    let mut steps = vec![
+        (Step::Directory { path: dir.clone() }, None),
+        (
+            Step::Key {
+                dir: places.keys(lease.id().as_str()).to_string_lossy().into_owned(),
+            },
+            None,
+        ),
+        (
+            Step::Namespace {
+                path: lease.dir().netns().to_string_lossy().into_owned(),
+            },
+            None,
+        ),
+    ];
+    if let Some(saved) = network::saved_of_record(&record, lease.dir()) {
+        steps.push((
+            Step::Attach {
+                saved: saved.to_value(),
+            },
+            None,
+        ));
+    }
+    // Without a pid (its maker died before it wrote one) the machine is found by its socket in the lease directory.
+    steps.push((
+        Step::Vmm {
+            vmid: record.vmid.clone(),
+            dir: format!("{dir}/vm"),
+        },
+        record.process(),
+    ));
+    steps.push((Step::Claim {}, None));
+    let live = steps
+        .into_iter()
+        .zip(0..)
+        .map(|((step, process), seq)| Live {
+            seq,
+            step,
+            done: true,
+            process,
+        })
+        .collect();
+    Journal {
+        lease: lease.id().to_string(),
+        live,
+        ..Journal::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_paths_inside_the_lease_are_touched() {
+        let dir = Path::new("/s/leases/cbx_a");
+        assert!(within(Path::new("/s/leases/cbx_a/vm"), dir).is_ok());
+        for bad in [
+            "/s/leases/cbx_a",
+            "/s/leases/cbx_ab/vm",
+            "/etc",
+            "/s/leases/cbx_a/../cbx_b",
+            "vm",
+        ] {
+            assert!(within(Path::new(bad), dir).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! How a lease is asked for and what is said while it is made: request, events, ready, claimed. One JSON document a line.
+//!
+//! ```text
+//!  client                                              supervisor
+//!    {"version":1,"acquire":{..}}  ───────────────>
+//!                                  <───────────────   {"event":"allocated",..}, {"event":"stage",..} ...
+//!                                  <───────────────   {"event":"ready",..}
+//!    {"message":"claimed"}         ───────────────>
+//!                                  <───────────────   {"event":"watching"}
+//!                 at any time      <───────────────   {"event":"failed",..}: it is the last
+//! ```
+//! Today the line runs over the two pipes of a child process; nothing here depends on that. A failure crosses it as text with its
+//! kind, because the error values themselves cannot. The client that goes away before `claimed` has given the lease up. The first
+//! message names the version: one that is not known is refused by name, and nothing is made. After `watching` nothing is
+//! written, so that a client which has gone away never blocks the supervisor.
+
+use std::io::{BufRead, Read as _};
+use std::path::PathBuf;
+
+use crabbox_core::fault::{self, Fault, Kind};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::request::AcquireRequest;
+
+/// The hidden command under which this program is a supervisor.
+pub const SUPERVISE: &str = "__supervise";
+/// The version of this protocol. It rises when a message changes so that an older reader would misunderstand it; a field that may be left
+/// out is no such change.
+pub const VERSION: u32 = 1;
+/// The longest line of a client, in bytes: a request is a few KiB.
+const LINE_LIMIT: u64 = 1 << 20;
+
+/// The first message: a version and what is asked for.
+#[derive(Debug, Serialize)]
+struct Opening<'a> {
+    version: u32,
+    acquire: &'a AcquireRequest,
+}
+
+/// What is read of a first message before anything else in it means something.
+#[derive(Debug, Deserialize)]
+struct Versioned {
+    version: Option<u32>,
+}
+
+/// The rest of it.
+#[derive(Debug, Deserialize)]
+struct Opened {
+    acquire: AcquireRequest,
+}
+
+/// What the client says after its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "snake_case")]
+pub enum Message {
+    /// The lease has been entered and claimed: it is the client's own.
+    Claimed,
+}
+
+/// Why a request is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// It could not be read.
+    #[error("cannot read the lease request")]
+    Read(#[source] std::io::Error),
+    /// It ends in the middle, or is longer than any request.
+    #[error("the lease request is cut off or longer than {LINE_LIMIT} bytes")]
+    Cut,
+    /// It is not JSON, or lacks something.
+    #[error("the lease request is malformed")]
+    Malformed(#[source] serde_json::Error),
+    /// It is of another version of the protocol.
+    #[error("the lease request is of protocol version {found}, and this program speaks version {VERSION}")]
+    Version {
+        /// The version that it names.
+        found: u32,
+    },
+    /// It names none.
+    #[error("the lease request names no protocol version")]
+    Unversioned,
+}
+
+impl Fault for RequestError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Read(_) => Kind::General,
+            Self::Cut | Self::Malformed(_) | Self::Version { .. } | Self::Unversioned => Kind::Usage,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Version { .. } | Self::Unversioned => {
+                vec!["both ends must be of one release; was crabbox updated a moment ago?".to_owned()]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// The first line of a client, its newline included.
+pub fn opening(request: &AcquireRequest) -> Result<Vec<u8>, serde_json::Error> {
+    line(&Opening {
+        version: VERSION,
+        acquire: request,
+    })
+}
+
+/// A message of the protocol as its line, the newline included.
+pub fn line(message: &impl Serialize) -> Result<Vec<u8>, serde_json::Error> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// Reads a client's first line.
+pub fn read_request(input: &mut impl BufRead) -> Result<AcquireRequest, RequestError> {
+    let mut line = Vec::new();
+    input
+        .take(LINE_LIMIT)
+        .read_until(b'\n', &mut line)
+        .map_err(RequestError::Read)?;
+    if line.last() != Some(&b'\n') {
+        return Err(RequestError::Cut);
+    }
+    // The version first: what else stands in a message of another one is not ours to judge.
+    let opening: Versioned = serde_json::from_slice(&line).map_err(RequestError::Malformed)?;
+    match opening.version {
+        Some(VERSION) => {}
+        Some(found) => return Err(RequestError::Version { found }),
+        None => return Err(RequestError::Unversioned),
+    }
+    let opened: Opened = serde_json::from_slice(&line).map_err(RequestError::Malformed)?;
+    Ok(opened.acquire)
+}
+
+/// Reads what a client says after its request; `None` for its end, and for what is none of its messages.
+pub fn read_message(input: &mut impl BufRead) -> Option<Message> {
+    let mut line = Vec::new();
+    input.take(LINE_LIMIT).read_until(b'\n', &mut line).ok()?;
+    serde_json::from_slice(&line).ok()
+}
+
+/// One event of a lease being made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The lease has an id, a slug and a directory.
+    Allocated {
+        /// Its slug.
+        slug: String,
+        /// Its machine's name.
+        name: String,
+    },
+    /// A stage is over.
+    Stage(Stage),
+    /// The guest says that it is ready.
+    Ready(Ready),
+    /// The lease is the command line's, its record says `ready`, and the supervisor watches it.
+    Watching,
+    /// It did not work, and what was made has been taken back.
+    Failed(Failure),
+}
+
+/// A stage of the acquisition and what it took.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Stage {
+    /// Its name: `allocate`, `key`, `disk`, `network`, `vmm`, `boot`.
+    pub name: String,
+    /// Microseconds.
+    pub micros: u64,
+    /// Whose time it was.
+    pub whose: Whose,
+}
+
+/// Who spent the time of a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Whose {
+    /// crabbox itself and the helpers it runs.
+    Ours,
+    /// Firecracker: process start and its API.
+    Firecracker,
+    /// The guest, from its first instruction to `ready`.
+    Guest,
+    /// The SSH handshake.
+    Ssh,
+    /// Ours, done while the guest booted: it adds nothing to the whole.
+    Meanwhile,
+}
+
+/// What the command line needs to enter the lease.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ready {
+    /// Address of the guest as the host reaches it.
+    pub address: String,
+    /// The lease's private key.
+    pub key: PathBuf,
+    /// The file in which its host key is pinned.
+    pub known_hosts: PathBuf,
+    /// Where the shared SSH connection's socket belongs.
+    pub control: PathBuf,
+    /// Stages that the guest itself reported, with its uptime in milliseconds at their end.
+    pub guest_stages: Vec<(String, u64)>,
+}
+
+/// A failure in a form that crosses the pipe.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Failure {
+    /// Its kind.
+    pub kind: Kind,
+    /// The message.
+    pub message: String,
+    /// The causes, outermost first.
+    pub causes: Vec<String>,
+    /// What the user can do.
+    pub hints: Vec<String>,
+    /// The end of the guest's console, if it had one.
+    pub console: Vec<String>,
+    /// Steps of the rollback that did not work.
+    pub leftovers: Vec<String>,
+    /// Whether the machine itself ended while it booted: a fresh one may well come up.
+    #[serde(default)]
+    pub machine_ended: bool,
+}
+
+impl Failure {
+    /// Puts an error into words.
+    pub fn of(error: &dyn Fault, console: Vec<String>, leftovers: Vec<String>) -> Self {
+        Self {
+            kind: error.kind(),
+            message: error.to_string(),
+            causes: fault::causes(error).map(ToString::to_string).collect(),
+            hints: error.hints(),
+            console,
+            leftovers,
+            machine_ended: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

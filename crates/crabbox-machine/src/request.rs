@@ -1,0 +1,128 @@
+//! What the command line asks the supervisor to make: a lease, described completely.
+//!
+//! Everything is resolved before the request is written: absolute paths, chosen images, network mode. The supervisor must
+//! never read configuration or the environment.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crabbox_core::admission::Limits;
+use crabbox_core::network::NetworkMode;
+use serde::{Deserialize, Serialize};
+
+use crate::context::SavedPlaces;
+
+/// A lease to be made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AcquireRequest {
+    /// Where state is kept.
+    pub places: SavedPlaces,
+    /// Where the control socket of the lease's shared SSH connection goes.
+    pub control_dir: PathBuf,
+    /// The lease id, drawn by the caller so that it can clean up after a dead supervisor.
+    pub lease_id: String,
+    /// The slug the user asked for, normalised.
+    pub slug: Option<String>,
+    /// Whether the user asked to keep the lease.
+    pub keep: bool,
+    /// Time to live.
+    pub ttl: Duration,
+    /// Idle limit.
+    pub idle: Duration,
+    /// Configuration profile; a label.
+    pub profile: String,
+    /// Machine class; a label.
+    pub class: String,
+    /// Machine type; a label.
+    pub server_type: String,
+    /// User to make in the guest and to log in as.
+    pub ssh_user: String,
+    /// Port of the guest's sshd.
+    pub ssh_port: u16,
+    /// Directory in the guest under which trees are synced.
+    pub work_root: String,
+    /// Size of the machine.
+    pub machine: Machine,
+    /// When it is refused for want of room.
+    pub limits: Limits,
+    /// Programs that run on the host.
+    pub programs: Programs,
+    /// What boots in it.
+    pub guest: GuestSource,
+    /// How it reaches the network.
+    pub network: NetworkRequest,
+    /// How long start and readiness may take together.
+    pub launch_timeout: Duration,
+    /// Whether releasing the lease deletes its directory.
+    pub delete_on_release: bool,
+    /// The failpoint that is armed; empty for none.
+    pub failpoint: String,
+}
+
+/// Size of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Virtual CPUs, from 1 to 32 (Firecracker's limit).
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Disk in MiB.
+    pub disk_mib: u32,
+}
+
+/// Programs that run on the host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Programs {
+    /// The VMM, absolute.
+    pub firecracker: PathBuf,
+    /// The jailer, absolute; `None` runs the VMM without a jail.
+    pub jailer: Option<Jail>,
+}
+
+/// How the VMM is jailed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Jail {
+    /// The jailer, absolute.
+    pub jailer: PathBuf,
+    /// First uid (and gid) of the range that leases draw from.
+    pub first_uid: u32,
+    /// How many uids the range has.
+    pub uid_count: u32,
+}
+
+/// What boots in the machine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestSource {
+    /// An image of ours: a shared read-only base with a private layer above it.
+    Ours {
+        /// Its directory in the image store.
+        dir: PathBuf,
+        /// Its digest or name, for the record.
+        digest: String,
+    },
+    /// Anyone's kernel and root file system, seeded through NoCloud.
+    Foreign {
+        /// An ELF kernel.
+        kernel: PathBuf,
+        /// An ext4 image.
+        rootfs: PathBuf,
+        /// The initrd of ours that a kernel with its disk drivers as modules needs.
+        initrd: Option<PathBuf>,
+    },
+}
+
+/// The network mode and what it needs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NetworkRequest {
+    /// Which mode; `auto` is decided before a request is written.
+    pub mode: NetworkMode,
+    /// CNI configuration directory.
+    pub cni_conf_dir: PathBuf,
+    /// CNI plugin directories, first match wins.
+    pub cni_bin_dirs: Vec<PathBuf>,
+    /// CNI network name.
+    pub cni_network: String,
+    /// Range that built-in networking takes its /30s from.
+    pub nat_range: ipnet::Ipv4Net,
+}

@@ -1,0 +1,80 @@
+//! The SSH connection of a lease: one target and one control socket, the same for whoever computes them.
+//!
+//! The command line opens the connection, every later command shares it, teardown closes it. It must never outlive its lease.
+
+use std::path::{Path, PathBuf};
+
+use crabbox_core::record::LeaseRecord;
+use crabbox_host::private_dir::PrivateDir;
+use crabbox_ssh::control::{self, ControlError};
+use crabbox_ssh::forwards;
+use crabbox_ssh::master::{self, ExitError};
+use crabbox_ssh::target::{Target, TargetError};
+use crabbox_store::places::Places;
+
+/// Why a lease cannot be reached by SSH.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// The record names a user or host that cannot be used.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// There is no place for the control socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The record's port is not a number.
+    #[error("the record of lease {lease} has the SSH port {port:?}")]
+    Port {
+        /// The lease.
+        lease: String,
+        /// The port as recorded.
+        port: String,
+    },
+}
+
+/// The SSH target of a lease as its record has it, without a shared connection.
+pub fn target(record: &LeaseRecord, places: &Places) -> Result<Target, ConnectionError> {
+    let keys = places.keys(&record.lease_id);
+    let port = record.ssh_port.parse().map_err(|_| ConnectionError::Port {
+        lease: record.lease_id.clone(),
+        port: record.ssh_port.clone(),
+    })?;
+    let known_hosts = keys.join("known_hosts");
+    let mut target = Target::new(&record.ssh_user, &record.guest_ip, port, &known_hosts)?;
+    target.key = Some(keys.join("id_ed25519"));
+    target.on_this_machine = true;
+    // The Go program never seeds the file: its leases have one only after their first connection, and none is pinned.
+    target.host_key_pinned = Path::new(&record.state_dir).join("journal.jsonl").exists();
+    Ok(target)
+}
+
+/// The directory for control sockets that a request names, looked at again: it comes from another process.
+pub(crate) fn control_dir(dir: &Path) -> Result<PrivateDir, ConnectionError> {
+    Ok(PrivateDir::open(dir).map_err(ControlError::from)?)
+}
+
+/// The control socket of `target`.
+pub fn control(dir: &PrivateDir, target: &Target) -> Result<PathBuf, ConnectionError> {
+    Ok(control::path(dir, target)?)
+}
+
+/// The target with its shared connection.
+pub fn shared(record: &LeaseRecord, places: &Places, dir: &PrivateDir) -> Result<Target, ConnectionError> {
+    let mut target = target(record, places)?;
+    target.control = Some(control(dir, &target)?);
+    Ok(target)
+}
+
+/// Ends every shared connection that was opened with the key of lease `id`, for a lease whose journal does not tell.
+pub fn close_all(places: &Places, id: &str) -> Result<(), ExitError> {
+    for control in master::of_key(&places.keys(id).join("id_ed25519"))? {
+        close(&control)?;
+    }
+    Ok(())
+}
+
+/// Ends the shared connection at `control`, and the forwards of its lease; none there is fine.
+pub fn close(control: &Path) -> Result<(), ExitError> {
+    let forwards = forwards::forget(control);
+    master::exit(control)?;
+    forwards
+}

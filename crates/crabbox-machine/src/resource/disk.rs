@@ -1,0 +1,397 @@
+//! The VMM's directory: kernel, initrd with the seed, disks. Everything in it has a name relative to it, jailed or not.
+//!
+//! Preparing it costs the same for every image size: the kernel and the base are links, the layer is sparse. It must never
+//! write to an image of the store, and never let a path that Firecracker sees depend on where the lease lives.
+
+use std::io::Write as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use crabbox_core::fault::{self, Fault, Kind};
+use crabbox_fc::launch::JailLayout;
+use crabbox_host::clone::{self, CloneError};
+use crabbox_host::files::{self, FileError};
+use crabbox_host::unix::{self, SocketError};
+use crabbox_image::disk as image_disk;
+use crabbox_image::guest::{self, BootNetwork};
+use crabbox_image::kernel;
+use crabbox_image::seed::{LeaseSeed, NoCloud, SeedNetwork, nocloud_fat};
+
+use crate::lease::allocated::Allocated;
+use crate::lease::keys::LeaseKeys;
+use crate::request::{AcquireRequest, GuestSource};
+use crate::resource::network::GuestSide;
+
+/// The kernel's name in the VMM's directory.
+pub const KERNEL: &str = "vmlinux";
+/// The initrd's name; it carries the seed of our image.
+pub const INITRD: &str = "initrd.img";
+/// The shared read-only base's name.
+pub const BASE: &str = "base.ext4";
+/// The private writable disk's name.
+pub const DISK: &str = "disk.ext4";
+/// The seed drive's name, for anyone's image.
+pub const SEED: &str = "cidata.img";
+/// The vsock's name; Firecracker appends `_<port>` for connections from the guest.
+pub const VSOCK: &str = "vsock.sock";
+/// Firecracker's log.
+pub const LOG: &str = "firecracker.log";
+/// Firecracker's API socket.
+pub const API: &str = "api.sock";
+
+/// How the disk of our own image is made: an empty layer above the base that all leases share.
+pub const SHARED_BASE: &str = "shared-base";
+
+/// Why the directory could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// A file could not be made.
+    #[error(transparent)]
+    Files(#[from] FileError),
+    /// A file could not be copied.
+    #[error(transparent)]
+    Clone(#[from] CloneError),
+    /// A disk could not be made.
+    #[error(transparent)]
+    Disk(#[from] image_disk::DiskError),
+    /// The kernel is not one.
+    #[error("{} is not a usable guest kernel", path.display())]
+    Kernel {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: kernel::KernelError,
+    },
+    /// The seed could not be made.
+    #[error("cannot make the seed")]
+    Seed(#[source] crabbox_image::seed::NoCloudError),
+    /// The socket could not be made.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// A file could not be given to the VMM's user.
+    #[error("cannot give {} to uid {uid}", path.display())]
+    Owner {
+        /// The file.
+        path: PathBuf,
+        /// The uid.
+        uid: u32,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file could not be read or written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The kernel gave no randomness for the guest's seed.
+    #[error("cannot draw entropy for the guest")]
+    Entropy(#[source] std::io::Error),
+}
+
+impl Fault for DiskError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let full = is_out_of_space(self);
+        match self {
+            _ if full => vec!["free some space on the state directory's file system, or stop a lease".to_owned()],
+            Self::Kernel { .. } => vec![
+                "firecracker.kernel must be an uncompressed x86_64 ELF kernel (vmlinux); leave it unset to use crabbox's own image"
+                    .to_owned(),
+            ],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Whether an error's root is a full file system.
+fn is_out_of_space(error: &(dyn std::error::Error + 'static)) -> bool {
+    let full = |error: &(dyn std::error::Error + 'static)| {
+        error
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(files::out_of_space)
+            || matches!(error.downcast_ref(), Some(CloneError::NoSpace { .. }))
+    };
+    full(error) || fault::causes(error).any(full)
+}
+
+/// What is to be prepared.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// The VMM's directory.
+    pub home: PathBuf,
+    /// The jailer's own directory, of which `home` is a part.
+    pub jail: Option<PathBuf>,
+    /// Shared files that a hard link may not reach.
+    pub mounts: Vec<Shared>,
+    request: &'a AcquireRequest,
+    uid: Option<u32>,
+    id: String,
+    hostname: String,
+}
+
+/// A shared file of the image store, and its place in the VMM's directory.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// The file in the store.
+    pub source: PathBuf,
+    /// Its place.
+    pub target: PathBuf,
+}
+
+/// The prepared directory.
+#[derive(Debug)]
+pub struct Home {
+    /// Its path on the host.
+    pub dir: PathBuf,
+    /// How the private disk was made: a layer above a `shared-base`, a `reflink` or a `sparse-copy` of the whole.
+    pub method: &'static str,
+    /// The file that carries the seed.
+    pub seed: &'static str,
+    /// Whether the guest says `ready` over vsock.
+    pub says_ready: bool,
+    /// The VMM's user, when it has one of its own.
+    pub uid: Option<u32>,
+}
+
+/// Plans the directory of an allocated lease.
+pub fn plan<'a>(request: &'a AcquireRequest, made: &Allocated) -> Plan<'a> {
+    let record = &made.stored.record;
+    let layout = made.uid.and(request.programs.jailer.as_ref()).and_then(|_| {
+        // A name that the jailer would refuse is refused when the VMM is planned; until then nothing depends on it.
+        let id = record.vmid.parse().ok()?;
+        JailLayout::new(&made.lease.dir().jails(), &request.programs.firecracker, id).ok()
+    });
+    let home = layout
+        .as_ref()
+        .map_or_else(|| made.lease.dir().path().join("vm"), JailLayout::root);
+    let mounts = match &request.guest {
+        GuestSource::Ours { dir, .. } => vec![Shared {
+            source: dir.join(BASE),
+            target: home.join(BASE),
+        }],
+        GuestSource::Foreign { .. } => Vec::new(),
+    };
+    Plan {
+        jail: layout.as_ref().map(JailLayout::home),
+        home,
+        mounts,
+        request,
+        uid: made.uid,
+        id: made.lease.id().to_string(),
+        hostname: format!("crabbox-{}", record.slug),
+    }
+}
+
+/// Makes the directory and all in it but the shared files that need a mount.
+pub fn prepare(plan: &Plan<'_>, keys: &LeaseKeys, side: &GuestSide) -> Result<Home, DiskError> {
+    files::create_private_dir(&plan.home)?;
+    let (method, seed, says_ready) = match &plan.request.guest {
+        GuestSource::Ours { dir, .. } => (ours(plan, dir, keys, side)?, INITRD, true),
+        GuestSource::Foreign {
+            kernel,
+            rootfs,
+            initrd,
+        } => {
+            if let Some(initrd) = initrd {
+                clone::clone_file(initrd, &plan.home.join(INITRD))?;
+            }
+            (foreign(plan, kernel, rootfs, keys, side)?, SEED, false)
+        }
+    };
+    write_private(&plan.home.join(LOG), b"")?;
+    let home = Home {
+        dir: plan.home.clone(),
+        method,
+        seed,
+        says_ready,
+        uid: plan.uid,
+    };
+    home.give(&[INITRD, DISK, SEED, LOG])?;
+    Ok(home)
+}
+
+/// Puts a shared file in its place, read-only: a hard link, or a bind mount across file systems.
+pub fn mount(shared: &Shared) -> Result<(), DiskError> {
+    files::place_read_only(&shared.source, &shared.target)?;
+    Ok(())
+}
+
+fn ours(
+    plan: &Plan<'_>,
+    image: &Path,
+    keys: &LeaseKeys,
+    side: &GuestSide,
+) -> Result<&'static str, DiskError> {
+    place_kernel(plan, &image.join(KERNEL))?;
+    let (now, _) = crabbox_host::clock::unix_now();
+    let seed = LeaseSeed {
+        hostname: plan.hostname.clone(),
+        instance_id: plan.id.clone(),
+        user: plan.request.ssh_user.clone(),
+        authorized_keys: keys.lease.public_openssh.clone(),
+        host_key_private: keys.host.private_openssh.clone(),
+        host_key_public: keys.host.public_openssh.clone(),
+        network: Some(side.seed.clone()),
+        work_root: plan.request.work_root.clone(),
+        unix_time: now,
+        entropy: crabbox_host::random::bytes().map_err(DiskError::Entropy)?,
+    };
+    let source = image.join(INITRD);
+    let mut initrd = std::fs::read(&source).map_err(|error| DiskError::Write {
+        path: source,
+        source: error,
+    })?;
+    let padding = initrd.len().next_multiple_of(4) - initrd.len();
+    initrd.extend(std::iter::repeat_n(0, padding));
+    initrd.extend(seed.to_cpio());
+    write_private(&plan.home.join(INITRD), &initrd)?;
+    image_disk::make_layer(&plan.home.join(DISK), u64::from(plan.request.machine.disk_mib))?;
+    Ok(SHARED_BASE)
+}
+
+fn foreign(
+    plan: &Plan<'_>,
+    kernel: &Path,
+    rootfs: &Path,
+    keys: &LeaseKeys,
+    side: &GuestSide,
+) -> Result<&'static str, DiskError> {
+    place_kernel(plan, kernel)?;
+    let report = image_disk::clone_rootfs(
+        rootfs,
+        &plan.home.join(DISK),
+        u64::from(plan.request.machine.disk_mib),
+    )?;
+    let seed = NoCloud {
+        instance_id: plan.id.clone(),
+        hostname: plan.hostname.clone(),
+        user: plan.request.ssh_user.clone(),
+        authorized_keys: keys.lease.public_openssh.clone(),
+        host_key_private: keys.host.private_openssh.clone(),
+        host_key_public: keys.host.public_openssh.clone(),
+        work_root: plan.request.work_root.clone(),
+        network: Some(side.seed.clone()),
+    };
+    write_private(
+        &plan.home.join(SEED),
+        &nocloud_fat(&seed).map_err(DiskError::Seed)?,
+    )?;
+    Ok(match report.method {
+        clone::CloneMethod::Reflink => "reflink",
+        clone::CloneMethod::SparseCopy => "sparse-copy",
+    })
+}
+
+/// Checks the kernel and links it. Where a link cannot reach, or a jailed VMM could not read the file that it shares with
+/// others, the lease gets a copy of its own.
+fn place_kernel(plan: &Plan<'_>, kernel: &Path) -> Result<(), DiskError> {
+    kernel::check_elf(kernel).map_err(|source| DiskError::Kernel {
+        path: kernel.to_owned(),
+        source,
+    })?;
+    let target = plan.home.join(KERNEL);
+    let readable = std::fs::metadata(kernel).is_ok_and(|facts| facts.permissions().mode() & 0o004 != 0);
+    if (plan.uid.is_none() || readable) && std::fs::hard_link(kernel, &target).is_ok() {
+        return Ok(());
+    }
+    clone::clone_file(kernel, &target)?;
+    give(plan.uid, &target)
+}
+
+/// Gives a file of the lease's own to the VMM's user, when it has one.
+fn give(uid: Option<u32>, path: &Path) -> Result<(), DiskError> {
+    let Some(uid) = uid else { return Ok(()) };
+    std::os::unix::fs::lchown(path, Some(uid), Some(uid)).map_err(|source| DiskError::Owner {
+        path: path.to_owned(),
+        uid,
+        source,
+    })
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
+    let fail = |source| DiskError::Write {
+        path: path.to_owned(),
+        source,
+    };
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(fail)?;
+    file.write_all(bytes).map_err(fail)
+}
+
+impl Home {
+    /// The path of `name` in the directory.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Listens where Firecracker will connect when the guest speaks to `port`.
+    pub fn listen(&self, port: u32) -> Result<UnixListener, DiskError> {
+        listen(&self.join(&format!("{VSOCK}_{port}")), self.uid)
+    }
+
+    /// Gives files to the VMM's user, when it has one of its own.
+    fn give(&self, names: &[&str]) -> Result<(), DiskError> {
+        for path in names
+            .iter()
+            .map(|name| self.join(name))
+            .filter(|path| path.exists())
+        {
+            give(self.uid, &path)?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the socket at `path` for connections from a VMM with this uid.
+fn listen(path: &Path, uid: Option<u32>) -> Result<UnixListener, DiskError> {
+    let listener = unix::bind(path)?;
+    give(uid, path)?;
+    Ok(listener)
+}
+
+/// Listens in place of a supervisor that has died, in the directory of `disk`.
+pub fn listen_again(disk: &Path, port: u32, uid: Option<u32>) -> Result<UnixListener, DiskError> {
+    let path = disk.with_file_name(format!("{VSOCK}_{port}"));
+    match std::fs::remove_file(&path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            return Err(FileError::io("remove the dead socket", &path, source).into());
+        }
+        _ => {}
+    }
+    listen(&path, uid)
+}
+
+/// The kernel's command line for what boots.
+pub fn kernel_args(request: &AcquireRequest, side: &GuestSide) -> String {
+    match &request.guest {
+        GuestSource::Ours { .. } => guest::kernel_args(),
+        GuestSource::Foreign { initrd: Some(_), .. } => guest::handover_kernel_args(),
+        GuestSource::Foreign { initrd: None, .. } => {
+            let SeedNetwork {
+                address,
+                gateway,
+                dns,
+                ..
+            } = side.seed.clone();
+            guest::foreign_kernel_args(Some(&BootNetwork {
+                address,
+                gateway,
+                dns,
+            }))
+        }
+    }
+}

@@ -1,0 +1,477 @@
+//! The VMM of a lease: Firecracker, jailed or not, started in the lease's namespace and told what to boot.
+//!
+//! Whichever way it runs, it sees the same relative names in its directory. A VMM must never be started before its journal
+//! entry, and never inherits anything but its three standard streams.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use crabbox_core::admission::VMM_OVERHEAD_MIB;
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_fc::client::{Client, ClientError};
+use crabbox_fc::launch::{
+    Cgroup, DirectLaunch, InvalidExecFile, InvalidVmId, JailLaunch, JailLayout, ResourceLimit, VmId,
+    VmmOptions,
+};
+use crabbox_fc::plan::{self as boot_plan, BootPlan};
+use crabbox_fc::types::{BootSource, Drive, LogLevel, MachineConfig, NetworkInterface, Vsock};
+use crabbox_host::clock;
+use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::netns::{self, NetnsError};
+use crabbox_host::process::{self, ProcessError, ProcessHandle, ProcessId};
+use crabbox_host::unix::{self, DeadlineStream, SocketError};
+
+use crate::lease::allocated::Allocated;
+use crate::request::{AcquireRequest, GuestSource};
+use crate::resource::cgroup::CGROUPS;
+use crate::resource::disk::{API, BASE, DISK, Home, INITRD, KERNEL, LOG, SEED, VSOCK, kernel_args};
+use crate::resource::network::GuestSide;
+
+/// How long Firecracker may take from its start to its API socket.
+const API_LIMIT: Duration = Duration::from_secs(20);
+/// How long one API request may take.
+const REQUEST_LIMIT: Duration = Duration::from_secs(20);
+/// The context id of the guest's vsock; each Firecracker has its own vsock, so it need not be unique on the host.
+const GUEST_CID: u32 = 3;
+/// One more than the VMM's highest descriptor: each connection of the guest's vsock takes one. The jailer's own default.
+const OPEN_FILES: u64 = 2048;
+/// Threads and processes in the control group: one thread a vCPU, the API thread, the VMM thread, and room.
+const PIDS_BEYOND_CPUS: u32 = 32;
+/// Why the machine was not started.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// The program could not be started.
+    #[error(transparent)]
+    Spawn(#[from] CommandError),
+    /// The machine's name cannot be Firecracker's id.
+    #[error(transparent)]
+    Id(#[from] InvalidVmId),
+    /// The jailer would refuse the program.
+    #[error(transparent)]
+    ExecFile(#[from] InvalidExecFile),
+    /// The namespace could not be entered.
+    #[error(transparent)]
+    Namespace(#[from] NetnsError),
+    /// The process could not be looked at.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The console pipe could not be handed over.
+    #[error("cannot hand the console to the VMM")]
+    Console(#[source] std::io::Error),
+    /// It ended before it answered.
+    #[error("{} ended before its API answered", program.display())]
+    Ended {
+        /// The program.
+        program: PathBuf,
+    },
+    /// Its API socket never appeared.
+    #[error("its API socket {} did not appear within {API_LIMIT:?}", socket.display())]
+    NoApi {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// Its API socket cannot be used.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Its disk could not be measured.
+    #[error("cannot look at {}", path.display())]
+    Disk {
+        /// The disk.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It refused a request.
+    #[error(transparent)]
+    Api(#[from] ClientError),
+    /// The lease's launch timeout passed before it had started the guest.
+    #[error("it had not started the guest when the launch timeout was over")]
+    TimedOut,
+    /// The command that asked for the lease is gone or was interrupted.
+    #[error("the command that asked for it gave up")]
+    Cancelled,
+}
+
+impl Fault for VmmError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Spawn(_) | Self::Id(_) | Self::ExecFile(_) => Kind::Usage,
+            _ => Kind::Unavailable,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Spawn(_) => vec![
+                "firecracker.binary must be an executable Firecracker; `crabbox setup firecracker` fetches one".to_owned(),
+            ],
+            Self::Ended { .. } | Self::Api(_) => {
+                vec!["`crabbox doctor --provider firecracker` checks KVM, Firecracker and the image".to_owned()]
+            }
+            Self::TimedOut => {
+                vec!["a slow host needs a larger firecracker.launchTimeout".to_owned()]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// How long the making of a lease goes on.
+#[derive(Clone, Copy)]
+pub struct Patience<'a> {
+    /// When to give up.
+    pub deadline: Instant,
+    /// Whether to give up now.
+    pub cancelled: &'a dyn Fn() -> bool,
+}
+
+impl std::fmt::Debug for Patience<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Patience")
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How the VMM is started and what it is told.
+#[derive(Debug)]
+pub struct Plan {
+    cmd: Cmd,
+    program: PathBuf,
+    netns: PathBuf,
+    /// Whether the program enters the namespace by itself (the jailer does).
+    enters: bool,
+    api: PathBuf,
+    boot: BootPlan,
+    /// The control groups that the jailer makes, the lease's own first.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Plans the VMM of a lease.
+pub fn plan(
+    request: &AcquireRequest,
+    made: &Allocated,
+    home: &Home,
+    side: &GuestSide,
+) -> Result<Plan, VmmError> {
+    let vmid = &made.stored.record.vmid;
+    let netns = made.lease.dir().netns();
+    let firecracker = &request.programs.firecracker;
+    let boot = boot(request, side);
+    let options = VmmOptions {
+        log_path: Some(LOG.to_owned()),
+        level: Some(LogLevel::Info),
+        ..VmmOptions::new(API)
+    };
+    let id: VmId = vmid.parse()?;
+    let (argv, cgroup, enters) = match (&request.programs.jailer, made.uid) {
+        (Some(jail), Some(uid)) => {
+            let parent = format!("crabbox-{}", made.lease.id().tag());
+            let launch = JailLaunch {
+                jailer: jail.jailer.clone(),
+                layout: JailLayout::new(&made.lease.dir().jails(), firecracker, id)?,
+                uid,
+                gid: uid,
+                netns: Some(netns.clone()),
+                cgroup: Cgroup {
+                    parent: Some(parent.clone()),
+                    values: limits(request),
+                },
+                resource_limits: file_limits(home)?,
+                new_pid_ns: false,
+                options,
+            };
+            (
+                launch.argv(),
+                Some(PathBuf::from(CGROUPS).join(parent).join(vmid)),
+                true,
+            )
+        }
+        _ => (
+            DirectLaunch {
+                binary: firecracker.clone(),
+                id,
+                options,
+            }
+            .argv(),
+            None,
+            false,
+        ),
+    };
+    let (program, args) = argv.split_first().ok_or(VmmError::Ended {
+        program: firecracker.clone(),
+    })?;
+    Ok(Plan {
+        program: program.into(),
+        cmd: Cmd::new(program).args(args).cwd(&home.dir),
+        netns,
+        enters,
+        api: home.join(API),
+        boot,
+        cgroup,
+    })
+}
+
+/// The limits on the VMM's files: none longer than its disk, so that neither a log nor a file of a VMM in the wrong hands outgrows what was
+/// promised to the lease.
+fn file_limits(home: &Home) -> Result<Vec<(ResourceLimit, u64)>, VmmError> {
+    let path = home.join(DISK);
+    // Nothing ran in the directory yet: this is the disk that we made.
+    let disk = std::fs::metadata(&path).map_err(|source| VmmError::Disk { path, source })?;
+    Ok(vec![
+        (ResourceLimit::FileSize, disk.len()),
+        (ResourceLimit::NoFile, OPEN_FILES),
+    ])
+}
+
+/// The limits of the lease's control group: what was asked for and a little for the VMM.
+fn limits(request: &AcquireRequest) -> Vec<(String, String)> {
+    let machine = request.machine;
+    let memory = (u64::from(machine.memory_mib) + VMM_OVERHEAD_MIB) * 1024 * 1024;
+    vec![
+        ("memory.max".to_owned(), memory.to_string()),
+        ("memory.swap.max".to_owned(), "0".to_owned()),
+        // Quota and period in microseconds: as many whole CPUs as the guest has, and one more for the VMM's own threads.
+        (
+            "cpu.max".to_owned(),
+            format!("{} 100000", (u64::from(machine.cpus) + 1) * 100_000),
+        ),
+        (
+            "pids.max".to_owned(),
+            (machine.cpus + PIDS_BEYOND_CPUS).to_string(),
+        ),
+    ]
+}
+
+fn boot(request: &AcquireRequest, side: &GuestSide) -> BootPlan {
+    let drive = |id: &str, file: &str, read_only: bool, root: bool| Drive {
+        drive_id: id.to_owned(),
+        path_on_host: file.to_owned(),
+        is_root_device: root,
+        is_read_only: read_only,
+        cache_type: None,
+        io_engine: None,
+        rate_limiter: None,
+    };
+    let (initrd, drives) = match &request.guest {
+        GuestSource::Ours { .. } => (
+            Some(INITRD.to_owned()),
+            vec![
+                drive("base", BASE, true, false),
+                drive("disk", DISK, false, false),
+            ],
+        ),
+        GuestSource::Foreign { initrd, .. } => (
+            initrd.as_ref().map(|_| INITRD.to_owned()),
+            vec![
+                drive("rootfs", DISK, false, true),
+                drive("cidata", SEED, true, false),
+            ],
+        ),
+    };
+    let machine = MachineConfig {
+        // The settings allow no more than Firecracker's 32.
+        vcpu_count: u8::try_from(request.machine.cpus).unwrap_or(u8::MAX),
+        mem_size_mib: request.machine.memory_mib,
+        smt: false,
+        track_dirty_pages: false,
+        huge_pages: None,
+    };
+    let boot = BootSource {
+        kernel_image_path: KERNEL.to_owned(),
+        initrd_path: initrd,
+        boot_args: Some(kernel_args(request, side)),
+    };
+    BootPlan {
+        drives,
+        network: vec![NetworkInterface {
+            iface_id: "eth0".to_owned(),
+            host_dev_name: side.tap.clone(),
+            guest_mac: Some(side.seed.mac.clone()),
+            rx_rate_limiter: None,
+            tx_rate_limiter: None,
+        }],
+        vsock: Some(Vsock {
+            guest_cid: GUEST_CID,
+            uds_path: VSOCK.to_owned(),
+        }),
+        ..BootPlan::new(machine, boot)
+    }
+}
+
+/// A VMM that runs.
+#[derive(Debug)]
+pub struct Running {
+    handle: ProcessHandle,
+    id: ProcessId,
+}
+
+impl Running {
+    /// Its identity.
+    pub fn id(&self) -> &ProcessId {
+        &self.id
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        self.handle.wait_exit(Duration::ZERO).unwrap_or(false)
+    }
+
+    /// The handle, for the watch.
+    pub fn into_handle(self) -> ProcessHandle {
+        self.handle
+    }
+}
+
+/// Starts the VMM with its console on `pipe`.
+pub fn start(plan: &Plan, pipe: &File) -> Result<Running, VmmError> {
+    let stream = || pipe.try_clone().map(Stdio::from).map_err(VmmError::Console);
+    let mut command = plan.cmd.to_std();
+    command.stdin(Stdio::null()).stdout(stream()?).stderr(stream()?);
+    process::new_session(&mut command);
+    // The child is not waited for: its end is seen through the pidfd, and it is reaped when the supervisor ends.
+    let child = if plan.enters {
+        plan.cmd.spawn(&mut command)?
+    } else {
+        netns::within(&plan.netns, || plan.cmd.spawn(&mut command))??
+    };
+    let ended = || VmmError::Ended {
+        program: plan.program.clone(),
+    };
+    let id = process::identify(child.id())?.ok_or_else(ended)?;
+    let handle = process::open(&id)?.ok_or_else(ended)?;
+    Ok(Running { handle, id })
+}
+
+/// Waits for the API and boots the guest. A VMM may be in its guest's hand: however it answers, this is over with the VMM's end, a
+/// cancellation, the lease's deadline or [`REQUEST_LIMIT`].
+pub fn boot_guest(plan: &Plan, vmm: &Running, patience: Patience<'_>) -> Result<(), VmmError> {
+    let given_up = || {
+        if vmm.has_ended() {
+            return Some(VmmError::Ended {
+                program: plan.program.clone(),
+            });
+        }
+        if (patience.cancelled)() {
+            return Some(VmmError::Cancelled);
+        }
+        (Instant::now() >= patience.deadline).then_some(VmmError::TimedOut)
+    };
+    let connected = clock::poll_until(API_LIMIT, || match given_up() {
+        Some(error) => Some(Err(error)),
+        None => match unix::connect(&plan.api) {
+            Ok(stream) => Some(Ok(stream)),
+            Err(error) if error.is_absent() => None,
+            Err(error) => Some(Err(error.into())),
+        },
+    });
+    let stream = connected.unwrap_or_else(|| {
+        Err(VmmError::NoApi {
+            socket: plan.api.clone(),
+        })
+    })?;
+    let why = Cell::new(None);
+    let stop = || {
+        let error = given_up();
+        let stopped = error.is_some();
+        why.set(error);
+        stopped
+    };
+    let stream = DeadlineStream::new(stream).stopped_by(&stop);
+    stream.set_limit(REQUEST_LIMIT);
+    boot_plan::boot(&mut Client::new(stream), &plan.boot)
+        .map_err(|error| why.take().unwrap_or_else(|| error.into()))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use super::*;
+
+    /// Boots a guest at a VMM that `answers` once it is connected to, then says nothing until it is hung up on.
+    fn boot_at(
+        answers: impl FnOnce(&mut std::os::unix::net::UnixStream) + Send,
+        patience: Patience<'_>,
+    ) -> Result<(), VmmError> {
+        let dir = tempfile::tempdir().unwrap();
+        let api = dir.path().join(API);
+        let listener = unix::bind(&api).unwrap();
+        let id = process::identify(std::process::id()).unwrap().unwrap();
+        // The VMM lives as long as this test.
+        let vmm = Running {
+            handle: process::open(&id).unwrap().unwrap(),
+            id,
+        };
+        let machine = MachineConfig {
+            vcpu_count: 1,
+            mem_size_mib: 128,
+            smt: false,
+            track_dirty_pages: false,
+            huge_pages: None,
+        };
+        let source = BootSource {
+            kernel_image_path: KERNEL.to_owned(),
+            initrd_path: None,
+            boot_args: None,
+        };
+        let plan = Plan {
+            cmd: Cmd::new("firecracker"),
+            program: "firecracker".into(),
+            netns: PathBuf::new(),
+            enters: false,
+            api,
+            boot: BootPlan::new(machine, source),
+            cgroup: None,
+        };
+        std::thread::scope(|threads| {
+            threads.spawn(move || {
+                if let Ok((mut stream, _)) = listener.accept() {
+                    answers(&mut stream);
+                    stream.read_to_end(&mut Vec::new()).ok();
+                }
+            });
+            boot_guest(&plan, &vmm, patience)
+        })
+    }
+
+    /// The beginning of an answer, and more of one header for as long as somebody reads.
+    fn drip(stream: &mut std::os::unix::net::UnixStream) {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nX: ").ok();
+        while stream.write_all(b"x").is_ok() {
+            clock::nap(Duration::from_millis(20));
+        }
+    }
+
+    #[test]
+    fn a_vmm_that_drips_or_is_silent_holds_nobody_past_a_cancellation() {
+        for answers in [drip, |_: &mut std::os::unix::net::UnixStream| ()] {
+            let asked = Cell::new(0);
+            let cancelled = || {
+                asked.set(asked.get() + 1);
+                asked.get() > 4
+            };
+            let patience = Patience {
+                deadline: Instant::now() + Duration::from_hours(1),
+                cancelled: &cancelled,
+            };
+            let error = boot_at(answers, patience).unwrap_err();
+            assert!(matches!(error, VmmError::Cancelled), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_vmm_that_drips_holds_nobody_past_the_launch_timeout() {
+        let patience = Patience {
+            deadline: Instant::now() + Duration::from_millis(200),
+            cancelled: &|| false,
+        };
+        let outcome = boot_at(drip, patience);
+        assert!(matches!(outcome, Err(VmmError::TimedOut)), "{outcome:?}");
+    }
+}

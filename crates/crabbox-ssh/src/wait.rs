@@ -1,0 +1,44 @@
+//! Waiting for a descriptor, for another one that says to stop, and for the end of a time, whichever comes first.
+//!
+//! It must never take a signal for an event.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+/// What a wait ended with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ready {
+    /// The first descriptor.
+    First,
+    /// The second one.
+    Second,
+    /// Neither, in time.
+    Neither,
+}
+
+/// Waits until `first` has one of `events` (or an error), or `second` is readable or closed, or until `deadline`.
+/// When both are, the second one counts.
+pub(crate) fn wait(
+    first: BorrowedFd<'_>,
+    events: PollFlags,
+    second: Option<BorrowedFd<'_>>,
+    deadline: Option<Instant>,
+) -> io::Result<Ready> {
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        let mut fds = vec![PollFd::from_borrowed_fd(first, events)];
+        fds.extend(second.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        match poll(&mut fds, left.as_ref()) {
+            Ok(0) => return Ok(Ready::Neither),
+            Ok(_) if fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) => return Ok(Ready::Second),
+            Ok(_) => return Ok(Ready::First),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}

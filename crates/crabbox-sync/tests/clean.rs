@@ -1,0 +1,340 @@
+//! What git calls clean here it calls clean in the lease, and the rest is told in the same words: `git status --short` on both sides, with
+//! none of this side's configuration, filters or programs over there.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    unreachable_pub,
+    dead_code,
+    reason = "the exception for tests does not reach their fixtures"
+)]
+
+mod world;
+
+use std::path::Path;
+
+use crabbox_host::command::Cmd;
+use crabbox_sync::manifest::{Manifest, Scope};
+use crabbox_sync::repo::Repo;
+use crabbox_sync::transfer::{Options, Outcome, sync};
+use crabbox_sync::{Channel, SyncEvents};
+use world::{World, settle};
+
+/// What git says there, without a configuration of the user that this test runs as.
+fn status(dir: &Path) -> String {
+    let out = Cmd::new("git")
+        .args(["status", "--short"])
+        .cwd(dir)
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_CONFIG_SYSTEM", "/dev/null")
+        .run()
+        .unwrap();
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// git looks here (which may renew its index), the tree is synced, and both sides say `wanted`. Nothing that was seeded may fail.
+fn check_in(world: &World, scope: &Scope, wanted: &str) -> Outcome {
+    struct Heard(std::sync::Mutex<Vec<String>>);
+    impl SyncEvents for Heard {
+        fn warning(&self, line: &str) {
+            self.0.lock().unwrap().push(line.to_owned());
+        }
+    }
+    assert_eq!(status(&world.source()), wanted, "here");
+    let manifest = Manifest::build(&Repo::discover(&world.source()).unwrap(), scope).unwrap();
+    let heard = Heard(std::sync::Mutex::default());
+    let (channel, to) = (Channel::local(), world.destination());
+    let outcome = sync(&channel, &to, &manifest, &Options::default(), &heard).unwrap();
+    assert_eq!(heard.0.into_inner().unwrap(), Vec::<String>::new());
+    assert_eq!(status(&world.workdir()), wanted, "there");
+    outcome
+}
+
+/// The same with the whole tree, by memory where that is believed.
+fn check(world: &World, wanted: &str) -> Outcome {
+    assert_eq!(status(&world.source()), wanted, "here");
+    let outcome = world.sync();
+    assert_eq!(status(&world.workdir()), wanted, "there");
+    outcome
+}
+
+const COMMIT: &str = "git add -A; git commit -qm x; ";
+
+#[test]
+fn line_ends_are_what_the_settings_and_attributes_make_of_them() {
+    let world = World::new();
+    world.local(
+        &["printf 'a\\nb\\n' > t; printf '* text=auto\\nu text eol=crlf\\nraw -text\\n' > .gitattributes; printf '1\\n' > u; printf '1\\r\\n' > raw; ", COMMIT,
+          "git config core.autocrlf true; rm t u; git checkout -q t u; grep -q \"$(printf '\\r')\" t u"].concat(),
+    );
+    check(&world, "");
+    // Another setting alone is another repository.
+    world.local("git config core.autocrlf input; rm t; git checkout -q t; printf 'x\\r\\n' > t; git add t 2>/dev/null");
+    check(&world, "M  t\n");
+    world.local("git commit -qm crlf; git config core.autocrlf false; git config core.eol crlf; rm t; git checkout -q t");
+    check(&world, "");
+    // The attributes of this clone alone, and their end.
+    world.local("git config --unset core.eol; mkdir -p .git/info; printf 'raw text eol=crlf\\n' > .git/info/attributes; rm u raw; git checkout -q u raw; git add --renormalize raw; git commit -qm raw");
+    check(&world, "");
+    world.guest("touch raw; git status --short > /dev/null; test -z \"$(git diff raw)\"; printf 'y\\r\\n' >> raw; test $(git diff --numstat raw | cut -f1) = 1");
+    world.local(
+        "rm .git/info/attributes; printf '1\\n' > raw; git add raw; git commit -q --allow-empty -m back",
+    );
+    check(&world, "");
+    world.guest("test ! -e .git/info/attributes");
+}
+
+#[test]
+fn encodings_and_keywords_are_no_change() {
+    let world = World::new();
+    world.local(
+        &["printf '*.u16 working-tree-encoding=UTF-16\\n*.id ident\\n' > .gitattributes; printf 'h\\303\\251\\n' | iconv -t UTF-16 > a.u16; printf '$Id$\\n' > k.id; ", COMMIT,
+          "rm k.id a.u16; git checkout -q .; grep -q 'Id: ' k.id"].concat(),
+    );
+    check(&world, "");
+    world.local("printf 'w\\n' | iconv -t UTF-16 > a.u16");
+    check(&world, " M a.u16\n");
+}
+
+#[test]
+fn modes_and_links_that_do_not_count_here_do_not_count_there() {
+    let world = World::new();
+    world.local(&["echo 1 > a; echo 2 > b; chmod 755 b; ln -s a l; ", COMMIT].concat());
+    world.local("git config core.fileMode false; chmod 755 a; chmod 644 b");
+    check(&world, "");
+    world.local("git config core.symlinks false; rm l; git checkout -q l; test ! -L l");
+    check(&world, "");
+    world.local("git config core.fileMode true");
+    check(&world, " M a\n M b\n");
+    world.local("git config core.symlinks true");
+    check(&world, " M a\n M b\n T l\n");
+}
+
+const FILTER: &str = "git config filter.u.clean 'tr a-z A-Z'; git config filter.u.smudge 'tr A-Z a-z'; git config filter.u.required true; ";
+
+#[test]
+fn what_a_filter_made_is_clean_without_the_filter_and_stays_so() {
+    let world = World::new();
+    world.local(
+        &[
+            FILTER,
+            "echo '*.u filter=u' > .gitattributes; echo abc > f.u; echo def > g.u; echo 1 > plain; ",
+            COMMIT,
+        ]
+        .concat(),
+    );
+    check(&world, "");
+    world.guest(
+        "test \"$(cat f.u)\" = abc; test -z \"$(git config --get-regexp '^filter')\"; git diff --exit-code",
+    );
+    // A file that changes, one that only gets another time, and both back again.
+    world.local("echo more >> f.u; touch g.u");
+    settle();
+    check(&world, " M f.u\n");
+    world.local("git checkout -q f.u");
+    settle();
+    check(&world, "");
+    assert!(world.sync().skipped);
+    // A commit, an edit of another file, another branch.
+    world.local(&["echo new > h.u; echo more >> f.u; ", COMMIT].concat());
+    check(&world, "");
+    world.local("echo 2 > plain; echo n > new.u");
+    check(&world, " M plain\n?? new.u\n");
+    world.local("git add new.u; git checkout -q -b other; git rm -q --cached g.u");
+    check(&world, "D  g.u\nA  new.u\n M plain\n?? g.u\n");
+}
+
+#[test]
+fn pointers_of_large_files_are_clean_whether_they_were_fetched_or_not() {
+    let world = World::new();
+    // As git-lfs does it: what is a pointer already stays one.
+    world.local(
+        "printf '#!/bin/sh\\nin=$(cat; echo .); in=${in%%.}; case $in in pointer*) printf %%s \"$in\";; *) printf \"pointer %%s\\\\n\" \"$(printf %%s \"$in\" | cksum)\";; esac\\n' > ../clean; chmod 755 ../clean; \
+         git config filter.lfs.clean ../clean; git config filter.lfs.smudge cat; git config filter.lfs.required true; \
+         echo '*.bin filter=lfs diff=lfs merge=lfs -text' > .gitattributes; echo big > a.bin; echo large > b.bin",
+    );
+    world.local(
+        &[
+            COMMIT,
+            "git cat-file -p :b.bin > b.bin; git add b.bin; grep -q ^pointer b.bin; grep -q big a.bin",
+        ]
+        .concat(),
+    );
+    check(&world, "");
+    world.local("echo other > a.bin");
+    check(&world, " M a.bin\n");
+    // Fetched later: the same commit, another content, and still clean.
+    world.local("echo big > a.bin; echo large > b.bin; git add b.bin");
+    check(&world, "");
+}
+
+#[test]
+fn what_git_is_told_not_to_look_at_is_not_looked_at() {
+    let world = World::new();
+    world.local(
+        &[
+            "echo 1 > skipped; echo 2 > assumed; echo 3 > both; echo 4 > gone; ",
+            COMMIT,
+        ]
+        .concat(),
+    );
+    world.local(
+        "git update-index --skip-worktree skipped both; git update-index --assume-unchanged assumed both gone; \
+         for f in skipped assumed both; do echo local >> $f; done",
+    );
+    check(&world, "");
+    world.guest(
+        "test $(git ls-files -v | cut -c1 | tr -d '\\n') = hshS; test \"$(tail -n1 skipped)\" = local",
+    );
+    world
+        .local("git update-index --no-skip-worktree skipped; git update-index --no-assume-unchanged assumed");
+    check(&world, " M assumed\n M skipped\n");
+    world.local("git checkout -q skipped assumed");
+    check(&world, "");
+}
+
+#[test]
+fn what_is_kept_out_of_the_lease_is_no_change_there() {
+    let world = World::new();
+    world.local(
+        &[
+            "mkdir x y z; echo 1 > x/a; echo 2 > y/b; echo 3 > z/c; echo 4 > d; ",
+            COMMIT,
+        ]
+        .concat(),
+    );
+    let scope = |exclude: &[&str]| Scope {
+        exclude: exclude.iter().map(|rule| (*rule).to_owned()).collect(),
+        include: Vec::new(),
+    };
+    check_in(&world, &scope(&["/z/"]), "");
+    world.guest("test ! -e z");
+    for cone in ["--no-cone /x/ /d", "--cone x", "--cone --sparse-index x"] {
+        world.local(&format!("git sparse-checkout set {cone}; test ! -e y"));
+        check_in(&world, &scope(&["/y/", "/z/"]), "");
+        world.local("echo more >> x/a");
+        check_in(&world, &scope(&["/y/", "/z/"]), " M x/a\n");
+        world.local("git checkout -q x/a");
+    }
+    world.local("git sparse-checkout disable");
+    check_in(&world, &scope(&[]), "");
+    let include = Scope {
+        exclude: Vec::new(),
+        include: vec!["x".to_owned()],
+    };
+    check_in(&world, &include, "");
+}
+
+#[test]
+fn an_index_with_more_than_files_is_the_same_there() {
+    for format in ["sha1", "sha256"] {
+        let world = World::new();
+        world.local(&format!("rm -rf .git; git init -q --template= --object-format={format} -b main . && printf '[user]\\nname=t\\nemail=t@t\\n' >> .git/config"));
+        world.local(&["echo 1 > a; echo 2 > b; echo 3 > c; ", COMMIT].concat());
+        world.local("echo later > later; chmod 755 later; git add -N later; echo 4 > n; git add n; echo 5 >> n; git rm -q c");
+        check(&world, "D  c\n A later\nAM n\n");
+        world.guest("git diff --name-only | grep -qx later");
+        world.local(
+            "git reset -q --hard; git checkout -q -b other; echo theirs > a; git rm -q b; git commit -qam theirs; git checkout -q main; \
+             echo ours > a; echo ours > b; git commit -qam ours; git merge -q other >/dev/null 2>&1 || true",
+        );
+        check(&world, "UU a\nUD b\n");
+        world.guest("test $(git ls-files -u | wc -l) = 5; git cat-file -e :1:a; git cat-file -e :3:a");
+        world.local("git checkout -q --ours a; git add a b");
+        check(&world, "");
+    }
+}
+
+#[test]
+fn submodules_are_no_change_whether_they_are_there_or_not() {
+    let world = World::new();
+    world.local(
+        "for s in here absent out; do git init -q --template= $s; echo $s > $s/f; git -C $s add f; git -C $s -c user.name=t -c user.email=t@t commit -qm x; \
+         git -c advice.addEmbeddedRepo=false add $s; done; echo 1 > a; git add a; git commit -qm x; rm -rf absent; mkdir absent",
+    );
+    let scope = Scope {
+        exclude: vec!["/out/".to_owned()],
+        include: Vec::new(),
+    };
+    check_in(&world, &scope, "");
+    world.guest("test -d absent; test ! -e out; test -e here/f");
+    world.local("rmdir absent; echo 2 > a");
+    check_in(&world, &scope, " M a\n D absent\n");
+}
+
+#[test]
+fn settings_decide_what_is_shown_and_none_that_runs_anything_travels() {
+    let world = World::new();
+    world.local(&["echo 1 > a; printf x > 'h\\303\\251'; ", COMMIT].concat());
+    world.local(
+        "git config status.showUntrackedFiles no; git config core.quotePath false; git config core.pager evil; git config core.fsmonitor evil; \
+         git config core.sshCommand evil; git config core.hooksPath /evil; git config alias.st '!evil'; git config filter.e.clean evil; \
+         git config core.attributesFile /etc/passwd; echo 2 > new; echo 3 > a",
+    );
+    check(&world, " M a\n");
+    world.guest("! grep -r evil .git; ! grep -r root: .git");
+    world.local("git config --unset status.showUntrackedFiles");
+    check(&world, " M a\n?? new\n");
+    // A file of attributes that is a link could lead anywhere.
+    world.local("mkdir -p .git/info; ln -s /etc/passwd .git/info/attributes; echo 4 > a; git add a");
+    check(&world, "M  a\n?? new\n");
+    world.guest("test ! -e .git/info/attributes");
+}
+
+#[test]
+fn without_the_commit_of_here_nothing_looks_unchanged_against_an_older_one() {
+    let world = World::new();
+    world.local(&["echo 1 > a; ", COMMIT].concat());
+    check(&world, "");
+    settle();
+    // A commit that cannot be packed.
+    world.local(
+        "echo 2 > a; git commit -qam two; rm -f .git/objects/$(git rev-parse HEAD:a | sed 's,..,&/,')",
+    );
+    world.sync();
+    world.guest("test \"$(git status --short)\" = ' M a' && test \"$(cat a)\" = 2");
+}
+
+#[test]
+fn a_file_that_changes_while_git_looks_is_not_called_unchanged() {
+    let world = World::new();
+    world.local(
+        &[
+            FILTER,
+            "echo '*.u filter=u' > .gitattributes; echo abc > f.u; echo 1 > a; ",
+            COMMIT,
+        ]
+        .concat(),
+    );
+    // Of a time to come, as of a file that was written while git was asked about it.
+    world.local("touch -d '1 hour' a");
+    world.sync();
+    // Its git has to compare it.
+    world.guest("test $(git ls-files --debug a | grep -c 'mtime: 0:0') = 1");
+}
+
+#[test]
+fn an_index_that_the_guest_changed_is_not_trusted() {
+    let world = World::new();
+    world.local(
+        &[
+            FILTER,
+            "echo '*.u filter=u' > .gitattributes; echo abc > f.u; echo 1 > a; echo 2 > b; ",
+            COMMIT,
+        ]
+        .concat(),
+    );
+    settle();
+    check(&world, "");
+    // Staged there, and taken back by the sync, which must not call the other object the file that came.
+    world.guest("echo 9 > a; git add a");
+    check(&world, "");
+    world.guest("git update-index --index-version 4; git update-index --split-index; touch f.u");
+    check(&world, "");
+    world.guest("rm .git/index; touch f.u");
+    check(&world, "");
+    world.guest("printf garbage > .git/index; touch f.u");
+    check(&world, "");
+    // Same size, same second: what the guest writes behind a sync is still a change.
+    world.guest("echo 8 > a; test \"$(git status --short)\" = ' M a'");
+}

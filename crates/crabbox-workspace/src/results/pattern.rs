@@ -1,0 +1,168 @@
+//! Patterns for artifacts: `*`, `?` and `**` over paths below the working directory, as the Go program reads them.
+//!
+//! A pattern must never be able to name anything outside of that directory.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crabbox_core::fault::{Fault, Kind};
+
+/// A pattern that is no pattern.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid artifact pattern {pattern:?}: {why}")]
+pub struct PatternError {
+    /// The pattern.
+    pub pattern: String,
+    /// What is wrong with it.
+    pub why: &'static str,
+}
+
+impl Fault for PatternError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+}
+
+/// A pattern. It matches a file whose path, or whose directory, it describes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern(String);
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Pattern {
+    type Err = PatternError;
+
+    fn from_str(text: &str) -> Result<Self, PatternError> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "_./*?@+=:,-".contains(c);
+        let mut parts = text.split('/');
+        let why = if text.is_empty() {
+            "it is empty"
+        } else if text.starts_with(['-', '/']) {
+            "it must be relative and not begin with a dash"
+        } else if !text.chars().all(allowed) {
+            "only letters, digits and _ . / * ? @ + = : , - are allowed"
+        } else if parts.any(|part| part == "..") {
+            "it must stay below the working directory"
+        } else if text.split('/').any(|part| part == ".git" || part == ".crabbox") {
+            "nothing is taken from .git and .crabbox"
+        } else {
+            return Ok(Self(text.to_owned()));
+        };
+        Err(PatternError {
+            pattern: text.to_owned(),
+            why,
+        })
+    }
+}
+
+impl Pattern {
+    /// Whether it matches the file at this path below the working directory.
+    pub fn matches(&self, path: &[u8]) -> bool {
+        let wanted: Vec<&[u8]> = parts(self.0.as_bytes());
+        segments(&wanted, &parts(path))
+    }
+}
+
+/// The parts of a path, without those that say nothing.
+fn parts(path: &[u8]) -> Vec<&[u8]> {
+    path.split(|byte| *byte == b'/')
+        .filter(|part| !part.is_empty() && *part != b".")
+        .collect()
+}
+
+/// Row by row, so that the time is the product of the lengths whatever the pattern is.
+fn segments(wanted: &[&[u8]], path: &[&[u8]]) -> bool {
+    let mut reached = vec![false; path.len() + 1];
+    reached[0] = true;
+    for want in wanted {
+        let mut next = vec![false; path.len() + 1];
+        if *want == b"**" {
+            let first = reached.iter().position(|at| *at).unwrap_or(reached.len());
+            next[first..].fill(true);
+        } else {
+            for (at, part) in path.iter().enumerate() {
+                next[at + 1] = reached[at] && segment(want, part);
+            }
+        }
+        reached = next;
+    }
+    // A pattern that ends early has named a directory that the file is in, but not the working directory itself.
+    reached[1..].contains(&true)
+}
+
+fn segment(want: &[u8], part: &[u8]) -> bool {
+    let mut reached = vec![false; part.len() + 1];
+    reached[0] = true;
+    for want in want {
+        let mut next = vec![false; part.len() + 1];
+        if *want == b'*' {
+            let first = reached.iter().position(|at| *at).unwrap_or(reached.len());
+            next[first..].fill(true);
+        } else {
+            for (at, byte) in part.iter().enumerate() {
+                next[at + 1] = reached[at] && (*want == b'?' || want == byte);
+            }
+        }
+        reached = next;
+    }
+    reached[part.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pattern(text: &str) -> Pattern {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn stars_stay_in_their_segment_and_two_of_them_do_not() {
+        for (text, path, matches) in [
+            ("*.log", "a.log", true),
+            ("*.log", "d/a.log", false),
+            ("**/*.log", "a.log", true),
+            ("**/*.log", "d/e/a.log", true),
+            ("d/**/x", "d/x", true),
+            ("d/**/x", "d/e/f/x", true),
+            ("d/**/x", "e/x", false),
+            ("d/**", "d/x", true),
+            ("a?c", "abc", true),
+            ("a?c", "a/c", false),
+            ("dist", "dist/js/app.js", true),
+            ("./dist/", "dist/js/app.js", true),
+            ("dist", "distant", false),
+            ("a*b*c", "aXbYc", true),
+            ("a*b*c", "aXc", false),
+            ("**", "x", true),
+        ] {
+            assert_eq!(pattern(text).matches(path.as_bytes()), matches, "{text} {path}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_cannot_leave_the_directory() {
+        for text in [
+            "",
+            "/etc/passwd",
+            "-x",
+            "../x",
+            "a/../../x",
+            "{a,b}",
+            "a b",
+            "$(x)",
+            ".git/config",
+            "a/.crabbox/x",
+            "a\n",
+            "ü",
+        ] {
+            assert!(text.parse::<Pattern>().is_err(), "{text}");
+        }
+        let error = "a b".parse::<Pattern>().unwrap_err();
+        assert_eq!((error.pattern.as_str(), error.kind()), ("a b", Kind::Usage));
+    }
+}

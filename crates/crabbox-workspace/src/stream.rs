@@ -1,0 +1,95 @@
+//! A command of ours on the other side whose output is taken in while it comes.
+//!
+//! The taker runs in a thread of its own and may stop at any byte; it must be told nothing by the other side that it has not
+//! checked. What the other side says on its standard error is bounded.
+
+use std::io::{self, PipeReader};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use crabbox_host::budget::{Bound, Budget};
+
+use crabbox_ssh::exec::{self, Exec, ExecError, RemoteStatus, Sink, Stdin};
+use crabbox_ssh::target::Target;
+
+/// How much of what the other side says is kept, in bytes.
+const WORDS_LIMIT: usize = 16 * 1024;
+
+/// How much of the files of `target` may land in the file system of `into`.
+pub(crate) fn budget(target: &Target, into: impl AsFd) -> io::Result<Budget> {
+    let room = Budget::free_space(into)?;
+    Ok(match target.capacity {
+        Some(bytes) => room.each_at_most(bytes, Bound::Lease),
+        None => room,
+    })
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(crate) struct Streamed<T> {
+    /// What the taker made of the output.
+    pub(crate) taken: T,
+    /// How the command ended; [`ExecError::Output`] when the taker stopped early.
+    pub(crate) status: Result<RemoteStatus, ExecError>,
+    /// The end of its standard error.
+    pub(crate) said: Words,
+}
+
+/// Runs `script` and gives its output to `take`. Stops when `cancel` becomes readable.
+pub(crate) fn stream<T: Send>(
+    target: &Target,
+    script: String,
+    stdin: Stdin<'_>,
+    cancel: Option<BorrowedFd<'_>>,
+    take: impl FnOnce(PipeReader) -> T + Send,
+) -> io::Result<Streamed<T>> {
+    let (reader, mut writer) = io::pipe()?;
+    let mut said = Words::default();
+    let (taken, status) = std::thread::scope(|scope| {
+        let taking = scope.spawn(move || take(reader));
+        let exec = Exec {
+            script,
+            stdin,
+            stdout: Sink::Writer(&mut writer),
+            stderr: Sink::Writer(&mut said),
+            cancel,
+            limit: None,
+        };
+        let status = exec::run(target, exec);
+        drop(writer);
+        let taken = taking
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (taken, status)
+    });
+    Ok(Streamed { taken, status, said })
+}
+
+/// The last words of the other side.
+#[derive(Debug, Default)]
+pub(crate) struct Words(Vec<u8>);
+
+impl Words {
+    /// All that is kept, as text without white space around it.
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0).trim().to_owned()
+    }
+
+    /// Its lines.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let text = self.text();
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+impl io::Write for Words {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.extend_from_slice(bytes);
+        let surplus = self.0.len().saturating_sub(WORDS_LIMIT);
+        self.0.drain(..surplus);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,176 @@
+//! The command's two streams: handed through as they come, or kept in files, with the last lines remembered.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Write};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use crabbox_host::budget::Bounded;
+use crabbox_host::console::harmless;
+
+/// How many of the last lines of a stream are remembered.
+pub const TAIL_LINES: usize = 40;
+
+/// The longest remembered line, in bytes; what is beyond it is forgotten.
+const LINE_LIMIT: usize = 4096;
+
+/// How a line of the command begins that names the phase that begins with it.
+const PHASE: &[u8] = b"CRABBOX_PHASE:";
+/// The most phases that are kept.
+const PHASES: usize = 100;
+
+/// The phases that the command told of on either stream.
+#[derive(Debug, Default)]
+pub struct Phases(Mutex<Vec<(String, Instant)>>);
+
+impl Phases {
+    fn see(&self, line: &[u8]) {
+        let Some(name) = line.strip_prefix(PHASE) else {
+            return;
+        };
+        let name = String::from_utf8_lossy(name).trim().to_owned();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
+            return;
+        }
+        if let Ok(mut phases) = self.0.lock()
+            && phases.len() < PHASES
+        {
+            phases.push((name, Instant::now()));
+        }
+    }
+
+    /// The phases of a command that ended at `end`, in their order, each with how long it took.
+    pub fn ended(&self, end: Instant) -> Vec<(String, Duration)> {
+        let Ok(phases) = self.0.lock() else {
+            return Vec::new();
+        };
+        let ends = phases.iter().skip(1).map(|(_, began)| *began).chain([end]);
+        phases
+            .iter()
+            .zip(ends)
+            .map(|((name, began), ended)| (name.clone(), ended.saturating_duration_since(*began)))
+            .collect()
+    }
+}
+
+impl std::fmt::Debug for To<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Pass(_) => "Pass",
+            Self::File(_) => "File",
+        })
+    }
+}
+
+/// A stream that passes on what it gets and remembers its last lines.
+pub struct Tee<'a> {
+    to: To<'a>,
+    phases: &'a Phases,
+    lines: VecDeque<Vec<u8>>,
+    open: Vec<u8>,
+}
+
+/// Where a stream goes.
+pub enum To<'a> {
+    /// To whoever reads our own stream.
+    Pass(&'a (dyn Fn(&[u8]) + Sync)),
+    /// Into a file, in place of the terminal.
+    File(Bounded<File>),
+}
+
+impl std::fmt::Debug for Tee<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tee")
+            .field("lines", &self.lines.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> Tee<'a> {
+    /// A stream to `to` that looks for phases on the way.
+    pub fn new(to: To<'a>, phases: &'a Phases) -> Self {
+        Self {
+            to,
+            phases,
+            lines: VecDeque::new(),
+            open: Vec::new(),
+        }
+    }
+
+    /// The last lines, without terminal sequences.
+    pub fn tail(&self) -> Vec<String> {
+        let open = Some(&self.open).filter(|line| !line.is_empty());
+        let lines = self.lines.iter().chain(open);
+        lines
+            .map(|line| harmless(&String::from_utf8_lossy(line)))
+            .collect()
+    }
+
+    fn remember(&mut self, bytes: &[u8]) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let room = LINE_LIMIT.saturating_sub(self.open.len());
+            self.open.extend_from_slice(&piece[..piece.len().min(room)]);
+            if piece.ends_with(b"\n") {
+                self.phases.see(&self.open);
+                self.lines.push_back(std::mem::take(&mut self.open));
+                if self.lines.len() > TAIL_LINES {
+                    self.lines.pop_front();
+                }
+            }
+        }
+    }
+}
+
+impl Write for Tee<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.to {
+            To::Pass(pass) => pass(bytes),
+            To::File(file) => file.write_all(bytes)?,
+        }
+        self.remember(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_is_passed_on_and_the_last_lines_are_kept() {
+        let seen = Mutex::new(Vec::new());
+        let phases = Phases::default();
+        let pass = |bytes: &[u8]| seen.lock().unwrap().extend_from_slice(bytes);
+        let mut tee = Tee::new(To::Pass(&pass), &phases);
+        for number in 0..100 {
+            writeln!(tee, "line {number}").unwrap();
+        }
+        tee.write_all(b"\x1b[31mopen").unwrap();
+        let tail = tee.tail();
+        assert_eq!(
+            (tail.len(), tail[0].as_str(), tail[TAIL_LINES].as_str()),
+            (TAIL_LINES + 1, "line 60", "open")
+        );
+        assert!(seen.lock().unwrap().starts_with(b"line 0\nline 1\n"));
+    }
+
+    #[test]
+    fn phases_are_told_by_whole_lines_with_a_plain_name() {
+        let phases = Phases::default();
+        let pass = |_: &[u8]| {};
+        let mut tee = Tee::new(To::Pass(&pass), &phases);
+        tee.write_all(b"CRABBOX_PHASE:bui").unwrap();
+        tee.write_all(b"ld\r\nx CRABBOX_PHASE:no\nCRABBOX_PHASE:\nCRABBOX_PHASE:a,b\nCRABBOX_PHASE:test\n")
+            .unwrap();
+        let ended = phases.ended(Instant::now() + Duration::from_secs(5));
+        let names: Vec<&str> = ended.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["build", "test"]);
+        assert!(ended[1].1 >= Duration::from_secs(5) && ended[0].1 < Duration::from_secs(5));
+    }
+}

@@ -1,0 +1,239 @@
+//! Waiting until what a sync would bring has changed: `crabbox watch`.
+//!
+//! Events only wake it; whether the tree differs is always looked up. It must never miss a change because there was no event
+//! for it: where the system has no watches left, it looks every few seconds.
+
+use std::collections::BTreeSet;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crabbox_core::config::settings::SyncSettings;
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_host::watch::{Watch, Woken};
+use crabbox_sync::directories::directories;
+use crabbox_sync::manifest::Manifest;
+
+use crate::sync::{self, Repo, SyncError};
+
+/// How often to look where the system has no watches left.
+const BLIND: Duration = Duration::from_secs(2);
+
+/// Why it cannot be watched.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// The system gave no events.
+    #[error("cannot watch {}", root.display())]
+    Events {
+        /// The root.
+        root: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The tree could not be listed.
+    #[error(transparent)]
+    Sync(#[from] SyncError),
+}
+
+impl Fault for WatchError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Events { .. } => Kind::General,
+            Self::Sync(error) => error.kind(),
+        }
+    }
+}
+
+/// How a wait came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// The tree is another one.
+    Changed,
+    /// It stayed as it was for the whole time.
+    Idle,
+    /// The user does not want to wait any more.
+    Cancelled,
+}
+
+/// A tree under watch.
+#[derive(Debug)]
+pub struct Watched<'a> {
+    repo: &'a Repo,
+    settings: &'a SyncSettings,
+    watch: Watch,
+    seen: String,
+    /// Whether there are too few watches for this tree.
+    pub is_blind: bool,
+}
+
+impl<'a> Watched<'a> {
+    /// Watches from now on.
+    pub fn new(repo: &'a Repo, settings: &'a SyncSettings) -> Result<Self, WatchError> {
+        let watch = Watch::new().map_err(|source| WatchError::Events {
+            root: repo.root.clone(),
+            source,
+        })?;
+        let mut watched = Self {
+            repo,
+            settings,
+            watch,
+            seen: String::new(),
+            is_blind: false,
+        };
+        watched.seen = watched.look()?;
+        Ok(watched)
+    }
+
+    /// Waits for a tree that differs from the one seen last and has been left alone for `debounce`; at most `limit` in all.
+    pub fn wait(
+        &mut self,
+        debounce: Duration,
+        limit: Duration,
+        cancel: BorrowedFd<'_>,
+    ) -> Result<Change, WatchError> {
+        let end = Instant::now() + limit;
+        // Whatever happened since the last look woke nobody.
+        let mut look = true;
+        loop {
+            if look {
+                let now = self.look()?;
+                if now != self.seen {
+                    self.seen = now;
+                    return Ok(Change::Changed);
+                }
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(Change::Idle);
+            }
+            let pause = if self.is_blind { BLIND.min(left) } else { left };
+            match self.events(pause, cancel)? {
+                Woken::Cancelled => return Ok(Change::Cancelled),
+                Woken::Timeout => look = self.is_blind,
+                Woken::Change => {
+                    loop {
+                        match self.events(debounce, cancel)? {
+                            Woken::Cancelled => return Ok(Change::Cancelled),
+                            Woken::Timeout => break,
+                            Woken::Change => {}
+                        }
+                    }
+                    look = true;
+                }
+            }
+        }
+    }
+
+    fn events(&mut self, limit: Duration, cancel: BorrowedFd<'_>) -> Result<Woken, WatchError> {
+        let root = &self.repo.root;
+        self.watch
+            .wait(limit, cancel)
+            .map_err(|source| WatchError::Events {
+                root: root.clone(),
+                source,
+            })
+    }
+
+    /// The tree in one word. Looks again when a directory was new: what happened in it before it was watched woke nobody.
+    fn look(&mut self) -> Result<String, WatchError> {
+        loop {
+            let scope = sync::scope(self.settings);
+            let manifest = Manifest::build(self.repo, &scope).map_err(SyncError::from)?;
+            let dirs = directories(&manifest, &scope).map_err(SyncError::from)?;
+            if !self.watch_all(&dirs)? {
+                return Ok(word(&manifest));
+            }
+        }
+    }
+
+    /// Whether a directory is watched now that was not before.
+    fn watch_all(&mut self, dirs: &BTreeSet<PathBuf>) -> Result<bool, WatchError> {
+        let mut any = false;
+        for dir in dirs {
+            match self.watch.add(dir) {
+                Ok(new) => any |= new,
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error()) => {
+                    self.is_blind = true;
+                    return Ok(false);
+                }
+                Err(source) => {
+                    return Err(WatchError::Events {
+                        root: dir.clone(),
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(any)
+    }
+}
+
+/// What the manifest's own fingerprint cannot be used for: it is like no other while a file was touched a moment ago.
+fn word(manifest: &Manifest) -> String {
+    let mut text = Vec::new();
+    for entry in &manifest.entries {
+        let line = format!(
+            "{:?} {:o} {} {} ",
+            entry.kind, entry.mode, entry.size, entry.mtime_ns
+        );
+        text.extend_from_slice(line.as_bytes());
+        text.extend_from_slice(&entry.path);
+        text.push(0);
+    }
+    crabbox_host::digest::sha256(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::fd::AsFd as _;
+    use std::os::unix::net::UnixStream;
+
+    use crabbox_core::config::{Inputs, resolve};
+    use crabbox_host::command::Cmd;
+
+    use super::*;
+
+    #[test]
+    fn only_what_a_sync_would_bring_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        Cmd::new("git").args(["init", "-q"]).cwd(root).run().unwrap();
+        fs::write(root.join(".gitignore"), "ignored\n").unwrap();
+        let settings = resolve(&Inputs {
+            files: &[],
+            environment: &|_| None,
+            flags: &[],
+            home: None,
+            cwd: root,
+            user_file: None,
+        })
+        .unwrap()
+        .settings;
+        let repo = sync::look(root).unwrap();
+        let mut watched = Watched::new(&repo, &settings.sync).unwrap();
+        let (cancel, other) = UnixStream::pair().unwrap();
+        let mut wait = |limit| {
+            let debounce = Duration::from_millis(20);
+            watched.wait(debounce, limit, cancel.as_fd()).unwrap()
+        };
+        let (short, long) = (Duration::from_millis(300), Duration::from_secs(30));
+        assert_eq!(wait(short), Change::Idle);
+        fs::create_dir_all(root.join("ignored/deep")).unwrap();
+        fs::write(root.join("ignored/deep/file"), "x").unwrap();
+        assert_eq!(wait(short), Change::Idle, "nobody would sync that");
+        fs::create_dir_all(root.join("new/deep")).unwrap();
+        assert_eq!(wait(short), Change::Idle, "still no file");
+        // In a directory that was empty when it was seen.
+        fs::write(root.join("new/deep/file"), "x").unwrap();
+        assert_eq!(wait(long), Change::Changed);
+        fs::write(root.join("new/deep/file"), "xy").unwrap();
+        assert_eq!(wait(long), Change::Changed);
+        fs::remove_file(root.join("new/deep/file")).unwrap();
+        assert_eq!(wait(long), Change::Changed);
+        assert_eq!(wait(short), Change::Idle);
+        drop(other);
+        assert_eq!(wait(long), Change::Cancelled);
+    }
+}

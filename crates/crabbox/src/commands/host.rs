@@ -1,0 +1,9 @@
+//! Commands about this host and its configuration: set-up, images, providers, claims.
+
+pub(crate) mod claims;
+pub(crate) mod config;
+pub(crate) mod doctor;
+pub(crate) mod image;
+pub(crate) mod init;
+pub(crate) mod providers;
+pub(crate) mod setup;

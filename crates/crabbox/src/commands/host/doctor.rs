@@ -1,0 +1,191 @@
+//! `doctor`: whether this host can lease machines, and how to fix it where it cannot.
+
+use std::path::PathBuf;
+
+use crabbox_core::config::key::Name;
+use crabbox_core::config::{FlagValue, Provider as Which, ProviderError};
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_engine::host::doctor::{self, Check, Options};
+use crabbox_engine::provider::capability::Capability;
+use crabbox_engine::provider::registry;
+use crabbox_machine::context::Engine;
+use crabbox_machine::lease::find::Purpose;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::args::DoctorArgs;
+use crate::commands::engine;
+use crate::commands::lease::route;
+use crate::context::Ctx;
+use crate::env::EnvError;
+use crate::hint;
+use crate::ui::{CommandError, Exit};
+
+/// The document of `--json`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(in crate::commands) struct DoctorView<'a> {
+    /// Whether no check came out as `missing` or `failed`.
+    ok: bool,
+    /// The provider that was chosen; empty when none was.
+    provider: &'a str,
+    /// The checks, in the order in which they are shown.
+    checks: &'a [Check],
+}
+
+/// The document of `--all --json`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(in crate::commands) struct AllView<'a> {
+    /// Whether all of them are.
+    ok: bool,
+    /// What `doctor --json` says of each.
+    providers: Vec<DoctorView<'a>>,
+}
+
+/// How the doctor fails.
+#[derive(Debug, thiserror::Error)]
+enum DoctorError {
+    /// A check found something.
+    #[error("doctor found problems")]
+    Problems,
+    /// A flag for another provider than the one that was chosen.
+    #[error("--doctor-probe-ssh needs provider=ssh")]
+    NotSsh,
+}
+
+impl Fault for DoctorError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Problems => Kind::Problems,
+            Self::NotSsh => Kind::Usage,
+        }
+    }
+}
+
+/// What was found of one provider.
+#[derive(Debug)]
+struct Report {
+    provider: &'static str,
+    checks: Vec<Check>,
+}
+
+impl Report {
+    fn view(&self) -> DoctorView<'_> {
+        DoctorView {
+            ok: doctor::is_well(&self.checks),
+            provider: self.provider,
+            checks: &self.checks,
+        }
+    }
+}
+
+pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &DoctorArgs) -> Result<Exit, CommandError> {
+    let mut flags = args.keys.values.clone();
+    flags.extend(args.profile.iter().map(|profile| FlagValue {
+        key: Name::Profile,
+        values: vec![profile.clone()],
+    }));
+    if args.all {
+        return all(ctx, args, &flags);
+    }
+    let report = look(ctx, args, &flags)?;
+    if args.json {
+        ctx.printer.json(&report.view())?;
+    } else {
+        show(ctx, &report.checks);
+    }
+    ended(report.view().ok)
+}
+
+/// Each provider by itself, as if it were the one that was chosen.
+fn all(ctx: &Ctx<'_>, args: &DoctorArgs, flags: &[FlagValue]) -> Result<Exit, CommandError> {
+    let mut reports = Vec::new();
+    for name in &args.providers {
+        let chosen = FlagValue {
+            key: Name::ProviderName,
+            values: vec![Which::by_name(name.trim())?.name().to_owned()],
+        };
+        let others = flags.iter().filter(|flag| flag.key != Name::ProviderName);
+        let flags: Vec<FlagValue> = others.cloned().chain([chosen]).collect();
+        reports.push(look(ctx, args, &flags)?);
+    }
+    let providers: Vec<DoctorView<'_>> = reports.iter().map(Report::view).collect();
+    let ok = providers.iter().all(|report| report.ok);
+    if args.json {
+        ctx.printer.json(&AllView { ok, providers })?;
+    } else {
+        for report in &reports {
+            ctx.printer.line(format_args!("provider={}", report.provider));
+            show(ctx, &report.checks);
+        }
+    }
+    ended(ok)
+}
+
+fn ended(ok: bool) -> Result<Exit, CommandError> {
+    if ok {
+        Ok(Exit::SUCCESS)
+    } else {
+        Err(DoctorError::Problems.into())
+    }
+}
+
+/// Looks at the provider that these flags and the configuration choose.
+fn look(ctx: &Ctx<'_>, args: &DoctorArgs, flags: &[FlagValue]) -> Result<Report, CommandError> {
+    let settings = ctx.settings(flags)?.settings;
+    // None chosen is a finding of its own; one that does not exist is a word that was misspelt.
+    if let Err(error @ ProviderError::Unknown { .. }) = settings.provider() {
+        return Err(error.into());
+    }
+    let is_ssh = settings
+        .provider()
+        .is_ok_and(|which| registry::capabilities(which).has(Capability::SshProbe));
+    if args.doctor_probe_ssh && !is_ssh && !args.all {
+        return Err(DoctorError::NotSsh.into());
+    }
+    let engine = onlooker(ctx)?;
+    let options = Options {
+        config_file: ctx.env.user_config()?,
+        ssh_key: ctx.env.os("CRABBOX_SSH_KEY").map(PathBuf::from),
+        probe: args.probe,
+        prepare: args.prepare_check,
+        probe_ssh: args.doctor_probe_ssh && is_ssh,
+    };
+    let mut checks = doctor::run(&engine, &settings, &options);
+    if let Some(lease) = &args.id {
+        let provider = route::of_lease(&engine::looking(ctx)?, &settings, lease, "doctor")?;
+        let remote = doctor::remote(&provider.resolve(lease, Purpose::Use)?)?;
+        let place = checks
+            .iter()
+            .position(|check| check.check == "ssh-key")
+            .unwrap_or(checks.len());
+        checks.insert(place, remote);
+    }
+    for check in &mut checks {
+        if let Some(fix) = check.details.get_mut("fix") {
+            *fix = hint::complete(fix, flags);
+        }
+    }
+    let provider = settings.provider().map_or("", |provider| provider.name());
+    Ok(Report { provider, checks })
+}
+
+/// An engine that only looks: it starts nothing and has no connections.
+fn onlooker(ctx: &Ctx<'_>) -> Result<Engine, EnvError> {
+    Ok(Engine {
+        places: ctx.env.places()?,
+        exe: PathBuf::new(),
+        path: ctx.env.path().to_owned(),
+        runtime: None,
+        failpoint: String::new(),
+    })
+}
+
+/// The lines that the Go program prints, on standard output; how to fix a check follows on standard error.
+fn show(ctx: &Ctx<'_>, checks: &[Check]) {
+    for check in checks {
+        ctx.printer.line(check);
+        if let Some(fix) = check.details.get("fix") {
+            ctx.printer.note(format_args!("        fix: {fix}"));
+        }
+    }
+}

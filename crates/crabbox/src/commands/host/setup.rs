@@ -1,0 +1,232 @@
+//! `setup`: a host that can lease, in one command; and the offer of it where a command finds that there is none.
+
+use std::io::{BufRead as _, IsTerminal as _};
+
+use crabbox_core::config::{Settings, firecracker};
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_engine::host::images::Source;
+use crabbox_engine::host::setup::{self, Plan, Removal, SetupError, Step, Wanted};
+use crabbox_engine::provider::error::LeaseError;
+use crabbox_machine::context::Engine;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::args::SetupArgs;
+use crate::commands::engine;
+use crate::commands::lease::stages::Stages;
+use crate::context::Ctx;
+use crate::ui::{CommandError, Exit};
+
+/// The variable that names a bundle for hosts that are set up by `run` or `warmup`; read from the environment only, so that no
+/// repository can choose one.
+const FROM_VARIABLE: &str = "CRABBOX_SETUP_FROM";
+
+/// Why nothing was done.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    /// There is nobody to ask.
+    #[error("nothing was done: there is no terminal to ask on")]
+    NoTerminal,
+    /// The user said no.
+    #[error("nothing was done")]
+    Declined,
+}
+
+impl Fault for Refused {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::NoTerminal => {
+                vec!["add --yes to go ahead, or --dry-run to see what would be done".to_owned()]
+            }
+            Self::Declined => Vec::new(),
+        }
+    }
+}
+
+/// What `--json` prints at the end.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::commands) struct SetupView<'a> {
+    /// Whether nothing was done.
+    dry_run: bool,
+    /// What was done, or would be.
+    steps: Vec<String>,
+    /// What could be better on this host and is not for setup to change.
+    advice: &'a [String],
+}
+
+pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &SetupArgs) -> Result<Exit, CommandError> {
+    let settings = ctx.settings(&args.keys.values)?.settings;
+    let engine = engine::looking(ctx)?;
+    if args.remove {
+        return remove(ctx, &engine, args);
+    }
+    let cwd = ctx.env.cwd()?;
+    let from = args.from.as_deref().or_else(|| ctx.env.text(FROM_VARIABLE));
+    let wanted = Wanted {
+        from: from.map(|from| Source::named(from, cwd, args.sha256.clone())),
+    };
+    let plan = setup::plan(&engine, &settings, &firecracker::plan(&settings)?, &wanted)?;
+    if !args.json {
+        show(&plan, &|line| ctx.printer.line(line), ctx);
+    }
+    if !args.dry_run && !plan.steps.is_empty() {
+        if !args.yes {
+            ask(ctx, "Go ahead?")?;
+        }
+        apply(ctx, &engine, &plan, args.json)?;
+    }
+    if args.json {
+        ctx.printer.json(&SetupView {
+            dry_run: args.dry_run,
+            steps: plan.steps.iter().map(words).collect(),
+            advice: &plan.advice,
+        })?;
+    }
+    Ok(Exit::SUCCESS)
+}
+
+/// Sets up a host on which a command found nothing to lease with, when the user or CI agrees; `false` when `error` is about
+/// something else.
+pub(in crate::commands) fn offer(
+    ctx: &Ctx<'_>,
+    engine: &Engine,
+    settings: &Settings,
+    yes: bool,
+    error: Option<&LeaseError>,
+) -> Result<bool, LeaseError> {
+    let ci = matches!(ctx.env.text("CI"), Some("true" | "1"));
+    if !yes && !ci && !can_ask(ctx) {
+        return Ok(false);
+    }
+    let cwd = ctx.env.cwd().map_err(LeaseError::new)?;
+    let from = ctx.env.text(FROM_VARIABLE);
+    let wanted = Wanted {
+        from: from.map(|from| Source::named(from, cwd, None)),
+    };
+    let lease = firecracker::plan(settings)?;
+    let plan = setup::plan(engine, settings, &lease, &wanted).map_err(LeaseError::new)?;
+    if let Some(error) = error {
+        ctx.printer
+            .note(format_args!("This host is not set up for leases yet: {error}."));
+    }
+    // Standard output belongs to the command that was asked for.
+    show(&plan, &|line| ctx.printer.note(line), ctx);
+    if !yes && !ci {
+        ask(ctx, "Set it up now?").map_err(LeaseError::new)?;
+    }
+    apply(ctx, engine, &plan, false).map_err(LeaseError::new)?;
+    Ok(true)
+}
+
+fn apply(ctx: &Ctx<'_>, engine: &Engine, plan: &Plan, json: bool) -> Result<(), SetupError> {
+    let stages = Stages::new(ctx.printer, json);
+    setup::apply(engine, plan, &stages, &mut |_| {})?;
+    stages.done();
+    if !json && !plan.steps.is_empty() {
+        ctx.printer
+            .note("this host is set up; `crabbox setup firecracker --remove` takes it away again");
+    }
+    Ok(())
+}
+
+fn show(plan: &Plan, put: &dyn Fn(&str), ctx: &Ctx<'_>) {
+    if plan.steps.is_empty() {
+        put("nothing to do: this host is set up");
+    }
+    for step in &plan.steps {
+        put(&words(step));
+    }
+    for advice in &plan.advice {
+        ctx.printer.warn(advice);
+    }
+}
+
+/// A step as something to be done.
+fn words(step: &Step) -> String {
+    match step {
+        Step::Bundle {
+            from,
+            image,
+            programs,
+        } => {
+            let what = match (image, programs) {
+                (true, true) => "the guest image, and Firecracker if it is in there,",
+                (true, false) => "the guest image",
+                (false, _) => "Firecracker, if it is in there,",
+            };
+            format!("take {what} from {from}")
+        }
+        Step::BuildImage { store } => {
+            format!(
+                "build a guest image from Debian packages (about a minute) into {}",
+                store.display()
+            )
+        }
+        Step::Programs { dir } => format!("fetch Firecracker and its jailer into {}", dir.display()),
+        Step::Network { path, .. } => format!("write the CNI network {}", path.display()),
+        Step::Configuration { path } => format!("choose provider firecracker in {}", path.display()),
+    }
+}
+
+fn remove(ctx: &Ctx<'_>, engine: &Engine, args: &SetupArgs) -> Result<Exit, CommandError> {
+    let mut planned = Vec::new();
+    setup::remove(&engine.places, true, &mut |removal| {
+        planned.push(removal_words(removal));
+    })?;
+    if !args.json {
+        if planned.is_empty() {
+            ctx.printer.line("nothing to do: setup made nothing on this host");
+        }
+        for line in &planned {
+            ctx.printer.line(line);
+        }
+    }
+    if !args.dry_run && !planned.is_empty() {
+        if !args.yes {
+            ask(ctx, "Go ahead?")?;
+        }
+        setup::remove(&engine.places, false, &mut |_| {})?;
+    }
+    if args.json {
+        ctx.printer.json(&SetupView {
+            dry_run: args.dry_run,
+            steps: planned,
+            advice: &[],
+        })?;
+    }
+    Ok(Exit::SUCCESS)
+}
+
+fn removal_words(removal: &Removal) -> String {
+    match removal {
+        Removal::Image { digest } => format!("remove image {}", digest.get(..12).unwrap_or(digest)),
+        Removal::File { path } => format!("remove {}", path.display()),
+        Removal::Addresses { dir } => format!("remove {} if no address is given out", dir.display()),
+        Removal::Directory { path } => format!("remove {} if it is empty then", path.display()),
+        Removal::Changed { path } => format!("leave {}: it was changed since", path.display()),
+    }
+}
+
+fn can_ask(ctx: &Ctx<'_>) -> bool {
+    ctx.printer.shows_progress() && std::io::stdin().is_terminal()
+}
+
+/// Asks on the terminal; everything but a yes is a no.
+fn ask(ctx: &Ctx<'_>, question: &str) -> Result<(), Refused> {
+    if !can_ask(ctx) {
+        return Err(Refused::NoTerminal);
+    }
+    ctx.printer.note(format_args!("{question} [y/N]"));
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().read_line(&mut answer);
+    if read.is_ok() && matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
+        Ok(())
+    } else {
+        Err(Refused::Declined)
+    }
+}

@@ -1,0 +1,17 @@
+//! Commands about leases: made, looked at, kept, given back; and how a lease is found for any command.
+
+pub(crate) mod cleanup;
+pub(crate) mod entering;
+pub(crate) mod entry;
+pub(crate) mod heartbeat;
+pub(crate) mod inspect;
+pub(crate) mod list;
+pub(crate) mod logs;
+pub(crate) mod prewarm;
+pub(crate) mod route;
+pub(crate) mod stages;
+pub(crate) mod status;
+pub(crate) mod stop;
+pub(crate) mod unsupported;
+pub(crate) mod views;
+pub(crate) mod warmup;

@@ -1,0 +1,124 @@
+//! `cleanup`: gives back every lease that nobody needs any more, and says why.
+
+use crabbox_core::fault::Kind;
+use crabbox_machine::lifecycle::adopt;
+use crabbox_machine::lifecycle::release::{Decision, Subject};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::args::CleanupArgs;
+use crate::commands::lease::route;
+use crate::context::Ctx;
+use crate::ui::{CommandError, Exit};
+
+/// What `--json` prints, once, when everything is done.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::commands) struct CleanupView {
+    /// The provider, by its canonical name.
+    provider: &'static str,
+    /// Whether nothing was removed.
+    dry_run: bool,
+    /// What was looked at, in the order in which it was decided.
+    decisions: Vec<DecisionView>,
+}
+
+/// One decision.
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
+struct DecisionView {
+    /// The lease id; for an object without a record the lease that its tag names.
+    lease: String,
+    /// `lease`, `directory`, `claim`, or the kind of object that was found without a record.
+    subject: &'static str,
+    /// `remove`, `would_remove` or `skip`.
+    action: &'static str,
+    /// Why.
+    reason: String,
+    /// Why a removal did not work out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &CleanupArgs) -> Result<Exit, CommandError> {
+    let (engine, provider) = route::to_provider_only_looking(ctx, &args.keys.values)?;
+    let decisions = provider.cleanup(args.dry_run, &mut |decision| {
+        if !args.json {
+            show(ctx, args.dry_run, decision);
+        }
+    })?;
+    if !args.dry_run {
+        // What is left lives; one that lost its supervisor gets a new one.
+        adopt::orphans(&engine).ok();
+    }
+    if args.json {
+        ctx.printer.json(&CleanupView {
+            provider: provider.name(),
+            dry_run: args.dry_run,
+            decisions: decisions
+                .iter()
+                .map(|decision| DecisionView::new(decision, args.dry_run))
+                .collect(),
+        })?;
+    }
+    if decisions.iter().any(|decision| decision.error.is_some()) {
+        return Err(CommandError::silent(Kind::Remote));
+    }
+    Ok(Exit::SUCCESS)
+}
+
+impl DecisionView {
+    fn new(decision: &Decision, dry_run: bool) -> Self {
+        Self {
+            lease: decision.lease.clone(),
+            subject: match decision.subject {
+                Subject::Lease { .. } => "lease",
+                Subject::Directory => "directory",
+                Subject::Claim { .. } => "claim",
+                Subject::Object { kind, .. } => kind,
+            },
+            action: match (decision.remove, dry_run) {
+                (true, false) => "remove",
+                (true, true) => "would_remove",
+                (false, _) => "skip",
+            },
+            reason: decision.reason.clone(),
+            error: decision
+                .error
+                .as_ref()
+                .map(|error| crabbox_core::fault::chain(error)),
+        }
+    }
+}
+
+fn show(ctx: &Ctx<'_>, dry_run: bool, decision: &Decision) {
+    if decision.remove {
+        ctx.printer.line(line(decision, dry_run));
+    } else {
+        ctx.printer.note(line(decision, dry_run));
+    }
+    if let Some(error) = &decision.error {
+        ctx.printer.warn(format_args!(
+            "lease {}: {}",
+            decision.lease,
+            crabbox_core::fault::chain(error)
+        ));
+    }
+}
+
+/// One line a decision, in the Go program's words.
+fn line(decision: &Decision, dry_run: bool) -> String {
+    let Decision { lease, reason, .. } = decision;
+    let verb = match (decision.remove, dry_run) {
+        (true, false) => "remove",
+        (true, true) => "would remove",
+        (false, _) => "skip",
+    };
+    match &decision.subject {
+        Subject::Lease { vmid } => format!("{verb} firecracker lease={lease} vmid={vmid} reason={reason}"),
+        Subject::Directory => format!("{verb} firecracker lease={lease} vmid=- reason={reason}"),
+        Subject::Claim { slug } => {
+            format!("{verb} firecracker claim lease={lease} slug={slug} reason={reason}")
+        }
+        Subject::Object { kind, name } => format!("{verb} firecracker {kind} name={name} reason={reason}"),
+    }
+}

@@ -1,0 +1,93 @@
+//! The words for the way into a lease that a command works in, and the offer to set this host up where there is none to be had.
+
+use std::time::Duration;
+
+use crabbox_engine::entry::{Entry, EntryEvent, EntryEvents};
+use crabbox_engine::provider::Notice;
+use crabbox_engine::provider::error::LeaseError;
+use crabbox_engine::stage::Stages;
+
+use crate::commands::host::setup;
+use crate::commands::lease::route;
+use crate::context::Ctx;
+use crate::ui::Event;
+
+/// Says what happens on the way into a lease.
+pub(in crate::commands) struct Entering<'a> {
+    /// Where it is said.
+    pub(in crate::commands) ctx: &'a Ctx<'a>,
+    /// The command.
+    pub(in crate::commands) command: &'static str,
+}
+
+impl Stages for Entering<'_> {
+    fn began(&self, stage: &'static str) {
+        self.ctx.printer.began(stage);
+    }
+
+    fn ended(&self, stage: &'static str, took: Duration, ok: bool) {
+        self.ctx.printer.ended(stage, took, ok);
+    }
+}
+
+impl EntryEvents for Entering<'_> {
+    fn entry(&self, event: &EntryEvent<'_>) {
+        let printer = self.ctx.printer;
+        match event {
+            EntryEvent::Routed { lease, provider } => route::log(lease, *provider, self.command),
+            EntryEvent::Notice(notice) => show(self.ctx, notice),
+            EntryEvent::Retrying(error) => printer.warn(format_args!(
+                "bootstrap failed; retrying with fresh lease: {error}"
+            )),
+            EntryEvent::Console(lines) => {
+                printer.note(format_args!("console tail last {} lines:", lines.len()));
+                for line in *lines {
+                    printer.note(format_args!("  {line}"));
+                }
+            }
+            EntryEvent::Leased { lease, new } => printer.event(&Event::Leased {
+                lease: &lease.id,
+                slug: &lease.slug,
+                provider: lease.provider,
+                address: &lease.address,
+                new: *new,
+            }),
+            EntryEvent::Provisioned(lease) => printer.detail(format_args!(
+                "provisioned provider={} lease={} vmid={} ip={}",
+                lease.provider, lease.id, lease.name, lease.address
+            )),
+        }
+    }
+
+    fn set_up(
+        &self,
+        entry: &Entry<'_>,
+        agreed: bool,
+        error: Option<&LeaseError>,
+    ) -> Result<bool, LeaseError> {
+        setup::offer(self.ctx, entry.engine, entry.settings, agreed, error)
+    }
+}
+
+/// What a provider tells on the way.
+fn show(ctx: &Ctx<'_>, notice: &Notice<'_>) {
+    match notice {
+        Notice::Stage(stage) => {
+            let name = format!("lease/{}", stage.name);
+            ctx.printer.event(&Event::StageEnded {
+                stage: &name,
+                seconds: Duration::from_micros(stage.micros).as_secs_f64(),
+                ok: true,
+            });
+        }
+        Notice::Using {
+            lease,
+            slug,
+            host,
+            keep,
+        } => ctx.printer.detail(format_args!(
+            "using static target lease={lease} slug={slug} target=linux windows_mode=normal host={host} keep={keep}"
+        )),
+        Notice::Waiting(progress) => ctx.printer.note(progress),
+    }
+}

@@ -1,0 +1,69 @@
+//! Entering a lease that is there: found, claimed for the repository we stand in, touched.
+
+use crabbox_core::config::FlagValue;
+use crabbox_core::state::LeaseState;
+use crabbox_engine::provider::Provider;
+use crabbox_engine::provider::lease::{Lease, Target};
+use crabbox_machine::lease::find::{Purpose, ResolveError};
+
+use crate::commands::lease::route;
+use crate::context::Ctx;
+use crate::ui::CommandError;
+
+/// A lease that may be used.
+pub(in crate::commands) struct Entry {
+    /// Whose it is.
+    provider: Box<dyn Provider>,
+    /// The lease.
+    pub(in crate::commands) lease: Lease,
+    /// How it is entered.
+    pub(in crate::commands) target: Target,
+}
+
+/// Finds the lease called `name` for `command` and claims it.
+pub(in crate::commands) fn enter(
+    ctx: &Ctx<'_>,
+    flags: &[FlagValue],
+    name: &str,
+    command: &'static str,
+    reclaim: bool,
+) -> Result<Entry, CommandError> {
+    let entry = visit(ctx, flags, name, command)?;
+    let repo = ctx.root()?;
+    entry.provider.claim(&entry.lease, &repo, reclaim)?;
+    Ok(entry)
+}
+
+/// Finds the lease called `name` for `command`, without claiming it: for what does not depend on where we stand.
+pub(in crate::commands) fn visit(
+    ctx: &Ctx<'_>,
+    flags: &[FlagValue],
+    name: &str,
+    command: &'static str,
+) -> Result<Entry, CommandError> {
+    let (_, provider) = route::to_lease(ctx, flags, name, command)?;
+    let lease = provider.resolve(name, Purpose::Use)?;
+    let target = lease
+        .target
+        .clone()
+        .ok_or_else(|| ResolveError::NoAddress { id: lease.id.clone() })?;
+    Ok(Entry {
+        provider,
+        lease,
+        target,
+    })
+}
+
+impl Entry {
+    /// Refreshes the lease and leaves its state as it is.
+    pub(in crate::commands) fn refresh(&self) -> Result<(), CommandError> {
+        self.provider.touch(&self.lease, None, None)?;
+        Ok(())
+    }
+
+    /// Refreshes the lease.
+    pub(in crate::commands) fn touch(&self, state: &LeaseState) -> Result<(), CommandError> {
+        self.provider.touch(&self.lease, Some(state), None)?;
+        Ok(())
+    }
+}

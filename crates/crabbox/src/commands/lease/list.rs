@@ -1,0 +1,82 @@
+//! `list`: the leases of this host.
+
+use crabbox_engine::provider::Leases;
+use crabbox_engine::provider::lease::Lease;
+
+use crate::args::ListArgs;
+use crate::commands::lease::route;
+use crate::commands::lease::views;
+use crate::context::Ctx;
+use crate::ui::{CommandError, Exit};
+
+pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ListArgs) -> Result<Exit, CommandError> {
+    let Leases { leases, unusable } = route::to_provider(ctx, &args.keys.values)?.list()?;
+    for bad in &unusable {
+        ctx.printer.warn(format_args!(
+            "lease {} is left out: {}",
+            bad.name,
+            crabbox_core::fault::chain(&bad.error)
+        ));
+    }
+    if args.json {
+        let views: Vec<views::ListItem> = leases.iter().map(views::ListItem::new).collect();
+        ctx.printer.json(&views)?;
+        return Ok(Exit::SUCCESS);
+    }
+    for lease in &leases {
+        ctx.printer.line(line(lease));
+    }
+    Ok(Exit::SUCCESS)
+}
+
+fn line(lease: &Lease) -> String {
+    format!(
+        "{:<20} {:<28} {:<12} {:<14} {:<15} lease={} slug={} keep={} target=linux",
+        lease.display_id(),
+        lease.name,
+        lease.state,
+        lease.server_type,
+        lease.address,
+        lease.id,
+        lease.slug,
+        lease.is_kept()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::lease::views::sample;
+
+    #[test]
+    fn a_line_has_the_columns_of_the_reference() {
+        let lease = sample();
+        assert_eq!(
+            line(&lease),
+            "crabbox-jade-krill-1a2b3c4d crabbox-jade-krill-1a2b3c4d  ready        microvm        192.168.127.5   \
+             lease=cbx_0123456789ab slug=jade-krill keep=true target=linux"
+        );
+        let fresh = Lease {
+            name: "short".into(),
+            cloud_id: "short".into(),
+            address: String::new(),
+            state: crabbox_core::state::LeaseState::Provisioning,
+            ..lease
+        };
+        assert_eq!(
+            line(&fresh),
+            "short                short                        provisioning microvm                        \
+             lease=cbx_0123456789ab slug=jade-krill keep=true target=linux"
+        );
+    }
+
+    #[test]
+    fn an_element_is_the_reference_s() {
+        let mut lease = sample();
+        lease.labels.retain(|name, _| name == "state");
+        assert_eq!(
+            serde_json::to_string(&views::ListItem::new(&lease)).unwrap(),
+            r#"{"CloudID":"crabbox-jade-krill-1a2b3c4d","Provider":"firecracker","HostID":"","id":0,"name":"crabbox-jade-krill-1a2b3c4d","status":"ready","labels":{"state":"ready"},"public_net":{"ipv4":{"ip":"192.168.127.5"}},"private_net":{"ipv4":{"ip":""}},"server_type":{"name":"microvm"}}"#
+        );
+    }
+}

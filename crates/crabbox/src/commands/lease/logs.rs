@@ -1,0 +1,195 @@
+//! `logs`: the guest's console, the VMM's log or the supervisor's, at once or as it grows.
+
+use std::time::Duration;
+
+use crabbox_core::fault::{self, Fault, Kind};
+use crabbox_host::clock;
+use crabbox_host::console::harmless;
+use crabbox_machine::context::LeaseDir;
+use crabbox_machine::control::{Pong, Reply, Verb, client};
+use crabbox_machine::lease::logs::{self, Log, Source};
+use crabbox_machine::log_filter::LogFilter;
+
+use crate::args::LogsArgs;
+use crate::commands::lease::route;
+use crate::context::Ctx;
+use crate::ui::{CommandError, Exit, Printer};
+
+/// How often a followed log is looked at; a person's eye is no quicker.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Wrong usage.
+#[derive(Debug, thiserror::Error)]
+enum Usage {
+    /// No lease was named.
+    #[error(
+        "usage: crabbox logs [--console|--vmm|--supervisor [--level FILTER]] [--tail N] [--follow] <lease-id-or-slug>"
+    )]
+    Lease,
+    /// Two logs at once.
+    #[error("{0} and {1} exclude each other")]
+    Both(&'static str, &'static str),
+    /// A level for a log that has none.
+    #[error("--level needs --supervisor")]
+    Level,
+    /// The supervisor does not take the level.
+    #[error("the supervisor refuses: {0}")]
+    Refused(String),
+}
+
+impl Fault for Usage {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+}
+
+pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &LogsArgs) -> Result<Exit, CommandError> {
+    let name = args.lease.get().ok_or(Usage::Lease)?;
+    let source = source(args)?;
+    let filter = filter(args)?;
+    let (engine, _) = route::to_lease(ctx, &args.keys.values, name, "logs")?;
+    let (mut log, bytes) = logs::open(&engine, name, source)?;
+    if source == Source::Supervisor {
+        ask(ctx, log.dir(), filter)?;
+    }
+    let mut shown = Shown::new(ctx.printer);
+    shown.put(last_lines(&bytes, args.tail));
+    if args.follow {
+        follow(ctx, &mut log, &mut shown)?;
+    }
+    shown.finish();
+    Ok(Exit::SUCCESS)
+}
+
+/// The one log that was asked for, the console without a choice.
+fn source(args: &LogsArgs) -> Result<Source, Usage> {
+    let choices = [
+        (args.console, "--console", Source::Console),
+        (args.vmm, "--vmm", Source::Vmm),
+        (args.supervisor, "--supervisor", Source::Supervisor),
+    ];
+    let mut chosen = choices.into_iter().filter(|(given, ..)| *given);
+    match (chosen.next(), chosen.next()) {
+        (Some((_, one, _)), Some((_, other, _))) => Err(Usage::Both(one, other)),
+        (Some((.., source)), None) => Ok(source),
+        (None, _) => Ok(Source::Console),
+    }
+}
+
+/// The level that was asked for, looked at before anything else happens.
+fn filter(args: &LogsArgs) -> Result<Option<String>, CommandError> {
+    let Some(filter) = &args.level else {
+        return Ok(None);
+    };
+    if !args.supervisor {
+        return Err(Usage::Level.into());
+    }
+    filter.parse::<LogFilter>()?;
+    Ok(Some(filter.clone()))
+}
+
+/// Gives the supervisor its level, and says what it is at. One that does not reply is an error only for who wants something of it.
+fn ask(ctx: &Ctx<'_>, dir: &LeaseDir, filter: Option<String>) -> Result<(), CommandError> {
+    if let Some(filter) = filter
+        && let Reply::Refused { why } = client::ask(dir, &Verb::LogLevel { filter })?
+    {
+        return Err(Usage::Refused(why).into());
+    }
+    match client::ask(dir, &Verb::Ping) {
+        Ok(Reply::Pong(pong)) => {
+            let Pong {
+                pid,
+                program,
+                phase,
+                log,
+            } = pong;
+            ctx.printer.note(format_args!(
+                "supervisor pid={pid} release={program} phase={phase} log={log}"
+            ));
+        }
+        Ok(_) => {}
+        Err(error) => tracing::debug!("{}", fault::chain(&error)),
+    }
+    Ok(())
+}
+
+/// Shows what is written until the lease ends or nobody reads any more. A Ctrl-C ends the program: there is nothing to undo.
+fn follow(ctx: &Ctx<'_>, log: &mut Log, shown: &mut Shown<'_>) -> Result<(), CommandError> {
+    loop {
+        // Asked before the read: what was written until then is certainly read.
+        let over = log.is_over();
+        shown.put(&log.more()?);
+        if over || ctx.printer.is_deaf() {
+            return Ok(());
+        }
+        clock::nap(LOOK_EVERY);
+    }
+}
+
+/// The last `count` lines, all for 0.
+fn last_lines(bytes: &[u8], count: usize) -> &[u8] {
+    if count == 0 {
+        return bytes;
+    }
+    let body = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    let breaks = body
+        .iter()
+        .enumerate()
+        .rev()
+        .filter(|(_, byte)| **byte == b'\n')
+        .map(|(at, _)| at + 1);
+    let start = breaks.take(count).nth(count - 1).unwrap_or(0);
+    &bytes[start..]
+}
+
+/// Log text on its way to standard output: as it is into a pipe or file, without control characters to a terminal.
+struct Shown<'a> {
+    printer: &'a Printer,
+    /// The beginning of a line whose end has not come; only used for terminals.
+    open: Vec<u8>,
+}
+
+impl<'a> Shown<'a> {
+    fn new(printer: &'a Printer) -> Self {
+        Self {
+            printer,
+            open: Vec::new(),
+        }
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        if !self.printer.is_terminal() {
+            self.printer.bytes(bytes);
+            return;
+        }
+        self.open.extend_from_slice(bytes);
+        // A terminal sequence may be cut anywhere, a line may not.
+        while let Some(end) = self.open.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.open.drain(..=end).collect();
+            self.printer.line(harmless(
+                String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']),
+            ));
+        }
+    }
+
+    fn finish(self) {
+        if !self.open.is_empty() {
+            self.printer.line(harmless(&String::from_utf8_lossy(&self.open)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::last_lines;
+
+    #[test]
+    fn the_last_lines_are_whole_ones() {
+        assert_eq!(last_lines(b"a\nb\nc\n", 2), b"b\nc\n");
+        assert_eq!(last_lines(b"a\nb\nc", 1), b"c");
+        assert_eq!(last_lines(b"a\nb\n", 5), b"a\nb\n");
+        assert_eq!(last_lines(b"a\nb\n", 0), b"a\nb\n");
+        assert_eq!(last_lines(b"", 1), b"");
+        assert_eq!(last_lines(b"\n\n", 1), b"\n");
+    }
+}

@@ -1,0 +1,193 @@
+//! `prewarm`: a lease made ready ahead of its use, and looked at.
+
+use std::time::{Duration, Instant};
+
+use crabbox_core::config::FlagValue;
+use crabbox_engine::entry::Wanted;
+use crabbox_engine::host::prepare::NewLease;
+use crabbox_engine::provider::lease::Lease;
+use crabbox_engine::run::request::{CommandWish, LeaseWish, RunRequest, SyncWish};
+
+use crate::args::{LEASE_GROUPS, PrewarmArgs};
+use crate::command_line::CommandLine;
+use crate::commands::engine;
+use crate::commands::lease::warmup::Warmup;
+use crate::commands::work::run::{self, Invocation, Manner};
+use crate::context::Ctx;
+use crate::go;
+use crate::ui::{CommandError, Exit};
+
+pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PrewarmArgs) -> Result<Exit, CommandError> {
+    if args.json_events {
+        ctx.printer.tell_events();
+    }
+    if args.verbose {
+        ctx.printer.be_verbose();
+    }
+    let probe = args.probe_command.as_deref();
+    if args.dry_run {
+        ctx.printer.line(warming(args).shown());
+        if let Some(command) = probe {
+            let lease = args.slug.as_deref().unwrap_or("<lease>");
+            ctx.printer.line(probing(args, lease, command).shown());
+        }
+        return Ok(Exit::SUCCESS);
+    }
+    let started = Instant::now();
+    let interrupts = engine::interrupts()?;
+    let warm = Warmup {
+        wanted: Wanted {
+            lease: NewLease {
+                slug: args.slug.clone(),
+                keep: true,
+                reclaim: args.reclaim,
+            },
+            set_up: args.yes,
+        },
+        timing_json: args.timing_json,
+        flags: &args.keys.values,
+    };
+    let (provider, acquired) = warm.lease(ctx, &interrupts)?;
+    let lease = &acquired.lease;
+    let warmed = started.elapsed();
+    ctx.printer.line(format_args!(
+        "prewarm hydration=skipped reason=no_actions_workflow id={}",
+        lease.id
+    ));
+    let probing_since = Instant::now();
+    if let Some(command) = probe {
+        let probe = probe_of(args, &lease.id, command);
+        if let Err(error) = run::within(ctx, &probe, &interrupts) {
+            ctx.printer.note(format_args!(
+                "releasing {} server={}",
+                lease.id,
+                lease.display_id()
+            ));
+            // Why the probe failed counts more than how the lease is given back.
+            let stage = ctx.printer.stage("release");
+            let released = provider.give_back(lease);
+            stage.end(released.is_ok());
+            if let Err(error) = released {
+                let error = CommandError::from(error).text();
+                ctx.printer
+                    .warn(format_args!("the lease could not be given back: {error}"));
+            }
+            return Err(error);
+        }
+    }
+    complete(ctx, lease, warmed, probing_since.elapsed(), started.elapsed());
+    Ok(Exit::SUCCESS)
+}
+
+/// The `warmup` that does the same.
+fn warming(args: &PrewarmArgs) -> CommandLine {
+    CommandLine::new("warmup")
+        .maybe("slug", args.slug.as_deref())
+        .switch("json-events", args.json_events)
+        .switch("timing-json", args.timing_json)
+        .switch("reclaim", args.reclaim)
+        .switch("yes", args.yes)
+        .keys(&args.keys.values)
+}
+
+/// The `run` that does the same as the probe.
+fn probing(args: &PrewarmArgs, lease: &str, command: &str) -> CommandLine {
+    CommandLine::new("run")
+        .flag("id", lease)
+        .switch("json-events", args.json_events)
+        .switch("no-sync", true)
+        .switch("shell", true)
+        .keys(&flags_of_a_lease(args))
+        .rest([command.into()])
+}
+
+/// The probe: `command` in a shell of `lease`, in whatever tree is there.
+fn probe_of(args: &PrewarmArgs, lease: &str, command: &str) -> Invocation {
+    Invocation {
+        request: RunRequest {
+            lease: LeaseWish {
+                id: Some(lease.to_owned()),
+                ..LeaseWish::default()
+            },
+            sync: SyncWish {
+                no_sync: true,
+                ..SyncWish::default()
+            },
+            command: CommandWish {
+                shell: true,
+                words: vec![command.into()],
+                ..CommandWish::default()
+            },
+            ..RunRequest::default()
+        },
+        flags: flags_of_a_lease(args),
+        manner: Manner {
+            json_events: args.json_events,
+            ..Manner::default()
+        },
+    }
+}
+
+/// The flags that were given, but for those that say what a new lease is made of: they are nothing to one that is there.
+fn flags_of_a_lease(args: &PrewarmArgs) -> Vec<FlagValue> {
+    let is_of_leases = |flag: &&FlagValue| {
+        let flag = flag.key.key().flag;
+        flag.is_some_and(|flag| LEASE_GROUPS.contains(&flag.group))
+    };
+    args.keys.values.iter().filter(is_of_leases).cloned().collect()
+}
+
+fn complete(ctx: &Ctx<'_>, lease: &Lease, warmup: Duration, probe: Duration, total: Duration) {
+    ctx.printer.line(format_args!(
+        "prewarm complete id={} provider={} hydration=skipped warmup={}ms hydrate=0ms probe={}ms total={}",
+        lease.id,
+        lease.provider,
+        warmup.as_millis(),
+        probe.as_millis(),
+        go::milliseconds(total)
+    ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Command, parse};
+
+    #[test]
+    fn a_prewarm_is_the_two_commands_that_are_shown_for_it() {
+        let line = [
+            "crabbox",
+            "prewarm",
+            "--slug=s",
+            "--reclaim",
+            "--yes",
+            "--timing-json",
+            "--json-events",
+            "--ttl=1h",
+            "--provider=ssh",
+            "--firecracker-image=x",
+            "--desktop",
+        ];
+        let Command::Prewarm(args) = parse(&line.map(Into::into)).unwrap() else {
+            panic!("it begins with prewarm");
+        };
+        let Ok(Command::Run(probe)) = probing(&args, "jade-krill", "-x 'y'").parse() else {
+            panic!("it begins with run");
+        };
+        assert_eq!(probe_of(&args, "jade-krill", "-x 'y'"), (*probe).into());
+        let Ok(Command::Warmup(warm)) = warming(&args).parse() else {
+            panic!("it begins with warmup");
+        };
+        assert_eq!(warm.keys.values, args.keys.values);
+        assert_eq!(
+            (
+                warm.slug.as_deref(),
+                warm.keep,
+                warm.reclaim,
+                warm.yes,
+                warm.timing_json
+            ),
+            (Some("s"), true, true, true, true)
+        );
+    }
+}

@@ -1,0 +1,191 @@
+//! `status`: one line or one document about a lease, at once or when it is ready.
+
+use std::time::{Duration, Instant};
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::state::LeaseState;
+use crabbox_engine::provider::Provider;
+use crabbox_engine::provider::lease::Lease;
+use crabbox_host::clock;
+use crabbox_machine::lease::find::Purpose;
+use crabbox_workspace::session;
+
+use crate::args::StatusArgs;
+use crate::commands::lease::route;
+use crate::commands::lease::views::StatusView;
+use crate::context::Ctx;
+use crate::go::blank;
+use crate::ui::{CommandError, Exit};
+
+/// How often the line is repeated while waiting.
+const REPEAT: Duration = Duration::from_secs(5);
+
+/// Why the wait ended badly.
+#[derive(Debug, thiserror::Error)]
+enum StatusError {
+    /// No lease was named.
+    #[error("usage: crabbox status --id <lease-id-or-slug>")]
+    Usage,
+    /// The time is over.
+    #[error("timed out waiting for {id} to become ready")]
+    TimedOut {
+        /// What the user asked for.
+        id: String,
+    },
+    /// It will never become ready.
+    #[error("lease {id} reached terminal state {state} before ready")]
+    Terminal {
+        /// The lease.
+        id: String,
+        /// Its state.
+        state: LeaseState,
+    },
+}
+
+impl Fault for StatusError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Usage => Kind::Usage,
+            Self::TimedOut { .. } | Self::Terminal { .. } => Kind::Unavailable,
+        }
+    }
+}
+
+pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &StatusArgs) -> Result<Exit, CommandError> {
+    let name = args.lease.get().ok_or(StatusError::Usage)?;
+    let (_, provider) = route::to_lease(ctx, &args.keys.values, name, "status")?;
+    let deadline = Instant::now() + args.wait_timeout.to_std();
+    loop {
+        let lease = provider.resolve(name, Purpose::Look)?;
+        let view = view(&lease);
+        if !args.wait || view.ready {
+            if args.wait && view.ready {
+                refresh(provider.as_ref(), &lease);
+            }
+            show(ctx, args.json, &view)?;
+            warn_of_no_jail(ctx, &lease);
+            return Ok(Exit::SUCCESS);
+        }
+        if !args.json {
+            show(ctx, false, &view)?;
+        }
+        if lease.state.is_terminal() {
+            return Err(StatusError::Terminal {
+                id: lease.id,
+                state: lease.state,
+            }
+            .into());
+        }
+        let next = Instant::now() + REPEAT;
+        while Instant::now() < next.min(deadline) {
+            clock::nap(Duration::from_millis(50));
+            // A lease that has become ready is told at once, not at the next line.
+            if provider
+                .resolve(name, Purpose::Look)
+                .is_ok_and(|now| now.state != lease.state)
+            {
+                break;
+            }
+        }
+        if Instant::now() >= deadline {
+            return Err(StatusError::TimedOut { id: name.to_owned() }.into());
+        }
+    }
+}
+
+/// The view of a lease, with the question asked whether it can be entered now.
+pub(in crate::commands) fn view(lease: &Lease) -> StatusView {
+    let ready = lease.state.is_usable() && lease.target.as_ref().is_some_and(session::answers);
+    StatusView::new(lease, ready, clock::unix_seconds())
+}
+
+/// A VMM that runs as root is one bug of Firecracker away from the host.
+fn warn_of_no_jail(ctx: &Ctx<'_>, lease: &Lease) {
+    if lease.unjailed {
+        ctx.printer.warn(format_args!(
+            "lease {} runs without a jail: its Firecracker is root on this host (`crabbox doctor --provider firecracker` says why)",
+            lease.id
+        ));
+    }
+}
+
+/// A wait that was successful counts as use.
+fn refresh(provider: &dyn Provider, lease: &Lease) {
+    // The lease may have been stopped in this very moment; its status was still true.
+    provider.touch(lease, None, None).ok();
+}
+
+fn show(ctx: &Ctx<'_>, json: bool, view: &StatusView) -> Result<(), CommandError> {
+    if json {
+        ctx.printer.json(view)?;
+        return Ok(());
+    }
+    ctx.printer.line(line(view));
+    Ok(())
+}
+
+fn line(view: &StatusView) -> String {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    format!(
+        "{} slug={} provider={} target={} windows_mode=- state={} type={} host={} pond=- network={} ready={} has_host={} idle_for={} idle_timeout={} expires={}",
+        view.id,
+        blank(&view.slug),
+        view.provider,
+        view.target,
+        view.state,
+        view.server_type,
+        blank(&view.host),
+        view.network,
+        view.ready,
+        view.has_host,
+        blank(&text(&view.idle_for)),
+        blank(&text(&view.idle_timeout)),
+        blank(&text(&view.expires_at)),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::lease::views::sample;
+
+    const NOW: i64 = 1_754_000_090;
+
+    #[test]
+    fn the_line_is_the_reference_s() {
+        assert_eq!(
+            line(&StatusView::new(&sample(), true, NOW)),
+            "cbx_0123456789ab slug=jade-krill provider=firecracker target=linux windows_mode=- state=ready type=microvm \
+             host=192.168.127.5 pond=- network=public ready=true has_host=true idle_for=1m30s idle_timeout=30m0s \
+             expires=2025-07-31T22:43:20Z"
+        );
+        let bare = Lease {
+            address: String::new(),
+            target: None,
+            labels: crabbox_core::labels::Labels::new(),
+            ..sample()
+        };
+        assert_eq!(
+            line(&StatusView::new(&bare, false, NOW)),
+            "cbx_0123456789ab slug=jade-krill provider=firecracker target=linux windows_mode=- state=ready type=microvm \
+             host=- pond=- network=public ready=false has_host=false idle_for=- idle_timeout=30m0s expires=-"
+        );
+    }
+
+    #[test]
+    fn the_document_is_the_reference_s() {
+        let lease = sample();
+        assert_eq!(
+            serde_json::to_string(&StatusView::new(&lease, true, NOW)).unwrap(),
+            concat!(
+                r#"{"id":"cbx_0123456789ab","slug":"jade-krill","provider":"firecracker","target":"linux","state":"ready","#,
+                r#""serverId":"crabbox-jade-krill-1a2b3c4d","serverType":"microvm","host":"192.168.127.5","network":"public","#,
+                r#""sshHost":"192.168.127.5","sshUser":"crabbox","sshPort":"22","sshKey":"/k/id_ed25519","#,
+                r#""lastTouchedAt":"2025-07-31T22:13:20Z","idleFor":"1m30s","idleTimeout":"30m0s","#,
+                r#""expiresAt":"2025-07-31T22:43:20Z","labels":{"expires_at":"1754001800","idle_timeout_secs":"1800","#,
+                r#""keep":"true","last_touched_at":"1754000000","server_type":"microvm","state":"ready"},"#,
+                r#""hasHost":true,"ready":true}"#
+            )
+        );
+    }
+}

@@ -1,0 +1,118 @@
+//! `warmup`: leases a machine and leaves it ready.
+
+use std::time::Instant;
+
+use crabbox_core::config::FlagValue;
+use crabbox_core::timestamp;
+use crabbox_engine::entry::{Entry, Wanted};
+use crabbox_engine::host::prepare::NewLease;
+use crabbox_engine::provider::AcquiredLease;
+use crabbox_engine::provider::Provider;
+use crabbox_engine::provider::lease::Lease;
+use crabbox_engine::run::report::Outcome;
+use crabbox_host::signals::Interrupts;
+
+use crate::args::WarmupArgs;
+use crate::commands::engine;
+use crate::commands::lease::entering::Entering;
+use crate::context::Ctx;
+use crate::go;
+use crate::timing::TimingJson;
+use crate::ui::{CommandError, Exit};
+
+pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &WarmupArgs) -> Result<Exit, CommandError> {
+    if args.json_events {
+        ctx.printer.tell_events();
+    }
+    if args.verbose {
+        ctx.printer.be_verbose();
+    }
+    let warmup = Warmup {
+        wanted: Wanted {
+            lease: NewLease {
+                slug: args.slug.clone(),
+                keep: args.keep,
+                reclaim: args.reclaim,
+            },
+            set_up: args.yes,
+        },
+        timing_json: args.timing_json,
+        flags: &args.keys.values,
+    };
+    warmup.lease(ctx, &engine::interrupts()?)?;
+    Ok(Exit::SUCCESS)
+}
+
+/// A lease made ready ahead of its use, and how that is told.
+pub(in crate::commands) struct Warmup<'a> {
+    /// What is wanted of the lease.
+    pub(in crate::commands) wanted: Wanted,
+    /// Whether timings are told as a line of JSON.
+    pub(in crate::commands) timing_json: bool,
+    /// Flags that set configuration keys.
+    pub(in crate::commands) flags: &'a [FlagValue],
+}
+
+impl Warmup<'_> {
+    /// Makes the lease and says so.
+    pub(in crate::commands) fn lease(
+        &self,
+        ctx: &Ctx<'_>,
+        interrupts: &Interrupts,
+    ) -> Result<(Box<dyn Provider>, AcquiredLease), CommandError> {
+        let started = Instant::now();
+        let settings = ctx.settings(self.flags)?.settings;
+        let engine = engine::adopting(ctx)?;
+        let entry = Entry {
+            engine: &engine,
+            settings: &settings,
+            repo: &ctx.root()?,
+            interrupts,
+            events: &Entering {
+                ctx,
+                command: "warmup",
+            },
+        };
+        let (provider, acquired) = entry.new_lease(&self.wanted)?;
+        let lease = &acquired.lease;
+        print_leased(ctx, lease);
+        let total = started.elapsed();
+        ctx.printer
+            .line(format_args!("warmup complete total={}", go::milliseconds(total)));
+        if self.timing_json {
+            let outcome = Outcome {
+                total,
+                lease: Some(total),
+                stages: acquired.stages.clone(),
+                guest_stages: acquired.guest_stages.clone(),
+                ..Outcome::default()
+            };
+            ctx.printer
+                .note_json(&TimingJson::new(lease, &outcome, self.flags))?;
+        }
+        Ok((provider, acquired))
+    }
+}
+
+/// The two lines by which scripts know a lease.
+fn print_leased(ctx: &Ctx<'_>, lease: &Lease) {
+    let idle = go::seconds(lease.idle_seconds());
+    let expires = timestamp::rfc3339(lease.expires_at().unwrap_or_default());
+    ctx.printer.line(format_args!(
+        "leased {} slug={} provider={} server={} type={} ip={} idle_timeout={idle} expires={expires}",
+        lease.id,
+        lease.slug,
+        lease.provider,
+        lease.display_id(),
+        lease.server_type,
+        lease.address,
+    ));
+    if let Some(target) = &lease.target {
+        ctx.printer.line(format_args!(
+            "ready ssh={}:{} network=public workroot={}",
+            target.destination(),
+            target.port,
+            lease.work_root
+        ));
+    }
+}

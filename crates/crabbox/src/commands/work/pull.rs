@@ -1,0 +1,144 @@
+//! `pull`: what a command has changed in a lease, brought back into the working tree.
+
+use std::os::fd::AsFd as _;
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::id::RunId;
+use crabbox_host::console::harmless;
+use crabbox_host::entry_path::{EntryPath, EntryPathError};
+use crabbox_workspace::owner;
+use crabbox_workspace::pull::{self, Act, Left, Plan};
+use crabbox_workspace::sync;
+
+use crate::args::PullArgs;
+use crate::commands::engine;
+use crate::commands::lease::entry;
+use crate::context::Ctx;
+use crate::ui::{CommandError, Exit};
+
+/// Why nothing was brought.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// No lease was named.
+    #[error("usage: crabbox pull --id <lease-id-or-slug> [flags] [path...]")]
+    Usage,
+    /// Files have changed on both sides.
+    #[error("{count} file(s) changed on both sides; nothing was brought")]
+    Conflicts {
+        /// How many.
+        count: usize,
+    },
+    /// No name for a directory could be drawn.
+    #[error("cannot draw a name")]
+    Random(#[source] std::io::Error),
+    /// A name that was drawn is none.
+    #[error("cannot name a directory")]
+    Name(#[source] EntryPathError),
+}
+
+impl Fault for Failure {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Usage | Self::Random(_) | Self::Name(_) => Kind::Usage,
+            Self::Conflicts { .. } => Kind::Sync,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Conflicts { .. } => vec![
+                "--skip-conflicts brings the others; `crabbox cp` fetches a single file under another name"
+                    .to_owned(),
+            ],
+            _ => Vec::new(),
+        }
+    }
+}
+
+pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PullArgs) -> Result<Exit, CommandError> {
+    let name = args
+        .id
+        .as_deref()
+        .map(str::trim)
+        .filter(|id| !id.is_empty())
+        .ok_or(Failure::Usage)?;
+    let settings = ctx.settings(&args.keys.values)?.settings;
+    let repo = ctx.repo()?;
+    sync::check(&repo)?;
+    let entry = entry::enter(ctx, &args.keys.values, name, "pull", false)?;
+    let interrupts = engine::interrupts()?;
+    let target = &entry.target;
+    let destination = sync::destination(&entry.lease.work_root, &entry.lease.id, &repo);
+    let owner = owner::own(
+        target,
+        &entry.lease.id,
+        interrupts.as_fd(),
+        &mut || {},
+        &|_, state| {
+            ctx.printer
+                .note(format_args!("waiting for reusable workspace owner state={state}"));
+        },
+    )?;
+    let outcome = pull::plan(
+        target,
+        &destination,
+        &repo,
+        &settings.sync,
+        &args.paths,
+        interrupts.as_fd(),
+    )
+    .map_err(CommandError::from)
+    .and_then(|plan| {
+        show(ctx, &plan);
+        if args.dry_run || plan.changes.is_empty() && plan.conflicts.is_empty() {
+            return Ok(());
+        }
+        if !plan.conflicts.is_empty() && !args.skip_conflicts {
+            let count = plan.conflicts.len();
+            return Err(Failure::Conflicts { count }.into());
+        }
+        let id = RunId::from_random(crabbox_host::random::bytes().map_err(Failure::Random)?);
+        let kept = EntryPath::exact(format!(".crabbox/runs/pull-{id}").as_bytes()).map_err(Failure::Name)?;
+        let any = pull::apply(
+            target,
+            &destination.workdir(),
+            &repo.root,
+            &plan.changes,
+            &kept,
+            interrupts.as_fd(),
+        )?;
+        ctx.printer
+            .note(format_args!("pulled {} file(s)", plan.changes.len()));
+        if any {
+            let path = repo.root.join(kept.as_path()).join("before");
+            ctx.printer.note(format_args!(
+                "files that git does not have were kept as they were in {}",
+                path.display()
+            ));
+        }
+        Ok(())
+    });
+    owner.release();
+    entry.refresh()?;
+    outcome.map(|()| Exit::SUCCESS)
+}
+
+/// `M`, `A` and `D` for what is brought; what is not is told beside.
+fn show(ctx: &Ctx<'_>, plan: &Plan) {
+    for change in &plan.changes {
+        let letter = match change.act {
+            Act::Replace(_) => 'M',
+            Act::Add => 'A',
+            Act::Remove(_) => 'D',
+        };
+        let path = harmless(&String::from_utf8_lossy(&change.path));
+        ctx.printer.line(format_args!("{letter} {path}"));
+    }
+    let tell = |what: &str, left: &[Left]| {
+        for Left { path, why } in left {
+            ctx.printer.note(format_args!("{what}: {path}: {why}"));
+        }
+    };
+    tell("conflict", &plan.conflicts);
+    tell("skipped", &plan.skipped);
+}

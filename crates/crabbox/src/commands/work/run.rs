@@ -1,0 +1,82 @@
+//! `run`: a command in a lease, with the working tree as it stands here. What happens is the engine's; the words are here.
+
+mod documents;
+mod invocation;
+mod next;
+mod report;
+mod words;
+
+use std::time::Instant;
+
+use crabbox_engine::run::request::Work;
+use crabbox_engine::run::{self, Given, Here};
+use crabbox_host::signals::Interrupts;
+
+use crate::commands::engine;
+use crate::context::Ctx;
+use crate::env::EnvError;
+use crate::timing::TimingJson;
+use crate::ui::{CommandError, Exit};
+pub(in crate::commands) use documents::BundledRun;
+pub(in crate::commands) use invocation::{Invocation, Manner};
+use words::RunWords;
+
+pub(in crate::commands) fn run(ctx: &Ctx<'_>, invocation: &Invocation) -> Result<Exit, CommandError> {
+    if invocation.manner.json_events {
+        ctx.printer.tell_events();
+    }
+    if invocation.manner.verbose {
+        ctx.printer.be_verbose();
+    }
+    // The request is judged before anything else happens.
+    let work = Work::new(&invocation.request)?;
+    go(ctx, invocation, work, &engine::interrupts()?)
+}
+
+/// The same for a command that runs others and watches for Ctrl-C itself.
+pub(in crate::commands) fn within(
+    ctx: &Ctx<'_>,
+    invocation: &Invocation,
+    interrupts: &Interrupts,
+) -> Result<Exit, CommandError> {
+    go(ctx, invocation, Work::new(&invocation.request)?, interrupts)
+}
+
+fn go(
+    ctx: &Ctx<'_>,
+    invocation: &Invocation,
+    work: Work,
+    interrupts: &Interrupts,
+) -> Result<Exit, CommandError> {
+    let started = Instant::now();
+    let settings = &ctx.settings(&invocation.flags)?.settings;
+    let words = RunWords::new(ctx, invocation, settings);
+    let given = Given {
+        request: &invocation.request,
+        settings,
+        here: &here(ctx)?,
+        events: &words,
+        started,
+    };
+    let looked = run::look(given, work)?;
+    let end = looked.run(&engine::adopting(ctx)?, interrupts)?;
+    if invocation.manner.timing_json {
+        let outcome = &end.report.outcome;
+        ctx.printer
+            .note_json(&TimingJson::new(&end.lease, outcome, &invocation.flags))?;
+    }
+    end.outcome?;
+    Ok(Exit::SUCCESS)
+}
+
+/// What a run has to know of its surroundings.
+fn here(ctx: &Ctx<'_>) -> Result<Here, EnvError> {
+    let texts = ctx.env.texts();
+    Ok(Here {
+        cwd: ctx.env.cwd()?.to_owned(),
+        variables: texts
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect(),
+        allow_mass_deletions: ctx.env.text("CRABBOX_ALLOW_MASS_DELETIONS") == Some("1"),
+    })
+}

@@ -1,0 +1,98 @@
+//! A run as a command of this program asks for it: the request, the flags it came with, and the manner in which it is told.
+
+use crabbox_core::config::FlagValue;
+use crabbox_engine::run::request::{CommandWish, LeaseWish, ResultWish, RunRequest, StopAfter, SyncWish};
+
+use crate::args;
+
+/// What is run, and how it is told.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(in crate::commands) struct Invocation {
+    /// What is to be done.
+    pub(in crate::commands) request: RunRequest,
+    /// Flags that set configuration keys, as they were given.
+    pub(in crate::commands) flags: Vec<FlagValue>,
+    /// How it is told.
+    pub(in crate::commands) manner: Manner,
+}
+
+/// How a run is told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in crate::commands) struct Manner {
+    /// How long each step of the sync took, too.
+    pub(in crate::commands) debug: bool,
+    /// With a line of timings at the end.
+    pub(in crate::commands) timing_json: bool,
+    /// As JSON lines.
+    pub(in crate::commands) json_events: bool,
+    /// On a terminal as to a script.
+    pub(in crate::commands) verbose: bool,
+}
+
+impl From<args::RunArgs> for Invocation {
+    fn from(args: args::RunArgs) -> Self {
+        let args::RunArgs {
+            sync,
+            command,
+            results,
+            ..
+        } = args;
+        Self {
+            request: RunRequest {
+                lease: LeaseWish {
+                    id: args.id,
+                    slug: args.slug,
+                    keep: args.keep,
+                    keep_on_failure: args.keep_on_failure,
+                    stop_after: args.stop_after.map(StopAfter::from),
+                    reclaim: args.reclaim,
+                    set_up: args.yes,
+                },
+                sync: SyncWish {
+                    no_sync: sync.no_sync,
+                    sync_only: sync.sync_only,
+                    full_resync: sync.full_resync,
+                },
+                command: CommandWish {
+                    shell: command.shell,
+                    script: command.script,
+                    script_stdin: command.script_stdin,
+                    preset: command.preset,
+                    allow_env: command.allow_env,
+                    env_from_profile: command.env_from_profile,
+                    env_helper: command.env_helper,
+                    preflight: command.preflight,
+                    label: command.label,
+                    words: command.words,
+                },
+                results: ResultWish {
+                    capture_stdout: results.capture_stdout,
+                    capture_stderr: results.capture_stderr,
+                    capture_on_fail: results.capture_on_fail,
+                    download: results.download,
+                    artifact_glob: results.artifact_glob,
+                    require_artifact: results.require_artifact,
+                    timing_record: results.timing_record,
+                },
+            },
+            flags: args.keys.values,
+            manner: Manner {
+                debug: sync.debug,
+                timing_json: results.timing_json,
+                json_events: results.json_events,
+                verbose: results.verbose,
+            },
+        }
+    }
+}
+
+impl From<args::StopAfter> for StopAfter {
+    fn from(when: args::StopAfter) -> Self {
+        match when {
+            args::StopAfter::Success => Self::Success,
+            args::StopAfter::Always => Self::Always,
+            args::StopAfter::Failure => Self::Failure,
+            args::StopAfter::Never => Self::Never,
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! What a run says on its way: each event in the words for a person, a script or a program.
+//!
+//! Lines that scripts read are the Go program's. Values of variables must never stand in a line.
+
+use std::time::Duration;
+
+use crabbox_core::config::Settings;
+use crabbox_core::config::allow::Allow;
+use crabbox_engine::entry::{Entry, EntryEvent, EntryEvents};
+use crabbox_engine::provider::error::LeaseError;
+use crabbox_engine::provider::lease::Lease;
+use crabbox_engine::run::event::{
+    CommandEvent, Documents, EndEvent, PolicyFailure, ResultEvent, RunEvents, StartEvent, SyncListener,
+    TreeEvent,
+};
+use crabbox_engine::run::report::Outcome;
+use crabbox_engine::run::request::StopAfter;
+use crabbox_engine::stage::Stages;
+use crabbox_host::console::harmless;
+use crabbox_workspace::env_profile;
+use crabbox_workspace::results::junit;
+
+use super::report;
+use super::{BundledRun, Invocation};
+use crate::command_line::CommandLine;
+use crate::commands::host::config;
+use crate::commands::lease::entering::Entering;
+use crate::commands::work::progress::SyncProgress;
+use crate::context::Ctx;
+use crate::go;
+use crate::timing::TimingJson;
+use crate::ui;
+
+/// How many failed tests are named.
+const NAMED: usize = 10;
+
+/// The words of one run.
+pub(super) struct RunWords<'a> {
+    pub(super) ctx: &'a Ctx<'a>,
+    pub(super) invocation: &'a Invocation,
+    settings: &'a Settings,
+    entering: Entering<'a>,
+}
+
+impl<'a> RunWords<'a> {
+    pub(super) fn new(ctx: &'a Ctx<'a>, invocation: &'a Invocation, settings: &'a Settings) -> Self {
+        Self {
+            ctx,
+            invocation,
+            settings,
+            entering: Entering { ctx, command: "run" },
+        }
+    }
+}
+
+impl Stages for RunWords<'_> {
+    fn began(&self, stage: &'static str) {
+        self.entering.began(stage);
+    }
+
+    fn ended(&self, stage: &'static str, took: Duration, ok: bool) {
+        self.entering.ended(stage, took, ok);
+    }
+}
+
+impl EntryEvents for RunWords<'_> {
+    fn entry(&self, event: &EntryEvent<'_>) {
+        self.entering.entry(event);
+    }
+
+    fn set_up(
+        &self,
+        entry: &Entry<'_>,
+        agreed: bool,
+        error: Option<&LeaseError>,
+    ) -> Result<bool, LeaseError> {
+        self.entering.set_up(entry, agreed, error)
+    }
+}
+
+impl Documents for RunWords<'_> {
+    fn timing(&self, lease: &Lease, outcome: &Outcome) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(&TimingJson::new(lease, outcome, &self.invocation.flags))
+    }
+
+    fn failed_run(
+        &self,
+        lease: &Lease,
+        outcome: &Outcome,
+        command: &str,
+    ) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(&BundledRun {
+            provider: lease.provider,
+            lease_id: &lease.id,
+            slug: &lease.slug,
+            run_id: &outcome.run_id,
+            command: command.to_owned(),
+            workdir: &outcome.workdir,
+            exit_code: outcome.exit_code,
+            actions_run_url: "",
+            capture_on_fail_flag: self.invocation.request.results.capture_on_fail,
+        })
+    }
+
+    fn configuration(&self) -> Vec<String> {
+        config::described(self.settings)
+    }
+}
+
+impl RunEvents for RunWords<'_> {
+    fn start(&self, event: &StartEvent<'_>) {
+        let printer = self.ctx.printer;
+        match event {
+            StartEvent::Withheld { name, origin } => printer.warn(format_args!(
+                "{name} is not handed on: only the repository asks for it ({origin}), and it looks like a secret; --allow-env {name} hands it on, \
+                 and so does env.allow in your own configuration"
+            )),
+            StartEvent::Made { lease, took } => printer.brief(format_args!(
+                "leased {} ({} {}) in {}",
+                lease.slug,
+                lease.provider,
+                lease.address,
+                go::milliseconds(*took)
+            )),
+            StartEvent::Using(lease) => printer.brief(format_args!(
+                "using {} ({} {})",
+                lease.slug, lease.provider, lease.address
+            )),
+            StartEvent::Bringing {
+                lease,
+                root,
+                workdir,
+            } => printer.detail(format_args!(
+                "syncing {} -> {}:{workdir}",
+                root.display(),
+                lease.address
+            )),
+            StartEvent::Context { lease, run, workdir } => report::context(self.ctx, lease, run, workdir),
+        }
+    }
+
+    fn tree(&self, event: &TreeEvent<'_>) {
+        let printer = self.ctx.printer;
+        match event {
+            TreeEvent::Waiting { elapsed, state } => printer.note(format_args!(
+                "waiting for reusable workspace owner elapsed={} state={state}",
+                go::seconds(i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX))
+            )),
+            TreeEvent::Owned { wait, recovered } => printer.detail(format_args!(
+                "workspace owner acquired wait={} recovered={recovered}",
+                go::milliseconds(*wait)
+            )),
+            TreeEvent::BaseRef(base_ref) => printer.warn(format_args!(
+                "sync.baseRef ({}) has no effect: the lease gets the commit of HEAD and no other branch",
+                base_ref.origin
+            )),
+            TreeEvent::Looked(lines) => {
+                // The first says how much it is, the others warn.
+                if let Some((candidate, warnings)) = lines.split_first() {
+                    printer.detail(candidate);
+                    for line in warnings {
+                        printer.note(line);
+                    }
+                }
+            }
+            TreeEvent::Emptying { workdir } => {
+                printer.detail(format_args!("full-resync resetting remote workdir {workdir}"));
+            }
+            TreeEvent::WentDown => printer.warn("the machine of the lease went down while files were sent"),
+            TreeEvent::Synced {
+                sent,
+                skipped,
+                took,
+                steps,
+            } => self.synced(*sent, *skipped, *took, steps),
+            TreeEvent::OnlySynced { workdir } => printer.line(format_args!("synced {workdir}")),
+        }
+    }
+
+    fn command(&self, event: &CommandEvent<'_>) {
+        let printer = self.ctx.printer;
+        match event {
+            CommandEvent::LookingAtTools => printer.note("preflight:"),
+            CommandEvent::Tool(line) => printer.note(format_args!("  {}", harmless(line))),
+            CommandEvent::Uploaded { source, path } => {
+                printer.detail(format_args!("uploaded script {source} -> {path}"));
+            }
+            CommandEvent::Running { lease, command } => {
+                printer.detail(format_args!("running on {} {command}", lease.address));
+            }
+            CommandEvent::Forwarding {
+                lease,
+                variables,
+                allow,
+            } => self.forwarding(lease, variables, allow),
+            CommandEvent::Helper { name } => printer.detail(format_args!(
+                "env helper remote=.crabbox/env/{name} usage='./.crabbox/env/{name} <command>'"
+            )),
+            CommandEvent::Ended(outcome) => {
+                let took = go::milliseconds(outcome.command);
+                printer.detail(format_args!(
+                    "command complete in {took} total={}",
+                    go::milliseconds(outcome.total)
+                ));
+                printer.brief(match outcome.exit_code {
+                    0 => format!("command succeeded in {took}"),
+                    _ => format!("command failed in {took}"),
+                });
+            }
+        }
+    }
+
+    fn result(&self, event: &ResultEvent<'_>) {
+        let printer = self.ctx.printer;
+        match event {
+            ResultEvent::ReportsUnread(error) => printer.warn(format_args!(
+                "collect test results incomplete: {}",
+                ui::told(*error)
+            )),
+            ResultEvent::Incomplete { is_report, problem } => {
+                let what = if *is_report { "test results" } else { "artifacts" };
+                printer.warn(format_args!("collect {what} incomplete: {}", harmless(problem)));
+            }
+            ResultEvent::Tests(report) => self.tests(report),
+            ResultEvent::Policy(why) => printer.note(format_args!(
+                "test results policy: failing run because {}",
+                match why {
+                    PolicyFailure::Failed { failures, errors } =>
+                        format!("collected JUnit reports contain failures={failures} errors={errors}"),
+                    PolicyFailure::Unread => "not every JUnit report could be read".to_owned(),
+                    PolicyFailure::NoReport => "no JUnit report was found".to_owned(),
+                }
+            )),
+            ResultEvent::Required { pattern, matched } => {
+                printer.note(format_args!("required artifact {pattern} matched={matched}"));
+            }
+            ResultEvent::Downloaded { path, bytes } => {
+                printer.note(format_args!("downloaded {} bytes={bytes}", path.display()));
+            }
+            ResultEvent::NoArtifact(pattern) => printer.warn(format_args!("no artifact matches {pattern}")),
+            ResultEvent::Archived { path, bytes } => printer.note(format_args!(
+                "artifact kind=artifact-glob path={path} bytes={bytes}"
+            )),
+        }
+    }
+
+    fn end(&self, event: &EndEvent<'_>) {
+        let (ctx, flags) = (self.ctx, &self.invocation.flags);
+        let results = &self.invocation.request.results;
+        match event {
+            EndEvent::Blocked(class) => ctx.printer.note(format_args!(
+                "failure classification blocked_stage={} retry_likely={}",
+                class.stage, class.retry
+            )),
+            EndEvent::Summary { lease, report } => report::summary(ctx, lease, report, flags),
+            EndEvent::Failed {
+                lease,
+                report,
+                ended,
+                onwards,
+            } => {
+                let next = self.next(lease, report, onwards);
+                report::digest(ctx, results, report, ended, &next);
+            }
+            EndEvent::Bundled { name, bytes } => ctx.printer.note(format_args!(
+                "failure-bundle local={name} bytes={bytes} secret_risk=caller-redacts-before-sharing"
+            )),
+            EndEvent::NotBundled(error) => ctx.printer.warn(format_args!(
+                "no failure bundle was written: {}",
+                ui::told(*error)
+            )),
+            EndEvent::KeptOnFailure { lease, report } => report::kept(ctx, lease, report, flags),
+            EndEvent::Streams { ended, code } => report::streams(ctx, results, ended, *code),
+            EndEvent::OwnerReleased => ctx.printer.detail("workspace owner released"),
+            EndEvent::Releasing(_) | EndEvent::Released { .. } if self.invocation.manner.timing_json => {}
+            EndEvent::Releasing(lease) => ctx.printer.detail(format_args!(
+                "releasing {} server={}",
+                lease.id,
+                lease.display_id()
+            )),
+            EndEvent::Released {
+                lease,
+                policy,
+                stopped,
+            } => report::released(ctx, lease, policy.map_or("auto", StopAfter::name), *stopped),
+            EndEvent::Kept(lease) => ctx.printer.brief(format_args!(
+                "kept {}; to stop it: {}",
+                lease.slug,
+                CommandLine::stop(lease, flags).shown()
+            )),
+            EndEvent::Recorded { path } => ctx.printer.note(format_args!(
+                "benchmark timing record appended path={} observations=1",
+                path.display()
+            )),
+        }
+    }
+
+    fn stdout(&self, bytes: &[u8]) {
+        self.ctx.printer.bytes(bytes);
+    }
+
+    fn stderr(&self, bytes: &[u8]) {
+        self.ctx.printer.note_bytes(bytes);
+    }
+
+    fn sync(&self) -> Box<dyn SyncListener + '_> {
+        Box::new(SyncProgress::new(self.ctx.printer))
+    }
+}
+
+impl RunWords<'_> {
+    fn synced(&self, sent: u64, skipped: bool, took: Duration, steps: &[(&'static str, Duration)]) {
+        let printer = self.ctx.printer;
+        if self.invocation.manner.debug {
+            for (step, took) in steps {
+                printer.note(format_args!("sync step {step} {}", go::milliseconds(*took)));
+            }
+        }
+        let took = go::milliseconds(took);
+        printer.brief(if skipped {
+            format!("nothing to sync ({took})")
+        } else {
+            let files = if sent == 1 { "file" } else { "files" };
+            format!("synced {sent} {files} in {took}")
+        });
+        if skipped {
+            printer.detail(format_args!("No changes detected, skipping sync ({took})"));
+        } else {
+            printer.detail(format_args!("sync complete in {took}"));
+        }
+    }
+
+    /// Which variables go along, where somebody has asked for some.
+    fn forwarding(&self, lease: &Lease, variables: &[(String, String)], allow: &Allow) {
+        let command = &self.invocation.request.command;
+        if command.allow_env.is_empty()
+            && command.env_from_profile.is_empty()
+            && self.ctx.env.os("CRABBOX_ENV_ALLOW").is_none()
+        {
+            return;
+        }
+        let what = if variables.is_empty() {
+            format!(
+                "matched=none allow={}",
+                allow.names().collect::<Vec<_>>().join(",")
+            )
+        } else {
+            format!("vars={}", env_profile::described(variables))
+        };
+        self.ctx.printer.detail(format_args!(
+            "env forwarding provider={} behavior=forwarded {what}",
+            lease.provider
+        ));
+    }
+
+    fn tests(&self, report: &junit::Report) {
+        let printer = self.ctx.printer;
+        printer.note(format_args!(
+            "test results files={} tests={} failures={} errors={} skipped={}",
+            report.files.len(),
+            report.tests,
+            report.failures,
+            report.errors,
+            report.skipped
+        ));
+        for failed in report.failed.iter().take(NAMED) {
+            let message = failed.message.lines().next().unwrap_or_default();
+            let line = format!("test failed: {} {message}", failed.name);
+            printer.note(harmless(line.trim_end()));
+        }
+    }
+}

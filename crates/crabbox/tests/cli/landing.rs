@@ -1,0 +1,510 @@
+//! Where bytes of a guest land on this side: not through links that a repository has committed, not more of them than there is
+//! room for, and not more readable than they should be.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use crabbox_host::clock::poll_until;
+use crabbox_host::command::Cmd;
+use crabbox_testkit::sshd::Sshd;
+
+use crate::place::{Answer, Place};
+use crate::remote::Entered;
+use crate::run::{entered, with_repository};
+
+/// A lease, and a repository with links that lead to `outside` and to its own `.git`.
+fn trapped() -> Entered {
+    let lease = entered();
+    symlink("../outside", lease.place.path("repo/out")).unwrap();
+    symlink(".git", lease.place.path("repo/git")).unwrap();
+    lease
+}
+
+fn run(lease: &Entered, flags: &[&str], script: &str) -> Answer {
+    let words = [
+        &["run", "--id", "jade-krill", "--no-sync"],
+        flags,
+        &["--shell", "--", script],
+    ];
+    lease.place.run(&words.concat())
+}
+
+fn is_empty(path: &Path) -> bool {
+    fs::read_dir(path).unwrap().next().is_none()
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+/// The only file below `.crabbox/<kind>`, in a directory of its own or not.
+fn kept(lease: &Entered, kind: &str) -> std::path::PathBuf {
+    let mut at = lease.place.path("repo/.crabbox").join(kind);
+    while at.is_dir() {
+        let mut inside = fs::read_dir(&at).unwrap();
+        at = inside.next().expect("something is kept").unwrap().path();
+    }
+    at
+}
+
+#[test]
+fn nothing_of_a_run_goes_through_a_link_of_the_repository() {
+    let lease = trapped();
+    let outside = lease.place.path("outside");
+    let absolute = lease.place.path("repo/out/f");
+    let absolute = format!("f={}", absolute.display());
+    for flags in [
+        &["--download", "f=out/f"][..],
+        &["--download", "f=out/deep/f"],
+        &["--download", "f=./out/../out/f"],
+        &["--download", &absolute],
+        &["--download", "f=git/hooks/post-commit"],
+        &["--capture-stdout", "out/f"],
+        &["--capture-stderr", "git/f"],
+        &["--timing-record", "out/f"],
+    ] {
+        let refused = run(&lease, flags, "echo x > f; chmod 755 f");
+        assert_ne!(refused.code, 0, "{flags:?}: {}", refused.err);
+        assert!(
+            refused.err.contains("symbolic link"),
+            "{flags:?}: {}",
+            refused.err
+        );
+        assert!(is_empty(&outside), "{flags:?}");
+        assert!(!lease.place.path("repo/.git/hooks/post-commit").exists());
+    }
+    assert!(!lease.place.path("repo/.git/f").exists());
+    // The link itself gives way, and what it leads to is whole.
+    fs::write(outside.join("precious"), "old").unwrap();
+    symlink("../outside/precious", lease.place.path("repo/link")).unwrap();
+    let replaced = run(&lease, &["--download", "f=link"], "echo x > f");
+    assert_eq!(replaced.code, 0, "{}", replaced.err);
+    assert_eq!(fs::read(outside.join("precious")).unwrap(), b"old");
+    assert_eq!(fs::read(lease.place.path("repo/link")).unwrap(), b"x\n");
+}
+
+#[test]
+fn a_committed_crabbox_directory_that_is_a_link_gets_nothing() {
+    let lease = trapped();
+    let outside = lease.place.path("outside");
+    for link in [".crabbox", ".crabbox/runs"] {
+        if link.contains('/') {
+            fs::remove_file(lease.place.path("repo/.crabbox")).unwrap();
+            fs::create_dir(lease.place.path("repo/.crabbox")).unwrap();
+        }
+        symlink(&outside, lease.place.path("repo").join(link)).unwrap();
+        let refused = run(&lease, &["--artifact-glob", "f"], "echo x > f");
+        assert_ne!(refused.code, 0, "{}", refused.err);
+        assert!(refused.err.contains("symbolic link"), "{}", refused.err);
+        assert!(is_empty(&outside), "{link}");
+    }
+    symlink(&outside, lease.place.path("repo/.crabbox/captures")).unwrap();
+    let failed = run(&lease, &[], "exit 3");
+    assert_eq!(failed.code, 3, "{}", failed.err);
+    assert!(
+        failed.err.contains("warning: no failure bundle was written: "),
+        "{}",
+        failed.err
+    );
+    assert!(is_empty(&outside));
+}
+
+#[test]
+fn jobs_copies_and_new_files_go_through_no_link_either() {
+    let lease = trapped();
+    let outside = lease.place.path("outside");
+    lease.place.write(
+        "repo/.crabbox.yaml",
+        "jobs:\n  key:\n    command: 'echo x > f'\n    shell: true\n    noSync: true\n    downloads: [f=out/authorized_keys]\n  \
+         hook:\n    command: 'echo x > f'\n    shell: true\n    noSync: true\n    downloads: [f=git/hooks/post-commit]\n",
+    );
+    for job in ["key", "hook"] {
+        let refused = lease.place.run(&["job", "run", "--id", "jade-krill", job]);
+        assert!(refused.err.contains("symbolic link"), "{job}: {}", refused.err);
+    }
+    fs::write(lease.sshd.dir().join("f"), "x").unwrap();
+    let there = format!("SANDBOX:{}", lease.sshd.dir().join("f").display());
+    for to in ["out", "out/", "out/f", "git/hooks/post-commit"] {
+        let refused = lease.place.run(&["cp", "--id", "jade-krill", &there, to]);
+        assert_eq!(refused.code, 2, "{to}: {}", refused.err);
+        assert!(refused.err.contains("symbolic link"), "{to}: {}", refused.err);
+    }
+    let refused = lease.place.run(&["init", "--config", "out/crabbox.yaml"]);
+    assert_eq!(refused.code, 2, "{}", refused.err);
+    assert!(is_empty(&outside));
+    assert!(!lease.place.path("repo/.git/hooks/post-commit").exists());
+}
+
+#[test]
+fn what_is_kept_is_private_under_a_loose_umask_and_what_is_downloaded_is_as_the_umask_has_it() {
+    let lease = entered();
+    let under = |umask: &str, words: &[&str], script: &str| {
+        let words = [
+            &["run", "--id", "jade-krill", "--no-sync"],
+            words,
+            &["--shell", "--", script],
+        ];
+        let binary = lease.place.command(&words.concat());
+        let line = format!("umask {umask}; exec \"$@\"");
+        let done = Cmd::new("sh").args(["-c", &line, "sh"]).arg(binary.get_program());
+        let mut command = done.args(binary.get_args()).to_std();
+        command.env_clear().current_dir(lease.place.path("repo"));
+        command.envs(binary.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let script = "echo x > f; echo tool > tool; chmod 755 tool";
+    let flags = [
+        "--artifact-glob=f",
+        "--capture-stdout=cap",
+        "--download=f=file",
+        "--download=tool=program",
+    ];
+    let (code, err) = under("000", &flags, script);
+    assert_eq!(code, Some(0), "{err}");
+    let at = |name: &str| lease.place.path("repo").join(name);
+    assert_eq!((mode(&at(".crabbox/runs")), mode(&at("cap"))), (0o700, 0o600));
+    let archive = kept(&lease, "runs");
+    assert_eq!((mode(archive.parent().unwrap()), mode(&archive)), (0o700, 0o600));
+    assert_eq!((mode(&at("file")), mode(&at("program"))), (0o666, 0o777));
+    let (code, _) = under("000", &[], "exit 3");
+    assert_eq!(code, Some(3));
+    assert_eq!(
+        (mode(&at(".crabbox/captures")), mode(&kept(&lease, "captures"))),
+        (0o700, 0o600)
+    );
+    let (code, err) = under("027", &flags[2..], script);
+    assert_eq!(code, Some(0), "{err}");
+    assert_eq!((mode(&at("file")), mode(&at("program"))), (0o640, 0o750));
+}
+
+/// A file system of 16 MiB, mounted in a place until this is dropped.
+struct Narrow(std::path::PathBuf);
+
+impl Narrow {
+    fn new(at: std::path::PathBuf) -> Self {
+        fs::create_dir(&at).unwrap();
+        Cmd::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=16m", "tmpfs"])
+            .arg(&at)
+            .run()
+            .unwrap();
+        Self(at)
+    }
+}
+
+impl Drop for Narrow {
+    fn drop(&mut self) {
+        drop(Cmd::new("umount").arg("-l").arg(&self.0).run());
+    }
+}
+
+#[test]
+fn more_than_there_is_room_for_is_refused_and_what_was_there_is_whole() {
+    let lease = entered();
+    let narrow = Narrow::new(lease.place.path("repo/narrow"));
+    let target = narrow.0.join("f");
+    fs::write(&target, "old").unwrap();
+    // Zeros that take no room there, and a size that no disk has.
+    let made = run(
+        &lease,
+        &[],
+        "truncate -s 1G big; mkdir d; truncate -s 8T d/huge; echo x > d/small",
+    );
+    assert_eq!(made.code, 0, "{}", made.err);
+    let refused = run(&lease, &["--download", "big=narrow/f"], "true");
+    assert_eq!(refused.code, 7, "{}", refused.err);
+    assert!(
+        refused.err.contains("that are free here, less a reserve"),
+        "{}",
+        refused.err
+    );
+    let workdir = run(&lease, &[], "pwd");
+    let workdir = workdir.out.trim();
+    for (there, to) in [("big", "narrow/f"), ("d", "narrow/d")] {
+        let there = format!("SANDBOX:{workdir}/{there}");
+        let refused = lease.place.run(&["cp", "--id", "jade-krill", &there, to]);
+        assert_eq!(refused.code, 7, "{to}: {}", refused.err);
+        assert!(
+            refused.err.contains("that are free here, less a reserve"),
+            "{to}: {}",
+            refused.err
+        );
+    }
+    // 64 MiB that do not compress go through the archive of artifacts and the capture of a stream.
+    let endless = "head -c 67108864 /dev/urandom";
+    let captured = run(&lease, &["--capture-stdout", "narrow/cap"], endless);
+    assert_ne!(captured.code, 0, "{}", captured.err);
+    assert!(fs::metadata(narrow.0.join("cap")).unwrap().len() < 16 << 20);
+    fs::remove_file(narrow.0.join("cap")).unwrap();
+    assert_eq!(fs::read(&target).unwrap(), b"old");
+    let names: Vec<_> = fs::read_dir(&narrow.0).unwrap().collect();
+    assert_eq!(names.len(), 1, "nothing but the old file may stay: {names:?}");
+}
+
+#[test]
+fn a_first_interrupt_ends_a_download_and_leaves_nothing() {
+    let lease = entered();
+    let made = run(&lease, &[], "truncate -s 4T big");
+    assert_eq!(made.code, 0, "{}", made.err);
+    fs::create_dir(lease.place.path("repo/to")).unwrap();
+    let words = [
+        "run",
+        "--id",
+        "jade-krill",
+        "--no-sync",
+        "--download",
+        "big=to/f",
+        "--",
+        "true",
+    ];
+    let mut child = lease
+        .place
+        .command(&words)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let coming = || (!is_empty(&lease.place.path("repo/to"))).then_some(());
+    poll_until(Duration::from_mins(1), coming).expect("the file has begun to come");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let ended = || child.try_wait().unwrap();
+    let status = poll_until(Duration::from_mins(1), ended).expect("one interrupt is enough");
+    assert_eq!(status.code(), Some(130));
+    assert!(is_empty(&lease.place.path("repo/to")));
+}
+
+/// A lease on which the programs of these names say `x` for ever, ten times a second, once they have made the file `begun` in `shims`.
+fn dripping(shims: &Path, names: &[&str]) -> Entered {
+    for name in names {
+        let begun = shims.join("begun");
+        let shim = format!(
+            "#!/bin/sh\n: > {}\nwhile printf x; do sleep 0.1; done\n",
+            begun.display()
+        );
+        fs::write(shims.join(name), shim).unwrap();
+        fs::set_permissions(shims.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let shims = shims.display();
+    // A home of its own, for what a login reads there may put other programs first.
+    let config = format!("SetEnv PATH={shims}:/usr/sbin:/usr/bin:/sbin:/bin HOME={shims}\n");
+    with_repository(Entered::on(Sshd::start_with(&config)))
+}
+
+#[test]
+fn a_first_interrupt_ends_whatever_a_lease_is_asked_for_though_it_drips() {
+    let run = &["run", "--id", "jade-krill", "--no-sync"][..];
+    for (programs, words) in [
+        (&["python3"][..], &["pull", "--id", "jade-krill"][..]),
+        (
+            &["find"],
+            &[run, &["--artifact-glob", "*.log", "--", "true"]].concat(),
+        ),
+        (
+            &["tar"],
+            &[run, &["--junit", "report.xml", "--", "true"]].concat(),
+        ),
+        (&["uname"], &[run, &["--preflight", "--", "true"]].concat()),
+        (&["mkdir"], &[run, &["--", "true"]].concat()),
+    ] {
+        let shims = tempfile::tempdir().unwrap();
+        let lease = dripping(shims.path(), programs);
+        let mut child = lease
+            .place
+            .command(words)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let begun = || shims.path().join("begun").exists().then_some(());
+        let has_begun = poll_until(Duration::from_mins(1), begun).is_some();
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let status = poll_until(Duration::from_secs(30), || child.try_wait().unwrap());
+        child.kill().ok();
+        assert!(has_begun, "{words:?}: it was not asked");
+        let status = status.unwrap_or_else(|| panic!("{words:?}: one interrupt is enough"));
+        assert_eq!(status.code(), Some(130), "{words:?}");
+    }
+}
+
+/// A lease whose `find` and `tar` cannot read what their modes forbid, as those of a user who is not root.
+fn unprivileged(shims: &Path) -> Entered {
+    for name in ["find", "tar"] {
+        let shim = format!(
+            "#!/bin/sh\nexec setpriv --bounding-set -dac_override,-dac_read_search /usr/bin/{name} \"$@\"\n"
+        );
+        fs::write(shims.join(name), shim).unwrap();
+        fs::set_permissions(shims.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let path = format!("SetEnv PATH={}:/usr/sbin:/usr/bin:/sbin:/bin\n", shims.display());
+    with_repository(Entered::on(Sshd::start_with(&path)))
+}
+
+#[test]
+fn what_cannot_be_read_there_is_named_and_costs_neither_the_others_nor_the_success() {
+    let shims = tempfile::tempdir().unwrap();
+    let lease = unprivileged(shims.path());
+    let script = "mkdir -p out data; echo r > out/report; echo s > out/secret; echo d > data/f; chmod 000 out/secret data";
+    let done = run(
+        &lease,
+        &["--artifact-glob", "out/*", "--require-artifact", "out/report"],
+        script,
+    );
+    assert_eq!(done.code, 0, "{}", done.err);
+    for name in ["data", "out/secret"] {
+        let names =
+            |line: &&str| line.starts_with("warning: collect artifacts incomplete: ") && line.contains(name);
+        assert!(done.err.lines().any(|line| names(&line)), "{name}: {}", done.err);
+    }
+    let listed = Cmd::new("tar")
+        .args(["-tzf"])
+        .arg(kept(&lease, "runs"))
+        .run()
+        .unwrap();
+    assert_eq!(listed.stdout_text(), "./out/report");
+}
+
+#[test]
+fn an_artifact_that_grows_while_it_is_packed_is_a_warning() {
+    let lease = entered();
+    let growing = "mkdir out; (i=0; while [ $i -lt 400 ]; do head -c 400000 /dev/zero; i=$((i+1)); done > out/server.log </dev/null) >/dev/null 2>&1 & \
+                   while [ ! -s out/server.log ]; do :; done; echo r > out/report";
+    let done = run(&lease, &["--artifact-glob", "out/*"], growing);
+    assert_eq!(done.code, 0, "{}", done.err);
+    let listed = Cmd::new("tar")
+        .args(["-tzf"])
+        .arg(kept(&lease, "runs"))
+        .run()
+        .unwrap();
+    assert!(
+        listed.stdout_text().contains("./out/report"),
+        "{}",
+        listed.stdout_text()
+    );
+}
+
+#[test]
+fn a_policy_on_tests_fails_where_nothing_says_that_they_passed() {
+    let lease = entered();
+    let policy = |flags: &[&str], script: &str| {
+        let flags = [&["--fail-on-test-failures"], flags].concat();
+        run(&lease, &flags, script)
+    };
+    let last = |answer: &Answer| {
+        let mut lines = answer.err.lines().filter(|line| !line.starts_with("hint: "));
+        lines.next_back().unwrap_or_default().to_owned()
+    };
+    let good = "mkdir -p out; echo '<testsuite><testcase name=\"a\"/></testsuite>' > out/TEST-a.xml";
+    let passed = policy(&["--junit", "out/*.xml"], good);
+    assert_eq!(passed.code, 0, "{}", passed.err);
+    let broken = "echo '<testsuite><testcase' > out/TEST-b.xml";
+    let summary = "rm out/*; echo '<testsuite tests=\"3\" failures=\"0\"/>' > out/TEST-s.xml";
+    for (flags, script, says) in [
+        (
+            &["--junit", "none/*.xml"][..],
+            "true",
+            "not every test report could be read",
+        ),
+        (
+            &["--junit", "missing.xml"],
+            "true",
+            "not every test report could be read",
+        ),
+        (&["--results-auto"], "true", "no test report was found"),
+        (&[], "true", "no test report was found"),
+        (
+            &["--junit", "out/*.xml"],
+            broken,
+            "not every test report could be read",
+        ),
+        (
+            &["--junit", "out/*.xml"],
+            summary,
+            "not every test report could be read",
+        ),
+    ] {
+        let failed = policy(flags, script);
+        assert_eq!(failed.code, 1, "{flags:?} {script}: {}", failed.err);
+        assert!(
+            last(&failed).ends_with(says),
+            "{flags:?} {script}: {}",
+            failed.err
+        );
+    }
+    let without = run(&lease, &["--junit", "none/*.xml"], "true");
+    assert_eq!(without.code, 0, "{}", without.err);
+}
+
+#[test]
+fn a_tilde_is_the_home_directory_there() {
+    let lease = entered();
+    lease.place.write("repo/file", "text");
+    let up = lease
+        .place
+        .run(&["cp", "--id", "jade-krill", "file", "SANDBOX:~/deep/x"]);
+    assert_eq!(up.code, 0, "{}", up.err);
+    assert_eq!(fs::read(lease.sshd.home().join("deep/x")).unwrap(), b"text");
+    let down = lease
+        .place
+        .run(&["cp", "--id", "jade-krill", "SANDBOX:~/deep/x", "back"]);
+    assert_eq!(down.code, 0, "{}", down.err);
+    assert_eq!(fs::read(lease.place.path("repo/back")).unwrap(), b"text");
+}
+
+#[test]
+fn a_repositorys_file_that_is_another_one_says_nothing_of_it() {
+    let place = Place::new();
+    fs::write(
+        place.path("outside/shadow"),
+        "root:secret-hash:19000\nother: secret-value\n",
+    )
+    .unwrap();
+    symlink("../outside/shadow", place.path("repo/crabbox.yaml")).unwrap();
+    let shown = place.run(&["config", "show"]);
+    assert_eq!(shown.code, 0, "{}", shown.err);
+    assert!(
+        !shown.err.contains("secret") && shown.err.contains("leads out of the repository"),
+        "{}",
+        shown.err
+    );
+    // A link to a file of the repository itself is one of its files.
+    fs::remove_file(place.path("repo/crabbox.yaml")).unwrap();
+    place.write("repo/sub/real.yaml", "class: mine\n");
+    symlink("sub/real.yaml", place.path("repo/crabbox.yaml")).unwrap();
+    assert_eq!(place.explain("class").0, "mine");
+}
+
+/// Puts something in the place of a file.
+type Make<'a> = &'a dyn Fn(&Path);
+
+#[test]
+fn an_ignore_file_that_is_none_is_named_and_holds_nobody() {
+    let lease = entered();
+    let file = lease.place.path("repo/.crabboxignore");
+    let pipe = |path: &Path| {
+        rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+    };
+    let large = |path: &Path| fs::File::create(path).unwrap().set_len(300 << 20).unwrap();
+    let cases: [(&str, Make<'_>); 3] = [
+        ("is a symbolic link", &|path| symlink("/dev/zero", path).unwrap()),
+        ("is a named pipe", &pipe),
+        ("is larger than", &large),
+    ];
+    for (says, make) in cases {
+        make(&file);
+        for words in [&["sync-plan"][..], &["run", "--id", "jade-krill", "--", "true"]] {
+            let refused = lease.place.run(words);
+            assert_ne!(refused.code, 0, "{says}: {}", refused.err);
+            assert!(refused.err.contains(says), "{says}: {}", refused.err);
+        }
+        fs::remove_file(&file).unwrap();
+    }
+}
