@@ -459,6 +459,10 @@ mod tests {
     }
 
     #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what is asked for leads its own session, here"
+    )]
     fn a_new_session_has_its_own_session_and_group() {
         let mut child = sleeper();
         let id = id_of(&child);

@@ -99,20 +99,27 @@ pub fn note_inherited() {
     });
 }
 
+/// The parent of `pid` and its session, as this process sees them; `None` if it is gone.
+///
+/// The kernel says 0 for what is outside the PID namespace of this process, as the session is of a program that a
+/// container was entered with. 0 is a session like any other here, and no number to hand to getsid(2)'s wrapper.
+fn parent_and_session(pid: u32) -> Option<(u32, u32)> {
+    let stat = std::fs::read_to_string(proc_path(pid, "stat")).ok()?;
+    // pid (name) state ppid pgrp session, see proc(5); the name may hold anything.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_ascii_whitespace().skip(1);
+    let parent = fields.next()?.parse().ok()?;
+    let session = fields.nth(1)?.parse().ok()?;
+    Some((parent, session))
+}
+
 /// The children of this process in its own session, so without what was started to outlive it, and without those of
 /// [`note_inherited`].
 pub fn children() -> Result<Vec<ProcessId>, ProcessError> {
     let inherited = INHERITED.get().map_or(&[][..], Vec::as_slice);
-    let own = std::process::id().to_string();
-    let session = rustix::process::getsid(None).map_or(0, |session| session.as_raw_nonzero().get());
-    let session = session.to_string();
-    let is_child = |pid: u32| {
-        let stat = std::fs::read_to_string(proc_path(pid, "stat")).unwrap_or_default();
-        // pid (name) state ppid pgrp session, see proc(5); the name may hold anything.
-        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-        let mut fields = fields.split_ascii_whitespace().skip(1);
-        fields.next() == Some(own.as_str()) && fields.nth(1) == Some(session.as_str())
-    };
+    let own = std::process::id();
+    let session = parent_and_session(own).map_or(0, |(_, session)| session);
+    let is_child = |pid: u32| parent_and_session(pid) == Some((own, session));
     let found = list()?.into_iter().map(|process| process.id);
     Ok(found
         .filter(|id| !inherited.contains(&id.pid) && is_child(id.pid))
@@ -188,6 +195,45 @@ mod tests {
         assert_eq!(
             (found.root.unwrap(), found.cwd.unwrap()),
             ("/".into(), std::env::current_dir().unwrap())
+        );
+    }
+
+    /// As a program is that a container was entered with, or that CI starts in a namespace of its own.
+    #[test]
+    fn children_are_found_where_the_session_s_leader_is_in_another_namespace() {
+        let (_, session) = parent_and_session(std::process::id()).unwrap();
+        if session != 0 {
+            let name =
+                "process::scan::tests::children_are_found_where_the_session_s_leader_is_in_another_namespace";
+            let again = Cmd::new("unshare")
+                .args(["--user", "--map-root-user", "--pid", "--fork", "--mount-proc"])
+                .arg(std::env::current_exe().unwrap())
+                .args(["--exact", name, "--nocapture"])
+                .limit(Duration::from_secs(60))
+                .capture()
+                .unwrap();
+            let said = String::from_utf8_lossy(&again.stdout);
+            assert!(again.status.success() && said.contains("1 passed"), "{again:?}");
+            return;
+        }
+        let start = |command: &mut std::process::Command| command.stdout(Stdio::null()).spawn().unwrap();
+        let mut child = start(&mut Cmd::new("sleep").arg("600").to_std());
+        let mut outlives = start(super::super::new_session(
+            &mut Cmd::new("sleep").arg("600").to_std(),
+        ));
+        let apart = clock::poll_until(Duration::from_secs(5), || {
+            parent_and_session(outlives.id()).filter(|(_, session)| *session == outlives.id())
+        });
+        let found: Vec<u32> = children().unwrap().iter().map(|id| id.pid).collect();
+        for started in [&mut child, &mut outlives] {
+            started.kill().unwrap();
+            started.wait().unwrap();
+        }
+        assert!(apart.is_some());
+        // Other tests of this process have children too.
+        assert!(
+            found.contains(&child.id()) && !found.contains(&outlives.id()),
+            "{found:?}: {child:?}, {outlives:?}"
         );
     }
 
