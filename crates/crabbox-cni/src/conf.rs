@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// The versions of the specification that this runtime speaks, oldest first.
-pub const SUPPORTED: [Version; 5] = [
+pub(crate) const SUPPORTED: [Version; 5] = [
     Version::V0_3_0,
     Version::V0_3_1,
     Version::V0_4_0,

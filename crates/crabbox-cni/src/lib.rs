@@ -15,7 +15,7 @@ mod upkeep;
 
 pub use attachment::{AddError, Attachment, CheckError, DelError, add, check, del};
 pub use cache::cached;
-pub use conf::{ConfList, Found, LoadError, SUPPORTED, Unreadable, Version, load};
+pub use conf::{ConfList, Found, LoadError, Unreadable, Version, load};
 pub use plugin::{PluginError, Verb};
 pub use result::{CniResult, Dns, Interface, IpConfig, Route};
 pub use upkeep::{Outcome, ValidAttachment, gc, status};

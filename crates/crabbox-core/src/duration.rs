@@ -51,18 +51,6 @@ impl GoDuration {
         Self { nanoseconds }
     }
 
-    /// A duration of so many whole seconds, held at the ends of the range.
-    pub const fn from_seconds(seconds: i64) -> Self {
-        Self {
-            nanoseconds: seconds.saturating_mul(1_000_000_000),
-        }
-    }
-
-    /// A duration of so many minutes, held at the ends of the range.
-    pub const fn from_minutes(minutes: i64) -> Self {
-        Self::from_seconds(minutes.saturating_mul(60))
-    }
-
     /// The length in nanoseconds.
     pub const fn nanoseconds(self) -> i64 {
         self.nanoseconds
@@ -74,7 +62,7 @@ impl GoDuration {
     }
 
     /// Whether the duration is longer than nothing.
-    pub const fn is_positive(self) -> bool {
+    pub(crate) const fn is_positive(self) -> bool {
         self.nanoseconds > 0
     }
 
@@ -85,20 +73,6 @@ impl GoDuration {
         } else {
             Duration::from_nanos(self.nanoseconds.unsigned_abs())
         }
-    }
-
-    /// The duration rounded to whole milliseconds, half away from zero, as Go's `Round(time.Millisecond)`.
-    #[must_use]
-    pub const fn rounded_to_milliseconds(self) -> Self {
-        const UNIT: i64 = 1_000_000;
-        let rest = self.nanoseconds % UNIT;
-        let base = self.nanoseconds - rest;
-        let nanoseconds = if rest.abs() * 2 < UNIT {
-            base
-        } else {
-            base.saturating_add(UNIT * rest.signum())
-        };
-        Self { nanoseconds }
     }
 }
 
@@ -409,20 +383,8 @@ mod tests {
         for (nanoseconds, want) in cases {
             assert_eq!(GoDuration::from_nanoseconds(nanoseconds).to_string(), want);
         }
-        assert_eq!(format!("[{:>8}]", GoDuration::from_seconds(120)), "[    2m0s]");
-    }
-
-    #[test]
-    fn rounds_to_milliseconds_half_away_from_zero() {
-        let round = |n| {
-            GoDuration::from_nanoseconds(n)
-                .rounded_to_milliseconds()
-                .nanoseconds()
-        };
-        assert_eq!(round(1_234_499_999), 1_234_000_000);
-        assert_eq!(round(1_234_500_000), 1_235_000_000);
-        assert_eq!(round(-1_500_000), -2_000_000);
-        assert_eq!(round(i64::MAX), i64::MAX);
+        let padded = format!("[{:>8}]", GoDuration::from_nanoseconds(120_000_000_000));
+        assert_eq!(padded, "[    2m0s]");
     }
 
     proptest! {

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 /// The longest slug a user may ask for, after normalising.
-pub const SLUG_LIMIT: usize = 41;
+pub(crate) const SLUG_LIMIT: usize = 41;
 
 const ADJECTIVES: [&str; 14] = [
     "amber", "blue", "brisk", "coral", "crimson", "golden", "harbor", "jade", "pearl", "quick", "silver",
@@ -205,7 +205,7 @@ pub fn normalise(text: &str) -> String {
 }
 
 /// FNV-1a, 32 bits.
-pub fn fnv1a32(bytes: &[u8]) -> u32 {
+pub(crate) fn fnv1a32(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, byte| {
         (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
     })

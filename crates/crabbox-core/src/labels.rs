@@ -9,9 +9,9 @@ use std::time::Duration;
 use crate::state::LeaseState;
 
 /// Idle limit of a lease whose labels and configuration name none.
-pub const DEFAULT_IDLE: Duration = Duration::from_mins(30);
+pub(crate) const DEFAULT_IDLE: Duration = Duration::from_mins(30);
 /// Time to live of a lease whose labels and configuration name none.
-pub const DEFAULT_TTL: Duration = Duration::from_mins(90);
+pub(crate) const DEFAULT_TTL: Duration = Duration::from_mins(90);
 /// How long past its expiry a lease that says it is running or provisioning is left alone by cleanup.
 const STALE_GRACE: i64 = 12 * 3600;
 

@@ -18,10 +18,10 @@ use pax::Records;
 pub use sparse::Segment;
 
 /// Bytes of metadata (GNU long names, PAX headers) that one member may have in all.
-pub const METADATA_LIMIT: u64 = 64 * 1024;
+pub(crate) const METADATA_LIMIT: u64 = 64 * 1024;
 
 /// Bytes that the map of a sparse file may have; enough for some 40,000 pieces.
-pub const MAP_LIMIT: u64 = 1 << 20;
+pub(crate) const MAP_LIMIT: u64 = 1 << 20;
 
 /// Length of a block of an archive, in bytes.
 const BLOCK: usize = 512;

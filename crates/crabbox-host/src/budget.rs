@@ -142,7 +142,7 @@ impl Budget {
     }
 
     /// Takes `bytes` that a file spans without storing them.
-    pub fn take_hole(&mut self, bytes: u64) -> Result<(), OverBudget> {
+    pub(crate) fn take_hole(&mut self, bytes: u64) -> Result<(), OverBudget> {
         self.span.take(bytes)
     }
 

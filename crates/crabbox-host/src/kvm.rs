@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 /// The one stable version of the API (`Documentation/virt/kvm/api.rst`).
-pub const API_VERSION: i32 = 12;
+pub(crate) const API_VERSION: i32 = 12;
 
 /// `KVM_GET_API_VERSION`, `_IO(0xAE, 0x00)`.
 const GET_API_VERSION: libc::Ioctl = 0xAE00;

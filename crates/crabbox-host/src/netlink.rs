@@ -278,7 +278,10 @@ mod tests {
             assert_eq!(hops.next().unwrap().gateway, Some(Ipv4Addr::new(10, 9, 0, 3)));
             assert_eq!(hops.next().unwrap().gateway, Some(Ipv4Addr::new(10, 9, 0, 4)));
 
-            netlink.set_down("left").unwrap();
+            crate::command::Cmd::new("ip")
+                .args(["link", "set", "left", "down"])
+                .run()
+                .unwrap();
             assert!(!netlink.link("left").unwrap().unwrap().up);
             assert!(netlink.delete_link("left").unwrap());
             assert!(!netlink.delete_link("left").unwrap());

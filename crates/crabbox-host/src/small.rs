@@ -78,7 +78,7 @@ pub fn read_small(dir: &Path, name: &Path, limit: u64) -> Result<Vec<u8>, SmallE
 }
 
 /// The same below an open directory.
-pub fn read_small_at(dir: &Beneath, below: &EntryPath, limit: u64) -> Result<Vec<u8>, SmallError> {
+pub(crate) fn read_small_at(dir: &Beneath, below: &EntryPath, limit: u64) -> Result<Vec<u8>, SmallError> {
     let path = dir.full(below);
     let failed = |error| refine(error, &path);
     // Looked at before it is opened, since opening a device may already do something.

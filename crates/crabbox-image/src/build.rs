@@ -29,13 +29,13 @@ mod packages;
 pub use from::{TreeRecipe, build_tree};
 
 /// Free space that a build wants, in bytes: the tree, the unpacked kernel package and the image are together about 700 MiB.
-pub const SPACE_NEEDED: u64 = 1280 * 1024 * 1024;
+pub(crate) const SPACE_NEEDED: u64 = 1280 * 1024 * 1024;
 
 /// The time that everything in an image is stamped with unless a recipe says otherwise: 2025-01-01 00:00:00 UTC.
 pub const STAMP_UNIX: u32 = 1_735_689_600;
 
 /// The label of the base file system, by which the guest may check what it mounts.
-pub const BASE_LABEL: &str = "crabbox-base";
+pub(crate) const BASE_LABEL: &str = "crabbox-base";
 
 /// Who is process 1 of the guest once it is set up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

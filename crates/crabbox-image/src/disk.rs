@@ -17,7 +17,7 @@ use rustix::fs::MemfdFlags;
 use crate::inspect::{self, InspectError, Superblock};
 
 /// The label of a writable layer, by which the guest may check what it mounts.
-pub const LAYER_LABEL: &str = "crabbox-layer";
+pub(crate) const LAYER_LABEL: &str = "crabbox-layer";
 
 /// Everything about a layer's format is said here, so that it does not depend on the host's `mke2fs.conf`.
 ///
@@ -27,7 +27,7 @@ const LAYER_FEATURES: &str = "none,ext_attr,dir_index,filetype,extent,64bit,flex
                               huge_file,dir_nlink,extra_isize,metadata_csum";
 
 /// Smallest layer that is made, in MiB: below it the format has no room for anything.
-pub const LAYER_MIN_MIB: u64 = 16;
+pub(crate) const LAYER_MIN_MIB: u64 = 16;
 
 /// Longest that checking or growing a foreign image may take.
 const E2FSPROGS_LIMIT: Duration = Duration::from_mins(10);

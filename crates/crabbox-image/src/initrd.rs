@@ -33,7 +33,7 @@ pub const MODULES: [&str; 5] = [
 
 /// What an init of the image's own cannot load, because it is needed to reach that init. A kernel without any of them as a module
 /// needs no initrd.
-pub const ROOT_MODULES: [&str; 3] = ["virtio_mmio", "virtio_blk", "ext4"];
+pub(crate) const ROOT_MODULES: [&str; 3] = ["virtio_mmio", "virtio_blk", "ext4"];
 
 /// The list of modules in loading order.
 const ORDER: &str = "modules/order";
@@ -200,7 +200,7 @@ pub fn build(recipe: &InitrdRecipe<'_>) -> Result<Vec<u8>, InitrdError> {
 
 /// The initrd `archive` of an earlier build with the first process `guest_binary` in place of its own: the kernel and its modules
 /// serve any root file system.
-pub fn with_guest(archive: &[u8], from: &Path, guest_binary: &Path) -> Result<Vec<u8>, InitrdError> {
+pub(crate) fn with_guest(archive: &[u8], from: &Path, guest_binary: &Path) -> Result<Vec<u8>, InitrdError> {
     let guest = first_process(guest_binary)?;
     let damaged = || InitrdError::Damaged {
         path: from.to_owned(),

@@ -8,7 +8,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// The largest kernel taken out of a bzImage, in bytes; Debian's largest is about 80 MiB.
-pub const KERNEL_LIMIT: usize = 512 * 1024 * 1024;
+pub(crate) const KERNEL_LIMIT: usize = 512 * 1024 * 1024;
 
 /// Magic number of the "legacy" LZ4 frame, the only one that the kernel's build uses (`lz4 -l`).
 const LZ4_LEGACY: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
@@ -121,7 +121,7 @@ pub fn check_elf(path: &Path) -> Result<(), KernelError> {
 }
 
 /// Checks the first bytes of a kernel file, at least 64 of them (1024 to distinguish a bzImage from anything else).
-pub fn check_elf_header(start: &[u8]) -> Result<(), KernelError> {
+pub(crate) fn check_elf_header(start: &[u8]) -> Result<(), KernelError> {
     if !start.starts_with(b"\x7fELF") {
         if is_bzimage(start) {
             return Err(KernelError::Compressed);

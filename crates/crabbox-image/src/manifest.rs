@@ -100,7 +100,7 @@ pub enum Init {
 impl Init {
     /// Whether these are the files of an image of this kind, no more and no less. One with an init of its own has an initrd when
     /// its kernel needs one.
-    pub fn has_files<'a>(self, names: impl Iterator<Item = &'a str>) -> bool {
+    pub(crate) fn has_files<'a>(self, names: impl Iterator<Item = &'a str>) -> bool {
         let names: Vec<_> = names.collect();
         let needed: &[&str] = match self {
             Self::Ours => &FILES,
@@ -162,7 +162,7 @@ impl FileFacts {
 }
 
 /// The identity of an image with `files`: SHA-256 over one line `<sha256>  <name>\n` a file, in the order of their names.
-pub fn image_digest(files: &BTreeMap<String, FileFacts>) -> String {
+pub(crate) fn image_digest(files: &BTreeMap<String, FileFacts>) -> String {
     let lines: String = files
         .iter()
         .flat_map(|(name, facts)| [facts.sha256.as_str(), "  ", name.as_str(), "\n"])

@@ -197,11 +197,6 @@ fn kvm_works(guest: &Path, artefacts: &Path) -> Result<bool> {
 }
 
 impl Site {
-    /// Whether it is the lab, which is nobody's but ours.
-    pub fn is_lab(&self) -> bool {
-        self.name == "the lab"
-    }
-
     /// What all threads of the lab's emulator have computed so far, in milliseconds; it does not grow when others keep this machine busy.
     pub fn processor_ms(&self) -> Option<f64> {
         emulated_ms(self.emulator?)

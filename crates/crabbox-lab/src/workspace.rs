@@ -11,7 +11,7 @@ pub fn root() -> &'static Path {
 
 /// The directory of everything the lab keeps; below the default target directory even when cargo builds elsewhere, so
 /// that it is found again.
-pub fn lab_dir() -> PathBuf {
+pub(crate) fn lab_dir() -> PathBuf {
     root().join("target/lab")
 }
 

@@ -37,7 +37,7 @@ impl fmt::Display for Phase {
 }
 
 /// Dies or stops here if `armed` names this point.
-pub fn hit(armed: &str, who: Who, step: &str, phase: Phase) {
+pub(crate) fn hit(armed: &str, who: Who, step: &str, phase: Phase) {
     if armed.is_empty() {
         return;
     }

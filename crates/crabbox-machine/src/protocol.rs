@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::request::AcquireRequest;
 
 /// The hidden command under which this program is a supervisor.
-pub const SUPERVISE: &str = "__supervise";
+pub(crate) const SUPERVISE: &str = "__supervise";
 /// The version of this protocol. It rises when a message changes so that an older reader would misunderstand it; a field that may be left
 /// out is no such change.
 pub const VERSION: u32 = 1;
@@ -136,7 +136,7 @@ pub fn read_request(input: &mut impl BufRead) -> Result<AcquireRequest, RequestE
 }
 
 /// Reads what a client says after its request; `None` for its end, and for what is none of its messages.
-pub fn read_message(input: &mut impl BufRead) -> Option<Message> {
+pub(crate) fn read_message(input: &mut impl BufRead) -> Option<Message> {
     let mut line = Vec::new();
     input.take(LINE_LIMIT).read_until(b'\n', &mut line).ok()?;
     serde_json::from_slice(&line).ok()

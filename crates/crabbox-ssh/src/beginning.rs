@@ -14,7 +14,7 @@ use crate::wait::{Ready, wait};
 
 /// When somebody else is taken to read our input, over a connection that is open: a start-up file that asks for a line, or another
 /// shell that it started.
-pub const RESCUE_AFTER: Duration = Duration::from_millis(500);
+pub(crate) const RESCUE_AFTER: Duration = Duration::from_millis(500);
 
 /// Why a remote line did not run.
 #[derive(Debug, thiserror::Error)]

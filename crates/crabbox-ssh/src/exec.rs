@@ -29,7 +29,7 @@ use crate::target::Target;
 use crate::wait::{Ready, wait};
 
 /// How long a cancelled command may take to end and its last output to arrive, as the Go program has it.
-pub const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
 /// Where the bytes for a command's standard input come from.
 pub enum Stdin<'a> {

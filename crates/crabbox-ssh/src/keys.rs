@@ -12,13 +12,10 @@ use ssh_key::rand_core::OsRng;
 use ssh_key::{Algorithm, LineEnding, PrivateKey, PublicKey};
 
 /// Name of the private key in a lease's key directory; the Go program uses the same.
-pub const PRIVATE_KEY: &str = "id_ed25519";
+pub(crate) const PRIVATE_KEY: &str = "id_ed25519";
 
 /// Name of the public key in a lease's key directory.
-pub const PUBLIC_KEY: &str = "id_ed25519.pub";
-
-/// Name of the file with the lease's host key, in the same directory.
-pub const KNOWN_HOSTS: &str = "known_hosts";
+pub(crate) const PUBLIC_KEY: &str = "id_ed25519.pub";
 
 /// A key pair in OpenSSH's text forms.
 #[derive(Clone, PartialEq, Eq)]
@@ -244,7 +241,7 @@ mod tests {
     #[test]
     fn a_pinned_key_is_found_by_openssh_under_the_name_it_looks_for() {
         let tmp = tempfile::tempdir().unwrap();
-        let file = tmp.path().join(KNOWN_HOSTS);
+        let file = tmp.path().join("known_hosts");
         let key = generate("host comment").unwrap().public_openssh;
         for (host, port, name) in [
             ("10.0.0.2", 22, "10.0.0.2"),

@@ -15,7 +15,7 @@ pub mod forwards;
 pub mod fuzzing;
 mod group;
 pub mod interactive;
-pub mod key_trouble;
+pub(crate) mod key_trouble;
 pub mod keys;
 pub mod loopback;
 pub mod master;

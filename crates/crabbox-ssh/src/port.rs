@@ -72,7 +72,7 @@ pub enum Next {
 
 /// Looks at `address` until an SSH server greets there. After each failed look, and at least ten times a second, `failed`
 /// says whether to go on; the last failure is the error.
-pub fn wait_port(
+pub(crate) fn wait_port(
     address: SocketAddr,
     mut failed: impl FnMut(&PortFailure) -> Next,
 ) -> Result<PortTimings, PortFailure> {

@@ -42,7 +42,7 @@ pub fn line<S: AsRef<str>>(words: impl IntoIterator<Item = S>) -> String {
 }
 
 /// `word` as `rsync -e` splits its argument: a quote inside single quotes is doubled, a backslash means itself.
-pub fn rsync_word(word: &str) -> String {
+pub(crate) fn rsync_word(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,@+%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_owned();

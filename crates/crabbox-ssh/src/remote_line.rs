@@ -58,7 +58,7 @@ impl RemoteLine {
 
     /// What is sent when the mark does not come: lines for those who ask for one, then our line for a
     /// shell that reads its commands from standard input. Our own shell passes over all of it.
-    pub fn rescue(&self) -> Vec<u8> {
+    pub(crate) fn rescue(&self) -> Vec<u8> {
         format!("{}{}\n", "\n".repeat(SPARE_LINES), self.text()).into_bytes()
     }
 
@@ -163,7 +163,7 @@ impl Start {
     }
 
     /// Whether anything was passed over.
-    pub fn was_noisy(&self) -> bool {
+    pub(crate) fn was_noisy(&self) -> bool {
         self.skipped > 0
     }
 

@@ -14,10 +14,10 @@ use crabbox_host::environment::Environment;
 use crate::quote;
 
 /// How long a TCP connection plus key exchange may take, as the Go program has it.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the shared connection outlives its last user, in OpenSSH's notation, as the Go program has it.
-pub const CONTROL_PERSIST: &str = "10m";
+pub(crate) const CONTROL_PERSIST: &str = "10m";
 
 /// The key exchange for a machine whose traffic never leaves this one. OpenSSH's default since 9.0 adds a post-quantum
 /// part against those who record traffic today. Nobody can record this, and that part is most of a handshake: 58 ms of the

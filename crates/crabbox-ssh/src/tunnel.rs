@@ -22,7 +22,7 @@ use crate::target::{ArgvOptions, Target};
 use crate::wait::{Ready, wait};
 
 /// How long a tunnel may take until it accepts connections, as the Go program has it.
-pub const OPEN_LIMIT: Duration = Duration::from_secs(15);
+pub(crate) const OPEN_LIMIT: Duration = Duration::from_secs(15);
 
 /// How much of what `ssh` says is kept, in bytes.
 const WORDS_LIMIT: usize = 4000;

@@ -44,7 +44,7 @@ impl Places {
     }
 
     /// The lock of one claim file, where the Go program has it.
-    pub fn claim_lock(&self, id: &str) -> PathBuf {
+    pub(crate) fn claim_lock(&self, id: &str) -> PathBuf {
         self.state.join("claim-locks").join(format!("{id}.json.lock"))
     }
 

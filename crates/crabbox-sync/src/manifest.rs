@@ -25,7 +25,7 @@ mod submodules;
 pub(crate) use self::submodules::ask_git;
 
 /// The name of the file in the root that holds more exclude rules.
-pub const IGNORE_FILE: &str = ".crabboxignore";
+pub(crate) const IGNORE_FILE: &str = ".crabboxignore";
 
 /// Longest ignore file in bytes; a hand-written one has a few KiB.
 const IGNORE_LIMIT: u64 = 1 << 20;

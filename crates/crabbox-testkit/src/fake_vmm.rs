@@ -28,7 +28,7 @@ use machine::Machine;
 pub const VERSION: &str = "1.12.1";
 
 /// The name of the file that holds the fake's [`Script`]: in its working directory, else beside the program.
-pub const SCRIPT_FILE: &str = "fake-vmm.json";
+pub(crate) const SCRIPT_FILE: &str = "fake-vmm.json";
 
 /// What the fake is to do out of the ordinary. An endpoint is written as `PUT /actions`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -23,7 +23,7 @@ mod script;
 use script::NO_TOOL;
 
 /// How long to wait for another client, as the Go program has it.
-pub const WAIT_LIMIT: Duration = Duration::from_mins(2);
+pub(crate) const WAIT_LIMIT: Duration = Duration::from_mins(2);
 /// How often waiting is told.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 /// How long after a command was sent it is named for the Go program: by then it may be worth three programs over there. A login that

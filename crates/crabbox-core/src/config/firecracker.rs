@@ -15,17 +15,17 @@ use crate::fault::{Fault, Kind};
 use crate::network::NetworkMode;
 
 /// Most virtual processors that Firecracker gives a microVM.
-pub const MAX_CPUS: u32 = 32;
+pub(crate) const MAX_CPUS: u32 = 32;
 /// Least memory in MiB that a guest of ours can start in.
-pub const MIN_MEMORY_MIB: u32 = 64;
+pub(crate) const MIN_MEMORY_MIB: u32 = 64;
 /// Most memory in MiB that is taken for meant (16 TiB); beyond it a configuration has a typing error.
-pub const MAX_MEMORY_MIB: u32 = 16 << 20;
+pub(crate) const MAX_MEMORY_MIB: u32 = 16 << 20;
 /// Most uids in the range of jailed VMMs.
-pub const MAX_UID_COUNT: u32 = 1 << 20;
+pub(crate) const MAX_UID_COUNT: u32 = 1 << 20;
 /// The largest first uid: the range must end below 2^32 - 2, since -1 and -2 are not uids (`setresuid(2)`, `nobody` of NFS).
-pub const MAX_UID: u32 = u32::MAX - 2 - MAX_UID_COUNT;
+pub(crate) const MAX_UID: u32 = u32::MAX - 2 - MAX_UID_COUNT;
 /// Largest disk in MiB that ext4 with 4 KiB blocks holds in 32-bit block numbers (16 TiB).
-pub const MAX_DISK_MIB: u64 = 16 << 20;
+pub(crate) const MAX_DISK_MIB: u64 = 16 << 20;
 /// The server type of a microVM for which none was configured.
 pub const SERVER_TYPE: &str = "microvm";
 

@@ -32,7 +32,7 @@ pub enum Kind {
 
 impl Kind {
     /// What a value has to be, for an error message.
-    pub const fn expectation(self) -> &'static str {
+    pub(crate) const fn expectation(self) -> &'static str {
         match self {
             Self::Text => "a text",
             Self::Path => "a path",
@@ -388,7 +388,7 @@ pub const PROFILES: &str = "profiles";
 pub const PRESETS: &str = "presets";
 
 /// Sections that the Go program reads and this one does not: told to the user once a file, never taken for a typing error.
-pub const FOREIGN_SECTIONS: &[&str] = &[
+pub(crate) const FOREIGN_SECTIONS: &[&str] = &[
     "actions",
     "broker",
     "cache",

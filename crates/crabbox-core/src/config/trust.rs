@@ -14,7 +14,7 @@ pub struct HostPath(PathBuf);
 
 impl HostPath {
     /// The path of `value`, or `None` when its layer is not trusted.
-    pub fn from_trusted(value: &Sourced<PathBuf>) -> Option<Self> {
+    pub(crate) fn from_trusted(value: &Sourced<PathBuf>) -> Option<Self> {
         value.layer().is_trusted().then(|| Self(value.value.clone()))
     }
 
@@ -37,7 +37,7 @@ pub struct HostName(String);
 
 impl HostName {
     /// The name in `value`, or `None` when its layer is not trusted.
-    pub fn from_trusted(value: &Sourced<String>) -> Option<Self> {
+    pub(crate) fn from_trusted(value: &Sourced<String>) -> Option<Self> {
         value.layer().is_trusted().then(|| Self(value.value.clone()))
     }
 
@@ -99,7 +99,7 @@ pub fn classify(facts: &FileFacts<'_>) -> Layer {
 }
 
 /// `path` with `.` and `..` taken out by their text alone, without looking at the file system.
-pub fn lexically_normal(path: &Path) -> PathBuf {
+pub(crate) fn lexically_normal(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for component in path.components() {
         match component {

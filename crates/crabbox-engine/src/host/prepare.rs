@@ -21,7 +21,7 @@ use crabbox_machine::resource::network::DEBIAN_CNI;
 use crabbox_ssh::control::ControlError;
 
 /// The image that is used when none is named.
-pub const DEFAULT_IMAGE: &str = "default";
+pub(crate) const DEFAULT_IMAGE: &str = "default";
 
 /// Why this host cannot make the lease.
 #[derive(Debug, thiserror::Error)]
@@ -332,7 +332,7 @@ pub fn guest(engine: &Engine, plan: &FirecrackerPlan) -> Result<GuestSource, Pre
 }
 
 /// The image that `wanted` names, or the usual one when it is empty.
-pub fn stored_image(store: &Path, wanted: &str) -> Result<Image, StoreError> {
+pub(crate) fn stored_image(store: &Path, wanted: &str) -> Result<Image, StoreError> {
     if wanted.is_empty() {
         return our_image(store);
     }
@@ -344,7 +344,7 @@ pub fn stored_image(store: &Path, wanted: &str) -> Result<Image, StoreError> {
 }
 
 /// The image called `default`, else the newest.
-pub fn our_image(store: &Path) -> Result<Image, StoreError> {
+pub(crate) fn our_image(store: &Path) -> Result<Image, StoreError> {
     // A look must not make a store.
     if !store.is_dir() {
         let reference = DEFAULT_IMAGE.to_owned();

@@ -36,18 +36,18 @@ impl LeaseError {
 
     /// The same, with what can be done about it.
     #[must_use]
-    pub fn with_remedy(self, remedy: Option<Remedy>) -> Self {
+    pub(crate) fn with_remedy(self, remedy: Option<Remedy>) -> Self {
         Self { remedy, ..self }
     }
 
     /// The same, with the end of the console of a machine that did not come up.
     #[must_use]
-    pub fn with_console(self, console: Vec<String>) -> Self {
+    pub(crate) fn with_console(self, console: Vec<String>) -> Self {
         Self { console, ..self }
     }
 
     /// What can be done about it.
-    pub fn remedy(&self) -> Option<Remedy> {
+    pub(crate) fn remedy(&self) -> Option<Remedy> {
         self.remedy
     }
 

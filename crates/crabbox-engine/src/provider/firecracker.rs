@@ -41,7 +41,7 @@ use crate::provider::{AcquiredLease, Leases, Notice, Provider};
 const HANDSHAKE_LIMIT: Duration = Duration::from_mins(1);
 
 /// What this provider can do.
-pub const CAPABILITIES: Capabilities = Capabilities {
+pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     category: "self-hosted-virtualization",
     id_prefix: None,
     can: &[

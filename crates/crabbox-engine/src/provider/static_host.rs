@@ -45,7 +45,7 @@ use crate::provider::{AcquiredLease, Leases, Notice, Provider};
 const NAME: &str = Which::Ssh.name();
 
 /// What this provider can do.
-pub const CAPABILITIES: Capabilities = Capabilities {
+pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     category: "existing-host",
     id_prefix: Some("static_"),
     can: &[Capability::SshProbe],

@@ -82,17 +82,6 @@ impl Netlink {
         )
     }
 
-    /// Takes a link down.
-    pub fn set_down(&mut self, name: &str) -> Result<(), NetlinkError> {
-        let mut message = self.named(name)?;
-        message.header.change_mask = LinkFlags::Up;
-        self.change(
-            format!("take down the link {name}"),
-            RouteNetlinkMessage::SetLink(message),
-            0,
-        )
-    }
-
     /// Gives a link, which must be down, another name.
     pub fn rename(&mut self, name: &str, new: &str) -> Result<(), NetlinkError> {
         let mut message = self.named(name)?;

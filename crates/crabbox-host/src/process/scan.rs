@@ -209,7 +209,7 @@ mod tests {
                 .args(["--user", "--map-root-user", "--pid", "--fork", "--mount-proc"])
                 .arg(std::env::current_exe().unwrap())
                 .args(["--exact", name, "--nocapture"])
-                .limit(Duration::from_secs(60))
+                .limit(Duration::from_mins(1))
                 .capture()
                 .unwrap();
             let said = String::from_utf8_lossy(&again.stdout);

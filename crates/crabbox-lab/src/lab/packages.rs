@@ -22,12 +22,12 @@ const SSH_SERVER: &str = "openssh-server";
 const SYSTEMD: &str = "/run/systemd/system";
 
 /// Makes sure that the tools of a lab are installed.
-pub fn ensure_tools() -> Result<()> {
+pub(crate) fn ensure_tools() -> Result<()> {
     ensure(recipe::TOOLS, "the lab needs")
 }
 
 /// Makes sure that leases can be made on this host itself.
-pub fn ensure_host_tools() -> Result<()> {
+pub(crate) fn ensure_host_tools() -> Result<()> {
     ensure(recipe::HOST_TOOLS, "leases on this host need")
 }
 

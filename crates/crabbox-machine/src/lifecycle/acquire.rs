@@ -247,7 +247,7 @@ impl Making<'_> {
     }
 
     /// The lease and its threads, when the making is over, one way or the other.
-    pub fn into_parts(self) -> (OwnedLease, Threads) {
+    pub(crate) fn into_parts(self) -> (OwnedLease, Threads) {
         (
             self.made.lease,
             Threads {

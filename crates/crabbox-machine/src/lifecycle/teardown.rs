@@ -31,7 +31,7 @@ use crate::resource::network::{self, DetachError, SavedAttach};
 /// How long a VMM gets between SIGTERM and SIGKILL. Its disk dies with it, so there is nothing for it to save.
 const VMM_GRACE: Duration = Duration::from_millis(500);
 /// The journal's note that a lease is being taken back: from then on there is no way but to the end.
-pub const ENDING: &str = "ending";
+pub(crate) const ENDING: &str = "ending";
 /// How long a CNI plugin gets whose runtime has died.
 const PLUGIN_GRACE: Duration = Duration::from_secs(10);
 /// How long the kernel gets to let go of an empty control group.

@@ -65,7 +65,7 @@ pub fn shared(record: &LeaseRecord, places: &Places, dir: &PrivateDir) -> Result
 }
 
 /// Ends every shared connection that was opened with the key of lease `id`, for a lease whose journal does not tell.
-pub fn close_all(places: &Places, id: &str) -> Result<(), ExitError> {
+pub(crate) fn close_all(places: &Places, id: &str) -> Result<(), ExitError> {
     for control in master::of_key(&places.keys(id).join("id_ed25519"))? {
         close(&control)?;
     }

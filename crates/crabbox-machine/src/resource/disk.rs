@@ -32,16 +32,16 @@ pub const BASE: &str = "base.ext4";
 /// The private writable disk's name.
 pub const DISK: &str = "disk.ext4";
 /// The seed drive's name, for anyone's image.
-pub const SEED: &str = "cidata.img";
+pub(crate) const SEED: &str = "cidata.img";
 /// The vsock's name; Firecracker appends `_<port>` for connections from the guest.
-pub const VSOCK: &str = "vsock.sock";
+pub(crate) const VSOCK: &str = "vsock.sock";
 /// Firecracker's log.
 pub const LOG: &str = "firecracker.log";
 /// Firecracker's API socket.
 pub const API: &str = "api.sock";
 
 /// How the disk of our own image is made: an empty layer above the base that all leases share.
-pub const SHARED_BASE: &str = "shared-base";
+pub(crate) const SHARED_BASE: &str = "shared-base";
 
 /// Why the directory could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -364,7 +364,7 @@ fn listen(path: &Path, uid: Option<u32>) -> Result<UnixListener, DiskError> {
 }
 
 /// Listens in place of a supervisor that has died, in the directory of `disk`.
-pub fn listen_again(disk: &Path, port: u32, uid: Option<u32>) -> Result<UnixListener, DiskError> {
+pub(crate) fn listen_again(disk: &Path, port: u32, uid: Option<u32>) -> Result<UnixListener, DiskError> {
     let path = disk.with_file_name(format!("{VSOCK}_{port}"));
     match std::fs::remove_file(&path) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {

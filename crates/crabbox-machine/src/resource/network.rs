@@ -37,7 +37,7 @@ pub const DEBIAN_CNI: &str = "/usr/lib/cni";
 const OUTER_INTERFACE: &str = "veth0";
 
 /// The guest's tap in its lease's namespace.
-pub const TAP: &str = "tap0";
+pub(crate) const TAP: &str = "tap0";
 /// The host's resolver configuration.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -237,7 +237,7 @@ impl Drop for NameServer {
 }
 
 /// Serves names at the tap's address in the lease's namespace, from this namespace's resolvers.
-pub fn serve_names(netns: &Path) -> Result<NameServer, NetworkError> {
+pub(crate) fn serve_names(netns: &Path) -> Result<NameServer, NetworkError> {
     let listeners = dns::listen(netns, dns::LISTEN)?;
     let (ended, stop) = std::io::pipe().map_err(NetworkError::Pipe)?;
     let thread = std::thread::spawn(move || {
@@ -322,7 +322,7 @@ impl GuestSide {
 
 impl SavedAttach {
     /// Whether the chain makes the guest's tap, so that it must run before the machine is started.
-    pub fn gives_tap(&self) -> bool {
+    pub(crate) fn gives_tap(&self) -> bool {
         match self {
             Self::Cni(attachment) => attachment.conf.plugins.iter().any(|plugin| {
                 plugin
@@ -354,7 +354,7 @@ pub fn choose_subnet(range: Ipv4Net, taken: &[Ipv4Net]) -> Result<Ipv4Net, Subne
 }
 
 /// The attachment of a lease that the Go program made: what its CNI library cached in the lease, else what the configuration says now.
-pub fn saved_of_record(record: &LeaseRecord, dir: &LeaseDir) -> Option<SavedAttach> {
+pub(crate) fn saved_of_record(record: &LeaseRecord, dir: &LeaseDir) -> Option<SavedAttach> {
     let bin_dirs = vec![record.cni_bin_dir.clone().into(), DEBIAN_CNI.into()];
     let cached = crabbox_cni::cached(&dir.cni_cache(), &record.vmid, &dir.netns(), &bin_dirs);
     if let Some(attachment) = cached.into_iter().next() {

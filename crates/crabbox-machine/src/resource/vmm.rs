@@ -322,7 +322,7 @@ impl Running {
     }
 
     /// The handle, for the watch.
-    pub fn into_handle(self) -> ProcessHandle {
+    pub(crate) fn into_handle(self) -> ProcessHandle {
         self.handle
     }
 }
@@ -349,7 +349,7 @@ pub fn start(plan: &Plan, pipe: &File) -> Result<Running, VmmError> {
 
 /// Waits for the API and boots the guest. A VMM may be in its guest's hand: however it answers, this is over with the VMM's end, a
 /// cancellation, the lease's deadline or [`REQUEST_LIMIT`].
-pub fn boot_guest(plan: &Plan, vmm: &Running, patience: Patience<'_>) -> Result<(), VmmError> {
+pub(crate) fn boot_guest(plan: &Plan, vmm: &Running, patience: Patience<'_>) -> Result<(), VmmError> {
     let given_up = || {
         if vmm.has_ended() {
             return Some(VmmError::Ended {

@@ -7,7 +7,7 @@ use crate::glob;
 
 impl Filter {
     /// A judge for many paths, cheap where neighbours come one after the other.
-    pub fn judge_of_many(&self) -> Judge<'_> {
+    pub(crate) fn judge_of_many(&self) -> Judge<'_> {
         Judge {
             filter: self,
             dir: None,
@@ -35,7 +35,7 @@ impl Filter {
 
 /// Judges path after path as [`Filter::judge`] does, and remembers what holds for all paths of a directory.
 #[derive(Debug)]
-pub struct Judge<'a> {
+pub(crate) struct Judge<'a> {
     filter: &'a Filter,
     /// The directory of the last path; paths in the root have none.
     dir: Option<Vec<u8>>,
@@ -55,7 +55,7 @@ struct Above {
 
 impl<'a> Judge<'a> {
     /// As [`Filter::judge`]: a rule matches a path if it matches its directory, or the path itself by its last component.
-    pub fn judge(&mut self, path: &[u8], tracked: bool) -> Verdict<'a> {
+    pub(crate) fn judge(&mut self, path: &[u8], tracked: bool) -> Verdict<'a> {
         let filter = self.filter;
         let cut = path.iter().rposition(|byte| *byte == b'/');
         let dir = cut.map(|cut| &path[..cut]);

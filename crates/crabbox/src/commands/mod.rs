@@ -12,6 +12,8 @@ use std::ffi::OsString;
 
 use crabbox_core::config::key::Name;
 use crabbox_core::config::{FlagValue, Provider};
+use crabbox_engine::provider::capability::Capability;
+use crabbox_engine::provider::registry;
 
 use crate::args::{
     self, ClaimsCommand, Command, CompletionsArgs, ConfigCommand, MachineCommand, Parsed, PoolCommand,
@@ -69,7 +71,8 @@ fn provider(env: &Env, refused: &Refused) -> &'static str {
     let chosen = settings::load(env, &flags)
         .ok()
         .and_then(|loaded| loaded.resolution.settings.provider().ok());
-    chosen.unwrap_or(Provider::Firecracker).name()
+    let usual = registry::with(Capability::KeepsRecords);
+    chosen.or(usual).map_or("", Provider::name)
 }
 
 /// Prints the help of the command with this path, as far as the path is known.

@@ -24,7 +24,7 @@ pub enum Status {
 
 impl Status {
     /// Whether leases cannot be made with it.
-    pub const fn is_problem(self) -> bool {
+    pub(crate) const fn is_problem(self) -> bool {
         matches!(self, Self::Missing | Self::Failed)
     }
 
@@ -105,7 +105,7 @@ impl Check {
     }
 
     /// A check of any provider.
-    pub fn of_provider(
+    pub(crate) fn of_provider(
         provider: &str,
         status: Status,
         check: &'static str,

@@ -23,7 +23,7 @@ pub use remote::{RemoteError, remote};
 pub use world::World;
 
 /// Longest that the checks of a provider may take together, in seconds; the number is part of a message.
-pub const PROVIDER_LIMIT_SECONDS: u64 = 10;
+pub(crate) const PROVIDER_LIMIT_SECONDS: u64 = 10;
 
 /// What the command line knows and the settings do not say.
 #[derive(Debug, Clone, Default)]

@@ -85,7 +85,7 @@ pub struct Tool {
 
 impl Tool {
     /// Its version as text, `?` when it is not known.
-    pub fn version_text(&self) -> String {
+    pub(crate) fn version_text(&self) -> String {
         self.version.as_ref().map_or_else(
             || "?".to_owned(),
             |numbers| numbers.iter().map(u32::to_string).collect::<Vec<_>>().join("."),
