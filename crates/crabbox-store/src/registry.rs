@@ -151,9 +151,10 @@ pub fn look(places: &Places) -> Result<Listing, RegistryError> {
     Ok(read(&PrivateDir::open(&entries)?)?.0)
 }
 
-/// Removes the entry of `lease` when the lease is gone. A lease without one costs a look and makes nothing.
+/// Removes the entry of `lease` when the lease is gone. A host without a registry costs a look and gets none. Whether there is an entry is
+/// seen under the lock alone: whoever has it may be about to write one, for a lease that it saw a moment ago.
 pub fn forget(places: &Places, lease: &LeaseId) -> Result<(), RegistryError> {
-    if !is_there(&places.registry.join(ENTRIES).join(file_name(lease))) {
+    if !is_there(&places.registry.join(ENTRIES)) {
         return Ok(());
     }
     Registry::lock(places)?.remove(lease)
@@ -294,6 +295,23 @@ mod tests {
         drop(host_network(&places).unwrap());
         dissolve(&places).unwrap();
         assert!(!places.registry.exists(), "nothing is left of an empty one");
+    }
+
+    #[test]
+    fn whoever_forgets_a_lease_waits_for_an_entry_that_is_about_to_be_written() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        let holding = holding(1);
+        let registry = Registry::lock(&places).unwrap();
+        std::thread::scope(|threads| {
+            let forgets = threads.spawn(|| forget(&places, &holding.lease));
+            // Long enough for a look without the lock, which would find nothing and be done.
+            crabbox_host::clock::nap(std::time::Duration::from_millis(100));
+            registry.put(&holding).unwrap();
+            drop(registry);
+            forgets.join().unwrap().unwrap();
+        });
+        assert!(look(&places).unwrap().holdings.is_empty());
     }
 
     #[test]

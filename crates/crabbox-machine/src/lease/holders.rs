@@ -115,7 +115,10 @@ pub(crate) fn settle<'a>(
         };
         held.take_open(journal);
         let known = listing.holdings.iter().any(|holding| holding.lease == lease);
-        if let Some(owner) = owner.clone().filter(|_| !known) {
+        // The journals were read before the registry was ours: a lease that was given back since has forgotten its entry, or waits for us
+        // to forget it.
+        let lives = places.lease(&lease).exists();
+        if let Some(owner) = owner.clone().filter(|_| !known && lives) {
             let holding = Holding {
                 lease,
                 owner,

@@ -226,7 +226,7 @@ fn a_line_that_breaks_is_told_apart_from_a_command_that_fails() {
     let failed = lease
         .place
         .run(&["run", "--id", "jade-krill", "--shell", "--", "exit 255"]);
-    assert_eq!(failed.code, 255);
+    assert_eq!(failed.code, 255, "{}", failed.err);
     assert!(
         failed.err.ends_with("remote command exited 255\n"),
         "{}",

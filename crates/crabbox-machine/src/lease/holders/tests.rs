@@ -297,6 +297,34 @@ fn leases_of_an_earlier_version_are_seen_with_what_they_hold() {
 }
 
 #[test]
+fn a_lease_that_was_given_back_after_it_was_looked_at_gets_no_entry() {
+    let world = World::new();
+    let places = world.places("a");
+    std::fs::create_dir_all(places.leases()).unwrap();
+    let (lives, gone) = (id(), id());
+    let journals = [&lives, &gone].map(|id| {
+        let dir = unregistered(&places, id, world.first_uid, world.block(0));
+        JournalFile::open(&dir.journal())
+            .unwrap()
+            .unwrap()
+            .state()
+            .clone()
+    });
+    // What its journal said is known already; then it is taken back, entry and all.
+    std::fs::remove_dir_all(places.lease(&gone)).unwrap();
+    registry::forget(&places, &gone).unwrap();
+    let registry = Registry::lock(&places).unwrap();
+    settle(&places, &registry, journals.iter()).unwrap();
+    let listed: Vec<LeaseId> = world
+        .listing()
+        .holdings
+        .into_iter()
+        .map(|one| one.lease)
+        .collect();
+    assert_eq!(listed, [lives]);
+}
+
+#[test]
 fn a_damaged_entry_of_a_live_lease_gives_nothing_away_and_of_a_dead_one_is_removed() {
     let world = World::new();
     let made = world.allocate("a", 5).unwrap();
