@@ -4,6 +4,7 @@
 //! Constants only, without dependencies, because the guest is small and static. A guest is as old as its image: nothing here may
 //! change its value, only gain a neighbour.
 
+pub mod identity;
 pub mod image;
 pub mod report;
 pub mod seed;
@@ -13,3 +14,5 @@ pub mod trim;
 pub const READY_PORT: u32 = 1024;
 /// The vsock port of the host (CID 2) on which a guest gives blocks back.
 pub const TRIM_PORT: u32 = 1025;
+/// The vsock port of the host (CID 2) on which a guest that was frozen asks who it is.
+pub const IDENTITY_PORT: u32 = 1026;

@@ -2,6 +2,22 @@
 
 /// The directory, seen from the root of the initramfs.
 pub const DIRECTORY: &str = "crabbox-seed";
+/// Every file that a seed may have but its mark.
+pub const FILES: [&str; 11] = [
+    HOSTNAME,
+    INSTANCE_ID,
+    USER,
+    AUTHORIZED_KEYS,
+    HOST_KEY,
+    HOST_KEY_PUBLIC,
+    NETWORK,
+    RESOLV_CONF,
+    WORK_ROOT,
+    TIME,
+    ENTROPY,
+];
+/// Marks a seed without an identity: the guest goes as far as every lease has it alike, then parks ([`crate::identity`]).
+pub const TEMPLATE: &str = "template";
 /// The host name, one line.
 pub const HOSTNAME: &str = "hostname";
 /// The lease, one line.

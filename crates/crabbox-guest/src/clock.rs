@@ -17,6 +17,12 @@ pub(crate) fn unix_seconds() -> i64 {
     clock_gettime(ClockId::Realtime).tv_sec
 }
 
+/// Nanoseconds since the unix epoch.
+pub(crate) fn unix_nanoseconds() -> i128 {
+    let now = clock_gettime(ClockId::Realtime);
+    i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)
+}
+
 /// Sets the wall clock to `seconds` since the unix epoch.
 pub(crate) fn set(seconds: i64) -> std::io::Result<()> {
     clock_settime(
@@ -24,6 +30,20 @@ pub(crate) fn set(seconds: i64) -> std::io::Result<()> {
         Timespec {
             tv_sec: seconds,
             tv_nsec: 0,
+        },
+    )
+    .map_err(Into::into)
+}
+
+/// Sets the wall clock to `time` nanoseconds since the unix epoch.
+pub(crate) fn set_nanoseconds(time: i128) -> std::io::Result<()> {
+    const SECOND: i128 = 1_000_000_000;
+    let impossible = |_| std::io::Error::from(std::io::ErrorKind::InvalidInput);
+    clock_settime(
+        ClockId::Realtime,
+        Timespec {
+            tv_sec: i64::try_from(time.div_euclid(SECOND)).map_err(impossible)?,
+            tv_nsec: i64::try_from(time.rem_euclid(SECOND)).map_err(impossible)?,
         },
     )
     .map_err(Into::into)

@@ -19,6 +19,8 @@ pub(crate) struct Console {
     before: String,
     stages: Vec<(&'static str, Duration)>,
     current: Option<&'static str>,
+    /// The uptime that its times count from: the machine's start, or when it was thawed.
+    start: Duration,
 }
 
 impl Console {
@@ -29,7 +31,21 @@ impl Console {
             before: String::new(),
             stages: Vec::new(),
             current: None,
+            start: Duration::ZERO,
         }
+    }
+
+    /// Forgets the stages so far and counts from now on: the machine was frozen meanwhile, for nobody knows how long.
+    pub(crate) fn restart(&mut self) {
+        self.before.clear();
+        self.stages.clear();
+        self.current = None;
+        self.start = clock::uptime();
+    }
+
+    /// Seconds since the machine's start, or since it was thawed.
+    pub(crate) fn since_start(&self) -> String {
+        seconds(clock::uptime().saturating_sub(self.start))
     }
 
     /// Opens the device again, once `/dev` has it.
@@ -56,7 +72,7 @@ impl Console {
     /// Ends the stage that is going on: records it and prints its name and the uptime.
     pub(crate) fn end(&mut self) {
         if let Some(stage) = self.current.take() {
-            let at = clock::uptime();
+            let at = clock::uptime().saturating_sub(self.start);
             self.stages.push((stage, at));
             self.say(&format!("{stage} {}", seconds(at)));
         }
@@ -84,7 +100,7 @@ impl Console {
     /// The record as it is sent to the host: `stage` lines, then the `ready` line.
     pub(crate) fn report(&self) -> String {
         let mut text = self.stages();
-        writeln!(text, "{READY} {}", seconds(clock::uptime())).ok();
+        writeln!(text, "{READY} {}", self.since_start()).ok();
         text
     }
 
@@ -121,6 +137,7 @@ mod tests {
             before: "stage mounts 0.001\n".to_owned(),
             stages: Vec::new(),
             current: None,
+            start: Duration::ZERO,
         };
         assert_eq!(console.current(), "start");
         console.begin("modules");
@@ -137,5 +154,13 @@ mod tests {
         assert_eq!(words[2][..2], ["stage", "sshd"]);
         assert_eq!(words[3][0], "ready");
         assert_eq!(seconds(Duration::from_millis(1234)), "1.234");
+        console.restart();
+        console.begin("wake");
+        console.end();
+        let stages = console.stages();
+        assert!(
+            stages.starts_with("stage wake 0.") && stages.lines().count() == 1,
+            "{stages}"
+        );
     }
 }

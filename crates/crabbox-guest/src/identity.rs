@@ -146,7 +146,8 @@ fn write(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> R
     file.write_all(content).map_err(Failure::path("write", path))
 }
 
-fn remove(path: &Path) -> Result<(), Failure> {
+/// Removes a file; none is fine.
+pub(crate) fn remove(path: &Path) -> Result<(), Failure> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Failure::path("replace", path)(error)),
         _ => Ok(()),

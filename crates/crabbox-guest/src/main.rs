@@ -19,6 +19,7 @@ mod handover;
 mod identity;
 mod modules;
 mod network;
+mod park;
 mod power;
 mod probe;
 mod root;
@@ -95,7 +96,7 @@ struct Booted {
     layer: OwnedFd,
 }
 
-/// From the initramfs to a listening SSH server. With an init of the image's own, it returns only when that could not be started.
+/// From the initramfs to a listening SSH server; a template waits on the way until it is frozen and thawed. With an init of the image's own, it returns only when that could not be started.
 fn boot(console: &mut Console) -> Result<Booted, Failure> {
     // What passed before this program began.
     console.begin("kernel");
@@ -118,7 +119,12 @@ fn boot(console: &mut Console) -> Result<Booted, Failure> {
 
     console.begin("seed");
     let seeds = Path::new("/").join(crabbox_guest_protocol::seed::DIRECTORY);
-    let mut seed = Seed::read(&seeds)?;
+    let template = seed::is_template(&seeds);
+    let seed = if template {
+        Seed::read_template(&seeds)?
+    } else {
+        Seed::read(&seeds)?
+    };
     seed::wipe(&seeds)?;
 
     console.begin("root");
@@ -131,7 +137,19 @@ fn boot(console: &mut Console) -> Result<Booted, Failure> {
 
     console.begin("network");
     network::bring_up(seed.network.as_ref())?;
+    if !template {
+        let booted = become_instance(console, seed, layer)?;
+        tell_host(console);
+        return Ok(booted);
+    }
+    let (seed, mut woken) = park::until_woken(console, &seed)?;
+    let booted = become_instance(console, seed, layer).inspect_err(|failure| woken.refuse(failure))?;
+    woken.ready(console)?;
+    Ok(booted)
+}
 
+/// From a machine that could be anybody's to this lease's, with a listening SSH server.
+fn become_instance(console: &mut Console, mut seed: Seed, layer: root::Layer) -> Result<Booted, Failure> {
     console.begin("identity");
     identity::write_names(&seed)?;
     let account = identity::write_user(&seed)?;
@@ -159,7 +177,6 @@ fn boot(console: &mut Console) -> Result<Booted, Failure> {
     let server = sshd::start()?;
     sshd::wait_until_listening(server, &notifications)?;
     console.end();
-    tell_host(console);
     Ok(Booted { server, layer })
 }
 

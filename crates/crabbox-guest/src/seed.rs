@@ -50,9 +50,19 @@ pub(crate) struct Network {
     pub(crate) mac: Option<String>,
 }
 
+/// Whether the seed in `dir` is that of a template, of which instances are made later.
+pub(crate) fn is_template(dir: &Path) -> bool {
+    dir.join(names::TEMPLATE).exists()
+}
+
 impl Seed {
     /// Reads every file of the seed directory `dir`.
     pub(crate) fn read(dir: &Path) -> Result<Self, Failure> {
+        Self::read_as(dir, true)
+    }
+
+    /// With a user and its keys, which a template does not have.
+    fn read_as(dir: &Path, with_user: bool) -> Result<Self, Failure> {
         if !dir.is_dir() {
             let why = "there is no seed: the host must append one to the initrd";
             return Err(Failure::Content {
@@ -90,11 +100,19 @@ impl Seed {
         Ok(Self {
             hostname: line(names::HOSTNAME, check_hostname)?,
             instance_id: line(names::INSTANCE_ID, |_| Ok(()))?,
-            user: checked_line(&required(names::USER)?, check_user).map_err(|why| Failure::Content {
-                path: dir.join(names::USER),
-                why,
-            })?,
-            authorized_keys: required(names::AUTHORIZED_KEYS)?,
+            user: if with_user {
+                checked_line(&required(names::USER)?, check_user).map_err(|why| Failure::Content {
+                    path: dir.join(names::USER),
+                    why,
+                })?
+            } else {
+                String::new()
+            },
+            authorized_keys: if with_user {
+                required(names::AUTHORIZED_KEYS)?
+            } else {
+                Vec::new()
+            },
             host_key: required(names::HOST_KEY)?,
             host_key_public: optional(names::HOST_KEY_PUBLIC)?,
             resolv_conf: optional(names::RESOLV_CONF)?,
@@ -114,6 +132,11 @@ impl Seed {
             .and_then(|text| text.parse().ok()),
             entropy: optional(names::ENTROPY)?,
         })
+    }
+
+    /// Reads the seed of a template: what every lease has alike, and a host key that is thrown away.
+    pub(crate) fn read_template(dir: &Path) -> Result<Self, Failure> {
+        Self::read_as(dir, false)
     }
 
     /// Overwrites what is secret, once it is written where it belongs: process 1 outlives a snapshot.
@@ -285,6 +308,22 @@ mod tests {
         }
         let message = Seed::read(Path::new("/no/such/seed")).unwrap_err().to_string();
         assert!(message.contains("there is no seed"), "{message}");
+    }
+
+    #[test]
+    fn the_seed_of_a_template_has_a_host_key_and_nobody_s_name() {
+        let dir = seed_dir(&[
+            ("template", "1\n"),
+            ("ssh_host_ed25519_key", "KEY\n"),
+            ("user", "crabbox\n"),
+        ]);
+        assert!(is_template(dir.path()) && !is_template(seed_dir(&LEAST).path()));
+        let seed = Seed::read_template(dir.path()).unwrap();
+        assert_eq!(
+            (seed.user.as_str(), seed.host_key.as_slice()),
+            ("", b"KEY\n".as_slice())
+        );
+        assert!(Seed::read_template(seed_dir(&[("template", "1\n")]).path()).is_err());
     }
 
     #[test]

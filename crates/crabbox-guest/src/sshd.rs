@@ -13,7 +13,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crabbox_guest_protocol::image::{HOST_KEY, SSHD};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::clock;
 use crate::failure::Failure;
@@ -109,6 +109,26 @@ pub(crate) fn wait_until_listening(server: Pid, notifications: &UnixDatagram) ->
     outcome
         .unwrap_or(Err("did not listen on port 22 within 60 s"))
         .map_err(|why| Failure::Sshd { why, log: log_tail() })
+}
+
+/// Has the server run until it listens, and ends it: what it reads is in memory then. Its log goes with it.
+pub(crate) fn rehearse() -> Result<(), Failure> {
+    let notifications = notifications()?;
+    let server = start()?;
+    wait_until_listening(server, &notifications)?;
+    kill_process(server, Signal::KILL).map_err(Failure::path("end", Path::new(SSHD)))?;
+    clock::poll_until(LISTEN_WAIT, Duration::from_millis(1), || {
+        // An error means that no child is left.
+        (!matches!(sys::reap(), Ok(None))).then_some(())
+    })
+    .ok_or_else(|| Failure::Sshd {
+        why: "did not end",
+        log: log_tail(),
+    })?;
+    for left in [NOTIFY, LOG].map(Path::new) {
+        std::fs::remove_file(left).map_err(Failure::path("remove", left))?;
+    }
+    Ok(())
 }
 
 /// Whether a notification says that the server is ready.

@@ -52,6 +52,9 @@ pub(crate) const ENTROPY_LIMIT: usize = 512;
 /// `RNDADDENTROPY` of `linux/random.h`: `_IOW('R', 0x03, int[2])`.
 const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
 
+/// `RNDRESEEDCRNG` of `linux/random.h`: `_IO('R', 0x07)`.
+const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+
 /// `FIFREEZE` and `FITHAW` of `linux/fs.h`: `_IOWR('X', 119, int)` and the next one; the kernel does not look at the argument.
 const FIFREEZE: libc::c_ulong = 0xC004_5877;
 const FITHAW: libc::c_ulong = 0xC004_5878;
@@ -158,6 +161,13 @@ pub(crate) fn credit_entropy(random: impl AsFd, bytes: &[u8]) -> io::Result<()> 
     info.entropy_bits = info.length * 8;
     // SAFETY: the kernel reads the two numbers and `length` bytes behind them, all inside `info`.
     checked(unsafe { libc::ioctl(random.as_fd().as_raw_fd(), RNDADDENTROPY, &raw const info) }).map(drop)
+}
+
+/// Has the kernel draw a new key for its generator from its pool at once, whatever it would have done by itself.
+#[expect(unsafe_code, reason = "RNDRESEEDCRNG is an ioctl without a wrapper")]
+pub(crate) fn reseed(random: impl AsFd) -> io::Result<()> {
+    // SAFETY: there is no argument; the descriptor lives until the call returns.
+    checked(unsafe { libc::ioctl(random.as_fd().as_raw_fd(), RNDRESEEDCRNG) }).map(drop)
 }
 
 /// Writes out the file system that `inside` is a descriptor in, and holds every write to it until [`thaw`]. Fails (`EBUSY`) when it is

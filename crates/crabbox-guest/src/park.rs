@@ -1,0 +1,365 @@
+//! A guest that is frozen before it knows who it is: it parks, and becomes an instance each time it is thawed.
+//!
+//! Until the host says who it is nobody but process 1 is alive, and there is no key, no name and no user. It must never go on with
+//! the random numbers, the clock or the identity that its sisters have: what fails is told to the host and ends the machine, before
+//! an SSH server runs.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crabbox_guest_protocol::identity::{
+    BECOME, END, FILE, HELLO, HOLD, IDENTITY, LINE_LIMIT, PARK, PARKED, REFUSED, VERSION,
+};
+use crabbox_guest_protocol::report::READY;
+use crabbox_guest_protocol::{IDENTITY_PORT, image, seed as names};
+
+use crate::clock;
+use crate::console::Console;
+use crate::failure::Failure;
+use crate::handover;
+use crate::identity;
+use crate::seed::{self, Seed};
+use crate::sshd;
+use crate::sys;
+
+/// Where the files of the new identity stand until they are read; in memory.
+const FILES: &str = "/run/crabbox/seed";
+
+/// The largest of them, in bytes: what [`Seed::read`] takes.
+const FILE_LIMIT: usize = 64 * 1024;
+
+/// The most of them. The seed has a dozen.
+const MOST_FILES: usize = 32;
+
+/// How long the host may take for each thing that it says, and until it can be reached.
+const HOST_LIMIT: Duration = Duration::from_mins(1);
+
+/// The fewest random bytes that a new identity comes with: the kernel's pool holds 256 bits.
+const LEAST_ENTROPY: usize = 32;
+
+/// Programs that each command in a lease starts, read once so that they are in every clone's memory.
+const FIRST_READ: [&str; 3] = ["/bin/bash", "/bin/sh", "/usr/lib/openssh/sshd-session"];
+
+/// The host, which waits to hear that this instance is ready.
+pub(crate) struct Woken {
+    host: UnixStream,
+    nonce: String,
+}
+
+impl Woken {
+    /// Tells the host that the instance is ready, and by what it differs from its sisters.
+    pub(crate) fn ready(&mut self, console: &Console) -> Result<(), Failure> {
+        let mut drawn = [0; 16];
+        let flags = rustix::rand::GetRandomFlags::empty();
+        rustix::rand::getrandom(&mut drawn, flags)
+            .map_err(Failure::path("draw random bytes for", Path::new(IDENTITY)))?;
+        let line = |path: &str| {
+            let text = std::fs::read_to_string(path);
+            text.map(|text| text.trim().to_owned())
+                .map_err(Failure::path("read", Path::new(path)))
+        };
+        let (boot, machine) = (line("/proc/sys/kernel/random/boot_id")?, line("/etc/machine-id")?);
+        let drawn = u128::from_be_bytes(drawn);
+        let words = format!(
+            "{}{IDENTITY} {boot} {machine} {drawn:032x} {}\n{READY} {} {}\n",
+            console.stages(),
+            clock::unix_nanoseconds(),
+            self.nonce,
+            console.since_start(),
+        );
+        say(&mut self.host, &words)
+    }
+
+    /// Tells the host why this instance is none.
+    pub(crate) fn refuse(&mut self, failure: &Failure) {
+        refuse(&mut self.host, failure);
+    }
+}
+
+/// Does what every lease has alike, waits to be frozen and thawed, and returns who it is then.
+pub(crate) fn until_woken(console: &mut Console, template: &Seed) -> Result<(Seed, Woken), Failure> {
+    if handover::wanted()?.is_some() {
+        return Err(Failure::Content {
+            path: image::INIT.into(),
+            why: "an image with an init of its own cannot be frozen before it knows who it is",
+        });
+    }
+    console.begin("warm-up");
+    warm_up(template)?;
+    console.begin("park");
+    console.end();
+    rustix::fs::sync();
+    // A write that the serial port still has when it is frozen would never end.
+    console.drain();
+    let token = park(UnixStream::from(connect()?))?;
+    console.restart();
+    console.begin("wake");
+    let mut host = clock::poll_until(HOST_LIMIT, Duration::from_millis(5), || connect().ok())
+        .map(UnixStream::from)
+        .ok_or_else(|| Failure::Missing {
+            what: place(),
+            seconds: HOST_LIMIT.as_secs(),
+        })?;
+    match become_one(&mut host, &token, console) {
+        Ok((seed, nonce)) => Ok((seed, Woken { host, nonce })),
+        Err(failure) => {
+            refuse(&mut host, &failure);
+            Err(failure)
+        }
+    }
+}
+
+/// Has the SSH server once in memory, under a key that is thrown away, and nothing left of it.
+fn warm_up(template: &Seed) -> Result<(), Failure> {
+    // What booting read is not what a lease reads. A favour, without which all works.
+    std::fs::write("/proc/sys/vm/drop_caches", "3").ok();
+    identity::write_host_key(template)?;
+    sshd::rehearse()?;
+    identity::remove(Path::new(image::HOST_KEY))?;
+    for program in FIRST_READ {
+        std::fs::read(program).ok();
+    }
+    Ok(())
+}
+
+fn connect() -> Result<std::os::fd::OwnedFd, Failure> {
+    sys::connect_host(IDENTITY_PORT).map_err(Failure::path("reach the host at", &place()))
+}
+
+/// Where the host is, for messages.
+fn place() -> PathBuf {
+    PathBuf::from(format!("vsock port {IDENTITY_PORT}"))
+}
+
+fn nonsense(why: &'static str) -> Failure {
+    Failure::Content { path: place(), why }
+}
+
+/// Waits on `host` until the connection ends, which it does when this machine was frozen; returns the template's token.
+fn park(mut host: UnixStream) -> Result<String, Failure> {
+    limited(&host)?;
+    say(&mut host, &format!("{PARK} {VERSION}\n"))?;
+    let token = {
+        let mut reader = BufReader::new(&host);
+        let line = line(&mut reader)?;
+        let token = line.strip_prefix(HOLD).and_then(|rest| rest.strip_prefix(' '));
+        token
+            .filter(|token| is_word(token))
+            .ok_or(nonsense("the host did not say `hold`"))?
+            .to_owned()
+    };
+    say(&mut host, &format!("{PARKED}\n"))?;
+    host.set_read_timeout(None)
+        .map_err(Failure::path("set the time limit of", &place()))?;
+    loop {
+        match host.read(&mut [0]) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) | Ok(0) => return Ok(token),
+            Ok(_) => return Err(nonsense("the host spoke to a parked guest")),
+        }
+    }
+}
+
+/// Asks the host who this is; takes its random numbers and its time before anything else.
+fn become_one(host: &mut UnixStream, token: &str, console: &mut Console) -> Result<(Seed, String), Failure> {
+    limited(host)?;
+    say(host, &format!("{HELLO} {VERSION} {token}\n"))?;
+    let files = Path::new(FILES);
+    std::fs::DirBuilder::new()
+        .mode(0o700)
+        .create(files)
+        .map_err(Failure::path("create", files))?;
+    let (nonce, time) = receive(&mut BufReader::new(&mut *host), files)?;
+    let seed = Seed::read(files)?;
+    seed::wipe(files)?;
+    console.begin("random");
+    reseed(&seed)?;
+    clock::set_nanoseconds(time).map_err(Failure::path("set", Path::new("the clock")))?;
+    Ok((seed, nonce))
+}
+
+/// Credits the host's random bytes and has the kernel draw a new key from them at once.
+fn reseed(seed: &Seed) -> Result<(), Failure> {
+    let entropy = seed.entropy.as_deref().unwrap_or_default();
+    if entropy.len() < LEAST_ENTROPY {
+        return Err(nonsense("the host sent too few random bytes"));
+    }
+    let path = Path::new("/dev/random");
+    let random = File::options()
+        .write(true)
+        .open(path)
+        .map_err(Failure::path("open", path))?;
+    sys::credit_entropy(&random, entropy).map_err(Failure::path("credit entropy to", path))?;
+    sys::reseed(&random).map_err(Failure::path("reseed", path))
+}
+
+/// Takes the new identity into the directory `files`; returns its nonce and the host's clock in nanoseconds since 1970.
+fn receive(host: &mut impl BufRead, files: &Path) -> Result<(String, i128), Failure> {
+    let first = line(host)?;
+    let words: Vec<&str> = first.split(' ').collect();
+    let (nonce, time) = match words.as_slice() {
+        [BECOME, nonce, time] if is_word(nonce) => (*nonce, time.parse().ok()),
+        _ => return Err(nonsense("the host did not say `become`")),
+    };
+    let time = time.ok_or(nonsense("the host's clock is no number"))?;
+    for count in 0..=MOST_FILES {
+        let text = line(host)?;
+        let words: Vec<&str> = text.split(' ').collect();
+        match words.as_slice() {
+            [END, files] if files.parse() == Ok(count) => return Ok((nonce.to_owned(), time)),
+            [FILE, name, length] if names::FILES.contains(name) => {
+                let length = length.parse().ok().filter(|length| *length <= FILE_LIMIT);
+                let length = length.ok_or(nonsense("a file of the host is longer than 64 KiB"))?;
+                let mut bytes = vec![0; length];
+                host.read_exact(&mut bytes)
+                    .map_err(Failure::path("read", &place()))?;
+                let path = files.join(name);
+                File::options()
+                    .write(true)
+                    .create_new(true)
+                    .mode(0o600)
+                    .open(&path)
+                    .and_then(|mut file| file.write_all(&bytes))
+                    .map_err(Failure::path("write", &path))?;
+                bytes.fill(0);
+                std::hint::black_box(&bytes);
+            }
+            _ => return Err(nonsense("the host named no file, and no end of them")),
+        }
+    }
+    Err(nonsense("the host has too many files"))
+}
+
+/// One line of the host, without its end.
+fn line(host: &mut impl BufRead) -> Result<String, Failure> {
+    let mut bytes = Vec::new();
+    host.take(LINE_LIMIT as u64)
+        .read_until(b'\n', &mut bytes)
+        .map_err(Failure::path("read", &place()))?;
+    let text = bytes
+        .strip_suffix(b"\n")
+        .and_then(|line| std::str::from_utf8(line).ok());
+    text.map(str::to_owned)
+        .ok_or(nonsense("the host said no whole line"))
+}
+
+/// Whether a token or nonce is one: letters and digits.
+fn is_word(text: &str) -> bool {
+    (16..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
+fn limited(host: &UnixStream) -> Result<(), Failure> {
+    host.set_read_timeout(Some(HOST_LIMIT))
+        .and_then(|()| host.set_write_timeout(Some(HOST_LIMIT)))
+        .map_err(Failure::path("set the time limit of", &place()))
+}
+
+fn say(host: &mut UnixStream, words: &str) -> Result<(), Failure> {
+    host.write_all(words.as_bytes())
+        .map_err(Failure::path("write to", &place()))
+}
+
+fn refuse(host: &mut UnixStream, failure: &Failure) {
+    let why: String = failure.to_string().chars().take(LINE_LIMIT / 4).collect();
+    // The machine ends in any case.
+    say(host, &format!("{REFUSED} {}\n", why.replace('\n', " "))).ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn a_guest_parks_until_its_connection_is_reset_and_keeps_the_token() {
+        let (guest, mut host) = UnixStream::pair().unwrap();
+        let parked = std::thread::spawn(move || park(guest));
+        let mut reader = BufReader::new(host.try_clone().unwrap());
+        assert_eq!(line(&mut reader).unwrap(), "park 1");
+        say(&mut host, &format!("hold {TOKEN}\n")).unwrap();
+        assert_eq!(line(&mut reader).unwrap(), "parked");
+        assert!(!parked.is_finished());
+        host.shutdown(std::net::Shutdown::Both).unwrap();
+        assert_eq!(parked.join().unwrap().unwrap(), TOKEN);
+    }
+
+    #[test]
+    fn a_host_that_says_something_else_ends_the_machine() {
+        for words in [
+            "",
+            "hold\n",
+            "hold x\n",
+            "held 0123456789abcdef\n",
+            "hold 0123456789abcdef",
+        ] {
+            let (guest, mut host) = UnixStream::pair().unwrap();
+            say(&mut host, words).unwrap();
+            host.shutdown(std::net::Shutdown::Write).unwrap();
+            assert!(park(guest).is_err(), "{words:?}");
+        }
+        let (guest, mut host) = UnixStream::pair().unwrap();
+        say(&mut host, &format!("hold {TOKEN}\nbecome\n")).unwrap();
+        // What came behind `hold` was in our buffer, or is read now: either way nobody becomes anybody from it.
+        host.shutdown(std::net::Shutdown::Write).unwrap();
+        drop(park(guest));
+    }
+
+    fn received(words: &[u8]) -> (tempfile::TempDir, Result<(String, i128), Failure>) {
+        let dir = tempfile::tempdir().unwrap();
+        let outcome = receive(&mut BufReader::new(words), dir.path());
+        (dir, outcome)
+    }
+
+    #[test]
+    fn the_files_of_an_identity_arrive_whole() {
+        let first = format!("become {TOKEN} 1754000000123456789\nfile user 8\ncrabbox\nfile entropy 3\n");
+        let bytes = [first.as_bytes(), &[0, b'\n', 0xff], b"end 2\n"].concat();
+        let (dir, outcome) = received(&bytes);
+        assert_eq!(outcome.unwrap(), (TOKEN.to_owned(), 1_754_000_000_123_456_789));
+        assert_eq!(std::fs::read(dir.path().join("user")).unwrap(), b"crabbox\n");
+        assert_eq!(
+            std::fs::read(dir.path().join("entropy")).unwrap(),
+            [0, b'\n', 0xff]
+        );
+    }
+
+    #[test]
+    fn a_broken_identity_is_none() {
+        let first = format!("become {TOKEN} 1\n");
+        for rest in [
+            "",
+            "end 1\n",
+            "end 0",
+            "file user 9\ncrabbox\n",
+            "file ../user 1\nx",
+            "file network-of-mine 1\nx",
+            "file user -1\n",
+            "file user 65537\n",
+            "file user 1\nxfile user 1\nyend 2\n",
+            "hello\n",
+        ] {
+            let (_dir, outcome) = received(format!("{first}{rest}").as_bytes());
+            assert!(outcome.is_err(), "{rest:?}");
+        }
+        for first in ["become\n", "become x 1\n", "become 0123456789abcdef soon\n"] {
+            assert!(
+                received(format!("{first}end 0\n").as_bytes()).1.is_err(),
+                "{first:?}"
+            );
+        }
+        let many = "file user 0\n".repeat(MOST_FILES + 2);
+        assert!(received(format!("{first}{many}").as_bytes()).1.is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_a_host_says_never_panics(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+            drop(received(&bytes));
+        }
+    }
+}
