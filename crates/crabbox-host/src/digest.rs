@@ -4,6 +4,7 @@
 //! from a name, a size or a cache.
 
 use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
@@ -23,6 +24,55 @@ pub fn sha256_file(path: &Path) -> Result<String, FileError> {
             Err(source) => return Err(FileError::io("read", path, source)),
         }
     }
+}
+
+/// What of a file of mostly zeros is hashed at once, in bytes: the page of a machine's memory.
+const PAGE: usize = 4096;
+
+/// A SHA-256 of the file at `path` that costs what the file holds, not what it measures: over its length, and over each page that is
+/// not all zeros, behind its offset. The holes themselves are not read, and a page of zeros counts as one.
+pub fn sha256_sparse(path: &Path) -> Result<String, FileError> {
+    let fail = |source| FileError::io("read", path, source);
+    let file = files::open_regular(path).map_err(|source| FileError::io("open", path, source))?;
+    let length = file.metadata().map_err(fail)?.len();
+    let mut hash = Sha256::new();
+    hash.update(length.to_le_bytes());
+    let mut chunk = vec![0; 256 * PAGE];
+    let mut at = 0;
+    while at < length {
+        at = match rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
+            // A page may have begun in front of the data.
+            Ok(data) => data - data % PAGE as u64,
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(errno) => return Err(fail(errno.into())),
+        };
+        let count = read_whole(&file, &mut chunk, at).map_err(fail)?;
+        if count == 0 {
+            break;
+        }
+        for page in chunk[..count].chunks(PAGE) {
+            if page.iter().any(|byte| *byte != 0) {
+                hash.update(at.to_le_bytes());
+                hash.update(page);
+            }
+            at += page.len() as u64;
+        }
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+/// Reads at `offset` until `chunk` is full or the file ends; how much it was.
+fn read_whole(file: &std::fs::File, chunk: &mut [u8], offset: u64) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while filled < chunk.len() {
+        match file.read_at(&mut chunk[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }
 
 /// The SHA-256 of `bytes`.
@@ -53,6 +103,59 @@ mod tests {
         let path = dir.path().join("abc");
         std::fs::write(&path, "abc").unwrap();
         assert_eq!(sha256_file(&path).unwrap(), known);
+    }
+
+    #[test]
+    fn a_sparse_digest_sees_every_byte_and_no_difference_between_zeros_and_a_hole() {
+        use std::os::unix::fs::FileExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let (holes, full) = (dir.path().join("holes"), dir.path().join("full"));
+        let length = 3_000_001;
+        let parts: [(u64, &[u8]); 4] = [
+            (0, b"start"),
+            (4095, b"edge"),
+            (1 << 20, b"x"),
+            (length - 1, b"end"),
+        ];
+        std::fs::write(&full, vec![0; usize::try_from(length).unwrap()]).unwrap();
+        for path in [&holes, &full] {
+            let file = std::fs::File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(path)
+                .unwrap();
+            file.set_len(length).unwrap();
+            for (at, bytes) in parts {
+                file.write_all_at(
+                    &bytes[..bytes.len().min(usize::try_from(length - at).unwrap())],
+                    at,
+                )
+                .unwrap();
+            }
+        }
+        let digest = sha256_sparse(&holes).unwrap();
+        assert_eq!(digest, sha256_sparse(&full).unwrap());
+        for at in [3, 4097, 500_000, length - 1] {
+            let file = std::fs::File::options()
+                .read(true)
+                .write(true)
+                .open(&holes)
+                .unwrap();
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+            assert_ne!(digest, sha256_sparse(&holes).unwrap(), "byte {at}");
+            file.write_all_at(&byte, at).unwrap();
+        }
+        assert_eq!(digest, sha256_sparse(&holes).unwrap());
+        std::fs::File::options()
+            .write(true)
+            .open(&holes)
+            .unwrap()
+            .set_len(length + 1)
+            .unwrap();
+        assert_ne!(digest, sha256_sparse(&holes).unwrap());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! name that leads elsewhere, to a shared file or to somebody else's is refused, and nothing outside of the file's length is touched.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate};
@@ -106,6 +106,40 @@ impl Holes {
             && end.is_some_and(|end| end <= self.length)
     }
 
+    /// Frees every run of zeros that is at least `least` bytes long; what the file reads as stays the same. Returns how many bytes it
+    /// were.
+    pub fn punch_zeros(&self, least: u64) -> Result<u64, HoleError> {
+        let fail = |source| FileError::io("read", &self.path, source);
+        let (mut freed, mut run) = (0, 0);
+        let mut free = |end: u64, run: u64| -> Result<(), HoleError> {
+            if run >= least.max(GRAIN) {
+                self.punch(end - run, run)?;
+                freed += run;
+            }
+            Ok(())
+        };
+        let mut chunk = vec![0; 1 << 20];
+        let mut at = 0;
+        while at < self.length {
+            let count = self.file.read_at(&mut chunk, at).map_err(fail)?;
+            let whole = count - count % usize::try_from(GRAIN).unwrap_or(1);
+            if whole == 0 {
+                break;
+            }
+            for page in chunk[..whole].chunks(usize::try_from(GRAIN).unwrap_or(1)) {
+                if page.iter().all(|byte| *byte == 0) {
+                    run += GRAIN;
+                } else {
+                    free(at, run)?;
+                    run = 0;
+                }
+                at += GRAIN;
+            }
+        }
+        free(at, run)?;
+        Ok(freed)
+    }
+
     /// Frees `length` bytes from `offset` on; they read as zeros from then on, and the file stays as long as it is.
     pub fn punch(&self, offset: u64, length: u64) -> Result<(), HoleError> {
         if !self.contains(offset, length) {
@@ -126,7 +160,6 @@ impl Holes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::FileExt as _;
 
     fn own() -> u32 {
         rustix::process::geteuid().as_raw()
@@ -151,6 +184,27 @@ mod tests {
         let end = 8192 + (512 << 10);
         assert!(bytes[8192..end].iter().all(|byte| *byte == 0));
         assert!(bytes[..8192].iter().chain(&bytes[end..]).all(|byte| *byte == 7));
+    }
+
+    #[test]
+    fn runs_of_zeros_are_freed_and_everything_reads_as_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let mut bytes = vec![0; (2 << 20) + 4096 + 5];
+        for at in [0, 70_000, 1 << 20, (2 << 20) + 4096] {
+            bytes[at] = 7;
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        let holes = Holes::open(&path, own()).unwrap();
+        let before = holes.allocated().unwrap();
+        let freed = holes.punch_zeros(64 << 10).unwrap();
+        assert_eq!(before - holes.allocated().unwrap(), freed);
+        assert!(freed > 1_900_000, "{freed}");
+        assert!(std::fs::read(&path).unwrap() == bytes);
+        assert_eq!(
+            Holes::open(&path, own()).unwrap().punch_zeros(4 << 20).unwrap(),
+            0
+        );
     }
 
     #[test]

@@ -26,7 +26,12 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// How long a process may take to disappear after SIGKILL before it is reported as stuck (in the kernel, as a rule).
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// Whether this process is root's by its effective uid, which is what the kernel judges files by.
+/// The effective uid of this process, which is what the kernel judges files by.
+pub fn euid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// Whether this process is root's by its effective uid.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
