@@ -9,3 +9,4 @@ pub mod leases;
 pub mod locks;
 pub mod places;
 pub mod registry;
+pub mod templates;
