@@ -9,10 +9,13 @@ pub fn available_mib() -> Option<u64> {
     kib(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable").map(|kib| kib / 1024)
 }
 
-/// What the process `pid` has in memory, in MiB: `VmRSS` of `/proc/<pid>/status`. `None` when there is no such process.
-pub fn resident_mib(pid: u32) -> Option<u64> {
+/// What the process `pid` has in memory that no other has and that could not be read again, in MiB: `RssAnon` and `RssShmem` of
+/// `/proc/<pid>/status` (`proc_pid_status(5)`). Pages of a file are left out: many may have them, and each may still become a private
+/// one. `None` when there is no such process.
+pub fn private_mib(pid: u32) -> Option<u64> {
     let status = Path::new("/proc").join(pid.to_string()).join("status");
-    kib(&std::fs::read_to_string(status).ok()?, "VmRSS").map(|kib| kib / 1024)
+    let status = std::fs::read_to_string(status).ok()?;
+    Some((kib(&status, "RssAnon")? + kib(&status, "RssShmem")?) / 1024)
 }
 
 /// The value behind `name:` in a file of such lines that count in KiB.
@@ -31,9 +34,9 @@ mod tests {
     fn this_process_and_this_host_have_memory() {
         assert!(available_mib().unwrap() > 0);
         let block = vec![1_u8; 64 << 20];
-        assert!(resident_mib(std::process::id()).unwrap() >= 64);
+        assert!(private_mib(std::process::id()).unwrap() >= 64);
         drop(block);
-        assert_eq!(resident_mib(0), None);
+        assert_eq!(private_mib(0), None);
     }
 
     #[test]

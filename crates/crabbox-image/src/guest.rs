@@ -86,6 +86,18 @@ const OWN: [Argument; 3] = [
     ),
 ];
 
+/// Arguments for a template beyond these: while it is frozen its clocks stand still, and may jump when it is thawed.
+const FROZEN: [Argument; 2] = [
+    needed(
+        "nowatchdog",
+        "a processor that stood still is not taken for one that hangs",
+    ),
+    needed(
+        "rcupdate.rcu_cpu_stall_suppress=1",
+        "as above: no complaint on the console of each lease",
+    ),
+];
+
 /// What makes the first process of our initrd hand over to the init of a root file system that is not ours; `crabbox-guest` knows
 /// the same argument.
 const HANDOVER: &str = "crabbox.init=/sbin/init";
@@ -98,6 +110,11 @@ pub fn arguments() -> Vec<Argument> {
 /// Kernel arguments for our own image.
 pub fn kernel_args() -> String {
     words(&arguments()).join(" ")
+}
+
+/// Kernel arguments for a template of our own image.
+pub fn template_kernel_args() -> String {
+    words(&[arguments().as_slice(), &FROZEN].concat()).join(" ")
 }
 
 /// Kernel arguments for an image with an init of its own that our initrd reaches. Its network comes with the seed.

@@ -56,48 +56,136 @@ pub struct LeaseSeed {
     pub entropy: [u8; ENTROPY_BYTES],
 }
 
+/// A file of a seed.
+#[derive(Clone)]
+pub struct SeedFile {
+    /// Its name in the seed's directory.
+    pub name: &'static str,
+    /// Permission bits.
+    pub mode: u32,
+    /// What it holds.
+    pub content: Vec<u8>,
+}
+
+impl fmt::Debug for SeedFile {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("SeedFile")
+            .field("name", &self.name)
+            .field("length", &self.content.len())
+            .finish_non_exhaustive()
+    }
+}
+
+const SECRET: u32 = 0o600;
+const PUBLIC: u32 = 0o644;
+
+fn file(name: &'static str, mode: u32, content: impl Into<Vec<u8>>) -> SeedFile {
+    SeedFile {
+        name,
+        mode,
+        content: content.into(),
+    }
+}
+
+fn line(text: &str) -> Vec<u8> {
+    format!("{text}\n").into_bytes()
+}
+
 impl LeaseSeed {
+    /// Its files.
+    pub fn files(&self) -> Vec<SeedFile> {
+        let mut files = vec![
+            file(names::HOSTNAME, PUBLIC, line(&self.hostname)),
+            file(names::INSTANCE_ID, PUBLIC, line(&self.instance_id)),
+            file(names::USER, PUBLIC, line(&self.user)),
+            file(names::AUTHORIZED_KEYS, PUBLIC, ended(&self.authorized_keys)),
+            file(names::HOST_KEY, SECRET, ended(&self.host_key_private)),
+            file(names::HOST_KEY_PUBLIC, PUBLIC, ended(&self.host_key_public)),
+        ];
+        files.extend(self.network.iter().flat_map(SeedNetwork::files));
+        files.extend([
+            file(names::WORK_ROOT, PUBLIC, line(&self.work_root)),
+            file(names::TIME, PUBLIC, line(&self.unix_time.to_string())),
+            file(names::ENTROPY, SECRET, self.entropy),
+        ]);
+        files
+    }
+
     /// The archive to lay behind the initrd, whose length must be a multiple of four ([`crate::initrd::build`] sees to it).
     pub fn to_cpio(&self) -> Vec<u8> {
-        const SECRET: u32 = 0o600;
-        const PUBLIC: u32 = 0o644;
-        let mut archive = Writer::new();
-        archive.directory(names::DIRECTORY, 0o700);
-        let mut file = |name: &str, permissions: u32, content: &[u8]| {
-            archive.file(&format!("{}/{name}", names::DIRECTORY), permissions, content);
-        };
-        let line = |text: &str| format!("{text}\n").into_bytes();
-        file(names::HOSTNAME, PUBLIC, &line(&self.hostname));
-        file(names::INSTANCE_ID, PUBLIC, &line(&self.instance_id));
-        file(names::USER, PUBLIC, &line(&self.user));
-        file(names::AUTHORIZED_KEYS, PUBLIC, &ended(&self.authorized_keys));
-        file(names::HOST_KEY, SECRET, &ended(&self.host_key_private));
-        file(names::HOST_KEY_PUBLIC, PUBLIC, &ended(&self.host_key_public));
-        if let Some(network) = &self.network {
-            let SeedNetwork {
-                mac,
-                address,
-                gateway,
-                dns,
-            } = network;
-            file(
-                names::NETWORK,
-                PUBLIC,
-                &line(&format!("address={address}\ngateway={gateway}\nmac={mac}")),
-            );
-            let resolver: Vec<_> = dns
-                .iter()
-                .map(|server| format!("nameserver {server}\n"))
-                .collect();
-            if !resolver.is_empty() {
-                file(names::RESOLV_CONF, PUBLIC, resolver.concat().as_bytes());
-            }
-        }
-        file(names::WORK_ROOT, PUBLIC, &line(&self.work_root));
-        file(names::TIME, PUBLIC, &line(&self.unix_time.to_string()));
-        file(names::ENTROPY, SECRET, &self.entropy);
-        archive.finish()
+        to_cpio(&self.files())
     }
+}
+
+/// The seed of a template of our own image: nobody's, with a host key that is thrown away before the first instance is made of it.
+#[derive(Clone)]
+pub struct TemplateSeed {
+    /// The SSH host key, in OpenSSH's private key format.
+    pub host_key_private: String,
+    /// Address and name servers, which all instances have alike.
+    pub network: SeedNetwork,
+    /// Time of the host, in seconds since the unix epoch.
+    pub unix_time: i64,
+    /// Fresh random bytes.
+    pub entropy: [u8; ENTROPY_BYTES],
+}
+
+impl fmt::Debug for TemplateSeed {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("TemplateSeed")
+            .field("network", &self.network)
+            .finish_non_exhaustive()
+    }
+}
+
+impl TemplateSeed {
+    /// The archive to lay behind the initrd, as [`LeaseSeed::to_cpio`].
+    pub fn to_cpio(&self) -> Vec<u8> {
+        let mut files = vec![
+            file(
+                names::TEMPLATE,
+                PUBLIC,
+                line(crabbox_guest_protocol::identity::VERSION),
+            ),
+            file(names::HOST_KEY, SECRET, ended(&self.host_key_private)),
+        ];
+        files.extend(self.network.files());
+        files.extend([
+            file(names::TIME, PUBLIC, line(&self.unix_time.to_string())),
+            file(names::ENTROPY, SECRET, self.entropy),
+        ]);
+        to_cpio(&files)
+    }
+}
+
+impl SeedNetwork {
+    fn files(&self) -> Vec<SeedFile> {
+        let Self {
+            mac,
+            address,
+            gateway,
+            dns,
+        } = self;
+        let facts = line(&format!("address={address}\ngateway={gateway}\nmac={mac}"));
+        let mut files = vec![file(names::NETWORK, PUBLIC, facts)];
+        let resolver: Vec<_> = dns
+            .iter()
+            .map(|server| format!("nameserver {server}\n"))
+            .collect();
+        if !resolver.is_empty() {
+            files.push(file(names::RESOLV_CONF, PUBLIC, resolver.concat()));
+        }
+        files
+    }
+}
+
+fn to_cpio(files: &[SeedFile]) -> Vec<u8> {
+    let mut archive = Writer::new();
+    archive.directory(names::DIRECTORY, 0o700);
+    for SeedFile { name, mode, content } in files {
+        archive.file(&format!("{}/{name}", names::DIRECTORY), *mode, content);
+    }
+    archive.finish()
 }
 
 impl fmt::Debug for LeaseSeed {
@@ -152,6 +240,9 @@ mod tests {
                 .unwrap();
             (mode & 0o777, String::from_utf8(content.clone()).unwrap())
         };
+        let files = seed().files();
+        assert!(files.iter().all(|file| names::FILES.contains(&file.name)));
+        assert_eq!(files.len() + 1, entries.len());
         assert_eq!(
             entries[0].0, "crabbox-seed",
             "the directory comes before its files"
@@ -175,6 +266,30 @@ mod tests {
             "nameserver 1.1.1.1\nnameserver 9.9.9.9\n"
         );
         assert_eq!(content("time").1, "1754000000\n");
+    }
+
+    #[test]
+    fn the_seed_of_a_template_names_nobody() {
+        let lease = seed();
+        let template = TemplateSeed {
+            host_key_private: "THROWN AWAY".into(),
+            network: lease.network.unwrap(),
+            unix_time: 1,
+            entropy: [1; ENTROPY_BYTES],
+        };
+        let entries = reader::read(&template.to_cpio());
+        let named: Vec<_> = entries.iter().map(|(name, ..)| name.as_str()).collect();
+        let expected = [
+            "",
+            "/template",
+            "/ssh_host_ed25519_key",
+            "/network",
+            "/resolv.conf",
+            "/time",
+            "/entropy",
+        ];
+        assert_eq!(named, expected.map(|name| format!("crabbox-seed{name}")));
+        assert!(!format!("{template:?}").contains("THROWN"));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //!                                  <───────────────   {"event":"ready",..}
 //!    {"message":"claimed"}         ───────────────>
 //!                                  <───────────────   {"event":"watching"}
+//!                 or instead       <───────────────   {"event":"frozen",..}: a template was made, and no lease
 //!                 at any time      <───────────────   {"event":"failed",..}: it is the last
 //! ```
 //! Today the line runs over the two pipes of a child process; nothing here depends on that. A failure crosses it as text with its
@@ -22,6 +23,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::request::AcquireRequest;
+use crate::resource::identity::Identity;
 
 /// The hidden command under which this program is a supervisor.
 pub(crate) const SUPERVISE: &str = "__supervise";
@@ -157,6 +159,8 @@ pub enum Event {
     Stage(Stage),
     /// The guest says that it is ready.
     Ready(Ready),
+    /// The parts of a template are in their directory, and the machine that they come from has been taken back: there is no lease.
+    Frozen,
     /// The lease is the command line's, its record says `ready`, and the supervisor watches it.
     Watching,
     /// It did not work, and what was made has been taken back.
@@ -203,6 +207,9 @@ pub struct Ready {
     pub control: PathBuf,
     /// Stages that the guest itself reported, with its uptime in milliseconds at their end.
     pub guest_stages: Vec<(String, u64)>,
+    /// Who the guest is, where it was nobody before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
 }
 
 /// A failure in a form that crosses the pipe.
@@ -223,6 +230,14 @@ pub struct Failure {
     /// Whether the machine itself ended while it booted: a fresh one may well come up.
     #[serde(default)]
     pub machine_ended: bool,
+    /// Whether the template is to blame that it was to come of: a boot may do better.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub not_restored: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over like this")]
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 impl Failure {
@@ -236,6 +251,7 @@ impl Failure {
             console,
             leftovers,
             machine_ended: false,
+            not_restored: false,
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crabbox_core::admission::Limits;
+use crabbox_core::admission::{Limits, VMM_OVERHEAD_MIB};
 use crabbox_core::network::NetworkMode;
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +49,9 @@ pub struct AcquireRequest {
     pub programs: Programs,
     /// What boots in it.
     pub guest: GuestSource,
+    /// How its machine starts.
+    #[serde(default, skip_serializing_if = "Start::is_boot")]
+    pub start: Start,
     /// How it reaches the network.
     pub network: NetworkRequest,
     /// How long start and readiness may take together.
@@ -57,6 +60,20 @@ pub struct AcquireRequest {
     pub delete_on_release: bool,
     /// The failpoint that is armed; empty for none.
     pub failpoint: String,
+}
+
+/// What a VMM takes beyond what it may have otherwise while it writes its guest's memory to a file, in MiB: the file's pages count as its own
+/// until they are on the disk.
+const FREEZING_MIB: u64 = 256;
+impl AcquireRequest {
+    /// The most memory that its lease takes up, in MiB: its control group's limit.
+    pub(crate) fn most_memory_mib(&self) -> u64 {
+        let freezing = match self.start {
+            Start::Freeze { .. } => FREEZING_MIB,
+            Start::Boot | Start::Restore { .. } => 0,
+        };
+        u64::from(self.machine.memory_mib) + VMM_OVERHEAD_MIB + freezing
+    }
 }
 
 /// Size of a machine.
@@ -110,6 +127,36 @@ pub enum GuestSource {
         /// The initrd of ours that a kernel with its disk drivers as modules needs.
         initrd: Option<PathBuf>,
     },
+}
+
+/// How a machine starts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "how", rename_all = "snake_case")]
+pub enum Start {
+    /// Its kernel boots.
+    #[default]
+    Boot,
+    /// It boots, and is frozen before it is anybody's: no lease comes of it but the parts of a template.
+    Freeze {
+        /// The empty directory for the parts, on the file system of the leases.
+        dir: PathBuf,
+        /// What its guest knows the template by.
+        token: String,
+    },
+    /// It goes on from a template.
+    Restore {
+        /// The template's directory.
+        dir: PathBuf,
+        /// What its guest knows the template by.
+        token: String,
+    },
+}
+
+impl Start {
+    /// Whether its kernel boots, and that is all.
+    pub fn is_boot(&self) -> bool {
+        matches!(self, Self::Boot)
+    }
 }
 
 /// The network mode and what it needs.

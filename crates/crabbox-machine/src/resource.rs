@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod connection;
 pub mod disk;
+pub mod identity;
 pub mod network;
 pub mod ready;
 pub mod trim;

@@ -4,21 +4,19 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use crabbox_core::admission::{Demand, Room, VMM_OVERHEAD_MIB};
+use crabbox_core::admission::{Demand, Room};
 use crabbox_core::journal::Journal;
 use crabbox_host::files::{self, FileError};
 use crabbox_host::{memory, process};
 use crabbox_store::places::Places;
 
-use crate::request::{AcquireRequest, GuestSource};
+use crate::request::{AcquireRequest, GuestSource, Start};
 
 /// `f_type` of file systems that share the blocks of a copied file (`statfs(2)`).
 const SHARE_BLOCKS: [i64; 2] = [0x9123_683E, 0x5846_5342];
 
-/// The most memory that the lease of `request` takes up, in MiB.
-pub(crate) fn memory_mib(request: &AcquireRequest) -> u64 {
-    u64::from(request.machine.memory_mib) + VMM_OVERHEAD_MIB
-}
+/// What a template takes on the disk beside the memory, in MiB.
+const TEMPLATE_MIB: u64 = 64;
 
 /// What `request` needs.
 pub(crate) fn demand(places: &Places, request: &AcquireRequest) -> Demand {
@@ -27,7 +25,10 @@ pub(crate) fn demand(places: &Places, request: &AcquireRequest) -> Demand {
             // What st_blocks counts: 512 bytes each, holes left out (stat(2)).
             std::fs::metadata(rootfs).map_or(0, |meta| meta.blocks() * 512 / (1 << 20))
         }
-        _ => 0,
+        _ => match request.start {
+            Start::Freeze { .. } => u64::from(request.machine.memory_mib) + TEMPLATE_MIB,
+            Start::Boot | Start::Restore { .. } => 0,
+        },
     };
     Demand {
         memory_mib: u64::from(request.machine.memory_mib),
@@ -62,7 +63,7 @@ pub(crate) fn room<'a>(
 fn promised(journal: &Journal, busy: bool) -> u64 {
     let all = journal.memory_mib.unwrap_or(0);
     match journal.process("vmm") {
-        Some(vmm) if process::is_alive(vmm) => all.saturating_sub(memory::resident_mib(vmm.pid).unwrap_or(0)),
+        Some(vmm) if process::is_alive(vmm) => all.saturating_sub(memory::private_mib(vmm.pid).unwrap_or(0)),
         None if busy => all,
         Some(_) | None => 0,
     }
@@ -99,8 +100,10 @@ mod tests {
     #[test]
     fn a_lease_is_promised_what_it_has_not_taken_yet() {
         let alive = process::identify(std::process::id()).unwrap().unwrap();
+        let taken = vec![1_u8; 16 << 20];
         let running = promised(&journal(Some(alive.clone())), false);
-        assert!(running < 1_000_000 && running > 900_000, "{running}");
+        assert!(running <= 1_000_000 - 16 && running > 900_000, "{running}");
+        drop(taken);
         let dead = ProcessId {
             boot_id: "another boot".into(),
             ..alive

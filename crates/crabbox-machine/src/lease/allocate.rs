@@ -267,7 +267,7 @@ fn open(
             at: clock::unix_seconds(),
             uid: share.uid,
             subnet: share.subnet.map(|subnet| subnet.to_string()),
-            memory_mib: Some(admission::memory_mib(request)),
+            memory_mib: Some(request.most_memory_mib()),
         },
     )?;
     let pending = journal.begin(Step::Directory {

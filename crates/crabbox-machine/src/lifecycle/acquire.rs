@@ -7,6 +7,7 @@
 //! Nothing here may be made before its journal entry, and no stage may sleep: each waits for what it needs to become true.
 
 use std::fs::File;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crabbox_core::fault::{Fault, Kind};
@@ -16,7 +17,7 @@ use crabbox_core::labels;
 use crabbox_core::process::ProcessId;
 use crabbox_core::state::LeaseState;
 use crabbox_core::timestamp;
-use crabbox_guest_protocol::READY_PORT;
+use crabbox_guest_protocol::{IDENTITY_PORT, READY_PORT};
 use crabbox_host::clock;
 use crabbox_host::console::{self, Recorder};
 use crabbox_ssh::keys;
@@ -30,9 +31,10 @@ use crate::lease::allocated::Allocated;
 use crate::lease::keys::LeaseKeys;
 use crate::lease::ownership::OwnedLease;
 use crate::protocol::{Event, Ready, Stage, Whose};
-use crate::request::AcquireRequest;
+use crate::request::{AcquireRequest, Start};
 use crate::resource::connection::{self, ConnectionError};
 use crate::resource::disk::{self, DiskError};
+use crate::resource::identity::{self, IdentityError};
 use crate::resource::network::{self, GuestSide, NameServer, NetworkError, Outer, SavedAttach};
 use crate::resource::ready::{self, ReadyError};
 use crate::resource::trim::{self, Trims};
@@ -59,6 +61,12 @@ pub enum AcquireError {
     /// The guest did not become ready.
     #[error("the guest did not become ready")]
     Ready(#[from] ReadyError),
+    /// The guest of a template did not become this lease's, or did not park.
+    #[error("the guest did not take its identity")]
+    Identity(#[from] IdentityError),
+    /// The network of this host gives each guest a tap and an address of its own, so what is frozen with one is of no use with another.
+    #[error("a network whose chain makes the guest's tap cannot be frozen")]
+    TapGiven,
     /// There is no way to name or share an SSH connection to it.
     #[error(transparent)]
     Connection(#[from] ConnectionError),
@@ -83,10 +91,13 @@ impl Fault for AcquireError {
             Self::Disk(error) => error.kind(),
             Self::Network(error) => error.kind(),
             Self::Vmm(error) => error.kind(),
-            Self::Ready(_) | Self::Abandoned => Kind::Unavailable,
-            Self::Key(_) | Self::Connection(_) | Self::Console(_) | Self::Journal(_) | Self::Record(_) => {
-                Kind::Usage
-            }
+            Self::Ready(_) | Self::Identity(_) | Self::Abandoned => Kind::Unavailable,
+            Self::Key(_)
+            | Self::TapGiven
+            | Self::Connection(_)
+            | Self::Console(_)
+            | Self::Journal(_)
+            | Self::Record(_) => Kind::Usage,
         }
     }
 
@@ -189,6 +200,9 @@ impl Making<'_> {
         self.effect(Step::Supervisor {}, || Ok(((), Some(supervisor.clone()))))?;
         let keys = self.keys(places)?;
         let plan = self.namespace()?;
+        if plan.gives_tap() && !self.request.start.is_boot() {
+            return Err(AcquireError::TapGiven);
+        }
         // A chain that makes the guest's tap must run first. Any other runs while the guest boots, whose own network is fixed.
         let early = if plan.gives_tap() {
             Some(self.attach(places, &plan)?)
@@ -199,11 +213,20 @@ impl Making<'_> {
         if early.is_none() {
             self.tap()?;
         }
-        let home = self.disk(&keys, &side)?;
-        let listener = home.listen(READY_PORT)?;
+        let home = self.disk(|plan| disk::prepare(plan, &keys, &side))?;
+        let token = match &self.request.start {
+            Start::Restore { token, .. } => Some(token.as_str()),
+            Start::Boot | Start::Freeze { .. } => None,
+        };
+        let listener = home.listen(if token.is_some() {
+            IDENTITY_PORT
+        } else {
+            READY_PORT
+        })?;
         self.trims = trim::begin(&home);
         let pipe = self.record_console()?;
-        let vmm = self.start(&home, &side, &pipe, Patience { deadline, cancelled })?;
+        let patience = Patience { deadline, cancelled };
+        let (_, vmm) = self.start(&home, &side, &pipe, patience)?;
         let outer = match early {
             Some(outer) => outer,
             None => self.attach(places, &plan)?,
@@ -211,14 +234,21 @@ impl Making<'_> {
         let attached = self.stage.elapsed();
         keys.pin(&outer, self.request.ssh_port)?;
         let boot = stage_span("boot");
-        let stages = ready::wait(&ready::Wait {
-            listener: &listener,
-            vmm: &vmm,
-            address: (outer.address, self.request.ssh_port).into(),
-            says_ready: home.says_ready,
-            deadline,
-            cancelled,
-        })?;
+        let (stages, identity) = if let Some(token) = token {
+            let files = disk::identity(&disk::plan(self.request, &self.made), &keys, &side)?;
+            let woken = identity::assign(&listener, token, &files, &vmm, patience)?;
+            (woken.stages, Some(woken.identity))
+        } else {
+            let stages = ready::wait(&ready::Wait {
+                listener: &listener,
+                vmm: &vmm,
+                address: (outer.address, self.request.ssh_port).into(),
+                says_ready: home.says_ready,
+                deadline,
+                cancelled,
+            })?;
+            (stages, None)
+        };
         self.booted(attached, &stages);
         drop(boot);
         let record = &self.made.stored.record;
@@ -242,8 +272,47 @@ impl Making<'_> {
             known_hosts: keys.known_hosts,
             control,
             guest_stages: stages,
+            identity,
         };
         Ok(Acquired { vmm, ready, promised })
+    }
+
+    /// Boots a guest that waits before it is anybody's, stops it there, and puts what a machine can go on from into `dir`. The rest is
+    /// to be taken back like that of any other lease.
+    pub(crate) fn freeze(
+        &mut self,
+        dir: &Path,
+        token: &str,
+        supervisor: &ProcessId,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<(), AcquireError> {
+        let deadline = Instant::now() + self.request.launch_timeout;
+        let patience = Patience { deadline, cancelled };
+        self.effect(Step::Supervisor {}, || Ok(((), Some(supervisor.clone()))))?;
+        // It is thrown away before anything is frozen, so nobody has to know of it.
+        let host_key = keys::generate("crabbox template")?;
+        if self.namespace()?.gives_tap() {
+            return Err(AcquireError::TapGiven);
+        }
+        let side = GuestSide::inner();
+        self.tap()?;
+        let home = self.disk(|plan| disk::prepare_template(plan, &host_key, &side))?;
+        let listener = home.listen(IDENTITY_PORT)?;
+        let pipe = self.record_console()?;
+        let (plan, vmm) = self.start(&home, &side, &pipe, patience)?;
+        let boot = stage_span("boot");
+        let _parked = identity::park(&listener, token, &vmm, patience)?;
+        self.over("boot", Whose::Guest);
+        drop(boot);
+        let _freeze = stage_span("freeze");
+        vmm::freeze_guest(&plan, &vmm, patience)?;
+        self.over("freeze", Whose::Firecracker);
+        // The disk belongs to the memory: both are of the moment when the machine stood still.
+        disk::keep_layer(&home, dir)?;
+        vmm.kill()?;
+        disk::keep_frozen(&home, dir)?;
+        self.over("keep", Whose::Ours);
+        Ok(())
     }
 
     /// The lease and its threads, when the making is over, one way or the other.
@@ -369,7 +438,11 @@ impl Making<'_> {
         self.stage = Instant::now();
     }
 
-    fn disk(&mut self, keys: &LeaseKeys, side: &GuestSide) -> Result<disk::Home, AcquireError> {
+    /// Makes the VMM's directory, in which `prepare` puts what is the lease's own.
+    fn disk(
+        &mut self,
+        prepare: impl FnOnce(&disk::Plan<'_>) -> Result<disk::Home, DiskError>,
+    ) -> Result<disk::Home, AcquireError> {
         let _stage = stage_span("disk");
         let plan = disk::plan(self.request, &self.made);
         let step = match &plan.jail {
@@ -380,7 +453,7 @@ impl Making<'_> {
                 path: plan.home.to_string_lossy().into_owned(),
             },
         };
-        let home = self.effect(step, || Ok((disk::prepare(&plan, keys, side)?, None)))?;
+        let home = self.effect(step, || Ok((prepare(&plan)?, None)))?;
         for mount in &plan.mounts {
             let step = Step::Mount {
                 path: mount.target.to_string_lossy().into_owned(),
@@ -393,7 +466,7 @@ impl Making<'_> {
             stored.record.rootfs_path = text(disk::DISK);
             stored.record.socket_path = text(disk::API);
             stored.record.log_path = text(disk::LOG);
-            stored.record.cloud_init_path = text(home.seed);
+            stored.record.cloud_init_path = home.seed.map(text).unwrap_or_default();
             let labels = &mut stored.record.labels;
             labels.insert("disk_method".to_owned(), home.method.to_owned());
         })?;
@@ -407,7 +480,7 @@ impl Making<'_> {
         side: &GuestSide,
         pipe: &File,
         patience: Patience<'_>,
-    ) -> Result<Running, AcquireError> {
+    ) -> Result<(vmm::Plan, Running), AcquireError> {
         let _stage = stage_span("vmm");
         let plan = vmm::plan(self.request, &self.made, home, side)?;
         if let Some(cgroup) = &plan.cgroup {
@@ -432,9 +505,9 @@ impl Making<'_> {
             labels::set_state(&mut record.labels, &LeaseState::Running);
         })?;
         self.over("vmm-start", Whose::Firecracker);
-        vmm::boot_guest(&plan, &vmm, patience)?;
+        vmm::start_guest(&plan, &vmm, patience)?;
         self.over("vmm-boot", Whose::Firecracker);
-        Ok(vmm)
+        Ok((plan, vmm))
     }
 
     /// Journals `step`, lets `make` bring it about, and journals that it is there.

@@ -196,6 +196,29 @@ impl Acquisition<'_> {
         }
     }
 
+    /// Follows the events until the template's parts are there and its machine has been taken back.
+    pub fn wait_frozen(
+        mut self,
+        interrupts: &Interrupts,
+        on_event: &mut dyn FnMut(&Event),
+    ) -> Result<(), ClientError> {
+        loop {
+            match self.next(Some(interrupts))? {
+                Some(Event::Frozen) => {
+                    self.finish();
+                    return Ok(());
+                }
+                Some(Event::Failed(failure)) => {
+                    self.finish();
+                    let cause = Cause::chain(&failure.causes);
+                    return Err(ClientError::Failed(failure, cause));
+                }
+                Some(event) => on_event(&event),
+                None => return Err(self.take_back()),
+            }
+        }
+    }
+
     /// Tells the supervisor that the lease has been entered and claimed, and waits until it watches.
     pub fn claim(mut self) -> Result<(), ClientError> {
         if let Some(input) = &mut self.input {

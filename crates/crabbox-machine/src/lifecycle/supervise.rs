@@ -49,9 +49,12 @@ use crate::lifecycle::teardown::{self, Actor, Extent};
 use crate::lifecycle::watch::{End, observe};
 use crate::log_filter::LogFilter;
 use crate::protocol::{self, Event, Failure, Message, RequestError};
+use crate::request::Start;
+use crate::resource::identity::IdentityError;
 use crate::resource::network;
 use crate::resource::ready::ReadyError;
 use crate::resource::trim;
+use crate::resource::vmm::VmmError;
 
 /// How many lines of a failed machine's console the user is shown.
 const CONSOLE_LINES: usize = 20;
@@ -155,9 +158,23 @@ fn make_and_watch(input: File, mut output: File, log: &SupervisorLog) -> Result<
             return Ok(());
         }
     };
-    let (outcome, lease, threads) = hand_over(making, &places, &mut input, &interrupts, &control)?;
+    let (outcome, lease, threads) = if let Start::Freeze { dir, token } = &request.start {
+        let (frozen, lease, threads) = freeze(making, dir, token, &mut input, &interrupts, &control)?;
+        (frozen.map(|()| None), lease, threads)
+    } else {
+        let (handle, lease, threads) = hand_over(making, &places, &mut input, &interrupts, &control)?;
+        (handle.map(Some), lease, threads)
+    };
     let vmm = match outcome {
-        Ok(vmm) => vmm,
+        Ok(Some(vmm)) => vmm,
+        Ok(None) => {
+            control.enter(Phase::Ending);
+            finish(threads);
+            let report = teardown::teardown(&places, lease, Extent::Everything, actor);
+            tracing::info!(leftovers = ?report.leftovers(), "a template was frozen; its machine is taken back");
+            tell(Event::Frozen);
+            return Ok(());
+        }
         Err(error) => {
             tracing::error!("the lease is rolled back: {}", fault::chain(&error));
             control.enter(Phase::Ending);
@@ -165,6 +182,7 @@ fn make_and_watch(input: File, mut output: File, log: &SupervisorLog) -> Result<
             let report = teardown::teardown(&places, lease, Extent::Everything, actor);
             let mut failure = Failure::of(&error, console, report.leftovers());
             failure.machine_ended = matches!(error, AcquireError::Ready(ReadyError::Ended));
+            failure.not_restored = is_of_the_template(&request.start, &error);
             tell(Event::Failed(failure));
             return Ok(());
         }
@@ -222,6 +240,35 @@ fn says_claimed(input: &mut BufReader<File>, control: &Control) -> bool {
         }
     }
     protocol::read_message(input) == Some(Message::Claimed)
+}
+
+/// What the making of a template comes to; whatever happens, its lease comes back with its lock held.
+fn freeze(
+    mut making: Making<'_>,
+    dir: &Path,
+    token: &str,
+    input: &mut BufReader<File>,
+    interrupts: &Interrupts,
+    control: &Control,
+) -> Result<(Result<(), AcquireError>, OwnedLease, Threads), SuperviseError> {
+    let supervisor = own_identity()?;
+    let gone = || interrupts.caught().is_some() || control.is_asked() || is_readable(input.get_ref());
+    let frozen = making.freeze(dir, token, &supervisor, &gone);
+    let (lease, threads) = making.into_parts();
+    Ok((frozen, lease, threads))
+}
+
+/// Whether it may be the template's fault that a machine did not come of it.
+fn is_of_the_template(start: &Start, error: &AcquireError) -> bool {
+    let given_up = matches!(
+        error,
+        AcquireError::Identity(IdentityError::Cancelled) | AcquireError::Vmm(VmmError::Cancelled)
+    );
+    let of_its_parts = matches!(
+        error,
+        AcquireError::Disk(_) | AcquireError::TapGiven | AcquireError::Vmm(_) | AcquireError::Identity(_)
+    );
+    matches!(start, Start::Restore { .. }) && of_its_parts && !given_up
 }
 
 fn own_identity() -> Result<ProcessId, SuperviseError> {

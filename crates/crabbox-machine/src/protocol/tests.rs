@@ -7,7 +7,7 @@ use crabbox_core::network::NetworkMode;
 
 use super::*;
 use crate::context::SavedPlaces;
-use crate::request::{GuestSource, Jail, Machine, NetworkRequest, Programs};
+use crate::request::{GuestSource, Jail, Machine, NetworkRequest, Programs, Start};
 
 /// The request of the golden bytes.
 fn request() -> AcquireRequest {
@@ -62,6 +62,7 @@ fn request() -> AcquireRequest {
         launch_timeout: Duration::from_secs(30),
         delete_on_release: true,
         failpoint: String::new(),
+        start: Start::Boot,
     }
 }
 
@@ -69,7 +70,7 @@ const REQUEST: &str = r#"{"version":1,"acquire":{"places":{"state":"/s","config"
 "#;
 
 /// Every event with its bytes.
-fn events() -> [(Event, &'static str); 5] {
+fn events() -> [(Event, &'static str); 6] {
     [
         (
             Event::Allocated {
@@ -93,10 +94,12 @@ fn events() -> [(Event, &'static str); 5] {
                 known_hosts: "/k/known_hosts".into(),
                 control: "/run/c/1".into(),
                 guest_stages: vec![("kernel".to_owned(), 120)],
+                identity: None,
             }),
             r#"{"event":"ready","address":"192.168.127.2","key":"/k/id_ed25519","known_hosts":"/k/known_hosts","control":"/run/c/1","guest_stages":[["kernel",120]]}"#,
         ),
         (Event::Watching, r#"{"event":"watching"}"#),
+        (Event::Frozen, r#"{"event":"frozen"}"#),
         (
             Event::Failed(Failure {
                 kind: Kind::Unavailable,
@@ -106,6 +109,7 @@ fn events() -> [(Event, &'static str); 5] {
                 console: vec!["l".to_owned()],
                 leftovers: Vec::new(),
                 machine_ended: true,
+                not_restored: false,
             }),
             r#"{"event":"failed","kind":"unavailable","message":"m","causes":["c"],"hints":["h"],"console":["l"],"leftovers":[],"machine_ended":true}"#,
         ),

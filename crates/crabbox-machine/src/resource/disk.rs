@@ -4,7 +4,7 @@
 //! write to an image of the store, and never let a path that Firecracker sees depend on where the lease lives.
 
 use std::io::Write as _;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -16,11 +16,13 @@ use crabbox_host::unix::{self, SocketError};
 use crabbox_image::disk as image_disk;
 use crabbox_image::guest::{self, BootNetwork};
 use crabbox_image::kernel;
-use crabbox_image::seed::{LeaseSeed, NoCloud, SeedNetwork, nocloud_fat};
+use crabbox_image::seed::{LeaseSeed, NoCloud, SeedFile, SeedNetwork, TemplateSeed, nocloud_fat};
+use crabbox_ssh::keys::KeyPair;
+use crabbox_store::templates::{LAYER, MEMORY, VMSTATE};
 
 use crate::lease::allocated::Allocated;
 use crate::lease::keys::LeaseKeys;
-use crate::request::{AcquireRequest, GuestSource};
+use crate::request::{AcquireRequest, GuestSource, Start};
 use crate::resource::network::GuestSide;
 
 /// The kernel's name in the VMM's directory.
@@ -39,6 +41,12 @@ pub(crate) const VSOCK: &str = "vsock.sock";
 pub const LOG: &str = "firecracker.log";
 /// Firecracker's API socket.
 pub const API: &str = "api.sock";
+
+/// Firecracker's names for what it writes of a machine that is frozen; never those of what it was loaded from.
+pub(crate) const FROZEN: [(&str, &str); 2] = [("frozen.memory", MEMORY), ("frozen.vmstate", VMSTATE)];
+
+/// How the disk of a restored machine is made: a copy of its template's.
+const TEMPLATE: &str = "template";
 
 /// How the disk of our own image is made: an empty layer above the base that all leases share.
 pub(crate) const SHARED_BASE: &str = "shared-base";
@@ -89,6 +97,15 @@ pub enum DiskError {
         /// What the system said.
         #[source]
         source: std::io::Error,
+    },
+    /// Only a machine of our own image can be frozen.
+    #[error("a machine of an image that is not crabbox's own can neither be frozen nor restored")]
+    Foreign,
+    /// What the VMM wrote is not what it was asked for.
+    #[error("{} is not a file that the VMM wrote for us alone", path.display())]
+    NotFrozen {
+        /// The file.
+        path: PathBuf,
     },
     /// The kernel gave no randomness for the guest's seed.
     #[error("cannot draw entropy for the guest")]
@@ -155,8 +172,8 @@ pub struct Home {
     pub dir: PathBuf,
     /// How the private disk was made: a layer above a `shared-base`, a `reflink` or a `sparse-copy` of the whole.
     pub method: &'static str,
-    /// The file that carries the seed.
-    pub seed: &'static str,
+    /// The file that carries the seed; a restored guest gets it otherwise.
+    pub seed: Option<&'static str>,
     /// Whether the guest says `ready` over vsock.
     pub says_ready: bool,
     /// The VMM's user, when it has one of its own.
@@ -174,13 +191,17 @@ pub fn plan<'a>(request: &'a AcquireRequest, made: &Allocated) -> Plan<'a> {
     let home = layout
         .as_ref()
         .map_or_else(|| made.lease.dir().path().join("vm"), JailLayout::root);
-    let mounts = match &request.guest {
-        GuestSource::Ours { dir, .. } => vec![Shared {
-            source: dir.join(BASE),
-            target: home.join(BASE),
-        }],
+    let shared = |dir: &Path, name: &str| Shared {
+        source: dir.join(name),
+        target: home.join(name),
+    };
+    let mut mounts = match &request.guest {
+        GuestSource::Ours { dir, .. } => vec![shared(dir, BASE)],
         GuestSource::Foreign { .. } => Vec::new(),
     };
+    if let Start::Restore { dir, .. } = &request.start {
+        mounts.extend([MEMORY, VMSTATE].map(|name| shared(dir, name)));
+    }
     Plan {
         jail: layout.as_ref().map(JailLayout::home),
         home,
@@ -195,19 +216,60 @@ pub fn plan<'a>(request: &'a AcquireRequest, made: &Allocated) -> Plan<'a> {
 /// Makes the directory and all in it but the shared files that need a mount.
 pub fn prepare(plan: &Plan<'_>, keys: &LeaseKeys, side: &GuestSide) -> Result<Home, DiskError> {
     files::create_private_dir(&plan.home)?;
-    let (method, seed, says_ready) = match &plan.request.guest {
-        GuestSource::Ours { dir, .. } => (ours(plan, dir, keys, side)?, INITRD, true),
-        GuestSource::Foreign {
-            kernel,
-            rootfs,
-            initrd,
-        } => {
+    let (method, seed, says_ready) = match (&plan.request.guest, &plan.request.start) {
+        (GuestSource::Ours { dir, .. }, Start::Boot) => (ours(plan, dir, keys, side)?, Some(INITRD), true),
+        (GuestSource::Ours { .. }, Start::Restore { dir, .. }) => {
+            clone::clone_file(&dir.join(LAYER), &plan.home.join(DISK))?;
+            (TEMPLATE, None, true)
+        }
+        (
+            GuestSource::Foreign {
+                kernel,
+                rootfs,
+                initrd,
+            },
+            Start::Boot,
+        ) => {
             if let Some(initrd) = initrd {
                 clone::clone_file(initrd, &plan.home.join(INITRD))?;
             }
-            (foreign(plan, kernel, rootfs, keys, side)?, SEED, false)
+            (foreign(plan, kernel, rootfs, keys, side)?, Some(SEED), false)
+        }
+        (_, Start::Freeze { .. }) | (GuestSource::Foreign { .. }, Start::Restore { .. }) => {
+            return Err(DiskError::Foreign);
         }
     };
+    finish(plan, method, seed, says_ready)
+}
+
+/// The same for a machine that is frozen before it is anybody's, whose guest needs a host key to try its SSH server.
+pub(crate) fn prepare_template(
+    plan: &Plan<'_>,
+    host_key: &KeyPair,
+    side: &GuestSide,
+) -> Result<Home, DiskError> {
+    let GuestSource::Ours { dir, .. } = &plan.request.guest else {
+        return Err(DiskError::Foreign);
+    };
+    files::create_private_dir(&plan.home)?;
+    let (now, _) = crabbox_host::clock::unix_now();
+    let seed = TemplateSeed {
+        host_key_private: host_key.private_openssh.clone(),
+        network: side.seed.clone(),
+        unix_time: now,
+        entropy: crabbox_host::random::bytes().map_err(DiskError::Entropy)?,
+    };
+    boots(plan, dir, &seed.to_cpio())?;
+    finish(plan, SHARED_BASE, Some(INITRD), true)
+}
+
+/// What every directory has, and whose it is.
+fn finish(
+    plan: &Plan<'_>,
+    method: &'static str,
+    seed: Option<&'static str>,
+    says_ready: bool,
+) -> Result<Home, DiskError> {
     write_private(&plan.home.join(LOG), b"")?;
     let home = Home {
         dir: plan.home.clone(),
@@ -218,6 +280,41 @@ pub fn prepare(plan: &Plan<'_>, keys: &LeaseKeys, side: &GuestSide) -> Result<Ho
     };
     home.give(&[INITRD, DISK, SEED, LOG])?;
     Ok(home)
+}
+
+/// The files that make a restored machine this lease's.
+pub(crate) fn identity(
+    plan: &Plan<'_>,
+    keys: &LeaseKeys,
+    side: &GuestSide,
+) -> Result<Vec<SeedFile>, DiskError> {
+    Ok(lease_seed(plan, keys, side)?.files())
+}
+
+/// Takes the private disk of a machine that stands still into `dir`, as the template's.
+pub(crate) fn keep_layer(home: &Home, dir: &Path) -> Result<(), DiskError> {
+    clone::clone_file(&home.join(DISK), &dir.join(LAYER))?;
+    Ok(())
+}
+
+/// Takes what a VMM wrote of its machine into `dir`, once it has ended and can change nothing any more.
+pub(crate) fn keep_frozen(home: &Home, dir: &Path) -> Result<(), DiskError> {
+    let us = crabbox_host::process::euid();
+    for (written, kept) in FROZEN {
+        let (from, to) = (home.join(written), dir.join(kept));
+        let fail = |source| DiskError::Write {
+            path: to.clone(),
+            source,
+        };
+        std::fs::rename(&from, &to).map_err(fail)?;
+        let facts = std::fs::symlink_metadata(&to).map_err(fail)?;
+        let is_ours = facts.uid() == us || Some(facts.uid()) == home.uid;
+        if !facts.is_file() || facts.nlink() != 1 || !is_ours {
+            return Err(DiskError::NotFrozen { path: from });
+        }
+        std::os::unix::fs::lchown(&to, Some(us), None).map_err(fail)?;
+    }
+    Ok(())
 }
 
 /// Puts a shared file in its place, read-only: a hard link, or a bind mount across file systems.
@@ -232,9 +329,13 @@ fn ours(
     keys: &LeaseKeys,
     side: &GuestSide,
 ) -> Result<&'static str, DiskError> {
-    place_kernel(plan, &image.join(KERNEL))?;
+    boots(plan, image, &lease_seed(plan, keys, side)?.to_cpio())?;
+    Ok(SHARED_BASE)
+}
+
+fn lease_seed(plan: &Plan<'_>, keys: &LeaseKeys, side: &GuestSide) -> Result<LeaseSeed, DiskError> {
     let (now, _) = crabbox_host::clock::unix_now();
-    let seed = LeaseSeed {
+    Ok(LeaseSeed {
         hostname: plan.hostname.clone(),
         instance_id: plan.id.clone(),
         user: plan.request.ssh_user.clone(),
@@ -245,7 +346,12 @@ fn ours(
         work_root: plan.request.work_root.clone(),
         unix_time: now,
         entropy: crabbox_host::random::bytes().map_err(DiskError::Entropy)?,
-    };
+    })
+}
+
+/// Kernel, initrd with `seed` behind it, and an empty layer.
+fn boots(plan: &Plan<'_>, image: &Path, seed: &[u8]) -> Result<(), DiskError> {
+    place_kernel(plan, &image.join(KERNEL))?;
     let source = image.join(INITRD);
     let mut initrd = std::fs::read(&source).map_err(|error| DiskError::Write {
         path: source,
@@ -253,10 +359,10 @@ fn ours(
     })?;
     let padding = initrd.len().next_multiple_of(4) - initrd.len();
     initrd.extend(std::iter::repeat_n(0, padding));
-    initrd.extend(seed.to_cpio());
+    initrd.extend(seed);
     write_private(&plan.home.join(INITRD), &initrd)?;
     image_disk::make_layer(&plan.home.join(DISK), u64::from(plan.request.machine.disk_mib))?;
-    Ok(SHARED_BASE)
+    Ok(())
 }
 
 fn foreign(
@@ -378,7 +484,8 @@ pub(crate) fn listen_again(disk: &Path, port: u32, uid: Option<u32>) -> Result<U
 /// The kernel's command line for what boots.
 pub fn kernel_args(request: &AcquireRequest, side: &GuestSide) -> String {
     match &request.guest {
-        GuestSource::Ours { .. } => guest::kernel_args(),
+        GuestSource::Ours { .. } if request.start.is_boot() => guest::kernel_args(),
+        GuestSource::Ours { .. } => guest::template_kernel_args(),
         GuestSource::Foreign { initrd: Some(_), .. } => guest::handover_kernel_args(),
         GuestSource::Foreign { initrd: None, .. } => {
             let SeedNetwork {

@@ -23,7 +23,7 @@ const MOST_REPORTS: usize = 8;
 /// How long an sshd may take for the first four bytes of its banner.
 const BANNER_LIMIT: Duration = Duration::from_secs(3);
 /// How long one look lasts before cancellation and the VMM's end are looked for again.
-const PAUSE: Timespec = Timespec {
+pub(super) const PAUSE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 50_000_000,
 };
@@ -243,7 +243,7 @@ fn parse_report(text: &str) -> Option<Vec<(String, u64)>> {
 }
 
 /// Decimal seconds in milliseconds.
-fn milliseconds(seconds: &str) -> Option<u64> {
+pub(super) fn milliseconds(seconds: &str) -> Option<u64> {
     let (whole, fraction) = seconds.split_once('.').unwrap_or((seconds, ""));
     let digits: String = fraction.chars().chain("000".chars()).take(3).collect();
     let milliseconds = whole.parse::<u64>().ok()?.checked_mul(1000)?;

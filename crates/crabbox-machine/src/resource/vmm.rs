@@ -5,11 +5,11 @@
 
 use std::cell::Cell;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crabbox_core::admission::VMM_OVERHEAD_MIB;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_fc::client::{Client, ClientError};
 use crabbox_fc::launch::{
@@ -17,7 +17,11 @@ use crabbox_fc::launch::{
     VmmOptions,
 };
 use crabbox_fc::plan::{self as boot_plan, BootPlan};
-use crabbox_fc::types::{BootSource, Drive, LogLevel, MachineConfig, NetworkInterface, Vsock};
+use crabbox_fc::request::Request;
+use crabbox_fc::types::{
+    BootSource, Drive, LogLevel, MachineConfig, MemoryBackend, MemoryBackendType, NetworkInterface,
+    SnapshotCreate, SnapshotLoad, SnapshotType, VmState, Vsock,
+};
 use crabbox_host::clock;
 use crabbox_host::command::{Cmd, CommandError};
 use crabbox_host::netns::{self, NetnsError};
@@ -25,15 +29,19 @@ use crabbox_host::process::{self, ProcessError, ProcessHandle, ProcessId};
 use crabbox_host::unix::{self, DeadlineStream, SocketError};
 
 use crate::lease::allocated::Allocated;
-use crate::request::{AcquireRequest, GuestSource};
+use crabbox_store::templates::{MEMORY, VMSTATE};
+
+use crate::request::{AcquireRequest, GuestSource, Start};
 use crate::resource::cgroup::CGROUPS;
-use crate::resource::disk::{API, BASE, DISK, Home, INITRD, KERNEL, LOG, SEED, VSOCK, kernel_args};
+use crate::resource::disk::{API, BASE, DISK, FROZEN, Home, INITRD, KERNEL, LOG, SEED, VSOCK, kernel_args};
 use crate::resource::network::GuestSide;
 
 /// How long Firecracker may take from its start to its API socket.
 const API_LIMIT: Duration = Duration::from_secs(20);
 /// How long one API request may take.
 const REQUEST_LIMIT: Duration = Duration::from_secs(20);
+/// How long Firecracker may take to write its guest's memory to a file: some GiB on a slow disk.
+const FREEZE_LIMIT: Duration = Duration::from_mins(5);
 /// The context id of the guest's vsock; each Firecracker has its own vsock, so it need not be unique on the host.
 const GUEST_CID: u32 = 3;
 /// One more than the VMM's highest descriptor: each connection of the guest's vsock takes one. The jailer's own default.
@@ -88,6 +96,12 @@ pub enum VmmError {
     /// It refused a request.
     #[error(transparent)]
     Api(#[from] ClientError),
+    /// It has another file open than the one it was given.
+    #[error("it did not open {} as it was placed", path.display())]
+    OtherFile {
+        /// The file.
+        path: PathBuf,
+    },
     /// The lease's launch timeout passed before it had started the guest.
     #[error("it had not started the guest when the launch timeout was over")]
     TimedOut,
@@ -146,9 +160,40 @@ pub struct Plan {
     /// Whether the program enters the namespace by itself (the jailer does).
     enters: bool,
     api: PathBuf,
-    boot: BootPlan,
+    told: Told,
     /// The control groups that the jailer makes, the lease's own first.
     pub cgroup: Option<PathBuf>,
+}
+
+/// What a VMM is told once it is up.
+#[derive(Debug)]
+enum Told {
+    /// To boot.
+    Boot(Box<BootPlan>),
+    /// To go on from what was frozen, if these are the files that it opens for it.
+    Load(SnapshotLoad, Vec<PathBuf>),
+}
+
+impl Told {
+    fn of(request: &AcquireRequest, home: &Home, side: &GuestSide) -> Self {
+        if !matches!(request.start, Start::Restore { .. }) {
+            return Self::Boot(Box::new(boot(request, side)));
+        }
+        let load = SnapshotLoad {
+            snapshot_path: VMSTATE.to_owned(),
+            mem_backend: MemoryBackend {
+                backend_type: MemoryBackendType::File,
+                backend_path: MEMORY.to_owned(),
+            },
+            enable_diff_snapshots: None,
+            track_dirty_pages: None,
+            resume_vm: false,
+            network_overrides: Vec::new(),
+            vsock_override: None,
+            clock_realtime: None,
+        };
+        Self::Load(load, [MEMORY, BASE, DISK].map(|name| home.join(name)).to_vec())
+    }
 }
 
 /// Plans the VMM of a lease.
@@ -161,7 +206,7 @@ pub fn plan(
     let vmid = &made.stored.record.vmid;
     let netns = made.lease.dir().netns();
     let firecracker = &request.programs.firecracker;
-    let boot = boot(request, side);
+    let told = Told::of(request, home, side);
     let options = VmmOptions {
         log_path: Some(LOG.to_owned()),
         level: Some(LogLevel::Info),
@@ -181,7 +226,7 @@ pub fn plan(
                     parent: Some(parent.clone()),
                     values: limits(request),
                 },
-                resource_limits: file_limits(home)?,
+                resource_limits: file_limits(request, home)?,
                 new_pid_ns: false,
                 options,
             };
@@ -211,19 +256,24 @@ pub fn plan(
         netns,
         enters,
         api: home.join(API),
-        boot,
+        told,
         cgroup,
     })
 }
 
 /// The limits on the VMM's files: none longer than its disk, so that neither a log nor a file of a VMM in the wrong hands outgrows what was
 /// promised to the lease.
-fn file_limits(home: &Home) -> Result<Vec<(ResourceLimit, u64)>, VmmError> {
+fn file_limits(request: &AcquireRequest, home: &Home) -> Result<Vec<(ResourceLimit, u64)>, VmmError> {
     let path = home.join(DISK);
     // Nothing ran in the directory yet: this is the disk that we made.
     let disk = std::fs::metadata(&path).map_err(|source| VmmError::Disk { path, source })?;
+    // Who is frozen writes its memory into one.
+    let memory = match request.start {
+        Start::Freeze { .. } => u64::from(request.machine.memory_mib) << 20,
+        Start::Boot | Start::Restore { .. } => 0,
+    };
     Ok(vec![
-        (ResourceLimit::FileSize, disk.len()),
+        (ResourceLimit::FileSize, disk.len().max(memory)),
         (ResourceLimit::NoFile, OPEN_FILES),
     ])
 }
@@ -231,7 +281,7 @@ fn file_limits(home: &Home) -> Result<Vec<(ResourceLimit, u64)>, VmmError> {
 /// The limits of the lease's control group: what was asked for and a little for the VMM.
 fn limits(request: &AcquireRequest) -> Vec<(String, String)> {
     let machine = request.machine;
-    let memory = (u64::from(machine.memory_mib) + VMM_OVERHEAD_MIB) * 1024 * 1024;
+    let memory = request.most_memory_mib() * 1024 * 1024;
     vec![
         ("memory.max".to_owned(), memory.to_string()),
         ("memory.swap.max".to_owned(), "0".to_owned()),
@@ -321,6 +371,12 @@ impl Running {
         self.handle.wait_exit(Duration::ZERO).unwrap_or(false)
     }
 
+    /// Ends it at once.
+    pub(crate) fn kill(&self) -> Result<(), VmmError> {
+        self.handle.terminate(Duration::ZERO)?;
+        Ok(())
+    }
+
     /// The handle, for the watch.
     pub(crate) fn into_handle(self) -> ProcessHandle {
         self.handle
@@ -347,9 +403,78 @@ pub fn start(plan: &Plan, pipe: &File) -> Result<Running, VmmError> {
     Ok(Running { handle, id })
 }
 
-/// Waits for the API and boots the guest. A VMM may be in its guest's hand: however it answers, this is over with the VMM's end, a
-/// cancellation, the lease's deadline or [`REQUEST_LIMIT`].
-pub(crate) fn boot_guest(plan: &Plan, vmm: &Running, patience: Patience<'_>) -> Result<(), VmmError> {
+/// Waits for the API and starts the guest, from its kernel or from where it was frozen.
+pub(crate) fn start_guest(plan: &Plan, vmm: &Running, patience: Patience<'_>) -> Result<(), VmmError> {
+    match &plan.told {
+        Told::Boot(boot) => ask(plan, vmm, patience, REQUEST_LIMIT, |client| {
+            boot_plan::boot(client, boot).map(drop)
+        }),
+        Told::Load(load, files) => {
+            ask(plan, vmm, patience, REQUEST_LIMIT, |client| {
+                client.send(&Request::snapshot_load(load)).map(drop)
+            })?;
+            check_files(vmm.id().pid, files)?;
+            ask(plan, vmm, patience, REQUEST_LIMIT, |client| {
+                client.send(&Request::vm_state(VmState::Resumed)).map(drop)
+            })
+        }
+    }
+}
+
+/// Stops the guest for good and has its memory and the state of its devices written into the VMM's directory.
+pub(crate) fn freeze_guest(plan: &Plan, vmm: &Running, patience: Patience<'_>) -> Result<(), VmmError> {
+    let [(memory, _), (state, _)] = FROZEN;
+    let create = SnapshotCreate {
+        snapshot_type: SnapshotType::Full,
+        snapshot_path: state.to_owned(),
+        mem_file_path: memory.to_owned(),
+    };
+    ask(plan, vmm, patience, FREEZE_LIMIT, |client| {
+        client.send(&Request::vm_state(VmState::Paused))?;
+        client.send(&Request::snapshot_create(&create)).map(drop)
+    })
+}
+
+/// Whether a VMM that has loaded what was frozen, and runs nothing yet, has `files` open or mapped: the paths that it followed were those of
+/// its template, whose machine lay elsewhere.
+fn check_files(pid: u32, files: &[PathBuf]) -> Result<(), VmmError> {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let entries = std::fs::read_dir(process.join("fd"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let open: Vec<u64> = entries
+        .filter_map(|entry| std::fs::metadata(entry.path()).ok())
+        .filter(std::fs::Metadata::is_file)
+        .map(|facts| facts.ino())
+        .collect();
+    let maps = std::fs::read_to_string(process.join("maps")).unwrap_or_default();
+    // address perms offset dev inode path, see proc_pid_maps(5)
+    let mapped = maps
+        .lines()
+        .filter_map(|line| line.split_ascii_whitespace().nth(4)?.parse().ok());
+    let held: Vec<u64> = open.into_iter().chain(mapped).collect();
+    for path in files {
+        let facts = std::fs::metadata(path).map_err(|source| VmmError::Disk {
+            path: path.clone(),
+            source,
+        })?;
+        if !held.contains(&facts.ino()) {
+            return Err(VmmError::OtherFile { path: path.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// Does something at the API once it is there. A VMM may be in its guest's hand: however it answers, this is over with the VMM's end, a
+/// cancellation, the lease's deadline or `limit`.
+fn ask(
+    plan: &Plan,
+    vmm: &Running,
+    patience: Patience<'_>,
+    limit: Duration,
+    act: impl FnOnce(&mut Client<&mut DeadlineStream<'_>>) -> Result<(), ClientError>,
+) -> Result<(), VmmError> {
     let given_up = || {
         if vmm.has_ended() {
             return Some(VmmError::Ended {
@@ -381,11 +506,9 @@ pub(crate) fn boot_guest(plan: &Plan, vmm: &Running, patience: Patience<'_>) -> 
         why.set(error);
         stopped
     };
-    let stream = DeadlineStream::new(stream).stopped_by(&stop);
-    stream.set_limit(REQUEST_LIMIT);
-    boot_plan::boot(&mut Client::new(stream), &plan.boot)
-        .map_err(|error| why.take().unwrap_or_else(|| error.into()))?;
-    Ok(())
+    let mut stream = DeadlineStream::new(stream).stopped_by(&stop);
+    stream.set_limit(limit);
+    act(&mut Client::new(&mut stream)).map_err(|error| why.take().unwrap_or_else(|| error.into()))
 }
 
 #[cfg(test)]
@@ -426,7 +549,7 @@ mod tests {
             netns: PathBuf::new(),
             enters: false,
             api,
-            boot: BootPlan::new(machine, source),
+            told: Told::Boot(Box::new(BootPlan::new(machine, source))),
             cgroup: None,
         };
         std::thread::scope(|threads| {
@@ -436,7 +559,7 @@ mod tests {
                     stream.read_to_end(&mut Vec::new()).ok();
                 }
             });
-            boot_guest(&plan, &vmm, patience)
+            start_guest(&plan, &vmm, patience)
         })
     }
 

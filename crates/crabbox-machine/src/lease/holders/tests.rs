@@ -130,6 +130,7 @@ impl World {
             launch_timeout: Duration::from_mins(1),
             delete_on_release: true,
             failpoint: String::new(),
+            start: crate::request::Start::Boot,
         }
     }
 }
