@@ -5,3 +5,4 @@ pub mod images;
 pub mod prepare;
 pub mod probe;
 pub mod setup;
+pub mod warm;

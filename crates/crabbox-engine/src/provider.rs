@@ -128,6 +128,11 @@ pub enum Notice<'a> {
     },
     /// It does not answer yet.
     Waiting(&'a Progress),
+    /// A template was to be used, and the machine boots all the same.
+    Cold {
+        /// Why.
+        why: &'a str,
+    },
 }
 
 /// A lease that is this command's, and where the time went.

@@ -53,6 +53,8 @@ pub struct FirecrackerPlan {
     pub rootfs: Sourced<HostPath>,
     /// The image of the store, by name or digest; empty for the usual one.
     pub image: HostName,
+    /// Whether a lease comes of a template where one fits it.
+    pub warm: bool,
     /// User to make in the guest and to log in as.
     pub user: String,
     /// Absolute directory of working trees in the guest.
@@ -137,6 +139,12 @@ pub enum InvalidFirecracker {
         /// The mode as configured.
         network: String,
     },
+    /// Neither of the two ways to start.
+    #[error("provider=firecracker supports firecracker.warm=auto or off only, found {warm:?}")]
+    Warm {
+        /// The word as configured.
+        warm: String,
+    },
     /// `--class` was given.
     #[error(
         "--class is not supported for provider=firecracker; use --firecracker-cpus, --firecracker-memory-mib, and --firecracker-disk-mib"
@@ -182,12 +190,14 @@ pub fn plan(settings: &Settings) -> Result<FirecrackerPlan, InvalidFirecracker> 
     )?;
     let disk_mib = size("firecracker.diskMiB", &firecracker.disk_mib, 1, MAX_DISK_MIB)?;
     let network = network_mode(firecracker.network.value.as_str())?;
+    let warm = warm(firecracker.warm.value.as_str())?;
     Ok(FirecrackerPlan {
         binary: firecracker.binary.value.clone(),
         jailer: jailer(&firecracker.jailer.value),
         kernel: firecracker.kernel.clone(),
         rootfs: firecracker.rootfs.clone(),
         image: firecracker.image.value.clone(),
+        warm,
         user: user.to_owned(),
         work_root: work_root.to_owned(),
         cpus: u32::try_from(cpus).unwrap_or(MAX_CPUS),
@@ -287,6 +297,16 @@ fn network_mode(text: &str) -> Result<Option<NetworkMode>, InvalidFirecracker> {
         network: text.to_owned(),
     })?;
     Ok(Some(mode))
+}
+
+fn warm(text: &str) -> Result<bool, InvalidFirecracker> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "auto" | "" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(InvalidFirecracker::Warm {
+            warm: text.to_owned(),
+        }),
+    }
 }
 
 fn jailer(program: &HostPath) -> Jailer {

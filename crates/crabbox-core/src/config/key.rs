@@ -328,6 +328,9 @@ registry! {
     /// The image of `crabbox image list` that leases run, by name or digest; empty: the one called default, else the newest.
     FirecrackerImage = row("firecracker.image", Text, "")
         .env(&["CRABBOX_FIRECRACKER_IMAGE"]).flag("firecracker-image", ProviderOptions).host_only();
+    /// Whether a new lease comes of a template of `crabbox image warm` where one fits it: auto, or off.
+    FirecrackerWarm = row("firecracker.warm", Text, "auto")
+        .env(&["CRABBOX_FIRECRACKER_WARM"]).flag("firecracker-warm", ProviderOptions).host_only();
     /// User of the guest; becomes the SSH user.
     FirecrackerUser = row("firecracker.user", Text, "crabbox")
         .env(&["CRABBOX_FIRECRACKER_USER"]).flag("firecracker-user", ProviderOptions);
@@ -433,7 +436,7 @@ mod tests {
             let named = key.path.contains("etwork") || key.path == "firecracker.image";
             let selects = named || matches!(key.kind, Kind::Path | Kind::Program);
             // So is what keeps leases from taking the host over.
-            let guards = [".max", ".reserve", "Uid", "uidCount"]
+            let guards = [".max", ".reserve", "Uid", "uidCount", ".warm"]
                 .iter()
                 .any(|part| key.path.contains(part));
             assert_eq!(key.trust == Trust::HostOnly, selects || guards, "{}", key.path);

@@ -165,6 +165,8 @@ pub struct FirecrackerSettings {
     pub rootfs: Sourced<HostPath>,
     /// `firecracker.image`: a name or digest, or empty.
     pub image: Sourced<HostName>,
+    /// `firecracker.warm`: `auto` or `off`.
+    pub warm: Sourced<HostName>,
     /// `firecracker.user`.
     pub user: Sourced<String>,
     /// `firecracker.workRoot`.
@@ -399,6 +401,7 @@ impl Reader<'_> {
             kernel: self.host_path(Name::FirecrackerKernel),
             rootfs: self.host_path(Name::FirecrackerRootfs),
             image: self.host_name(Name::FirecrackerImage),
+            warm: self.host_name(Name::FirecrackerWarm),
             user: self.text(Name::FirecrackerUser),
             work_root: self.text(Name::FirecrackerWorkRoot),
             cpus: self.integer(Name::FirecrackerCpus),

@@ -16,7 +16,7 @@ use crabbox_image::kernel::{self, KernelError};
 use crabbox_image::manifest::{INITRD, Init};
 use crabbox_image::store::{Image, Store, StoreError};
 use crabbox_machine::context::Engine;
-use crabbox_machine::request::{AcquireRequest, GuestSource, Jail, Machine, NetworkRequest, Programs};
+use crabbox_machine::request::{AcquireRequest, GuestSource, Jail, Machine, NetworkRequest, Programs, Start};
 use crabbox_machine::resource::network::DEBIAN_CNI;
 use crabbox_ssh::control::ControlError;
 
@@ -206,6 +206,7 @@ pub fn request(
         launch_timeout: duration(plan.launch_timeout),
         delete_on_release: plan.delete_on_release,
         failpoint: engine.failpoint.clone(),
+        start: Start::Boot,
     })
 }
 

@@ -18,6 +18,7 @@ use crabbox_machine::lifecycle::release::{self, Decision, Released};
 use crabbox_machine::protocol::{Event, Ready, Stage, Whose};
 use crabbox_machine::request::{AcquireRequest, GuestSource};
 
+use crabbox_core::fault;
 use crabbox_core::labels::Labels;
 use crabbox_core::state::LeaseState;
 use crabbox_host::clock;
@@ -30,6 +31,7 @@ use crabbox_store::leases;
 use crabbox_store::places::LeaseDir;
 
 use crate::host::prepare::{self, NewLease};
+use crate::host::warm::{self, Source};
 use crate::provider::capability::{Capabilities, Capability};
 use crate::provider::claim;
 use crate::provider::error::LeaseError;
@@ -67,6 +69,22 @@ impl Firecracker {
     }
 }
 
+impl Firecracker {
+    fn acquire_one(
+        &self,
+        request: &AcquireRequest,
+        repo: &Path,
+        interrupts: &Interrupts,
+        on_notice: &mut dyn FnMut(&Notice<'_>),
+    ) -> Result<AcquiredLease, AcquireLeaseError> {
+        acquire(&self.engine, request, repo, interrupts, &mut |event| {
+            if let Event::Stage(stage) = event {
+                on_notice(&Notice::Stage(stage));
+            }
+        })
+    }
+}
+
 impl Provider for Firecracker {
     fn name(&self) -> &'static str {
         Which::Firecracker.name()
@@ -84,13 +102,28 @@ impl Provider for Firecracker {
         on_notice: &mut dyn FnMut(&Notice<'_>),
     ) -> Result<AcquiredLease, LeaseError> {
         let plan = firecracker::plan(&self.settings)?;
-        let request = prepare::request(&self.engine, &plan, new)?;
-        let acquired = acquire(&self.engine, &request, repo, interrupts, &mut |event| {
-            if let Event::Stage(stage) = event {
-                on_notice(&Notice::Stage(stage));
+        let mut request = prepare::request(&self.engine, &plan, new)?;
+        let source = warm::choose(&self.engine, &plan, &mut request);
+        if let Source::Cold(Some(why)) = &source {
+            on_notice(&Notice::Cold { why });
+        }
+        let mut acquired = self.acquire_one(&request, repo, interrupts, on_notice);
+        if let Source::Restored(key) = &source {
+            let failed = acquired.as_ref().err().filter(|error| error.is_of_the_template());
+            if acquired.is_ok() || failed.is_some() {
+                warm::note(&self.engine, key, acquired.is_ok());
             }
-        })?;
-        Ok(acquired)
+            if let Some(error) = failed
+                && interrupts.caught().is_none()
+            {
+                on_notice(&Notice::Cold {
+                    why: &fault::chain(error),
+                });
+                let request = prepare::request(&self.engine, &plan, new)?;
+                acquired = self.acquire_one(&request, repo, interrupts, on_notice);
+            }
+        }
+        Ok(acquired?)
     }
 
     fn resolve(&self, text: &str, purpose: Purpose) -> Result<Lease, LeaseError> {

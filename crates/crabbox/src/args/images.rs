@@ -60,6 +60,8 @@ pub(crate) enum ImageCommand {
     /// Remove an image
     #[command(alias = "remove")]
     Rm(ImageRemoveArgs),
+    /// Freeze a machine of the image that leases run, so that new ones need not boot
+    Warm(Box<ImageWarmArgs>),
     /// Remove images that nothing needs, and what killed builds left
     Gc(ImageGcArgs),
 }
@@ -176,6 +178,17 @@ pub(crate) struct ImageRemoveArgs {
     /// Name or digest of the image
     #[arg(value_name = "IMAGE")]
     pub(crate) image: Option<String>,
+}
+
+/// `image warm`.
+#[derive(Debug, Args)]
+pub(crate) struct ImageWarmArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Flags that set configuration keys.
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags<LeaseSet>,
 }
 
 /// `image gc`.

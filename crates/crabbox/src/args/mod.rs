@@ -18,7 +18,7 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub(crate) use images::{
     ImageBuildArgs, ImageCommand, ImageExportArgs, ImageGcArgs, ImageImportArgs, ImageListArgs,
-    ImageNameArgs, ImageRemoveArgs, InitChoice, SetupArgs, SetupCommand,
+    ImageNameArgs, ImageRemoveArgs, ImageWarmArgs, InitChoice, SetupArgs, SetupCommand,
 };
 pub(crate) use keys::{LEASE_GROUPS, RUN_GROUPS, flags_of_run};
 pub(crate) use lease::{

@@ -9,7 +9,9 @@ use schemars::{JsonSchema, Schema};
 use serde_json::Value;
 
 use super::host::config::{ConfigView, Explanation};
-use super::host::image::{ExportView, GcView, InspectView, ListView, MadeView, RemovedView, VerifyView};
+use super::host::image::{
+    ExportView, GcView, InspectView, ListView, MadeView, RemovedView, VerifyView, WarmView,
+};
 use super::host::{claims, doctor, providers, setup};
 use super::lease::views::{ListItem, StatusView};
 use super::lease::{cleanup, heartbeat, stages};
@@ -46,6 +48,7 @@ documents! {
     "image-made", "image build --json and image import --json" => MadeView<'_>;
     "image-rm", "image rm --json" => RemovedView<'_>;
     "image-verify", "image verify --json" => VerifyView<'_>;
+    "image-warm", "image warm --json" => WarmView<'_>;
     "job-list", "job list --json" => Vec<job::JobView>;
     "list", "list --json" => Vec<ListItem>;
     "ports", "ports --json list" => ports::PortsView;

@@ -258,8 +258,8 @@ fn providers_are_listed_and_described() {
         .map(|flag| flag["name"].as_str().unwrap())
         .collect();
     assert_eq!(
-        (flags.len(), flags[0], flags[15]),
-        (16, "firecracker-binary", "firecracker-delete-on-release")
+        (flags.len(), flags[0], flags[16]),
+        (17, "firecracker-binary", "firecracker-delete-on-release")
     );
     assert_eq!(run(&["providers", "describe", "hetzner"]).code, 2);
 }

@@ -90,6 +90,11 @@ impl AcquireLeaseError {
         matches!(self, Self::Machine(ClientError::Failed(failure, _)) if failure.machine_ended && failure.leftovers.is_empty())
     }
 
+    /// Whether it may be the fault of the template that the machine was to come of, and nothing of it is left.
+    pub fn is_of_the_template(&self) -> bool {
+        matches!(self, Self::Machine(ClientError::Failed(failure, _)) if failure.not_restored && failure.leftovers.is_empty())
+    }
+
     /// The end of the console of a machine that did not come up.
     pub fn console(&self) -> &[String] {
         match self {

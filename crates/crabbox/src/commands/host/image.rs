@@ -2,19 +2,23 @@
 
 use std::path::PathBuf;
 
+use crabbox_core::config::firecracker;
 use crabbox_core::fault::chain;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::timestamp;
 use crabbox_engine::host::images::{
     self, Broken, Build, Image, Init, Listed, Manifest, OwnInit, Policy, Reason, Source,
 };
+use crabbox_engine::host::warm::{self, Swept};
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::args::{
     ImageBuildArgs, ImageCommand, ImageExportArgs, ImageGcArgs, ImageImportArgs, ImageListArgs,
-    ImageNameArgs, ImageRemoveArgs, InitChoice,
+    ImageNameArgs, ImageRemoveArgs, ImageWarmArgs, InitChoice,
 };
+use crate::commands::engine;
+use crate::commands::lease::entering::console_tail;
 use crate::commands::lease::stages::Stages;
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
@@ -162,6 +166,24 @@ pub(in crate::commands) struct RemovedView<'a> {
     bytes: u64,
 }
 
+/// `image warm --json`.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::commands) struct WarmView<'a> {
+    /// The digest of all that the template depends on.
+    key: &'a str,
+    /// The digest of its image.
+    image: &'a str,
+    /// Its directory.
+    path: PathBuf,
+    /// What its files take up.
+    allocated_bytes: u64,
+    /// When it was made, RFC 3339 in UTC.
+    made_at: String,
+    /// How long that took, the two machines included that were tried.
+    seconds: f64,
+}
+
 /// `image gc --json`.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -172,6 +194,16 @@ pub(in crate::commands) struct GcView {
     freed_bytes: u64,
     /// Each image.
     decisions: Vec<GcDecision>,
+    /// The templates of no use.
+    templates: Vec<GcTemplate>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct GcTemplate {
+    key: String,
+    /// `remove` or `would_remove`.
+    action: &'static str,
+    reason: &'static str,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -192,6 +224,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, command: &ImageCommand) -> Result<
         ImageCommand::Inspect(args) => inspect(ctx, args),
         ImageCommand::Verify(args) => verify(ctx, args),
         ImageCommand::Rm(args) => remove(ctx, args),
+        ImageCommand::Warm(args) => warm(ctx, args),
         ImageCommand::Gc(args) => gc(ctx, args),
     }
 }
@@ -361,6 +394,36 @@ fn remove(ctx: &Ctx<'_>, args: &ImageRemoveArgs) -> Result<Exit, CommandError> {
     Ok(Exit::SUCCESS)
 }
 
+fn warm(ctx: &Ctx<'_>, args: &ImageWarmArgs) -> Result<Exit, CommandError> {
+    let settings = ctx.settings(&args.keys.values)?.settings;
+    let plan = firecracker::plan(&settings)?;
+    let engine = engine::adopting(ctx)?;
+    let stages = Stages::new(ctx.printer, args.json);
+    let made = warm::make(&engine, &plan, &engine::interrupts()?, &stages)
+        .inspect_err(|error| console_tail(ctx.printer, error.console()))?;
+    stages.done();
+    let template = &made.template;
+    if args.json {
+        ctx.printer.json(&WarmView {
+            key: &template.key,
+            image: &template.about.image,
+            path: template.dir.clone(),
+            allocated_bytes: template.allocated,
+            made_at: timestamp::rfc3339(template.about.made_at),
+            seconds: made.took.as_secs_f64(),
+        })?;
+    } else {
+        ctx.printer.line(format_args!(
+            "template={} image={} {} made in {:.1}s",
+            abbreviated(&template.key),
+            abbreviated(&template.about.image),
+            mebibytes(template.allocated),
+            made.took.as_secs_f64()
+        ));
+    }
+    Ok(Exit::SUCCESS)
+}
+
 fn gc(ctx: &Ctx<'_>, args: &ImageGcArgs) -> Result<Exit, CommandError> {
     let policy = Policy {
         older_than_seconds: args
@@ -369,11 +432,15 @@ fn gc(ctx: &Ctx<'_>, args: &ImageGcArgs) -> Result<Exit, CommandError> {
         max_bytes: args.max_mib.map(|limit| limit.saturating_mul(1 << 20)),
     };
     let decided = images::gc(&ctx.env.places()?, policy, args.dry_run)?;
-    let freed = decided
-        .iter()
-        .filter(|one| one.reason.goes())
-        .map(|one| one.image.bytes())
-        .sum();
+    // Templates of the images that have just gone among them.
+    let swept = warm::sweep(&engine::looking(ctx)?, args.dry_run)?;
+    if swept.is_none() {
+        ctx.printer.note("templates are left alone: one is being made");
+    }
+    let swept = swept.unwrap_or_default();
+    let images = decided.iter().filter(|one| one.reason.goes());
+    let freed =
+        images.map(|one| one.image.bytes()).sum::<u64>() + swept.iter().map(|one| one.bytes).sum::<u64>();
     let verb = if args.dry_run { "would_remove" } else { "remove" };
     let decisions: Vec<_> = decided
         .iter()
@@ -389,6 +456,7 @@ fn gc(ctx: &Ctx<'_>, args: &ImageGcArgs) -> Result<Exit, CommandError> {
             dry_run: args.dry_run,
             freed_bytes: freed,
             decisions,
+            templates: swept.iter().map(|one| gone(one, verb)).collect(),
         })?;
         return Ok(Exit::SUCCESS);
     }
@@ -401,12 +469,28 @@ fn gc(ctx: &Ctx<'_>, args: &ImageGcArgs) -> Result<Exit, CommandError> {
             ctx.printer.note(line);
         }
     }
+    for one in &swept {
+        ctx.printer.line(format_args!(
+            "{} template={} reason={}",
+            verb.replace('_', " "),
+            abbreviated(&one.key),
+            one.why
+        ));
+    }
     ctx.printer.note(format_args!(
         "{} {}",
         if args.dry_run { "would free" } else { "freed" },
         mebibytes(freed)
     ));
     Ok(Exit::SUCCESS)
+}
+
+fn gone(swept: &Swept, action: &'static str) -> GcTemplate {
+    GcTemplate {
+        key: swept.key.clone(),
+        action,
+        reason: swept.why,
+    }
 }
 
 fn reason(reason: &Reason) -> String {
@@ -421,7 +505,11 @@ fn reason(reason: &Reason) -> String {
 }
 
 fn short(image: &Image) -> &str {
-    image.manifest.digest.get(..12).unwrap_or(&image.manifest.digest)
+    abbreviated(&image.manifest.digest)
+}
+
+fn abbreviated(digest: &str) -> &str {
+    digest.get(..12).unwrap_or(digest)
 }
 
 fn mebibytes(bytes: u64) -> String {

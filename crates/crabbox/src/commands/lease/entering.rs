@@ -10,7 +10,7 @@ use crabbox_engine::stage::Stages;
 use crate::commands::host::setup;
 use crate::commands::lease::route;
 use crate::context::Ctx;
-use crate::ui::Event;
+use crate::ui::{Event, Printer};
 
 /// Says what happens on the way into a lease.
 pub(in crate::commands) struct Entering<'a> {
@@ -39,12 +39,7 @@ impl EntryEvents for Entering<'_> {
             EntryEvent::Retrying(error) => printer.warn(format_args!(
                 "bootstrap failed; retrying with fresh lease: {error}"
             )),
-            EntryEvent::Console(lines) => {
-                printer.note(format_args!("console tail last {} lines:", lines.len()));
-                for line in *lines {
-                    printer.note(format_args!("  {line}"));
-                }
-            }
+            EntryEvent::Console(lines) => console_tail(printer, lines),
             EntryEvent::Leased { lease, new } => printer.event(&Event::Leased {
                 lease: &lease.id,
                 slug: &lease.slug,
@@ -69,6 +64,17 @@ impl EntryEvents for Entering<'_> {
     }
 }
 
+/// The last words of a machine that did not come up.
+pub(in crate::commands) fn console_tail(printer: &Printer, lines: &[String]) {
+    if lines.is_empty() {
+        return;
+    }
+    printer.note(format_args!("console tail last {} lines:", lines.len()));
+    for line in lines {
+        printer.note(format_args!("  {line}"));
+    }
+}
+
 /// What a provider tells on the way.
 fn show(ctx: &Ctx<'_>, notice: &Notice<'_>) {
     match notice {
@@ -89,5 +95,8 @@ fn show(ctx: &Ctx<'_>, notice: &Notice<'_>) {
             "using static target lease={lease} slug={slug} target=linux windows_mode=normal host={host} keep={keep}"
         )),
         Notice::Waiting(progress) => ctx.printer.note(progress),
+        Notice::Cold { why } => ctx.printer.warn(format_args!(
+            "the machine boots, since its template cannot be used: {why}; `crabbox image warm` makes a new one"
+        )),
     }
 }

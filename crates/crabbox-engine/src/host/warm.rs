@@ -1,0 +1,463 @@
+//! Templates on this host: which one a new lease can come of, and how one is made.
+//!
+//! A lease comes of a template only where all that the template depends on is the same; whatever is wrong with one costs the lease its
+//! speed and nothing else. It must never publish a template of which two machines were not seen to come up, and to differ.
+
+use std::fmt::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crabbox_core::config::firecracker::FirecrackerPlan;
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_fc::version::{NoVersion, Version};
+use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::digest::{self, hex};
+use crabbox_host::lock::FileLock;
+use crabbox_host::signals::Interrupts;
+use crabbox_host::{clock, hardware, random};
+use crabbox_image::guest;
+use crabbox_image::progress::Progress;
+use crabbox_machine::context::Engine;
+use crabbox_machine::lifecycle::client::{self, ClientError};
+use crabbox_machine::request::{AcquireRequest, GuestSource, Start};
+use crabbox_machine::resource::identity::{HANDSHAKE, Identity};
+use crabbox_store::templates::{About, Found, Template, TemplateError, Templates};
+
+pub use crabbox_store::templates::Swept;
+
+use crate::host::images::{self, ImagesError};
+use crate::host::prepare::{self, NewLease, PrepareError};
+
+/// The Firecracker after whose restores a guest cannot speak to its host (firecracker-microvm/firecracker#5969).
+const DEAF: Version = Version::new(1, 16, 0);
+/// How long `firecracker --version` may take.
+const VERSION_LIMIT: Duration = Duration::from_secs(10);
+/// How far the clock of a machine may be off that has just come of a template.
+const CLOCK_LIMIT: Duration = Duration::from_secs(1);
+
+/// Why there is no template now.
+#[derive(Debug, thiserror::Error)]
+pub enum WarmError {
+    /// This host cannot make a lease.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    /// The machine that was to be frozen, or one that was to come of it, failed.
+    #[error("{what} failed")]
+    Machine {
+        /// Which.
+        what: &'static str,
+        /// How.
+        #[source]
+        source: ClientError,
+    },
+    /// The store of templates could not be used.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The images could not be listed.
+    #[error(transparent)]
+    Images(#[from] ImagesError),
+    /// Somebody else makes one.
+    #[error("another command is making a template")]
+    Busy,
+    /// It is switched off.
+    #[error("firecracker.warm is off")]
+    Off,
+    /// What boots is not an image of ours.
+    #[error("only an image of crabbox's own can be frozen before it is anybody's")]
+    Foreign,
+    /// The program does not say its version.
+    #[error("cannot ask {} for its version", program.display())]
+    Ask {
+        /// The program.
+        program: PathBuf,
+        /// How it failed.
+        #[source]
+        source: CommandError,
+    },
+    /// What it says is no version.
+    #[error(transparent)]
+    NoVersion(#[from] NoVersion),
+    /// Its restored machines do not work.
+    #[error("a machine restored by Firecracker {found} cannot speak to its host")]
+    Deaf {
+        /// The version.
+        found: Version,
+    },
+    /// A machine that came of it did not say who it is.
+    #[error("a machine that came of the template did not say who it is")]
+    Nobody,
+    /// Two machines that came of it have something in common that they must not.
+    #[error("two machines that came of the template have the same {what}; it was thrown away")]
+    Alike {
+        /// What.
+        what: &'static str,
+    },
+    /// The clock of a machine that came of it is wrong.
+    #[error("the clock of a machine that came of the template is {off_ms} ms off; it was thrown away")]
+    Clock {
+        /// By how much, in milliseconds.
+        off_ms: i64,
+    },
+    /// No random bytes.
+    #[error("cannot draw a token")]
+    Random(#[source] std::io::Error),
+}
+
+impl WarmError {
+    /// The end of the console of the machine that failed.
+    pub fn console(&self) -> &[String] {
+        match self {
+            Self::Machine {
+                source: ClientError::Failed(failure, _),
+                ..
+            } => &failure.console,
+            _ => &[],
+        }
+    }
+}
+
+impl Fault for WarmError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Machine { source, .. } => source.kind(),
+            Self::Images(error) => error.kind(),
+            Self::Alike { .. } | Self::Clock { .. } | Self::Nobody | Self::Busy => Kind::Unavailable,
+            _ => Kind::Usage,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            Self::Prepare(error) => return error.hints(),
+            Self::Machine { source, .. } => return source.hints(),
+            Self::Images(error) => return error.hints(),
+            Self::Off => "set firecracker.warm to auto, or say --firecracker-warm auto",
+            Self::Foreign => {
+                "leave firecracker.kernel and firecracker.rootfs unset, and name an image of `crabbox image build` without --init systemd"
+            }
+            Self::Deaf { .. } => "use Firecracker 1.16.1 or a version before 1.16",
+            _ => return Vec::new(),
+        };
+        vec![hint.to_owned()]
+    }
+}
+
+/// How a lease's machine is going to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// Its kernel boots; why, where a template was to be expected.
+    Cold(Option<String>),
+    /// It comes of the template with this key.
+    Restored(String),
+}
+
+/// Has `request` restored where a template fits it.
+pub(crate) fn choose(engine: &Engine, plan: &FirecrackerPlan, request: &mut AcquireRequest) -> Source {
+    if !plan.warm {
+        return Source::Cold(None);
+    }
+    let templates = Templates::of(&engine.places);
+    let Ok(Some(facts)) = facts(request) else {
+        return Source::Cold(None);
+    };
+    // Whoever never made one has no store, and pays nothing for it.
+    if templates.keys().is_empty() {
+        return Source::Cold(None);
+    }
+    let key = match templates.key(&facts.text) {
+        Ok(key) => key,
+        Err(error) => return Source::Cold(Some(error.to_string())),
+    };
+    match templates.find(&key) {
+        Found::Ready(template) => {
+            request.start = Start::Restore {
+                dir: template.dir,
+                token: template.about.token,
+            };
+            Source::Restored(key)
+        }
+        Found::Unusable(why) => Source::Cold(Some(why.to_string())),
+        Found::Absent => Source::Cold(None),
+    }
+}
+
+/// Notes what became of a machine that was to come of the template with this key.
+pub(crate) fn note(engine: &Engine, key: &str, came_up: bool) {
+    let templates = Templates::of(&engine.places);
+    if came_up {
+        templates.note_success(key);
+    } else {
+        // Where it cannot be noted the next lease tries it again, and boots after that.
+        templates.note_failure(key).ok();
+    }
+}
+
+/// All that a template depends on.
+struct Facts {
+    text: String,
+    image: String,
+    host: String,
+}
+
+/// The facts of what `request` asks for on this host; `None` where it cannot come of a template.
+fn facts(request: &AcquireRequest) -> std::io::Result<Option<Facts>> {
+    let GuestSource::Ours { digest: image, .. } = &request.guest else {
+        return Ok(None);
+    };
+    let machine = request.machine;
+    // Its bytes decide what a snapshot means; another file, or other bytes in it, is another program.
+    let program = std::fs::metadata(&request.programs.firecracker)?;
+    let host = digest::sha256(hardware::facts().as_bytes());
+    let mut text = String::from("template 1\n");
+    for (name, value) in [
+        ("handshake", HANDSHAKE.to_owned()),
+        ("image", image.clone()),
+        ("arguments", guest::template_kernel_args()),
+        ("processors", machine.cpus.to_string()),
+        ("memory", machine.memory_mib.to_string()),
+        ("disk", machine.disk_mib.to_string()),
+        (
+            "network",
+            format!(
+                "{} {} {} {}",
+                crabbox_net::TAP_ADDRESS,
+                crabbox_net::GUEST_ADDRESS,
+                crabbox_net::INNER_PREFIX,
+                crabbox_net::GUEST_MAC
+            ),
+        ),
+        (
+            "firecracker",
+            format!(
+                "{} {} {} {} {}.{} {}.{}",
+                program.dev(),
+                program.ino(),
+                program.len(),
+                program.mode(),
+                program.mtime(),
+                program.mtime_nsec(),
+                program.ctime(),
+                program.ctime_nsec()
+            ),
+        ),
+        ("host", host.clone()),
+    ] {
+        // Writing to a String cannot fail.
+        writeln!(text, "{name}={value}").ok();
+    }
+    Ok(Some(Facts {
+        text,
+        image: image.clone(),
+        host,
+    }))
+}
+
+/// A template that was made.
+#[derive(Debug)]
+pub struct Made {
+    /// It.
+    pub template: Template,
+    /// The two machines that came of it before it was published.
+    pub tried: [Identity; 2],
+    /// How long all of it took.
+    pub took: Duration,
+}
+
+/// Makes a template for leases of `plan`, instead of one that is there.
+pub fn make(
+    engine: &Engine,
+    plan: &FirecrackerPlan,
+    interrupts: &Interrupts,
+    progress: &dyn Progress,
+) -> Result<Made, WarmError> {
+    let started = Instant::now();
+    if !plan.warm {
+        return Err(WarmError::Off);
+    }
+    let request = request(engine, plan)?;
+    let facts = facts(&request).map_err(|source| PrepareError::File {
+        key: "firecracker.binary",
+        path: request.programs.firecracker.clone(),
+        source,
+    })?;
+    let facts = facts.ok_or(WarmError::Foreign)?;
+    check_version(&request.programs.firecracker)?;
+    let templates = Templates::of(&engine.places);
+    let lock = templates.try_make()?.ok_or(WarmError::Busy)?;
+    let dir = templates.workplace(&lock)?;
+    let making = Making {
+        engine,
+        plan,
+        interrupts,
+        progress,
+    };
+    let made = making.template(&templates, &lock, request, &facts, &dir);
+    if made.is_err() && dir.exists() {
+        // What is left of it goes with the next one, or with `image gc`.
+        std::fs::remove_dir_all(&dir).ok();
+    }
+    let (template, tried) = made?;
+    Ok(Made {
+        template,
+        tried,
+        took: started.elapsed(),
+    })
+}
+
+/// Removes templates that are of no use any more; `None` where one is being made.
+pub fn sweep(engine: &Engine, dry_run: bool) -> Result<Option<Vec<Swept>>, WarmError> {
+    let (listed, _) = images::list(&engine.places)?;
+    let images: Vec<String> = listed
+        .into_iter()
+        .map(|listed| listed.image.manifest.digest)
+        .collect();
+    let host = digest::sha256(hardware::facts().as_bytes());
+    Ok(Templates::of(&engine.places).sweep(&images, &host, dry_run)?)
+}
+
+fn request(engine: &Engine, plan: &FirecrackerPlan) -> Result<AcquireRequest, PrepareError> {
+    let new = NewLease {
+        slug: None,
+        keep: false,
+        reclaim: false,
+    };
+    prepare::request(engine, plan, &new)
+}
+
+fn check_version(program: &Path) -> Result<(), WarmError> {
+    let said = Cmd::new(program)
+        .arg("--version")
+        .limit(VERSION_LIMIT)
+        .run()
+        .map_err(|source| WarmError::Ask {
+            program: program.to_owned(),
+            source,
+        })?;
+    let found: Version = said.stdout_text().parse()?;
+    if found == DEAF {
+        return Err(WarmError::Deaf { found });
+    }
+    Ok(())
+}
+
+/// A template in the making.
+struct Making<'a> {
+    engine: &'a Engine,
+    plan: &'a FirecrackerPlan,
+    interrupts: &'a Interrupts,
+    progress: &'a dyn Progress,
+}
+
+impl Making<'_> {
+    fn template(
+        &self,
+        templates: &Templates,
+        lock: &FileLock,
+        mut request: AcquireRequest,
+        facts: &Facts,
+        dir: &Path,
+    ) -> Result<(Template, [Identity; 2]), WarmError> {
+        let key = templates.key(&facts.text)?;
+        let token = hex(&random::bytes::<16>().map_err(WarmError::Random)?);
+        self.progress.stage("freeze a machine");
+        request.start = Start::Freeze {
+            dir: dir.to_owned(),
+            token: token.clone(),
+        };
+        let frozen = client::start(self.engine, &request)
+            .and_then(|making| making.wait_frozen(self.interrupts, &mut |_| ()));
+        frozen.map_err(|source| WarmError::Machine {
+            what: "the machine that was to be frozen",
+            source,
+        })?;
+        self.progress.stage("seal the template");
+        let (made_at, _) = clock::unix_now();
+        let about = About {
+            token: token.clone(),
+            image: facts.image.clone(),
+            host: facts.host.clone(),
+            made_at,
+        };
+        let sealed = templates.seal(dir, &key, about)?;
+        let tried = [
+            self.clone_of(dir, &token, "try a clone")?,
+            self.clone_of(dir, &token, "try another clone")?,
+        ];
+        differ(&tried)?;
+        Ok((templates.publish(sealed, lock)?, tried))
+    }
+
+    /// Has a machine come up of the parts in `dir`, asks who it is, and gives it back.
+    fn clone_of(&self, dir: &Path, token: &str, stage: &str) -> Result<Identity, WarmError> {
+        self.progress.stage(stage);
+        let mut request = request(self.engine, self.plan)?;
+        request.start = Start::Restore {
+            dir: dir.to_owned(),
+            token: token.to_owned(),
+        };
+        let failed = |source| WarmError::Machine {
+            what: "a machine that was to come of the template",
+            source,
+        };
+        let mut making = client::start(self.engine, &request).map_err(failed)?;
+        let ready = making.wait_ready(self.interrupts, &mut |_| ()).map_err(failed)?;
+        making.abandon();
+        ready.identity.ok_or(WarmError::Nobody)
+    }
+}
+
+/// Whether two machines of one template are two machines.
+fn differ([one, other]: &[Identity; 2]) -> Result<(), WarmError> {
+    for (what, same) in [
+        ("random numbers", one.random == other.random),
+        ("boot id", one.boot_id == other.boot_id),
+        ("machine id", one.machine_id == other.machine_id),
+    ] {
+        if same {
+            return Err(WarmError::Alike { what });
+        }
+    }
+    for Identity { clock_ms, .. } in [one, other] {
+        if u128::from(clock_ms.unsigned_abs()) > CLOCK_LIMIT.as_millis() {
+            return Err(WarmError::Clock { off_ms: *clock_ms });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Makes something of the first the same as of the second.
+    type Share = fn(&mut Identity, Identity);
+
+    fn identity(of: &str, clock_ms: i64) -> Identity {
+        Identity {
+            boot_id: format!("boot {of}"),
+            machine_id: format!("machine {of}"),
+            random: format!("random {of}"),
+            clock_ms,
+        }
+    }
+
+    #[test]
+    fn clones_that_share_anything_or_live_at_another_time_are_not_two_machines() {
+        differ(&[identity("a", -3), identity("b", 900)]).unwrap();
+        let shared: [(&str, Share); 3] = [
+            ("random numbers", |one, other| one.random = other.random),
+            ("boot id", |one, other| one.boot_id = other.boot_id),
+            ("machine id", |one, other| one.machine_id = other.machine_id),
+        ];
+        for (what, share) in shared {
+            let other = identity("b", 0);
+            let mut one = identity("a", 0);
+            share(&mut one, other.clone());
+            let error = differ(&[one, other]).unwrap_err();
+            assert!(error.to_string().contains(what), "{error}");
+        }
+        let error = differ(&[identity("a", 0), identity("b", -1001)]).unwrap_err();
+        assert!(error.to_string().contains("-1001 ms off"), "{error}");
+    }
+}
