@@ -32,7 +32,14 @@ use step::{Ended, Measured, Started};
 const RESETS: &str = "after_a_power_cut_one_cleanup_is_enough";
 
 /// Files with tests on pretended hosts only, which have nothing to do with the lab.
-const PRETENDED: [&str; 5] = ["fake", "first_run", "image_store", "room", "supervisor"];
+const PRETENDED: [&str; 6] = [
+    "fake",
+    "first_run",
+    "image_store",
+    "room",
+    "supervisor",
+    "templates",
+];
 
 /// Samples for what reads bytes of others, many more than in a developer's loop: about a minute.
 const CASES: &str = "12000";

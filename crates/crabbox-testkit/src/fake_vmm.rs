@@ -16,6 +16,7 @@ use crabbox_guest_protocol::report::{READY, STAGE};
 use crabbox_host::{clock, unix};
 use serde::{Deserialize, Serialize};
 
+mod frozen;
 mod guest;
 mod http;
 mod jail;
@@ -52,6 +53,8 @@ pub struct Script {
     pub ready: bool,
     /// Whether an sshd answers behind the lease's tap after the start, with the keys of the lease's seed. Needs root.
     pub sshd: bool,
+    /// Whether machines that go on from what was frozen say all the same of themselves.
+    pub alike: bool,
 }
 
 impl Script {
@@ -255,12 +258,31 @@ impl Connections {
     /// What the guest would do: talk on its console, say that it is ready, and perhaps end.
     fn run_guest(&self) {
         self.script.console.iter().for_each(|line| say(line));
+        let machine = self.machine.lock().ok();
+        let (socket, token) = machine.map_or((None, None), |machine| {
+            (machine.vsock_path(), machine.token.clone())
+        });
+        if let Some(token) = token {
+            let habits = frozen::Habits {
+                sshd: self.script.sshd,
+                alike: self.script.alike,
+            };
+            let woken = frozen::wake(&socket.unwrap_or_default(), &token, habits);
+            if let Err(error) = woken {
+                say(&format!("fake guest: {error}"));
+            }
+            return;
+        }
+        let seed = guest::seed().unwrap_or_default();
+        if frozen::is_template(&seed) {
+            self.park(&socket.unwrap_or_default());
+            return;
+        }
         if self.script.sshd
-            && let Err(error) = guest::start()
+            && let Err(error) = guest::start(&seed)
         {
             say(&format!("fake guest: {error}"));
         }
-        let socket = self.machine.lock().ok().and_then(|machine| machine.vsock_path());
         if let Some(socket) = socket.filter(|_| self.script.ready) {
             let mut port = socket.into_os_string();
             port.push(format!("_{READY_PORT}"));
@@ -276,6 +298,22 @@ impl Connections {
                 clock::poll_until(Duration::from_millis(wait), || None::<()>);
                 ended.send(ExitCode::SUCCESS).ok();
             });
+        }
+    }
+}
+
+impl Connections {
+    /// What a guest does that is to be frozen.
+    fn park(&self, vsock: &Path) {
+        match frozen::park(vsock) {
+            Ok((token, connection)) => {
+                if let Ok(mut machine) = self.machine.lock() {
+                    machine.token = Some(token);
+                }
+                // As long as the machine lives.
+                std::mem::forget(connection);
+            }
+            Err(error) => say(&format!("fake guest: {error}")),
         }
     }
 }

@@ -23,10 +23,18 @@ const SERVE: &str = "until ip link show eth0 >/dev/null 2>&1; do sleep 0.01; don
      ip link set lo up && ip addr add \"$1\"/30 dev eth0 && ip link set eth0 up && ip route add default via \"$2\" && \
      exec /usr/sbin/sshd -D -e -f \"$3\"";
 
-/// Starts the guest of the VMM whose directory is the current one, and waits until its sshd answers.
-pub(super) fn start() -> io::Result<()> {
+/// The seed of the VMM whose directory is the current one.
+pub(super) fn seed() -> io::Result<Vec<u8>> {
+    ["initrd.img", "cidata.img"]
+        .iter()
+        .find_map(|name| std::fs::read(name).ok())
+        .ok_or_else(|| io::Error::other("no seed"))
+}
+
+/// Starts the guest of the VMM whose directory is the current one, with the keys of `seed`, and waits until its sshd answers.
+pub(super) fn start(seed: &[u8]) -> io::Result<()> {
     let dir = std::env::current_dir()?;
-    let config = configure(&dir)?;
+    let config = configure(&dir, seed)?;
     let (ours, theirs) = ENDS;
     let (sent, received) = std::sync::mpsc::channel();
     // The guest dies with the thread that starts it, so that one stays for as long as the VMM does.
@@ -75,14 +83,10 @@ pub(super) fn start() -> io::Result<()> {
     Ok(())
 }
 
-/// Writes the server's configuration from the seed in `dir`, and returns its path.
-fn configure(dir: &Path) -> io::Result<PathBuf> {
-    let seed = ["initrd.img", "cidata.img"]
-        .iter()
-        .find_map(|name| std::fs::read(dir.join(name)).ok())
-        .ok_or_else(|| io::Error::other("no seed"))?;
+/// Writes the server's configuration from `seed` into `dir`, and returns its path.
+fn configure(dir: &Path, seed: &[u8]) -> io::Result<PathBuf> {
     let (host_key, user_key) =
-        keys(&String::from_utf8_lossy(&seed)).ok_or_else(|| io::Error::other("no keys in the seed"))?;
+        keys(&String::from_utf8_lossy(seed)).ok_or_else(|| io::Error::other("no keys in the seed"))?;
     let file = |name: &str, text: &str| {
         let path = dir.join(name);
         std::fs::write(&path, text)?;

@@ -3,6 +3,8 @@
 //! Field names are checked as strictly as the real one checks them, from a list of its own: it must not share the types
 //! whose spelling it is there to check.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -206,6 +208,11 @@ pub(super) struct Machine {
     config: Value,
     has_kernel: bool,
     vsock: Option<(PathBuf, UnixListener)>,
+    drives: Vec<String>,
+    /// What a guest that parks has in its memory.
+    pub(super) token: Option<String>,
+    /// Files that a machine which was loaded has open.
+    open: Vec<File>,
     /// How many requests came.
     pub(super) requests: u32,
 }
@@ -220,6 +227,9 @@ impl Machine {
             config,
             has_kernel: false,
             vsock: None,
+            drives: Vec::new(),
+            token: None,
+            open: Vec::new(),
             requests: 0,
         }
     }
@@ -261,7 +271,9 @@ impl Machine {
             _ => self
                 .apply(form, &request.path, &fields)
                 .map_or_else(Answer::fault, |()| {
-                    let begun = !started && self.state == "Running";
+                    // One that was loaded goes on for the first time.
+                    let goes_on = !self.open.is_empty() && form.path == "/vm";
+                    let begun = (!started || goes_on) && self.state == "Running";
                     Answer {
                         started: begun,
                         ..Answer::done()
@@ -313,16 +325,14 @@ impl Machine {
                 }
                 self.has_kernel = true;
             }
-            ("PUT", "/drives/") => must_exist(
-                text("path_on_host"),
-                "Drive config error: Error manipulating the backing file",
-            )?,
-            ("PUT", "/vsock") => {
-                let path = PathBuf::from(text("uds_path"));
-                let listener = unix::bind(&path)
-                    .map_err(|error| format!("Vsock config error: {}", super::with_cause(&error)))?;
-                self.vsock = Some((path, listener));
+            ("PUT", "/drives/") => {
+                must_exist(
+                    text("path_on_host"),
+                    "Drive config error: Error manipulating the backing file",
+                )?;
+                self.drives.push(text("path_on_host").to_owned());
             }
+            ("PUT", "/vsock") => self.bind_vsock(text("uds_path"))?,
             ("PUT", "/actions") => self.act(text("action_type"))?,
             ("PATCH", "/vm") => {
                 self.state = if text("state") == "Paused" {
@@ -331,18 +341,51 @@ impl Machine {
                     "Running"
                 }
             }
-            ("PUT", "/snapshot/create") => {
-                for name in ["snapshot_path", "mem_file_path"] {
-                    std::fs::write(text(name), b"fake")
-                        .map_err(|error| format!("Create snapshot error: {error}"))?;
-                }
-            }
+            ("PUT", "/snapshot/create") => self
+                .save(text("snapshot_path"), text("mem_file_path"))
+                .map_err(|error| format!("Create snapshot error: {error}"))?,
             ("PUT", "/snapshot/load") => {
-                must_exist(text("snapshot_path"), "Load snapshot error")?;
+                let memory = fields
+                    .get("mem_backend")
+                    .and_then(|backend| backend["backend_path"].as_str());
+                self.load(text("snapshot_path"), memory.unwrap_or_default())
+                    .map_err(|error| format!("Load snapshot error: {error}"))?;
                 let resumed = fields.get("resume_vm") == Some(&Value::Bool(true));
                 self.state = if resumed { "Running" } else { "Paused" };
             }
             _ => {}
+        }
+        Ok(())
+    }
+
+    fn bind_vsock(&mut self, path: &str) -> Result<(), String> {
+        let path = PathBuf::from(path);
+        let listener = unix::bind(&path)
+            .map_err(|error| format!("Vsock config error: {}", super::with_cause(&error)))?;
+        self.vsock = Some((path, listener));
+        Ok(())
+    }
+
+    /// Writes what the fake has instead of a machine's state; the memory has its length and a few bytes at both ends.
+    fn save(&self, state: &str, memory: &str) -> std::io::Result<()> {
+        let text = json!({ "token": self.token, "drives": self.drives, "vsock": self.vsock_path() });
+        std::fs::write(state, text.to_string())?;
+        let length = self.config["mem_size_mib"].as_u64().unwrap_or(1) << 20;
+        let file = File::create(memory)?;
+        file.set_len(length)?;
+        file.write_all_at(b"first", 0)?;
+        file.write_all_at(b"last", length - 4)
+    }
+
+    fn load(&mut self, state: &str, memory: &str) -> std::io::Result<()> {
+        let state: Value = serde_json::from_slice(&std::fs::read(state)?)?;
+        self.token = state["token"].as_str().map(str::to_owned);
+        let drives = state["drives"].as_array().into_iter().flatten();
+        for path in drives.filter_map(Value::as_str).chain([memory]) {
+            self.open.push(File::open(path)?);
+        }
+        if let Some(path) = state["vsock"].as_str() {
+            self.bind_vsock(path).map_err(std::io::Error::other)?;
         }
         Ok(())
     }

@@ -1,0 +1,267 @@
+//! What becomes of templates and of leases that come of them when anything is wrong, on pretended hosts with a fake VMM whose guest speaks
+//! the handshake. That two restored machines share nothing is shown on real ones, in `warm.rs`.
+
+use crabbox_e2e::{Host, KILL_BOTH, assert_nothing_left};
+
+/// Options of a lease from the store.
+const OURS: &str = "--provider firecracker --firecracker-binary /srv/fake/firecracker --firecracker-user root --firecracker-cpus 1 \
+     --firecracker-memory-mib 128 --firecracker-disk-mib 64 --firecracker-work-root /srv/work --firecracker-network nat \
+     --firecracker-launch-timeout 20s";
+const TEMPLATES: &str = "/srv/.config/crabbox/state/firecracker/templates";
+
+/// A host with an image, whose guests answer and say that they are ready.
+fn host() -> Host {
+    let host = Host::pretend();
+    host.build_image("default", "word");
+    script(&host, r#"{"sshd": true, "ready": true}"#);
+    host
+}
+
+/// Has the fake VMM of this host do as `text` says.
+#[track_caller]
+fn script(host: &Host, text: &str) {
+    drop(
+        host.sh(&format!("echo '{text}' > /srv/fake/fake-vmm.json"))
+            .exits(0),
+    );
+}
+
+/// The directory of the only template.
+#[track_caller]
+fn template(host: &Host) -> String {
+    let found = host.sh(&format!("ls -d {TEMPLATES}/????????????????*")).exits(0);
+    assert_eq!(found.stdout.lines().count(), 1, "{found:?}");
+    found.stdout.trim().to_owned()
+}
+
+/// How the machine of a new lease started, by what its guest reported, and what was said on standard error. The lease is given back.
+#[track_caller]
+fn leased(host: &Host) -> (&'static str, String) {
+    let warmup = host
+        .crabbox(&format!("warmup {OURS} --slug one --timing-json"))
+        .exits(0);
+    let ran = host.crabbox("run --id one --no-sync -- echo alive").exits(0);
+    assert_eq!(ran.stdout, "alive\n");
+    drop(host.crabbox("stop one").exits(0));
+    let source = if warmup.stderr.contains("\"wake\"") {
+        "restored"
+    } else {
+        "cold"
+    };
+    (source, warmup.stderr)
+}
+
+#[test]
+fn a_lease_comes_of_a_template_and_both_leave_nothing() {
+    let host = host();
+    let empty = host.residue();
+    assert_eq!(leased(&host).0, "cold", "there is no template yet");
+    let made = host.crabbox(&format!("image warm {OURS} --json")).exits(0).json();
+    assert_eq!(made["path"].as_str(), Some(template(&host).as_str()), "{made}");
+    let before = host.residue();
+    let modes = host
+        .sh(&format!(
+            "cd {} && stat -c '%a %n' .. . memory vmstate layer",
+            template(&host)
+        ))
+        .exits(0);
+    assert_eq!(
+        modes.stdout,
+        "700 ..\n700 .\n444 memory\n444 vmstate\n444 layer\n"
+    );
+    let (source, said) = leased(&host);
+    assert_eq!((source, said.contains("warning")), ("restored", false), "{said}");
+    // Another size is another machine, and it may be switched off.
+    for more in [
+        "--firecracker-memory-mib 256",
+        "--firecracker-warm off",
+        "--firecracker-disk-mib 65",
+    ] {
+        let cold = host
+            .crabbox(&format!("warmup {OURS} {more} --slug one --timing-json"))
+            .exits(0);
+        assert!(
+            !cold.stderr.contains("\"wake\"") && !cold.stderr.contains("warning"),
+            "{more}: {cold:?}"
+        );
+        drop(host.crabbox("stop one").exits(0));
+    }
+    assert_nothing_left(&before, &host.residue());
+    // Its image goes, and so does the template.
+    drop(host.crabbox("image rm default").exits(0));
+    let swept = host.crabbox("image gc --dry-run --json").exits(0).json();
+    assert_eq!(swept["templates"][0]["action"], "would_remove", "{swept}");
+    drop(template(&host));
+    let swept = host.crabbox("image gc --json").exits(0).json();
+    assert_eq!(swept["templates"][0]["reason"], "its image is gone", "{swept}");
+    drop(
+        host.sh(&format!(
+            "rm {TEMPLATES}/secret {TEMPLATES}/make.lock && rmdir {TEMPLATES}"
+        ))
+        .exits(0),
+    );
+    assert_nothing_left(&empty, &host.residue());
+}
+
+#[test]
+fn a_template_that_is_not_what_it_was_costs_a_boot_and_a_warning() {
+    let host = host();
+    for (damage, said) in [
+        (
+            "printf x | dd of=memory conv=notrunc status=none",
+            "its memory is not what it was (written to)",
+        ),
+        (
+            "truncate -s 5 vmstate",
+            "its vmstate is not what it was (another length)",
+        ),
+        ("chmod 644 layer", "its layer is not what it was (another mode)"),
+        (
+            "cp -p memory m && mv m memory",
+            "its memory is not what it was (another file)",
+        ),
+        ("rm manifest.json", "its manifest cannot be read"),
+        (
+            "t=$(stat -c %y vmstate); printf x | dd of=vmstate conv=notrunc status=none; touch -d \"$t\" vmstate; echo no > checked",
+            "its vmstate is not what it was (other bytes)",
+        ),
+    ] {
+        drop(host.crabbox(&format!("image warm {OURS}")).exits(0));
+        drop(host.sh(&format!("cd {} && {damage}", template(&host))).exits(0));
+        let before = host.residue();
+        let (source, told) = leased(&host);
+        assert_eq!(source, "cold", "{damage}: {told}");
+        assert_eq!(told.matches("warning: ").count(), 1, "{damage}: {told}");
+        assert!(told.contains(said), "{damage}: {told}");
+        assert_nothing_left(&before, &host.residue());
+    }
+}
+
+#[test]
+fn a_machine_that_does_not_come_of_its_template_is_booted_and_the_template_set_aside() {
+    let host = host();
+    drop(host.crabbox(&format!("image warm {OURS}")).exits(0));
+    // What the fake freezes is the token: its guest wakes as another template's.
+    drop(
+        host.sh(&format!(
+            "cd {} && old=$(grep -o '\"token\": *\"[0-9a-f]*' manifest.json | grep -o '[0-9a-f]*$') && \
+             sed -i \"s/$old/00000000000000000000000000000000/\" manifest.json",
+            template(&host)
+        ))
+        .exits(0),
+    );
+    let before = host.residue();
+    for said in [
+        "where \"hello\" was expected",
+        "where \"hello\" was expected",
+        "it was set aside after 2 machines did not come of it",
+    ] {
+        let (source, told) = leased(&host);
+        assert_eq!((source, told.matches("warning: ").count()), ("cold", 1), "{told}");
+        assert!(
+            told.contains(said) && told.contains("crabbox image warm"),
+            "{told}"
+        );
+    }
+    let after = host.residue();
+    let news: Vec<_> = after.iter().filter(|line| !before.contains(line)).collect();
+    assert!(news.len() == 1 && news[0].ends_with("/failures"), "{news:?}");
+    drop(host.crabbox(&format!("image warm {OURS}")).exits(0));
+    assert_eq!(leased(&host).0, "restored", "a new one starts anew");
+    for request in ["PUT /snapshot/load", "PATCH /vm"] {
+        script(
+            &host,
+            &format!(r#"{{"sshd": true, "ready": true, "exit_on": "{request}"}}"#),
+        );
+        let (source, told) = leased(&host);
+        assert_eq!(
+            (source, told.matches("warning: ").count()),
+            ("cold", 1),
+            "{request}: {told}"
+        );
+        script(&host, r#"{"sshd": true, "ready": true}"#);
+        assert_eq!(leased(&host).0, "restored", "one failure is none");
+    }
+}
+
+#[test]
+fn nothing_is_published_that_was_not_seen_to_work() {
+    let host = host();
+    let before = host.residue();
+    for (text, said) in [
+        (
+            r#"{"sshd": true, "ready": true, "alike": true}"#,
+            "two machines that came of the template have the same random numbers",
+        ),
+        (
+            r#"{"sshd": true, "ready": true, "exit_on": "PUT /snapshot/create"}"#,
+            "the machine that was to be frozen failed",
+        ),
+        (
+            r#"{"sshd": true, "ready": true, "exit_on": "PUT /snapshot/load"}"#,
+            "a machine that was to come of the template failed",
+        ),
+    ] {
+        script(&host, text);
+        let failed = host.crabbox(&format!("image warm {OURS}")).exits(5);
+        assert!(failed.stderr.contains(said), "{text}: {failed:?}");
+        let left = host.sh(&format!("ls -A {TEMPLATES}")).exits(0).stdout;
+        assert_eq!(left, "make.lock\nsecret\n", "{text}");
+    }
+    drop(host.sh(&format!("rm -r {TEMPLATES}")).exits(0));
+    assert_nothing_left(&before, &host.residue());
+    let foreign = host
+        .crabbox(&format!("image warm {}", crabbox_e2e::PRETEND))
+        .exits(2);
+    assert!(
+        foreign.stderr.contains("only an image of crabbox's own"),
+        "{foreign:?}"
+    );
+    let off = host
+        .crabbox(&format!("image warm {OURS} --firecracker-warm off"))
+        .exits(2);
+    assert!(off.stderr.contains("firecracker.warm is off"), "{off:?}");
+    let neither = host
+        .crabbox(&format!("warmup {OURS} --firecracker-warm maybe"))
+        .exits(2);
+    assert!(neither.stderr.contains("auto or off only"), "{neither:?}");
+}
+
+#[test]
+fn whoever_is_killed_while_a_template_is_made_or_used_leaves_what_one_command_sweeps() {
+    let host = host();
+    let empty = host.residue();
+    let swept = |what: &str| {
+        // A supervisor whose client has died takes its lease back by itself, and cleanup leaves it to that.
+        let mut after = Vec::new();
+        for _ in 0..50 {
+            drop(host.crabbox("cleanup --provider firecracker"));
+            after = host.residue();
+            after.retain(|line| !line.starts_with(&format!("file {TEMPLATES}")));
+            if after == empty {
+                break;
+            }
+            drop(host.sh("sleep 0.1"));
+        }
+        assert_nothing_left(&empty, &after);
+        drop(host.crabbox("image gc").exits(0));
+        let left = host.sh(&format!("ls -A {TEMPLATES}")).exits(0).stdout;
+        assert!(!left.contains("making"), "{what}: {left}");
+    };
+    host.kill_at_every_moment(
+        &format!("crabbox image warm {OURS}"),
+        &format!("rm -r {TEMPLATES}"),
+        |limit| swept(&format!("killed after {limit} s")),
+    );
+    // It is there now, unharmed.
+    for step in ["jail", "mount", "vmm", "attach"] {
+        for phase in ["begun", "made", "done"] {
+            let before = host.residue();
+            let point = format!("{step}:{phase}");
+            host.kill_at(&point, OURS, KILL_BOTH);
+            drop(host.crabbox("cleanup --provider firecracker"));
+            assert_nothing_left(&before, &host.residue());
+        }
+    }
+    assert_eq!(leased(&host).0, "restored");
+}

@@ -1,0 +1,84 @@
+//! Restored machines on real microVMs: each is somebody of its own, at today's time, and does what a booted one does.
+
+use std::collections::BTreeSet;
+
+use crabbox_e2e::{Host, SMALL, assert_nothing_left};
+
+const TEMPLATES: &str = "$HOME/.config/crabbox/state/firecracker/templates";
+/// How many machines are held against each other.
+const CLONES: usize = 4;
+/// What a machine must have for itself, a line each; the time comes last.
+const OWN: &str = "cat /proc/sys/kernel/random/boot_id /etc/machine-id /etc/hostname; \
+     for i in 1 2 3; do head -c 1048576 /dev/urandom | sha256sum; done; ssh-keyscan -t ed25519 localhost 2>/dev/null; \
+     date +%s";
+
+#[test]
+fn restored_machines_share_nothing_and_do_what_booted_ones_do() {
+    let host = Host::alone();
+    let repo = host.repository("warm");
+    drop(host.sh(&format!("rm -rf {TEMPLATES}")).exits(0));
+    let before = host.residue();
+    let made = host
+        .crabbox(&format!("image warm {SMALL} --json"))
+        .exits(0)
+        .json();
+    assert!(made["allocatedBytes"].as_u64().unwrap() < 110 << 20, "{made}");
+    // What was frozen knows no time: it is older now than any clock of a machine may be off.
+    drop(host.sh("sleep 20"));
+    let mut seen: BTreeSet<String> = BTreeSet::new();
+    for clone in 0..CLONES {
+        let warmup = host.warmup(&repo, &format!("clone-{clone}"), "--timing-json");
+        assert!(
+            warmup.stderr.contains("\"wake\"") && !warmup.stderr.contains("warning"),
+            "{warmup:?}"
+        );
+        let told = host
+            .sh(&format!(
+                "cd {repo} && crabbox run --id clone-{clone} --no-sync -- sh -c '{OWN}'; date +%s"
+            ))
+            .exits(0)
+            .stdout;
+        let lines: Vec<&str> = told.lines().collect();
+        let [facts @ .., there, here] = lines.as_slice() else {
+            panic!("{told}")
+        };
+        assert_eq!(facts.len(), 7, "{told}");
+        for fact in facts {
+            assert!(seen.insert((*fact).to_owned()), "two machines have {fact}");
+        }
+        let off = there.parse::<i64>().unwrap() - here.parse::<i64>().unwrap();
+        assert!((-3..=1).contains(&off), "its clock is {off} s off");
+    }
+    // A tree, a trim, and what the guest frees.
+    let run = host
+        .sh(&format!("cd {repo} && echo two >> tracked && crabbox run --id clone-0 -- sh -c 'cat tracked; sudo fstrim /'"))
+        .exits(0);
+    assert!(run.stdout.starts_with("one\ntwo\n"), "{run:?}");
+    // The memory of the template has nothing of theirs; a word that every guest has shows that it is searched.
+    let searched = host
+        .sh(&format!(
+            "cd {repo} && key=$(crabbox run --id clone-0 --no-sync -- sudo sed -n 3p /etc/ssh/ssh_host_ed25519_key) && test ${{#key}} -gt 40 && \
+             cd {TEMPLATES}/????????????????* && grep -acF \"$key\" memory; grep -acF crabbox-guest memory"
+        ))
+        .stdout;
+    let counts: Vec<u32> = searched.lines().map(|line| line.parse().unwrap()).collect();
+    assert!(counts.len() == 2 && counts[0] == 0 && counts[1] > 0, "{searched}");
+    for clone in 0..CLONES {
+        drop(host.crabbox(&format!("stop clone-{clone}")).exits(0));
+    }
+    // It has changed, so it is not used: a lease all the same.
+    drop(
+        host.sh(&format!(
+            "cd {TEMPLATES}/????????????????* && printf x | dd of=memory conv=notrunc bs=1 seek=4096 status=none"
+        ))
+        .exits(0),
+    );
+    let cold = host.warmup(&repo, "cold", "--timing-json");
+    assert!(
+        !cold.stderr.contains("\"wake\"") && cold.stderr.contains("its memory is not what it was"),
+        "{cold:?}"
+    );
+    drop(host.crabbox("stop cold").exits(0));
+    drop(host.sh(&format!("rm -rf {TEMPLATES}")).exits(0));
+    assert_nothing_left(&before, &host.residue());
+}
