@@ -39,6 +39,8 @@ pub(crate) struct Refused {
     pub(crate) flag: &'static str,
     /// The provider that the same command line names.
     pub(crate) provider: Option<String>,
+    /// Whether it names a lease that is there already.
+    pub(crate) reuses: bool,
 }
 
 impl Refused {
@@ -49,6 +51,15 @@ impl Refused {
             "lease-output" => format!("--lease-output is not supported for provider={provider} yet"),
             "pool" => "--pool requires a coordinator-backed SSH lease provider".to_owned(),
             "from-run" => "doctor --from-run requires a configured coordinator".to_owned(),
+            // No provider here has a catalogue that says what is in its images.
+            name if name.starts_with("image-") => {
+                let why = if self.reuses {
+                    "apply only when creating a new lease"
+                } else {
+                    "require a coordinator-managed AWS lease"
+                };
+                format!("image capability requirements {why}")
+            }
             name if name.starts_with("tailscale") => {
                 format!("provider={provider} does not support tailscale-managed networking")
             }

@@ -145,6 +145,7 @@ pub(crate) fn flags_of_run(given: &[(&'static str, &str)]) -> Result<Vec<FlagVal
         return Err(Refused {
             flag,
             provider: provider.map(|(_, name)| (*name).to_owned()),
+            reuses: given.iter().any(|(name, _)| *name == "id"),
         });
     }
     let values = |(key, flag): (&'static Key, Flag)| {

@@ -1,7 +1,7 @@
 //! Flags of the Go program whose feature does not exist here.
 //!
 //! They are known by name, so that a script gets a clear answer and exit code 2 instead of a machine without what it asked for.
-//! A boolean one that is given as false asks for nothing and passes.
+//! A boolean one that is given as false asks for nothing and passes, and so does an empty requirement on the image.
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -122,17 +122,25 @@ pub(super) fn check(matches: &ArgMatches) -> Result<(), Refused> {
     let given = ALL.iter().copied().flatten().find(|flag| {
         let present = matches.try_contains_id(flag.name).unwrap_or(false)
             && matches.value_source(flag.name) == Some(ValueSource::CommandLine);
-        present
-            && !(flag.is_boolean
-                && matches
-                    .get_one::<String>(flag.name)
-                    .is_some_and(|value| value == "false"))
+        present && !asks_for_nothing(flag, matches)
     });
+    let text = |name| matches.try_get_one::<String>(name).ok().flatten();
     match given {
         Some(flag) => Err(Refused {
             flag: flag.name,
-            provider: matches.try_get_one::<String>("provider").ok().flatten().cloned(),
+            provider: text("provider").cloned(),
+            reuses: text("id").is_some(),
         }),
         None => Ok(()),
+    }
+}
+
+/// Whether the flag is given in a way that asks for nothing.
+fn asks_for_nothing(flag: &Flag, matches: &ArgMatches) -> bool {
+    let mut values = matches.get_many::<String>(flag.name).into_iter().flatten();
+    if flag.is_boolean {
+        values.all(|value| value == "false")
+    } else {
+        flag.name == "image-min-os" && values.all(|value| value.trim().is_empty())
     }
 }

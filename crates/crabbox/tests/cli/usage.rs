@@ -193,11 +193,22 @@ fn flags_of_features_that_do_not_exist_are_refused_by_name() {
             &["run", "--cache-volume", "x", "ls"],
             "--cache-volume is not supported by this program yet\n",
         ),
+        (
+            &["warmup", "--image-min-os", "15.4"],
+            "image capability requirements require a coordinator-managed AWS lease\n",
+        ),
+        (
+            &["run", "--id", "x", "--image-sdk", "go=1.25", "ls"],
+            "image capability requirements apply only when creating a new lease\n",
+        ),
     ];
     for (words, want) in refused {
         let answer = run(words);
         assert_eq!((answer.code, answer.err.as_str()), (2, *want), "{words:?}");
     }
+    // What asks for nothing is no reason to refuse.
+    let nothing = run(&["warmup", "--image-min-os=", "--image-require-browser=false"]);
+    assert!(nothing.err.starts_with("no provider selected"), "{}", nothing.err);
 }
 
 #[test]
