@@ -30,13 +30,19 @@ const GROUPS: [&str; 6] = ["claims", "config", "image", "machine", "pool", "setu
 #[must_use]
 pub fn of(words: &[&str], line: &str) -> String {
     let mut name = words[0].to_owned();
-    let groups =
-        |word: &&str| GROUPS.contains(word) || (*word == "providers" && words.get(1) == Some(&"describe"));
+    let of_providers = ["describe", "filters", "recommend"];
+    let groups = |word: &&str| {
+        let below = words.get(1).is_some_and(|word| of_providers.contains(word));
+        GROUPS.contains(word) || (*word == "providers" && below)
+    };
     if words.first().is_some_and(groups) {
         name = format!("{name}-{}", words[1]);
     }
     if name == "doctor" && words.contains(&"--all") {
         name.push_str("-all");
+    }
+    if name == "providers-recommend" && line.starts_with("[\"") {
+        return "providers-use-cases".to_owned();
     }
     if name == "config-explain" && line.starts_with('[') {
         name.push_str("-all");

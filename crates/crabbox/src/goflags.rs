@@ -10,8 +10,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use clap::{Arg, Command};
 use crabbox_core::fault::{Fault, Kind};
 
-/// Commands (by their path) that take flags after positionals too: those of the Go program, `providers describe`, whose
-/// usage there puts its flag last, and our own `config explain`.
+/// Commands (by their path) that take flags after positionals too: those of the Go program, `providers describe` and `providers
+/// recommend`, whose usage there puts flags last, and our own `config explain`.
 const INTERSPERSED: &[&[&str]] = &[
     &["ssh"],
     &["connect"],
@@ -19,6 +19,7 @@ const INTERSPERSED: &[&[&str]] = &[
     &["checkpoint"],
     &["providers", "sizes"],
     &["providers", "describe"],
+    &["providers", "recommend"],
     &["config", "explain"],
 ];
 

@@ -50,7 +50,7 @@ impl Provider {
 pub enum ProviderError {
     /// Nobody chose one.
     #[error(
-        "no provider selected; use --provider <name>, set CRABBOX_PROVIDER, or configure a provider; run 'crabbox providers' to compare options"
+        "no provider selected; use --provider <name>, set CRABBOX_PROVIDER, or configure a provider; run 'crabbox providers recommend' to compare options"
     )]
     NotSelected,
     /// The one that was chosen does not exist here.

@@ -46,7 +46,7 @@ const NAME: &str = Which::Ssh.name();
 
 /// What this provider can do.
 pub(crate) const CAPABILITIES: Capabilities = Capabilities {
-    category: "existing-host",
+    category: "byo-ssh",
     id_prefix: Some("static_"),
     can: &[Capability::SshProbe],
 };

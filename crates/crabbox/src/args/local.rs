@@ -48,9 +48,44 @@ pub(crate) struct ProvidersArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// One provider in detail.
+    /// Which of them.
+    #[command(flatten)]
+    pub(crate) filters: ProvidersFilterArgs,
+    /// One provider in detail, or advice.
     #[command(subcommand)]
     pub(crate) command: Option<ProvidersCommand>,
+}
+
+/// Which providers: those that have everything that is named.
+#[derive(Debug, Args)]
+pub(crate) struct ProvidersFilterArgs {
+    /// Only those of this kind
+    #[arg(long, value_name = "KIND")]
+    pub(crate) kind: Vec<String>,
+    /// Only those of this category
+    #[arg(long, value_name = "CATEGORY")]
+    pub(crate) category: Vec<String>,
+    /// Only those whose machines run this
+    #[arg(long, value_name = "TARGET")]
+    pub(crate) target: Vec<String>,
+    /// Only those with this feature
+    #[arg(long, value_name = "FEATURE")]
+    pub(crate) feature: Vec<String>,
+    /// Only those that run commands like this
+    #[arg(long, value_name = "CAPABILITY")]
+    pub(crate) runtime: Vec<String>,
+    /// Only those that are reached like this
+    #[arg(long, value_name = "CAPABILITY")]
+    pub(crate) reachability: Vec<String>,
+    /// Only those that can do this with a workspace
+    #[arg(long, value_name = "CAPABILITY")]
+    pub(crate) workspace: Vec<String>,
+    /// Only those that keep this of a run
+    #[arg(long, value_name = "CAPABILITY")]
+    pub(crate) evidence: Vec<String>,
+    /// Only those that can do this with a machine
+    #[arg(long, value_name = "CAPABILITY")]
+    pub(crate) lifecycle: Vec<String>,
 }
 
 /// `providers …`.
@@ -58,17 +93,56 @@ pub(crate) struct ProvidersArgs {
 pub(crate) enum ProvidersCommand {
     /// Show what a provider can do and which flags it has
     Describe(ProvidersDescribeArgs),
+    /// Show what the filters of `providers` take
+    Filters(ProvidersFiltersArgs),
+    /// Rank the providers for a use
+    Recommend(ProvidersRecommendArgs),
 }
 
 /// `providers describe`.
 #[derive(Debug, Args)]
+#[command(override_usage = "crabbox providers describe <provider> [--json]")]
 pub(crate) struct ProvidersDescribeArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// The provider
+    /// The provider, by its name or an alias
     #[arg(value_name = "PROVIDER")]
-    pub(crate) provider: String,
+    pub(crate) provider: Vec<String>,
+}
+
+/// `providers filters`.
+#[derive(Debug, Args)]
+pub(crate) struct ProvidersFiltersArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `providers recommend`.
+#[derive(Debug, Args)]
+#[command(override_usage = "crabbox providers recommend [<use-case>] [flags]")]
+pub(crate) struct ProvidersRecommendArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// How many to name at most
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = 5,
+        allow_negative_numbers = true
+    )]
+    pub(crate) limit: i64,
+    /// The use, when it is not given as an argument
+    #[arg(long, value_name = "USE-CASE")]
+    pub(crate) use_case: Option<String>,
+    /// The use; without one, those that are known are listed
+    #[arg(value_name = "USE-CASE")]
+    pub(crate) words: Vec<String>,
+    /// Which of them.
+    #[command(flatten)]
+    pub(crate) filters: ProvidersFilterArgs,
 }
 
 /// `doctor`.

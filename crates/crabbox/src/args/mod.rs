@@ -3,6 +3,7 @@
 //! Flags that set configuration come from the key registry ([`keys`]); flags of features that do not exist here are refused by
 //! name ([`refused`]). A flag must never be accepted and then ignored.
 
+mod described;
 mod images;
 mod keys;
 mod lease;
@@ -16,6 +17,7 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+pub(crate) use described::{DescribedFlag, FlagType, described_flags};
 pub(crate) use images::{
     ImageBuildArgs, ImageCommand, ImageExportArgs, ImageGcArgs, ImageImportArgs, ImageListArgs,
     ImageNameArgs, ImageRemoveArgs, ImageWarmArgs, InitChoice, SetupArgs, SetupCommand,
@@ -27,8 +29,8 @@ pub(crate) use lease::{
 };
 pub(crate) use local::{
     ClaimsCommand, ClaimsListArgs, CompletionsArgs, ConfigCommand, ConfigExplainArgs, ConfigShowArgs,
-    DoctorArgs, ProvidersArgs, ProvidersCommand, ProvidersDescribeArgs, ReferenceArgs, SuperviseArgs,
-    SyncPlanArgs,
+    DoctorArgs, ProvidersArgs, ProvidersCommand, ProvidersDescribeArgs, ProvidersFilterArgs,
+    ProvidersFiltersArgs, ProvidersRecommendArgs, ReferenceArgs, SuperviseArgs, SyncPlanArgs,
 };
 pub(crate) use run::{RunArgs, StopAfter};
 pub(crate) use work::{InitArgs, JobCommand, JobListArgs, JobRunArgs, PrewarmArgs, PullArgs, WatchArgs};

@@ -55,6 +55,9 @@ documents! {
     "progress", "image and setup with --json, a line an event on standard error" => stages::Line<'_>;
     "providers", "providers --json" => Vec<providers::Entry>;
     "providers-describe", "providers describe --json" => providers::Description;
+    "providers-filters", "providers filters --json" => providers::FilterValues;
+    "providers-recommend", "providers recommend USE-CASE --json" => Vec<providers::Recommendation>;
+    "providers-use-cases", "providers recommend --json" => Vec<&'static str>;
     "run-events", "run, warmup, watch, prewarm and job run with --json-events, a line an event on standard error" => Event<'_>;
     "setup", "setup firecracker --json" => setup::SetupView<'_>;
     "status", "status --json and inspect --json" => StatusView;

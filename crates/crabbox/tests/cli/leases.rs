@@ -296,9 +296,10 @@ fn without_a_provider_only_an_existing_lease_says_which_one_is_meant() {
         let answer = place.run(words);
         assert_eq!((answer.code, answer.out.as_str()), (2, ""), "{words:?}");
         assert!(
-            answer
-                .err
-                .starts_with("no provider selected; use --provider <name>, set CRABBOX_PROVIDER,"),
+            answer.err.starts_with(
+                "no provider selected; use --provider <name>, set CRABBOX_PROVIDER, or configure a provider; \
+                 run 'crabbox providers recommend' to compare options\n"
+            ),
             "{words:?}: {}",
             answer.err
         );

@@ -246,36 +246,6 @@ fn a_reader_that_goes_away_is_no_failure() {
 }
 
 #[test]
-fn providers_are_listed_and_described() {
-    let list: serde_json::Value = serde_json::from_str(&run(&["providers", "--json"]).out).unwrap();
-    let names: Vec<_> = list
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|entry| entry["provider"].as_str().unwrap())
-        .collect();
-    assert_eq!(names, ["firecracker", "ssh"]);
-    let text = run(&["providers", "describe", "firecracker", "--json"]).out;
-    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(
-        (&json["schemaVersion"], &json["provider"]["canonical"]),
-        (&2.into(), &"firecracker".into())
-    );
-    assert_eq!(json["classCatalog"]["disposition"], "unmapped");
-    let flags: Vec<_> = json["providerFlags"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|flag| flag["name"].as_str().unwrap())
-        .collect();
-    assert_eq!(
-        (flags.len(), flags[0], flags[16]),
-        (17, "firecracker-binary", "firecracker-delete-on-release")
-    );
-    assert_eq!(run(&["providers", "describe", "hetzner"]).code, 2);
-}
-
-#[test]
 fn completion_scripts_know_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let answer = run(&["completions", shell]);
