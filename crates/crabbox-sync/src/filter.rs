@@ -65,6 +65,11 @@ const PROTECTED: [&str; 5] = [
     ".crabbox/runs",
 ];
 
+/// The patterns that are always there, as they are shown: built-ins, then what is never synced.
+pub fn built_in() -> impl Iterator<Item = &'static str> {
+    BUILT_IN.into_iter().chain(PROTECTED)
+}
+
 /// Where a rule comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {

@@ -34,7 +34,7 @@ pub use channel::Channel;
 pub use direct::DirectError;
 pub use entry::{Entry, Kind, Standing};
 pub use events::{Progress, Silent, Stage, SyncEvents};
-pub use filter::{Filter, Origin, Verdict};
+pub use filter::{Filter, Origin, Verdict, built_in as built_in_excludes};
 pub use git::ConfigurationError;
 pub use listing::Staged;
 pub use mark::Mark;

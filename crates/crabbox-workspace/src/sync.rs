@@ -160,6 +160,12 @@ pub(crate) fn scope(settings: &SyncSettings) -> Scope {
     }
 }
 
+/// The patterns that keep files from being synced, without those of the tree's own `.crabboxignore`.
+pub fn excludes(settings: &SyncSettings) -> Vec<String> {
+    let built_in = crabbox_sync::built_in_excludes().map(str::to_owned);
+    built_in.chain(settings.exclude.value.iter().cloned()).collect()
+}
+
 /// Where the tree of `repo` goes: below `work_root`, in the directory of the lease `id`.
 pub fn destination(work_root: &str, id: &str, repo: &Repo) -> Destination {
     Destination {

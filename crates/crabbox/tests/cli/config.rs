@@ -20,7 +20,7 @@ fn config_show_prints_every_group() {
          provider=firecracker provider_selected=true provider_source=flag target=linux arch=amd64 os=- windows_mode=- class=beast type=microvm profile=default\n\
          ssh=crabbox@<host>:22 fallback_ports=- key={home}/.ssh/id_ed25519\n\
          lease ttl=1h30m0s idle_timeout=30m0s work_root=/work/crabbox\n\
-         sync delete=true checksum=false git_seed=true fingerprint=true base_ref=- excludes=0 includes=0 timeout=15m0s\n\
+         sync delete=true checksum=false git_seed=true fingerprint=true base_ref=- excludes=35 includes=0 timeout=15m0s\n\
          env allow=CI,NODE_OPTIONS\n\
          run preflight_tools=-\n\
          static id=- name=- host=- user=- port=- work_root=-\n\
@@ -28,6 +28,45 @@ fn config_show_prints_every_group() {
          firecracker binary=firecracker jailer=- kernel=/var/lib/crabbox/firecracker/vmlinux rootfs=/var/lib/crabbox/firecracker/rootfs.ext4 user=crabbox work_root=/work/crabbox cpus=2 memory_mib=4096 disk_mib=16384 network=auto cni_network=crabbox-firecracker cni_conf_dir=/etc/cni/conf.d cni_bin_dir=/opt/cni/bin launch_timeout=2m0s delete_on_release=true\n"
     );
     assert_eq!((answer.code, answer.out, answer.err), (0, want, String::new()));
+}
+
+#[test]
+fn config_show_says_what_a_lease_of_the_static_host_is_entered_with() {
+    let place = Place::new();
+    place.write(
+        "home/.config/crabbox/config.yaml",
+        "provider: static\nssh: {user: other, port: 2200}\nworkRoot: /other\nsync: {exclude: [mine]}\n\
+         static: {host: 192.0.2.1, user: me, port: 22022, workRoot: /srv/trees}\n",
+    );
+    let shown = |words: &[&str]| -> serde_json::Value {
+        let answer = place.run(&[&["config", "show", "--json"], words].concat());
+        assert_eq!((answer.code, answer.err.as_str()), (0, ""));
+        serde_json::from_str(&answer.out).unwrap()
+    };
+    let json = shown(&[]);
+    assert_eq!(json["provider"], "ssh");
+    assert_eq!(
+        [&json["sshUser"], &json["sshPort"], &json["workRoot"]],
+        ["me", "22022", "/srv/trees"]
+    );
+    let excludes = json["sync"]["exclude"].as_array().unwrap();
+    assert_eq!(
+        (excludes.len(), &excludes[0], &excludes[35]),
+        (36, &".git".into(), &"mine".into())
+    );
+    assert!(excludes.contains(&".crabbox/runs".into()), "{excludes:?}");
+    // Without one of its own, the host has the general value; a microVM has nothing of the host's.
+    place.write(
+        "home/.config/crabbox/config.yaml",
+        "provider: ssh\nssh: {user: other, port: 2200}\nstatic: {host: 192.0.2.1, workRoot: /srv/trees}\n",
+    );
+    let json = shown(&[]);
+    assert_eq!(
+        [&json["sshUser"], &json["sshPort"], &json["workRoot"]],
+        ["other", "2200", "/srv/trees"]
+    );
+    let json = shown(&["--provider", "firecracker"]);
+    assert_eq!(json["workRoot"], "/work/crabbox");
 }
 
 #[test]

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use crabbox_core::config::Settings;
 use crabbox_core::config::firecracker::FirecrackerPlan;
 use crabbox_core::config::settings::{FirecrackerSettings, SyncSettings};
+use crabbox_core::config::{Provider, Settings};
 use crabbox_core::duration::GoDuration;
 use crabbox_engine::provider::capability::Capability;
 use crabbox_engine::provider::registry;
+use crabbox_workspace::sync;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -119,21 +120,10 @@ impl ConfigView {
     /// The view of these settings; with a plan, what a lease would really be made with.
     pub(super) fn new(settings: &Settings, plan: Option<&FirecrackerPlan>) -> Self {
         let ssh = &settings.ssh;
-        let (user, port, work_root, ports, server_type) = match plan {
-            Some(plan) => (
-                &plan.user,
-                plan.ssh_port,
-                &plan.work_root,
-                [].as_slice(),
-                &plan.server_type,
-            ),
-            None => (
-                &ssh.user.value,
-                ssh.port.value,
-                &settings.work_root.value,
-                ssh.fallback_ports.value.as_slice(),
-                &settings.server_type.value,
-            ),
+        let login = Login::new(settings, plan);
+        let (ports, server_type) = match plan {
+            Some(plan) => ([].as_slice(), &plan.server_type),
+            None => (ssh.fallback_ports.value.as_slice(), &settings.server_type.value),
         };
         Self {
             profile: settings.profile.value.clone(),
@@ -154,10 +144,10 @@ impl ConfigView {
             server_type: server_type.clone(),
             server_type_explicit: !settings.server_type.is_default(),
             ssh_key: text(&ssh.key.value),
-            ssh_user: user.clone(),
-            ssh_port: port.to_string(),
+            ssh_user: login.user.clone(),
+            ssh_port: login.port.to_string(),
             ssh_fallback_ports: ports.iter().map(u16::to_string).collect(),
-            work_root: work_root.clone(),
+            work_root: login.work_root.clone(),
             sync: SyncView::new(&settings.sync),
             env: EnvView {
                 allow: settings.env_allow.value.clone(),
@@ -232,22 +222,58 @@ impl ConfigView {
     }
 }
 
+/// Where a lease is entered, and where its trees are.
+struct Login<'a> {
+    user: &'a String,
+    port: u16,
+    work_root: &'a String,
+}
+
+impl<'a> Login<'a> {
+    /// As a lease of the chosen provider has it: of a host that exists already, `static.*` before the general keys.
+    fn new(settings: &'a Settings, plan: Option<&'a FirecrackerPlan>) -> Self {
+        let host = &settings.static_host;
+        match (plan, settings.provider()) {
+            (Some(plan), _) => Self {
+                user: &plan.user,
+                port: plan.ssh_port,
+                work_root: &plan.work_root,
+            },
+            (None, Ok(Provider::Ssh)) => Self {
+                user: either(&host.user.value, &host.ssh_user.value),
+                port: host.port.value.unwrap_or(host.ssh_port.value),
+                work_root: either(&host.work_root.value, &host.general_work_root.value),
+            },
+            (None, _) => Self {
+                user: &settings.ssh.user.value,
+                port: settings.ssh.port.value,
+                work_root: &settings.work_root.value,
+            },
+        }
+    }
+}
+
+/// The first, unless it is empty.
+fn either<'a>(first: &'a String, second: &'a String) -> &'a String {
+    if first.is_empty() { second } else { first }
+}
+
 impl SyncView {
-    fn new(sync: &SyncSettings) -> Self {
+    fn new(settings: &SyncSettings) -> Self {
         Self {
-            exclude: sync.exclude.value.clone(),
-            include: sync.include.value.clone(),
-            delete: sync.delete.value,
-            checksum: sync.checksum.value,
-            git_seed: sync.git_seed.value,
-            fingerprint: sync.fingerprint.value,
-            base_ref: sync.base_ref.value.clone(),
-            timeout: sync.timeout.value,
-            warn_files: sync.warn_files.value,
-            warn_bytes: sync.warn_bytes.value,
-            fail_files: sync.fail_files.value,
-            fail_bytes: sync.fail_bytes.value,
-            allow_large: sync.allow_large.value,
+            exclude: sync::excludes(settings),
+            include: settings.include.value.clone(),
+            delete: settings.delete.value,
+            checksum: settings.checksum.value,
+            git_seed: settings.git_seed.value,
+            fingerprint: settings.fingerprint.value,
+            base_ref: settings.base_ref.value.clone(),
+            timeout: settings.timeout.value,
+            warn_files: settings.warn_files.value,
+            warn_bytes: settings.warn_bytes.value,
+            fail_files: settings.fail_files.value,
+            fail_bytes: settings.fail_bytes.value,
+            allow_large: settings.allow_large.value,
         }
     }
 }
