@@ -22,6 +22,7 @@ pub mod failure;
 mod finish;
 pub mod report;
 pub mod request;
+pub mod template;
 mod tree;
 
 use std::fmt;
@@ -125,6 +126,16 @@ pub struct RunEnd {
 pub fn look(given: Given<'_>, work: Work) -> Result<Looked<'_>, RunError> {
     let preset = given.request.command.preset.as_deref();
     let work = work.configured(given.settings, preset)?;
+    for name in work.variables.unused() {
+        given.events.start(&StartEvent::Unused { name });
+    }
+    if let Some(name) = preset {
+        let command = work.display();
+        given.events.start(&StartEvent::Expanded {
+            name,
+            command: &command,
+        });
+    }
     let variables = command::variables(&given)?;
     let repo = sync::look(&given.here.cwd)?;
     if !given.request.sync.no_sync {

@@ -32,6 +32,18 @@ pub enum StartEvent<'a> {
         /// Who asks for it.
         origin: &'a Origin,
     },
+    /// A value that was given for placeholders has none.
+    Unused {
+        /// Its name.
+        name: &'a str,
+    },
+    /// A preset is run.
+    Expanded {
+        /// Its name.
+        name: &'a str,
+        /// The command that it stands for.
+        command: &'a str,
+    },
     /// A lease was made.
     Made {
         /// The lease.

@@ -3,6 +3,7 @@
 //! A request is plain data, whoever makes it: a command line, a job of the configuration, a command that runs others. What two
 //! wishes exclude each other is said here and nowhere else.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,8 @@ use crabbox_workspace::command::Form;
 use crabbox_workspace::preflight::{self, UnknownTool};
 use crabbox_workspace::quote;
 use crabbox_workspace::results::pattern::{Pattern, PatternError};
+
+use super::template::Variables;
 
 /// What a run is asked to do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -114,6 +117,10 @@ pub struct CommandWish {
     pub script_stdin: bool,
     /// The command that the configuration has under this name.
     pub preset: Option<String>,
+    /// `name=value` for its placeholders and those of variables; each may be several with commas between them.
+    pub preset_vars: Vec<String>,
+    /// The value of the placeholder `scenario`.
+    pub scenario: Option<String>,
     /// Names and patterns of variables that are handed on too; each may be several with commas between them.
     pub allow_env: Vec<String>,
     /// Files in `.env` syntax with more variables.
@@ -208,6 +215,31 @@ pub enum RequestError {
         /// The names there are.
         known: Vec<String>,
     },
+    /// A variable for presets without its two halves.
+    #[error("--preset-var expects name=value")]
+    PresetVar,
+    /// A name that no placeholder can have.
+    #[error("--preset-var: no placeholder can be called {name:?}")]
+    PresetVarName {
+        /// The name.
+        name: String,
+    },
+    /// Placeholders that nobody gave a value.
+    #[error("{place} has unresolved preset variable(s): {}", missing.join(", "))]
+    Unresolved {
+        /// Where they stand.
+        place: String,
+        /// The placeholders, braces included.
+        missing: Vec<String>,
+    },
+    /// A value that a shell would read something into.
+    #[error("{place} has {{{{{name}}}}} where its value cannot be quoted")]
+    Unquotable {
+        /// Where it stands.
+        place: String,
+        /// The name of the placeholder.
+        name: String,
+    },
     /// A pattern for artifacts that is none.
     #[error(transparent)]
     Pattern(#[from] PatternError),
@@ -230,6 +262,19 @@ impl Fault for RequestError {
                 vec!["a preset is written under `presets` in a configuration file".to_owned()]
             }
             Self::Preset { known, .. } => vec![format!("the configuration has {}", known.join(", "))],
+            Self::PresetVarName { .. } => {
+                vec!["names have letters, digits and _.-, and begin with a letter or _".to_owned()]
+            }
+            Self::Unresolved { missing, .. } => {
+                let names = missing.iter().map(|name| name.trim_matches(['{', '}']));
+                let flags: Vec<String> = names.map(|name| format!("--preset-var {name}=VALUE")).collect();
+                vec![format!("give it with {}", flags.join(" "))]
+            }
+            Self::Unquotable { .. } => vec![
+                "there it may have letters, digits and _-./:,@%+ only; a placeholder that stands by itself or between plain quotes \
+                 takes any value"
+                    .to_owned(),
+            ],
             _ => Vec::new(),
         }
     }
@@ -265,6 +310,8 @@ pub struct Work {
     pub tools: Vec<&'static str>,
     /// Variables from the configuration.
     pub env: Vec<(String, String)>,
+    /// What placeholders of the configuration stand for.
+    pub variables: Variables,
 }
 
 impl Work {
@@ -300,6 +347,7 @@ impl Work {
             preflight: request.command.preflight,
             tools: Vec::new(),
             env: Vec::new(),
+            variables: Variables::new(&request.command.preset_vars, request.command.scenario.as_deref())?,
         })
     }
 
@@ -307,20 +355,39 @@ impl Work {
     pub fn configured(mut self, settings: &Settings, preset: Option<&str>) -> Result<Self, RequestError> {
         self.artifacts.extend(patterns(&settings.artifact_globs)?);
         self.tools = preflight::tools(&settings.preflight_tools.value)?;
-        let mut env = settings.env.clone();
+        let profile = &settings.profile.value;
+        let mut env = self.filled(&format!("profile {profile}"), &settings.env)?;
         if let Some(name) = preset {
             let preset = settings.presets.get(name).ok_or_else(|| RequestError::Preset {
                 name: name.to_owned(),
                 known: settings.presets.keys().cloned().collect(),
             })?;
-            self.words = vec![preset.command.clone()];
-            self.shell |= preset.shell;
+            let place = format!("preset {name}");
+            env.extend(self.filled(&place, &preset.env)?);
+            let script = self
+                .variables
+                .fill_script(&format!("{place} command"), &preset.command)?;
+            // Values are quoted for a shell.
+            self.shell |= preset.shell || script.is_some();
+            self.words = vec![script.unwrap_or_else(|| preset.command.clone())];
             self.preflight |= preset.preflight;
             self.artifacts.extend(patterns(&preset.artifact_globs)?);
-            env.extend(preset.env.clone());
         }
         self.env = env.into_iter().collect();
         Ok(self)
+    }
+
+    /// Variables for the command, with values in the place of their placeholders; `place` is what has them.
+    fn filled(
+        &mut self,
+        place: &str,
+        env: &BTreeMap<String, String>,
+    ) -> Result<BTreeMap<String, String>, RequestError> {
+        let filled = env.iter().map(|(name, text)| {
+            let text = self.variables.fill(&format!("{place} env {name}"), text)?;
+            Ok((name.clone(), text))
+        });
+        filled.collect()
     }
 
     /// The command in the form that the other side gets; `uploaded` is the script's path there.

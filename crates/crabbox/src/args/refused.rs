@@ -74,8 +74,6 @@ pub(super) const STOP: &[Flag] = &[
 /// Of `run`.
 pub(super) const RUN: &[Flag] = &[
     value("require-artifact-schema"),
-    value("scenario"),
-    value("preset-var"),
     switch("emit-proof"),
     value("proof-template"),
     switch("attest"),

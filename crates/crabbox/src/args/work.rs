@@ -40,6 +40,12 @@ pub(crate) struct WatchArgs {
     /// Run the command of this preset
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
+    /// What {{NAME}} stands for in the preset and in variables of the configuration
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) preset_var: Vec<String>,
+    /// What {{scenario}} stands for there
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) scenario: Option<String>,
     /// Hand this variable to the command too
     #[arg(long, value_name = "NAME")]
     pub(crate) allow_env: Vec<String>,

@@ -552,6 +552,77 @@ fn a_profile_and_its_presets_reach_the_command_and_secrets_only_when_the_user_sa
     );
 }
 
+#[test]
+fn what_is_put_into_a_preset_is_data_and_no_script() {
+    let (place, sshd) = existing();
+    configure(&place, &sshd, "");
+    place.write(
+        "repo/.crabbox.yaml",
+        "profiles:\n  ci:\n    env: {WHERE: 'at {{where}}'}\n\
+         presets:\n  show:\n    command: printf '<%s>' {{what}} \"{{what}}\" \"$WHERE\" \"$NAME\" {{scenario}}\n    \
+         env: {NAME: '{{scenario}}!'}\n  nested:\n    command: echo \"$(echo {{what}})\"\n    shell: true\n  plain:\n    command: echo plain\n",
+    );
+    let what = "what=a b'; touch bad; \"$(touch bad)\"";
+    let run = place.run(&[
+        "run",
+        "--profile",
+        "ci",
+        "--preset",
+        "show",
+        "--preset-var",
+        what,
+        "--preset-var=where=x,unused=y",
+        "--scenario",
+        "log in",
+    ]);
+    let value = &what[5..];
+    assert_eq!(
+        (run.code, run.out),
+        (0, format!("<{value}><{value}><at x><log in!><log in>")),
+        "{}",
+        run.err
+    );
+    assert!(
+        run.err.contains("expanded preset show: ") && run.err.contains("warning: {{unused}} stands nowhere"),
+        "{}",
+        run.err
+    );
+    let plain = place.run(&["run", "--preset", "plain"]);
+    assert_eq!((plain.code, plain.out.as_str()), (0, "plain\n"), "{}", plain.err);
+    let nested = |value: &str| place.run(&["run", "--preset", "nested", "--preset-var", value]);
+    assert_eq!(nested("what=1.2").out, "1.2\n");
+    for (answer, want) in [
+        (
+            nested("what=$(id)"),
+            "preset nested command has {{what}} where its value cannot be quoted\n",
+        ),
+        (
+            nested("other=1"),
+            "preset nested command has unresolved preset variable(s): {{what}}\n",
+        ),
+        (nested("what"), "--preset-var expects name=value\n"),
+        (
+            place.run(&["run", "--profile", "ci", "--", "true"]),
+            "profile ci env WHERE has unresolved preset variable(s): {{where}}\n",
+        ),
+    ] {
+        assert_eq!(answer.code, 2, "{}", answer.err);
+        assert!(answer.err.starts_with(want), "{}", answer.err);
+    }
+    // What is suggested after a failure has them too.
+    place.write(
+        "repo/.crabbox.yaml",
+        "presets: {fail: {command: 'false {{v}}'}}\n",
+    );
+    let failed = place.run(&["run", "--preset", "fail", "--preset-var", "v=a b"]);
+    assert_eq!(failed.code, 1);
+    assert!(
+        failed.err.contains("--preset fail --preset-var 'v=a b'"),
+        "{}",
+        failed.err
+    );
+}
+
 /// `sudo -E` leaves the runtime directory of the user who called, and that user could answer in a socket's place.
 #[test]
 fn root_puts_no_socket_into_a_runtime_directory_of_another_user() {

@@ -106,6 +106,8 @@ fn invocation(args: &WatchArgs, lease: &str) -> Invocation {
             command: CommandWish {
                 shell: args.shell,
                 preset: args.preset.clone(),
+                preset_vars: args.preset_var.clone(),
+                scenario: args.scenario.clone(),
                 allow_env: args.allow_env.clone(),
                 words: args.words.clone(),
                 ..CommandWish::default()

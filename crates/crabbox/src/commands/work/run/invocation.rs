@@ -58,6 +58,8 @@ impl From<args::RunArgs> for Invocation {
                     script: command.script,
                     script_stdin: command.script_stdin,
                     preset: command.preset,
+                    preset_vars: command.preset_var,
+                    scenario: command.scenario,
                     allow_env: command.allow_env,
                     env_from_profile: command.env_from_profile,
                     env_helper: command.env_helper,

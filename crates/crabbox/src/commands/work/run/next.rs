@@ -77,7 +77,9 @@ impl RunWords<'_> {
             .switch("json-events", manner.json_events)
             .switch("verbose", manner.verbose)
             .switch("shell", command.shell)
-            .maybe_option("preset", command.preset.as_deref());
+            .maybe_option("preset", command.preset.as_deref())
+            .options("preset-var", &command.preset_vars)
+            .maybe_option("scenario", command.scenario.as_deref());
         if command.preset.is_none() {
             line = line.rest(command.words.iter().cloned());
         }

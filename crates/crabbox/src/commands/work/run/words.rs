@@ -115,6 +115,12 @@ impl RunEvents for RunWords<'_> {
                 "{name} is not handed on: only the repository asks for it ({origin}), and it looks like a secret; --allow-env {name} hands it on, \
                  and so does env.allow in your own configuration"
             )),
+            StartEvent::Unused { name } => printer.warn(format_args!(
+                "{{{{{name}}}}} stands nowhere in what is run: its value has no effect"
+            )),
+            StartEvent::Expanded { name, command } => {
+                printer.detail(format_args!("expanded preset {name}: {command}"));
+            }
             StartEvent::Made { lease, took } => printer.brief(format_args!(
                 "leased {} ({} {}) in {}",
                 lease.slug,
