@@ -11,6 +11,8 @@ pub mod journal;
 pub mod labels;
 pub mod network;
 pub mod process;
+pub mod receipt;
 pub mod record;
 pub mod state;
+pub mod strict_json;
 pub mod timestamp;

@@ -6,5 +6,6 @@
 pub mod entry;
 pub mod host;
 pub mod provider;
+pub mod receipt;
 pub mod run;
 pub mod stage;

@@ -1,23 +1,25 @@
 //! `run`: a command in a lease, with the working tree as it stands here.
 //!
 //! ```text
-//!  look      what can be wrong here is found out before a machine is leased: request, variables, repository
+//!  look      what can be wrong here is found out before a machine is leased: request, variables, repository, places of files
 //!  enter     the lease that was named, or a new one, claimed
 //!  own       nobody else is in its tree
 //!  sync      the tree as it is now; the look at it goes on while the lease's side makes ready
 //!  command   with its variables, its streams and their tails
-//!  collect   test reports, required files, downloads, artifacts
+//!  collect   test reports, required files, downloads, artifacts, receipt
 //!  finish    digest and bundle of a failure, the tree given back, the lease given back where that is due
 //! ```
 //!
 //! Whatever happens is told as an event ([`event`]), for the caller to word; what came of it is a [`RunEnd`]. Nothing here may
 //! print, or hide why a run failed: the command's own exit code wins over what goes wrong behind it.
 
+mod attest;
 mod bundle;
 mod collect;
 mod command;
 pub mod error;
 pub mod event;
+mod evidence;
 pub mod failure;
 mod finish;
 pub mod report;
@@ -48,6 +50,7 @@ use crate::stage::Stage;
 use command::Variables;
 use error::{RunError, RunFailure};
 use event::{CommandEvent, EndEvent, RunEvents, StartEvent, TreeEvent};
+use evidence::{Base, Evidence};
 use finish::Finish;
 use report::RunReport;
 use request::{RunRequest, Work};
@@ -104,6 +107,7 @@ struct Run<'a> {
     events: &'a dyn RunEvents,
     work: Work,
     variables: Variables,
+    evidence: Evidence,
     repo: &'a Repo,
     engine: &'a Engine,
     interrupts: &'a Interrupts,
@@ -160,6 +164,12 @@ impl Looked<'_> {
             events,
             started,
         } = self.given;
+        let base = Base {
+            cwd: &here.cwd,
+            repository: &self.repo.root,
+            config: &engine.places.config,
+        };
+        let evidence = Evidence::prepare(&request.results, &base)?;
         let entry = Entry {
             engine,
             settings,
@@ -183,6 +193,7 @@ impl Looked<'_> {
             events,
             work: self.work,
             variables: self.variables,
+            evidence,
             repo: &self.repo,
             engine,
             interrupts,

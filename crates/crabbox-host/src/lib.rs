@@ -28,6 +28,7 @@ pub mod netlink;
 pub mod netns;
 pub mod place;
 pub mod private_dir;
+pub mod private_file;
 pub mod process;
 pub mod random;
 pub mod reflink;

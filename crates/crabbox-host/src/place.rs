@@ -168,7 +168,7 @@ impl Place {
 }
 
 /// `path` without `.` and `..`, by its text.
-fn straight(path: &Path) -> PathBuf {
+pub fn straight(path: &Path) -> PathBuf {
     let mut kept = PathBuf::new();
     for part in path.components() {
         match part {

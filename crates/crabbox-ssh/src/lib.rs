@@ -4,6 +4,7 @@
 //! pinned host, put a value of the environment into an argument vector, or leave a connection behind after
 //! [`master::exit`].
 
+pub mod attest;
 pub mod beginning;
 pub mod capture;
 pub mod command;

@@ -23,6 +23,7 @@ mod stream;
 pub mod sync;
 pub mod sync_plan;
 pub mod tee;
+pub mod transcript;
 pub mod tunnel;
 pub mod watch;
 

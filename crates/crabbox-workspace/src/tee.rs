@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use crabbox_host::budget::Bounded;
 use crabbox_host::console::harmless;
 
+use crate::transcript::Transcript;
+
 /// How many of the last lines of a stream are remembered.
 pub const TAIL_LINES: usize = 40;
 
@@ -68,6 +70,8 @@ impl std::fmt::Debug for To<'_> {
 pub struct Tee<'a> {
     to: To<'a>,
     phases: &'a Phases,
+    transcript: Option<&'a Transcript>,
+    bytes: u64,
     lines: VecDeque<Vec<u8>>,
     open: Vec<u8>,
 }
@@ -94,9 +98,22 @@ impl<'a> Tee<'a> {
         Self {
             to,
             phases,
+            transcript: None,
+            bytes: 0,
             lines: VecDeque::new(),
             open: Vec::new(),
         }
+    }
+
+    /// The same, with a transcript that sees what it gets, if there is one.
+    pub fn with(mut self, transcript: Option<&'a Transcript>) -> Self {
+        self.transcript = transcript;
+        self
+    }
+
+    /// How many bytes came.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// The last lines, without terminal sequences.
@@ -128,6 +145,10 @@ impl Write for Tee<'_> {
         match &mut self.to {
             To::Pass(pass) => pass(bytes),
             To::File(file) => file.write_all(bytes)?,
+        }
+        self.bytes += bytes.len() as u64;
+        if let Some(transcript) = self.transcript {
+            transcript.see(bytes, matches!(self.to, To::Pass(_)));
         }
         self.remember(bytes);
         Ok(bytes.len())

@@ -1,4 +1,4 @@
-//! What a run brings back when its command has ended: test results, required files, downloads, artifacts.
+//! What a run brings back when its command has ended: test results, required files, downloads, artifacts; and the evidence of it.
 
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -9,7 +9,7 @@ use crabbox_workspace::owner::Owner;
 use crabbox_workspace::results::collect;
 use crabbox_workspace::results::junit::Report;
 
-use crate::provider::lease::Target;
+use crate::provider::lease::{Lease, Target};
 use crate::run::Run;
 use crate::run::error::{ResultError, RunError};
 use crate::run::event::{PolicyFailure, ResultEvent};
@@ -87,11 +87,12 @@ impl Run<'_> {
     /// Everything that follows a command that succeeded.
     pub(super) fn collect(
         &self,
+        lease: &Lease,
         target: &Target,
-        workdir: &str,
         tests: Option<&Collected>,
         report: &mut RunReport,
     ) -> Result<(), RunError> {
+        let workdir = &report.outcome.workdir.clone();
         if tests.is_some_and(|all| all.is_interrupted) {
             return Err(RemoteError::Cancelled.into());
         }
@@ -118,7 +119,8 @@ impl Run<'_> {
             return Err(missing.into());
         }
         self.downloads(target, workdir, report)?;
-        self.artifacts(target, workdir, names, report)
+        self.artifacts(target, workdir, names, report)?;
+        Ok(self.attest(lease, report)?)
     }
 
     fn downloads(&self, target: &Target, workdir: &str, report: &mut RunReport) -> Result<(), RunError> {
@@ -131,6 +133,7 @@ impl Run<'_> {
             report.outcome.artifacts.push(Artifact {
                 kind: "download",
                 path: local.display().to_string(),
+                template: None,
                 bytes,
             });
         }
@@ -168,6 +171,7 @@ impl Run<'_> {
         report.outcome.artifacts.push(Artifact {
             kind: "artifact-glob",
             path,
+            template: None,
             bytes,
         });
         Ok(())

@@ -15,8 +15,10 @@ use crabbox_workspace::command::{self, Job, RemoteError, RemoteStatus, Sink};
 use crabbox_workspace::env_profile::{self, ProfileError};
 use crabbox_workspace::owner::Owner;
 use crabbox_workspace::tee::{Phases, Tee, To};
+use crabbox_workspace::transcript::Transcript;
 
 use crate::provider::lease::{Lease, Target};
+use crate::run::attest::Witnessed;
 use crate::run::error::{RunError, RunFailure};
 use crate::run::event::{CommandEvent, StartEvent};
 use crate::run::report::{Ended, RunReport};
@@ -95,8 +97,12 @@ impl Run<'_> {
         );
         let phases = Phases::default();
         let results = &self.request.results;
-        let mut stdout = Tee::new(self.capture(results.capture_stdout.as_deref(), &out)?, &phases);
-        let mut stderr = Tee::new(self.capture(results.capture_stderr.as_deref(), &err)?, &phases);
+        let transcript = self.evidence.is_wanted().then(Transcript::default);
+        let mut stdout = Tee::new(self.capture(results.capture_stdout.as_deref(), &out)?, &phases)
+            .with(transcript.as_ref());
+        let mut stderr = Tee::new(self.capture(results.capture_stderr.as_deref(), &err)?, &phases)
+            .with(transcript.as_ref());
+        let mut seen = Witnessed::begin();
         let stage = self.stage("command");
         let started = Instant::now();
         let status = command::command(
@@ -116,6 +122,10 @@ impl Run<'_> {
         report.outcome.command = end - started;
         report.outcome.phases = phases.ended(end);
         (ended.stdout, ended.stderr) = (stdout.tail(), stderr.tail());
+        if let Some(transcript) = transcript {
+            seen.sha256 = transcript.sha256();
+            report.witnessed = Some(seen);
+        }
         let failure = match status {
             RemoteStatus::Exited(0) => None,
             RemoteStatus::Exited(code) => Some(RunFailure::Exited(code)),
@@ -130,7 +140,7 @@ impl Run<'_> {
         let tests = reached.then(|| self.junit(target, &workdir, owner)).flatten();
         let Some(failure) = failure else {
             let stage = self.stage("results");
-            let brought = self.collect(target, &workdir, tests.as_ref(), report);
+            let brought = self.collect(lease, target, tests.as_ref(), report);
             stage.end(brought.is_ok());
             return brought;
         };

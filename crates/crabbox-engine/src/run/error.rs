@@ -12,6 +12,7 @@ use crabbox_workspace::sync::SyncError;
 
 use crate::entry::EntryError;
 use crate::provider::error::LeaseError;
+pub use crate::run::evidence::EvidenceError;
 use crate::run::request::RequestError;
 
 /// Why a run failed.
@@ -44,6 +45,9 @@ pub enum RunError {
     /// The command did its work, and its results do not let the run pass.
     #[error(transparent)]
     Result(#[from] ResultError),
+    /// There is no evidence of it.
+    #[error(transparent)]
+    Evidence(#[from] EvidenceError),
     /// How the command ended, and what else can go wrong with a run.
     #[error(transparent)]
     Failure(#[from] RunFailure),
@@ -64,6 +68,7 @@ impl RunError {
             Self::Owner(error) => error,
             Self::Remote(error) => error,
             Self::Result(error) => error,
+            Self::Evidence(error) => error,
             Self::Failure(error) => error,
             Self::Record(error) => error,
         }

@@ -17,9 +17,9 @@ use crabbox_workspace::sync::SyncEvents;
 use crate::entry::EntryEvents;
 use crate::provider::error::LeaseError;
 use crate::provider::lease::Lease;
-use crate::run::error::BundleError;
+use crate::run::error::{BundleError, EvidenceError};
 use crate::run::failure::Class;
-use crate::run::report::{Ended, Outcome, RunReport};
+use crate::run::report::{Artifact, Ended, Outcome, RunReport};
 use crate::run::request::StopAfter;
 
 /// How a run begins.
@@ -197,6 +197,8 @@ pub enum ResultEvent<'a> {
         /// Its size.
         bytes: u64,
     },
+    /// Evidence of the run was written.
+    Evidence(&'a Artifact),
 }
 
 /// How it ends.
@@ -231,6 +233,8 @@ pub enum EndEvent<'a> {
     },
     /// There is no bundle.
     NotBundled(&'a BundleError),
+    /// There is no receipt.
+    NotAttested(&'a EvidenceError),
     /// The lease is kept because the run failed.
     KeptOnFailure {
         /// The lease.

@@ -66,6 +66,10 @@ impl Run<'_> {
         if let Some(ended) = &report.ended {
             self.events.end(&EndEvent::Streams { ended, code });
         }
+        // A run that succeeded has its receipt.
+        if failed && let Err(error) = self.attest(&lease, &mut report) {
+            self.events.end(&EndEvent::NotAttested(&error));
+        }
         let quiet = match owner {
             Some(owner) if report.unquiet => owner.abandon(),
             Some(owner) => owner.release(),

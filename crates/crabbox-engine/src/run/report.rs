@@ -7,6 +7,7 @@ use crabbox_machine::protocol::Stage;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::run::attest::Witnessed;
 use crate::run::failure::{self, Class};
 
 /// What became of a command, for its timing line.
@@ -55,6 +56,9 @@ pub struct Artifact {
     pub kind: &'static str,
     /// Where it lies here.
     pub path: String,
+    /// By which template it was made, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
     /// Its size.
     pub bytes: u64,
 }
@@ -72,6 +76,8 @@ pub struct RunReport {
     pub down: bool,
     /// What the failure is thought to be.
     pub class: Option<Class>,
+    /// The command, where it began and somebody wants evidence of it.
+    pub(super) witnessed: Option<Witnessed>,
     /// The stage that it is in before the command runs.
     pub(super) stage: Option<&'static str>,
     /// Whether the command may still run.

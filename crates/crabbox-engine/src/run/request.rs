@@ -150,6 +150,10 @@ pub struct ResultWish {
     pub artifact_glob: Vec<String>,
     /// Patterns of files of which each must have one.
     pub require_artifact: Vec<String>,
+    /// The file that takes a signed receipt.
+    pub attest: Option<PathBuf>,
+    /// The key that signs it, in place of this user's.
+    pub attest_key: Option<PathBuf>,
     /// The file to which timings are appended: `default`, `off` or a path.
     pub timing_record: Option<String>,
 }
@@ -180,6 +184,9 @@ pub enum RequestError {
     /// A slug for a lease that has one.
     #[error("--slug only applies when creating a new lease; omit --id or use the existing slug")]
     SlugWithId,
+    /// A key for a receipt that nobody wants.
+    #[error("--attest-key requires --attest")]
+    KeyAlone,
     /// Both streams into one file.
     #[error("capture stdout/stderr: paths must be different")]
     SamePath,
@@ -453,6 +460,12 @@ fn check(request: &RunRequest) -> Result<(), RequestError> {
     if request.sync.sync_only && !request.results.require_artifact.is_empty() {
         return conflict("--require-artifact", "--sync-only");
     }
+    if request.sync.sync_only && request.results.attest.is_some() {
+        return conflict("--attest", "--sync-only");
+    }
+    if request.results.attest_key.is_some() && request.results.attest.is_none() {
+        return Err(RequestError::KeyAlone);
+    }
     let (out, err) = (&request.results.capture_stdout, &request.results.capture_stderr);
     if out.is_some() && out == err {
         return Err(RequestError::SamePath);
@@ -575,6 +588,17 @@ mod tests {
                 run.lease.slug = Some("b".to_owned());
             }),
             "--slug only applies when creating a new lease; omit --id or use the existing slug"
+        );
+        assert_eq!(
+            refused(|run| {
+                run.sync.sync_only = true;
+                run.results.attest = Some("r".into());
+            }),
+            "--attest cannot be combined with --sync-only"
+        );
+        assert_eq!(
+            refused(|run| run.results.attest_key = Some("k".into())),
+            "--attest-key requires --attest"
         );
         assert_eq!(
             refused(|run| run.results.download.push("x".to_owned())),

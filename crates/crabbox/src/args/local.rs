@@ -208,6 +208,15 @@ pub(crate) struct SyncPlanArgs {
     pub(crate) json: bool,
 }
 
+/// `verify`.
+#[derive(Debug, Args)]
+#[command(override_usage = "crabbox verify <receipt.json>")]
+pub(crate) struct VerifyArgs {
+    /// The receipt
+    #[arg(value_name = "RECEIPT")]
+    pub(crate) receipts: Vec<PathBuf>,
+}
+
 /// `completions`.
 #[derive(Debug, Args)]
 pub(crate) struct CompletionsArgs {

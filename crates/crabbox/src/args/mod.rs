@@ -31,6 +31,7 @@ pub(crate) use local::{
     ClaimsCommand, ClaimsListArgs, CompletionsArgs, ConfigCommand, ConfigExplainArgs, ConfigShowArgs,
     DoctorArgs, ProvidersArgs, ProvidersCommand, ProvidersDescribeArgs, ProvidersFilterArgs,
     ProvidersFiltersArgs, ProvidersRecommendArgs, ReferenceArgs, SuperviseArgs, SyncPlanArgs,
+    VerifyArgs,
 };
 pub(crate) use run::{RunArgs, StopAfter};
 pub(crate) use work::{InitArgs, JobCommand, JobListArgs, JobRunArgs, PrewarmArgs, PullArgs, WatchArgs};
@@ -146,6 +147,8 @@ pub(crate) enum Command {
     Config(ConfigCommand),
     /// Show the providers
     Providers(ProvidersArgs),
+    /// Verify a signed receipt of a run
+    Verify(VerifyArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Print the version

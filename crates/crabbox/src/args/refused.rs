@@ -76,8 +76,6 @@ pub(super) const RUN: &[Flag] = &[
     value("require-artifact-schema"),
     switch("emit-proof"),
     value("proof-template"),
-    switch("attest"),
-    value("attest-key"),
     value("lease-output"),
     value("pool"),
     value("pool-compatibility-key"),

@@ -128,6 +128,12 @@ pub(crate) struct RunResultArgs {
     /// Fail unless a file matches
     #[arg(long, value_name = "PATTERN")]
     pub(crate) require_artifact: Vec<String>,
+    /// Write a signed receipt of the run to this file
+    #[arg(long, value_name = "PATH")]
+    pub(crate) attest: Option<PathBuf>,
+    /// Sign it with the ed25519 key in this file (PKCS#8) instead of your own
+    #[arg(long, value_name = "PATH")]
+    pub(crate) attest_key: Option<PathBuf>,
     /// Print timings as one line of JSON on standard error
     #[arg(long)]
     pub(crate) timing_json: bool,

@@ -1,4 +1,4 @@
-//! Commands about this host and its configuration: set-up, images, providers, claims.
+//! Commands about this host and its configuration: set-up, images, providers, claims, receipts.
 
 pub(crate) mod claims;
 pub(crate) mod config;
@@ -7,3 +7,4 @@ pub(crate) mod image;
 pub(crate) mod init;
 pub(crate) mod providers;
 pub(crate) mod setup;
+pub(crate) mod verify;

@@ -20,6 +20,7 @@ mod place;
 mod ports;
 mod providers;
 mod pull;
+mod receipt;
 mod release;
 mod remote;
 mod run;

@@ -1,5 +1,7 @@
 //! A run as a command of this program asks for it: the request, the flags it came with, and the manner in which it is told.
 
+use std::path::PathBuf;
+
 use crabbox_core::config::FlagValue;
 use crabbox_engine::run::request::{CommandWish, LeaseWish, ResultWish, RunRequest, StopAfter, SyncWish};
 
@@ -74,6 +76,8 @@ impl From<args::RunArgs> for Invocation {
                     download: results.download,
                     artifact_glob: results.artifact_glob,
                     require_artifact: results.require_artifact,
+                    attest: named(results.attest),
+                    attest_key: named(results.attest_key),
                     timing_record: results.timing_record,
                 },
             },
@@ -86,6 +90,11 @@ impl From<args::RunArgs> for Invocation {
             },
         }
     }
+}
+
+/// A path that is empty names nothing, as with the Go program.
+fn named(path: Option<PathBuf>) -> Option<PathBuf> {
+    path.filter(|path| !path.as_os_str().is_empty())
 }
 
 impl From<args::StopAfter> for StopAfter {

@@ -72,6 +72,8 @@ impl RunWords<'_> {
             .options("download", &results.download)
             .options("artifact-glob", &results.artifact_glob)
             .options("require-artifact", &results.require_artifact)
+            .options("attest", &results.attest)
+            .options("attest-key", &results.attest_key)
             .maybe_option("timing-record", results.timing_record.as_deref())
             .switch("timing-json", manner.timing_json)
             .switch("json-events", manner.json_events)

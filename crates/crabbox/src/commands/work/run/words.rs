@@ -247,6 +247,10 @@ impl RunEvents for RunWords<'_> {
             ResultEvent::Archived { path, bytes } => printer.note(format_args!(
                 "artifact kind=artifact-glob path={path} bytes={bytes}"
             )),
+            ResultEvent::Evidence(artifact) => printer.note(format_args!(
+                "artifact kind={} path={} bytes={}",
+                artifact.kind, artifact.path, artifact.bytes
+            )),
         }
     }
 
@@ -275,6 +279,10 @@ impl RunEvents for RunWords<'_> {
                 "no failure bundle was written: {}",
                 ui::told(*error)
             )),
+            EndEvent::NotAttested(error) => {
+                ctx.printer
+                    .warn(format_args!("no receipt was written: {}", ui::told(*error)));
+            }
             EndEvent::KeptOnFailure { lease, report } => report::kept(ctx, lease, report, flags),
             EndEvent::Streams { ended, code } => report::streams(ctx, results, ended, *code),
             EndEvent::OwnerReleased => ctx.printer.detail("workspace owner released"),
