@@ -6,7 +6,7 @@
 //!  own       nobody else is in its tree
 //!  sync      the tree as it is now; the look at it goes on while the lease's side makes ready
 //!  command   with its variables, its streams and their tails
-//!  collect   test reports, required files, downloads, artifacts, receipt
+//!  collect   test reports, required files, downloads, artifacts, proof, receipt
 //!  finish    digest and bundle of a failure, the tree given back, the lease given back where that is due
 //! ```
 //!
@@ -22,6 +22,7 @@ pub mod event;
 mod evidence;
 pub mod failure;
 mod finish;
+mod proof;
 pub mod report;
 pub mod request;
 pub mod template;
@@ -129,7 +130,7 @@ pub struct RunEnd {
 /// Looks at all that can be wrong before a machine is leased. `work` is what was made of the request.
 pub fn look(given: Given<'_>, work: Work) -> Result<Looked<'_>, RunError> {
     let preset = given.request.command.preset.as_deref();
-    let work = work.configured(given.settings, preset)?;
+    let work = work.configured(given.settings, given.request)?;
     for name in work.variables.unused() {
         given.events.start(&StartEvent::Unused { name });
     }

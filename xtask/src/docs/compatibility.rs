@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::fs;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use crabbox_core::config::key::{JOBS, KEYS, Key, PRESETS, PROFILES};
+use crabbox_core::config::key::{JOBS, KEYS, Key, PRESETS, PROFILES, PROOF_TEMPLATES};
 
 use super::program::{Answer, Program};
 use crate::workspace;
@@ -104,7 +104,8 @@ pub(super) fn generate(program: &Program) -> Result<String> {
             let found = match &section {
                 Section::Commands => program.has_command(row.name)?.into(),
                 Section::Keys => {
-                    (Key::by_path(row.name).is_some() || [JOBS, PRESETS, PROFILES].contains(&row.name)).into()
+                    let sections = [JOBS, PRESETS, PROFILES, PROOF_TEMPLATES];
+                    (Key::by_path(row.name).is_some() || sections.contains(&row.name)).into()
                 }
                 Section::Variables => variables.are_read(row.name).into(),
                 Section::Flags(_) => {

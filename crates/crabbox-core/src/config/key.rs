@@ -390,6 +390,9 @@ pub const PROFILES: &str = "profiles";
 /// The section of presets: commands by name.
 pub const PRESETS: &str = "presets";
 
+/// The section of proof templates: what proofs of runs say, by name.
+pub const PROOF_TEMPLATES: &str = "proofTemplates";
+
 /// Sections that the Go program reads and this one does not: told to the user once a file, never taken for a typing error.
 pub(crate) const FOREIGN_SECTIONS: &[&str] = &[
     "actions",
@@ -398,7 +401,6 @@ pub(crate) const FOREIGN_SECTIONS: &[&str] = &[
     "capacity",
     "external",
     "hostId",
-    "proofTemplates",
     "shard",
     "tailscale",
 ];

@@ -1,4 +1,5 @@
-//! The sections `profiles` and `presets`: what a project wants of its runs, and commands with names.
+//! The sections `profiles`, `presets` and `proofTemplates`: what a project wants of its runs, commands with names, and how a run is
+//! proven.
 //!
 //! Nothing in them chooses anything of this host: variables and commands are for the lease. Each knows whether its file is trusted.
 
@@ -9,7 +10,7 @@ use super::layer::{Layer, Origin, Place, Sourced};
 use super::yaml::{Content, Node};
 
 /// What the Go program has below a profile or preset and this program has not.
-const FOREIGN: [&str; 3] = ["doctor", "proofTemplates", "proofTemplate"];
+const FOREIGN: [&str; 1] = ["doctor"];
 
 /// A command with a name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,6 +25,23 @@ pub struct Preset {
     pub preflight: bool,
     /// What is brought back, as `--artifact-glob` does.
     pub artifact_globs: Vec<String>,
+    /// The template of its proof, where one is asked for; empty for none.
+    pub proof_template: String,
+}
+
+/// What a proof says of a run, with `{{name}}` for what is known of it then. An empty text is this program's own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProofTemplate {
+    /// What the run was to show.
+    pub behavior_addressed: String,
+    /// Where it ran.
+    pub real_environment_tested: String,
+    /// What was done.
+    pub exact_steps: String,
+    /// What came of it.
+    pub observed_result: String,
+    /// What it does not show.
+    pub not_tested: String,
 }
 
 /// What runs under a profile get.
@@ -37,6 +55,8 @@ pub struct Profile {
     pub artifact_globs: Vec<String>,
     /// Its own presets.
     pub presets: BTreeMap<String, Preset>,
+    /// Its own templates.
+    pub proof_templates: BTreeMap<String, ProofTemplate>,
 }
 
 /// Reads a section of one file.
@@ -65,6 +85,7 @@ impl Reader<'_> {
                     "envAllow" => self.allow(&mut profile, node, &at)?,
                     "artifactGlobs" => profile.artifact_globs = texts(node, &at)?,
                     "presets" => profile.presets = self.presets(node, &at)?,
+                    "proofTemplates" => profile.proof_templates = self.proof_templates(node, &at)?,
                     _ => self.other(field, at, node),
                 }
             }
@@ -87,6 +108,7 @@ impl Reader<'_> {
                     "shell" => preset.shell = truth(node, &at)?,
                     "preflight" => preset.preflight = truth(node, &at)?,
                     "artifactGlobs" => preset.artifact_globs = texts(node, &at)?,
+                    "proofTemplate" => preset.proof_template = scalar(node, &at, "a text")?,
                     "env" => {
                         for (name, value) in mapping(node, &at)? {
                             variable(&mut preset.env, name, value, &at)?;
@@ -101,6 +123,38 @@ impl Reader<'_> {
             presets.insert(name.to_owned(), preset);
         }
         Ok(presets)
+    }
+
+    /// A section `proofTemplates`.
+    pub(super) fn proof_templates(
+        &mut self,
+        section: &Node,
+        path: &str,
+    ) -> Result<BTreeMap<String, ProofTemplate>, Wrong> {
+        let mut templates = BTreeMap::new();
+        for (name, node) in mapping(section, path)? {
+            let at = format!("{path}.{name}");
+            let mut template = ProofTemplate::default();
+            for (field, node) in mapping(node, &at)? {
+                let at = format!("{at}.{field}");
+                let text = match field {
+                    "behaviorAddressed" => &mut template.behavior_addressed,
+                    "realEnvironmentTested" => &mut template.real_environment_tested,
+                    "exactSteps" => &mut template.exact_steps,
+                    "observedResult" => &mut template.observed_result,
+                    "notTested" => &mut template.not_tested,
+                    _ => {
+                        self.other(field, at, node);
+                        continue;
+                    }
+                };
+                if node.content != Content::Null {
+                    *text = scalar(node, &at, "a text")?;
+                }
+            }
+            templates.insert(name.to_owned(), template);
+        }
+        Ok(templates)
     }
 
     /// `env`: variables by name, and beside them `allow`.

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use super::choice::Choice;
 use super::fields::{Unknown, Wrong};
 use super::jobs::{self, Job};
-use super::key::{FOREIGN_SECTIONS, JOBS, KEYS, Key, Kind, Merge, Name, PRESETS, PROFILES, Trust};
+use super::key::{FOREIGN_SECTIONS, JOBS, KEYS, Key, Kind, Merge, Name, PRESETS, PROFILES, PROOF_TEMPLATES, Trust};
 use super::layer::{Layer, Origin, Place, Sourced};
-use super::profiles::{Preset, Profile, Reader};
+use super::profiles::{Preset, Profile, ProofTemplate, Reader};
 use super::provider::Provider;
 use super::settings::Settings;
 use super::suggest::suggest;
@@ -103,6 +103,7 @@ pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
         jobs: BTreeMap::new(),
         profiles: BTreeMap::new(),
         presets: BTreeMap::new(),
+        proof_templates: BTreeMap::new(),
         faults: Vec::new(),
     };
     for file in inputs.files {
@@ -118,11 +119,12 @@ pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
         jobs,
         mut profiles,
         presets,
+        proof_templates,
         faults,
     } = fold;
     let mut settings = Settings::from_table(&values);
     let profile = profiles.remove(&settings.profile.value).unwrap_or_default();
-    settings.take_profile(profile, presets);
+    settings.take_profile(profile, presets, proof_templates);
     let allow = &settings.env_allow;
     values.set(
         Name::EnvAllow.key(),
@@ -147,6 +149,7 @@ struct Fold {
     jobs: BTreeMap<String, Result<Job, ConfigError>>,
     profiles: BTreeMap<String, Profile>,
     presets: BTreeMap<String, Preset>,
+    proof_templates: BTreeMap<String, ProofTemplate>,
     faults: Vec<ConfigError>,
 }
 
@@ -199,7 +202,7 @@ impl Fold {
                 Ok(())
             } else if name == JOBS {
                 self.jobs(file, value)
-            } else if [PROFILES, PRESETS].contains(&name) {
+            } else if [PROFILES, PRESETS, PROOF_TEMPLATES].contains(&name) {
                 self.profiles(file, name, value)
                     .map(|unused| foreign.extend(unused))
             } else {
@@ -227,7 +230,7 @@ impl Fold {
         Ok(())
     }
 
-    /// Reads `profiles` or `presets`; a later file replaces what an earlier one has under the same name. Returns what is there and
+    /// Reads `profiles`, `presets` or `proofTemplates`; a later file replaces what an earlier one has under the same name. Returns what is there and
     /// not for this program.
     fn profiles(
         &mut self,
@@ -244,11 +247,16 @@ impl Fold {
         if name == PROFILES {
             let profiles = reader.profiles(section).map_err(|wrong| misfit(file, &wrong))?;
             self.profiles.extend(profiles);
-        } else {
+        } else if name == PRESETS {
             let presets = reader
                 .presets(section, PRESETS)
                 .map_err(|wrong| misfit(file, &wrong))?;
             self.presets.extend(presets);
+        } else {
+            let templates = reader
+                .proof_templates(section, PROOF_TEMPLATES)
+                .map_err(|wrong| misfit(file, &wrong))?;
+            self.proof_templates.extend(templates);
         }
         self.unknown(reader.unknown);
         Ok(reader.foreign.iter().map(|path| printable(path)).collect())

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use super::key::Name;
 use super::layer::{Layer, Sourced, Trusted};
-use super::profiles::{Preset, Profile};
+use super::profiles::{Preset, Profile, ProofTemplate};
 use super::provider::{Provider, ProviderError};
 use super::table::Table;
 use super::trust::{HostName, HostPath};
@@ -62,6 +62,8 @@ pub struct Settings {
     pub artifact_globs: Vec<String>,
     /// Commands by name: the profile's before the others.
     pub presets: BTreeMap<String, Preset>,
+    /// What proofs say, by name: the profile's before the others.
+    pub proof_templates: BTreeMap<String, ProofTemplate>,
     /// `run.preflightTools`.
     pub preflight_tools: Sourced<Vec<String>>,
     /// `results.*`.
@@ -211,7 +213,12 @@ impl Settings {
     }
 
     /// Adds what the chosen profile has. A variable or flag that sets `env.allow` stands above it.
-    pub(super) fn take_profile(&mut self, profile: Profile, presets: BTreeMap<String, Preset>) {
+    pub(super) fn take_profile(
+        &mut self,
+        profile: Profile,
+        presets: BTreeMap<String, Preset>,
+        proof_templates: BTreeMap<String, ProofTemplate>,
+    ) {
         if let Some(allow) = profile.allow
             && self.env_allow.layer() < Layer::Environment
         {
@@ -221,6 +228,8 @@ impl Settings {
         self.artifact_globs = profile.artifact_globs;
         self.presets = presets;
         self.presets.extend(profile.presets);
+        self.proof_templates = proof_templates;
+        self.proof_templates.extend(profile.proof_templates);
     }
 
     pub(super) fn from_table(table: &Table) -> Self {
@@ -261,6 +270,7 @@ impl Settings {
             env: BTreeMap::new(),
             artifact_globs: Vec::new(),
             presets: BTreeMap::new(),
+            proof_templates: BTreeMap::new(),
             preflight_tools: read.list(Name::PreflightTools),
             results: ResultsSettings {
                 junit: read.list(Name::ResultsJunit),

@@ -15,6 +15,7 @@ use crate::run::Run;
 use crate::run::error::EvidenceError;
 use crate::run::event::ResultEvent;
 use crate::run::evidence::Attest;
+use crate::run::proof::Captured;
 use crate::run::report::{Artifact, Outcome, RunReport};
 
 /// A command as it was seen from here.
@@ -26,6 +27,10 @@ pub(super) struct Witnessed {
     pub(super) began: Instant,
     /// The SHA-256 of both of its streams as they came, in hexadecimal digits.
     pub(super) sha256: String,
+    /// The end of what it printed; what went into files is not in it.
+    pub(super) end: String,
+    /// Its streams that went into files.
+    pub(super) captured: Vec<Captured>,
 }
 
 impl Witnessed {
@@ -35,6 +40,8 @@ impl Witnessed {
             at: clock::unix_now(),
             began: Instant::now(),
             sha256: String::new(),
+            end: String::new(),
+            captured: Vec::new(),
         }
     }
 }

@@ -120,6 +120,7 @@ impl Run<'_> {
         }
         self.downloads(target, workdir, report)?;
         self.artifacts(target, workdir, names, report)?;
+        self.prove(lease, report)?;
         Ok(self.attest(lease, report)?)
     }
 

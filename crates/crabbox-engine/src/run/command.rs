@@ -21,6 +21,7 @@ use crate::provider::lease::{Lease, Target};
 use crate::run::attest::Witnessed;
 use crate::run::error::{RunError, RunFailure};
 use crate::run::event::{CommandEvent, StartEvent};
+use crate::run::proof::Captured;
 use crate::run::report::{Ended, RunReport};
 use crate::run::{Given, Run};
 
@@ -122,8 +123,18 @@ impl Run<'_> {
         report.outcome.command = end - started;
         report.outcome.phases = phases.ended(end);
         (ended.stdout, ended.stderr) = (stdout.tail(), stderr.tail());
-        if let Some(transcript) = transcript {
-            seen.sha256 = transcript.sha256();
+        if let Some(transcript) = &transcript {
+            (seen.sha256, seen.end) = (transcript.sha256(), transcript.end());
+            for (stream, path, bytes) in [
+                ("stdout", &results.capture_stdout, stdout.bytes()),
+                ("stderr", &results.capture_stderr, stderr.bytes()),
+            ] {
+                seen.captured.extend(path.iter().map(|path| Captured {
+                    stream,
+                    path: path.display().to_string(),
+                    bytes,
+                }));
+            }
             report.witnessed = Some(seen);
         }
         let failure = match status {

@@ -8,6 +8,7 @@ use crabbox_core::fault::{Fault, Kind};
 use crabbox_host::place::{self, Access, Place, PlaceError};
 use crabbox_ssh::attest::{AttestKey, AttestKeyError, KEY_PATH};
 
+use crate::run::proof::TemplateError;
 use crate::run::request::ResultWish;
 
 /// Why there can be no evidence of a run.
@@ -21,6 +22,15 @@ pub enum EvidenceError {
         /// The other.
         second: String,
     },
+    /// The proof would be one with another of its files.
+    #[error("emit proof/{other}: paths must be different")]
+    SameAsProof {
+        /// The other.
+        other: String,
+    },
+    /// The template of the proof asks for what is not there.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// A file has no place.
     #[error(transparent)]
     Place(#[from] PlaceError),
@@ -46,11 +56,22 @@ pub(super) struct Attest {
     pub(super) place: Place,
 }
 
+/// The proof of a run, to be written.
+#[derive(Debug)]
+pub(super) struct Proof {
+    /// The file as it was named.
+    pub(super) name: PathBuf,
+    /// Where it is.
+    pub(super) place: Place,
+}
+
 /// The evidence that was asked for.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
     /// A signed receipt.
     pub(super) attest: Option<Attest>,
+    /// A proof in words.
+    pub(super) proof: Option<Proof>,
 }
 
 /// Where paths of a request lead.
@@ -67,7 +88,7 @@ pub(super) struct Base<'a> {
 impl Evidence {
     /// Whether there is any.
     pub(super) fn is_wanted(&self) -> bool {
-        self.attest.is_some()
+        self.attest.is_some() || self.proof.is_some()
     }
 
     /// Finds a place for each file, and the key.
@@ -88,8 +109,15 @@ impl Evidence {
                 name: name.clone(),
             })
         });
+        let proof = wish.emit_proof.as_ref().map(|name| {
+            Ok::<_, EvidenceError>(Proof {
+                place: placed(name, base)?,
+                name: name.clone(),
+            })
+        });
         Ok(Self {
             attest: attest.transpose()?,
+            proof: proof.transpose()?,
         })
     }
 }
@@ -100,6 +128,9 @@ fn placed(name: &Path, base: &Base<'_>) -> Result<Place, EvidenceError> {
     place.directory()?;
     Ok(place)
 }
+
+/// What the proof is called.
+const PROOF: &str = "emit proof";
 
 /// Refuses evidence that would be written over something else of the run, or over the key.
 fn distinct(wish: &ResultWish, base: &Base<'_>, key_path: &Path) -> Result<(), EvidenceError> {
@@ -124,15 +155,19 @@ fn distinct(wish: &ResultWish, base: &Base<'_>, key_path: &Path) -> Result<(), E
         evidence.push(("attest receipt", receipt));
         evidence.push(("attest key", place::straight(key_path)));
     }
+    evidence.extend(of(&wish.emit_proof).map(|proof| (PROOF, proof)));
     for (index, (first, path)) in evidence.iter().enumerate() {
         let later = evidence[index + 1..].iter().map(|(label, path)| (*label, path));
         let others = others.iter().map(|(label, path)| (label.as_str(), path));
-        if let Some((second, _)) = later.chain(others).find(|(_, other)| *other == path) {
-            return Err(EvidenceError::SamePath {
-                first,
-                second: second.to_owned(),
-            });
-        }
+        let Some((second, _)) = later.chain(others).find(|(_, other)| *other == path) else {
+            continue;
+        };
+        let second = second.to_owned();
+        return Err(if *first == PROOF {
+            EvidenceError::SameAsProof { other: second }
+        } else {
+            EvidenceError::SamePath { first, second }
+        });
     }
     Ok(())
 }
@@ -163,6 +198,7 @@ mod tests {
             (|wish| wish.timing_record = Some("r.json".to_owned()), "timing record"),
             (|wish| wish.download = vec!["x=r.json".to_owned()], "download x"),
             (|wish| wish.attest_key = Some("r.json".into()), "attest key"),
+            (|wish| wish.emit_proof = Some("r.json".into()), "emit proof"),
             (|wish| wish.attest = Some("config/attest/id_ed25519.pem".into()), "attest key"),
         ] {
             let mut wish = wish();
@@ -176,6 +212,20 @@ mod tests {
         keyed.attest_key = Some("key.pem".into());
         keyed.download = vec!["x=key.pem".to_owned()];
         assert_eq!(told(keyed), "attest key and download x paths must be different");
+        for (change, other) in [
+            (
+                (|wish| wish.capture_stderr = Some("p.md".into())) as fn(&mut ResultWish),
+                "capture stderr",
+            ),
+            (|wish| wish.download = vec!["x=p.md".to_owned()], "download x"),
+        ] {
+            let mut wish = ResultWish {
+                emit_proof: Some("./p.md".into()),
+                ..ResultWish::default()
+            };
+            change(&mut wish);
+            assert_eq!(told(wish), format!("emit proof/{other}: paths must be different"));
+        }
         assert!(!dir.path().join("config").exists(), "nothing was made");
         let evidence = Evidence::prepare(&wish(), &base).unwrap();
         assert_eq!(

@@ -9,6 +9,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use crabbox_core::config::Settings;
+use crabbox_core::config::profiles::ProofTemplate;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_workspace::command::Form;
 use crabbox_workspace::preflight::{self, UnknownTool};
@@ -150,6 +151,10 @@ pub struct ResultWish {
     pub artifact_glob: Vec<String>,
     /// Patterns of files of which each must have one.
     pub require_artifact: Vec<String>,
+    /// The file that takes a proof in words.
+    pub emit_proof: Option<PathBuf>,
+    /// The template of the configuration by which it is made, in place of the preset's.
+    pub proof_template: Option<String>,
     /// The file that takes a signed receipt.
     pub attest: Option<PathBuf>,
     /// The key that signs it, in place of this user's.
@@ -247,6 +252,16 @@ pub enum RequestError {
         /// The name of the placeholder.
         name: String,
     },
+    /// No proof template of that name.
+    #[error("proof template {name:?} is not configured for profile {profile:?}")]
+    ProofTemplate {
+        /// The name.
+        name: String,
+        /// The profile.
+        profile: String,
+        /// The names there are.
+        known: Vec<String>,
+    },
     /// A pattern for artifacts that is none.
     #[error(transparent)]
     Pattern(#[from] PatternError),
@@ -268,7 +283,10 @@ impl Fault for RequestError {
             Self::Preset { known, .. } if known.is_empty() => {
                 vec!["a preset is written under `presets` in a configuration file".to_owned()]
             }
-            Self::Preset { known, .. } => vec![format!("the configuration has {}", known.join(", "))],
+            Self::ProofTemplate { known, .. } if known.is_empty() => {
+                vec!["a proof template is written under `proofTemplates` in a configuration file".to_owned()]
+            }
+            Self::Preset { known, .. } | Self::ProofTemplate { known, .. } => vec![format!("the configuration has {}", known.join(", "))],
             Self::PresetVarName { .. } => {
                 vec!["names have letters, digits and _.-, and begin with a letter or _".to_owned()]
             }
@@ -319,6 +337,8 @@ pub struct Work {
     pub env: Vec<(String, String)>,
     /// What placeholders of the configuration stand for.
     pub variables: Variables,
+    /// The template of the proof, with its name, if one is wanted and has a template.
+    pub proof: Option<(String, ProofTemplate)>,
 }
 
 impl Work {
@@ -355,18 +375,20 @@ impl Work {
             tools: Vec::new(),
             env: Vec::new(),
             variables: Variables::new(&request.command.preset_vars, request.command.scenario.as_deref())?,
+            proof: None,
         })
     }
 
-    /// The same with what the configuration adds: the profile, and the preset if one is named.
-    pub fn configured(mut self, settings: &Settings, preset: Option<&str>) -> Result<Self, RequestError> {
+    /// The same with what the configuration adds: the profile, and the preset and the proof template that are named.
+    pub fn configured(mut self, settings: &Settings, request: &RunRequest) -> Result<Self, RequestError> {
         self.artifacts.extend(patterns(&settings.artifact_globs)?);
         self.tools = preflight::tools(&settings.preflight_tools.value)?;
         let profile = &settings.profile.value;
         let mut env = self.filled(&format!("profile {profile}"), &settings.env)?;
-        if let Some(name) = preset {
+        let mut template = request.results.proof_template.clone().unwrap_or_default();
+        if let Some(name) = &request.command.preset {
             let preset = settings.presets.get(name).ok_or_else(|| RequestError::Preset {
-                name: name.to_owned(),
+                name: name.clone(),
                 known: settings.presets.keys().cloned().collect(),
             })?;
             let place = format!("preset {name}");
@@ -379,6 +401,18 @@ impl Work {
             self.words = vec![script.unwrap_or_else(|| preset.command.clone())];
             self.preflight |= preset.preflight;
             self.artifacts.extend(patterns(&preset.artifact_globs)?);
+            if template.is_empty() {
+                template.clone_from(&preset.proof_template);
+            }
+        }
+        if request.results.emit_proof.is_some() && !template.is_empty() {
+            let found = settings.proof_templates.get(&template);
+            let found = found.ok_or_else(|| RequestError::ProofTemplate {
+                name: template.clone(),
+                profile: settings.profile.value.clone(),
+                known: settings.proof_templates.keys().cloned().collect(),
+            })?;
+            self.proof = Some((template, found.clone()));
         }
         self.env = env.into_iter().collect();
         Ok(self)
@@ -459,6 +493,9 @@ fn check(request: &RunRequest) -> Result<(), RequestError> {
     }
     if request.sync.sync_only && !request.results.require_artifact.is_empty() {
         return conflict("--require-artifact", "--sync-only");
+    }
+    if request.sync.sync_only && request.results.emit_proof.is_some() {
+        return conflict("--emit-proof", "--sync-only");
     }
     if request.sync.sync_only && request.results.attest.is_some() {
         return conflict("--attest", "--sync-only");
@@ -588,6 +625,13 @@ mod tests {
                 run.lease.slug = Some("b".to_owned());
             }),
             "--slug only applies when creating a new lease; omit --id or use the existing slug"
+        );
+        assert_eq!(
+            refused(|run| {
+                run.sync.sync_only = true;
+                run.results.emit_proof = Some("p".into());
+            }),
+            "--emit-proof cannot be combined with --sync-only"
         );
         assert_eq!(
             refused(|run| {

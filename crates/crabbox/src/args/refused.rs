@@ -74,8 +74,6 @@ pub(super) const STOP: &[Flag] = &[
 /// Of `run`.
 pub(super) const RUN: &[Flag] = &[
     value("require-artifact-schema"),
-    switch("emit-proof"),
-    value("proof-template"),
     value("lease-output"),
     value("pool"),
     value("pool-compatibility-key"),

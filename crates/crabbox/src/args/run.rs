@@ -128,6 +128,12 @@ pub(crate) struct RunResultArgs {
     /// Fail unless a file matches
     #[arg(long, value_name = "PATTERN")]
     pub(crate) require_artifact: Vec<String>,
+    /// Write a proof of the run in Markdown to this file after success
+    #[arg(long, value_name = "PATH")]
+    pub(crate) emit_proof: Option<PathBuf>,
+    /// Write it by the template that the configuration has under this name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) proof_template: Option<String>,
     /// Write a signed receipt of the run to this file
     #[arg(long, value_name = "PATH")]
     pub(crate) attest: Option<PathBuf>,

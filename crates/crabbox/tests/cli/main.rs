@@ -18,6 +18,7 @@ mod leases;
 mod next;
 mod place;
 mod ports;
+mod proof;
 mod providers;
 mod pull;
 mod receipt;

@@ -37,6 +37,43 @@ fn a_profile_brings_variables_presets_and_what_is_let_through() {
 }
 
 #[test]
+fn proof_templates_are_the_profile_s_before_the_others() {
+    let text = "presets: {p: {command: x, proofTemplate: pr}}\nproofTemplates:\n  pr: {behaviorAddressed: 'B {{slug}}', notTested: }\n  \
+                other: {exactSteps: 1}\nprofiles:\n  ci:\n    proofTemplates: {pr: {observedResult: O}}\n";
+    let plain = world().repo(text).settings();
+    assert_eq!(plain.presets["p"].proof_template, "pr");
+    let template = &plain.proof_templates["pr"];
+    assert_eq!(
+        (template.behavior_addressed.as_str(), template.not_tested.as_str()),
+        ("B {{slug}}", "")
+    );
+    let settings = world().repo(text).flag(Name::Profile, &["ci"]).settings();
+    let template = &settings.proof_templates["pr"];
+    assert_eq!(
+        (template.behavior_addressed.as_str(), template.observed_result.as_str()),
+        ("", "O")
+    );
+    assert_eq!(settings.proof_templates["other"].exact_steps, "1");
+    assert!(world().repo(text).warnings().is_empty());
+    for (text, key) in [
+        ("proofTemplates: [a]\n", "proofTemplates"),
+        ("proofTemplates: {a: {exactSteps: [b]}}\n", "proofTemplates.a.exactSteps"),
+        ("presets: {a: {command: x, proofTemplate: [b]}}\n", "presets.a.proofTemplate"),
+    ] {
+        let error = world().repo(text).resolve().unwrap_err();
+        assert!(
+            matches!(&error, ConfigError::WrongType { key: at, .. } if at == key),
+            "{error:?}"
+        );
+    }
+    let told = world().repo("proofTemplates: {a: {steps: b}}\n").warnings();
+    assert_eq!(
+        told,
+        ["/w/repo/crabbox.yaml:1:29: unknown key proofTemplates.a.steps is ignored"]
+    );
+}
+
+#[test]
 fn what_a_repository_s_profile_lets_through_is_not_trusted() {
     let settings = world()
         .user("profiles: {default: {envAllow: [MY_TOKEN]}}\n")

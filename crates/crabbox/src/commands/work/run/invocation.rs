@@ -76,6 +76,8 @@ impl From<args::RunArgs> for Invocation {
                     download: results.download,
                     artifact_glob: results.artifact_glob,
                     require_artifact: results.require_artifact,
+                    emit_proof: named(results.emit_proof),
+                    proof_template: results.proof_template,
                     attest: named(results.attest),
                     attest_key: named(results.attest_key),
                     timing_record: results.timing_record,

@@ -72,6 +72,8 @@ impl RunWords<'_> {
             .options("download", &results.download)
             .options("artifact-glob", &results.artifact_glob)
             .options("require-artifact", &results.require_artifact)
+            .options("emit-proof", &results.emit_proof)
+            .maybe_option("proof-template", results.proof_template.as_deref())
             .options("attest", &results.attest)
             .options("attest-key", &results.attest_key)
             .maybe_option("timing-record", results.timing_record.as_deref())

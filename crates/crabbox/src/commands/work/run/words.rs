@@ -247,10 +247,17 @@ impl RunEvents for RunWords<'_> {
             ResultEvent::Archived { path, bytes } => printer.note(format_args!(
                 "artifact kind=artifact-glob path={path} bytes={bytes}"
             )),
-            ResultEvent::Evidence(artifact) => printer.note(format_args!(
-                "artifact kind={} path={} bytes={}",
-                artifact.kind, artifact.path, artifact.bytes
-            )),
+            ResultEvent::Evidence(artifact) => {
+                let mut line = format!(
+                    "artifact kind={} path={} bytes={}",
+                    artifact.kind, artifact.path, artifact.bytes
+                );
+                if artifact.kind == "proof" {
+                    line.push_str(" template=");
+                    line.push_str(artifact.template.as_deref().unwrap_or("default"));
+                }
+                printer.note(line);
+            }
         }
     }
 

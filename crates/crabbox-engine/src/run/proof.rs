@@ -1,0 +1,287 @@
+//! The proof of a run that succeeded: a piece of Markdown that says what was run where, and what came of it.
+//!
+//! Its headings are the Go program's, because people and programs look for them. It must never hold what drives a terminal, or
+//! let the command's output end the block that it stands in.
+
+use std::collections::BTreeMap;
+
+use crabbox_core::config::profiles::ProofTemplate;
+use crabbox_host::beneath::Existing;
+
+use crate::provider::lease::Lease;
+use crate::run::Run;
+use crate::run::error::EvidenceError;
+use crate::run::event::ResultEvent;
+use crate::run::report::{Artifact, RunReport};
+
+/// What a proof says where nothing else is known.
+const BEHAVIOR: &str = "What this command does on the machine that it ran on.";
+const OBSERVED: &str = "The command ended with exit code 0.";
+const NOT_TESTED: &str = "Anything but this run.";
+const NO_OUTPUT: &str = "(no console output captured)";
+
+/// A stream that went into a file.
+#[derive(Debug, Clone)]
+pub(super) struct Captured {
+    /// `stdout` or `stderr`.
+    pub(super) stream: &'static str,
+    /// The file as it was named.
+    pub(super) path: String,
+    /// How much went there.
+    pub(super) bytes: u64,
+}
+
+/// A template asks for something that nobody knows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("proof template {field} has unresolved preset variable(s): {}", missing.join(", "))]
+pub struct TemplateError {
+    /// Where it asks for it.
+    pub field: &'static str,
+    /// What it asks for.
+    pub missing: Vec<String>,
+}
+
+/// What is known of a run.
+struct Facts<'a> {
+    /// By the names under which templates ask for it.
+    values: BTreeMap<&'a str, &'a str>,
+    artifacts: &'a [Artifact],
+}
+
+impl Run<'_> {
+    /// Writes the proof of a run that succeeded, if one was asked for.
+    pub(super) fn prove(&self, lease: &Lease, report: &mut RunReport) -> Result<(), EvidenceError> {
+        let (Some(proof), Some(seen)) = (&self.evidence.proof, &report.witnessed) else {
+            return Ok(());
+        };
+        let (name, template) = match &self.work.proof {
+            Some((name, template)) => (Some(name.clone()), template.clone()),
+            None => (None, ProofTemplate::default()),
+        };
+        let (command, log) = (self.work.display(), evidence(&seen.end, &seen.captured));
+        let facts = Facts {
+            values: BTreeMap::from([
+                ("provider", lease.provider),
+                ("leaseId", lease.id.as_str()),
+                ("slug", lease.slug.as_str()),
+                ("runId", report.outcome.run_id.as_str()),
+                ("command", command.as_str()),
+                ("logExcerpt", log.as_str()),
+                ("actionsUrl", ""),
+            ]),
+            artifacts: &report.outcome.artifacts,
+        };
+        let text = render(&template, &facts)?;
+        proof.place.write(text.as_bytes(), Existing::Replace)?;
+        let artifact = Artifact {
+            kind: "proof",
+            path: proof.name.display().to_string(),
+            template: name,
+            bytes: text.len() as u64,
+        };
+        self.events.result(&ResultEvent::Evidence(&artifact));
+        report.outcome.artifacts.push(artifact);
+        Ok(())
+    }
+}
+
+/// What was seen of the command: the end of what it printed, and where the rest is.
+fn evidence(end: &str, captured: &[Captured]) -> String {
+    let mut lines: Vec<String> = Some(end.to_owned())
+        .into_iter()
+        .filter(|end| !end.is_empty())
+        .collect();
+    lines.extend(captured.iter().map(|file| {
+        format!(
+            "captured stream={} path={} bytes={}",
+            file.stream,
+            quoted(&file.path),
+            file.bytes
+        )
+    }));
+    if lines.is_empty() {
+        lines.push(NO_OUTPUT.to_owned());
+    }
+    lines.join("\n")
+}
+
+/// A path that reads as one word and means nothing in Markdown.
+fn quoted(path: &str) -> String {
+    let mut out = String::from("\"");
+    for byte in path.bytes() {
+        if byte.is_ascii_alphanumeric() || b"/.- ".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format_args!("\\x{byte:02x}").to_string());
+        }
+    }
+    out.push('"');
+    out
+}
+
+fn render(template: &ProofTemplate, facts: &Facts<'_>) -> Result<String, TemplateError> {
+    let of = |name: &str| facts.values.get(name).copied().unwrap_or_default();
+    let slug = if of("slug").is_empty() { "-" } else { of("slug") };
+    let environment = format!("{} Crabbox lease {} ({slug}).", of("provider"), of("leaseId"));
+    let fill = |field, text: &str, otherwise: &str| {
+        if text.trim().is_empty() {
+            Ok(otherwise.trim().to_owned())
+        } else {
+            filled(field, text, &facts.values)
+        }
+    };
+    let behavior = fill("behaviorAddressed", &template.behavior_addressed, BEHAVIOR)?;
+    let environment = fill(
+        "realEnvironmentTested",
+        &template.real_environment_tested,
+        &environment,
+    )?;
+    let steps = fill("exactSteps", &template.exact_steps, of("command"))?;
+    let observed = fill("observedResult", &template.observed_result, OBSERVED)?;
+    let not_tested = fill("notTested", &template.not_tested, NOT_TESTED)?;
+    let log = of("logExcerpt").trim();
+    let (steps_fence, log_fence) = (fence(&steps), fence(log));
+    let more = if facts.artifacts.is_empty() {
+        String::new()
+    } else {
+        let paths: Vec<&str> = facts.artifacts.iter().map(|one| one.path.as_str()).collect();
+        format!("Additional evidence: {}\n\n", paths.join("; "))
+    };
+    Ok(format!(
+        "## Real behavior proof\n\n\
+         Behavior addressed: {behavior}\n\n\
+         Real environment tested: {environment}\n\n\
+         Exact steps or command run:\n\n{steps_fence}sh\n{steps}\n{steps_fence}\n\n\
+         Evidence: Copied live console output from Crabbox `{run}`:\n\n{log_fence}text\n{log}\n{log_fence}\n\n\
+         Observed result: {observed}\n\n\
+         {more}What was not tested: {not_tested}\n",
+        run = of("runId"),
+    ))
+}
+
+/// A fence that no line of `text` closes.
+fn fence(text: &str) -> String {
+    let longest = text
+        .lines()
+        .map(|line| line.trim().chars().take_while(|c| *c == '`').count())
+        .max();
+    "`".repeat(longest.unwrap_or(0).max(2) + 1)
+}
+
+/// `text` with a value for each `{{name}}` in it. What stands in a value is not looked at again.
+fn filled(
+    field: &'static str,
+    text: &str,
+    values: &BTreeMap<&str, &str>,
+) -> Result<String, TemplateError> {
+    let (mut out, mut missing, mut rest) = (String::new(), Vec::new(), text);
+    while let Some(at) = rest.find("{{") {
+        let (before, from) = rest.split_at(at);
+        out.push_str(before);
+        let Some(name) = from[2..].split_once("}}").map(|(name, _)| name).filter(|name| is_name(name))
+        else {
+            out.push('{');
+            rest = &from[1..];
+            continue;
+        };
+        match values.get(name) {
+            Some(value) => out.push_str(value),
+            None => missing.push(format!("{{{{{name}}}}}")),
+        }
+        rest = &from[name.len() + 4..];
+    }
+    out.push_str(rest);
+    missing.sort();
+    missing.dedup();
+    if missing.is_empty() {
+        Ok(out)
+    } else {
+        Err(TemplateError { field, missing })
+    }
+}
+
+/// Whether it can be the name of something known.
+fn is_name(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts<'a>(log: &'a str, artifacts: &'a [Artifact]) -> Facts<'a> {
+        Facts {
+            values: BTreeMap::from([
+                ("provider", "ssh"),
+                ("leaseId", "cbx_1"),
+                ("slug", "jade-krill"),
+                ("runId", "run_1"),
+                ("command", "make {{slug}}"),
+                ("logExcerpt", log),
+                ("actionsUrl", ""),
+            ]),
+            artifacts,
+        }
+    }
+
+    #[test]
+    fn a_proof_says_what_ran_where_and_what_came_of_it() {
+        let artifacts = ["a.tgz", "b"].map(|path| Artifact {
+            kind: "download",
+            path: path.to_owned(),
+            template: None,
+            bytes: 1,
+        });
+        let text = render(&ProofTemplate::default(), &facts("done", &artifacts)).unwrap();
+        let wanted = format!(
+            "## Real behavior proof\n\nBehavior addressed: {BEHAVIOR}\n\nReal environment tested: ssh Crabbox lease cbx_1 \
+             (jade-krill).\n\nExact steps or command run:\n\n```sh\nmake {{{{slug}}}}\n```\n\nEvidence: Copied live console \
+             output from Crabbox `run_1`:\n\n```text\ndone\n```\n\nObserved result: {OBSERVED}\n\nAdditional evidence: a.tgz; \
+             b\n\nWhat was not tested: {NOT_TESTED}\n"
+        );
+        assert_eq!(text, wanted);
+    }
+
+    #[test]
+    fn a_template_is_filled_in_once_and_names_what_it_lacks() {
+        let template = ProofTemplate {
+            behavior_addressed: "{{command}} on {{slug}}, {{ slug }} {{{slug}}} {{".to_owned(),
+            ..ProofTemplate::default()
+        };
+        let text = render(&template, &facts("", &[])).unwrap();
+        assert!(
+            text.contains("Behavior addressed: make {{slug}} on jade-krill, {{ slug }} {jade-krill} {{\n"),
+            "{text}"
+        );
+        let template = ProofTemplate {
+            not_tested: "{{b}} {{a.x}} {{b}} {{slug}}".to_owned(),
+            ..ProofTemplate::default()
+        };
+        let error = render(&template, &facts("", &[])).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "proof template notTested has unresolved preset variable(s): {{a.x}}, {{b}}"
+        );
+    }
+
+    #[test]
+    fn output_does_not_end_the_block_that_it_stands_in() {
+        let text = render(&ProofTemplate::default(), &facts("a\n  ````\n# b", &[])).unwrap();
+        assert!(text.contains("`````text\na\n  ````\n# b\n`````\n"), "{text}");
+    }
+
+    #[test]
+    fn streams_in_files_are_named_and_not_read() {
+        let captured = [Captured {
+            stream: "stdout",
+            path: "o`ut/ü_1".to_owned(),
+            bytes: 7,
+        }];
+        assert_eq!(
+            evidence("end", &captured),
+            "end\ncaptured stream=stdout path=\"o\\x60ut/\\xc3\\xbc\\x5f1\" bytes=7"
+        );
+        assert_eq!(evidence("", &[]), NO_OUTPUT);
+    }
+}
