@@ -6,7 +6,7 @@
 //!  own       nobody else is in its tree
 //!  sync      the tree as it is now; the look at it goes on while the lease's side makes ready
 //!  command   with its variables, its streams and their tails
-//!  collect   test reports, required files, downloads, artifacts, proof, receipt
+//!  collect   test reports, required files and what schemas say of them, downloads, artifacts, proof, receipt
 //!  finish    digest and bundle of a failure, the tree given back, the lease given back where that is due
 //! ```
 //!
@@ -27,6 +27,7 @@ pub mod report;
 pub mod request;
 pub mod template;
 mod tree;
+mod witnessed;
 
 use std::fmt;
 use std::os::fd::AsFd as _;

@@ -190,7 +190,9 @@ mod tests {
         sealed.signed = b"sayd".to_vec();
         assert!(!is_signed(&sealed));
         sealed.signed = b"said".to_vec();
-        sealed.public_key = AttestKey::ensure(&dir.path().join("other/key.pem")).unwrap().public();
+        sealed.public_key = AttestKey::ensure(&dir.path().join("other/key.pem"))
+            .unwrap()
+            .public();
         assert!(!is_signed(&sealed));
     }
 
@@ -200,11 +202,17 @@ mod tests {
         let seed = "MC4CAQAwBQYDK2VwBCIEIA==";
         for (text, why) in [
             (String::new(), "is not PEM encoded"),
-            (openssl().replace("PRIVATE KEY", "OPENSSH PRIVATE KEY"), "is not a PKCS8 private key"),
+            (
+                openssl().replace("PRIVATE KEY", "OPENSSH PRIVATE KEY"),
+                "is not a PKCS8 private key",
+            ),
             (openssl().repeat(2), "has trailing data"),
             (format!("{BEGIN}\n{seed}\n{END}\n"), "is not an ed25519 key"),
             // X25519's number in the place of ed25519's.
-            (openssl().replace("AwBQYDK2Vw", "AwBQYDK2Vu"), "is not an ed25519 key"),
+            (
+                openssl().replace("AwBQYDK2Vw", "AwBQYDK2Vu"),
+                "is not an ed25519 key",
+            ),
         ] {
             let error = AttestKey::load(&write(dir.path(), &text)).unwrap_err();
             assert!(error.to_string().ends_with(why), "{error}");

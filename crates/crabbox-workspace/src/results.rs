@@ -6,3 +6,4 @@ pub mod bundle;
 pub mod collect;
 pub mod junit;
 pub mod pattern;
+pub mod schema;

@@ -40,7 +40,9 @@ impl Transcript {
 
     /// The SHA-256 of all that came, in hexadecimal digits.
     pub fn sha256(&self) -> String {
-        self.0.lock().map_or_else(|_| String::new(), |seen| seen.digest.hex())
+        self.0
+            .lock()
+            .map_or_else(|_| String::new(), |seen| seen.digest.hex())
     }
 
     /// The last lines that say something, without terminal sequences; empty where nothing was shown.
@@ -87,10 +89,17 @@ mod tests {
         }
         let end = transcript.end();
         assert_eq!(end.lines().count(), LINES);
-        assert!(end.starts_with("line 19988 ü\n") && end.ends_with("line 19999 ü"), "{end}");
+        assert!(
+            end.starts_with("line 19988 ü\n") && end.ends_with("line 19999 ü"),
+            "{end}"
+        );
         transcript.see("ü".repeat(40_000).as_bytes(), true);
         let end = transcript.end();
-        assert!(end.len() <= SHOWN && end.chars().all(|c| c == 'ü'), "{}", end.len());
+        assert!(
+            end.len() <= SHOWN && end.chars().all(|c| c == 'ü'),
+            "{}",
+            end.len()
+        );
         assert!(transcript.0.lock().unwrap().end.len() <= 2 * KEPT);
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crabbox_core::config::FlagValue;
 use crabbox_engine::provider::lease::Lease;
-use crabbox_engine::run::report::{Artifact, Outcome};
+use crabbox_engine::run::report::{Artifact, Outcome, SchemaValidation};
 use crabbox_machine::protocol::Stage;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -85,6 +85,9 @@ pub(crate) struct TimingJson {
     /// The files that were brought back.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     artifacts: Vec<Artifact>,
+    /// What schemas said of files.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    schema_validations: Vec<SchemaValidation>,
     /// Whether it was given back, where that was tried.
     #[serde(skip_serializing_if = "Option::is_none")]
     lease_stopped: Option<bool>,
@@ -137,6 +140,7 @@ impl TimingJson {
             blocked_stage: outcome.blocked.map(|(stage, _)| stage),
             retry_likely: outcome.blocked.map(|(_, retry)| retry),
             artifacts: outcome.artifacts.clone(),
+            schema_validations: outcome.schemas.clone(),
             lease_stopped: outcome.stopped,
             lease_stop_error: outcome.stop_error.clone(),
         }

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use super::choice::Choice;
 use super::fields::{Unknown, Wrong};
 use super::jobs::{self, Job};
-use super::key::{FOREIGN_SECTIONS, JOBS, KEYS, Key, Kind, Merge, Name, PRESETS, PROFILES, PROOF_TEMPLATES, Trust};
+use super::key::{
+    FOREIGN_SECTIONS, JOBS, KEYS, Key, Kind, Merge, Name, PRESETS, PROFILES, PROOF_TEMPLATES, Trust,
+};
 use super::layer::{Layer, Origin, Place, Sourced};
 use super::profiles::{Preset, Profile, ProofTemplate, Reader};
 use super::provider::Provider;

@@ -117,9 +117,7 @@ pub(super) fn parse(fields: &Map<String, Value>) -> Result<Sealed, ReceiptError>
     for name in FIELDS.iter().filter(|name| **name != "signature") {
         let field = match fields.get(*name) {
             Some(Value::String(text)) => Field::Text(text),
-            Some(Value::Number(number)) => {
-                Field::Number(number.as_i64().ok_or(ReceiptError::Invalid(name))?)
-            }
+            Some(Value::Number(number)) => Field::Number(number.as_i64().ok_or(ReceiptError::Invalid(name))?),
             Some(_) => return Err(ReceiptError::Invalid(name)),
             None => continue,
         };
@@ -183,8 +181,16 @@ mod tests {
                 .to_string()
         };
         for (from, to, wanted) in [
-            ("\"schema_version\": 1", "\"schema_version\": 3", "unsupported schema_version 3"),
-            ("\"schema_version\": 1", "\"schema_version\": \"1\"", "invalid schema_version"),
+            (
+                "\"schema_version\": 1",
+                "\"schema_version\": 3",
+                "unsupported schema_version 3",
+            ),
+            (
+                "\"schema_version\": 1",
+                "\"schema_version\": \"1\"",
+                "invalid schema_version",
+            ),
             ("\"slug\"", "\"slog\"", "unknown field \"slog\""),
             ("\"slug\"", "\"run_id\"", "duplicate key"),
             ("  \"provider\": \"ssh\",\n", "", "missing provider"),

@@ -78,7 +78,9 @@ impl TerminalReceipt<'_> {
     /// The bytes to be signed by the owner of `public_key`.
     pub fn signed(&self, public_key: &[u8; 32]) -> Vec<u8> {
         let key = encode(public_key);
-        self.with_fields(&key, None, |fields| signed(fields.iter().map(|(_, field)| *field)))
+        self.with_fields(&key, None, |fields| {
+            signed(fields.iter().map(|(_, field)| *field))
+        })
     }
 
     /// The file, with the signature.
@@ -87,9 +89,8 @@ impl TerminalReceipt<'_> {
         self.with_fields(&key, Some(&signature), |fields| {
             let mut written = fields.to_vec();
             // A lease without a name has no field for it.
-            written.retain(|(name, field)| {
-                !(["lease_id", "slug"].contains(name) && *field == Field::Text(""))
-            });
+            written
+                .retain(|(name, field)| !(["lease_id", "slug"].contains(name) && *field == Field::Text("")));
             text::indented(&written).into_bytes()
         })
     }
@@ -149,10 +150,7 @@ fn signed<'a>(fields: impl Iterator<Item = Field<'a>>) -> Vec<u8> {
             Field::Truth(truth) => truth.to_string(),
         })
         .collect();
-    prefixed(
-        b"crabbox-terminal-receipt-v2\0",
-        texts.iter().map(String::as_str),
-    )
+    prefixed(b"crabbox-terminal-receipt-v2\0", texts.iter().map(String::as_str))
 }
 
 /// `prefix`, then each text behind its length in four bytes, the highest first.
@@ -270,7 +268,8 @@ mod tests {
     fn every_field_is_signed_behind_its_length_and_reads_back_so() {
         let key = [7; 32];
         let signed = receipt().signed(&key);
-        let begin = b"crabbox-terminal-receipt-v2\0\0\0\0\x012\0\0\0\x08terminal\0\0\0\x162026-08-01T00:00:00.5Z";
+        let begin =
+            b"crabbox-terminal-receipt-v2\0\0\0\0\x012\0\0\0\x08terminal\0\0\0\x162026-08-01T00:00:00.5Z";
         assert!(signed.starts_with(begin), "{signed:?}");
         let file = receipt().file(&key, &[9; 64]);
         let text = String::from_utf8(file.clone()).unwrap();
@@ -295,7 +294,11 @@ mod tests {
         let long = format!("\"{}\"", "x".repeat(5000));
         for (from, to, wanted) in [
             ("\"terminal\"", "\"other\"", "invalid receipt_type"),
-            ("\"log_truncated\": false", "\"log_truncated\": 0", "invalid log_truncated"),
+            (
+                "\"log_truncated\": false",
+                "\"log_truncated\": 0",
+                "invalid log_truncated",
+            ),
             ("\"exit_code\": 17", "\"exit_code\": \"17\"", "invalid exit_code"),
             ("1750", "1751", "duration_ms does not match timestamps"),
             ("02.25Z", "00.25Z", "invalid ended_at"),
@@ -305,7 +308,10 @@ mod tests {
         ] {
             assert!(file.contains(from), "{from}");
             let error = receipt::parse(file.replacen(from, to, 1).as_bytes());
-            assert_eq!(error.unwrap_err().to_string(), format!("malformed receipt: {wanted}"));
+            assert_eq!(
+                error.unwrap_err().to_string(),
+                format!("malformed receipt: {wanted}")
+            );
         }
     }
 
@@ -318,6 +324,9 @@ mod tests {
         };
         let text = String::from_utf8(receipt.file(&[7; 32], &[9; 64])).unwrap();
         assert!(text.contains("[command display omitted; exact argv bound by sha256:e3b0"));
-        assert_eq!(command_bytes(["a", "bc"]), b"crabbox-command-v1\0\0\0\0\x01a\0\0\0\x02bc");
+        assert_eq!(
+            command_bytes(["a", "bc"]),
+            b"crabbox-command-v1\0\0\0\0\x01a\0\0\0\x02bc"
+        );
     }
 }

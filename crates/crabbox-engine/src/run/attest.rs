@@ -2,7 +2,7 @@
 //!
 //! It attests a run whose command began, and says nothing that this program has not seen itself.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crabbox_core::receipt::{self, RunReceipt, TerminalReceipt};
 use crabbox_core::timestamp;
@@ -15,36 +15,8 @@ use crate::run::Run;
 use crate::run::error::EvidenceError;
 use crate::run::event::ResultEvent;
 use crate::run::evidence::Attest;
-use crate::run::proof::Captured;
 use crate::run::report::{Artifact, Outcome, RunReport};
-
-/// A command as it was seen from here.
-#[derive(Debug, Clone)]
-pub(super) struct Witnessed {
-    /// When it began: Unix seconds, and nanoseconds within the second.
-    pub(super) at: (i64, u32),
-    /// The same for measuring.
-    pub(super) began: Instant,
-    /// The SHA-256 of both of its streams as they came, in hexadecimal digits.
-    pub(super) sha256: String,
-    /// The end of what it printed; what went into files is not in it.
-    pub(super) end: String,
-    /// Its streams that went into files.
-    pub(super) captured: Vec<Captured>,
-}
-
-impl Witnessed {
-    /// A command that begins now.
-    pub(super) fn begin() -> Self {
-        Self {
-            at: clock::unix_now(),
-            began: Instant::now(),
-            sha256: String::new(),
-            end: String::new(),
-            captured: Vec::new(),
-        }
-    }
-}
+use crate::run::witnessed::Witnessed;
 
 impl Run<'_> {
     /// Writes the receipt of a run that ended with the exit code in its report, if one was asked for and the command began.

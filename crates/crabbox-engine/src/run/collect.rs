@@ -8,12 +8,13 @@ use crabbox_workspace::command::{self, RemoteError};
 use crabbox_workspace::owner::Owner;
 use crabbox_workspace::results::collect;
 use crabbox_workspace::results::junit::Report;
+use crabbox_workspace::results::schema::{self, Judgement};
 
 use crate::provider::lease::{Lease, Target};
 use crate::run::Run;
 use crate::run::error::{ResultError, RunError};
 use crate::run::event::{PolicyFailure, ResultEvent};
-use crate::run::report::{Artifact, RunReport};
+use crate::run::report::{Artifact, RunReport, SchemaValidation};
 
 /// What was collected of test reports.
 #[derive(Debug, Default)]
@@ -118,10 +119,45 @@ impl Run<'_> {
         if let Some(missing) = missing {
             return Err(missing.into());
         }
+        self.schemas(target, workdir, report)?;
         self.downloads(target, workdir, report)?;
         self.artifacts(target, workdir, names, report)?;
         self.prove(lease, report)?;
         Ok(self.attest(lease, report)?)
+    }
+
+    /// Holds files against their schemas, all of them; the first that does not satisfy is why the run fails.
+    fn schemas(&self, target: &Target, workdir: &str, report: &mut RunReport) -> Result<(), RunError> {
+        let mut failure = None;
+        for required in &self.work.schemas {
+            let judgement = required.judge(target, workdir, self.interrupts.as_fd())?;
+            self.events.result(&ResultEvent::Schema {
+                required,
+                judgement: &judgement,
+            });
+            let remote = required.remote.clone();
+            let (violations, error, failed) = match judgement {
+                Judgement::Absent(why) => {
+                    let failed = ResultError::Unfetched { remote, why };
+                    (Vec::new(), Some("fetch failed"), Some(failed))
+                }
+                Judgement::Held(violations) => {
+                    let checks = schema::count(&violations);
+                    let failed = ResultError::Schema { remote, checks };
+                    let failed = (!violations.is_empty()).then_some(failed);
+                    (violations, None, failed)
+                }
+            };
+            report.outcome.schemas.push(SchemaValidation {
+                artifact: required.remote.clone(),
+                schema: required.schema.display().to_string(),
+                valid: failed.is_none(),
+                violations,
+                error,
+            });
+            failure = failure.or(failed);
+        }
+        failure.map_or(Ok(()), |failure| Err(failure.into()))
     }
 
     fn downloads(&self, target: &Target, workdir: &str, report: &mut RunReport) -> Result<(), RunError> {

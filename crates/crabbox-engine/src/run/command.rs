@@ -18,11 +18,10 @@ use crabbox_workspace::tee::{Phases, Tee, To};
 use crabbox_workspace::transcript::Transcript;
 
 use crate::provider::lease::{Lease, Target};
-use crate::run::attest::Witnessed;
 use crate::run::error::{RunError, RunFailure};
 use crate::run::event::{CommandEvent, StartEvent};
-use crate::run::proof::Captured;
 use crate::run::report::{Ended, RunReport};
+use crate::run::witnessed::Witnessed;
 use crate::run::{Given, Run};
 
 /// How long a machine whose connection broke is watched going down.
@@ -103,7 +102,7 @@ impl Run<'_> {
             .with(transcript.as_ref());
         let mut stderr = Tee::new(self.capture(results.capture_stderr.as_deref(), &err)?, &phases)
             .with(transcript.as_ref());
-        let mut seen = Witnessed::begin();
+        let seen = Witnessed::begin();
         let stage = self.stage("command");
         let started = Instant::now();
         let status = command::command(
@@ -124,18 +123,7 @@ impl Run<'_> {
         report.outcome.phases = phases.ended(end);
         (ended.stdout, ended.stderr) = (stdout.tail(), stderr.tail());
         if let Some(transcript) = &transcript {
-            (seen.sha256, seen.end) = (transcript.sha256(), transcript.end());
-            for (stream, path, bytes) in [
-                ("stdout", &results.capture_stdout, stdout.bytes()),
-                ("stderr", &results.capture_stderr, stderr.bytes()),
-            ] {
-                seen.captured.extend(path.iter().map(|path| Captured {
-                    stream,
-                    path: path.display().to_string(),
-                    bytes,
-                }));
-            }
-            report.witnessed = Some(seen);
+            report.witnessed = Some(seen.ended(transcript, results, [stdout.bytes(), stderr.bytes()]));
         }
         let failure = match status {
             RemoteStatus::Exited(0) => None,

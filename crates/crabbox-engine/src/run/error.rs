@@ -98,6 +98,22 @@ pub enum ResultError {
         /// Its pattern.
         pattern: String,
     },
+    /// A file that has to satisfy a schema could not be had.
+    #[error("require artifact schema: fetch {remote}: {why}")]
+    Unfetched {
+        /// The file.
+        remote: String,
+        /// Why not.
+        why: String,
+    },
+    /// A file does not satisfy its schema.
+    #[error("artifact schema validation failed: {remote} ({checks})")]
+    Schema {
+        /// The file.
+        remote: String,
+        /// How many checks failed.
+        checks: String,
+    },
     /// The policy has nothing to go by.
     #[error("JUnit results policy: no test report was found")]
     NoReport,
@@ -117,7 +133,7 @@ pub enum ResultError {
 impl Fault for ResultError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Missing { .. } => Kind::Remote,
+            Self::Missing { .. } | Self::Unfetched { .. } | Self::Schema { .. } => Kind::Remote,
             Self::Tests { .. } | Self::NoReport | Self::Unread => Kind::General,
         }
     }

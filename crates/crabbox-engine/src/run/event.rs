@@ -12,6 +12,7 @@ use crabbox_core::config::layer::{Origin, Sourced};
 use crabbox_workspace::command::RemoteError;
 use crabbox_workspace::results::junit;
 use crabbox_workspace::results::pattern::Pattern;
+use crabbox_workspace::results::schema;
 use crabbox_workspace::sync::SyncEvents;
 
 use crate::entry::EntryEvents;
@@ -180,6 +181,13 @@ pub enum ResultEvent<'a> {
         pattern: &'a Pattern,
         /// How many match it.
         matched: usize,
+    },
+    /// A file was held against its schema, or should have been.
+    Schema {
+        /// The file and its schema.
+        required: &'a schema::Required,
+        /// What became of it.
+        judgement: &'a schema::Judgement,
     },
     /// A file was fetched.
     Downloaded {

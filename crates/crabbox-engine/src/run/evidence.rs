@@ -8,8 +8,17 @@ use crabbox_core::fault::{Fault, Kind};
 use crabbox_host::place::{self, Access, Place, PlaceError};
 use crabbox_ssh::attest::{AttestKey, AttestKeyError, KEY_PATH};
 
-use crate::run::proof::TemplateError;
 use crate::run::request::ResultWish;
+
+/// A template asks for something that nobody knows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("proof template {field} has unresolved preset variable(s): {}", missing.join(", "))]
+pub struct TemplateError {
+    /// Where it asks for it.
+    pub field: &'static str,
+    /// What it asks for.
+    pub missing: Vec<String>,
+}
 
 /// Why there can be no evidence of a run.
 #[derive(Debug, thiserror::Error)]
@@ -194,12 +203,21 @@ mod tests {
                 (|wish| wish.capture_stdout = Some("r.json".into())) as fn(&mut ResultWish),
                 "capture stdout",
             ),
-            (|wish| wish.capture_stderr = Some("./r.json".into()), "capture stderr"),
-            (|wish| wish.timing_record = Some("r.json".to_owned()), "timing record"),
+            (
+                |wish| wish.capture_stderr = Some("./r.json".into()),
+                "capture stderr",
+            ),
+            (
+                |wish| wish.timing_record = Some("r.json".to_owned()),
+                "timing record",
+            ),
             (|wish| wish.download = vec!["x=r.json".to_owned()], "download x"),
             (|wish| wish.attest_key = Some("r.json".into()), "attest key"),
             (|wish| wish.emit_proof = Some("r.json".into()), "emit proof"),
-            (|wish| wish.attest = Some("config/attest/id_ed25519.pem".into()), "attest key"),
+            (
+                |wish| wish.attest = Some("config/attest/id_ed25519.pem".into()),
+                "attest key",
+            ),
         ] {
             let mut wish = wish();
             change(&mut wish);
@@ -228,9 +246,6 @@ mod tests {
         }
         assert!(!dir.path().join("config").exists(), "nothing was made");
         let evidence = Evidence::prepare(&wish(), &base).unwrap();
-        assert_eq!(
-            evidence.attest.unwrap().place.path(),
-            dir.path().join("r.json")
-        );
+        assert_eq!(evidence.attest.unwrap().place.path(), dir.path().join("r.json"));
     }
 }

@@ -12,34 +12,15 @@ use crate::provider::lease::Lease;
 use crate::run::Run;
 use crate::run::error::EvidenceError;
 use crate::run::event::ResultEvent;
+use crate::run::evidence::TemplateError;
 use crate::run::report::{Artifact, RunReport};
+use crate::run::witnessed::Captured;
 
 /// What a proof says where nothing else is known.
 const BEHAVIOR: &str = "What this command does on the machine that it ran on.";
 const OBSERVED: &str = "The command ended with exit code 0.";
 const NOT_TESTED: &str = "Anything but this run.";
 const NO_OUTPUT: &str = "(no console output captured)";
-
-/// A stream that went into a file.
-#[derive(Debug, Clone)]
-pub(super) struct Captured {
-    /// `stdout` or `stderr`.
-    pub(super) stream: &'static str,
-    /// The file as it was named.
-    pub(super) path: String,
-    /// How much went there.
-    pub(super) bytes: u64,
-}
-
-/// A template asks for something that nobody knows.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("proof template {field} has unresolved preset variable(s): {}", missing.join(", "))]
-pub struct TemplateError {
-    /// Where it asks for it.
-    pub field: &'static str,
-    /// What it asks for.
-    pub missing: Vec<String>,
-}
 
 /// What is known of a run.
 struct Facts<'a> {
@@ -169,16 +150,15 @@ fn fence(text: &str) -> String {
 }
 
 /// `text` with a value for each `{{name}}` in it. What stands in a value is not looked at again.
-fn filled(
-    field: &'static str,
-    text: &str,
-    values: &BTreeMap<&str, &str>,
-) -> Result<String, TemplateError> {
+fn filled(field: &'static str, text: &str, values: &BTreeMap<&str, &str>) -> Result<String, TemplateError> {
     let (mut out, mut missing, mut rest) = (String::new(), Vec::new(), text);
     while let Some(at) = rest.find("{{") {
         let (before, from) = rest.split_at(at);
         out.push_str(before);
-        let Some(name) = from[2..].split_once("}}").map(|(name, _)| name).filter(|name| is_name(name))
+        let Some(name) = from[2..]
+            .split_once("}}")
+            .map(|(name, _)| name)
+            .filter(|name| is_name(name))
         else {
             out.push('{');
             rest = &from[1..];
@@ -203,7 +183,9 @@ fn filled(
 /// Whether it can be the name of something known.
 fn is_name(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use crabbox_machine::protocol::Stage;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::run::attest::Witnessed;
 use crate::run::failure::{self, Class};
+use crate::run::witnessed::Witnessed;
 
 /// What became of a command, for its timing line.
 #[derive(Debug, Clone, Default)]
@@ -35,6 +35,8 @@ pub struct Outcome {
     pub blocked: Option<(&'static str, &'static str)>,
     /// What was brought back: kind, path, bytes.
     pub artifacts: Vec<Artifact>,
+    /// What schemas said of files.
+    pub schemas: Vec<SchemaValidation>,
     /// The run's id; empty for `warmup`.
     pub run_id: String,
     /// `--label`.
@@ -61,6 +63,23 @@ pub struct Artifact {
     pub template: Option<String>,
     /// Its size.
     pub bytes: u64,
+}
+
+/// What a schema said of a file.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct SchemaValidation {
+    /// The file, below the working directory.
+    pub artifact: String,
+    /// The schema's file as it was named.
+    pub schema: String,
+    /// Whether the file satisfies it.
+    pub valid: bool,
+    /// The places that do not, each with the constraint.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub violations: Vec<String>,
+    /// Why the file was not looked at: `fetch failed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<&'static str>,
 }
 
 /// What became of a run.

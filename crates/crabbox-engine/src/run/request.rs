@@ -15,6 +15,7 @@ use crabbox_workspace::command::Form;
 use crabbox_workspace::preflight::{self, UnknownTool};
 use crabbox_workspace::quote;
 use crabbox_workspace::results::pattern::{Pattern, PatternError};
+use crabbox_workspace::results::schema::{self, SchemaError};
 
 use super::template::Variables;
 
@@ -151,6 +152,8 @@ pub struct ResultWish {
     pub artifact_glob: Vec<String>,
     /// Patterns of files of which each must have one.
     pub require_artifact: Vec<String>,
+    /// `remote=schema.json` of files that must be there and satisfy a JSON schema.
+    pub require_artifact_schema: Vec<String>,
     /// The file that takes a proof in words.
     pub emit_proof: Option<PathBuf>,
     /// The template of the configuration by which it is made, in place of the preset's.
@@ -262,6 +265,9 @@ pub enum RequestError {
         /// The names there are.
         known: Vec<String>,
     },
+    /// A schema that is none, or for no file.
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
     /// A pattern for artifacts that is none.
     #[error(transparent)]
     Pattern(#[from] PatternError),
@@ -327,6 +333,8 @@ pub struct Work {
     pub artifacts: Vec<Pattern>,
     /// Patterns of files that have to be there.
     pub required: Vec<Pattern>,
+    /// Files that have to be there and to satisfy a schema.
+    pub schemas: Vec<schema::Required>,
     /// Whether a shell gets the words as they are.
     pub shell: bool,
     /// Whether the tools of the lease are shown first.
@@ -369,6 +377,7 @@ impl Work {
             downloads: downloads.collect::<Result<_, _>>()?,
             artifacts: patterns(&request.results.artifact_glob)?,
             required: patterns(&request.results.require_artifact)?,
+            schemas: schema::load(&request.results.require_artifact_schema)?,
             words,
             shell: request.command.shell,
             preflight: request.command.preflight,
@@ -493,6 +502,9 @@ fn check(request: &RunRequest) -> Result<(), RequestError> {
     }
     if request.sync.sync_only && !request.results.require_artifact.is_empty() {
         return conflict("--require-artifact", "--sync-only");
+    }
+    if request.sync.sync_only && !request.results.require_artifact_schema.is_empty() {
+        return conflict("--require-artifact-schema", "--sync-only");
     }
     if request.sync.sync_only && request.results.emit_proof.is_some() {
         return conflict("--emit-proof", "--sync-only");

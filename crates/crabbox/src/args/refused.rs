@@ -73,7 +73,6 @@ pub(super) const STOP: &[Flag] = &[
 
 /// Of `run`.
 pub(super) const RUN: &[Flag] = &[
-    value("require-artifact-schema"),
     value("lease-output"),
     value("pool"),
     value("pool-compatibility-key"),

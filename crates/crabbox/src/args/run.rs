@@ -128,6 +128,9 @@ pub(crate) struct RunResultArgs {
     /// Fail unless a file matches
     #[arg(long, value_name = "PATTERN")]
     pub(crate) require_artifact: Vec<String>,
+    /// Fail unless this file is there and satisfies the JSON schema
+    #[arg(long, value_name = "REMOTE=SCHEMA")]
+    pub(crate) require_artifact_schema: Vec<String>,
     /// Write a proof of the run in Markdown to this file after success
     #[arg(long, value_name = "PATH")]
     pub(crate) emit_proof: Option<PathBuf>,

@@ -25,6 +25,7 @@ mod receipt;
 mod release;
 mod remote;
 mod run;
+mod schema;
 mod smoke;
 mod static_host;
 mod sync_plan;

@@ -25,7 +25,15 @@ fn a_proof_is_written_by_the_preset_s_template_and_comes_before_the_receipt() {
     lease.place.write("repo/crabbox.yaml", CONFIGURATION);
     let done = run(
         &lease,
-        &["--emit-proof", "out/p.md", "--attest", "r.json", "--preset", "hello", "--timing-json"],
+        &[
+            "--emit-proof",
+            "out/p.md",
+            "--attest",
+            "r.json",
+            "--preset",
+            "hello",
+            "--timing-json",
+        ],
         &[],
     );
     assert_eq!(done.code, 0, "{}", done.err);
@@ -43,11 +51,18 @@ fn a_proof_is_written_by_the_preset_s_template_and_comes_before_the_receipt() {
     ] {
         assert!(proof.contains(part), "{part:?} in {proof}");
     }
-    let line = format!("artifact kind=proof path=out/p.md bytes={} template=pr\n", proof.len());
+    let line = format!(
+        "artifact kind=proof path=out/p.md bytes={} template=pr\n",
+        proof.len()
+    );
     assert!(done.err.contains(&line), "{}", done.err);
     let artifact = &timing["artifacts"][0];
     assert_eq!(
-        (&artifact["kind"], &artifact["template"], &timing["artifacts"][1]["kind"]),
+        (
+            &artifact["kind"],
+            &artifact["template"],
+            &timing["artifacts"][1]["kind"]
+        ),
         (&"proof".into(), &"pr".into(), &"receipt".into())
     );
     assert!(timing["artifacts"][1].get("template").is_none());
@@ -58,14 +73,31 @@ fn without_a_template_the_proof_has_words_of_its_own_and_names_what_else_there_i
     let lease = entered();
     let done = run(
         &lease,
-        &["--emit-proof", "p.md", "--capture-stdout", "o ut", "--artifact-glob", "a"],
-        &["--shell", "--", "echo 12345; touch a; printf '\\033[31m```\\n' >&2"],
+        &[
+            "--emit-proof",
+            "p.md",
+            "--capture-stdout",
+            "o ut",
+            "--artifact-glob",
+            "a",
+        ],
+        &[
+            "--shell",
+            "--",
+            "echo 12345; touch a; printf '\\033[31m```\\n' >&2",
+        ],
     );
     assert_eq!(done.code, 0, "{}", done.err);
     assert!(done.err.contains(" template=default\n"), "{}", done.err);
     let proof = read(&lease, "p.md");
-    assert!(proof.contains("````text\n```\ncaptured stream=stdout path=\"o ut\" bytes=6\n````\n"), "{proof}");
-    assert!(proof.contains("-artifacts.tgz\n\nWhat was not tested: "), "{proof}");
+    assert!(
+        proof.contains("````text\n```\ncaptured stream=stdout path=\"o ut\" bytes=6\n````\n"),
+        "{proof}"
+    );
+    assert!(
+        proof.contains("-artifacts.tgz\n\nWhat was not tested: "),
+        "{proof}"
+    );
 
     // A run that fails proves nothing, and takes nothing away.
     let failed = run(&lease, &["--emit-proof", "p.md"], &["--", "false"]);
@@ -86,7 +118,10 @@ fn a_template_that_is_not_there_or_asks_for_too_much_is_named() {
         &["--emit-proof", "p.md", "--proof-template", "none"],
         "proof template \"none\" is not configured for profile \"default\"\n",
     );
-    refused(&["--emit-proof", "p.md", "--capture-stdout", "p.md"], "emit proof/capture stdout: paths must be different");
+    refused(
+        &["--emit-proof", "p.md", "--capture-stdout", "p.md"],
+        "emit proof/capture stdout: paths must be different",
+    );
     let there = run(&lease, &[], &["--", "test", "!", "-e", "ran"]);
     assert_eq!(there.code, 0, "nothing ran: {}", there.err);
     refused(

@@ -15,7 +15,12 @@ use crate::run::entered;
 const SIGNED_ELSEWHERE: &str = include_str!("receipt-openssl.json");
 
 fn run(lease: &Entered, flags: &[&str], script: &str) -> Answer {
-    let words = [&["run", "--id", "jade-krill", "--no-sync"], flags, &["--shell", "--", script]].concat();
+    let words = [
+        &["run", "--id", "jade-krill", "--no-sync"],
+        flags,
+        &["--shell", "--", script],
+    ]
+    .concat();
     lease.place.run(&words)
 }
 
@@ -30,12 +35,17 @@ fn read(path: &Path) -> Value {
 #[test]
 fn a_run_leaves_a_receipt_that_verifies_until_a_letter_of_it_is_changed() {
     let lease = entered();
-    let done = run(&lease, &["--attest", "out/r.json", "--timing-json"], "echo '<a>'; echo & >&2; wait");
+    let done = run(
+        &lease,
+        &["--attest", "out/r.json", "--timing-json"],
+        "echo '<a>'; echo & >&2; wait",
+    );
     assert_eq!(done.code, 0, "{}", done.err);
     let file = lease.place.path("repo/out/r.json");
     let bytes = file.metadata().unwrap().len();
     assert!(
-        done.err.contains(&format!("artifact kind=receipt path=out/r.json bytes={bytes}\n")),
+        done.err
+            .contains(&format!("artifact kind=receipt path=out/r.json bytes={bytes}\n")),
         "{}",
         done.err
     );
@@ -51,7 +61,11 @@ fn a_run_leaves_a_receipt_that_verifies_until_a_letter_of_it_is_changed() {
     }
     let timing: Value = serde_json::from_str(done.err.lines().last().unwrap()).unwrap();
     assert_eq!(
-        (&receipt["schema_version"], &receipt["exit_code"], &receipt["run_id"]),
+        (
+            &receipt["schema_version"],
+            &receipt["exit_code"],
+            &receipt["run_id"]
+        ),
         (&1.into(), &0.into(), &timing["runId"])
     );
     assert_eq!(timing["artifacts"][0]["kind"], "receipt");
@@ -92,22 +106,43 @@ fn a_run_that_fails_leaves_a_receipt_of_that() {
     let lease = entered();
     let failed = run(&lease, &["--attest", "r.json"], "echo out; exit 17");
     assert_eq!(failed.code, 17, "{}", failed.err);
-    assert!(failed.err.contains("artifact kind=receipt path=r.json bytes="), "{}", failed.err);
+    assert!(
+        failed.err.contains("artifact kind=receipt path=r.json bytes="),
+        "{}",
+        failed.err
+    );
     let receipt = read(&lease.place.path("repo/r.json"));
     assert_eq!(
-        (&receipt["schema_version"], &receipt["exit_code"], &receipt["log_truncated"]),
+        (
+            &receipt["schema_version"],
+            &receipt["exit_code"],
+            &receipt["log_truncated"]
+        ),
         (&2.into(), &17.into(), &false.into())
     );
     let log = format!("sha256:{}", digest::sha256(b"out\n"));
-    assert_eq!((&receipt["log_sha256"], &receipt["retained_log_sha256"]), (&log.as_str().into(), &log.as_str().into()));
+    assert_eq!(
+        (&receipt["log_sha256"], &receipt["retained_log_sha256"]),
+        (&log.as_str().into(), &log.as_str().into())
+    );
     let words = b"crabbox-command-v1\0\0\0\0\x11echo out; exit 17";
-    assert_eq!(receipt["command_sha256"], format!("sha256:{}", digest::sha256(words)));
+    assert_eq!(
+        receipt["command_sha256"],
+        format!("sha256:{}", digest::sha256(words))
+    );
     let good = lease.place.run(&["verify", "r.json"]);
-    let end = format!("signer={} trust=self-signed exit=17\n", receipt["signer"].as_str().unwrap());
+    let end = format!(
+        "signer={} trust=self-signed exit=17\n",
+        receipt["signer"].as_str().unwrap()
+    );
     assert_eq!((good.code, good.out), (0, format!("PASS r.json {end}")));
 
     // The command did well, and the run did not.
-    let missing = run(&lease, &["--attest", "m.json", "--require-artifact", "none"], "true");
+    let missing = run(
+        &lease,
+        &["--attest", "m.json", "--require-artifact", "none"],
+        "true",
+    );
     assert_eq!(missing.code, 7, "{}", missing.err);
     assert_eq!(read(&lease.place.path("repo/m.json"))["exit_code"], 7);
 }
@@ -119,7 +154,10 @@ fn a_receipt_that_others_signed_verifies_and_one_that_is_none_is_named() {
     let good = place.run(&["verify", "r.json"]);
     assert_eq!(
         (good.code, good.out.as_str()),
-        (0, "PASS r.json signer=sha256:bba8feba25151449d10ed8811aa3765e0473bca7bf264713073b40c32e00da6d trust=self-signed\n"),
+        (
+            0,
+            "PASS r.json signer=sha256:bba8feba25151449d10ed8811aa3765e0473bca7bf264713073b40c32e00da6d trust=self-signed\n"
+        ),
         "{}",
         good.err
     );
@@ -128,16 +166,25 @@ fn a_receipt_that_others_signed_verifies_and_one_that_is_none_is_named() {
         assert_eq!((answer.code, answer.out.as_str()), (2, ""), "{}", answer.err);
         answer.err
     };
-    place.write("repo/twice.json", &SIGNED_ELSEWHERE.replace("\"slug\"", "\"run_id\""));
+    place.write(
+        "repo/twice.json",
+        SIGNED_ELSEWHERE.replace("\"slug\"", "\"run_id\""),
+    );
     assert_eq!(told("twice.json"), "malformed receipt: duplicate key\n");
-    place.write("repo/new.json", &SIGNED_ELSEWHERE.replace(": 1,", ": 9,"));
-    assert_eq!(told("new.json"), "malformed receipt: unsupported schema_version 9\n");
+    place.write("repo/new.json", SIGNED_ELSEWHERE.replace(": 1,", ": 9,"));
+    assert_eq!(
+        told("new.json"),
+        "malformed receipt: unsupported schema_version 9\n"
+    );
     place.write("repo/half.json", &SIGNED_ELSEWHERE[..60]);
     assert!(told("half.json").starts_with("malformed receipt: "));
     assert!(told("none.json").starts_with("read receipt none.json\n"));
     for words in [&["verify"][..], &["verify", "a", "b"]] {
         let answer = place.run(words);
-        assert_eq!((answer.code, answer.err.as_str()), (2, "usage: crabbox verify <receipt.json>\n"));
+        assert_eq!(
+            (answer.code, answer.err.as_str()),
+            (2, "usage: crabbox verify <receipt.json>\n")
+        );
     }
 }
 
@@ -147,7 +194,7 @@ fn a_key_that_others_could_have_had_signs_nothing() {
     assert_eq!(run(&lease, &["--attest", "r.json"], "true").code, 0);
     let own = lease.place.path("home/.config/crabbox/attest/id_ed25519.pem");
     let key = lease.place.path("repo/key.pem");
-    fs::copy(&own, &key).unwrap();
+    lease.place.write("repo/key.pem", fs::read(&own).unwrap());
     let with_key = &["--attest", "k.json", "--attest-key", "key.pem"];
     assert_eq!(run(&lease, with_key, "true").code, 0);
     assert_eq!(
@@ -177,7 +224,10 @@ fn a_key_that_others_could_have_had_signs_nothing() {
 
     // Neither the key nor another result of the run gives way to a receipt, and no link of the repository leads it away.
     let before = fs::read(&own).unwrap();
-    refused(&["--attest", own.to_str().unwrap()], "attest receipt and attest key paths must be different");
+    refused(
+        &["--attest", own.to_str().unwrap()],
+        "attest receipt and attest key paths must be different",
+    );
     assert_eq!(fs::read(&own).unwrap(), before);
     refused(
         &["--attest", "k.json", "--capture-stdout", "./k.json"],

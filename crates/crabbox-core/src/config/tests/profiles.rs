@@ -50,15 +50,24 @@ fn proof_templates_are_the_profile_s_before_the_others() {
     let settings = world().repo(text).flag(Name::Profile, &["ci"]).settings();
     let template = &settings.proof_templates["pr"];
     assert_eq!(
-        (template.behavior_addressed.as_str(), template.observed_result.as_str()),
+        (
+            template.behavior_addressed.as_str(),
+            template.observed_result.as_str()
+        ),
         ("", "O")
     );
     assert_eq!(settings.proof_templates["other"].exact_steps, "1");
     assert!(world().repo(text).warnings().is_empty());
     for (text, key) in [
         ("proofTemplates: [a]\n", "proofTemplates"),
-        ("proofTemplates: {a: {exactSteps: [b]}}\n", "proofTemplates.a.exactSteps"),
-        ("presets: {a: {command: x, proofTemplate: [b]}}\n", "presets.a.proofTemplate"),
+        (
+            "proofTemplates: {a: {exactSteps: [b]}}\n",
+            "proofTemplates.a.exactSteps",
+        ),
+        (
+            "presets: {a: {command: x, proofTemplate: [b]}}\n",
+            "presets.a.proofTemplate",
+        ),
     ] {
         let error = world().repo(text).resolve().unwrap_err();
         assert!(

@@ -27,8 +27,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &VerifyArgs) -> Result<Exit,
     let verdict = receipt::verify(path)?;
     let said = format!("{} signer={} trust=self-signed", path.display(), verdict.signer);
     if !verdict.is_signed {
-        ctx.printer
-            .line(format_args!("FAIL {said}: signature mismatch"));
+        ctx.printer.line(format_args!("FAIL {said}: signature mismatch"));
         return Ok(Exit::passed_through(Kind::Problems.exit_code()));
     }
     match verdict.exit_code {

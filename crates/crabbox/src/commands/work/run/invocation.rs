@@ -76,6 +76,7 @@ impl From<args::RunArgs> for Invocation {
                     download: results.download,
                     artifact_glob: results.artifact_glob,
                     require_artifact: results.require_artifact,
+                    require_artifact_schema: results.require_artifact_schema,
                     emit_proof: named(results.emit_proof),
                     proof_template: results.proof_template,
                     attest: named(results.attest),

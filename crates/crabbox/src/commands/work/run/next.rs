@@ -72,6 +72,7 @@ impl RunWords<'_> {
             .options("download", &results.download)
             .options("artifact-glob", &results.artifact_glob)
             .options("require-artifact", &results.require_artifact)
+            .options("require-artifact-schema", &results.require_artifact_schema)
             .options("emit-proof", &results.emit_proof)
             .maybe_option("proof-template", results.proof_template.as_deref())
             .options("attest", &results.attest)

@@ -18,7 +18,7 @@ use crabbox_engine::run::request::StopAfter;
 use crabbox_engine::stage::Stages;
 use crabbox_host::console::harmless;
 use crabbox_workspace::env_profile;
-use crabbox_workspace::results::junit;
+use crabbox_workspace::results::{junit, schema};
 
 use super::report;
 use super::{BundledRun, Invocation};
@@ -240,6 +240,7 @@ impl RunEvents for RunWords<'_> {
             ResultEvent::Required { pattern, matched } => {
                 printer.note(format_args!("required artifact {pattern} matched={matched}"));
             }
+            ResultEvent::Schema { required, judgement } => self.schema(required, judgement),
             ResultEvent::Downloaded { path, bytes } => {
                 printer.note(format_args!("downloaded {} bytes={bytes}", path.display()));
             }
@@ -372,6 +373,26 @@ impl RunWords<'_> {
             "env forwarding provider={} behavior=forwarded {what}",
             lease.provider
         ));
+    }
+
+    /// What a schema says of a file.
+    fn schema(&self, required: &schema::Required, judgement: &schema::Judgement) {
+        let (printer, remote, path) = (self.ctx.printer, &required.remote, required.schema.display());
+        match judgement {
+            schema::Judgement::Absent(why) => {
+                printer.note(format_args!("schema {remote}: fetch failed: {}", harmless(why)));
+            }
+            schema::Judgement::Held(violations) if violations.is_empty() => {
+                printer.note(format_args!("schema {remote}: ok ({path})"));
+            }
+            schema::Judgement::Held(violations) => {
+                let checks = schema::count(violations);
+                printer.note(format_args!("schema {remote}: failed {checks} against {path}:"));
+                for violation in violations {
+                    printer.note(format_args!("  - {}", harmless(violation)));
+                }
+            }
+        }
     }
 
     fn tests(&self, report: &junit::Report) {

@@ -1,0 +1,66 @@
+//! A command as it was seen from here: when it began, what it printed, where its streams went.
+//!
+//! It must never say what the machine says of itself.
+
+use std::time::Instant;
+
+use crabbox_host::clock;
+use crabbox_workspace::transcript::Transcript;
+
+use crate::run::request::ResultWish;
+
+/// A command as it was seen from here.
+#[derive(Debug, Clone)]
+pub(super) struct Witnessed {
+    /// When it began: Unix seconds, and nanoseconds within the second.
+    pub(super) at: (i64, u32),
+    /// The same for measuring.
+    pub(super) began: Instant,
+    /// The SHA-256 of both of its streams as they came, in hexadecimal digits.
+    pub(super) sha256: String,
+    /// The end of what it printed; what went into files is not in it.
+    pub(super) end: String,
+    /// Its streams that went into files.
+    pub(super) captured: Vec<Captured>,
+}
+
+impl Witnessed {
+    /// A command that begins now.
+    pub(super) fn begin() -> Self {
+        Self {
+            at: clock::unix_now(),
+            began: Instant::now(),
+            sha256: String::new(),
+            end: String::new(),
+            captured: Vec::new(),
+        }
+    }
+
+    /// The same when it has ended; so many bytes came on standard output and standard error.
+    pub(super) fn ended(mut self, transcript: &Transcript, results: &ResultWish, bytes: [u64; 2]) -> Self {
+        (self.sha256, self.end) = (transcript.sha256(), transcript.end());
+        let paths = [
+            ("stdout", &results.capture_stdout),
+            ("stderr", &results.capture_stderr),
+        ];
+        for ((stream, path), bytes) in paths.into_iter().zip(bytes) {
+            self.captured.extend(path.iter().map(|path| Captured {
+                stream,
+                path: path.display().to_string(),
+                bytes,
+            }));
+        }
+        self
+    }
+}
+
+/// A stream that went into a file.
+#[derive(Debug, Clone)]
+pub(super) struct Captured {
+    /// `stdout` or `stderr`.
+    pub(super) stream: &'static str,
+    /// The file as it was named.
+    pub(super) path: String,
+    /// How much went there.
+    pub(super) bytes: u64,
+}

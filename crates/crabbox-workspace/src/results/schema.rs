@@ -1,0 +1,290 @@
+//! JSON files of a run, held against JSON schemas.
+//!
+//! The schema is the user's, the file the machine's, and both are bounded: in size, in depth, and in how long they are looked at.
+//! It must never fetch a schema from anywhere, or repeat the file's own values.
+
+mod references;
+
+use std::collections::BTreeSet;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::strict_json::{self, Limits, StrictJsonError};
+use crabbox_host::files;
+use crabbox_ssh::exec::{RemoteStatus, Stdin};
+use crabbox_ssh::quote;
+use crabbox_ssh::target::Target;
+use jsonschema::error::ValidationErrorKind;
+use jsonschema::{PatternOptions, ValidationError, Validator};
+
+use crate::command::{RemoteError, ask};
+
+/// The largest schema, in bytes.
+const SCHEMA_BYTES: u64 = 1 << 20;
+/// The most values of a schema, and its deepest nesting.
+const SCHEMA: Limits = Limits {
+    depth: 64,
+    values: 4096,
+};
+/// The largest file that is looked at, in bytes.
+const FILE_BYTES: usize = 5 << 20;
+/// The most values of such a file, and its deepest nesting.
+const FILE: Limits = Limits {
+    depth: 64,
+    values: 100_000,
+};
+/// The largest pattern, compiled, in bytes.
+const PATTERN_BYTES: usize = 1 << 20;
+/// The most violations that are told of one file.
+const VIOLATIONS: usize = 100;
+/// The longest a schema is compiled or a file looked at.
+const LIMIT: Duration = Duration::from_secs(30);
+/// Schemas call each other, as deep as they are long.
+const STACK: usize = 256 << 20;
+
+/// What the shell over there exits with when there is no directory, and when there is no such file in it.
+const NO_DIRECTORY: u8 = 9;
+const NO_FILE: u8 = 8;
+
+/// Why there is no schema to hold a file against.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// The flag has not both of its halves.
+    #[error("--require-artifact-schema expects remote=schema.json")]
+    Spec,
+    /// The file could be anywhere, or be many.
+    #[error("--require-artifact-schema requires a safe relative artifact path: {remote}")]
+    Remote {
+        /// Its path.
+        remote: String,
+    },
+    /// Two schemas for one file.
+    #[error("--require-artifact-schema lists {remote:?} more than once")]
+    Twice {
+        /// Its path.
+        remote: String,
+    },
+    /// The schema cannot be read.
+    #[error("--require-artifact-schema: read schema {}", path.display())]
+    Read {
+        /// Its file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is no schema, or none that is taken.
+    #[error("--require-artifact-schema: invalid schema {}: {why}", path.display())]
+    Invalid {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl Fault for SchemaError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+}
+
+/// A file that has to be there and to satisfy a schema.
+#[derive(Debug)]
+pub struct Required {
+    /// Its path below the working directory.
+    pub remote: String,
+    /// The schema's file as it was named.
+    pub schema: PathBuf,
+    validator: Arc<Validator>,
+}
+
+/// What became of such a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Judgement {
+    /// It could not be had.
+    Absent(String),
+    /// It was held against the schema; these places do not satisfy it.
+    Held(Vec<String>),
+}
+
+/// Reads the schemas of `specs`, each `remote=schema.json`. One that is said twice is said once.
+pub fn load(specs: &[String]) -> Result<Vec<Required>, SchemaError> {
+    let mut required: Vec<Required> = Vec::new();
+    let said: Vec<&String> = specs
+        .iter()
+        .enumerate()
+        .filter(|(index, spec)| !specs[..*index].contains(spec))
+        .map(|(_, spec)| spec)
+        .collect();
+    for spec in said {
+        let (remote, schema) = spec.trim().split_once('=').ok_or(SchemaError::Spec)?;
+        let (remote, schema) = (remote.trim(), PathBuf::from(schema.trim()));
+        if remote.is_empty() || schema.as_os_str().is_empty() {
+            return Err(SchemaError::Spec);
+        }
+        let remote = below(remote).ok_or_else(|| SchemaError::Remote {
+            remote: remote.to_owned(),
+        })?;
+        if required.iter().any(|one| one.remote == remote) {
+            return Err(SchemaError::Twice { remote });
+        }
+        let text = files::read_regular(&schema, SCHEMA_BYTES).map_err(|source| SchemaError::Read {
+            path: schema.clone(),
+            source,
+        })?;
+        let validator = compile(text).map_err(|why| SchemaError::Invalid {
+            path: schema.clone(),
+            why,
+        })?;
+        required.push(Required {
+            remote,
+            schema,
+            validator: Arc::new(validator),
+        });
+    }
+    Ok(required)
+}
+
+/// A path of one file below the working directory, without what says nothing in it.
+fn below(path: &str) -> Option<String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "_./@+=,-".contains(c);
+    if path.starts_with(['-', '/']) || !path.chars().all(allowed) {
+        return None;
+    }
+    let parts: Vec<&str> = path.split('/').filter(|part| !["", "."].contains(part)).collect();
+    (!parts.is_empty() && !parts.contains(&"..")).then(|| parts.join("/"))
+}
+
+fn compile(text: Vec<u8>) -> Result<Validator, String> {
+    let compiled = bounded(move || {
+        let schema = strict_json::parse(&text, SCHEMA).map_err(|error| error.to_string())?;
+        references::check(&schema)?;
+        jsonschema::options()
+            .with_pattern_options(PatternOptions::regex().size_limit(PATTERN_BYTES))
+            .build(&schema)
+            .map_err(|error| error.to_string())
+    });
+    compiled.unwrap_or_else(|| Err(slow("compiling it")))
+}
+
+fn slow(what: &str) -> String {
+    format!("{what} takes longer than {} s", LIMIT.as_secs())
+}
+
+/// What `work` gives, if it does so in time. What does not is left to itself: this program ends soon.
+fn bounded<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (told, heard) = mpsc::channel();
+    std::thread::Builder::new()
+        .stack_size(STACK)
+        .spawn(move || {
+            // Nobody hears it any more when it took too long.
+            told.send(work()).ok();
+        })
+        .ok()?;
+    heard.recv_timeout(LIMIT).ok()
+}
+
+impl Required {
+    /// Fetches the file and holds it against the schema. Stops when `cancel` becomes readable.
+    pub fn judge(
+        &self,
+        target: &Target,
+        workdir: &str,
+        cancel: BorrowedFd<'_>,
+    ) -> Result<Judgement, RemoteError> {
+        let (dir, file) = (quote::single(workdir), quote::single(&self.remote));
+        let script = format!(
+            "cd {dir} || exit {NO_DIRECTORY}\ntest -f {file} || exit {NO_FILE}\nexec head -c {} -- {file}",
+            FILE_BYTES + 1
+        );
+        let answer = ask(target, &script, Stdin::Null, None, cancel)?;
+        let absent = |why: &str| Ok(Judgement::Absent(why.to_owned()));
+        match answer.status {
+            RemoteStatus::Exited(0) if answer.stdout.len() > FILE_BYTES => {
+                absent("it is larger than 5 MiB, and so not looked at")
+            }
+            RemoteStatus::Exited(0) => Ok(Judgement::Held(self.violations(answer.stdout))),
+            RemoteStatus::Exited(NO_FILE) => absent("there is no such file"),
+            _ => absent(answer.stderr_text().trim()),
+        }
+    }
+
+    /// The places of `file` that do not satisfy the schema, each with the place in the schema; none of what stands there.
+    pub fn violations(&self, file: Vec<u8>) -> Vec<String> {
+        let validator = Arc::clone(&self.validator);
+        let found = bounded(move || {
+            let value = match strict_json::parse(&file, FILE) {
+                Ok(value) => value,
+                Err(StrictJsonError::Syntax(_)) => {
+                    return vec!["(root): artifact is not valid JSON".to_owned()];
+                }
+                Err(error) => return vec![format!("(root): artifact is not taken: {error}")],
+            };
+            let mut found = Found::default();
+            for error in validator.iter_errors(&value) {
+                if found.is_full() {
+                    break;
+                }
+                found.add(&error);
+            }
+            found.lines
+        });
+        found.unwrap_or_else(|| vec![format!("(root): {}", slow("holding it against the schema"))])
+    }
+}
+
+/// What was found, each place once.
+#[derive(Debug, Default)]
+struct Found {
+    lines: Vec<String>,
+    seen: BTreeSet<(String, String)>,
+}
+
+impl Found {
+    fn is_full(&self) -> bool {
+        self.lines.len() > VIOLATIONS
+    }
+
+    /// Adds an error, or in its place those that led to it.
+    fn add(&mut self, error: &ValidationError<'_>) {
+        match error.kind() {
+            ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context }
+                if context.iter().any(|branch| !branch.is_empty()) =>
+            {
+                for error in context.iter().flatten() {
+                    self.add(error);
+                }
+            }
+            _ => self.place(error.instance_path().as_str(), error.schema_path().as_str()),
+        }
+    }
+
+    fn place(&mut self, instance: &str, keyword: &str) {
+        if self.is_full() || !self.seen.insert((instance.to_owned(), keyword.to_owned())) {
+            return;
+        }
+        self.lines.push(if self.lines.len() == VIOLATIONS {
+            "(root): there are more violations than are told".to_owned()
+        } else {
+            let at = if instance.is_empty() { "(root)" } else { instance };
+            format!("{at}: does not satisfy JSON Schema constraint {keyword}")
+        });
+    }
+}
+
+/// How many checks failed, for a line.
+pub fn count(violations: &[String]) -> String {
+    if violations.len() > VIOLATIONS {
+        format!("at least {} checks", violations.len())
+    } else {
+        format!("{} check(s)", violations.len())
+    }
+}
+
+#[cfg(test)]
+mod tests;
