@@ -10,6 +10,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use clap::{Arg, Command};
 use crabbox_core::fault::{Fault, Kind};
 
+use crate::will_not;
+
 /// Commands (by their path) that take flags after positionals too: those of the Go program, `providers describe` and `providers
 /// recommend`, whose usage there puts flags last, and our own `config explain`.
 const INTERSPERSED: &[&[&str]] = &[
@@ -64,7 +66,10 @@ impl Refused {
             name if name.starts_with("tailscale") => {
                 format!("provider={provider} does not support tailscale-managed networking")
             }
-            name => format!("--{name} is not supported by this program yet"),
+            name => match will_not::flag(name) {
+                Some(why) => format!("--{name} is not in this program: {why}"),
+                None => format!("--{name} is not supported by this program yet"),
+            },
         };
         UsageError::plain(Problem::Other { message })
     }
@@ -99,6 +104,14 @@ pub(crate) enum Problem {
         word: String,
         /// The nearest name.
         suggestion: Option<String>,
+    },
+    /// A command of the Go program that this one will not have.
+    #[error("{word} is not in this program: {why}")]
+    RefusedCommand {
+        /// What was typed.
+        word: String,
+        /// Why not.
+        why: &'static str,
     },
     /// `---x`, `-=x` and the like.
     #[error("bad flag syntax: {flag}")]
@@ -222,6 +235,12 @@ pub(crate) fn normalise(argv: &[OsString], root: &Command) -> Result<Vec<OsStrin
 
 /// The error for a word that is none of a command's subcommands.
 pub(crate) fn unknown_command(command: &Command, word: &str) -> UsageError {
+    if command.get_name() == "crabbox"
+        && let Some(why) = will_not::command(word)
+    {
+        let word = word.to_owned();
+        return UsageError::plain(Problem::RefusedCommand { word, why });
+    }
     let suggestion = nearest(word, command.get_subcommands().map(Command::get_name));
     UsageError::new(
         Problem::UnknownCommand {
@@ -247,6 +266,9 @@ fn group_stop(command: &Command, path: Vec<String>, word: Option<&OsString>) -> 
         Some(word) if word.starts_with('-') && word.len() > 1 => Problem::Undefined {
             name: word.trim_start_matches('-').to_owned(),
         },
+        Some(word) if path.is_empty() && will_not::command(&word).is_some() => {
+            return Stop::Usage(unknown_command(command, &word));
+        }
         Some(word) => Problem::UnknownCommand {
             suggestion: nearest(&word, names()),
             word,

@@ -14,6 +14,7 @@ mod hint;
 mod settings;
 mod timing;
 mod ui;
+mod will_not;
 
 use std::process::ExitCode;
 

@@ -78,6 +78,30 @@ fn usage_errors_are_exit_2_on_standard_error() {
             "unknown command \"rum\", did you mean \"run\"?\n",
         ),
         (&["checkpoint", "create"], "unknown command \"checkpoint\""),
+        (
+            &["actions", "hydrate", "--id", "x"],
+            "actions is not in this program: ",
+        ),
+        (&["artifacts", "collect"], "artifacts is not in this program: "),
+        (&["capsule"], "capsule is not in this program: "),
+        (&["help", "capsule"], "capsule is not in this program: "),
+        (&["config", "actions"], "unknown command \"actions\""),
+        (
+            &["run", "--scenario", "x", "ls"],
+            "--scenario is not in this program: ",
+        ),
+        (
+            &["run", "--fresh-pr", "1", "ls"],
+            "--fresh-pr is not in this program: ",
+        ),
+        (
+            &["run", "--apply-local-patch", "ls"],
+            "--apply-local-patch is not in this program: ",
+        ),
+        (
+            &["warmup", "--actions-runner"],
+            "--actions-runner is not in this program: ",
+        ),
     ];
     for (words, want) in cases {
         let answer = run(words);

@@ -1,0 +1,51 @@
+//! Commands and flags of the Go program that this one will not have, each with the reason that is told to who types it.
+//!
+//! What may come one day does not stand here. A reason must never name what this program has not either.
+
+/// Commands that this program will not have, each with the reason.
+const COMMANDS: &[(&str, &str)] = &[
+    (
+        "actions",
+        "it hydrates a lease by a workflow of a forge, with that forge's credentials in the lease; here a job or preset of the \
+         configuration says what makes a machine ready",
+    ),
+    (
+        "artifacts",
+        "it records a screen, which a microVM has not, and publishes to an object store and a forge with their credentials; \
+         `run --artifact-glob`, `run --emit-proof`, `logs` and `cp` bring back what there is",
+    ),
+    (
+        "capsule",
+        "it is made from a workflow run of a forge; the bundle that a failed `run` leaves has its command, and `run` runs it again",
+    ),
+];
+
+/// Flags that this program will not have, each with the reason.
+const REASONS: &[(&str, &str)] = &[
+    (
+        "actions-runner",
+        "it registers the lease as a runner of a forge, with that forge's credentials in the lease",
+    ),
+    (
+        "fresh-pr",
+        "it has the lease fetch from a forge, with credentials for it there; check the pull request out here, and `run` brings it",
+    ),
+    (
+        "apply-local-patch",
+        "it goes with --fresh-pr; `run` brings the tree as it stands here, patched or not",
+    ),
+];
+
+/// Why this program will not have a command of this name, where it is known.
+pub(crate) fn command(name: &str) -> Option<&'static str> {
+    reason(COMMANDS, name)
+}
+
+/// Why this program will not have a flag of this name, where it is known.
+pub(crate) fn flag(name: &str) -> Option<&'static str> {
+    reason(REASONS, name)
+}
+
+fn reason(list: &[(&str, &'static str)], name: &str) -> Option<&'static str> {
+    list.iter().find(|(known, _)| *known == name).map(|(_, why)| *why)
+}
