@@ -204,8 +204,9 @@ impl Looked<'_> {
         };
         let new = request.lease.id.is_none();
         let mut report = RunReport::default();
-        report.outcome.lease = new.then(|| started.elapsed());
-        if let Some(took) = report.outcome.lease {
+        let (entered, took) = (Instant::now(), started.elapsed());
+        report.outcome.lease = Some(took);
+        if new {
             events.start(&StartEvent::Made { lease: &lease, took });
         }
         let mut owner = None;
@@ -215,6 +216,7 @@ impl Looked<'_> {
             Finish {
                 new,
                 started,
+                entered,
                 report,
                 owner,
                 outcome,
@@ -294,7 +296,9 @@ impl Run<'_> {
         });
         self.provider.touch(lease, Some(&LeaseState::Running), None)?;
         report.stage = Some("ssh");
+        report.outcome.bootstrap = self.connect(&target)?;
         let owner = owner.insert(self.own(lease, &target, &mut opened)?);
+        report.owned = Some(Instant::now());
         report.stage = None;
         if let Some(look) = bringing {
             report.stage = Some("sync");
@@ -308,6 +312,7 @@ impl Run<'_> {
             self.sync(lease, opened.begin(), look, report)?;
             report.stage = None;
         } else {
+            report.outcome.sync_skipped = true;
             crabbox_workspace::command::make_workdir(&target, &workdir, self.interrupts.as_fd())?;
         }
         if self.request.sync.sync_only {

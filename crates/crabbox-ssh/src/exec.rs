@@ -183,6 +183,11 @@ pub enum ExecError {
     },
 }
 
+/// Opens the shared connection of `target` unless it is open already. Nothing is run.
+pub fn connect(target: &Target) -> Result<(), ExecError> {
+    Shared::open(target, None).map(drop)
+}
+
 /// Runs `exec` on `target` and waits for its end. Opens the connection when it is not open.
 #[expect(clippy::too_many_lines, reason = "its threads share one scope")]
 pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {

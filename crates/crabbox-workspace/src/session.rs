@@ -1,11 +1,11 @@
 //! Entering a lease by SSH: whether it answers, and a session for a person.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_host::command::CommandError;
 use crabbox_ssh::capture;
-use crabbox_ssh::exec::Stdin;
+use crabbox_ssh::exec::{self, ExecError, Stdin};
 use crabbox_ssh::target::Target;
 
 /// How long a lease may take to answer `status`.
@@ -20,6 +20,16 @@ impl Fault for SessionError {
     fn kind(&self) -> Kind {
         Kind::Remote
     }
+}
+
+/// Opens the shared connection of `target`; how long that took, or `None` where it was open or there is none to share.
+pub fn connect(target: &Target) -> Result<Option<Duration>, ExecError> {
+    if crate::sync::is_connected(target) || target.control.is_none() {
+        return Ok(None);
+    }
+    let began = Instant::now();
+    exec::connect(target)?;
+    Ok(Some(began.elapsed()))
 }
 
 /// Whether the lease can be entered right now.

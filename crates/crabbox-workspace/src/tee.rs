@@ -21,19 +21,27 @@ const LINE_LIMIT: usize = 4096;
 const PHASE: &[u8] = b"CRABBOX_PHASE:";
 /// The most phases that are kept.
 const PHASES: usize = 100;
+/// The longest name of a phase, in bytes.
+const PHASE_NAME: usize = 80;
+/// The phase in which every command begins; the command itself need not tell of any.
+pub const FIRST_PHASE: &str = "user-command";
 
-/// The phases that the command told of on either stream.
-#[derive(Debug, Default)]
+/// The phases of a command: the one that it begins in, then those that it told of on either stream.
+#[derive(Debug)]
 pub struct Phases(Mutex<Vec<(String, Instant)>>);
 
 impl Phases {
+    /// Those of a command that began at `began`.
+    pub fn of_command(began: Instant) -> Self {
+        Self(Mutex::new(vec![(FIRST_PHASE.to_owned(), began)]))
+    }
+
     fn see(&self, line: &[u8]) {
-        let Some(name) = line.strip_prefix(PHASE) else {
+        let Some(name) = line.trim_ascii_start().strip_prefix(PHASE) else {
             return;
         };
-        let name = String::from_utf8_lossy(name).trim().to_owned();
-        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
+        let name = phase_name(&String::from_utf8_lossy(name));
+        if name.is_empty() {
             return;
         }
         if let Ok(mut phases) = self.0.lock()
@@ -55,6 +63,21 @@ impl Phases {
             .map(|((name, began), ended)| (name.clone(), ended.saturating_duration_since(*began)))
             .collect()
     }
+}
+
+/// What a phase is called whose line says `told`: letters, digits and `._-` of it, with blanks as hyphens.
+fn phase_name(told: &str) -> String {
+    let told = told.trim();
+    let mut end = told.len().min(PHASE_NAME);
+    while !told.is_char_boundary(end) {
+        end -= 1;
+    }
+    let kept = |letter: char| match letter {
+        ' ' => Some('-'),
+        _ if letter.is_ascii_alphanumeric() || "._-".contains(letter) => Some(letter),
+        _ => None,
+    };
+    told[..end].chars().filter_map(kept).collect()
 }
 
 impl std::fmt::Debug for To<'_> {
@@ -166,7 +189,7 @@ mod tests {
     #[test]
     fn everything_is_passed_on_and_the_last_lines_are_kept() {
         let seen = Mutex::new(Vec::new());
-        let phases = Phases::default();
+        let phases = Phases::of_command(Instant::now());
         let pass = |bytes: &[u8]| seen.lock().unwrap().extend_from_slice(bytes);
         let mut tee = Tee::new(To::Pass(&pass), &phases);
         for number in 0..100 {
@@ -182,8 +205,8 @@ mod tests {
     }
 
     #[test]
-    fn phases_are_told_by_whole_lines_with_a_plain_name() {
-        let phases = Phases::default();
+    fn phases_are_told_by_whole_lines_and_have_plain_names() {
+        let phases = Phases::of_command(Instant::now());
         let pass = |_: &[u8]| {};
         let mut tee = Tee::new(To::Pass(&pass), &phases);
         tee.write_all(b"CRABBOX_PHASE:bui").unwrap();
@@ -191,7 +214,14 @@ mod tests {
             .unwrap();
         let ended = phases.ended(Instant::now() + Duration::from_secs(5));
         let names: Vec<&str> = ended.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["build", "test"]);
-        assert!(ended[1].1 >= Duration::from_secs(5) && ended[0].1 < Duration::from_secs(5));
+        assert_eq!(names, [FIRST_PHASE, "build", "ab", "test"]);
+        assert!(ended[3].1 >= Duration::from_secs(5) && ended[1].1 < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_name_of_a_phase_is_what_is_plain_of_it() {
+        assert_eq!(phase_name(" unit tests \x1b[31m"), "unit-tests-31m");
+        assert_eq!(phase_name(&"é".repeat(60)), "");
+        assert_eq!(phase_name(&"x".repeat(100)).len(), PHASE_NAME);
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crabbox_core::config::FlagValue;
 use crabbox_engine::provider::lease::Lease;
-use crabbox_engine::run::report::{Artifact, Outcome, SchemaValidation};
+use crabbox_engine::run::report::{Artifact, ErrorKind, Outcome, SchemaValidation, Status};
 use crabbox_machine::protocol::Stage;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -12,11 +12,59 @@ use serde::Serialize;
 use crate::command_line::CommandLine;
 use crate::go;
 
-/// A phase of the command.
-#[derive(Debug, Serialize, JsonSchema)]
+/// A phase of the sync or of the command.
+#[derive(Debug, Default, Serialize, JsonSchema)]
 struct Phase {
+    /// Its name.
     name: String,
+    /// What it took; absent for what took less than one.
+    #[serde(skip_serializing_if = "is_zero")]
     ms: u64,
+    /// Whether there was nothing to do in it; absent where there was.
+    #[serde(skip_serializing_if = "is_false")]
+    skipped: bool,
+    /// Why there was nothing to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+impl Phase {
+    fn new(name: &str, took: Duration) -> Self {
+        Self {
+            name: name.to_owned(),
+            ms: ms(took),
+            ..Self::default()
+        }
+    }
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The steps of the sync, and the one that was left out because both sides had the same.
+fn sync_phases(outcome: &Outcome) -> Vec<Phase> {
+    let steps = outcome.sync_steps.iter().filter(|(_, took)| !took.is_zero());
+    let mut phases: Vec<Phase> = steps.map(|(name, took)| Phase::new(name, *took)).collect();
+    if outcome.sync_skipped && !outcome.sync_steps.is_empty() {
+        phases.push(Phase {
+            name: "rsync".to_owned(),
+            skipped: true,
+            reason: Some("no changes"),
+            ..Phase::default()
+        });
+    }
+    phases
 }
 
 /// The document.
@@ -31,9 +79,12 @@ pub(crate) struct TimingJson {
     /// The lease's name for people.
     #[serde(skip_serializing_if = "String::is_empty")]
     slug: String,
-    /// From the request to a lease that can be entered; absent where the lease was there.
+    /// From the request to a lease that can be entered, whether it was made or found.
     #[serde(skip_serializing_if = "Option::is_none")]
     lease_ms: Option<u64>,
+    /// The wait for an SSH connection to the lease, before `totalMs` begins; absent where one was open.
+    #[serde(skip_serializing_if = "is_zero")]
+    bootstrap_ms: u64,
     /// Ours: where the time of a new lease went.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     lease_stages: Vec<Stage>,
@@ -42,21 +93,27 @@ pub(crate) struct TimingJson {
     guest_stages: Vec<(String, u64)>,
     /// Bringing the tree over.
     sync_ms: u64,
-    /// Whether nothing had to be brought.
+    /// The steps of that, in their order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    sync_phases: Vec<Phase>,
+    /// Whether nothing was brought: nothing had changed, or `--no-sync` said so.
     sync_skipped: bool,
     /// The command itself.
     command_ms: u64,
-    /// The phases that the command itself told.
+    /// The phases of the command: `user-command`, in which it begins, then those that it told of (`CRABBOX_PHASE:<name>`).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     command_phases: Vec<Phase>,
-    /// All of it.
+    /// From the working tree that is ours to the end of the command; of `warmup`, all of it.
     total_ms: u64,
-    /// The same for `run`, 0 for `warmup`.
+    /// The same with everything before it for `run`, 0 for `warmup`.
     end_to_end_ms: u64,
     /// The command's exit code.
     exit_code: i32,
-    /// `succeeded` or `failed`.
-    run_status: &'static str,
+    /// What became of it.
+    run_status: Status,
+    /// Of what kind the failure is; absent after success.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_kind: Option<ErrorKind>,
     /// The run; absent for `warmup`.
     #[serde(skip_serializing_if = "String::is_empty")]
     run_id: String,
@@ -76,7 +133,8 @@ pub(crate) struct TimingJson {
     stop_command: Option<String>,
     /// How long it may stand idle, as Go writes durations.
     idle_timeout: String,
-    /// What a known failure was about: `ssh`, `sync`, `install` and so on.
+    /// What a failure was about: `ssh`, `sync`, `install`, `build`, `test`, `model_call`, `artifacts`, `resource_exhaustion` or
+    /// `unknown`; absent after success.
     #[serde(skip_serializing_if = "Option::is_none")]
     blocked_stage: Option<&'static str>,
     /// Whether trying again may help: `true`, `false` or `unknown`.
@@ -99,7 +157,6 @@ pub(crate) struct TimingJson {
 impl TimingJson {
     /// The line for a command on `lease` that was `given` these flags.
     pub(crate) fn new(lease: &Lease, outcome: &Outcome, given: &[FlagValue]) -> Self {
-        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self {
             provider: lease.provider.to_owned(),
             lease_id: lease.id.clone(),
@@ -107,29 +164,21 @@ impl TimingJson {
             lease_ms: outcome.lease.map(ms),
             lease_stages: outcome.stages.clone(),
             guest_stages: outcome.guest_stages.clone(),
+            bootstrap_ms: ms(outcome.bootstrap),
             sync_ms: ms(outcome.sync),
+            sync_phases: sync_phases(outcome),
             sync_skipped: outcome.sync_skipped,
             command_ms: ms(outcome.command),
             command_phases: outcome
                 .phases
                 .iter()
-                .map(|(name, took)| Phase {
-                    name: name.clone(),
-                    ms: ms(*took),
-                })
+                .map(|(name, took)| Phase::new(name, *took))
                 .collect(),
             total_ms: ms(outcome.total),
-            end_to_end_ms: if outcome.run_id.is_empty() {
-                0
-            } else {
-                ms(outcome.total)
-            },
+            end_to_end_ms: ms(outcome.end_to_end),
             exit_code: outcome.exit_code,
-            run_status: if outcome.exit_code == 0 {
-                "succeeded"
-            } else {
-                "failed"
-            },
+            run_status: outcome.status,
+            error_kind: outcome.error_kind,
             run_id: outcome.run_id.clone(),
             label: outcome.label.clone(),
             machine_type: lease.server_type.clone(),

@@ -95,7 +95,7 @@ impl Run<'_> {
             |bytes: &[u8]| events.stdout(bytes),
             |bytes: &[u8]| events.stderr(bytes),
         );
-        let phases = Phases::default();
+        let phases = Phases::of_command(Instant::now());
         let results = &self.request.results;
         let transcript = self.evidence.is_wanted().then(Transcript::default);
         let mut stdout = Tee::new(self.capture(results.capture_stdout.as_deref(), &out)?, &phases)

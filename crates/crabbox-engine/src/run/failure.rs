@@ -1,6 +1,7 @@
 //! Of what kind a failure is thought to be. The kinds are the Go program's.
 
 use crabbox_core::fault::Connectivity;
+use crabbox_workspace::tee::FIRST_PHASE;
 
 /// What a failure is thought to be, from the words that were told about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,18 +28,47 @@ const CUT_OFF: Class = Class {
     retry: "unknown",
 };
 
+/// What the command needs could not be made ready.
+const INSTALL: Class = Class {
+    area: "install_setup",
+    stage: "install",
+    retry: "unknown",
+};
+
+/// The command said that it was building.
+const BUILD: Class = Class {
+    area: "user_command",
+    stage: "build",
+    retry: "unknown",
+};
+
+/// The command said that it was testing.
+const TEST: Class = Class {
+    area: "user_command",
+    stage: "test",
+    retry: "unknown",
+};
+
+/// The command did its work, and its test reports do not let the run pass.
+pub(super) const TESTS_FAILED: Class = Class {
+    area: "user_command",
+    stage: "test",
+    retry: "false",
+};
+
+/// The command did its work, and a file that had to be there is not.
+pub(super) const NO_ARTIFACT: Class = Class {
+    area: "artifacts",
+    stage: "artifacts",
+    retry: "unknown",
+};
+
+/// Words of other programs by which alone a wait for SSH is known: a command may well wait for a machine itself.
+const SSH_WAIT: &str = "timed out waiting for ssh";
+
 /// Words of other programs, and what they tell. Errors of ours say what they are by themselves.
-const KNOWN: [(&[&str], Class); 4] = [
-    // A command may well wait for a machine itself.
-    (&["timed out waiting for ssh"], UNREACHED),
-    (
-        &["exdev", "enomem", "err_pnpm"],
-        Class {
-            area: "install_setup",
-            stage: "install",
-            retry: "unknown",
-        },
-    ),
+const KNOWN: [(&[&str], Class); 3] = [
+    (&["exdev", "enomem", "err_pnpm"], INSTALL),
     (
         &["rate limit", "context length"],
         Class {
@@ -57,18 +87,44 @@ const KNOWN: [(&[&str], Class); 4] = [
     ),
 ];
 
-/// The class of a failure: by what its error is, else by what other programs said in `text`.
-pub(super) fn classify(connectivity: Option<Connectivity>, text: &str) -> Option<Class> {
+/// The class of a failure: by what its error is, else by the last `phase` that the command told of, else by what other programs
+/// said in `text`. `text` may be about a phase that is long over, so a phase of a name that tells nothing leaves nothing to be known.
+pub(super) fn classify(connectivity: Option<Connectivity>, text: &str, phase: Option<&str>) -> Option<Class> {
     match connectivity {
         Some(Connectivity::Lost) => return Some(CUT_OFF),
         Some(Connectivity::TimedOut) => return Some(UNREACHED),
         None => {}
     }
     let text = text.to_lowercase();
+    if text.contains(SSH_WAIT) {
+        return Some(UNREACHED);
+    }
+    match phase.map(str::to_lowercase).as_deref() {
+        None | Some(FIRST_PHASE) => {}
+        Some("install" | "hydrate" | "setup") => return Some(INSTALL),
+        Some("build") => return Some(BUILD),
+        Some("test") => return Some(TEST),
+        Some(_) => return None,
+    }
     KNOWN
         .iter()
         .find(|(words, _)| words.iter().any(|word| text.contains(word)))
         .map(|(_, class)| *class)
+}
+
+/// The area of a failure of which no more is known than that it happened in `phase`.
+pub(super) fn area_of_phase(phase: &str) -> &'static str {
+    let phase = phase.to_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| phase.contains(word));
+    if has(&["sync"]) {
+        "sync"
+    } else if has(&["install", "setup", "hydrate"]) {
+        INSTALL.area
+    } else if has(&["ssh"]) {
+        CUT_OFF.area
+    } else {
+        "user_command"
+    }
 }
 
 #[cfg(test)]
@@ -83,7 +139,7 @@ mod tests {
     #[test]
     fn an_error_of_ours_tells_its_class_by_what_it_is() {
         let class = |error: &RunError| {
-            classify(error.connectivity(), "").map(|class| (class.area, class.stage, class.retry))
+            classify(error.connectivity(), "", None).map(|class| (class.area, class.stage, class.retry))
         };
         for failure in [RunFailure::Lost, RunFailure::MachineDown] {
             assert_eq!(
@@ -110,13 +166,14 @@ mod tests {
         let both = classify(
             Some(Connectivity::Lost),
             "out of memory; timed out waiting for ssh",
+            Some("test"),
         );
         assert_eq!(both, Some(CUT_OFF));
     }
 
     #[test]
     fn known_words_tell_the_class() {
-        let class = |text: &str| classify(None, text).map(|class| (class.stage, class.retry));
+        let class = |text: &str| classify(None, text, None).map(|class| (class.stage, class.retry));
         assert_eq!(
             class("timed out waiting for SSH on 10.0.0.2"),
             Some(("ssh", "true"))
@@ -129,5 +186,24 @@ mod tests {
         assert_eq!(class("assertion failed"), None);
         // The words of our own errors mean nothing in a command's output.
         assert_eq!(class(&RunFailure::Lost.to_string()), None);
+    }
+
+    #[test]
+    fn a_phase_counts_for_more_than_words_and_for_less_than_a_wait_for_ssh() {
+        let stage = |phase: &str, text: &str| classify(None, text, Some(phase)).map(|class| class.stage);
+        for (phase, known) in [
+            ("Setup", Some("install")),
+            ("build", Some("build")),
+            ("test", Some("test")),
+            ("deploy", None),
+            (FIRST_PHASE, Some("install")),
+        ] {
+            assert_eq!(stage(phase, "ENOMEM: not enough memory"), known, "{phase}");
+            assert_eq!(stage(phase, "timed out waiting for ssh"), Some("ssh"), "{phase}");
+        }
+        assert_eq!(area_of_phase("sync-assets"), "sync");
+        assert_eq!(area_of_phase("post-Install"), "install_setup");
+        assert_eq!(area_of_phase("ssh"), "ssh_connectivity");
+        assert_eq!(area_of_phase(FIRST_PHASE), "user_command");
     }
 }

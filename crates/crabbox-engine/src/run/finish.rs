@@ -19,7 +19,10 @@ use crate::run::{Run, RunEnd};
 /// What is there when everything in the lease is done.
 pub(super) struct Finish {
     pub(super) new: bool,
+    /// When the command began of which the run is a part.
     pub(super) started: Instant,
+    /// When it had its lease.
+    pub(super) entered: Instant,
     pub(super) report: RunReport,
     pub(super) owner: Option<Owner>,
     pub(super) outcome: Result<(), RunError>,
@@ -31,6 +34,7 @@ impl Run<'_> {
         let Finish {
             new,
             started,
+            entered,
             mut report,
             owner,
             outcome,
@@ -41,7 +45,8 @@ impl Run<'_> {
             .err()
             .map_or(0, |error| i32::from(error.kind().exit_code()));
         report.outcome.exit_code = code;
-        report.outcome.total = started.elapsed();
+        report.outcome.total = report.owned.unwrap_or(entered).elapsed();
+        report.outcome.end_to_end = started.elapsed();
         if report.outcome.command > Duration::ZERO {
             self.events.command(&CommandEvent::Ended(&report.outcome));
         }

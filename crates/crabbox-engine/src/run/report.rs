@@ -1,12 +1,13 @@
 //! What became of a run, as plain numbers and words.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crabbox_core::fault::{self, Fault};
+use crabbox_core::fault::{self, Connectivity, Fault, Kind};
 use crabbox_machine::protocol::Stage;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::run::error::{ResultError, RunError, RunFailure};
 use crate::run::failure::{self, Class};
 use crate::run::witnessed::Witnessed;
 
@@ -15,22 +16,32 @@ use crate::run::witnessed::Witnessed;
 pub struct Outcome {
     /// Exit code.
     pub exit_code: i32,
-    /// The whole command.
+    /// From the tree that is ours to the end of the command; of `warmup`, all of it.
     pub total: Duration,
-    /// From the request to a lease that can be entered; `None` where the lease was there.
+    /// The same with the lease and the wait for the tree before it; zero for `warmup`.
+    pub end_to_end: Duration,
+    /// From the request to a lease that can be entered, whether it was made or found.
     pub lease: Option<Duration>,
+    /// The wait for a connection to a lease that was there, which others may have opened; zero then.
+    pub bootstrap: Duration,
     /// The stages of a new lease.
     pub stages: Vec<Stage>,
     /// What the guest said of its own boot.
     pub guest_stages: Vec<(String, u64)>,
     /// Bringing the tree over.
     pub sync: Duration,
+    /// Its steps, in their order.
+    pub sync_steps: Vec<(&'static str, Duration)>,
     /// Whether nothing had to be brought.
     pub sync_skipped: bool,
     /// The command itself.
     pub command: Duration,
-    /// The phases that the command told of.
+    /// The phases of the command: that in which it began, and those that it told of.
     pub phases: Vec<(String, Duration)>,
+    /// What became of it.
+    pub status: Status,
+    /// Of what kind its failure is.
+    pub error_kind: Option<ErrorKind>,
     /// The stage in which it failed, and whether another try may help, where that is known.
     pub blocked: Option<(&'static str, &'static str)>,
     /// What was brought back: kind, path, bytes.
@@ -49,6 +60,50 @@ pub struct Outcome {
     pub stopped: Option<bool>,
     /// Why giving it back did not work.
     pub stop_error: String,
+}
+
+/// What became of a run, in the Go program's words.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    /// It did what it was there for.
+    #[default]
+    Succeeded,
+    /// It did not.
+    Failed,
+    /// The lease did not respond in time.
+    TimedOut,
+    /// The user ended it.
+    Canceled,
+}
+
+/// Of what kind a failure is, in the Go program's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorKind {
+    /// The command, or what its test reports say.
+    CommandExit,
+    /// The lease did not respond in time.
+    Timeout,
+    /// The user ended it.
+    Canceled,
+    /// Everything else: the command did not run, did not come to its end, or left not what it had to.
+    ProviderError,
+}
+
+/// What an error makes of a run.
+pub(super) fn became(error: &RunError) -> (Status, ErrorKind) {
+    /// 128 and the number of SIGINT: whoever waits for something and is interrupted says so.
+    const INTERRUPTED: Kind = Kind::Passthrough(130);
+    match error {
+        RunError::Failure(RunFailure::Exited(_) | RunFailure::Killed)
+        | RunError::Result(ResultError::Tests { .. } | ResultError::NoReport | ResultError::Unread) => {
+            (Status::Failed, ErrorKind::CommandExit)
+        }
+        _ if error.kind() == INTERRUPTED => (Status::Canceled, ErrorKind::Canceled),
+        _ if error.connectivity() == Some(Connectivity::TimedOut) => (Status::TimedOut, ErrorKind::Timeout),
+        _ => (Status::Failed, ErrorKind::ProviderError),
+    }
 }
 
 /// A file that a run brought back.
@@ -87,8 +142,6 @@ pub struct SchemaValidation {
 pub struct RunReport {
     /// The numbers.
     pub outcome: Outcome,
-    /// The steps of the sync.
-    pub steps: Vec<(&'static str, Duration)>,
     /// The command's end, when it ended without success.
     pub ended: Option<Ended>,
     /// Whether the machine went down, so that nobody can go on in it.
@@ -97,6 +150,8 @@ pub struct RunReport {
     pub class: Option<Class>,
     /// The command, where it began and somebody wants evidence of it.
     pub(super) witnessed: Option<Witnessed>,
+    /// When the tree was ours.
+    pub(super) owned: Option<Instant>,
     /// The stage that it is in before the command runs.
     pub(super) stage: Option<&'static str>,
     /// Whether the command may still run.
@@ -116,15 +171,31 @@ pub struct Ended {
 
 impl RunReport {
     /// Finds out what a failure may be.
-    pub(super) fn judge(&mut self, error: &dyn Fault) {
+    pub(super) fn judge(&mut self, error: &RunError) {
+        let outcome = &mut self.outcome;
+        let (status, kind) = became(error);
+        (outcome.status, outcome.error_kind) = (status, Some(kind));
         let mut text = text_of(error);
         if let Some(ended) = &self.ended {
             text.push_str(&ended.stderr.join("\n"));
             text.push_str(&ended.stdout.join("\n"));
         }
-        self.class = failure::classify(error.connectivity(), &text);
-        let stage = self.stage.map(|stage| (stage, "unknown"));
-        self.outcome.blocked = self.class.map(|class| (class.stage, class.retry)).or(stage);
+        let phase = outcome.phases.last().map(|(name, _)| name.as_str());
+        self.class = match error {
+            RunError::Result(ResultError::Missing { .. }) => Some(failure::NO_ARTIFACT),
+            RunError::Result(_) => Some(failure::TESTS_FAILED),
+            _ => failure::classify(error.connectivity(), &text, phase),
+        };
+        let known = self.class.map(|class| (class.stage, class.retry));
+        let here = (self.stage.unwrap_or("unknown"), "unknown");
+        outcome.blocked = Some(known.unwrap_or(here));
+    }
+
+    /// The area of the failure, as the digest names it.
+    pub fn area(&self) -> &'static str {
+        let phase = self.outcome.phases.last().map_or("", |(name, _)| name);
+        self.class
+            .map_or_else(|| failure::area_of_phase(phase), |class| class.area)
     }
 
     /// Whether another try may help: `true`, `false` or `unknown`.
@@ -135,9 +206,67 @@ impl RunReport {
 
 /// What a failure is thought to be, by itself alone.
 pub(super) fn class_of(error: &dyn Fault) -> Option<Class> {
-    failure::classify(error.connectivity(), &text_of(error))
+    failure::classify(error.connectivity(), &text_of(error), None)
 }
 
 fn text_of(error: &dyn Fault) -> String {
     fault::messages(error).join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crabbox_workspace::sync::SyncError;
+
+    #[test]
+    fn what_became_of_a_run_is_told_by_its_error() {
+        let missing = ResultError::Missing {
+            pattern: "x".to_owned(),
+        };
+        let canceled = (Status::Canceled, ErrorKind::Canceled);
+        let provider = (Status::Failed, ErrorKind::ProviderError);
+        for (error, wanted) in [
+            (
+                RunFailure::Exited(130).into(),
+                (Status::Failed, ErrorKind::CommandExit),
+            ),
+            (
+                RunFailure::Killed.into(),
+                (Status::Failed, ErrorKind::CommandExit),
+            ),
+            (RunFailure::Interrupted { stopped: true }.into(), canceled),
+            (SyncError::Interrupted.into(), canceled),
+            (RunFailure::Lost.into(), provider),
+            (missing.into(), provider),
+            (
+                ResultError::NoReport.into(),
+                (Status::Failed, ErrorKind::CommandExit),
+            ),
+        ] {
+            let error: RunError = error;
+            assert_eq!(became(&error), wanted, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_failure_of_which_nothing_is_known_is_said_to_be_unknown() {
+        let blocked = |stage, error: RunError| {
+            let mut report = RunReport {
+                stage,
+                ..RunReport::default()
+            };
+            report.judge(&error);
+            report.outcome.blocked.unwrap()
+        };
+        assert_eq!(
+            blocked(None, RunFailure::Exited(1).into()),
+            ("unknown", "unknown")
+        );
+        assert_eq!(
+            blocked(Some("sync"), RunFailure::Killed.into()),
+            ("sync", "unknown")
+        );
+        assert_eq!(blocked(None, ResultError::Unread.into()), ("test", "false"));
+    }
 }

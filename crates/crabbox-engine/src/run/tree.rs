@@ -5,6 +5,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crabbox_workspace::owner::{self, Owner};
+use crabbox_workspace::session;
 use crabbox_workspace::sync::{self, SyncChoice};
 
 use crate::provider::lease::{Lease, Target};
@@ -20,6 +21,12 @@ pub(super) const LOOK_HOLDS: Duration = Duration::from_secs(1);
 pub(super) type Looked = Result<(sync::Load, Result<(), sync::GuardrailError>), sync::SyncError>;
 
 impl Run<'_> {
+    /// Opens the connection that all of the run goes over, unless it is open; how long that took.
+    pub(super) fn connect(&self, target: &Target) -> Result<Duration, RunError> {
+        let took = session::connect(target).map_err(owner::OwnerError::Exec)?;
+        Ok(took.unwrap_or_default())
+    }
+
     /// Waits until nobody else is in the tree; `opened` is given up where somebody is.
     pub(super) fn own(
         &self,
@@ -100,14 +107,14 @@ impl Run<'_> {
         let took = started.elapsed();
         report.outcome.sync = took;
         report.outcome.sync_skipped = done.skipped;
-        report.steps = std::iter::once(("manifest", load.took))
+        report.outcome.sync_steps = std::iter::once(("manifest", load.took))
             .chain(done.steps)
             .collect();
         self.events.tree(&TreeEvent::Synced {
             sent: done.sent,
             skipped: done.skipped,
             took,
-            steps: &report.steps,
+            steps: &report.outcome.sync_steps,
         });
         Ok(())
     }

@@ -38,6 +38,12 @@ fn run(lease: &Entered, flags: &[&str], script: &str) -> Answer {
     lease.place.run(&words(flags, script))
 }
 
+/// The timing line, behind which only why the command failed stands.
+fn timing_of(answer: &Answer) -> serde_json::Value {
+    let line = answer.err.lines().rfind(|line| line.starts_with('{')).unwrap();
+    serde_json::from_str(line).unwrap()
+}
+
 /// The names in an archive, sorted.
 fn inside(archive: &std::path::Path) -> Vec<String> {
     let listed = Cmd::new("tar").args(["-tzf"]).arg(archive).run().unwrap();
@@ -83,12 +89,36 @@ fn artifacts_come_back_and_required_ones_must_be_there() {
     assert!(path.starts_with(lease.place.path("repo/.crabbox/runs")));
     let timing: serde_json::Value = serde_json::from_str(done.err.lines().last().unwrap()).unwrap();
     assert_eq!(timing["artifacts"][0]["kind"], "artifact-glob");
+    assert_eq!(timing["syncSkipped"], true);
+    assert!(
+        timing["bootstrapMs"].as_u64().unwrap() > 0,
+        "it connected: {timing}"
+    );
     let missing = run(
         &lease,
-        &["--require-artifact", "nothing", "--require-artifact", "d/*"],
+        &[
+            "--timing-json",
+            "--require-artifact",
+            "nothing",
+            "--require-artifact",
+            "d/*",
+        ],
         "true",
     );
     assert_eq!(missing.code, 7, "{}", missing.err);
+    let timing = timing_of(&missing);
+    for (name, value) in [
+        ("runStatus", "failed"),
+        ("errorKind", "provider-error"),
+        ("blockedStage", "artifacts"),
+        ("retryLikely", "unknown"),
+    ] {
+        assert_eq!(timing[name], value, "{timing}");
+    }
+    assert!(
+        timing.get("bootstrapMs").is_none(),
+        "the connection was open: {timing}"
+    );
     assert_eq!(
         missing.err.lines().last(),
         Some("missing required artifact: nothing")
@@ -122,8 +152,20 @@ fn test_reports_are_counted_and_can_fail_the_run() {
         "files=1 tests=2 failures=1 errors=0 skipped=0"
     );
     assert_eq!(line(&counted, "test failed: "), "C.t no");
-    let failed = run(&lease, &["--results-auto", "--fail-on-test-failures"], write);
+    let failed = run(
+        &lease,
+        &["--results-auto", "--fail-on-test-failures", "--timing-json"],
+        write,
+    );
     assert_eq!(failed.code, 1, "{}", failed.err);
+    let timing = timing_of(&failed);
+    for (name, value) in [
+        ("errorKind", "command-exit"),
+        ("blockedStage", "test"),
+        ("retryLikely", "false"),
+    ] {
+        assert_eq!(timing[name], value, "{timing}");
+    }
     assert_eq!(
         failed.err.lines().last(),
         Some("JUnit results contain 1 failures and 0 errors")
@@ -155,10 +197,12 @@ fn a_failed_run_leaves_a_digest_and_a_bundle() {
     );
     assert_eq!(failed.code, 127, "{}", failed.err);
     assert_eq!(line(&failed, "  failed_phase: "), "test");
-    assert_eq!(line(&failed, "  observed_phases: "), "build,test");
-    assert_eq!(line(&failed, "  area: "), "install_setup");
-    assert!(line(&failed, "run summary ").contains(" command_phases=build:"));
-    assert!(line(&failed, "run summary ").contains(" blocked_stage=install retry_likely=unknown"));
+    assert_eq!(line(&failed, "  observed_phases: "), "user-command,build,test");
+    assert_eq!(line(&failed, "  phase: "), "test");
+    // A phase that the command told of counts for more than words that may be about another one.
+    assert_eq!(line(&failed, "  area: "), "user_command");
+    assert!(line(&failed, "run summary ").contains(" command_phases=user-command:"));
+    assert!(line(&failed, "run summary ").contains(" blocked_stage=test retry_likely=unknown"));
     assert!(line(&failed, "run details ").contains(" label=\"nightly\" "));
     assert_eq!(
         line(&failed, "env forwarding "),

@@ -194,6 +194,31 @@ fn a_run_without_a_lease_gives_the_host_back() {
         (&json!("succeeded"), &json!(true))
     );
     assert!(!claimed(&place, ID) && !connected(&place));
+    let names = |phases: &Value| -> Vec<String> {
+        let phases = phases.as_array().unwrap();
+        let name = |phase: &Value| phase["name"].as_str().unwrap().to_owned();
+        phases.iter().map(name).collect()
+    };
+    assert_eq!(
+        names(&timing["syncPhases"]),
+        ["manifest", "manifest_write", "rsync", "git_seed", "finalize"]
+    );
+    assert_eq!(names(&timing["commandPhases"]), ["user-command"]);
+    let ms = |name: &str| timing[name].as_u64().unwrap();
+    assert!(ms("endToEndMs") >= ms("totalMs") + ms("leaseMs"), "{timing}");
+    for absent in ["errorKind", "blockedStage", "retryLikely"] {
+        assert!(timing.get(absent).is_none(), "{absent}: {timing}");
+    }
+    let again = place.run(&["run", "--timing-json", "--", "cat", "tracked"]);
+    let timing: Value = serde_json::from_str(again.err.lines().last().unwrap()).unwrap();
+    let last = timing["syncPhases"].as_array().unwrap().last().unwrap();
+    assert_eq!(
+        (&timing["syncSkipped"], last),
+        (
+            &json!(true),
+            &json!({"name": "rsync", "skipped": true, "reason": "no changes"})
+        )
+    );
 }
 
 /// Waits for a file that a command makes when it has started.

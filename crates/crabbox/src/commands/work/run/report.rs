@@ -1,7 +1,5 @@
 //! The lines of a run on standard error, byte for byte the Go program's: scripts read some of them.
 
-use std::time::Duration;
-
 use crabbox_core::config::FlagValue;
 use crabbox_engine::provider::error::LeaseError;
 use crabbox_engine::provider::lease::Lease;
@@ -31,22 +29,22 @@ pub(super) fn context(ctx: &Ctx<'_>, lease: &Lease, run: &str, workdir: &str) {
 
 /// The numbers of a run that came to its end.
 pub(super) fn summary(ctx: &Ctx<'_>, lease: &Lease, report: &RunReport, given: &[FlagValue]) {
-    let RunReport { outcome, .. } = report;
+    let outcome = &report.outcome;
     let ms = go::milliseconds;
     let lease_time = outcome.lease.unwrap_or_default();
     let mut line = format!(
         "run summary lease={} bootstrap={} sync={} command={} total={} end_to_end={} sync_skipped={} exit={}",
         ms(lease_time),
-        ms(Duration::ZERO),
+        ms(outcome.bootstrap),
         ms(outcome.sync),
         ms(outcome.command),
         ms(outcome.total),
-        ms(outcome.total),
+        ms(outcome.end_to_end),
         outcome.sync_skipped,
         outcome.exit_code,
     );
-    let steps: Vec<String> = report
-        .steps
+    let steps: Vec<String> = outcome
+        .sync_steps
         .iter()
         .filter(|(_, took)| !took.is_zero())
         .map(|(name, took)| format!("{name}:{}", ms(*took)))
@@ -93,21 +91,25 @@ pub(super) fn digest(
     ended: &Ended,
     next: &[CommandLine],
 ) {
-    let area = report.class.map_or("user_command", |class| class.area);
+    let area = report.area();
     let retry = report.retry();
     let say = |line: String| ctx.printer.note(format_args!("  {line}"));
     // A person has seen the command fail, and is told more where more is known.
-    if !ctx.printer.is_brief() || report.class.is_some() {
+    let phases = &report.outcome.phases;
+    if !ctx.printer.is_brief() || area != "user_command" {
         ctx.printer.note("failure digest");
-        say("phase: command".to_owned());
+        let phase = phases.last().map_or("command", |(name, _)| name);
+        say(format!("phase: {}", phase.to_lowercase()));
         say(format!("area: {area}"));
         say(format!("retryable: {retry}"));
     }
     if area == "resource_exhaustion" {
         say("resource_exhaustion: memory".to_owned());
     }
-    let phases = &report.outcome.phases;
-    if let Some((last, _)) = phases.last() {
+    // Of a command that told of no phase a person need not be told which it was in.
+    if let Some((last, _)) = phases.last()
+        && (!ctx.printer.is_brief() || phases.len() > 1)
+    {
         say(format!("failed_phase: {last}"));
         let names: Vec<&str> = phases.iter().map(|(name, _)| name.as_str()).collect();
         say(format!("observed_phases: {}", names.join(",")));
