@@ -8,6 +8,7 @@
 mod arch;
 mod bench;
 mod cache;
+mod compat;
 mod demo;
 mod docs;
 mod fuzz;
@@ -62,6 +63,8 @@ enum Task {
     },
     /// Show what is cached for all clones of this user, or remove it
     Cache(cache::Arguments),
+    /// Hold this program against what is recorded of the Go program, case by case
+    Compat,
     /// Check the edges between our crates against the picture in ARCHITECTURE.md
     Arch,
     /// Write the generated parts of the documents anew, from the code and the program itself
@@ -149,6 +152,7 @@ fn main() -> ExitCode {
         Task::Bench(Bench::Sync { files, runs, .. }) => bench::sync::main(files, runs),
         Task::Provision { name } => provision::main(&name),
         Task::Cache(arguments) => cache::main(&arguments),
+        Task::Compat => compat::main(),
         Task::Arch => arch::main(),
         Task::Docs(arguments) => docs::main(&arguments),
         Task::Fuzz(arguments) => fuzz::main(&arguments),

@@ -1,5 +1,6 @@
 //! Fakes, residue scanner, failpoints: for tests only.
 
+pub mod compat;
 pub mod fake_vmm;
 pub mod mutate;
 pub mod schemas;
