@@ -43,9 +43,10 @@ fn leased(host: &Host) -> (&'static str, String) {
     let ran = host.crabbox("run --id one --no-sync -- echo alive").exits(0);
     assert_eq!(ran.stdout, "alive\n");
     drop(host.crabbox("stop one").exits(0));
-    let source = if warmup.stderr.contains("\"wake\"") {
+    let source = if warmup.stderr.contains("\"leaseSource\":\"restored\"") {
         "restored"
     } else {
+        assert!(warmup.stderr.contains("\"leaseSource\":\"cold\""), "{warmup:?}");
         "cold"
     };
     (source, warmup.stderr)
@@ -81,7 +82,7 @@ fn a_lease_comes_of_a_template_and_both_leave_nothing() {
             .crabbox(&format!("warmup {OURS} {more} --slug one --timing-json"))
             .exits(0);
         assert!(
-            !cold.stderr.contains("\"wake\"") && !cold.stderr.contains("warning"),
+            cold.stderr.contains("\"leaseSource\":\"cold\"") && !cold.stderr.contains("warning"),
             "{more}: {cold:?}"
         );
         drop(host.crabbox("stop one").exits(0));

@@ -29,7 +29,7 @@ fn restored_machines_share_nothing_and_do_what_booted_ones_do() {
     for clone in 0..CLONES {
         let warmup = host.warmup(&repo, &format!("clone-{clone}"), "--timing-json");
         assert!(
-            warmup.stderr.contains("\"wake\"") && !warmup.stderr.contains("warning"),
+            warmup.stderr.contains("\"leaseSource\":\"restored\"") && !warmup.stderr.contains("warning"),
             "{warmup:?}"
         );
         let told = host
@@ -75,7 +75,8 @@ fn restored_machines_share_nothing_and_do_what_booted_ones_do() {
     );
     let cold = host.warmup(&repo, "cold", "--timing-json");
     assert!(
-        !cold.stderr.contains("\"wake\"") && cold.stderr.contains("its memory is not what it was"),
+        cold.stderr
+            .contains("\"leaseSource\":\"cold\",\"coldReason\":\"its memory is not what it was"),
         "{cold:?}"
     );
     drop(host.crabbox("stop cold").exits(0));

@@ -144,4 +144,15 @@ pub struct AcquiredLease {
     pub stages: Vec<Stage>,
     /// What the guest said of its own boot: stages with its uptime in milliseconds.
     pub guest_stages: Vec<(String, u64)>,
+    /// How its machine started; `None` where none did.
+    pub start: Option<MachineStart>,
+}
+
+/// How the machine of a new lease started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MachineStart {
+    /// It went on from a template.
+    Restored,
+    /// It booted; why, where there was a template that it could not go on from.
+    Cold(Option<String>),
 }

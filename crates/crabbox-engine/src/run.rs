@@ -46,8 +46,8 @@ use crabbox_workspace::sync::{self, Repo};
 
 use crate::entry::{Entry, EntryError, EntryEvent, Wanted};
 use crate::host::prepare::NewLease;
-use crate::provider::Provider;
 use crate::provider::lease::Lease;
+use crate::provider::{MachineStart, Provider};
 use crate::stage::Stage;
 use command::Variables;
 use error::{RunError, RunFailure};
@@ -179,7 +179,7 @@ impl Looked<'_> {
             interrupts,
             events,
         };
-        let (provider, lease) = match enter(&entry, request, events) {
+        let (provider, lease, start) = match enter(&entry, request, events) {
             Ok(entered) => entered,
             Err(error) => {
                 if let Some(class) = report::class_of(&error) {
@@ -206,6 +206,7 @@ impl Looked<'_> {
         let mut report = RunReport::default();
         let (entered, took) = (Instant::now(), started.elapsed());
         report.outcome.lease = Some(took);
+        report.outcome.start = start;
         if new {
             events.start(&StartEvent::Made { lease: &lease, took });
         }
@@ -230,7 +231,7 @@ fn enter(
     entry: &Entry<'_>,
     request: &RunRequest,
     events: &dyn RunEvents,
-) -> Result<(Box<dyn Provider>, Lease), EntryError> {
+) -> Result<(Box<dyn Provider>, Lease, Option<MachineStart>), EntryError> {
     let wish = &request.lease;
     if let Some(name) = &wish.id {
         let (provider, lease) = entry.named(name, wish.reclaim)?;
@@ -239,7 +240,7 @@ fn enter(
             new: false,
         });
         events.start(&StartEvent::Using(&lease));
-        return Ok((provider, lease));
+        return Ok((provider, lease, None));
     }
     let (provider, acquired) = entry.new_lease(&Wanted {
         lease: NewLease {
@@ -249,7 +250,7 @@ fn enter(
         },
         set_up: wish.set_up,
     })?;
-    Ok((provider, acquired.lease))
+    Ok((provider, acquired.lease, acquired.start))
 }
 
 impl Run<'_> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crabbox_core::config::FlagValue;
+use crabbox_engine::provider::MachineStart;
 use crabbox_engine::provider::lease::Lease;
 use crabbox_engine::run::report::{Artifact, ErrorKind, Outcome, SchemaValidation, Status};
 use crabbox_machine::protocol::Stage;
@@ -85,6 +86,12 @@ pub(crate) struct TimingJson {
     /// The wait for an SSH connection to the lease, before `totalMs` begins; absent where one was open.
     #[serde(skip_serializing_if = "is_zero")]
     bootstrap_ms: u64,
+    /// Ours: how the machine of a new lease started: `cold` (its kernel booted) or `restored` (from a template).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease_source: Option<&'static str>,
+    /// Ours: why it booted, where there was a template that it could not go on from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cold_reason: Option<String>,
     /// Ours: where the time of a new lease went.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     lease_stages: Vec<Stage>,
@@ -164,6 +171,14 @@ impl TimingJson {
             lease_ms: outcome.lease.map(ms),
             lease_stages: outcome.stages.clone(),
             guest_stages: outcome.guest_stages.clone(),
+            lease_source: outcome.start.as_ref().map(|start| match start {
+                MachineStart::Restored => "restored",
+                MachineStart::Cold(_) => "cold",
+            }),
+            cold_reason: match &outcome.start {
+                Some(MachineStart::Cold(why)) => why.clone(),
+                Some(MachineStart::Restored) | None => None,
+            },
             bootstrap_ms: ms(outcome.bootstrap),
             sync_ms: ms(outcome.sync),
             sync_phases: sync_phases(outcome),

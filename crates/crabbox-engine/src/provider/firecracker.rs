@@ -16,7 +16,7 @@ use crabbox_machine::lease::touch;
 use crabbox_machine::lifecycle::client;
 use crabbox_machine::lifecycle::release::{self, Decision, Released};
 use crabbox_machine::protocol::{Event, Ready, Stage, Whose};
-use crabbox_machine::request::{AcquireRequest, GuestSource};
+use crabbox_machine::request::{AcquireRequest, GuestSource, Start};
 
 use crabbox_core::fault;
 use crabbox_core::labels::Labels;
@@ -37,7 +37,7 @@ use crate::provider::claim;
 use crate::provider::error::LeaseError;
 use crate::provider::firecracker::error::AcquireLeaseError;
 use crate::provider::lease::Lease;
-use crate::provider::{AcquiredLease, Leases, Notice, Provider};
+use crate::provider::{AcquiredLease, Leases, MachineStart, Notice, Provider};
 
 /// How long one try at the handshake may take; under emulation it takes seconds.
 const HANDSHAKE_LIMIT: Duration = Duration::from_mins(1);
@@ -107,6 +107,10 @@ impl Provider for Firecracker {
         if let Source::Cold(Some(why)) = &source {
             on_notice(&Notice::Cold { why });
         }
+        let mut why = match &source {
+            Source::Cold(why) => why.clone(),
+            Source::Restored(_) => None,
+        };
         let mut acquired = self.acquire_one(&request, repo, interrupts, on_notice);
         if let Source::Restored(key) = &source {
             let failed = acquired.as_ref().err().filter(|error| error.is_of_the_template());
@@ -116,14 +120,18 @@ impl Provider for Firecracker {
             if let Some(error) = failed
                 && interrupts.caught().is_none()
             {
-                on_notice(&Notice::Cold {
-                    why: &fault::chain(error),
-                });
+                let said = fault::chain(error);
+                on_notice(&Notice::Cold { why: &said });
+                why = Some(said);
                 let request = prepare::request(&self.engine, &plan, new)?;
                 acquired = self.acquire_one(&request, repo, interrupts, on_notice);
             }
         }
-        Ok(acquired?)
+        let mut acquired = acquired?;
+        if why.is_some() {
+            acquired.start = Some(MachineStart::Cold(why));
+        }
+        Ok(acquired)
     }
 
     fn resolve(&self, text: &str, purpose: Purpose) -> Result<Lease, LeaseError> {
@@ -213,6 +221,10 @@ pub fn acquire(
         lease,
         stages,
         guest_stages: ready.guest_stages,
+        start: Some(match request.start {
+            Start::Restore { .. } => MachineStart::Restored,
+            Start::Boot | Start::Freeze { .. } => MachineStart::Cold(None),
+        }),
     })
 }
 

@@ -211,6 +211,7 @@ impl Provider for StaticHost {
                 whose: Whose::Ssh,
             }],
             guest_stages: Vec::new(),
+            start: None,
         })
     }
 

@@ -7,6 +7,7 @@ use crabbox_machine::protocol::Stage;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::provider::MachineStart;
 use crate::run::error::{ResultError, RunError, RunFailure};
 use crate::run::failure::{self, Class};
 use crate::run::witnessed::Witnessed;
@@ -28,6 +29,8 @@ pub struct Outcome {
     pub stages: Vec<Stage>,
     /// What the guest said of its own boot.
     pub guest_stages: Vec<(String, u64)>,
+    /// How the machine of a new lease started.
+    pub start: Option<MachineStart>,
     /// Bringing the tree over.
     pub sync: Duration,
     /// Its steps, in their order.

@@ -30,8 +30,7 @@ pub(crate) use lease::{
 pub(crate) use local::{
     ClaimsCommand, ClaimsListArgs, CompletionsArgs, ConfigCommand, ConfigExplainArgs, ConfigShowArgs,
     DoctorArgs, ProvidersArgs, ProvidersCommand, ProvidersDescribeArgs, ProvidersFilterArgs,
-    ProvidersFiltersArgs, ProvidersRecommendArgs, ReferenceArgs, SuperviseArgs, SyncPlanArgs,
-    VerifyArgs,
+    ProvidersFiltersArgs, ProvidersRecommendArgs, ReferenceArgs, SuperviseArgs, SyncPlanArgs, VerifyArgs,
 };
 pub(crate) use run::{RunArgs, StopAfter};
 pub(crate) use work::{InitArgs, JobCommand, JobListArgs, JobRunArgs, PrewarmArgs, PullArgs, WatchArgs};

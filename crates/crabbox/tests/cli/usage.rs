@@ -87,10 +87,6 @@ fn usage_errors_are_exit_2_on_standard_error() {
         (&["help", "capsule"], "capsule is not in this program: "),
         (&["config", "actions"], "unknown command \"actions\""),
         (
-            &["run", "--scenario", "x", "ls"],
-            "--scenario is not in this program: ",
-        ),
-        (
             &["run", "--fresh-pr", "1", "ls"],
             "--fresh-pr is not in this program: ",
         ),

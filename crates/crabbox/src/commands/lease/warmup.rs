@@ -85,6 +85,7 @@ impl Warmup<'_> {
                 lease: Some(total),
                 stages: acquired.stages.clone(),
                 guest_stages: acquired.guest_stages.clone(),
+                start: acquired.start.clone(),
                 ..Outcome::default()
             };
             ctx.printer
