@@ -290,7 +290,7 @@ impl Making<'_> {
         let patience = Patience { deadline, cancelled };
         self.effect(Step::Supervisor {}, || Ok(((), Some(supervisor.clone()))))?;
         // It is thrown away before anything is frozen, so nobody has to know of it.
-        let host_key = keys::generate("crabbox template")?;
+        let host_key = keys::generate("of a template")?;
         if self.namespace()?.gives_tap() {
             return Err(AcquireError::TapGiven);
         }
