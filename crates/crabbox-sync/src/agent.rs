@@ -138,6 +138,9 @@ pub(crate) struct SeedState {
     /// The commit that it has from the last seed, hex, or empty.
     #[serde(default)]
     pub(crate) have: String,
+    /// What it was told then to be the base, hex, or empty.
+    #[serde(default)]
+    pub(crate) have_base: String,
 }
 
 /// Why a step on the far side gave no answer.

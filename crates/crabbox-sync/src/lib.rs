@@ -4,6 +4,7 @@
 //! `transfer` makes the lease's workdir equal to it. This crate prints nothing and never changes the local tree.
 
 mod agent;
+mod base;
 mod channel;
 mod direct;
 pub mod directories;

@@ -16,7 +16,8 @@ use crabbox_host::command::{Cmd, CommandError};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::agent::{AgentError, Reply, Session};
+use crate::agent::{AgentError, Reply, SeedState, Session};
+use crate::base::{Base, Span};
 use crate::entry::hex;
 use crate::git::{Contents, git};
 use crate::listing::Staged;
@@ -34,6 +35,9 @@ pub(crate) struct Seed {
     branch: String,
     /// The origin's address without secrets; empty when there is none.
     origin: String,
+    /// What the branch is based on, with the history up to there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base: Option<Base>,
 }
 
 /// Why the repository could not be sent.
@@ -62,7 +66,7 @@ pub(crate) enum SeedError {
 }
 
 impl Seed {
-    pub(crate) fn of(manifest: &Manifest) -> Self {
+    pub(crate) fn of(manifest: &Manifest, base: Option<Base>) -> Self {
         let repo = &manifest.repo;
         let origin = repo.origin.as_ref().map(ToString::to_string).unwrap_or_default();
         let mut seed = Self {
@@ -70,6 +74,8 @@ impl Seed {
             head: repo.head.clone().unwrap_or_default(),
             branch: repo.branch.clone().unwrap_or_default(),
             origin,
+            // Nothing is based on what has no commit yet.
+            base: base.filter(|_| repo.head.is_some()),
         };
         let mut hash = Sha256::new();
         for part in [&seed.head, &seed.branch, &seed.origin] {
@@ -81,6 +87,13 @@ impl Seed {
         for part in Self::parts(manifest) {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
+        }
+        if let Some(base) = &seed.base {
+            hash.update(b"base\0");
+            for part in base.refs.iter().chain([&base.id]) {
+                hash.update(part.as_bytes());
+                hash.update([0]);
+            }
         }
         seed.id = hex(&hash.finalize()[..16]);
         seed
@@ -96,15 +109,17 @@ impl Seed {
         ]
     }
 
-    /// Begins to pack what the lease lacks, given the commit it has.
-    pub(crate) fn pack(&self, manifest: &Manifest, have: &str) -> Packing {
+    /// Begins to pack what the lease lacks, given the commits it has.
+    pub(crate) fn pack(&self, manifest: &Manifest, state: &SeedState) -> Packing {
         // A submodule's commit is an object of another repository, and nobody need have that of an empty file.
         let packed = |staged: &&Staged| !(staged.is_removal() || staged.intended || staged.mode == "160000");
         let staged = manifest.staged.iter().filter(packed);
         let wish = Wish {
             root: manifest.root.clone(),
             head: self.head.clone(),
-            have: have.to_owned(),
+            base: self.base.as_ref().map(|base| base.id.clone()),
+            have: state.have.clone(),
+            have_base: state.have_base.clone(),
             staged: staged.map(|staged| staged.object.clone()).collect(),
         };
         Packing {
@@ -119,11 +134,12 @@ impl Seed {
         packing: Packing,
         session: &mut Session,
     ) -> Result<Reply, SeedError> {
-        let packer = packing.begun()?;
+        let Packed { packer, roots } = packing.begun()?;
         session.send(b"seed\n");
         for part in Self::parts(manifest) {
             session.send_counted(&part);
         }
+        session.send_counted(&lines(&roots));
         // Once the far side waits for frames it must get the last one, whatever happens here.
         let packed = packer.map_or(Ok(()), |packer| self.stream(packer, session));
         session.send(b"0\n");
@@ -165,16 +181,25 @@ impl Seed {
 /// A pack that is made while files are sent: it is ready, up to what a pipe holds, when it is wanted.
 #[derive(Debug)]
 pub(crate) struct Packing {
-    packer: Option<JoinHandle<Result<Option<Packer>, SeedError>>>,
+    packer: Option<JoinHandle<Result<Packed, SeedError>>>,
+}
+
+/// What goes to the lease.
+#[derive(Debug, Default)]
+struct Packed {
+    /// The git that packs, unless there is nothing to pack.
+    packer: Option<Packer>,
+    /// Commits that are to have no parents there.
+    roots: BTreeSet<String>,
 }
 
 impl Packing {
-    fn begun(mut self) -> Result<Option<Packer>, SeedError> {
+    fn begun(mut self) -> Result<Packed, SeedError> {
         match self.packer.take() {
             Some(packer) => packer
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            None => Ok(None),
+            None => Ok(Packed::default()),
         }
     }
 }
@@ -206,17 +231,21 @@ impl Drop for Packer {
 struct Wish {
     root: PathBuf,
     head: String,
+    base: Option<String>,
+    /// The commits that the lease has from the last time; empty where it has none.
     have: String,
+    have_base: String,
     /// Objects of staged changes.
     staged: Vec<String>,
 }
 
 impl Wish {
-    fn pack(&self) -> Result<Option<Packer>, SeedError> {
-        let objects = self.objects()?;
+    fn pack(&self) -> Result<Packed, SeedError> {
+        let (objects, roots) = self.objects()?;
         if objects.is_empty() {
-            return Ok(None);
+            return Ok(Packed { packer: None, roots });
         }
+        let objects = lines(&objects);
         let cmd = git(&self.root, Contents::Unread).args([
             "pack-objects",
             "--stdout",
@@ -237,39 +266,62 @@ impl Wish {
             // If git ends early its exit code tells.
             std::thread::spawn(move || pipe.write_all(&objects).ok());
         }
-        Ok(Some(packer))
+        Ok(Packed {
+            packer: Some(packer),
+            roots,
+        })
     }
 
-    /// The objects of the commit and of the staged changes that the commit `have` does not bring, one a line.
-    fn objects(&self) -> Result<Vec<u8>, SeedError> {
-        let mut wanted = BTreeSet::new();
-        let have = self.have.as_str();
-        if !self.head.is_empty() && self.head != have {
-            let known = !have.is_empty()
-                && have.bytes().all(|byte| byte.is_ascii_hexdigit())
-                && self
-                    .run(&git(&self.root, Contents::Unread).args([
-                        "cat-file",
-                        "-e",
-                        &format!("{have}^{{tree}}"),
-                    ]))
-                    .is_ok();
-            let mut list =
-                git(&self.root, Contents::Unread).args(["rev-list", "--objects", "--no-object-names"]);
-            list = list.arg(format!("{}^{{tree}}", self.head));
-            if known {
-                list = list.arg(format!("^{have}^{{tree}}"));
-            }
+    /// The objects of the commits and of the staged changes that the lease does not have, and the commits that are to have no
+    /// parents there.
+    fn objects(&self) -> Result<(BTreeSet<String>, BTreeSet<String>), SeedError> {
+        let span = match &self.base {
+            Some(base) => self.span(&self.head, base)?,
+            None => Span::default(),
+        };
+        let mut wanted = span.commits;
+        if !self.head.is_empty() && self.head != self.have {
             wanted.insert(self.head.clone());
+        }
+        let known: Vec<&String> = [&self.have, &self.have_base]
+            .into_iter()
+            .filter(|commit| self.has(commit))
+            .collect();
+        if self.base.is_some()
+            && let [have, have_base] = known.as_slice()
+        {
+            // The lease has the history behind these two, as this repository has.
+            let there = self.span(have, have_base)?;
+            wanted.retain(|commit| !there.commits.contains(commit));
+        }
+        if !wanted.is_empty() {
+            let trees = wanted.iter().map(|commit| format!("{commit}^{{tree}}\n"));
+            let not = known.iter().map(|commit| format!("^{commit}^{{tree}}\n"));
+            let list = git(&self.root, Contents::Unread)
+                .args(["rev-list", "--objects", "--no-object-names", "--stdin"])
+                .stdin(trees.chain(not).collect::<String>());
             let listed = self.run(&list)?;
             wanted.extend(String::from_utf8_lossy(&listed).lines().map(str::to_owned));
         }
         wanted.extend(self.staged.iter().cloned());
-        Ok(wanted
-            .into_iter()
-            .flat_map(|object| [object, "\n".to_owned()])
-            .collect::<String>()
-            .into_bytes())
+        Ok((wanted, span.roots))
+    }
+
+    fn span(&self, head: &str, base: &str) -> Result<Span, SeedError> {
+        Span::of(&self.root, head, base).map_err(|source| self.failed(source))
+    }
+
+    /// Whether `commit`, which the lease named, is one that is here too.
+    fn has(&self, commit: &str) -> bool {
+        !commit.is_empty()
+            && commit.bytes().all(|byte| byte.is_ascii_hexdigit())
+            && self
+                .run(&git(&self.root, Contents::Unread).args([
+                    "cat-file",
+                    "-e",
+                    &format!("{commit}^{{tree}}"),
+                ]))
+                .is_ok()
     }
 
     fn run(&self, cmd: &Cmd) -> Result<Vec<u8>, SeedError> {
@@ -282,6 +334,14 @@ impl Wish {
             source,
         }
     }
+}
+
+/// Ids, one a line.
+fn lines(ids: &BTreeSet<String>) -> Vec<u8> {
+    ids.iter()
+        .flat_map(|id| [id.as_str(), "\n"])
+        .collect::<String>()
+        .into_bytes()
 }
 
 /// The staged changes as `git update-index -z --index-info` reads them: `<mode> SP <object> SP <stage> TAB <path>`.
@@ -322,14 +382,14 @@ mod tests {
             ours.filter(|line| String::from_utf8_lossy(line).contains("pack-objects"))
                 .count()
         };
-        let seed = Seed::of(&manifest);
+        let seed = Seed::of(&manifest, None);
         // A pipe holds less than the pack, so that git waits. A process has its new words a moment after it was started.
-        let begun = seed.pack(&manifest, "").begun().unwrap();
+        let begun = seed.pack(&manifest, &SeedState::default()).begun().unwrap();
         let there = || (packers() == 1).then_some(());
         poll_until(std::time::Duration::from_secs(10), there).unwrap();
         drop(begun);
         assert_eq!(packers(), 0);
-        drop(seed.pack(&manifest, ""));
+        drop(seed.pack(&manifest, &SeedState::default()));
         assert_eq!(packers(), 0);
     }
 }

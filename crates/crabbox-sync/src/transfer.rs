@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest as _, Sha256};
 
 use crate::agent::{AgentError, Reply, Request, Session};
+use crate::base::Base;
 use crate::channel::Channel;
 use crate::direct::{self, DirectError};
 use crate::entry::{Entry, Kind, Standing, hex};
@@ -73,6 +74,8 @@ pub struct Options {
     pub compress: bool,
     /// `sync.gitSeed`: whether the workdir is to be a git repository with the local commit and staged changes.
     pub git_seed: GitSeed,
+    /// `sync.baseRef`: the branch, tag or commit that the repository in the lease is to have beside `HEAD`; empty for none.
+    pub base_ref: String,
     /// `sync.timeout`, for each step.
     pub timeout: Option<Duration>,
 }
@@ -82,7 +85,7 @@ pub struct Options {
 pub enum GitSeed {
     /// None.
     Off,
-    /// The local `HEAD` without its history, from the local objects.
+    /// The local `HEAD` without its history, or with that up to the base, from the local objects.
     Shallow,
 }
 
@@ -96,6 +99,7 @@ impl Default for Options {
             allow_mass_deletions: false,
             compress: false,
             git_seed: GitSeed::Shallow,
+            base_ref: String::new(),
             timeout: Some(Duration::from_mins(15)),
         }
     }
@@ -313,7 +317,7 @@ impl Begun {
         run.check_before()?;
         events.stage(Stage::Compare);
         let started = Instant::now();
-        let seed = (way.options.git_seed == GitSeed::Shallow).then(|| Seed::of(manifest));
+        let seed = (way.options.git_seed == GitSeed::Shallow).then(|| run.seed_of());
         let fingerprint = match &seed {
             Some(seed) => format!("{}.{}.{}", manifest.fingerprint, seed.id, unlike_id(manifest)),
             None => manifest.fingerprint.clone(),
@@ -415,7 +419,7 @@ impl Run<'_> {
                 let count = changed.map_or(entries.len(), <[usize]>::len);
                 let numbers = if all { (0..count).collect() } else { stale };
                 let seed = seed.filter(|_| state.needed);
-                let packed = seed.map(|seed| (seed, seed.pack(self.manifest, &state.have)));
+                let packed = seed.map(|seed| (seed, seed.pack(self.manifest, &state)));
                 if !numbers.is_empty() {
                     self.send(&mut session, &numbers, changed, &mut outcome)?;
                 }
@@ -522,6 +526,16 @@ impl Run<'_> {
     }
 
     /// Brings the repository in the lease up to date. A failure is a warning: the files are there either way.
+    /// What the repository in the lease is to be. Without its base it is worth as much for everything else.
+    fn seed_of(&self) -> Seed {
+        let base = Base::find(&self.manifest.repo, &self.way.options.base_ref).unwrap_or_else(|error| {
+            let why = crabbox_core::fault::chain(&error);
+            self.events.warning(&format!("sync.baseRef: {why}"));
+            None
+        });
+        Seed::of(self.manifest, base)
+    }
+
     fn seed(&self, session: &mut Session, seed: &Seed, packing: Packing, outcome: &mut Outcome) {
         self.events.stage(Stage::Seed);
         let started = Instant::now();

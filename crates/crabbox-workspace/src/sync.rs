@@ -207,6 +207,7 @@ pub fn open(
         } else {
             GitSeed::Off
         },
+        base_ref: settings.base_ref.value.clone(),
     };
     transfer::open(&Channel::ssh(target), destination, &options)
 }

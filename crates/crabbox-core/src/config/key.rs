@@ -272,7 +272,7 @@ registry! {
     SyncGitSeed = row("sync.gitSeed", Bool, "true").env(&["CRABBOX_SYNC_GIT_SEED"]);
     /// Whether an unchanged tree is recognised and not synced again.
     SyncFingerprint = row("sync.fingerprint", Bool, "true").env(&["CRABBOX_SYNC_FINGERPRINT"]);
-    /// Branch that the working tree is based on.
+    /// Branch, tag or commit that the lease's repository has beside HEAD, with the history up to where they meet.
     SyncBaseRef = row("sync.baseRef", Text, "").env(&["CRABBOX_SYNC_BASE_REF"]);
     /// Longest time a sync may take.
     SyncTimeout = row("sync.timeout", Duration, "15m").env(&["CRABBOX_SYNC_TIMEOUT"]);

@@ -91,7 +91,7 @@ pub enum TreeEvent<'a> {
         /// Whether the last owner went without a word.
         recovered: bool,
     },
-    /// A reference is configured that a sync makes nothing of.
+    /// A base is configured, and no repository in the lease that could have it.
     BaseRef(&'a Sourced<String>),
     /// The tree was looked at: the line that says how much it is, then warnings.
     Looked(&'a [String]),

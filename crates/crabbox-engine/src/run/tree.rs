@@ -74,7 +74,7 @@ impl Run<'_> {
         let started = Instant::now();
         let stage = self.stage("sync");
         let base_ref = &self.settings.sync.base_ref;
-        if !base_ref.value.is_empty() {
+        if !base_ref.value.is_empty() && !self.settings.sync.git_seed.value {
             self.events.tree(&TreeEvent::BaseRef(base_ref));
         }
         let looked = look

@@ -22,13 +22,13 @@ def git_dir_is_ours():
 
 
 def seed_state():
-    """Whether the repository must be brought up to date, and the commit that it has from the last time."""
+    """Whether the repository must be brought up to date, and the commits that it has from the last time."""
     known = read(meta + b"/seed").split(b"\n")
-    if len(known) != 4 or not os.path.isdir(b".git/objects"):
+    if len(known) not in (4, 5) or not os.path.isdir(b".git/objects"):  # an earlier version knew no base
         return {"needed": True, "have": ""}
     now = [b"%s %s" % (path, seen(path)) for path in head_files()]
     same = known[0] == request["seed"]["id"].encode() and known[2] == sha256(b"\0".join(now)).hexdigest().encode()
-    return {"needed": not same, "have": known[1].decode()}
+    return {"needed": not same, "have": known[1].decode(), "have_base": b"".join(known[4:]).decode()}
 
 
 SETTINGS = b"crabbox/settings"  # below .git, beside what the Go program keeps there
@@ -68,9 +68,10 @@ def frames():
 
 
 def take_seed():
-    """The file that a pack was written to, and before it the staged changes, the marks, the settings and the attributes."""
+    """The file that a pack was written to, and before it the staged changes, the marks, the settings, the attributes and the
+    commits that are to have no parents."""
     pack = meta + b"/tmp/seed.pack"
-    parts = [counted() for _ in range(4)]
+    parts = [counted() for _ in range(5)]
     with open(pack, "wb") as file:
         for frame in frames():
             file.write(frame)
@@ -79,13 +80,13 @@ def take_seed():
 
 def seeded(work, pack, parts):
     """Makes .git say what the local repository says; leaves files of the working tree alone."""
-    staged, marks, settings, attributes = parts
+    staged, marks, settings, attributes, roots = parts
     work.whole, work.failed, work.marks = True, True, {}
     try:
         for mark in listed(marks):
             flags, _, path = mark.partition(b" ")
             work.marks[path] = work.marks.get(path, 0) | int(flags)
-        apply_seed(pack, staged)
+        apply_seed(pack, staged, roots.split())
         configure(settings, attributes)
         keep_hollow([path for path, flags in work.marks.items() if flags & HOLLOW])
         work.failed = False
@@ -105,7 +106,7 @@ def object_format(staged):
     return ["--object-format=sha256"] if any(len(one) == 64 for one in ids) else []
 
 
-def apply_seed(pack, staged):
+def apply_seed(pack, staged, roots):
     seed = request["seed"]
     if not git_dir_is_ours():
         raise Refused(".git in the workdir is not a directory")
@@ -118,14 +119,9 @@ def apply_seed(pack, staged):
     if os.path.getsize(pack):
         with open(pack, "rb") as file:
             must_git("index-pack", "--stdin", feed=file)
-    head, branch = seed["head"], seed["branch"]
+    head, branch, base = seed["head"], seed["branch"], seed.get("base")
     if head:
-        commit = must_git("cat-file", "commit", head).split(b"\n\n")[0].splitlines()
-        parents = [line[7:].decode() for line in commit if line.startswith(b"parent ")]
-        if any(run_git("cat-file", "-e", parent)[0] for parent in parents):
-            known = read(b".git/shallow").split()
-            if head.encode() not in known:
-                write(b".git/shallow", [line + b"\n" for line in [*known, head.encode()]])
+        cut_off(head.encode(), roots, base)
     if branch:
         must_git("symbolic-ref", "HEAD", "refs/heads/" + branch)
         if head:
@@ -140,17 +136,42 @@ def apply_seed(pack, staged):
     must_git(*PLAIN_INDEX, "update-index", "-z", "--index-info", feed=staged)
     if seed["origin"]:
         must_git("config", "remote.origin.url", seed["origin"])
+    for ref in base["refs"] if base else []:
+        must_git("update-ref", "--no-deref", ref, base["id"])
     exclude = read(b".git/info/exclude")
     if b"/.crabbox/" not in exclude.splitlines():
         os.makedirs(b".git/info", exist_ok=True)
         write(b".git/info/exclude", [exclude, b"" if exclude.endswith(b"\n") or not exclude else b"\n", b"/.crabbox/\n"])
 
 
+def is_cut_off(commit):
+    """Whether it is here, and a parent of it is not."""
+    lines = run_git("cat-file", "commit", commit)[1].split(b"\n\n")[0].splitlines()
+    parents = [line[7:].decode() for line in lines if line.startswith(b"parent ")]
+    return any(run_git("cat-file", "-e", parent)[0] for parent in parents)
+
+
+def cut_off(head, roots, base):
+    """Tells git which commits it is to take for the first ones: those that came as such, and those whose parents are not here.
+    One that was the first by an earlier sync is none any more when what is before it has come."""
+    known = read(b".git/shallow").split()
+    first = set(roots)
+    if base:
+        first.update(commit for commit in {*known, head} - first if is_cut_off(commit.decode()))
+    else:
+        first.update(known)
+        if head not in first and is_cut_off(head.decode()):
+            first.add(head)
+    if first != set(known):
+        write(b".git/shallow", [line + b"\n" for line in sorted(first)])
+
+
 def write_seed(digest):
     """Notes that the repository is as it was to be, and that its index has this digest."""
     seed = request["seed"]
     now = [b"%s %s" % (path, seen(path)) for path in head_files()]
-    lines = [seed["id"], seed["head"], sha256(b"\0".join(now)).hexdigest(), digest]
+    base = seed.get("base") or {"id": ""}
+    lines = [seed["id"], seed["head"], sha256(b"\0".join(now)).hexdigest(), digest, base["id"]]
     write(meta + b"/seed", ["\n".join(lines).encode()])
 
 

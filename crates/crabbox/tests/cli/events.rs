@@ -149,7 +149,7 @@ fn commands_made_of_others_tell_the_events_of_all_of_them() {
     configure(&place, &sshd, "");
     place.write(
         "repo/.crabbox.yaml",
-        "jobs:\n  lines:\n    command: echo on-stderr >&2\n    noSync: true\nsync:\n  baseRef: main\n",
+        "jobs:\n  lines:\n    command: echo on-stderr >&2\n    noSync: true\nsync:\n  baseRef: nowhere\n",
     );
     let run = |words: &[&str]| {
         let answer = place.run(words);
@@ -195,7 +195,9 @@ fn commands_made_of_others_tell_the_events_of_all_of_them() {
     }
     let warned = texts(&told, "warning");
     assert!(
-        warned.iter().any(|warning| warning.starts_with("sync.baseRef (")),
+        warned
+            .iter()
+            .any(|warning| warning.starts_with("sync.baseRef: \"nowhere\" is no branch, tag or commit")),
         "{warned:?}"
     );
     assert!(stages(&told).contains(&"!command".to_owned()), "{}", watch.err);

@@ -648,6 +648,33 @@ fn what_is_put_into_a_preset_is_data_and_no_script() {
     );
 }
 
+#[test]
+fn what_the_branch_is_based_on_is_there_for_the_command() {
+    let (place, sshd) = existing();
+    configure(&place, &sshd, "");
+    Cmd::new("sh")
+        .args([
+            "-ec",
+            "git checkout -q -b work && echo more > more && git add more && git -c user.name=t -c user.email=t@t commit -qm two",
+        ])
+        .cwd(place.path("repo"))
+        .env("HOME", place.path("home"))
+        .run()
+        .unwrap();
+    let place = place.env("CRABBOX_SYNC_BASE_REF", "main");
+    let run = place.run(&["run", "--", "git", "diff", "--name-only", "main...HEAD"]);
+    assert_eq!((run.code, run.out.as_str()), (0, "more\n"), "{}", run.err);
+    assert!(!run.err.contains("sync.baseRef"), "{}", run.err);
+    place.write("repo/.crabbox.yaml", "sync: {gitSeed: false}\n");
+    let run = place.run(&["run", "--", "true"]);
+    assert!(
+        run.err.contains("warning: sync.baseRef (")
+            && run.err.contains("has no effect: with sync.gitSeed off"),
+        "{}",
+        run.err
+    );
+}
+
 /// `sudo -E` leaves the runtime directory of the user who called, and that user could answer in a socket's place.
 #[test]
 fn root_puts_no_socket_into_a_runtime_directory_of_another_user() {

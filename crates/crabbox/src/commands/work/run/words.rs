@@ -157,7 +157,7 @@ impl RunEvents for RunWords<'_> {
                 go::milliseconds(*wait)
             )),
             TreeEvent::BaseRef(base_ref) => printer.warn(format_args!(
-                "sync.baseRef ({}) has no effect: the lease gets the commit of HEAD and no other branch",
+                "sync.baseRef ({}) has no effect: with sync.gitSeed off the lease gets no repository",
                 base_ref.origin
             )),
             TreeEvent::Looked(lines) => {

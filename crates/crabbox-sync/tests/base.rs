@@ -1,0 +1,228 @@
+//! The base of a branch in the lease: what git says about it there is what it says here, from local objects alone.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    unreachable_pub,
+    dead_code,
+    reason = "the exception for tests does not reach their fixtures"
+)]
+
+mod world;
+
+use std::path::Path;
+use std::sync::Mutex;
+
+use crabbox_host::command::Cmd;
+use crabbox_sync::transfer::{Options, sync};
+use crabbox_sync::{Channel, SyncEvents};
+use world::World;
+
+#[derive(Default)]
+struct Heard(Mutex<Vec<String>>);
+
+impl SyncEvents for Heard {
+    fn warning(&self, line: &str) {
+        self.0.lock().unwrap().push(line.to_owned());
+    }
+}
+
+/// Syncs with this base; returns what was warned of.
+fn based(world: &World, base: &str) -> Vec<String> {
+    let options = Options {
+        base_ref: base.to_owned(),
+        ..Options::default()
+    };
+    let heard = Heard::default();
+    sync(
+        &Channel::local(),
+        &world.destination(),
+        &world.manifest(),
+        &options,
+        &heard,
+    )
+    .unwrap();
+    heard.0.into_inner().unwrap()
+}
+
+/// What git prints, and its exit code.
+fn said(dir: &Path, args: &str) -> (Option<i32>, String) {
+    let out = Cmd::new("git")
+        .args(args.split(' '))
+        .cwd(dir)
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_CONFIG_SYSTEM", "/dev/null")
+        .capture()
+        .unwrap();
+    (out.status.code(), out.stdout_text())
+}
+
+/// Both sides say the same of the base, and what is there is whole.
+fn check(world: &World, base: &str) {
+    for args in [
+        "merge-base --all {} HEAD",
+        "diff {}...",
+        "diff --stat {}...HEAD",
+        "diff --name-status {}",
+        "log --format=%H {}..HEAD",
+        "log --format=%H HEAD..{}",
+        "status --short",
+    ] {
+        let args = args.replace("{}", base);
+        assert_eq!(
+            said(&world.workdir(), &args),
+            said(&world.source(), &args),
+            "git {args}"
+        );
+    }
+    let (code, problems) = said(&world.workdir(), "fsck --full --strict --no-dangling");
+    assert_eq!((code, problems.as_str()), (Some(0), ""));
+}
+
+/// `main` with a, b and c; `work`, which is checked out, left it at b and has d and e.
+const BRANCHES: &str = "c() { echo $1 >> f; echo $1 > $1; git add -A; git commit -qm $1; }; \
+     c a; c b; git branch work; c c; git checkout -q work; c d; c e; ";
+
+#[test]
+fn the_branch_of_the_origin_is_there_with_the_history_up_to_the_fork() {
+    let world = World::new();
+    world.local(
+        &[
+            BRANCHES,
+            "git update-ref refs/remotes/origin/main main; git update-ref -d refs/heads/main",
+        ]
+        .concat(),
+    );
+    // What an earlier sync cut off is joined again.
+    assert_eq!(based(&world, ""), [""; 0]);
+    assert_eq!(said(&world.workdir(), "rev-list --count HEAD").1, "1");
+    assert_eq!(based(&world, "main"), [""; 0]);
+    check(&world, "origin/main");
+    let patches = "log -p --format=%H origin/main..HEAD";
+    assert_eq!(said(&world.workdir(), patches), said(&world.source(), patches));
+    assert_eq!(
+        said(&world.workdir(), "rev-parse main"),
+        said(&world.source(), "rev-parse origin/main")
+    );
+    // a is behind the fork: it stays here.
+    assert_eq!(said(&world.workdir(), "rev-list --count --all").1, "4");
+    let outcome = sync(
+        &Channel::local(),
+        &world.destination(),
+        &world.manifest(),
+        &Options {
+            base_ref: "main".to_owned(),
+            ..Options::default()
+        },
+        &Heard::default(),
+    );
+    assert!(outcome.unwrap().skipped);
+
+    // Both go on, and then the base alone.
+    world.local("c() { echo $1 > $1; git add -A; git commit -qm $1; }; c g; git checkout -q --detach origin/main; c h; \
+                 git update-ref refs/remotes/origin/main HEAD; git checkout -q work");
+    assert_eq!(based(&world, "main"), [""; 0]);
+    check(&world, "origin/main");
+    world.local("git merge -q -X ours -m merged origin/main; git checkout -q --detach origin/main; echo i > i; git add i; git commit -qm i; \
+                 git update-ref refs/remotes/origin/main HEAD; git checkout -q work");
+    assert_eq!(based(&world, "origin/main"), [""; 0]);
+    check(&world, "origin/main");
+    // Without one the rest stays as it is.
+    world.local("echo j > j; git add j; git commit -qm j");
+    assert_eq!(based(&world, ""), [""; 0]);
+    check(&world, "HEAD");
+}
+
+#[test]
+fn a_base_may_be_a_branch_a_tag_or_a_commit_of_here() {
+    let world = World::new();
+    world.local(&[BRANCHES, "git tag -a -m x v1 main; git tag v2 main~1"].concat());
+    let commit = said(&world.source(), "rev-parse main").1;
+    for base in ["main", "refs/heads/main", "v1", "v2", "work"] {
+        assert_eq!(based(&world, base), [""; 0], "{base}");
+        check(&world, base);
+    }
+    assert_eq!(based(&world, &commit), [""; 0]);
+    check(&world, &commit);
+    assert_eq!(said(&world.workdir(), "rev-parse refs/crabbox/base").1, commit);
+}
+
+#[test]
+fn histories_that_meet_more_than_once_or_never_do_so_there_too() {
+    // Old topics that both sides have merged, each from before the fork.
+    let world = World::new();
+    world.local(&[
+        BRANCHES,
+        "git checkout -q -b t1 main~2; c t1; git checkout -q -b t2 main~2; c t2; git checkout -q work; git merge -q -X ours -m m1 t1; \
+         git checkout -q main; git merge -q -X ours -m m2 t2; git checkout -q work; git merge -q -X ours -m m3 t2",
+    ].concat());
+    assert_eq!(based(&world, "main"), [""; 0]);
+    check(&world, "main");
+    // A merge of what was merged long ago would be cut off from the fork: then all of the history comes.
+    let world = World::new();
+    world.local(
+        &[
+            BRANCHES,
+            "git reset -q --hard $(git commit-tree -p main~1 -p main~2 -m odd HEAD^{tree})",
+        ]
+        .concat(),
+    );
+    assert_eq!(based(&world, "main"), [""; 0]);
+    check(&world, "main");
+    // They have nothing in common.
+    let world = World::new();
+    world.local(&[BRANCHES, "git checkout -q --orphan alone; git commit -qm alone"].concat());
+    assert_eq!(based(&world, "main"), [""; 0]);
+    check(&world, "main");
+}
+
+#[test]
+fn what_is_no_base_is_a_warning_and_the_rest_is_seeded() {
+    let world = World::new();
+    world.local(&[BRANCHES, "echo x > f; git stash -q; git tag tree HEAD^{tree}"].concat());
+    for (base, want) in [
+        ("nowhere", "is no branch, tag or commit of this repository"),
+        ("stash", "is no branch, tag or commit of this repository"),
+        ("refs/stash", "is no branch, tag or commit of this repository"),
+        ("tree", "is no branch, tag or commit of this repository"),
+        (
+            "0123456789012345678901234567890123456789",
+            "is no branch, tag or commit of this repository",
+        ),
+        ("HEAD~1", "is no name of a branch, tag or commit"),
+        ("stash@{0}", "is no name of a branch, tag or commit"),
+        ("-x", "is no name of a branch, tag or commit"),
+        ("main..work", "is no name of a branch, tag or commit"),
+        ("ma*", "is no name of a branch, tag or commit"),
+    ] {
+        let warned = based(&world, base);
+        assert_eq!(warned.len(), 1, "{base}: {warned:?}");
+        let start = format!("sync.baseRef: {base:?} {want}");
+        assert!(warned[0].starts_with(&start), "{warned:?}");
+        assert_eq!(
+            said(&world.workdir(), "rev-parse HEAD"),
+            said(&world.source(), "rev-parse HEAD")
+        );
+    }
+    let refs = said(&world.workdir(), "for-each-ref --format=%(refname)").1;
+    assert_eq!(refs, "refs/heads/work");
+    // A branch without a commit is based on nothing.
+    let world = World::new();
+    world.local("echo x > f");
+    assert_eq!(based(&world, ""), [""; 0]);
+}
+
+#[test]
+fn long_object_names_and_a_shallow_clone_are_no_obstacle() {
+    let world = World::new();
+    world.local(&["rm -rf .git; git init -q --template= --object-format=sha256 -b main .; git config user.name t; git config user.email t@t; ", BRANCHES].concat());
+    assert_eq!(based(&world, "main"), [""; 0]);
+    check(&world, "main");
+    let world = World::new();
+    world.local(&[
+        BRANCHES,
+        "git clone -q --no-local --depth 2 --no-single-branch . ../s; rm -rf .git; mv ../s/.git .; rm -rf ../s; git config user.name t; git config user.email t@t",
+    ].concat());
+    assert_eq!(based(&world, "main"), [""; 0]);
+    check(&world, "origin/main");
+}
