@@ -17,7 +17,7 @@ use crabbox_workspace::quote;
 use crabbox_workspace::results::pattern::{Pattern, PatternError};
 use crabbox_workspace::results::schema::{self, SchemaError};
 
-use super::template::Variables;
+use super::template::{TemplateError, Variables};
 
 /// What a run is asked to do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -230,31 +230,9 @@ pub enum RequestError {
         /// The names there are.
         known: Vec<String>,
     },
-    /// A variable for presets without its two halves.
-    #[error("--preset-var expects name=value")]
-    PresetVar,
-    /// A name that no placeholder can have.
-    #[error("--preset-var: no placeholder can be called {name:?}")]
-    PresetVarName {
-        /// The name.
-        name: String,
-    },
-    /// Placeholders that nobody gave a value.
-    #[error("{place} has unresolved preset variable(s): {}", missing.join(", "))]
-    Unresolved {
-        /// Where they stand.
-        place: String,
-        /// The placeholders, braces included.
-        missing: Vec<String>,
-    },
-    /// A value that a shell would read something into.
-    #[error("{place} has {{{{{name}}}}} where its value cannot be quoted")]
-    Unquotable {
-        /// Where it stands.
-        place: String,
-        /// The name of the placeholder.
-        name: String,
-    },
+    /// A placeholder, or what is put there.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// No proof template of that name.
     #[error("proof template {name:?} is not configured for profile {profile:?}")]
     ProofTemplate {
@@ -292,20 +270,10 @@ impl Fault for RequestError {
             Self::ProofTemplate { known, .. } if known.is_empty() => {
                 vec!["a proof template is written under `proofTemplates` in a configuration file".to_owned()]
             }
-            Self::Preset { known, .. } | Self::ProofTemplate { known, .. } => vec![format!("the configuration has {}", known.join(", "))],
-            Self::PresetVarName { .. } => {
-                vec!["names have letters, digits and _.-, and begin with a letter or _".to_owned()]
+            Self::Preset { known, .. } | Self::ProofTemplate { known, .. } => {
+                vec![format!("the configuration has {}", known.join(", "))]
             }
-            Self::Unresolved { missing, .. } => {
-                let names = missing.iter().map(|name| name.trim_matches(['{', '}']));
-                let flags: Vec<String> = names.map(|name| format!("--preset-var {name}=VALUE")).collect();
-                vec![format!("give it with {}", flags.join(" "))]
-            }
-            Self::Unquotable { .. } => vec![
-                "there it may have letters, digits and _-./:,@%+ only; a placeholder that stands by itself or between plain quotes \
-                 takes any value"
-                    .to_owned(),
-            ],
+            Self::Template(error) => error.hints(),
             _ => Vec::new(),
         }
     }

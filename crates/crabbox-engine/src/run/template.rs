@@ -5,7 +5,62 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::request::RequestError;
+use crabbox_core::fault::{Fault, Kind};
+
+/// Why a placeholder cannot be filled.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    /// A variable for presets without its two halves.
+    #[error("--preset-var expects name=value")]
+    PresetVar,
+    /// A name that no placeholder can have.
+    #[error("--preset-var: no placeholder can be called {name:?}")]
+    PresetVarName {
+        /// The name.
+        name: String,
+    },
+    /// Placeholders that nobody gave a value.
+    #[error("{place} has unresolved preset variable(s): {}", missing.join(", "))]
+    Unresolved {
+        /// Where they stand.
+        place: String,
+        /// The placeholders, braces included.
+        missing: Vec<String>,
+    },
+    /// A value that a shell would read something into.
+    #[error("{place} has {{{{{name}}}}} where its value cannot be quoted")]
+    Unquotable {
+        /// Where it stands.
+        place: String,
+        /// The name of the placeholder.
+        name: String,
+    },
+}
+
+impl Fault for TemplateError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::PresetVar => Vec::new(),
+            Self::PresetVarName { .. } => {
+                vec!["names have letters, digits and _.-, and begin with a letter or _".to_owned()]
+            }
+            Self::Unresolved { missing, .. } => {
+                let names = missing.iter().map(|name| name.trim_matches(['{', '}']));
+                let flags: Vec<String> = names.map(|name| format!("--preset-var {name}=VALUE")).collect();
+                vec![format!("give it with {}", flags.join(" "))]
+            }
+            Self::Unquotable { .. } => vec![
+                "there it may have letters, digits and _-./:,@%+ only; a placeholder that stands by itself or between plain quotes \
+                 takes any value"
+                    .to_owned(),
+            ],
+        }
+    }
+}
 
 /// What `--preset-var` and `--scenario` give, by name.
 #[derive(Debug, Clone, Default)]
@@ -17,17 +72,17 @@ pub struct Variables {
 
 impl Variables {
     /// Of the flags: `name=value`, several with commas between them; a later one wins, the scenario last.
-    pub(super) fn new(given: &[String], scenario: Option<&str>) -> Result<Self, RequestError> {
+    pub(super) fn new(given: &[String], scenario: Option<&str>) -> Result<Self, TemplateError> {
         let mut values = BTreeMap::new();
         let parts = given.iter().flat_map(|text| text.split(','));
         for part in parts.map(str::trim).filter(|part| !part.is_empty()) {
-            let (name, value) = part.split_once('=').ok_or(RequestError::PresetVar)?;
+            let (name, value) = part.split_once('=').ok_or(TemplateError::PresetVar)?;
             let name = name.trim();
             if name.is_empty() {
-                return Err(RequestError::PresetVar);
+                return Err(TemplateError::PresetVar);
             }
             if !is_name(name) {
-                return Err(RequestError::PresetVarName {
+                return Err(TemplateError::PresetVarName {
                     name: name.to_owned(),
                 });
             }
@@ -49,13 +104,13 @@ impl Variables {
     }
 
     /// `text`, which is what `place` says, with the values in it as they are.
-    pub(super) fn fill(&mut self, place: &str, text: &str) -> Result<String, RequestError> {
+    pub(super) fn fill(&mut self, place: &str, text: &str) -> Result<String, TemplateError> {
         let filled = self.put(place, text, |_, value| Some(value.to_owned()))?;
         Ok(filled.unwrap_or_else(|| text.to_owned()))
     }
 
     /// The same for a script: each value reads back as itself. None where it has no placeholder.
-    pub(super) fn fill_script(&mut self, place: &str, text: &str) -> Result<Option<String>, RequestError> {
+    pub(super) fn fill_script(&mut self, place: &str, text: &str) -> Result<Option<String>, TemplateError> {
         let mut reader = Reader::default();
         self.put(place, text, |ahead, value| {
             reader.read(ahead);
@@ -69,7 +124,7 @@ impl Variables {
         place: &str,
         text: &str,
         mut quoted: impl FnMut(&str, &str) -> Option<String>,
-    ) -> Result<Option<String>, RequestError> {
+    ) -> Result<Option<String>, TemplateError> {
         let placeholders = placeholders(text);
         let missing: BTreeSet<&str> = placeholders
             .iter()
@@ -77,7 +132,7 @@ impl Variables {
             .filter(|name| !self.values.contains_key(*name))
             .collect();
         if !missing.is_empty() {
-            return Err(RequestError::Unresolved {
+            return Err(TemplateError::Unresolved {
                 place: place.to_owned(),
                 missing: missing.into_iter().map(braced).collect(),
             });
@@ -86,7 +141,7 @@ impl Variables {
         for (start, name) in &placeholders {
             let value = self.values.get(*name).map_or("", String::as_str);
             let ahead = &text[at..*start];
-            let value = quoted(ahead, value).ok_or_else(|| RequestError::Unquotable {
+            let value = quoted(ahead, value).ok_or_else(|| TemplateError::Unquotable {
                 place: place.to_owned(),
                 name: (*name).to_owned(),
             })?;
@@ -239,12 +294,12 @@ mod tests {
         r"printf '%s\0' '{{v}}'",
         r#"printf '%s\0' "a\"b{{v}}" | sed -z 's/^a"b//'"#,
         r"printf '%s\0' a\'{{v}} | sed -z 's/^..//'",
-        r#": ok # it's a comment
-printf '%s\0' {{v}}"#,
+        r": ok # it's a comment
+printf '%s\0' {{v}}",
         r#"printf '%s\0' x"y"{{v}} | sed -z 's/^xy//'"#,
         r#"x={{v}}; printf '%s\0' "$x""#,
         r"(printf '%s\0' {{v}}) && :",
-        r#"echo ${#HOME} >/dev/null; printf '%s\0' {{v}}"#,
+        r"echo ${#HOME} >/dev/null; printf '%s\0' {{v}}",
     ];
 
     proptest! {

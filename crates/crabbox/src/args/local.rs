@@ -96,7 +96,7 @@ pub(crate) enum ProvidersCommand {
     /// Show what the filters of `providers` take
     Filters(ProvidersFiltersArgs),
     /// Rank the providers for a use
-    Recommend(ProvidersRecommendArgs),
+    Recommend(Box<ProvidersRecommendArgs>),
 }
 
 /// `providers describe`.

@@ -145,7 +145,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Show the providers
-    Providers(ProvidersArgs),
+    Providers(Box<ProvidersArgs>),
     /// Verify a signed receipt of a run
     Verify(VerifyArgs),
     /// Print a completion script for a shell
