@@ -19,6 +19,7 @@ use crabbox_core::fault::chain;
 use crabbox_core::id::{LeaseId, Slug, normalise};
 use crabbox_core::journal::{Journal, JournalError};
 use crabbox_core::labels::{self, Labels};
+use crabbox_core::receipt::{self, RunReceipt, TerminalReceipt};
 use crabbox_core::record::LeaseRecord;
 use crabbox_core::state::LeaseState;
 use crabbox_core::timestamp;
@@ -75,6 +76,39 @@ fn claim_samples() -> Vec<Vec<u8>> {
         ..Claim::full()
     };
     vec![text.into_bytes(), serde_json::to_vec_pretty(&full).unwrap()]
+}
+
+fn receipt_samples() -> Vec<Vec<u8>> {
+    const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let run = RunReceipt {
+        generated_at: "2025-07-31T22:13:20Z",
+        provider: "ssh",
+        lease_id: ID,
+        slug: "jade-krill",
+        run_id: "run_1",
+        command: "make <a & b>",
+        exit_code: 0,
+        command_ms: 12,
+        log_sha256: DIGEST,
+    };
+    let terminal = TerminalReceipt {
+        started_at: "2025-07-31T22:13:20.5Z",
+        ended_at: "2025-07-31T22:13:22Z",
+        provider: "ssh",
+        lease_id: ID,
+        slug: "jade-krill",
+        run_id: "run_1",
+        command: "make",
+        command_sha256: DIGEST,
+        exit_code: 2,
+        sync_ms: 1,
+        command_ms: 12,
+        duration_ms: 1500,
+        log_sha256: DIGEST,
+        signer: DIGEST,
+    };
+    let (key, signature) = ([7; 32], [9; 64]);
+    vec![run.file(&key, &signature), terminal.file(&key, &signature)]
 }
 
 fn record_samples() -> Vec<Vec<u8>> {
@@ -305,6 +339,23 @@ proptest! {
         for broken in &listing.broken {
             let told = chain(&broken.error);
             prop_assert!(told.contains(&"a".repeat(64)) && !told.contains('\n'), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_receipt_is_refused_or_signed_for_all_that_it_says(bytes in damaged(receipt_samples())) {
+        let said = |bytes: &[u8]| {
+            let mut value: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+            value.as_object_mut().unwrap().remove("signature");
+            value
+        };
+        match receipt::parse(&bytes) {
+            Ok(sealed) => for sample in receipt_samples() {
+                if receipt::parse(&sample).unwrap().signed == sealed.signed {
+                    prop_assert_eq!(said(&bytes), said(&sample));
+                }
+            },
+            Err(error) => prop_assert!(chain(&error).starts_with("malformed receipt: "), "{error}"),
         }
     }
 
