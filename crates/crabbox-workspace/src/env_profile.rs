@@ -33,7 +33,7 @@ pub enum ProfileError {
     NothingForHelper,
     /// A helper's name that is none.
     #[error(
-        "--env-helper {name:?} must be a plain file name of letters, digits, dots, dashes and underscores"
+        "--env-helper must contain only letters, numbers, dash, or underscore, and not begin with a dash, found {name:?}"
     )]
     HelperName {
         /// The name.
@@ -70,13 +70,9 @@ pub fn read(paths: &[PathBuf], cwd: &Path) -> Result<Vec<(String, String)>, Prof
 
 /// A helper's name, checked.
 pub fn helper(name: &str) -> Result<(), ProfileError> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    // A name that begins so is that of a file of variables.
-    if name.is_empty()
-        || name.starts_with(['.', '-'])
-        || name.starts_with("run_")
-        || !name.chars().all(allowed)
-    {
+    // With a dot in it, it could be the name of another helper's file of variables.
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+    if name.is_empty() || name.starts_with('-') || !name.chars().all(allowed) {
         return Err(ProfileError::HelperName {
             name: name.to_owned(),
         });
@@ -144,9 +140,9 @@ pub fn described(variables: &[(String, String)]) -> String {
     variables.iter().map(one).collect::<Vec<_>>().join(",")
 }
 
-/// Shell lines that leave a file of these variables and the helper in the working directory. They travel over standard input,
+/// Shell lines that leave the helper and, beside it, a file of these variables with its name in the working directory. They travel over standard input,
 /// and `printf` is built into the shells that run them.
-pub fn helper_lines(name: &str, run: &str, workdir: &str, variables: &[(String, String)]) -> String {
+pub fn helper_lines(name: &str, workdir: &str, variables: &[(String, String)]) -> String {
     let quote = |text: &str| format!("'{}'", text.replace('\'', "'\\''"));
     let mut lines = vec![format!(
         "( cd {} && umask 077 && mkdir -p .crabbox/env && {{",
@@ -156,9 +152,9 @@ pub fn helper_lines(name: &str, run: &str, workdir: &str, variables: &[(String, 
         let line = format!("export {name}={}", quote(value));
         lines.push(format!("printf '%s\\n' {}", quote(&line)));
     }
-    let helper = format!("#!/bin/sh\n. \"${{0%/*}}/{run}.env\" && exec \"$@\"");
+    let helper = format!("#!/bin/sh\n. \"${{0%/*}}/{name}.env\" && exec \"$@\"");
     lines.push(format!(
-        "}} > .crabbox/env/{run}.env && printf '%s\\n' {} > .crabbox/env/{name} && chmod 700 .crabbox/env/{name} ) || exit 74",
+        "}} > .crabbox/env/{name}.env && printf '%s\\n' {} > .crabbox/env/{name} && chmod 700 .crabbox/env/{name} ) || exit 74",
         quote(&helper)
     ));
     lines.join("\n")
@@ -200,16 +196,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let value = "it's $HOME\nand `more`".to_owned();
         let workdir = dir.path().to_str().unwrap();
-        let script = helper_lines("with-env", "run_1", workdir, &[("V".to_owned(), value.clone())]);
+        let script = helper_lines("with-env", workdir, &[("V".to_owned(), value.clone())]);
         Cmd::new("sh").args(["-c", &script]).run().unwrap();
         let seen = Cmd::new(dir.path().join(".crabbox/env/with-env"))
             .args(["sh", "-c", "printf %s \"$V\""])
             .capture()
             .unwrap();
         assert_eq!(seen.stdout, value.as_bytes(), "{}", seen.stderr_text());
-        let file = dir.path().join(".crabbox/env/run_1.env");
+        let file = dir.path().join(".crabbox/env/with-env.env");
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-        for bad in ["", "../x", "a b", "-x", ".x", "run_x"] {
+        assert!(helper("run_x").is_ok());
+        for bad in ["", "../x", "a b", "-x", ".x", "a.env"] {
             assert!(helper(bad).is_err(), "{bad}");
         }
     }

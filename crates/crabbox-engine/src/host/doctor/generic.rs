@@ -28,16 +28,20 @@ pub(super) fn checks(settings: &Settings, options: &Options, tools: &Tools) -> V
 
 fn config(options: &Options, mode: u32) -> Check {
     let path = options.config_file.display();
-    let private = (mode & 0o077).count_ones() == 0;
-    let status = if private { Status::Ok } else { Status::Warning };
-    let check = Check::generic(status, "config", format!("{path} permissions={mode:04o}"))
-        .with("path", &path)
-        .with("permissions", format!("{mode:04o}"));
-    if private {
-        check
-    } else {
-        check.with("fix", format!("chmod 600 {}", quote::line([path.to_string()])))
+    let with = |status, message| {
+        Check::generic(status, "config", message)
+            .with("path", &path)
+            .with("permissions", format!("{mode:04o}"))
+    };
+    if (mode & 0o077).count_ones() == 0 {
+        return with(Status::Ok, format!("{path} permissions={mode:04o}"));
     }
+    // It may hold a token, and it says which programs run here.
+    with(
+        Status::Failed,
+        format!("{path}: permissions {mode:04o} want 0600"),
+    )
+    .with("fix", format!("chmod 600 {}", quote::line([path.to_string()])))
 }
 
 fn selection(settings: &Settings) -> Check {

@@ -549,7 +549,13 @@ fn the_generic_checks_come_first_and_in_order() {
     assert!(checks[0].message.ends_with("config.yaml permissions=0600"));
     mode(0o644);
     let checks = generic(&[], &tools, &options);
-    assert_eq!(checks[0].status, Status::Warning);
+    assert_eq!(checks[0].status, Status::Failed);
+    assert!(
+        checks[0]
+            .message
+            .ends_with("config.yaml: permissions 0644 want 0600")
+    );
+    assert!(checks[0].details["fix"].starts_with("chmod 600 "));
     assert_eq!((checks[1].status, &checks[1].provider), (Status::Warning, &None));
     std::fs::remove_file(&options.config_file).unwrap();
     assert_eq!(generic(&[], &tools, &options)[0].check, "provider-selection");

@@ -27,7 +27,7 @@ enum JobError {
     #[error("usage: crabbox job run [flags] <name>")]
     Usage,
     /// There is no such job.
-    #[error("no job {name:?} is configured{}", names(.known))]
+    #[error("job {name:?} is not configured{}", names(.known))]
     Unknown {
         /// What was asked for.
         name: String,
@@ -121,12 +121,29 @@ fn list(ctx: &Ctx<'_>, args: &JobListArgs) -> Result<Exit, CommandError> {
         ctx.printer.line("no jobs configured");
     }
     if !args.json {
-        for view in &views {
-            let line = format!("{} {}", view.name, view.command.replace('\n', " "));
-            ctx.printer.line(crabbox_host::console::harmless(line.trim_end()));
+        for (name, job) in &jobs {
+            if let Ok(job) = job {
+                ctx.printer
+                    .line(crabbox_host::console::harmless(&listed(name, job)));
+            }
         }
     }
     Ok(Exit::SUCCESS)
+}
+
+/// The line of a job; its command is what `--json` and `job run --dry-run` show.
+fn listed(name: &str, job: &Job) -> String {
+    let flag = |wanted: &str| {
+        let found = job.flags.iter().find(|(flag, _)| *flag == wanted);
+        found.and_then(|(_, value)| value.as_deref()).unwrap_or("-")
+    };
+    format!(
+        "{name} provider={} target={} hydrate_actions={} stop={}",
+        flag("provider"),
+        flag("target"),
+        job.foreign.contains(&"hydrate.actions"),
+        job.stop.as_deref().unwrap_or("auto")
+    )
 }
 
 fn start(ctx: &Ctx<'_>, args: &JobRunArgs) -> Result<Exit, CommandError> {
