@@ -3,7 +3,7 @@
 //! Times are unix seconds as decimal text, durations are whole seconds. This module must never ask the clock: `now` is
 //! always an argument.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::state::LeaseState;
@@ -53,6 +53,15 @@ pub struct NewLease<'a> {
     pub network: &'a str,
     /// CNI network name; empty where none is used.
     pub cni_network: &'a str,
+    /// Ports that it is said to offer, from [`exposed`]; empty for none.
+    pub exposed: &'a str,
+}
+
+/// Ports as their label has them: each once, sorted, with a hyphen between them, which is the one sign that a label keeps.
+pub fn exposed(ports: &[u16]) -> String {
+    let sorted: BTreeSet<u16> = ports.iter().copied().collect();
+    let texts: Vec<String> = sorted.iter().map(u16::to_string).collect();
+    texts.join("-")
 }
 
 /// The labels of a lease made at `now`.
@@ -80,8 +89,13 @@ pub fn new_lease(new: &NewLease<'_>, now: i64) -> Labels {
     ] {
         put(name, value);
     }
-    if !new.cni_network.is_empty() {
-        put("cni_network", new.cni_network);
+    for (name, value) in [
+        ("cni_network", new.cni_network),
+        ("crabbox_exposed_ports", new.exposed),
+    ] {
+        if !value.is_empty() {
+            put(name, value);
+        }
     }
     for (name, value) in [
         ("created_at", now),
@@ -251,6 +265,7 @@ mod tests {
                 work_root: "/work/crabbox",
                 network: "cni",
                 cni_network: "crabbox-firecracker",
+                exposed: &exposed(&[9090, 80, 9090]),
             },
             NOW,
         )
@@ -263,6 +278,7 @@ mod tests {
             ("class", "beast"),
             ("cni_network", "crabbox-firecracker"),
             ("crabbox", "true"),
+            ("crabbox_exposed_ports", "80-9090"),
             ("created_at", "1754000000"),
             ("created_by", "crabbox"),
             ("expires_at", "1754001800"),

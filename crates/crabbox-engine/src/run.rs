@@ -136,10 +136,10 @@ pub fn look(given: Given<'_>, work: Work) -> Result<Looked<'_>, RunError> {
         given.events.start(&StartEvent::Unused { name });
     }
     if let Some(name) = preset {
-        let command = work.display();
-        given.events.start(&StartEvent::Expanded {
+        given.events.start(&StartEvent::Preset {
             name,
-            command: &command,
+            variables: &work.env,
+            command: &work.display(),
         });
     }
     let variables = command::variables(&given)?;
@@ -297,7 +297,7 @@ impl Run<'_> {
         });
         self.provider.touch(lease, Some(&LeaseState::Running), None)?;
         report.stage = Some("ssh");
-        report.outcome.bootstrap = self.connect(&target)?;
+        report.outcome.bootstrap = tree::connect(&target)?;
         let owner = owner.insert(self.own(lease, &target, &mut opened)?);
         report.owned = Some(Instant::now());
         report.stage = None;

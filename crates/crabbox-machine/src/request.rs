@@ -35,6 +35,9 @@ pub struct AcquireRequest {
     pub class: String,
     /// Machine type; a label.
     pub server_type: String,
+    /// Ports that it is said to offer; a label, empty for none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub exposed: String,
     /// User to make in the guest and to log in as.
     pub ssh_user: String,
     /// Port of the guest's sshd.

@@ -216,11 +216,11 @@ pub fn table(judged: &[(Case, Verdict)]) -> String {
 /// What does not hold of a case: its name, the command, each fact.
 #[must_use]
 pub fn failure(case: &Case, mismatches: &[Mismatch]) -> String {
-    let mut text = format!("\n{}: crabbox {}\n", case.name, case.args.join(" "));
-    for mismatch in mismatches {
-        text.push_str(&format!("  {mismatch}\n"));
-    }
-    text
+    let facts: String = mismatches
+        .iter()
+        .flat_map(|mismatch| ["  ".to_owned(), mismatch.to_string(), "\n".to_owned()])
+        .collect();
+    format!("\n{}: crabbox {}\n{facts}", case.name, case.args.join(" "))
 }
 
 fn answer(program: &Path, case: &Case, root: &Path) -> io::Result<Answer> {

@@ -14,9 +14,11 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 /// Commands whose document has a name of its own.
-const NAMES: [(&str, &str); 6] = [
+const NAMES: [(&str, &str); 8] = [
     ("pool-list", "list"),
     ("inspect", "status"),
+    ("warmup", "status"),
+    ("cache-list", "cache-stats"),
     ("image-build", "image-made"),
     ("image-import", "image-made"),
     ("machine-cleanup", "cleanup"),
@@ -24,7 +26,9 @@ const NAMES: [(&str, &str); 6] = [
 ];
 
 /// Commands that are groups, so that the second word belongs to the name.
-const GROUPS: [&str; 6] = ["claims", "config", "image", "machine", "pool", "setup"];
+const GROUPS: [&str; 8] = [
+    "bench", "cache", "claims", "config", "image", "machine", "pool", "setup",
+];
 
 /// The name of the schema that the document in `line` must follow, which the command `words` with `--json` printed.
 #[must_use]

@@ -11,6 +11,7 @@
     )
 )]
 
+pub mod caches;
 pub mod command;
 pub mod copy;
 pub mod env_profile;

@@ -97,6 +97,8 @@ pub struct Tee<'a> {
     bytes: u64,
     lines: VecDeque<Vec<u8>>,
     open: Vec<u8>,
+    /// Bytes that went into a file.
+    written: u64,
 }
 
 /// Where a stream goes.
@@ -125,6 +127,7 @@ impl<'a> Tee<'a> {
             bytes: 0,
             lines: VecDeque::new(),
             open: Vec::new(),
+            written: 0,
         }
     }
 
@@ -137,6 +140,11 @@ impl<'a> Tee<'a> {
     /// How many bytes came.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// How many bytes went into the file; `None` where there is none.
+    pub fn captured(&self) -> Option<u64> {
+        matches!(self.to, To::File(_)).then_some(self.written)
     }
 
     /// The last lines, without terminal sequences.
@@ -167,7 +175,10 @@ impl Write for Tee<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.to {
             To::Pass(pass) => pass(bytes),
-            To::File(file) => file.write_all(bytes)?,
+            To::File(file) => {
+                file.write_all(bytes)?;
+                self.written += bytes.len() as u64;
+            }
         }
         self.bytes += bytes.len() as u64;
         if let Some(transcript) = self.transcript {

@@ -15,6 +15,19 @@ pub(crate) fn seconds(seconds: i64) -> String {
     GoDuration::from_nanoseconds(seconds.saturating_mul(1_000_000_000)).to_string()
 }
 
+/// A number of bytes in binary units with one digit: `1.2 GiB`; below 1024 as it is.
+pub(crate) fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let unit = (bytes.ilog2() / 10) as usize;
+    // Tenths as whole numbers, rounded to nearest: no unit needs more digits than a `u128` has.
+    let (tenths, size) = (u128::from(bytes) * 10, 1_u128 << (10 * unit));
+    let tenths = (tenths + size / 2) / size;
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit - 1])
+}
+
 /// `-` for a blank text.
 pub(crate) fn blank(text: &str) -> &str {
     if text.trim().is_empty() { "-" } else { text }
@@ -66,6 +79,14 @@ mod tests {
         assert_eq!(milliseconds(Duration::from_micros(1_234_500)), "1.235s");
         assert_eq!(milliseconds(Duration::from_micros(250_400)), "250ms");
         assert_eq!(seconds(1800), "30m0s");
+        assert_eq!(
+            (bytes(1023), bytes(1536)),
+            ("1023 B".to_owned(), "1.5 KiB".to_owned())
+        );
+        assert_eq!(
+            (bytes(430 << 20), bytes(u64::MAX)),
+            ("430.0 MiB".to_owned(), "16.0 EiB".to_owned())
+        );
         assert_eq!((blank(" "), blank("x")), ("-", "x"));
     }
 

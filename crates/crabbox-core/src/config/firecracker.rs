@@ -12,6 +12,7 @@ use super::trust::{HostName, HostPath};
 use crate::admission::Limits;
 use crate::duration::GoDuration;
 use crate::fault::{Fault, Kind};
+use crate::labels;
 use crate::network::NetworkMode;
 
 /// Most virtual processors that Firecracker gives a microVM.
@@ -95,6 +96,8 @@ pub struct FirecrackerPlan {
     pub ttl: GoDuration,
     /// Longest idle time of the lease.
     pub idle_timeout: GoDuration,
+    /// Ports that the lease is said to offer, as its label has them.
+    pub exposed: String,
 }
 
 /// Why the settings do not describe a Firecracker lease; the wordings are the Go program's where it has one.
@@ -229,6 +232,7 @@ pub fn plan(settings: &Settings) -> Result<FirecrackerPlan, InvalidFirecracker> 
         profile: settings.profile.value.clone(),
         ttl: settings.ttl.value,
         idle_timeout: settings.idle_timeout.value,
+        exposed: labels::exposed(&settings.expose.value),
     })
 }
 

@@ -5,6 +5,10 @@
 use super::Provider;
 use super::settings::Settings;
 use crate::fault::{Fault, Kind};
+use crate::labels;
+
+/// How many ports fit into the label of a lease.
+const MAX_EXPOSED: usize = 10;
 
 /// What a provider cannot give; the wordings are the Go program's where it has one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +36,9 @@ pub enum Unfit {
         /// The architecture.
         architecture: String,
     },
+    /// More ports than a label takes.
+    #[error("--expose accepts at most {MAX_EXPOSED} distinct ports per lease")]
+    Exposed,
     /// `desktop: true`.
     #[error("desktop/VNC is not supported for provider={provider}")]
     Desktop {
@@ -85,6 +92,9 @@ pub fn check(settings: &Settings, provider: Provider) -> Result<(), Unfit> {
     }
     if settings.code.value {
         return Err(Unfit::Code { provider });
+    }
+    if labels::exposed(&settings.expose.value).split('-').count() > MAX_EXPOSED {
+        return Err(Unfit::Exposed);
     }
     Ok(())
 }

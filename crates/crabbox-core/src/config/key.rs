@@ -260,6 +260,8 @@ registry! {
     /// Longest time a lease may stand idle.
     IdleTimeout = row("idleTimeout", Duration, "30m").alias(&["lease.idleTimeout"])
         .env(&["CRABBOX_IDLE_TIMEOUT"]).flag("idle-timeout", Create);
+    /// Ports that a new lease is said to offer: a label for whoever reads it, at most ten; nothing is opened.
+    Expose = row("lease.expose", Ports, "").flag("expose", Create).merge(Merge::AppendUnique);
     /// Patterns of files that are not synced.
     SyncExclude = row("sync.exclude", List, "").alias(&["sync.excludes"]).merge(Merge::Append);
     /// Patterns of files that are synced although git ignores them.
@@ -297,6 +299,18 @@ registry! {
     /// Whether failures in the reports fail a run whose command succeeded.
     ResultsFailOnFailures = row("results.failOnFailures", Bool, "false")
         .env(&["CRABBOX_RESULTS_FAIL_ON_FAILURES"]).flag("fail-on-test-failures", Run);
+    /// Whether `cache` looks after pnpm's store in a lease.
+    CachePnpm = row("cache.pnpm", Bool, "true").env(&["CRABBOX_CACHE_PNPM"]);
+    /// Whether it looks after npm's cache.
+    CacheNpm = row("cache.npm", Bool, "true").env(&["CRABBOX_CACHE_NPM"]);
+    /// Whether it looks after Docker's images and layers.
+    CacheDocker = row("cache.docker", Bool, "true").env(&["CRABBOX_CACHE_DOCKER"]);
+    /// Whether it looks after shared git objects.
+    CacheGit = row("cache.git", Bool, "true").env(&["CRABBOX_CACHE_GIT"]);
+    /// How large the caches of a lease should get, in GiB; it is shown, and nothing is removed for it.
+    CacheMaxGb = row("cache.maxGB", Integer, "80").env(&["CRABBOX_CACHE_MAX_GB"]).merge(Merge::WhenPositive);
+    /// Whether the caches of a lease should go with it; it is shown: those of a microVM always do, those of a host stay.
+    CachePurgeOnRelease = row("cache.purgeOnRelease", Bool, "false").env(&["CRABBOX_CACHE_PURGE_ON_RELEASE"]);
     /// Lease id of the static host.
     StaticId = row("static.id", Text, "").env(&["CRABBOX_STATIC_ID"]).trust(Destination);
     /// Name of the static host.
@@ -397,7 +411,6 @@ pub const PROOF_TEMPLATES: &str = "proofTemplates";
 pub(crate) const FOREIGN_SECTIONS: &[&str] = &[
     "actions",
     "broker",
-    "cache",
     "capacity",
     "external",
     "hostId",

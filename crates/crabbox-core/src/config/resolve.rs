@@ -451,7 +451,7 @@ impl Fold {
             let (Some(flag), Some(last)) = (key.flag, values.last()) else {
                 continue;
             };
-            let text = if key.kind == Kind::List {
+            let text = if matches!(key.kind, Kind::List | Kind::Ports) {
                 values.join(",")
             } else {
                 last.clone()

@@ -68,6 +68,10 @@ pub struct Settings {
     pub preflight_tools: Sourced<Vec<String>>,
     /// `results.*`.
     pub results: ResultsSettings,
+    /// `cache.*`.
+    pub cache: CacheSettings,
+    /// `lease.expose`.
+    pub expose: Sourced<Vec<u16>>,
     /// `static.*`.
     pub static_host: StaticSettings,
     /// `firecracker.*`.
@@ -127,6 +131,23 @@ pub struct ResultsSettings {
     pub auto: Sourced<bool>,
     /// `results.failOnFailures`.
     pub fail_on_failures: Sourced<bool>,
+}
+
+/// `cache.*`.
+#[derive(Debug, Clone)]
+pub struct CacheSettings {
+    /// `cache.pnpm`.
+    pub pnpm: Sourced<bool>,
+    /// `cache.npm`.
+    pub npm: Sourced<bool>,
+    /// `cache.docker`.
+    pub docker: Sourced<bool>,
+    /// `cache.git`.
+    pub git: Sourced<bool>,
+    /// `cache.maxGB`, greater than zero.
+    pub max_gb: Sourced<i64>,
+    /// `cache.purgeOnRelease`.
+    pub purge_on_release: Sourced<bool>,
 }
 
 /// The host of the `ssh` provider: `static.*`, and what counts for it where they say nothing. Empty texts mean "not set".
@@ -255,12 +276,7 @@ impl Settings {
                 user: read.text(Name::SshUser),
                 key: read.trusted(Name::SshKey, Reader::path),
                 port: read.port(Name::SshPort),
-                fallback_ports: read.trusted(Name::SshFallbackPorts, |read, name| {
-                    read.get(name, |value| match value {
-                        Value::Ports(ports) => Some(ports.clone()),
-                        _ => None,
-                    })
-                }),
+                fallback_ports: read.trusted(Name::SshFallbackPorts, Reader::ports),
             },
             work_root: read.text(Name::WorkRoot),
             ttl: read.duration(Name::Ttl),
@@ -277,6 +293,15 @@ impl Settings {
                 auto: read.boolean(Name::ResultsAuto),
                 fail_on_failures: read.boolean(Name::ResultsFailOnFailures),
             },
+            cache: CacheSettings {
+                pnpm: read.boolean(Name::CachePnpm),
+                npm: read.boolean(Name::CacheNpm),
+                docker: read.boolean(Name::CacheDocker),
+                git: read.boolean(Name::CacheGit),
+                max_gb: read.integer(Name::CacheMaxGb),
+                purge_on_release: read.boolean(Name::CachePurgeOnRelease),
+            },
+            expose: read.ports(Name::Expose),
             static_host: StaticSettings {
                 id: read.trusted(Name::StaticId, Reader::text),
                 name: read.trusted(Name::StaticName, Reader::text),
@@ -325,6 +350,13 @@ impl Reader<'_> {
             ..*self
         };
         Trusted::new(read(&only, name)).expect("the table keeps trusted layers apart")
+    }
+
+    fn ports(&self, name: Name) -> Sourced<Vec<u16>> {
+        self.get(name, |value| match value {
+            Value::Ports(ports) => Some(ports.clone()),
+            _ => None,
+        })
     }
 
     fn port(&self, name: Name) -> Sourced<u16> {

@@ -87,15 +87,19 @@ impl Table {
 fn merged(old: &Value, new: Value, merge: Merge) -> Value {
     match (old, new, merge) {
         (Value::List(old), Value::List(new), Merge::Append) => Value::List([old.as_slice(), &new].concat()),
-        (Value::List(old), Value::List(new), Merge::AppendUnique) => {
-            let mut all = old.clone();
-            for item in new {
-                if !all.contains(&item) {
-                    all.push(item);
-                }
-            }
-            Value::List(all)
-        }
+        (Value::List(old), Value::List(new), Merge::AppendUnique) => Value::List(united(old, new)),
+        (Value::Ports(old), Value::Ports(new), Merge::AppendUnique) => Value::Ports(united(old, new)),
         (_, value, _) => value,
     }
+}
+
+/// `old` and what of `new` is not in it.
+fn united<T: Clone + PartialEq>(old: &[T], new: Vec<T>) -> Vec<T> {
+    let mut all = old.to_vec();
+    for item in new {
+        if !all.contains(&item) {
+            all.push(item);
+        }
+    }
+    all
 }

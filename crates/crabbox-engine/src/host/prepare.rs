@@ -191,6 +191,7 @@ pub fn request(
         profile: plan.profile.clone(),
         class: plan.class.clone(),
         server_type: plan.server_type.clone(),
+        exposed: plan.exposed.clone(),
         ssh_user: plan.user.clone(),
         ssh_port: plan.ssh_port,
         work_root: plan.work_root.clone(),

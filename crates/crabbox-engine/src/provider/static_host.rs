@@ -200,7 +200,11 @@ impl Provider for StaticHost {
         });
         let started = std::time::Instant::now();
         reach::reach(&mut host, &control_dir, interrupts, on_notice)?;
-        let lease = self.lease(&host)?;
+        let mut lease = self.lease(&host)?;
+        if !host.is_claimed() {
+            lease.state = LeaseState::Ready;
+            labels::set_state(&mut lease.labels, &LeaseState::Ready);
+        }
         self.claim(&lease, repo, new.reclaim)?;
         let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         Ok(AcquiredLease {
@@ -242,7 +246,14 @@ impl Provider for StaticHost {
             }
             configured => vec![configured?],
         };
-        let leases = hosts.iter().map(|host| self.lease(host));
+        let leases = hosts.iter().map(|host| {
+            let mut lease = self.lease(host)?;
+            // A host that nobody has claimed is there all the same, as the Go program lists it.
+            if !host.is_claimed() {
+                lease.state = LeaseState::Active;
+            }
+            Ok::<_, StaticError>(lease)
+        });
         Ok(Leases {
             leases: leases.collect::<Result<_, _>>()?,
             unusable: Vec::new(),

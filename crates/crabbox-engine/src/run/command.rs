@@ -105,6 +105,15 @@ impl Run<'_> {
         let seen = Witnessed::begin();
         let stage = self.stage("command");
         let started = Instant::now();
+        let captures = [
+            ("stdout", &results.capture_stdout),
+            ("stderr", &results.capture_stderr),
+        ];
+        for (stream, path) in captures {
+            if let Some(path) = path {
+                events.command(&CommandEvent::Capturing { stream, path });
+            }
+        }
         let status = command::command(
             target,
             Job {
@@ -124,6 +133,11 @@ impl Run<'_> {
         (ended.stdout, ended.stderr) = (stdout.tail(), stderr.tail());
         if let Some(transcript) = &transcript {
             report.witnessed = Some(seen.ended(transcript, results, [stdout.bytes(), stderr.bytes()]));
+        }
+        for ((stream, path), bytes) in captures.into_iter().zip([stdout.captured(), stderr.captured()]) {
+            if let (Some(path), Some(bytes)) = (path, bytes) {
+                events.command(&CommandEvent::Captured { stream, path, bytes });
+            }
         }
         let failure = match status {
             RemoteStatus::Exited(0) => None,
@@ -186,12 +200,7 @@ impl Run<'_> {
         let mut before = owner.mark();
         if let Some(name) = &self.request.command.env_helper {
             before.push('\n');
-            before.push_str(&env_profile::helper_lines(
-                name,
-                self.id.as_str(),
-                workdir,
-                &self.variables.profile,
-            ));
+            before.push_str(&env_profile::helper_lines(name, workdir, &self.variables.profile));
             self.events.command(&CommandEvent::Helper { name });
         }
         before

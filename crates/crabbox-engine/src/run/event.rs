@@ -13,7 +13,7 @@ use crabbox_workspace::command::RemoteError;
 use crabbox_workspace::results::junit;
 use crabbox_workspace::results::pattern::Pattern;
 use crabbox_workspace::results::schema;
-use crabbox_workspace::sync::SyncEvents;
+use crabbox_workspace::sync::{Repo, SyncEvents};
 
 use crate::entry::EntryEvents;
 use crate::provider::error::LeaseError;
@@ -38,11 +38,13 @@ pub enum StartEvent<'a> {
         /// Its name.
         name: &'a str,
     },
-    /// A preset is run.
-    Expanded {
-        /// Its name.
+    /// The command is one of the configuration.
+    Preset {
+        /// Its name there.
         name: &'a str,
-        /// The command that it stands for.
+        /// The variables that it is given.
+        variables: &'a [(String, String)],
+        /// The command.
         command: &'a str,
     },
     /// A lease was made.
@@ -149,6 +151,22 @@ pub enum CommandEvent<'a> {
         variables: &'a [(String, String)],
         /// What may be handed on.
         allow: &'a Allow,
+    },
+    /// A stream goes into a file from now on.
+    Capturing {
+        /// `stdout` or `stderr`.
+        stream: &'static str,
+        /// The file, as it was named.
+        path: &'a Path,
+    },
+    /// It went there.
+    Captured {
+        /// `stdout` or `stderr`.
+        stream: &'static str,
+        /// The file, as it was named.
+        path: &'a Path,
+        /// How much of it.
+        bytes: u64,
     },
     /// A program is left there that runs others with variables.
     Helper {
@@ -306,6 +324,17 @@ pub enum Onwards {
     Host(Vec<FlagValue>),
 }
 
+/// Of what a record of timings is.
+#[derive(Debug)]
+pub struct Recorded<'a> {
+    /// The words of the command.
+    pub command: &'a [String],
+    /// The repository that it ran in.
+    pub repo: &'a Repo,
+    /// Whether the lease was made for it.
+    pub new: bool,
+}
+
 /// Hears of a run.
 pub trait RunEvents: EntryEvents + Documents {
     /// It begins.
@@ -343,6 +372,14 @@ pub trait SyncListener: SyncEvents {
 pub trait Documents {
     /// The timings.
     fn timing(&self, lease: &Lease, outcome: &Outcome) -> Result<Vec<u8>, serde_json::Error>;
+
+    /// The timings with of what they are, for a file of records.
+    fn record(
+        &self,
+        lease: &Lease,
+        outcome: &Outcome,
+        run: &Recorded<'_>,
+    ) -> Result<Vec<u8>, serde_json::Error>;
 
     /// What was run; `command` is the line for a shell.
     fn failed_run(

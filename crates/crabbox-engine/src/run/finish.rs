@@ -12,7 +12,7 @@ use crabbox_workspace::owner::Owner;
 
 use crate::provider::lease::Lease;
 use crate::run::error::{RecordError, RunError, RunFailure};
-use crate::run::event::{CommandEvent, EndEvent, Onwards};
+use crate::run::event::{CommandEvent, EndEvent, Onwards, Recorded};
 use crate::run::report::{self, Outcome, RunReport};
 use crate::run::{Run, RunEnd};
 
@@ -91,7 +91,7 @@ impl Run<'_> {
             }
             self.rest(&lease)
         };
-        let recorded = self.record(&lease, &report.outcome);
+        let recorded = self.record(&lease, &report.outcome, new);
         RunEnd {
             lease,
             report,
@@ -129,14 +129,20 @@ impl Run<'_> {
     }
 
     /// Appends the timings to the file that was asked for, as one line, written at once so that two runs do not mix theirs.
-    fn record(&self, lease: &Lease, outcome: &Outcome) -> Result<(), RunError> {
+    fn record(&self, lease: &Lease, outcome: &Outcome, new: bool) -> Result<(), RunError> {
         let path = match self.request.results.timing_record.as_deref() {
             None | Some("off" | "") => return Ok(()),
             Some("default") => self.engine.places.state.join("timings.jsonl"),
             Some(path) => self.here.cwd.join(path),
         };
         let place = Place::new(&self.repo.root, &path, Access::Private).map_err(RecordError::from)?;
-        let mut line = self.events.timing(lease, outcome).map_err(RecordError::from)?;
+        let recorded = Recorded {
+            command: &self.work.recorded(),
+            repo: self.repo,
+            new,
+        };
+        let line = self.events.record(lease, outcome, &recorded);
+        let mut line = line.map_err(RecordError::from)?;
         line.push(b'\n');
         let mut file = place.append().map_err(RecordError::from)?;
         file.write_all(&line).map_err(|source| RecordError::Write {

@@ -433,6 +433,19 @@ impl Work {
     }
 }
 
+impl Work {
+    /// The words by which runs of the same command are known.
+    pub fn recorded(&self) -> Vec<String> {
+        let mut words = match &self.script {
+            None => Vec::new(),
+            Some(script) if script.source == "stdin" => vec!["--script-stdin".to_owned()],
+            Some(script) => vec!["--script".to_owned(), script.source.clone()],
+        };
+        words.extend(self.words.iter().cloned());
+        words
+    }
+}
+
 fn patterns(list: &[String]) -> Result<Vec<Pattern>, PatternError> {
     list.iter().map(|text| text.parse()).collect()
 }

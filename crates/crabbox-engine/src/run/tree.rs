@@ -20,13 +20,13 @@ pub(super) const LOOK_HOLDS: Duration = Duration::from_secs(1);
 /// What a look at the tree gives.
 pub(super) type Looked = Result<(sync::Load, Result<(), sync::GuardrailError>), sync::SyncError>;
 
-impl Run<'_> {
-    /// Opens the connection that all of the run goes over, unless it is open; how long that took.
-    pub(super) fn connect(&self, target: &Target) -> Result<Duration, RunError> {
-        let took = session::connect(target).map_err(owner::OwnerError::Exec)?;
-        Ok(took.unwrap_or_default())
-    }
+/// Opens the connection that all of the run goes over, unless it is open; how long that took.
+pub(super) fn connect(target: &Target) -> Result<Duration, RunError> {
+    let took = session::connect(target).map_err(owner::OwnerError::Exec)?;
+    Ok(took.unwrap_or_default())
+}
 
+impl Run<'_> {
     /// Waits until nobody else is in the tree; `opened` is given up where somebody is.
     pub(super) fn own(
         &self,

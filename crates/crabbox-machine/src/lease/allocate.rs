@@ -307,6 +307,7 @@ fn first_record(request: &AcquireRequest, id: &LeaseId, slug: &Slug, dir: &Lease
         work_root: &request.work_root,
         network: network.mode.name(),
         cni_network,
+        exposed: &request.exposed,
     };
     let (seconds, nanoseconds) = clock::unix_now();
     let mut labels = labels::new_lease(&new, seconds);

@@ -27,6 +27,7 @@ fn request() -> AcquireRequest {
         profile: "p".to_owned(),
         class: "c".to_owned(),
         server_type: "microvm".to_owned(),
+        exposed: String::new(),
         ssh_user: "crabbox".to_owned(),
         ssh_port: 22,
         work_root: "/work".to_owned(),

@@ -43,6 +43,9 @@ pub(crate) struct WarmupArgs {
     /// Set this host up first when it never was
     #[arg(long)]
     pub(crate) yes: bool,
+    /// Print the lease as JSON, as status does, in place of lines
+    #[arg(long)]
+    pub(crate) json: bool,
     /// Print timings as one line of JSON on standard error
     #[arg(long)]
     pub(crate) timing_json: bool,
@@ -231,6 +234,9 @@ pub(crate) struct LogsArgs {
     /// Go on showing what is written until the lease ends
     #[arg(long)]
     pub(crate) follow: bool,
+    /// Print the log as one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
     /// Flags that set configuration keys.
     #[command(flatten)]
     pub(crate) keys: KeyFlags<LeaseSet>,

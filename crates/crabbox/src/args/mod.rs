@@ -8,6 +8,7 @@ mod images;
 mod keys;
 mod lease;
 mod local;
+mod measure;
 mod refused;
 mod run;
 mod work;
@@ -31,6 +32,10 @@ pub(crate) use local::{
     ClaimsCommand, ClaimsListArgs, CompletionsArgs, ConfigCommand, ConfigExplainArgs, ConfigShowArgs,
     DoctorArgs, ProvidersArgs, ProvidersCommand, ProvidersDescribeArgs, ProvidersFilterArgs,
     ProvidersFiltersArgs, ProvidersRecommendArgs, ReferenceArgs, SuperviseArgs, SyncPlanArgs, VerifyArgs,
+};
+pub(crate) use measure::{
+    BenchCommand, BenchRecordArgs, BenchReportArgs, BenchRunArgs, CacheCommand, CachePurgeArgs,
+    CacheStatsArgs, CacheWarmArgs, ColdArgs,
 };
 pub(crate) use run::{RunArgs, StopAfter};
 pub(crate) use work::{InitArgs, JobCommand, JobListArgs, JobRunArgs, PrewarmArgs, PullArgs, WatchArgs};
@@ -122,6 +127,12 @@ pub(crate) enum Command {
     Tunnel(TunnelArgs),
     /// Name forwards of ports of a lease that stay until it ends
     Ports(PortsArgs),
+    /// Look after the caches of a lease
+    #[command(subcommand)]
+    Cache(CacheCommand),
+    /// Measure runs, and compare what was measured
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Pause a lease; no provider of this program can
     #[command(hide = true)]
     Pause(PauseArgs),

@@ -14,9 +14,9 @@ use super::host::image::{
 };
 use super::host::{claims, doctor, providers, setup};
 use super::lease::views::{ListItem, StatusView};
-use super::lease::{cleanup, heartbeat, stages};
+use super::lease::{cleanup, heartbeat, logs, stages};
 use super::work::run::BundledRun;
-use super::work::{job, ports, sync_plan};
+use super::work::{bench, cache, job, ports, sync_plan};
 use crate::timing::TimingJson;
 use crate::ui::{Document, Event};
 
@@ -32,6 +32,8 @@ macro_rules! documents {
 }
 
 documents! {
+    "bench-report", "bench report --json" => bench::Report;
+    "cache-stats", "cache stats --json" => Vec<cache::CacheView>;
     "claims-list", "claims list --json" => claims::ClaimsView;
     "cleanup", "cleanup --json" => cleanup::CleanupView;
     "config-explain", "config explain --json KEY" => Explanation;
@@ -51,6 +53,7 @@ documents! {
     "image-warm", "image warm --json" => WarmView<'_>;
     "job-list", "job list --json" => Vec<job::JobView>;
     "list", "list --json" => Vec<ListItem>;
+    "logs", "logs --json" => logs::LogView;
     "ports", "ports --json list" => ports::PortsView;
     "progress", "image and setup with --json, a line an event on standard error" => stages::Line<'_>;
     "providers", "providers --json" => Vec<providers::Entry>;
@@ -60,7 +63,7 @@ documents! {
     "providers-use-cases", "providers recommend --json" => Vec<&'static str>;
     "run-events", "run, warmup, watch, prewarm and job run with --json-events, a line an event on standard error" => Event<'_>;
     "setup", "setup firecracker --json" => setup::SetupView<'_>;
-    "status", "status --json and inspect --json" => StatusView;
+    "status", "status --json, inspect --json and warmup --json" => StatusView;
     "sync-plan", "sync-plan --json" => sync_plan::PlanView<'_>;
     "timing", "run --timing-json and warmup --timing-json, on standard error" => TimingJson;
 }

@@ -114,6 +114,8 @@ fn dispatch(ctx: &Ctx<'_>, command: Command) -> Result<Exit, CommandError> {
         Command::Cp(args) => work::cp::run(ctx, &args),
         Command::Tunnel(args) => work::tunnel::run(ctx, &args),
         Command::Ports(args) => work::ports::run(ctx, &args),
+        Command::Cache(command) => work::cache::run(ctx, &command),
+        Command::Bench(command) => work::bench::run(ctx, &command),
         Command::Pause(args) => lease::unsupported::pause(ctx, &args, "pause"),
         Command::Resume(args) => lease::unsupported::pause(ctx, &args, "resume"),
         Command::Watch(args) => work::watch::run(ctx, &args),

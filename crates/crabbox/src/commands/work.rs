@@ -1,5 +1,7 @@
 //! Commands that work in a lease: runs and their trees, copies, sessions, tunnels.
 
+pub(crate) mod bench;
+pub(crate) mod cache;
 pub(crate) mod connect;
 pub(crate) mod cp;
 pub(crate) mod job;

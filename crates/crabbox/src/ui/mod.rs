@@ -15,6 +15,11 @@ pub(crate) use json::Document;
 pub(crate) use log::{Verbosity, filter as log_filter, show as show_log};
 pub(crate) use printer::Printer;
 
+/// `value` as Go's encoder writes it, for a digest of it.
+pub(crate) fn go_json(value: &impl serde::Serialize) -> Option<String> {
+    json::line(value, true).ok()
+}
+
 /// Renders what became of a command and gives the process exit code.
 pub(crate) fn finish(outcome: Result<Exit, CommandError>, printer: &Printer) -> u8 {
     let code = match outcome {

@@ -25,6 +25,7 @@ fn config_show_prints_every_group() {
          run preflight_tools=-\n\
          static id=- name=- host=- user=- port=- work_root=-\n\
          results junit=- auto=false fail_on_failures=false\n\
+         cache pnpm=true npm=true docker=true git=true max_gb=80 purge_on_release=false\n\
          firecracker binary=firecracker jailer=- kernel=/var/lib/crabbox/firecracker/vmlinux rootfs=/var/lib/crabbox/firecracker/rootfs.ext4 user=crabbox work_root=/work/crabbox cpus=2 memory_mib=4096 disk_mib=16384 network=auto cni_network=crabbox-firecracker cni_conf_dir=/etc/cni/conf.d cni_bin_dir=/opt/cni/bin launch_timeout=2m0s delete_on_release=true\n"
     );
     assert_eq!((answer.code, answer.out, answer.err), (0, want, String::new()));

@@ -523,7 +523,16 @@ fn logs_are_read_with_what_was_turned_over_and_by_their_last_lines() {
         place.run(&["logs", "--supervisor", "--id", "jade-krill"]).out,
         "first\nsecond\n"
     );
-    for two in [["--vmm", "--console"], ["--supervisor", "--vmm"]] {
+    let json = place.run(&["logs", "--json", "--tail", "1", "jade-krill"]);
+    assert_eq!(
+        json.out,
+        "{\"lease\":\"jade-krill\",\"source\":\"console\",\"log\":\"\\u001b[31mred\\n\"}\n"
+    );
+    for two in [
+        ["--vmm", "--console"],
+        ["--supervisor", "--vmm"],
+        ["--json", "--follow"],
+    ] {
         let both = place.run(&["logs", two[0], two[1], "jade-krill"]);
         assert_eq!(both.code, 2);
         assert!(both.err.ends_with(" exclude each other\n"), "{}", both.err);

@@ -16,6 +16,7 @@ mod events;
 mod files;
 mod landing;
 mod leases;
+mod measure;
 mod next;
 mod place;
 mod ports;

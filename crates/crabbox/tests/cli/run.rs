@@ -289,9 +289,13 @@ fn timings_are_appended_and_tools_are_told() {
                 "--preflight",
                 "--preflight-tools",
                 "apt,bun,pwsh",
+                "--capture-stdout",
+                "said",
             ],
-            "true",
+            "echo hi",
         );
+        assert_eq!(line(&done, "capturing stdout to "), "said");
+        assert_eq!(line(&done, "captured stdout="), "said bytes=3");
         assert_eq!(done.code, 0, "{}", done.err);
         assert!(done.err.contains("\npreflight:\n  os="), "{}", done.err);
         assert!(line(&done, "  apt=").contains("apt-get"), "{}", done.err);
@@ -305,7 +309,14 @@ fn timings_are_appended_and_tools_are_told() {
     let lines = fs::read_to_string(&record).unwrap();
     assert_eq!(lines.lines().count(), 2);
     let first: serde_json::Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
-    assert_eq!(first["exitCode"], 0);
+    assert_eq!(
+        (
+            &first["source"],
+            &first["benchmark"]["coldRun"],
+            &first["timing"]["exitCode"]
+        ),
+        (&"run".into(), &false.into(), &0.into())
+    );
 }
 
 /// A run in the background whose command makes a file `name` in the work tree and waits.

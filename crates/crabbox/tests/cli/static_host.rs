@@ -546,6 +546,15 @@ fn a_profile_and_its_presets_reach_the_command_and_secrets_only_when_the_user_sa
         "{}",
         run.err
     );
+    let told = run.err.lines().find(|line| line.starts_with("expanded preset "));
+    assert!(
+        told.is_some_and(|told| told.starts_with("expanded preset show: ")
+            && told.contains(" FROM_PRESET=set ")
+            && told.contains("$FROM_PRESET")
+            && !told.contains("=q")),
+        "{}",
+        run.err
+    );
     let warning = "warning: MY_TOKEN is not handed on: only the repository asks for it";
     assert!(
         run.err.contains(warning) && !run.err.contains("s3cr3t"),

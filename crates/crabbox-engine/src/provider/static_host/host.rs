@@ -142,6 +142,11 @@ impl Host {
         Ok(crabbox_ssh::control::path(dir, &self.target()?)?)
     }
 
+    /// Whether somebody has claimed it.
+    pub(super) fn is_claimed(&self) -> bool {
+        !self.labels.is_empty()
+    }
+
     /// The lease that commands see.
     pub(super) fn lease(&self, settings: &Settings, control_dir: &PrivateDir) -> Result<Lease, StaticError> {
         let mut target = self.target()?;
@@ -168,7 +173,7 @@ impl Host {
         })
     }
 
-    /// The labels of a lease that is ready from now on.
+    /// The labels of a lease that nobody has entered yet.
     fn new_labels(&self, settings: &Settings) -> Labels {
         let mut labels = labels::new_lease(
             &labels::NewLease {
@@ -188,12 +193,12 @@ impl Host {
                 work_root: &self.work_root,
                 network: "",
                 cni_network: "",
+                exposed: &labels::exposed(&settings.expose.value),
             },
             clock::unix_seconds(),
         );
         // Those are a microVM's.
         labels.retain(|name, _| !["instance", "vmid", "network"].contains(&name.as_str()));
-        labels::set_state(&mut labels, &LeaseState::Ready);
         labels
     }
 }

@@ -94,6 +94,7 @@ impl World {
             profile: String::new(),
             class: String::new(),
             server_type: String::new(),
+            exposed: String::new(),
             ssh_user: "root".to_owned(),
             ssh_port: 22,
             work_root: "/work".to_owned(),

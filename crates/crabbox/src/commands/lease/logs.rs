@@ -9,6 +9,8 @@ use crabbox_machine::context::LeaseDir;
 use crabbox_machine::control::{Pong, Reply, Verb, client};
 use crabbox_machine::lease::logs::{self, Log, Source};
 use crabbox_machine::log_filter::LogFilter;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use crate::args::LogsArgs;
 use crate::commands::lease::route;
@@ -43,14 +45,40 @@ impl Fault for Usage {
     }
 }
 
+/// A log, as `--json` prints it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(in crate::commands) struct LogView {
+    /// The lease, as it was named.
+    lease: String,
+    /// `console`, `vmm` or `supervisor`.
+    source: &'static str,
+    /// The lines that were asked for. What is not UTF-8 in it is U+FFFD.
+    log: String,
+}
+
 pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &LogsArgs) -> Result<Exit, CommandError> {
     let name = args.lease.get().ok_or(Usage::Lease)?;
+    if args.json && args.follow {
+        return Err(Usage::Both("--json", "--follow").into());
+    }
     let source = source(args)?;
     let filter = filter(args)?;
     let (engine, _) = route::to_lease(ctx, &args.keys.values, name, "logs")?;
     let (mut log, bytes) = logs::open(&engine, name, source)?;
     if source == Source::Supervisor {
         ask(ctx, log.dir(), filter)?;
+    }
+    if args.json {
+        ctx.printer.json(&LogView {
+            lease: name.to_owned(),
+            source: match source {
+                Source::Console => "console",
+                Source::Vmm => "vmm",
+                Source::Supervisor => "supervisor",
+            },
+            log: String::from_utf8_lossy(last_lines(&bytes, args.tail)).into_owned(),
+        })?;
+        return Ok(Exit::SUCCESS);
     }
     let mut shown = Shown::new(ctx.printer);
     shown.put(last_lines(&bytes, args.tail));

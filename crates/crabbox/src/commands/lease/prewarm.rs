@@ -44,6 +44,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PrewarmArgs) -> Result<Exit
             },
             set_up: args.yes,
         },
+        json: false,
         timing_json: args.timing_json,
         flags: &args.keys.values,
     };

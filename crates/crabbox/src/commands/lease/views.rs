@@ -1,6 +1,7 @@
 //! The JSON documents about leases, one type a document; field names and order are the Go program's.
 
 use crabbox_core::labels::{self, Labels};
+use crabbox_core::state::LeaseState;
 use crabbox_core::timestamp;
 use crabbox_engine::provider::lease::Lease;
 use schemars::JsonSchema;
@@ -53,10 +54,11 @@ struct ServerType {
     name: String,
 }
 
-/// The labels of `lease` with the state that it has now, as the Go program shows them.
+/// The labels of `lease` with the state that it has now, as the Go program shows them. A host that nobody has claimed is `active`, and
+/// its label says what it would be leased as.
 fn labels(lease: &Lease) -> Labels {
     let mut labels = lease.labels.clone();
-    if labels.contains_key("state") {
+    if labels.contains_key("state") && lease.state != LeaseState::Active {
         labels::set_state(&mut labels, &lease.state);
     }
     labels

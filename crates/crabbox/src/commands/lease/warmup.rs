@@ -10,11 +10,13 @@ use crabbox_engine::provider::AcquiredLease;
 use crabbox_engine::provider::Provider;
 use crabbox_engine::provider::lease::Lease;
 use crabbox_engine::run::report::Outcome;
+use crabbox_host::clock;
 use crabbox_host::signals::Interrupts;
 
 use crate::args::WarmupArgs;
 use crate::commands::engine;
 use crate::commands::lease::entering::Entering;
+use crate::commands::lease::views::StatusView;
 use crate::context::Ctx;
 use crate::go;
 use crate::timing::TimingJson;
@@ -36,6 +38,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &WarmupArgs) -> Result<Exit,
             },
             set_up: args.yes,
         },
+        json: args.json,
         timing_json: args.timing_json,
         flags: &args.keys.values,
     };
@@ -47,6 +50,8 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &WarmupArgs) -> Result<Exit,
 pub(in crate::commands) struct Warmup<'a> {
     /// What is wanted of the lease.
     pub(in crate::commands) wanted: Wanted,
+    /// Whether the lease is told as a JSON document.
+    pub(in crate::commands) json: bool,
     /// Whether timings are told as a line of JSON.
     pub(in crate::commands) timing_json: bool,
     /// Flags that set configuration keys.
@@ -75,10 +80,16 @@ impl Warmup<'_> {
         };
         let (provider, acquired) = entry.new_lease(&self.wanted)?;
         let lease = &acquired.lease;
-        print_leased(ctx, lease);
         let total = started.elapsed();
-        ctx.printer
-            .line(format_args!("warmup complete total={}", go::milliseconds(total)));
+        if self.json {
+            // It was entered a moment ago.
+            ctx.printer
+                .json(&StatusView::new(lease, true, clock::unix_seconds()))?;
+        } else {
+            print_leased(ctx, lease);
+            ctx.printer
+                .line(format_args!("warmup complete total={}", go::milliseconds(total)));
+        }
         if self.timing_json {
             let outcome = Outcome {
                 total,

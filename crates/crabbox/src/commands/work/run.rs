@@ -6,6 +6,7 @@ mod next;
 mod report;
 mod words;
 
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use crabbox_engine::run::request::Work;
@@ -18,7 +19,7 @@ use crate::env::EnvError;
 use crate::timing::TimingJson;
 use crate::ui::{CommandError, Exit};
 pub(in crate::commands) use documents::BundledRun;
-pub(in crate::commands) use invocation::{Invocation, Manner};
+pub(in crate::commands) use invocation::{Bench, Invocation, Manner};
 use words::RunWords;
 
 pub(in crate::commands) fn run(ctx: &Ctx<'_>, invocation: &Invocation) -> Result<Exit, CommandError> {
@@ -30,7 +31,13 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, invocation: &Invocation) -> Result
     }
     // The request is judged before anything else happens.
     let work = Work::new(&invocation.request)?;
-    go(ctx, invocation, work, &engine::interrupts()?)
+    go(
+        ctx,
+        invocation,
+        work,
+        &engine::interrupts()?,
+        &AtomicBool::default(),
+    )
 }
 
 /// The same for a command that runs others and watches for Ctrl-C itself.
@@ -39,7 +46,20 @@ pub(in crate::commands) fn within(
     invocation: &Invocation,
     interrupts: &Interrupts,
 ) -> Result<Exit, CommandError> {
-    go(ctx, invocation, Work::new(&invocation.request)?, interrupts)
+    observed(ctx, invocation, interrupts).0
+}
+
+/// The same, and whether its timings were recorded, which also those of a run that failed may be.
+pub(in crate::commands) fn observed(
+    ctx: &Ctx<'_>,
+    invocation: &Invocation,
+    interrupts: &Interrupts,
+) -> (Result<Exit, CommandError>, bool) {
+    let recorded = AtomicBool::default();
+    let ended = Work::new(&invocation.request)
+        .map_err(CommandError::from)
+        .and_then(|work| go(ctx, invocation, work, interrupts, &recorded));
+    (ended, recorded.into_inner())
 }
 
 fn go(
@@ -47,10 +67,11 @@ fn go(
     invocation: &Invocation,
     work: Work,
     interrupts: &Interrupts,
+    recorded: &AtomicBool,
 ) -> Result<Exit, CommandError> {
     let started = Instant::now();
     let settings = &ctx.settings(&invocation.flags)?.settings;
-    let words = RunWords::new(ctx, invocation, settings);
+    let words = RunWords::new(ctx, invocation, settings, recorded);
     let given = Given {
         request: &invocation.request,
         settings,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
-use crabbox_core::config::settings::{FirecrackerSettings, SyncSettings};
+use crabbox_core::config::settings::{CacheSettings, FirecrackerSettings, SyncSettings};
 use crabbox_core::config::{Provider, Settings};
 use crabbox_core::duration::GoDuration;
 use crabbox_engine::provider::capability::Capability;
@@ -37,6 +37,7 @@ pub(in crate::commands) struct ConfigView {
     run: RunView,
     r#static: StaticView,
     results: ResultsView,
+    cache: CacheView,
     firecracker: FirecrackerView,
     #[schemars(with = "String")]
     ttl: GoDuration,
@@ -91,6 +92,18 @@ struct ResultsView {
     junit: Vec<String>,
     auto: bool,
     fail_on_failures: bool,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+struct CacheView {
+    pnpm: bool,
+    npm: bool,
+    docker: bool,
+    git: bool,
+    #[serde(rename = "maxGB")]
+    max_gb: i64,
+    purge_on_release: bool,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -161,6 +174,7 @@ impl ConfigView {
                 auto: settings.results.auto.value,
                 fail_on_failures: settings.results.fail_on_failures.value,
             },
+            cache: CacheView::new(&settings.cache),
             firecracker: FirecrackerView::new(&settings.firecracker),
             ttl: settings.ttl.value,
             idle_timeout: settings.idle_timeout.value,
@@ -217,6 +231,7 @@ impl ConfigView {
                 self.results.auto,
                 self.results.fail_on_failures
             ),
+            self.cache.line(),
             self.firecracker.line(),
         ]
     }
@@ -300,6 +315,26 @@ impl StaticView {
             blank(&self.user),
             blank(&self.port),
             blank(&self.work_root)
+        )
+    }
+}
+
+impl CacheView {
+    fn new(cache: &CacheSettings) -> Self {
+        Self {
+            pnpm: cache.pnpm.value,
+            npm: cache.npm.value,
+            docker: cache.docker.value,
+            git: cache.git.value,
+            max_gb: cache.max_gb.value,
+            purge_on_release: cache.purge_on_release.value,
+        }
+    }
+
+    fn line(&self) -> String {
+        format!(
+            "cache pnpm={} npm={} docker={} git={} max_gb={} purge_on_release={}",
+            self.pnpm, self.npm, self.docker, self.git, self.max_gb, self.purge_on_release
         )
     }
 }

@@ -29,6 +29,17 @@ pub(in crate::commands) struct Manner {
     pub(in crate::commands) json_events: bool,
     /// On a terminal as to a script.
     pub(in crate::commands) verbose: bool,
+    /// As one of several that are measured.
+    pub(in crate::commands) bench: Option<Bench>,
+}
+
+/// Which of several runs that are measured it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::commands) struct Bench {
+    /// Counted from 1.
+    pub(in crate::commands) repeat: i64,
+    /// Whether it counts as cold, where somebody said so.
+    pub(in crate::commands) cold: Option<bool>,
 }
 
 impl From<args::RunArgs> for Invocation {
@@ -90,6 +101,7 @@ impl From<args::RunArgs> for Invocation {
                 timing_json: results.timing_json,
                 json_events: results.json_events,
                 verbose: results.verbose,
+                bench: None,
             },
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Lines that scripts read are the Go program's. Values of variables must never stand in a line.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crabbox_core::config::Settings;
@@ -10,12 +11,13 @@ use crabbox_engine::entry::{Entry, EntryEvent, EntryEvents};
 use crabbox_engine::provider::error::LeaseError;
 use crabbox_engine::provider::lease::Lease;
 use crabbox_engine::run::event::{
-    CommandEvent, Documents, EndEvent, PolicyFailure, ResultEvent, RunEvents, StartEvent, SyncListener,
-    TreeEvent,
+    CommandEvent, Documents, EndEvent, PolicyFailure, Recorded, ResultEvent, RunEvents, StartEvent,
+    SyncListener, TreeEvent,
 };
 use crabbox_engine::run::report::Outcome;
 use crabbox_engine::run::request::StopAfter;
 use crabbox_engine::stage::Stages;
+use crabbox_host::clock;
 use crabbox_host::console::harmless;
 use crabbox_workspace::env_profile;
 use crabbox_workspace::results::{junit, schema};
@@ -25,6 +27,7 @@ use super::{BundledRun, Invocation};
 use crate::command_line::CommandLine;
 use crate::commands::host::config;
 use crate::commands::lease::entering::Entering;
+use crate::commands::work::bench::{Record, Repository};
 use crate::commands::work::progress::SyncProgress;
 use crate::context::Ctx;
 use crate::go;
@@ -40,15 +43,23 @@ pub(super) struct RunWords<'a> {
     pub(super) invocation: &'a Invocation,
     settings: &'a Settings,
     entering: Entering<'a>,
+    /// Becomes true when the timings are recorded.
+    recorded: &'a AtomicBool,
 }
 
 impl<'a> RunWords<'a> {
-    pub(super) fn new(ctx: &'a Ctx<'a>, invocation: &'a Invocation, settings: &'a Settings) -> Self {
+    pub(super) fn new(
+        ctx: &'a Ctx<'a>,
+        invocation: &'a Invocation,
+        settings: &'a Settings,
+        recorded: &'a AtomicBool,
+    ) -> Self {
         Self {
             ctx,
             invocation,
             settings,
             entering: Entering { ctx, command: "run" },
+            recorded,
         }
     }
 }
@@ -81,6 +92,40 @@ impl EntryEvents for RunWords<'_> {
 impl Documents for RunWords<'_> {
     fn timing(&self, lease: &Lease, outcome: &Outcome) -> Result<Vec<u8>, serde_json::Error> {
         serde_json::to_vec(&TimingJson::new(lease, outcome, &self.invocation.flags))
+    }
+
+    fn record(
+        &self,
+        lease: &Lease,
+        outcome: &Outcome,
+        run: &Recorded<'_>,
+    ) -> Result<Vec<u8>, serde_json::Error> {
+        let timing = TimingJson::new(lease, outcome, &self.invocation.flags);
+        let repository = Repository {
+            name: run.repo.name.clone(),
+            remote: run
+                .repo
+                .origin
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            head: run.repo.head.clone().unwrap_or_default(),
+        };
+        let bench = self.invocation.manner.bench;
+        let source = bench.map_or("run", |_| "bench-run");
+        let now = clock::unix_now();
+        let mut record = Record::new(
+            now,
+            source,
+            serde_json::to_value(&timing)?,
+            run.command,
+            &repository,
+        );
+        record.benchmark.cold_run = bench.and_then(|bench| bench.cold).or(Some(run.new));
+        record.benchmark.repeat_index = bench
+            .and_then(|bench| u32::try_from(bench.repeat).ok())
+            .unwrap_or_default();
+        serde_json::to_vec(&record)
     }
 
     fn failed_run(
@@ -118,8 +163,14 @@ impl RunEvents for RunWords<'_> {
             StartEvent::Unused { name } => printer.warn(format_args!(
                 "{{{{{name}}}}} stands nowhere in what is run: its value has no effect"
             )),
-            StartEvent::Expanded { name, command } => {
-                printer.detail(format_args!("expanded preset {name}: {command}"));
+            StartEvent::Preset {
+                name,
+                variables,
+                command,
+            } => {
+                let variables = env_profile::described(variables).replace(',', " ");
+                let line = format!("expanded preset {name}: {variables} {command}");
+                printer.detail(harmless(&line.replacen(":  ", ": ", 1)));
             }
             StartEvent::Made { lease, took } => printer.brief(format_args!(
                 "leased {} ({} {}) in {}",
@@ -199,6 +250,12 @@ impl RunEvents for RunWords<'_> {
                 variables,
                 allow,
             } => self.forwarding(lease, variables, allow),
+            CommandEvent::Capturing { stream, path } => {
+                printer.detail(format_args!("capturing {stream} to {}", path.display()));
+            }
+            CommandEvent::Captured { stream, path, bytes } => {
+                printer.detail(format_args!("captured {stream}={} bytes={bytes}", path.display()));
+            }
             CommandEvent::Helper { name } => printer.detail(format_args!(
                 "env helper remote=.crabbox/env/{name} usage='./.crabbox/env/{name} <command>'"
             )),
@@ -310,10 +367,13 @@ impl RunEvents for RunWords<'_> {
                 lease.slug,
                 CommandLine::stop(lease, flags).shown()
             )),
-            EndEvent::Recorded { path } => ctx.printer.note(format_args!(
-                "benchmark timing record appended path={} observations=1",
-                path.display()
-            )),
+            EndEvent::Recorded { path } => {
+                self.recorded.store(true, Ordering::Relaxed);
+                ctx.printer.note(format_args!(
+                    "benchmark timing record appended path={} observations=1",
+                    path.display()
+                ));
+            }
         }
     }
 
