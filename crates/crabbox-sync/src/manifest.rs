@@ -167,7 +167,7 @@ pub enum ManifestError {
     },
     /// A submodule is there, and git cannot work in it.
     #[error(
-        "the submodule {path} cannot be listed: {said}; fix it with `git submodule update --init`, or leave it out with sync.exclude"
+        "the submodule {path} cannot be listed (`git submodule update --init` may mend it, sync.exclude leaves it out): {said}"
     )]
     Submodule {
         /// Its path.

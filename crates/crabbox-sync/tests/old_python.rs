@@ -129,6 +129,15 @@ exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
 ' "$@"
 "#;
 
+/// What stands under the name of a Python and is none: a version manager's stub, an environment whose interpreter is gone, one that
+/// crashes, and Python 2, which does not know our options.
+const BROKEN: [&str; 4] = [
+    "#!/bin/sh\necho 'pyenv: python3: command not found' >&2\nexit 127\n",
+    "#!/nonexistent/venv/bin/python\n",
+    "#!/bin/sh\nkill -SEGV $$\n",
+    "#!/bin/sh\necho 'Unknown option: -I' >&2\necho usage: python >&2\nexit 2\n",
+];
+
 /// A server whose sessions find their programs in `bin`, where there is everything but the Pythons.
 fn server(bin: &Path) -> Sshd {
     std::fs::create_dir(bin).unwrap();
@@ -145,8 +154,12 @@ fn server(bin: &Path) -> Sshd {
 
 fn install(bin: &Path, name: &str, version: &str) {
     let path = bin.join(name);
-    std::fs::write(&path, SHIM.replace("VERSION", version)).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    put(&path, &SHIM.replace("VERSION", version));
+}
+
+fn put(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 #[test]
@@ -183,7 +196,10 @@ fn a_tree_is_synced_and_pulled_with_python_3_6_under_any_of_its_names() {
 fn a_lease_without_a_python_that_is_new_enough_is_told_so_before_a_file_goes() {
     for (old, named) in [
         (None, "no python3, which"),
-        (Some("(3, 5, 2)"), "no python3 (3.6 or newer; older are: python3)"),
+        (
+            Some("(3, 5, 2)"),
+            "no python3 that runs (3.6 or newer; python3 is too old)",
+        ),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let sshd = server(&dir.path().join("bin"));
@@ -203,5 +219,33 @@ fn a_lease_without_a_python_that_is_new_enough_is_told_so_before_a_file_goes() {
             "{said}"
         );
         assert!(!world.workdir().exists());
+    }
+}
+
+#[test]
+fn a_python_that_does_not_run_gives_way_to_one_that_does_or_is_told_with_what_it_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let bin = dir.path().join("bin");
+    let sshd = server(&bin);
+    for broken in BROKEN {
+        put(&bin.join("python3"), broken);
+        install(&bin, "python3.9", "(3, 9, 2)");
+        let world = World::through(Channel::ssh(&target(&sshd)));
+        world.local("echo 1 > a; git add -A");
+        world.sync();
+        assert!(world.workdir().join("a").exists(), "{broken}");
+        std::fs::remove_file(bin.join("python3.9")).unwrap();
+        world.local("echo 2 > a");
+        let error = world.try_sync(&Options::default()).unwrap_err();
+        let TransferError::Compare { source, .. } = error else {
+            panic!("{error:?}")
+        };
+        let said = source.to_string();
+        assert!(
+            said.contains("no python3 that runs (3.6 or newer; python3 exits with "),
+            "{said}"
+        );
+        let first = broken.split('\'').nth(1).unwrap_or_default();
+        assert!(said.contains(first), "{said}");
     }
 }
