@@ -65,6 +65,8 @@ pub struct Here {
     pub cwd: PathBuf,
     /// The variables of this process that are text, in order of their names.
     pub variables: Vec<(String, String)>,
+    /// The names of those that are none.
+    pub not_text: Vec<String>,
     /// Whether a sync may delete most of what is in the lease.
     pub allow_mass_deletions: bool,
 }

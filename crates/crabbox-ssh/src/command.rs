@@ -17,14 +17,28 @@ const OPERATORS: [&str; 9] = ["&&", "||", ";", "|", ">", ">>", "<", "2>", "2>>"]
 /// How the variables are called that carry values past the login profile; a number follows.
 const COPY: &str = "CRABBOX_PAST_PROFILE_";
 
-/// How long one of them is at most, in bytes: the kernel takes 128 KiB (`MAX_ARG_STRLEN`, execve(2)).
+/// How long one of them is at most, in bytes: less than what the kernel takes.
 const COPY_LIMIT: usize = 96 * 1024;
+
+/// How long a variable may be, name, `=`, value and the byte that ends it: `MAX_ARG_STRLEN` of execve(2).
+const VARIABLE_LIMIT: usize = 128 * 1024;
+
+/// How long all of them may be together, each once as it is and once as a copy: a quarter of the usual 8 MiB of a stack (execve(2)), less
+/// what the lease itself has of variables and words.
+const VARIABLES_LIMIT: usize = 7 << 18;
+
+/// What bash keeps for itself and lets nobody set or unset.
+const BASHS_OWN: [&str; 6] = ["BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"];
 
 /// Tells the shell around a login shell that the profile is behind it. A signal, because what a profile leaves running would hold a
 /// pipe open, and a file would have to be put somewhere; to the number that it was given, because a profile may start one more shell
 /// for the command. `builtin`, because a profile may have a `kill` of its own, and then without, for a shell that does not know it.
 const PAST_PROFILE: &str = "{ builtin kill -USR1 \"$CRABBOX_SHELL\" || kill -USR1 \"$CRABBOX_SHELL\"; } 2>/dev/null || :; \
-     unset CRABBOX_SHELL; ";
+     command unset CRABBOX_SHELL; ";
+
+/// Run before the login shell as well: whoever reads this looks for what starts their command.
+const NEEDS_BASH: &str = "command -v bash >/dev/null || { echo 'the command was not run: there is no bash in the lease, or none on its PATH, \
+     and bash starts it' >&2; exit 127; }";
 
 /// Run before the login shell. A shell that was started with the signal ignored cannot catch it, and then nothing is judged.
 const BEFORE_PROFILE: &str = "export CRABBOX_SHELL=$$; cbx_past=; trap 'cbx_past=y' USR1; kill -USR1 $$; cbx_judges=$cbx_past; cbx_past=";
@@ -136,6 +150,22 @@ pub enum UserCommandError {
         /// Which part it is.
         part: String,
     },
+    /// No program can be given a variable of that length. The value itself may be a secret.
+    #[error(
+        "the variable {name} has {bytes} bytes, and no program takes one of more than {VARIABLE_LIMIT}; hand it on in a file"
+    )]
+    Long {
+        /// Its name.
+        name: String,
+        /// How long it is, with its name.
+        bytes: usize,
+    },
+    /// No program can be given so much.
+    #[error("the variables for the command are too long together ({bytes} bytes); hand them on in a file")]
+    Many {
+        /// How long they are.
+        bytes: usize,
+    },
     /// There is no word at all.
     #[error("there is no command to run")]
     Empty,
@@ -159,17 +189,25 @@ impl UserCommand {
         }
         // The profile sees the values, may set its own, and they are set once more behind it. Variables carry them past it, because what
         // stands in the line of the login shell is shown by `ps`.
-        let mut again = String::new();
-        for (index, text) in self.copies().into_iter().enumerate() {
-            lines.push(format!(
-                "export {COPY}{index}={}; eval \"${COPY}{index}\"",
-                quote::single(&text)
-            ));
-            let name = format!("{COPY}{index}");
-            again.extend(["eval \"$", &name, "\"; unset ", &name, "; "]);
+        let copies = self.copies();
+        let mut all = String::new();
+        for (index, text) in copies.iter().enumerate() {
+            lines.push(format!("export {COPY}{index}={}", quote::single(text)));
+            all.extend(["$", COPY, &index.to_string()]);
         }
+        let again = if copies.is_empty() {
+            String::new()
+        } else {
+            lines.push(format!("command eval \"{all}\""));
+            format!(
+                "{}command eval \"{all}\" || :; command unset{} cbx_v cbx_kept CRABBOX_AGAIN; ",
+                self.given_up(),
+                all.replace('$', " ")
+            )
+        };
         // The login shell may change the directory in its profile, hence the second `cd`.
         let inner = format!("{PAST_PROFILE}{again}cd {workdir} && ");
+        lines.push(NEEDS_BASH.to_owned());
         lines.push(BEFORE_PROFILE.to_owned());
         lines.push(match &self.form {
             Form::Argv(words) => {
@@ -182,17 +220,40 @@ impl UserCommand {
         Ok(lines.join("\n"))
     }
 
-    /// Shell lines that set the variables, in as few pieces as the other side's kernel takes. Each value stands in the script once: it
-    /// is read byte by byte over there.
+    /// Makes the profile give up the variables, with what it has declared of them (`-i`, `-u`, a reference). One that it has made read-only
+    /// is one for that shell alone, so another one, which reads no profile, takes its place. `command`, because a profile may have functions of
+    /// these names, and because what fails then ends no shell that keeps to POSIX.
+    fn given_up(&self) -> String {
+        let names = self.env.iter().map(|(name, _)| name.as_str());
+        let names: Vec<&str> = names.filter(|name| !BASHS_OWN.contains(name)).collect();
+        if names.is_empty() {
+            return String::new();
+        }
+        format!(
+            "cbx_kept=; for cbx_v in {}; do command unset -n \"$cbx_v\" || :; command unset -v \"$cbx_v\" || cbx_kept=y; done 2>/dev/null; \
+             case ${{CRABBOX_AGAIN-}}.$cbx_kept in .y) CRABBOX_AGAIN=y exec \"$BASH\" -c \"$BASH_EXECUTION_STRING\" \"$0\" \"$@\";; esac; ",
+            names.join(" ")
+        )
+    }
+
+    /// A shell line that sets the variables, in pieces that a variable can carry.
     fn copies(&self) -> Vec<String> {
         let mut copies: Vec<String> = Vec::new();
-        for (name, value) in &self.env {
-            let value = quote::single(value);
-            let word = [" ", name, "=", &value].concat();
-            match copies.last_mut() {
-                Some(last) if last.len() + word.len() <= COPY_LIMIT => last.push_str(&word),
-                _ => copies.push(format!("export{word}")),
-            }
+        if self.env.is_empty() {
+            return copies;
+        }
+        let words = self
+            .env
+            .iter()
+            .map(|(name, value)| format!(" {name}={}", quote::single(value)));
+        let text: String = std::iter::once("command export".to_owned())
+            .chain(words)
+            .collect();
+        let mut rest = text.as_str();
+        while !rest.is_empty() {
+            let (piece, behind) = rest.split_at(rest.floor_char_boundary(COPY_LIMIT));
+            copies.push(piece.to_owned());
+            rest = behind;
         }
         copies
     }
@@ -219,10 +280,23 @@ impl UserCommand {
         if self.workdir.contains('\0') || self.env_file.as_ref().is_some_and(|file| file.contains('\0')) {
             return nul("a path");
         }
-        match self.env.iter().find(|(_, value)| value.contains('\0')) {
-            Some((name, _)) => nul(&format!("the value of {name}")),
-            None => Ok(()),
+        if let Some((name, _)) = self.env.iter().find(|(_, value)| value.contains('\0')) {
+            return nul(&format!("the value of {name}"));
         }
+        // Its length is told with the NUL that ends it.
+        let length = |(name, value): &(String, String)| name.len() + value.len() + 2;
+        if let Some(long) = self.env.iter().find(|variable| length(variable) > VARIABLE_LIMIT) {
+            return Err(UserCommandError::Long {
+                name: long.0.clone(),
+                bytes: length(long),
+            });
+        }
+        let bytes: usize = self.env.iter().map(length).sum();
+        let copied: usize = self.copies().iter().map(String::len).sum();
+        if bytes + copied > VARIABLES_LIMIT {
+            return Err(UserCommandError::Many { bytes });
+        }
+        Ok(())
     }
 }
 
@@ -384,6 +458,72 @@ mod tests {
     }
 
     #[test]
+    fn no_declaration_of_a_profile_keeps_a_variable_from_having_the_value_that_was_asked_for() {
+        let tmp = tempfile::tempdir().unwrap();
+        let look = "printf '%s|' \"$V\" \"$W\" \"$1\"; env | grep -c -e PAST_PROFILE -e CRABBOX_ -e cbx_";
+        for profile in [
+            "readonly V=profile",
+            "set -eu; declare -rx V=profile; W=x",
+            "set -o posix; readonly V=profile",
+            "declare -i V; export V",
+            "declare -u V; export V",
+            "declare -A V; V[a]=1",
+            "declare -n V=HOME",
+            "export() { :; }; eval() { :; }; unset() { :; }; V=profile",
+        ] {
+            for form in [
+                Form::Argv(words(&["sh", "-c", look, "sh", "a b"])),
+                Form::shell(&words(&["set -- 'a b';", look])),
+            ] {
+                let mut command = command(tmp.path(), form);
+                command.env = [("V", "mine it's"), ("W", "")]
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .to_vec();
+                let seen = run_with_profile(&command, profile);
+                assert_eq!(
+                    (seen.stdout_text().as_str(), seen.stderr_text().as_str()),
+                    ("mine it's||a b|0", ""),
+                    "{profile}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_variable_that_the_shell_keeps_for_itself_hinders_no_command() {
+        let tmp = tempfile::tempdir().unwrap();
+        let mut command = command(tmp.path(), Form::Argv(words(&["sh", "-c", "echo $W"])));
+        command.env = [("UID", "7"), ("W", "w")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .to_vec();
+        let script = command.script().unwrap();
+        for shell in ["sh", "bash"] {
+            // As the `sh` that it is on some hosts, where what fails ends the shell.
+            let posix = (shell == "bash").then_some("--posix");
+            let seen = Cmd::new(shell)
+                .args(posix)
+                .args(["-c", &script])
+                .env("HOME", tmp.path());
+            let seen = seen.capture().unwrap();
+            assert_eq!(seen.stdout_text(), "w", "{shell}: {}", seen.stderr_text());
+        }
+    }
+
+    #[test]
+    fn a_lease_without_bash_is_told() {
+        let tmp = tempfile::tempdir().unwrap();
+        let mut command = command(tmp.path(), Form::Argv(words(&["true"])));
+        command.env = vec![("PATH".to_owned(), tmp.path().display().to_string())];
+        let seen = run(&command);
+        assert_eq!(seen.status.code(), Some(127));
+        assert!(
+            seen.stderr_text().contains("no bash in the lease"),
+            "{}",
+            seen.stderr_text()
+        );
+    }
+
+    #[test]
     fn a_profile_that_takes_the_shells_place_does_not_pass_for_the_command() {
         let tmp = tempfile::tempdir().unwrap();
         for form in [
@@ -438,10 +578,11 @@ mod tests {
     #[test]
     fn values_of_any_number_and_length_that_a_kernel_takes_arrive() {
         let tmp = tempfile::tempdir().unwrap();
-        let look = "printf '%s %s %s' ${#A} ${#B} ${#C}; env | grep -c -e PAST_PROFILE -e CRABBOX_SHELL";
+        let look =
+            "LC_ALL=C; printf '%s %s %s' ${#A} ${#B} ${#C}; env | grep -c -e PAST_PROFILE -e CRABBOX_SHELL";
         let mut command = command(tmp.path(), Form::shell(&words(&[look])));
-        let long = |letter: &str| letter.repeat(90 * 1024);
-        command.env = [("A", long("a")), ("B", long("b")), ("C", "c".to_owned())]
+        let quotes = "'".repeat(VARIABLE_LIMIT - "B".len() - 2);
+        command.env = [("A", "ä".repeat(45 * 1024)), ("B", quotes), ("C", "c".to_owned())]
             .map(|(name, value)| (name.to_owned(), value))
             .to_vec();
         // Of a pipe: no argument of a shell here is as long as the script.
@@ -449,7 +590,7 @@ mod tests {
         let script = command.script().unwrap();
         let seen = Cmd::new("sh").stdin(script.as_bytes()).env("HOME", home.path());
         let seen = seen.capture().unwrap();
-        assert_eq!(seen.stdout_text(), "92160 92160 10", "{}", seen.stderr_text());
+        assert_eq!(seen.stdout_text(), "92160 131069 10", "{}", seen.stderr_text());
     }
 
     #[test]
@@ -482,6 +623,21 @@ mod tests {
             with_env("x;y", "").script(),
             Err(UserCommandError::Name { .. })
         ));
+        // The kernel's own limit, whatever quoting makes of it.
+        let most = VARIABLE_LIMIT - "A".len() - 2;
+        assert!(with_env("A", &"'".repeat(most)).script().is_ok());
+        assert_eq!(
+            with_env("A", &"a".repeat(most + 1)).script(),
+            Err(UserCommandError::Long {
+                name: "A".to_owned(),
+                bytes: VARIABLE_LIMIT + 1
+            })
+        );
+        let mut many = with_env("A", "");
+        many.env = (0..20)
+            .map(|at| (format!("A{at}"), "a".repeat(100 * 1024)))
+            .collect();
+        assert!(matches!(many.script(), Err(UserCommandError::Many { .. })));
         let error = with_env("TOKEN", "sec\0ret").script().unwrap_err();
         assert_eq!(
             error.to_string(),

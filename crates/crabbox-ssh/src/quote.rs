@@ -3,6 +3,8 @@
 //! A quoted word reads back as exactly the bytes that went in. Nothing here may ever try to be clever about
 //! words that look harmless to one shell and not to another.
 
+use std::fmt::Write as _;
+
 /// `word` between single quotes, whatever it holds: `it's` becomes `'it'\''s'`.
 pub fn single(word: &str) -> String {
     let mut quoted = String::with_capacity(word.len() + 2);
@@ -26,6 +28,30 @@ pub fn join<S: AsRef<str>>(words: impl IntoIterator<Item = S>) -> String {
         .join(" ")
 }
 
+/// `word` as one line whatever it holds, as bash, zsh, ksh and POSIX of 2024 read it: `$'a\\nb'`. Older shells do not know it, and nor do
+/// they show what a terminal does with the letter itself.
+fn escaped(word: &str) -> String {
+    let mut quoted = "$'".to_owned();
+    for letter in word.chars() {
+        match letter {
+            '\n' => quoted.push_str("\\n"),
+            '\t' => quoted.push_str("\\t"),
+            '\r' => quoted.push_str("\\r"),
+            '\'' | '\\' => quoted.extend(['\\', letter]),
+            // Three digits, so that a digit behind them is one of the word.
+            letter if letter.is_control() => {
+                let mut bytes = [0; 4];
+                for byte in letter.encode_utf8(&mut bytes).bytes() {
+                    write!(quoted, "\\{byte:03o}").expect("a string takes all that is written to it");
+                }
+            }
+            letter => quoted.push(letter),
+        }
+    }
+    quoted.push('\'');
+    quoted
+}
+
 /// `words` as a line for a person to read and to paste into a shell: a word stands bare where every shell reads it as it is.
 pub fn line<S: AsRef<str>>(words: impl IntoIterator<Item = S>) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,@%+=".contains(c);
@@ -35,6 +61,7 @@ pub fn line<S: AsRef<str>>(words: impl IntoIterator<Item = S>) -> String {
         .into_iter()
         .map(|word| match word.as_ref() {
             word if is_bare(word) => word.to_owned(),
+            word if word.chars().any(char::is_control) => escaped(word),
             word => single(word),
         })
         .collect::<Vec<_>>()
@@ -66,7 +93,8 @@ mod tests {
             expected.push(0);
             prop_assert_eq!(&printed, &expected);
             let script = format!("printf '%s\\0' {}", line(&words));
-            let printed = Cmd::new("sh").args(["-c", &script]).run().unwrap().stdout;
+            prop_assert!(!script.contains(char::is_control), "{}", script);
+            let printed = Cmd::new("bash").args(["-c", &script]).run().unwrap().stdout;
             prop_assert_eq!(printed, expected);
         }
     }
@@ -76,6 +104,14 @@ mod tests {
         assert_eq!(
             line(["--provider", "ssh", "--x=/a/b", "it's", "$HOME", "", "~", "=ls"]),
             r"--provider ssh --x=/a/b 'it'\''s' '$HOME' '' '~' '=ls'"
+        );
+    }
+
+    #[test]
+    fn a_line_to_paste_is_one_line() {
+        assert_eq!(
+            line(["sh", "-c", "a 'b'\n\tc\\d \u{1b}1"]),
+            r"sh -c $'a \'b\'\n\tc\\d \0331'"
         );
     }
 

@@ -104,6 +104,14 @@ impl Env {
             .filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?)))
     }
 
+    /// The names of variables whose values are no valid UTF-8.
+    pub(crate) fn not_text(&self) -> impl Iterator<Item = &str> {
+        self.variables
+            .iter()
+            .filter(|(_, value)| value.to_str().is_none())
+            .filter_map(|(name, _)| name.to_str())
+    }
+
     /// The current directory.
     pub(crate) fn cwd(&self) -> Result<&Path, EnvError> {
         self.cwd.as_deref().map_err(|kind| EnvError::Cwd(*kind))

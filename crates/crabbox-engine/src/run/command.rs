@@ -60,6 +60,13 @@ pub(super) fn variables(given: &Given<'_>) -> Result<Variables, RunError> {
             origin: &settings.env_allow.origin,
         });
     }
+    for name in here
+        .not_text
+        .iter()
+        .filter(|name| allow.judge(name) == Verdict::Passes)
+    {
+        given.events.start(&StartEvent::NotText { name });
+    }
     profile.retain(|(name, _)| allow.judge(name) == Verdict::Passes);
     if let Some(name) = &command.env_helper {
         env_profile::helper(name)?;

@@ -47,6 +47,11 @@ pub enum StartEvent<'a> {
         /// The command.
         command: &'a str,
     },
+    /// A variable stays here that was to be handed on: its value is no text.
+    NotText {
+        /// The variable.
+        name: &'a str,
+    },
     /// A lease was made.
     Made {
         /// The lease.

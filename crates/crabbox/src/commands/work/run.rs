@@ -98,6 +98,7 @@ fn here(ctx: &Ctx<'_>) -> Result<Here, EnvError> {
         variables: texts
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect(),
+        not_text: ctx.env.not_text().map(str::to_owned).collect(),
         allow_mass_deletions: ctx.env.text("CRABBOX_ALLOW_MASS_DELETIONS") == Some("1"),
     })
 }

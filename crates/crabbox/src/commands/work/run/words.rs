@@ -172,6 +172,9 @@ impl RunEvents for RunWords<'_> {
                 let line = format!("expanded preset {name}: {variables} {command}");
                 printer.detail(harmless(&line.replacen(":  ", ": ", 1)));
             }
+            StartEvent::NotText { name } => printer.warn(format_args!(
+                "{name} is not handed on: its value is no valid UTF-8; hand it on in a file"
+            )),
             StartEvent::Made { lease, took } => printer.brief(format_args!(
                 "leased {} ({} {}) in {}",
                 lease.slug,
