@@ -30,6 +30,12 @@ pub enum PlaceError {
         /// What is wrong with it.
         why: EntryPathError,
     },
+    /// What stands there is no file.
+    #[error("{} is a device, a pipe or a socket, or leads to one; name a file", path.display())]
+    Node {
+        /// The path.
+        path: PathBuf,
+    },
 }
 
 /// Permission bits of what is made; the umask takes its share of them.
@@ -133,9 +139,7 @@ impl Place {
     /// An empty file that has its name already, for a stream that somebody may want to watch as it comes. A pipe or a device
     /// outside of the repository is written to as it is: the user named it.
     pub fn stream(&self) -> Result<File, PlaceError> {
-        let path = self.path();
-        let is_special = |facts: std::fs::Metadata| !facts.is_file() && !facts.is_dir();
-        if !self.is_inside && std::fs::metadata(&path).is_ok_and(is_special) {
+        if self.is_node() {
             return self.as_user(File::options().write(true));
         }
         Ok(self.begin()?.commit(Existing::Replace)?)
@@ -150,6 +154,17 @@ impl Place {
         Ok(dir.append(&leaf, self.access.file())?)
     }
 
+    /// Whether what stands there outside of the repository is no file, or a link to what no path names for long: `/dev/null`, a named
+    /// pipe, `/dev/stdout`. A new file in its place would be the end of it for everybody.
+    fn is_node(&self) -> bool {
+        let path = self.path();
+        let is_special = |facts: std::fs::Metadata| !facts.is_file() && !facts.is_dir();
+        let leads_there = |to: PathBuf| to.starts_with("/proc");
+        !self.is_inside
+            && (std::fs::metadata(&path).is_ok_and(is_special)
+                || std::fs::read_link(&path).is_ok_and(leads_there))
+    }
+
     fn as_user(&self, options: &std::fs::OpenOptions) -> Result<File, PlaceError> {
         let path = self.path();
         let opened = options.open(&path);
@@ -158,6 +173,9 @@ impl Place {
 
     /// The open directory of the file, and its name there.
     pub fn directory(&self) -> Result<(Beneath, EntryPath), PlaceError> {
+        if self.is_node() {
+            return Err(PlaceError::Node { path: self.path() });
+        }
         let missing = !self.base.is_dir();
         if missing {
             // Only outside of a repository, whose root is there.
@@ -229,6 +247,28 @@ mod tests {
         fn is_there(&self, path: &str) -> bool {
             self.dir.path().join(path).symlink_metadata().is_ok()
         }
+    }
+
+    #[test]
+    fn no_file_takes_the_place_of_a_pipe_or_of_a_link_to_a_device() {
+        let world = World::new();
+        let pipe = world.dir.path().join("user/pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
+        for (name, to) in [("null", "/dev/null"), ("out", "/proc/self/fd/1")] {
+            symlink(to, world.dir.path().join("user").join(name)).unwrap();
+        }
+        for name in ["user/pipe", "user/null", "user/out"] {
+            let error = world.write(name).unwrap_err();
+            assert!(matches!(error, PlaceError::Node { .. }), "{name}: {error}");
+            let place = world.place(name, Access::Shared).unwrap();
+            assert!(
+                matches!(place.directory(), Err(PlaceError::Node { .. })),
+                "{name}"
+            );
+            let there = world.dir.path().join(name).symlink_metadata().unwrap();
+            assert!(!there.is_file(), "{name}");
+        }
+        world.write("user/file").unwrap();
     }
 
     #[test]

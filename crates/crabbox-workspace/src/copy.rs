@@ -67,6 +67,14 @@ pub enum CopyError {
         /// The source as it was given.
         source_path: String,
     },
+    /// A home directory by the name of its user.
+    #[error(
+        "{path:?} begins with the home directory of a user, which is not looked for; write the whole path, or ./ before a name with a tilde"
+    )]
+    Home {
+        /// The path as it was given.
+        path: String,
+    },
     /// The lease sent what no copy may hold.
     #[error("the lease sent {name:?}, which is {what}; nothing was copied")]
     Refused {
@@ -179,6 +187,17 @@ fn remote_path(path: &str) -> String {
     }
 }
 
+/// Refuses a path that a shell would read as another one than we do.
+fn checked(path: &str) -> Result<&str, CopyError> {
+    let first = path.split('/').next().unwrap_or_default();
+    if first.starts_with('~') && first != "~" {
+        return Err(CopyError::Home {
+            path: path.to_owned(),
+        });
+    }
+    Ok(path)
+}
+
 /// The last component of a path, if it is a name.
 fn name_of(path: &str) -> Result<&str, CopyError> {
     match path.trim_end_matches('/').rsplit('/').next() {
@@ -206,6 +225,12 @@ mod tests {
         assert_eq!(remote_path("~/a b/"), "\"$HOME\"'/a b'");
         assert_eq!(remote_path("~"), "\"$HOME\"'/'");
         assert_eq!(remote_path("a/~"), "'./a/~'");
+        for good in ["~", "~/x", "./~x", "a/~x", "/~x"] {
+            assert!(checked(good).is_ok(), "{good}");
+        }
+        for bad in ["~root", "~root/x", "~+/x"] {
+            assert!(matches!(checked(bad), Err(CopyError::Home { .. })), "{bad}");
+        }
         for bad in ["/", ".", "a/..", "", "~"] {
             assert!(name_of(bad).is_err(), "{bad}");
         }

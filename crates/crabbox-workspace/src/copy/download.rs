@@ -15,7 +15,7 @@ use crabbox_ssh::exec::{ExecError, Stdin};
 use crabbox_ssh::target::Target;
 use rustix::fs::{FileType, RenameFlags};
 
-use super::{CopyError, judge, name_of, remote_path};
+use super::{CopyError, checked, judge, name_of, remote_path};
 use crate::stream::{budget, stream};
 
 /// Permission bits of new files and directories, less the umask; a program gets those to run it, too.
@@ -37,7 +37,7 @@ pub fn download(
     follow: bool,
     cancel: BorrowedFd<'_>,
 ) -> Result<(), CopyError> {
-    let to = destination(remote, local)?;
+    let to = destination(checked(remote)?, local)?;
     let (dir, leaf) = Place::new(repository, &to, Access::Shared)?.directory()?;
     let failed = |source| CopyError::Local {
         attempt: "write to",

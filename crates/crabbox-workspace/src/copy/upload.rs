@@ -10,7 +10,7 @@ use crabbox_ssh::exec::{self, Exec, Sink, Stdin};
 use crabbox_ssh::quote;
 use crabbox_ssh::target::Target;
 
-use super::{CopyError, Words, judge, remote_path};
+use super::{CopyError, Words, checked, judge, remote_path};
 
 /// The top of the archive: the file or directory itself, called this whatever its name is.
 const TOP: &str = "c";
@@ -26,7 +26,7 @@ pub fn upload(
     follow: bool,
     cancel: BorrowedFd<'_>,
 ) -> Result<(), CopyError> {
-    let name = local_name(local)?;
+    let (name, remote) = (local_name(local)?, checked(remote)?);
     let archive = Archive {
         follow,
         parents: Vec::new(),
