@@ -1,6 +1,9 @@
 //! Time: the wall clock, and waits that are short and bounded. Nothing else in the program may sleep.
 
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Seconds since the unix epoch. Zero if the clock stands before it.
 pub fn unix_seconds() -> i64 {
@@ -32,6 +35,14 @@ pub fn since_boot() -> Duration {
 #[expect(clippy::disallowed_methods, reason = "this is the one place that sleeps")]
 pub fn nap(pause: Duration) {
     std::thread::sleep(pause.min(Duration::from_millis(50)));
+}
+
+/// Waits for `fd` to be readable or closed, as long as a [`nap`] for `pause`, and says whether it is.
+pub fn is_readable(fd: BorrowedFd<'_>, pause: Duration) -> bool {
+    let limit = Timespec::try_from(pause.min(Duration::from_millis(50))).ok();
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    // One that is interrupted looks again.
+    poll(&mut fds, limit.as_ref()).is_ok_and(|count| count > 0)
 }
 
 /// Calls `ready` until it answers `Some`, or until `limit` has passed; between calls it naps, from 1 ms up to 20 ms.

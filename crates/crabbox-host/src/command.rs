@@ -6,6 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -103,6 +104,12 @@ pub enum CommandError {
         /// The limit it broke, in bytes.
         limit: usize,
     },
+    /// The caller did not want it any more, and it was killed.
+    #[error("{program} was cancelled")]
+    Cancelled {
+        /// What was run.
+        program: String,
+    },
     /// The program was still running at its time limit and was killed.
     #[error("{program} did not end within {limit:?}{}", tail_of(.stderr))]
     TimedOut {
@@ -121,6 +128,7 @@ impl CommandError {
     pub fn of(mut self, inner: &str) -> Self {
         match &mut self {
             Self::Failed { program, .. }
+            | Self::Cancelled { program }
             | Self::TimedOut { program, .. }
             | Self::TooMuchOutput { program, .. } => inner.clone_into(program),
             Self::NotFound { .. } | Self::Spawn { .. } => {}
@@ -145,6 +153,16 @@ fn tail_of(stderr: &str) -> String {
     } else {
         format!(": {stderr}")
     }
+}
+
+/// What a wait for a child came to.
+enum Ended {
+    /// It ended, by itself or because it wrote more than it may.
+    Itself(ExitStatus),
+    /// It was killed at its time limit.
+    Late,
+    /// It was killed because nobody wanted it any more.
+    Cancelled,
 }
 
 impl Cmd {
@@ -310,7 +328,12 @@ impl Cmd {
 
     /// Runs the child, captures both streams, and fails unless it exits with 0.
     pub fn run(&self) -> Result<Captured, CommandError> {
-        let captured = self.capture()?;
+        self.run_until(None)
+    }
+
+    /// The same; as soon as `cancel` is readable the child is killed.
+    pub fn run_until(&self, cancel: Option<BorrowedFd<'_>>) -> Result<Captured, CommandError> {
+        let captured = self.capture_until(cancel)?;
         if captured.cut {
             return Err(CommandError::TooMuchOutput {
                 program: self.program.to_string_lossy().into_owned(),
@@ -330,6 +353,11 @@ impl Cmd {
 
     /// Runs the child and captures both streams, whatever its exit code is.
     pub fn capture(&self) -> Result<Captured, CommandError> {
+        self.capture_until(None)
+    }
+
+    /// The same; as soon as `cancel` is readable the child is killed.
+    pub fn capture_until(&self, cancel: Option<BorrowedFd<'_>>) -> Result<Captured, CommandError> {
         let began = Instant::now();
         let mut command = self.to_std();
         command.stdin(if self.stdin.is_some() {
@@ -354,26 +382,32 @@ impl Cmd {
                 None => out.map(drain).unwrap_or_default(),
             });
             let err = scope.spawn(move || err.map(drain).unwrap_or_default());
-            let waited = self.wait(&mut child, limit, cut);
+            let waited = self.wait(&mut child, limit, cut, cancel);
             let (stdout, stderr) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
             let waited = waited?;
             let millis = began.elapsed().as_millis();
             match waited {
-                Some(status) => {
+                Ended::Itself(status) => {
                     tracing::debug!(program = %self.program.display(), millis, "{}", describe(status));
                 }
-                None => {
+                Ended::Cancelled => {
+                    tracing::debug!(program = %self.program.display(), millis, "was killed because it was cancelled");
+                }
+                Ended::Late => {
                     tracing::debug!(program = %self.program.display(), millis, "was killed at its time limit");
                 }
             }
             match waited {
-                Some(status) => Ok(Captured {
+                Ended::Itself(status) => Ok(Captured {
                     status,
                     stdout,
                     stderr,
                     cut: cut.load(Ordering::Relaxed),
                 }),
-                None => Err(CommandError::TimedOut {
+                Ended::Cancelled => Err(CommandError::Cancelled {
+                    program: self.program.to_string_lossy().into_owned(),
+                }),
+                Ended::Late => Err(CommandError::TimedOut {
                     program: self.program.to_string_lossy().into_owned(),
                     limit: limit.unwrap_or_default(),
                     stderr: tail(&stderr),
@@ -387,18 +421,23 @@ impl Cmd {
         child: &mut Child,
         limit: Option<Duration>,
         cut: &AtomicBool,
-    ) -> Result<Option<ExitStatus>, CommandError> {
-        if limit.is_none() && self.output.is_none() {
-            return child.wait().map(Some).map_err(|source| self.spawn_error(source));
+        cancel: Option<BorrowedFd<'_>>,
+    ) -> Result<Ended, CommandError> {
+        if limit.is_none() && self.output.is_none() && cancel.is_none() {
+            return child
+                .wait()
+                .map(Ended::Itself)
+                .map_err(|source| self.spawn_error(source));
         }
         let started = Instant::now();
         let mut pause = Duration::from_millis(1);
         loop {
             if let Some(status) = child.try_wait().map_err(|source| self.spawn_error(source))? {
-                return Ok(Some(status));
+                return Ok(Ended::Itself(status));
             }
             let late = limit.is_some_and(|limit| started.elapsed() >= limit);
-            if late || cut.load(Ordering::Relaxed) {
+            let cancelled = cancel.is_some_and(|cancel| clock::is_readable(cancel, Duration::ZERO));
+            if late || cancelled || cut.load(Ordering::Relaxed) {
                 // It may have ended in between; either way it is reaped here.
                 if self.group {
                     // The leader is not reaped yet, so its id still names this group and no other.
@@ -406,7 +445,13 @@ impl Cmd {
                 }
                 child.kill().ok();
                 let status = child.wait().map_err(|source| self.spawn_error(source))?;
-                return Ok((!late).then_some(status));
+                return Ok(if cancelled {
+                    Ended::Cancelled
+                } else if late {
+                    Ended::Late
+                } else {
+                    Ended::Itself(status)
+                });
             }
             clock::nap(pause);
             pause = (pause * 2).min(Duration::from_millis(10));
@@ -577,6 +622,18 @@ mod tests {
             .unwrap_err();
         // Without the group the grandchild keeps our pipes open until it ends.
         assert!(started.elapsed() < Duration::from_secs(20));
+    }
+
+    #[test]
+    fn a_child_that_nobody_wants_any_more_is_killed_with_its_group() {
+        use std::os::fd::AsFd as _;
+        let (stop, told) = std::io::pipe().unwrap();
+        drop(told);
+        let started = Instant::now();
+        let cmd = Cmd::new("sh").args(["-c", "sleep 30 & wait"]).own_group();
+        let error = cmd.run_until(Some(stop.as_fd())).unwrap_err();
+        assert!(matches!(error, CommandError::Cancelled { .. }), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(10));
     }
 
     #[test]

@@ -193,7 +193,12 @@ pub fn connect(target: &Target) -> Result<(), ExecError> {
 pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
     let local = |source| ExecError::Local { source };
     let deadline = exec.limit.map(|limit| Instant::now() + limit);
-    let mut shared = Shared::open(target, exec.limit)?;
+    let mut shared = match Shared::open(target, exec.limit, exec.cancel) {
+        Err(ExecError::Connect {
+            source: ConnectError::Cancelled { .. },
+        }) => return Ok(RemoteStatus::Cancelled { stopped: true }),
+        shared => shared?,
+    };
     let line = RemoteLine::new().map_err(local)?;
     let (remote_in, mut our_in) = io::pipe().map_err(local)?;
     let (mut our_out, remote_out) = io::pipe().map_err(local)?;
@@ -201,7 +206,12 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
     let (stop_in, end_in) = io::pipe().map_err(local)?;
     let (stop_out, end_out) = io::pipe().map_err(local)?;
     let fds = [remote_in.as_fd(), remote_out.as_fd(), remote_err.as_fd()];
-    let mut session = shared.session(target, &line, fds, deadline)?;
+    let mut session = match shared.session(target, &line, fds, deadline, exec.cancel) {
+        Err(ExecError::Connect {
+            source: ConnectError::Cancelled { .. },
+        }) => return Ok(RemoteStatus::Cancelled { stopped: true }),
+        session => session?,
+    };
     let opened = Instant::now();
     drop((remote_in, remote_out, remote_err));
 
@@ -312,7 +322,7 @@ fn watch(
             // The command itself may have the only session of its connection; a private one lasts as long as the question.
             let mut way = Shared::at(control);
             let gone = group::stop(line, until, |line, fds| {
-                way.session(target, line, fds, Some(until)).ok()
+                way.session(target, line, fds, Some(until), None).ok()
             })?;
             let closed = closes(session, until)?;
             let stopped = gone && closed;

@@ -138,12 +138,18 @@ impl<'a> Ports<'a> {
             .collect())
     }
 
-    /// Opens a forward from `local`, a free port for `None`, to `remote`. One that is open already is left as it is, and one that
-    /// broke is opened again.
+    /// Why connections through the forwards were not made in the lease, each reason with how often, since the last look.
+    pub fn refusals(&self) -> Vec<(String, usize)> {
+        forward::refusals(&socket(self.control))
+    }
+
+    /// Opens a forward from `local`, a free port for `None`, to `remote`. One that is open already is left as it is unless its service
+    /// has moved to another address, and one that broke is opened again.
     pub fn add(&self, name: &str, local: Option<u16>, remote: u16) -> Result<Forward, PortsError> {
         let _lock = FileLock::acquire(&lock(self.control)).map_err(PortsError::Lock)?;
         let known = self.list()?;
         let old = known.iter().find(|(forward, _)| forward.name == name);
+        let loopback = Loopback::of(self.target, remote);
         if let Some((forward, open)) = old {
             if forward.remote != remote || local.is_some_and(|local| local != forward.local) {
                 return Err(PortsError::Taken {
@@ -152,15 +158,22 @@ impl<'a> Ports<'a> {
                     remote: forward.remote,
                 });
             }
-            if *open {
+            if *open && (loopback == Loopback::Name || loopback == forward.loopback) {
                 return Ok(forward.clone());
+            }
+            if *open {
+                self.close(forward)?;
             }
         }
         let wanted = old.map(|(forward, _)| forward.local).or(local);
         let local = free(wanted.unwrap_or(0))?;
-        let loopback = Loopback::of(self.target, remote);
         let to = (loopback, remote);
-        let pid = forward::open(self.target, &socket(self.control), local, to).map_err(|source| {
+        let opened = forward::open(self.target, &socket(self.control), local, to);
+        let (pid, loopback) = opened.map_err(|source| {
+            if known.is_empty() {
+                // Nobody is left to end a connection that nothing stands for.
+                master::exit(&socket(self.control)).ok();
+            }
             PortsError::Forward {
                 name: name.to_owned(),
                 source,
@@ -195,14 +208,17 @@ impl<'a> Ports<'a> {
         let socket = socket(self.control);
         // A new connection listens for nobody who was added before it.
         if master::check(&socket) == Some(forward.pid) {
-            forward::close(&socket, forward.local, (forward.loopback, forward.remote)).map_err(|source| {
-                PortsError::Forward {
-                    name: name.to_owned(),
-                    source,
-                }
-            })?;
+            self.close(&forward)?;
         }
         self.write(&forwards)
+    }
+
+    fn close(&self, forward: &Forward) -> Result<(), PortsError> {
+        let to = (forward.loopback, forward.remote);
+        forward::close(&socket(self.control), forward.local, to).map_err(|source| PortsError::Forward {
+            name: forward.name.clone(),
+            source,
+        })
     }
 
     fn write(&self, forwards: &[Forward]) -> Result<(), PortsError> {

@@ -4,10 +4,12 @@
 //! After [`exit`] there must never be one left, whatever state it was in.
 
 use std::ffi::OsString;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crabbox_host::clock::is_readable;
 use crabbox_host::command::{Cmd, CommandError};
 use crabbox_host::lock::{FileLock, LockError};
 use crabbox_host::process::{self, ProcessError, ProcessInfo};
@@ -18,6 +20,9 @@ use crate::target::{ArgvOptions, CONTROL_PERSIST, Target, config_path};
 
 /// How long a master that was told to end may take before it is killed.
 const EXIT_GRACE: Duration = Duration::from_millis(500);
+
+/// Time between two looks at a lock that somebody else holds.
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why no connection came to be.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +81,12 @@ pub enum ConnectError {
         destination: String,
         /// What ssh said.
         said: String,
+    },
+    /// Nobody wants it any more.
+    #[error("interrupted while connecting to {destination}")]
+    Cancelled {
+        /// `user@host`.
+        destination: String,
     },
     /// `ssh` itself could not be run.
     #[error("cannot run the ssh client of OpenSSH")]
@@ -151,22 +162,47 @@ pub enum ExitError {
 /// Opens the shared connection of `target` at `control` unless it is open already: one handshake, at most `limit` long.
 ///
 /// Callers at the same time are fine: one of them makes the connection, the others wait for it.
-pub fn open(target: &Target, control: &Path, limit: Duration) -> Result<(), ConnectError> {
-    open_for(target, control, CONTROL_PERSIST, limit)
-}
-
-/// The same, with how long the connection stays when nothing runs over it, as `ControlPersist` has it.
-pub(crate) fn open_for(
+pub fn open(
     target: &Target,
     control: &Path,
-    persist: &str,
     limit: Duration,
+    cancel: Option<BorrowedFd<'_>>,
 ) -> Result<(), ConnectError> {
+    let opening = Opening {
+        persist: CONTROL_PERSIST,
+        is_heard: false,
+        limit,
+        cancel,
+    };
+    open_as(target, control, &opening)
+}
+
+/// How a connection is opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Opening<'a> {
+    /// How long it stays when nothing runs over it, as `ControlPersist` has it.
+    pub(crate) persist: &'a str,
+    /// Whether its messages are kept as long as it is there: what it says later is in [`words`].
+    pub(crate) is_heard: bool,
+    /// How long it may take.
+    pub(crate) limit: Duration,
+    /// Readable when nobody wants it any more.
+    pub(crate) cancel: Option<BorrowedFd<'a>>,
+}
+
+/// The same as [`open`], in any manner.
+pub(crate) fn open_as(target: &Target, control: &Path, opening: &Opening<'_>) -> Result<(), ConnectError> {
+    let Opening {
+        persist,
+        is_heard,
+        limit,
+        cancel,
+    } = *opening;
     if Client::connect(control).is_ok() {
         return Ok(());
     }
     // Without the lock two masters could start; the one that finds the socket taken would stay, unused and unseen.
-    let _lock = FileLock::acquire(&lock_path(control)).map_err(|source| ConnectError::Lock { source })?;
+    let _lock = lock(target, control, cancel)?;
     if Client::connect(control).is_ok() {
         return Ok(());
     }
@@ -182,14 +218,22 @@ pub(crate) fn open_for(
         .open(&messages)
         .map_err(|source| ConnectError::Messages { source })?;
     let argv = master_argv(target, control, persist, &messages);
-    let started = Cmd::new(&argv[0])
+    let command = Cmd::new(&argv[0])
         .args(&argv[1..])
         .environment(target.environment())
-        .limit(limit)
-        .run();
+        .limit(limit);
+    // The kill of one that is waited for reaches its proxy as well. Without anybody to cancel it, a terminal's interrupt ends it.
+    let command = if cancel.is_some() {
+        command.own_group()
+    } else {
+        command
+    };
+    let started = command.run_until(cancel);
     let text = std::fs::read(&messages).unwrap_or_default();
-    // One that stays is removed by `exit`.
-    std::fs::remove_file(&messages).ok();
+    if !is_heard || started.is_err() {
+        // One that stays is removed by `exit`.
+        std::fs::remove_file(&messages).ok();
+    }
     match started {
         Ok(_) => Ok(()),
         Err(CommandError::Failed { stderr, .. }) => {
@@ -200,9 +244,20 @@ pub(crate) fn open_for(
                 text.trim()
             };
             let is_proxied = target.user_config && said.contains(PROXIED);
-            let behind_proxy = is_proxied.then(|| words_of_proxy(target, limit)).flatten();
+            let behind_proxy = if !is_proxied {
+                None
+            } else if said.contains("timed out") {
+                // Another attempt would wait as long.
+                Some(format!(
+                    "the ProxyCommand or ProxyJump of the SSH configuration gave no answer in {} s, and timed out",
+                    target.connect_timeout.as_secs()
+                ))
+            } else {
+                words_of_proxy(target, limit, cancel)
+            };
             Err(classify(target, behind_proxy.as_deref().unwrap_or(said)))
         }
+        Err(CommandError::Cancelled { .. }) => Err(cancelled(target)),
         Err(CommandError::TimedOut { .. }) => Err(ConnectError::TimedOut {
             destination: target.destination(),
             port: target.port,
@@ -210,6 +265,40 @@ pub(crate) fn open_for(
         }),
         Err(source) => Err(ConnectError::Client { source }),
     }
+}
+
+fn cancelled(target: &Target) -> ConnectError {
+    ConnectError::Cancelled {
+        destination: target.destination(),
+    }
+}
+
+/// The lock that keeps two masters apart. Somebody who opens the connection holds it for as long as the other side takes.
+fn lock(target: &Target, control: &Path, cancel: Option<BorrowedFd<'_>>) -> Result<FileLock, ConnectError> {
+    let path = lock_path(control);
+    let failed = |source| ConnectError::Lock { source };
+    let Some(cancel) = cancel else {
+        return FileLock::acquire(&path).map_err(failed);
+    };
+    loop {
+        if let Some(lock) = FileLock::try_acquire(&path).map_err(failed)? {
+            return Ok(lock);
+        }
+        if is_readable(cancel, LOCK_PAUSE) {
+            return Err(cancelled(target));
+        }
+    }
+}
+
+/// What the connection at `control`, opened to be heard, has said since the last time that somebody asked.
+pub(crate) fn words(control: &Path) -> String {
+    let path = messages_path(control);
+    let text = std::fs::read(&path).unwrap_or_default();
+    // It appends, so that nothing of it is lost but what comes in between.
+    if let Ok(file) = std::fs::File::options().write(true).open(&path) {
+        file.set_len(0).ok();
+    }
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// The pid of the master at `control`, or `None` when there is none that answers.
@@ -339,7 +428,7 @@ const PROXIED: &str = "UNKNOWN port 65535";
 
 /// What is said when a proxy fails. A master with `ControlPersist` takes the proxy's standard error away, so a session without one
 /// asks again.
-fn words_of_proxy(target: &Target, limit: Duration) -> Option<String> {
+fn words_of_proxy(target: &Target, limit: Duration, cancel: Option<BorrowedFd<'_>>) -> Option<String> {
     let own = ArgvOptions {
         own_connection: true,
         no_stdin: true,
@@ -351,15 +440,18 @@ fn words_of_proxy(target: &Target, limit: Duration) -> Option<String> {
         .arg("exit")
         .environment(target.environment())
         .limit(limit)
-        .capture()
+        .capture_until(cancel)
         .ok()?;
     let said = asked.stderr_text();
     (!asked.status.success() && !said.trim().is_empty()).then_some(said)
 }
 
-/// Where a master that cannot connect says why.
+/// Where a master says why it cannot connect; each has its own, whatever its socket ends with.
 fn messages_path(control: &Path) -> PathBuf {
-    control.with_extension("log")
+    match control.extension() {
+        None => control.with_extension("log"),
+        Some(kind) => control.with_extension(format!("{}-log", kind.display())),
+    }
 }
 
 fn lock_path(control: &Path) -> PathBuf {

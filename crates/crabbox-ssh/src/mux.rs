@@ -21,6 +21,7 @@ const ALIVE_CHECK: u32 = 0x1000_0004;
 const TERMINATE: u32 = 0x1000_0005;
 const OPEN_FORWARD: u32 = 0x1000_0006;
 const CLOSE_FORWARD: u32 = 0x1000_0007;
+const STDIO_FORWARD: u32 = 0x1000_0008;
 const OK: u32 = 0x8000_0001;
 const PERMISSION_DENIED: u32 = 0x8000_0002;
 const FAILURE: u32 = 0x8000_0003;
@@ -147,6 +148,24 @@ impl Client {
     /// Ends that; connections that are open stay.
     pub(crate) fn end_forward(&mut self, local: u16, host: &str, remote: u16) -> Result<(), MuxError> {
         self.change_forward("end a forward", CLOSE_FORWARD, local, (host, remote))
+    }
+
+    /// Has the other side connect to `port` of `host`, as it knows it, and lets go of the connection at once; whether it came about. Why
+    /// not is among the master's own messages.
+    pub(crate) fn reaches(mut self, host: &str, port: u16) -> Result<bool, MuxError> {
+        let asked = "connect to a port";
+        let body = Body::default().number(0).text("").text(host).number(port.into());
+        self.send(asked, STDIO_FORWARD, &body)?;
+        let (input, output) = io::pipe().map_err(|source| MuxError::Io { asked, source })?;
+        for fd in [input.as_fd(), output.as_fd()] {
+            self.send_fd(fd)
+                .map_err(|source| MuxError::Io { asked, source })?;
+        }
+        match self.receive(asked)? {
+            (SESSION_OPENED, _) => Ok(true),
+            (FAILURE, _) => Ok(false),
+            (kind, reply) => Err(refusal(asked, kind, reply)),
+        }
     }
 
     fn change_forward(

@@ -157,7 +157,7 @@ fn attempt(clock: &mut Clock<'_, '_>, timings: &mut ReadyTimings) -> Result<(), 
     let target = clock.wait.target;
     if let Some(control) = &target.control {
         let limit = clock.remaining().clamp(Duration::from_secs(1), HANDSHAKE_LIMIT);
-        master::open(target, control, limit)?;
+        master::open(target, control, limit, None)?;
         if timings.auth.is_zero() {
             timings.auth = clock.began.elapsed();
         }

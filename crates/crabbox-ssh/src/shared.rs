@@ -34,16 +34,20 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// The connection of `target`, opened when it is not, within `limit`.
-    pub(crate) fn open(target: &Target, limit: Option<Duration>) -> Result<Self, ExecError> {
+    /// The connection of `target`, opened when it is not, within `limit` and unless `cancel` is readable first.
+    pub(crate) fn open(
+        target: &Target,
+        limit: Option<Duration>,
+        cancel: Option<BorrowedFd<'_>>,
+    ) -> Result<Self, ExecError> {
         let limit = limit.map_or(OPEN_LIMIT, |limit| limit.min(OPEN_LIMIT));
         match &target.control {
             Some(control) => {
                 let connect = |source| ExecError::Connect { source };
-                master::open(target, control, limit).map_err(connect)?;
+                master::open(target, control, limit, cancel).map_err(connect)?;
                 Ok(Self::at(control))
             }
-            None => Self::private(target, limit),
+            None => Self::private(target, limit, cancel),
         }
     }
 
@@ -55,7 +59,7 @@ impl Shared {
         }
     }
 
-    fn private(target: &Target, limit: Duration) -> Result<Self, ExecError> {
+    fn private(target: &Target, limit: Duration, cancel: Option<BorrowedFd<'_>>) -> Result<Self, ExecError> {
         let dir = private_dir().map_err(|source| ExecError::Local { source })?;
         let control = dir.path().join("s");
         // Made before the attempt, so that a failed one is cleared away too.
@@ -63,7 +67,8 @@ impl Shared {
             control,
             private: Some(dir),
         };
-        master::open(target, &shared.control, limit).map_err(|source| ExecError::Connect { source })?;
+        master::open(target, &shared.control, limit, cancel)
+            .map_err(|source| ExecError::Connect { source })?;
         Ok(shared)
     }
 
@@ -76,6 +81,7 @@ impl Shared {
         line: &RemoteLine,
         streams: [BorrowedFd<'_>; 3],
         until: Option<Instant>,
+        cancel: Option<BorrowedFd<'_>>,
     ) -> Result<Session, ExecError> {
         let until = until.map_or(Instant::now() + SESSION_LIMIT, |until| {
             until.min(Instant::now() + SESSION_LIMIT)
@@ -91,11 +97,11 @@ impl Shared {
                 Ok(session) => return Ok(session),
                 Err(MuxError::Absent | MuxError::Io { .. }) if !is_reopened => {
                     is_reopened = true;
-                    self.reopen(target)?;
+                    self.reopen(target, cancel)?;
                     continue;
                 }
                 Err(MuxError::Refused { reason, .. }) if self.private.is_some() => (reason, None),
-                Err(MuxError::Refused { reason, .. }) => match Self::private(target, left) {
+                Err(MuxError::Refused { reason, .. }) => match Self::private(target, left, cancel) {
                     Ok(private) => {
                         *self = private;
                         continue;
@@ -124,8 +130,9 @@ impl Shared {
     }
 
     /// Opens it again after it was found dead.
-    fn reopen(&self, target: &Target) -> Result<(), ExecError> {
-        master::open(target, &self.control, OPEN_LIMIT).map_err(|source| ExecError::Connect { source })
+    fn reopen(&self, target: &Target, cancel: Option<BorrowedFd<'_>>) -> Result<(), ExecError> {
+        master::open(target, &self.control, OPEN_LIMIT, cancel)
+            .map_err(|source| ExecError::Connect { source })
     }
 
     /// Its socket.

@@ -15,6 +15,7 @@ use crabbox_host::command::{Cmd, CommandError};
 use rustix::event::PollFlags;
 
 use crate::beginning::{Beginning, RESCUE_AFTER, await_mark};
+use crate::forward;
 use crate::loopback::Loopback;
 use crate::master::{self, ConnectError};
 use crate::remote_line::RemoteLine;
@@ -35,6 +36,9 @@ const LINE_LIMIT: u64 = 4096;
 
 /// How soon a refused connection is told.
 const LISTEN_EVERY: Duration = Duration::from_millis(500);
+
+/// How often a service that refuses connections is looked for.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// How often a free port is looked for when somebody else takes it in between.
 const PORT_ATTEMPTS: usize = 5;
@@ -84,6 +88,8 @@ pub enum TunnelError {
 pub struct Tunnel {
     child: Child,
     local_port: u16,
+    /// Where it leads.
+    to: (Loopback, u16),
     /// Readable when the connection has ended.
     held: PipeReader,
     /// What the other side holds the tunnel by.
@@ -158,6 +164,7 @@ fn open_at(
     let mut tunnel = Tunnel {
         child,
         local_port,
+        to,
         held,
         holds,
         words,
@@ -243,17 +250,44 @@ impl Tunnel {
     }
 
     /// Waits until the connection ends or `cancel` becomes readable, and closes the tunnel. `told` gets the reason of each
-    /// connection that the other side would not make.
+    /// connection that the other side would not make. A service of `target` that has moved to its other loopback address is followed there.
     pub fn wait(
         mut self,
+        target: &Target,
         cancel: Option<BorrowedFd<'_>>,
         told: &mut dyn FnMut(&str),
     ) -> io::Result<TunnelEnd> {
+        let mut look = Instant::now();
         loop {
             let next = Instant::now() + LISTEN_EVERY;
             let ready = wait(self.held.as_fd(), PollFlags::IN, cancel, Some(next))?;
+            let mut is_refused = false;
             for reason in self.refusals.try_iter() {
+                is_refused |= reason.contains("refused");
                 told(&reason);
+            }
+            if is_refused && Instant::now() >= look {
+                look = Instant::now() + LOOK_EVERY;
+                let (loopback, remote_port) = (Loopback::of(target, self.to.1), self.to.1);
+                if loopback != self.to.0 && loopback != Loopback::Name {
+                    self.close();
+                    let deadline = Instant::now() + OPEN_LIMIT;
+                    let to = (loopback, remote_port);
+                    self = match open_at(target, self.local_port, to, cancel, deadline) {
+                        Ok(moved) => moved,
+                        Err(TunnelError::Cancelled { .. }) => return Ok(TunnelEnd::Cancelled),
+                        Err(error) => {
+                            return Ok(TunnelEnd::Ended {
+                                said: fault_text(&error),
+                            });
+                        }
+                    };
+                    told(&format!(
+                        "the service listens on {} now, and the tunnel leads there: connect again",
+                        loopback.host()
+                    ));
+                }
+                continue;
             }
             match ready {
                 Ready::First if self.held.read(&mut [0; 64])? > 0 => {}
@@ -284,8 +318,7 @@ impl Drop for Tunnel {
     }
 }
 
-/// Reads `stream` to its end, keeps the last of it in `words`, and passes on why a channel was refused: `channel 3: open failed:
-/// connect failed: Connection refused` (channels.c of OpenSSH, which has had the words since 2.3).
+/// Reads `stream` to its end, keeps the last of it in `words`, and passes on why a channel was refused.
 fn hear(stream: impl Read, words: &Mutex<Vec<u8>>, refused: &Sender<String>) {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
@@ -293,15 +326,20 @@ fn hear(stream: impl Read, words: &Mutex<Vec<u8>>, refused: &Sender<String>) {
         (&mut stream).take(LINE_LIMIT).read_until(b'\n', &mut line),
         Ok(1..)
     ) {
-        if let Some((_, reason)) = String::from_utf8_lossy(&line).split_once(": open failed: ") {
+        if let Some(reason) = forward::reason(&String::from_utf8_lossy(&line)) {
             // One that nobody waits for any more is in the words.
-            refused.send(reason.trim().to_owned()).ok();
+            refused.send(reason.to_owned()).ok();
         }
         let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);
         words.append(&mut line);
         let surplus = words.len().saturating_sub(WORDS_LIMIT);
         words.drain(..surplus);
     }
+}
+
+fn fault_text(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn free_port() -> io::Result<u16> {

@@ -324,7 +324,7 @@ fn a_master_is_opened_once_however_many_ask_and_exit_leaves_nothing() {
     let lab = Lab::new();
     std::thread::scope(|scope| {
         for _ in 0..6 {
-            scope.spawn(|| master::open(&lab.target, &lab.control, Duration::from_secs(30)).unwrap());
+            scope.spawn(|| master::open(&lab.target, &lab.control, Duration::from_secs(30), None).unwrap());
         }
     });
     assert_eq!(lab.sshd.logins(), 1);
@@ -353,7 +353,7 @@ fn exit_ends_a_master_that_was_stopped_mid_work_and_clears_a_dead_socket() {
 }
 
 fn open_error(lab: &Lab) -> ConnectError {
-    master::open(&lab.target, &lab.control, Duration::from_secs(30)).unwrap_err()
+    master::open(&lab.target, &lab.control, Duration::from_secs(30), None).unwrap_err()
 }
 
 #[test]

@@ -274,6 +274,7 @@ fn what_has_not_begun_is_given_up_at_once_when_that_is_wanted() {
         &target,
         target.control.as_deref().unwrap(),
         Duration::from_secs(30),
+        None,
     )
     .unwrap();
     let (wanted, closed) = std::io::pipe().unwrap();
@@ -299,6 +300,6 @@ fn ssh_says_why_the_two_sides_have_no_algorithm_in_common() {
     let mut target = target(&sshd);
     target.extra = vec!["Ciphers=aes256-ctr".to_owned()];
     let control = target.control.clone().unwrap();
-    let error = master::open(&target, &control, Duration::from_secs(30)).unwrap_err();
+    let error = master::open(&target, &control, Duration::from_secs(30), None).unwrap_err();
     assert!(error.to_string().contains("no matching cipher found"), "{error}");
 }

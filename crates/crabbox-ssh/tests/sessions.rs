@@ -8,6 +8,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crabbox_host::clock::poll_until;
@@ -73,7 +74,8 @@ fn ask(port: u16) -> std::io::Result<String> {
 #[test]
 fn a_tunnel_carries_connections_until_it_is_cancelled() {
     let sshd = Sshd::start();
-    let tunnel = tunnel::open(&target(&sshd), None, service(), None).unwrap();
+    let target = target(&sshd);
+    let tunnel = tunnel::open(&target, None, service(), None).unwrap();
     let port = tunnel.local_port();
     assert_eq!(ask(port).unwrap(), "hello");
     assert_eq!(ask(port).unwrap(), "hello");
@@ -89,7 +91,7 @@ fn a_tunnel_carries_connections_until_it_is_cancelled() {
     let (cancel, asker) = std::io::pipe().unwrap();
     drop(asker);
     assert_eq!(
-        tunnel.wait(Some(cancel.as_fd()), &mut |_| {}).unwrap(),
+        tunnel.wait(&target, Some(cancel.as_fd()), &mut |_| {}).unwrap(),
         TunnelEnd::Cancelled
     );
     assert!(
@@ -101,10 +103,11 @@ fn a_tunnel_carries_connections_until_it_is_cancelled() {
 #[test]
 fn a_tunnel_whose_connection_dies_says_so() {
     let sshd = Sshd::start();
-    let tunnel = tunnel::open(&target(&sshd), None, service(), None).unwrap();
+    let target = target(&sshd);
+    let tunnel = tunnel::open(&target, None, service(), None).unwrap();
     sshd.kill_connections();
     assert!(matches!(
-        tunnel.wait(None, &mut |_| {}).unwrap(),
+        tunnel.wait(&target, None, &mut |_| {}).unwrap(),
         TunnelEnd::Ended { .. }
     ));
 }
@@ -144,7 +147,7 @@ fn a_tunnel_ends_with_the_process_that_holds_it_however_that_dies() {
         let tunnel = tunnel::open(&target, None, 80, None).unwrap();
         std::fs::write(dir.join("half"), tunnel.local_port().to_string()).unwrap();
         std::fs::rename(dir.join("half"), dir.join("tunnel")).unwrap();
-        tunnel.wait(None, &mut |_| {}).unwrap();
+        tunnel.wait(&target, None, &mut |_| {}).unwrap();
         return;
     }
     let sshd = Sshd::start();
@@ -187,14 +190,15 @@ fn a_service_on_the_other_loopback_address_is_reached_and_a_refusal_is_told_with
     master::exit(&control).unwrap();
 
     let closed = Sshd::start_with("AllowTcpForwarding no");
-    let tunnel = tunnel::open(&self::target(&closed), None, port, None).unwrap();
+    let target = self::target(&closed);
+    let tunnel = tunnel::open(&target, None, port, None).unwrap();
     let at = tunnel.local_port();
     let (cancel, asker) = std::io::pipe().unwrap();
     let mut reasons = Vec::new();
     std::thread::scope(|scope| {
         scope.spawn(move || ask(at));
         let mut asker = Some(asker);
-        let end = tunnel.wait(Some(cancel.as_fd()), &mut |reason| {
+        let end = tunnel.wait(&target, Some(cancel.as_fd()), &mut |reason| {
             reasons.push(reason.to_owned());
             asker = None;
         });
@@ -204,4 +208,45 @@ fn a_service_on_the_other_loopback_address_is_reached_and_a_refusal_is_told_with
         reasons[0].starts_with("administratively prohibited"),
         "{reasons:?}"
     );
+}
+
+#[test]
+fn a_tunnel_follows_its_service_to_the_other_loopback_address() {
+    let four = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = four.local_addr().unwrap().port();
+    let sshd = Sshd::start();
+    let mut target = target(&sshd);
+    let control = sshd.dir().join("m");
+    target.control = Some(control.clone());
+    master::open(&target, &control, Duration::from_secs(30), None).unwrap();
+    let tunnel = tunnel::open(&target, None, port, None).unwrap();
+    let at = tunnel.local_port();
+    // As a server does that is started again with other words.
+    drop(four);
+    let six = TcpListener::bind((std::net::Ipv6Addr::LOCALHOST, port)).unwrap();
+    std::thread::spawn(move || {
+        for stream in six.incoming() {
+            stream.unwrap().write_all(b"six").ok();
+        }
+    });
+    let (cancel, asker) = std::io::pipe().unwrap();
+    let has_moved = &AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let six = poll_until(Duration::from_secs(30), || {
+                let six = ask(at).is_ok_and(|word| word == "six");
+                (six && has_moved.load(Ordering::SeqCst)).then_some(())
+            });
+            drop(asker);
+            assert!(six.is_some(), "the new address is told and reached");
+        });
+        let mut told = |reason: &str| {
+            if reason.contains("listens on ::1 now") {
+                has_moved.store(true, Ordering::SeqCst);
+            }
+        };
+        let end = tunnel.wait(&target, Some(cancel.as_fd()), &mut told);
+        assert_eq!(end.unwrap(), TunnelEnd::Cancelled);
+    });
+    master::exit(&control).unwrap();
 }

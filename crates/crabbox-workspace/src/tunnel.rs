@@ -67,11 +67,15 @@ pub fn open(
 /// the lease would not make.
 pub fn hold(
     tunnel: Tunnel,
+    target: &Target,
     remote_port: u16,
     cancel: BorrowedFd<'_>,
     told: &mut dyn FnMut(&str),
 ) -> Result<(), TunnelError> {
-    match tunnel.wait(Some(cancel), told).map_err(TunnelError::Watch)? {
+    match tunnel
+        .wait(target, Some(cancel), told)
+        .map_err(TunnelError::Watch)?
+    {
         TunnelEnd::Cancelled => Ok(()),
         TunnelEnd::Ended { said } => Err(TunnelError::Ended { remote_port, said }),
     }

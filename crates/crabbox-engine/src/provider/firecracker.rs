@@ -5,6 +5,7 @@
 pub mod error;
 pub mod lookup;
 
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -250,12 +251,20 @@ fn enter(
         let left = deadline
             .saturating_duration_since(Instant::now())
             .min(HANDSHAKE_LIMIT);
-        match master::open(target, &ready.control, left.max(Duration::from_secs(1))) {
+        match master::open(
+            target,
+            &ready.control,
+            left.max(Duration::from_secs(1)),
+            Some(interrupts.as_fd()),
+        ) {
             Ok(()) => break,
             Err(error)
                 if error.is_passing() && Instant::now() < deadline && interrupts.caught().is_none() =>
             {
                 clock::nap(Duration::from_millis(50));
+            }
+            Err(master::ConnectError::Cancelled { .. }) => {
+                return Err(AcquireLeaseError::Interrupted { id: lease.id });
             }
             Err(source) => return Err(AcquireLeaseError::Ssh { host: host(), source }),
         }

@@ -4,6 +4,7 @@
 //! exists already, so it is not waited for like a machine that boots: only as long as its sshd takes to start again.
 
 use std::net::{TcpStream, ToSocketAddrs as _};
+use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use crabbox_host::clock;
@@ -71,7 +72,13 @@ fn find_port(
         let mut failures = Vec::new();
         for port in &ports {
             host.ports = vec![*port];
-            match master::open(&host.target()?, &host.control(control_dir)?, HANDSHAKE_LIMIT) {
+            let cancel = Some(interrupts.as_fd());
+            match master::open(
+                &host.target()?,
+                &host.control(control_dir)?,
+                HANDSHAKE_LIMIT,
+                cancel,
+            ) {
                 Ok(()) => return Ok(()),
                 Err(error) => failures.push(error),
             }

@@ -95,6 +95,12 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PortsArgs) -> Result<Exit, 
         Action::Remove { name } => ports.remove(name)?,
         Action::List => {
             let forwards = ports.list()?;
+            for (reason, times) in ports.refusals() {
+                ctx.printer.warn(format_args!(
+                    "connections through these forwards were not made in the lease ({times} since the last look): {reason}; \
+                     `ports add` with the same words looks for the service again"
+                ));
+            }
             if args.json {
                 ctx.printer.json(&view(&entry.lease.id, &forwards))?;
                 return Ok(Exit::SUCCESS);

@@ -53,11 +53,17 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &TunnelArgs) -> Result<Exit,
     entry.touch(&LeaseState::Running)?;
     ctx.printer
         .line(format_args!("http://127.0.0.1:{}", tunnel.local_port()));
-    let held = tunnel::hold(tunnel, remote_port, interrupts.as_fd(), &mut |reason| {
-        ctx.printer.warn(format!(
-            "a connection to port {remote_port} was not made in the lease: {reason}"
-        ));
-    });
+    let held = tunnel::hold(
+        tunnel,
+        &entry.target,
+        remote_port,
+        interrupts.as_fd(),
+        &mut |reason| {
+            ctx.printer.warn(format!(
+                "a connection to port {remote_port} was not made in the lease: {reason}"
+            ));
+        },
+    );
     // The lease may have ended with the tunnel; what counts is how the tunnel ended.
     if entry.touch(&LeaseState::Ready).is_err() {
         ctx.printer.warn("the lease could not be marked as ready again");
