@@ -78,6 +78,11 @@ pub trait Provider: fmt::Debug {
         self.release(&lease.id).map(|_| true)
     }
 
+    /// Whether somebody has given back a lease that this command uses.
+    fn is_given_back(&self, _: &Lease) -> bool {
+        false
+    }
+
     /// Flags that lead to the machine of `lease` once the lease was given back, beyond what the settings say; `None` where the
     /// machine goes with its lease.
     fn after_release(&self, _: &Lease) -> Option<Vec<FlagValue>> {

@@ -72,6 +72,17 @@ impl Fault for OwnerError {
             _ => Kind::Remote,
         }
     }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Refused { .. } => vec![
+                "the lock of a workspace is in ~/.crabbox/workspace-owners there: the user of the lease needs a home directory with \
+                 room, and must own what is in that one"
+                    .to_owned(),
+            ],
+            _ => Vec::new(),
+        }
+    }
 }
 
 /// The way to the session's standard input. Its end is what tells the session that we have gone.
@@ -158,12 +169,25 @@ pub fn own(
                 ((Ok(RemoteStatus::Exited(NO_TOOL)), _), OwnerError::Refused { .. }) => {
                     Err(OwnerError::NoTool)
                 }
-                ((Ok(_), errors), OwnerError::Refused { .. }) if !errors.text().is_empty() => {
-                    Err(OwnerError::Refused { said: errors.text() })
-                }
+                ((Ok(status), errors), OwnerError::Refused { .. }) => Err(OwnerError::Refused {
+                    said: why_ended(status, errors.text()),
+                }),
                 (_, error) => Err(error),
             }
         }
+    }
+}
+
+/// Why a session gave no lock. What it said while it waited is no reason, only the last that it had to say.
+fn why_ended(status: RemoteStatus, said: String) -> String {
+    if !said.is_empty() {
+        return said;
+    }
+    match status {
+        RemoteStatus::ConnectionLost => "the connection was lost during the wait".to_owned(),
+        RemoteStatus::Killed => "the session that waited was killed there".to_owned(),
+        RemoteStatus::Exited(code) => format!("the session that waited ended with exit code {code}"),
+        RemoteStatus::Cancelled { .. } | RemoteStatus::TimedOut { .. } => "the session ended".to_owned(),
     }
 }
 

@@ -354,6 +354,15 @@ impl Provider for StaticHost {
         Ok(ends.is_some() || ours.is_none())
     }
 
+    fn is_given_back(&self, lease: &Lease) -> bool {
+        // One that cannot be read may be there.
+        self.claims().is_ok_and(|claims| {
+            !claims
+                .iter()
+                .any(|claim| claim.lease_id == lease.id && claim.static_host == lease.address)
+        })
+    }
+
     fn after_release(&self, lease: &Lease) -> Option<Vec<FlagValue>> {
         if self.settings.static_host.host.value.trim() == lease.address {
             return Some(Vec::new());

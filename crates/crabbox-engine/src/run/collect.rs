@@ -8,6 +8,7 @@ use crabbox_workspace::command::{self, RemoteError};
 use crabbox_workspace::owner::Owner;
 use crabbox_workspace::results::collect;
 use crabbox_workspace::results::junit::Report;
+use crabbox_workspace::results::pattern::Pattern;
 use crabbox_workspace::results::schema::{self, Judgement};
 
 use crate::provider::lease::{Lease, Target};
@@ -211,6 +212,32 @@ impl Run<'_> {
             template: None,
             bytes,
         });
-        Ok(())
+        // A file that only changed was a problem to the archiver too, and came.
+        if problems.is_empty() {
+            return Ok(());
+        }
+        self.must_have_come(target, workdir, &names)
+    }
+
+    /// A pattern that had to match has to have brought something: what is there and cannot be read is as good as missing.
+    fn must_have_come(&self, target: &Target, workdir: &str, names: &[Vec<u8>]) -> Result<(), RunError> {
+        let required = &self.work.required;
+        let matches = |name: &&Vec<u8>| required.iter().any(|pattern| pattern.matches(name));
+        let names: Vec<Vec<u8>> = names.iter().filter(matches).cloned().collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let unread = collect::unreadable(target, workdir, &names, self.interrupts.as_fd())?;
+        let came = |pattern: &&Pattern| {
+            let mut names = names.iter();
+            names.any(|name| pattern.matches(name) && !unread.contains(name))
+        };
+        match required.iter().find(|pattern| !came(pattern)) {
+            None => Ok(()),
+            Some(pattern) => Err(ResultError::Unreadable {
+                pattern: pattern.to_string(),
+            }
+            .into()),
+        }
     }
 }

@@ -151,6 +151,9 @@ impl Run<'_> {
             RemoteStatus::Exited(code) => Some(RunFailure::Exited(code)),
             RemoteStatus::Killed => Some(RunFailure::Killed),
             RemoteStatus::ConnectionLost if self.went_down(lease) => Some(RunFailure::MachineDown),
+            RemoteStatus::ConnectionLost if self.provider.is_given_back(lease) => {
+                Some(RunFailure::GivenBack { id: lease.id.clone() })
+            }
             RemoteStatus::ConnectionLost => Some(RunFailure::Lost),
             RemoteStatus::Cancelled { stopped } | RemoteStatus::TimedOut { stopped } => {
                 Some(RunFailure::Interrupted { stopped })
@@ -168,7 +171,10 @@ impl Run<'_> {
         // A tree in which the command may still run is not handed on as it is.
         report.unquiet = matches!(
             failure,
-            RunFailure::Lost | RunFailure::MachineDown | RunFailure::Interrupted { stopped: false }
+            RunFailure::Lost
+                | RunFailure::GivenBack { .. }
+                | RunFailure::MachineDown
+                | RunFailure::Interrupted { stopped: false }
         );
         if !matches!(failure, RunFailure::Interrupted { .. }) {
             report.ended = Some(ended);

@@ -114,6 +114,12 @@ pub enum ResultError {
         /// How many checks failed.
         checks: String,
     },
+    /// A file that had to come is there and cannot be read.
+    #[error("required artifact cannot be read: {pattern}")]
+    Unreadable {
+        /// Its pattern.
+        pattern: String,
+    },
     /// The policy has nothing to go by.
     #[error("JUnit results policy: no test report was found")]
     NoReport,
@@ -133,7 +139,9 @@ pub enum ResultError {
 impl Fault for ResultError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Missing { .. } | Self::Unfetched { .. } | Self::Schema { .. } => Kind::Remote,
+            Self::Missing { .. } | Self::Unfetched { .. } | Self::Schema { .. } | Self::Unreadable { .. } => {
+                Kind::Remote
+            }
             Self::Tests { .. } | Self::NoReport | Self::Unread => Kind::General,
         }
     }
@@ -143,6 +151,10 @@ impl Fault for ResultError {
             Self::NoReport => vec![
                 "--junit names reports or patterns of them, --results-auto finds those of the usual names; without \
                  results.failOnFailures a run goes by its exit code alone"
+                    .to_owned(),
+            ],
+            Self::Unreadable { .. } => vec![
+                "who the command runs as in the lease is not who may read it: give it to that user there (chown, chmod)"
                     .to_owned(),
             ],
             _ => Vec::new(),
@@ -202,6 +214,14 @@ pub enum RunFailure {
     /// The connection broke.
     #[error("the connection to the lease was lost while the command ran; it may or may not have ended")]
     Lost,
+    /// Somebody gave the lease back under the command, and with it went the connection.
+    #[error(
+        "lease {id} was given back by another command while this one ran in it; it may or may not have ended"
+    )]
+    GivenBack {
+        /// The lease.
+        id: String,
+    },
     /// The machine went down under the command.
     #[error("the machine of the lease went down while the command ran")]
     MachineDown,
@@ -242,7 +262,7 @@ impl Fault for RunFailure {
         match self {
             Self::Exited(code) => Kind::Passthrough(*code),
             // What ssh itself exits with when its connection breaks.
-            Self::Lost | Self::MachineDown => Kind::Passthrough(255),
+            Self::Lost | Self::GivenBack { .. } | Self::MachineDown => Kind::Passthrough(255),
             // 128 and the signal's number, as shells have it.
             Self::Killed => Kind::Passthrough(137),
             Self::Interrupted { .. } => Kind::Passthrough(130),
@@ -253,7 +273,7 @@ impl Fault for RunFailure {
 
     fn connectivity(&self) -> Option<Connectivity> {
         match self {
-            Self::Lost | Self::MachineDown => Some(Connectivity::Lost),
+            Self::Lost | Self::GivenBack { .. } | Self::MachineDown => Some(Connectivity::Lost),
             Self::Cleanup { source, .. } => source.connectivity(),
             _ => None,
         }

@@ -146,6 +146,33 @@ pub fn archive(
     Ok((bytes, problems))
 }
 
+/// Which of these files cannot be read there, or are there no more. Stops when `cancel` becomes readable.
+pub fn unreadable(
+    target: &Target,
+    workdir: &str,
+    names: &[Vec<u8>],
+    cancel: BorrowedFd<'_>,
+) -> Result<Vec<Vec<u8>>, RemoteError> {
+    let dir = quote::single(workdir);
+    let script = format!(
+        "cd {dir} || exit {NO_DIRECTORY}\n\
+         exec xargs -0 sh -c 'for f; do test -r \"$f\" || printf \"%s\\\\000\" \"$f\"; done' sh"
+    );
+    let seen = ask(target, &script, Stdin::Bytes(&sent(names)), None, cancel)?;
+    if !seen.success() {
+        return Err(RemoteError::File {
+            attempt: "look at the artifacts of",
+            path: workdir.to_owned(),
+            said: seen.stderr_text(),
+        });
+    }
+    let names = seen.stdout.split(|byte| *byte == 0);
+    Ok(names
+        .filter_map(|name| name.strip_prefix(b"./"))
+        .map(<[u8]>::to_vec)
+        .collect())
+}
+
 /// Passes an archive on and knows whether its end has come: two blocks of zeros, whatever padding follows.
 struct Ending<W> {
     to: W,

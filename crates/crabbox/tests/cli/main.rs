@@ -18,6 +18,7 @@ mod landing;
 mod leases;
 mod measure;
 mod next;
+mod odd_host;
 mod place;
 mod ports;
 mod proof;

@@ -294,6 +294,11 @@ fn a_home_that_cannot_hold_the_lock_is_reported_in_its_own_words() {
         "{}",
         run.err
     );
+    assert!(
+        run.err.contains("hint: the lock of a workspace is in ~/.crabbox"),
+        "{}",
+        run.err
+    );
 }
 
 #[test]

@@ -205,7 +205,10 @@ impl Host {
 
 /// The host that the settings name.
 fn configured_host(settings: &Settings) -> &str {
-    settings.static_host.host.value.trim()
+    let host = settings.static_host.host.value.trim();
+    // As URLs have an address of IPv6, and ssh has not.
+    let inside = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    inside.filter(|inside| inside.contains(':')).unwrap_or(host)
 }
 
 /// The port, then those to fall back on. A port that somebody named is the only one, unless they named others too.

@@ -1,0 +1,270 @@
+//! A host of provider `ssh` that is not as one would like it: files that nobody may read, forwards that are forbidden, a lease that
+//! somebody else ends, a connection that says nothing.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use crabbox_host::clock::poll_until;
+use crabbox_testkit::sshd::Sshd;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::place::Place;
+use crate::static_host::{ID, claimed, configure, existing};
+
+/// Long enough for a machine that has much else to do.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// That host with lines of its own for sshd.
+fn odd(config: &str) -> (Place, Sshd) {
+    let (place, usual) = existing();
+    drop(usual);
+    let sshd = Sshd::start_with(config);
+    configure(&place, &sshd, "");
+    (place, sshd)
+}
+
+fn start(place: &Place, words: &[&str], errors: &Path) -> Child {
+    let errors = fs::File::create(errors).unwrap();
+    let mut command = place.command(words);
+    command.stdout(Stdio::null()).stderr(errors).spawn().unwrap()
+}
+
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let seen = poll_until(PATIENCE, || is_so().then_some(()));
+    assert!(seen.is_some(), "{what}");
+}
+
+#[test]
+fn a_required_artifact_that_cannot_be_read_fails_the_run_and_the_others_are_kept() {
+    // As a user of a lease is to a file of root: what a mode forbids is forbidden.
+    let (place, _sshd) = odd(
+        "ForceCommand setpriv --bounding-set=-dac_override,-dac_read_search sh -c \"$SSH_ORIGINAL_COMMAND\"",
+    );
+    let script = "mkdir -p out; echo 1 > out/a; echo 2 > out/b; chmod 0 out/b";
+    let unread = place.run(&[
+        "run",
+        "--require-artifact",
+        "out/b",
+        "--artifact-glob",
+        "out/*",
+        "--shell",
+        "--",
+        script,
+    ]);
+    assert_eq!(unread.code, 7, "{}", unread.err);
+    assert!(
+        unread.err.contains("required artifact cannot be read: out/b"),
+        "{}",
+        unread.err
+    );
+    assert!(
+        unread.err.contains("artifact kind=artifact-glob path="),
+        "{}",
+        unread.err
+    );
+    // A pattern asks for something, not for everything.
+    let partly = place.run(&["run", "--require-artifact", "out/*", "--shell", "--", script]);
+    assert_eq!(partly.code, 0, "{}", partly.err);
+    assert!(partly.err.contains("out/b"), "{}", partly.err);
+}
+
+#[test]
+fn a_lease_that_somebody_else_gives_back_under_a_command_is_named() {
+    let (place, sshd) = odd("");
+    let errors = sshd.dir().join("errors");
+    let began = sshd.dir().join("began");
+    let script = format!("touch {}; sleep 300", began.display());
+    let mut run = start(&place, &["run", "--no-sync", "--shell", "--", &script], &errors);
+    eventually("the command runs", || began.exists());
+    assert_eq!(place.run(&["stop", "127.0.0.1"]).code, 0);
+    let code = run.wait().unwrap().code();
+    let said = fs::read_to_string(&errors).unwrap();
+    assert_eq!(code, Some(255), "{said}");
+    assert!(
+        said.contains(&format!("lease {ID} was given back by another command")),
+        "{said}"
+    );
+    assert!(!claimed(&place, ID));
+}
+
+#[test]
+fn a_wait_for_the_tree_whose_connection_breaks_is_not_told_as_busy() {
+    let (place, sshd) = odd("");
+    let (holds, waits) = (sshd.dir().join("holds"), sshd.dir().join("waits"));
+    let began = sshd.dir().join("began");
+    let script = format!("touch {}; sleep 300", began.display());
+    let mut first = start(&place, &["run", "--no-sync", "--shell", "--", &script], &holds);
+    eventually("the first one runs", || began.exists());
+    let mut second = start(&place, &["run", "--no-sync", "--", "true"], &waits);
+    let words = || fs::read_to_string(&waits).unwrap_or_default();
+    eventually("the second one waits", || {
+        words().contains("waiting for reusable workspace owner")
+    });
+    sshd.kill_connections();
+    let code = second.wait().unwrap().code();
+    assert_eq!(code, Some(7), "{}", words());
+    assert!(
+        words().contains("cannot own the workspace in the lease: the connection was lost"),
+        "{}",
+        words()
+    );
+    first.wait().unwrap();
+}
+
+#[test]
+fn a_pending_connection_is_given_up_when_that_is_wanted() {
+    let (place, mut sshd) = odd("");
+    assert_eq!(place.run(&["warmup"]).code, 0);
+    sshd.stop();
+    let mute = TcpListener::bind((Ipv4Addr::LOCALHOST, sshd.port())).unwrap();
+    let errors = sshd.dir().join("errors");
+    for words in [
+        &["cp", "--id", ID, "tracked", "SANDBOX:/nowhere"][..],
+        &["run", "--id", ID, "--no-sync", "--", "true"],
+    ] {
+        let mut command = start(&place, words, &errors);
+        let (greeted, _) = mute.accept().unwrap();
+        let began = Instant::now();
+        kill_process(Pid::from_child(&command), Signal::TERM).unwrap();
+        let code = command.wait().unwrap().code();
+        assert_eq!(
+            code,
+            Some(130),
+            "{words:?}: {}",
+            fs::read_to_string(&errors).unwrap()
+        );
+        // Without that it is thirty seconds: ssh tries three times for ten.
+        assert!(
+            began.elapsed() < Duration::from_secs(20),
+            "{words:?}: {:?}",
+            began.elapsed()
+        );
+        drop(greeted);
+    }
+}
+
+#[test]
+fn a_forward_that_the_host_forbids_is_refused_and_leaves_no_connection() {
+    for config in ["AllowTcpForwarding no", "PermitOpen none"] {
+        let (place, sshd) = odd(config);
+        assert_eq!(place.run(&["warmup"]).code, 0);
+        let added = place.run(&["ports", "--id", ID, "add", "web", "4242"]);
+        assert_eq!(added.code, 5, "{config}: {}{}", added.out, added.err);
+        assert!(
+            added.err.contains("forbids to forward port 4242"),
+            "{}",
+            added.err
+        );
+        assert_eq!(place.run(&["ports", "--id", ID, "list"]).out, "");
+        // The shared one, and not that of the forwards.
+        assert_eq!(sockets(&place), 1, "{config}");
+        drop(sshd);
+    }
+    let service = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = service.local_addr().unwrap().port();
+    let (place, _sshd) = odd(&format!("PermitOpen 127.0.0.1:{port}"));
+    assert_eq!(place.run(&["warmup"]).code, 0);
+    let added = place.run(&["ports", "--id", ID, "add", "web", &port.to_string()]);
+    assert_eq!(added.code, 0, "{}", added.err);
+}
+
+fn sockets(place: &Place) -> usize {
+    use std::os::unix::fs::FileTypeExt as _;
+    let entries = fs::read_dir(place.path("run/crabbox")).unwrap();
+    entries
+        .filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_socket())
+        .count()
+}
+
+#[test]
+fn a_forward_whose_service_is_not_there_says_so_and_finds_it_again() {
+    let (place, _sshd) = odd("");
+    assert_eq!(place.run(&["warmup"]).code, 0);
+    let four = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = four.local_addr().unwrap().port();
+    let add = || place.run(&["ports", "--id", ID, "add", "web", &port.to_string()]);
+    let list = || place.run(&["ports", "--id", ID, "list"]);
+    let added = add();
+    assert_eq!((added.code, list().err.as_str()), (0, ""), "{}", added.err);
+    let at = added
+        .out
+        .split_once("127.0.0.1:")
+        .unwrap()
+        .1
+        .split(' ')
+        .next()
+        .unwrap()
+        .to_owned();
+    let ask = || ask_at(at.parse().unwrap());
+    drop(four);
+    assert_eq!(ask(), "");
+    // ssh writes it down after it has cut us off.
+    eventually("why it was cut off is told", || {
+        list()
+            .err
+            .contains("(1 since the last look): connect failed: Connection refused")
+    });
+    assert_eq!(list().err, "");
+    let six = TcpListener::bind((Ipv6Addr::LOCALHOST, port)).unwrap();
+    std::thread::spawn(move || {
+        for stream in six.incoming() {
+            std::io::Write::write_all(&mut stream.unwrap(), b"six").ok();
+        }
+    });
+    let again = add();
+    assert_eq!((again.code, again.out), (0, added.out), "{}", again.err);
+    assert_eq!(ask(), "six");
+}
+
+fn ask_at(port: u16) -> String {
+    let mut text = String::new();
+    let mut stream = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    std::io::Read::read_to_string(&mut stream, &mut text).ok();
+    text
+}
+
+#[test]
+fn a_variable_that_is_no_text_is_not_handed_on_and_that_is_told() {
+    let (place, _sshd) = odd("");
+    let script = "echo $OTHER[$LATIN]";
+    let mut command = place.command(&[
+        "run",
+        "--no-sync",
+        "--allow-env",
+        "LATIN,OTHER",
+        "--shell",
+        "--",
+        script,
+    ]);
+    let run = command
+        .env("LATIN", OsStr::from_bytes(b"caf\xe9"))
+        .env("OTHER", "o")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert_eq!(
+        (run.status.code(), &run.stdout[..]),
+        (Some(0), &b"o[]\n"[..]),
+        "{said}"
+    );
+    assert!(
+        said.contains("warning: LATIN is not handed on: its value is no valid UTF-8"),
+        "{said}"
+    );
+    let long = place.env("LONG", "a".repeat(128 * 1024 - 20).as_str());
+    let long = long.run(&[
+        "run",
+        "--no-sync",
+        "--allow-env",
+        "LONG",
+        "--shell",
+        "--",
+        "echo ${#LONG}",
+    ]);
+    assert_eq!((long.code, long.out.as_str()), (0, "131052\n"), "{}", long.err);
+}
