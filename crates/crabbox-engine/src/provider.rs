@@ -137,6 +137,8 @@ pub enum Notice<'a> {
     Cold {
         /// Why.
         why: &'a str,
+        /// The end of the console of the machine that was to come of it.
+        console: &'a [String],
     },
 }
 

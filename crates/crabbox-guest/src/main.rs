@@ -142,7 +142,7 @@ fn boot(console: &mut Console) -> Result<Booted, Failure> {
         tell_host(console);
         return Ok(booted);
     }
-    let (seed, mut woken) = park::until_woken(console, &seed)?;
+    let (seed, mut woken) = park::until_woken(console, seed)?;
     let booted = become_instance(console, seed, layer).inspect_err(|failure| woken.refuse(failure))?;
     woken.ready(console)?;
     Ok(booted)

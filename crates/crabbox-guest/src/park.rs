@@ -22,6 +22,7 @@ use crate::console::Console;
 use crate::failure::Failure;
 use crate::handover;
 use crate::identity;
+use crate::power;
 use crate::seed::{self, Seed};
 use crate::sshd;
 use crate::sys;
@@ -81,7 +82,7 @@ impl Woken {
 }
 
 /// Does what every lease has alike, waits to be frozen and thawed, and returns who it is then.
-pub(crate) fn until_woken(console: &mut Console, template: &Seed) -> Result<(Seed, Woken), Failure> {
+pub(crate) fn until_woken(console: &mut Console, mut template: Seed) -> Result<(Seed, Woken), Failure> {
     if handover::wanted()?.is_some() {
         return Err(Failure::Content {
             path: image::INIT.into(),
@@ -89,7 +90,10 @@ pub(crate) fn until_woken(console: &mut Console, template: &Seed) -> Result<(See
         });
     }
     console.begin("warm-up");
-    warm_up(template)?;
+    warm_up(&template)?;
+    template.forget_secrets();
+    // Whatever the server left behind would be alive in every clone, before it has random numbers of its own.
+    power::end_all()?;
     console.begin("park");
     console.end();
     rustix::fs::sync();
@@ -146,6 +150,9 @@ fn park(mut host: UnixStream) -> Result<String, Failure> {
     let token = {
         let mut reader = BufReader::new(&host);
         let line = line(&mut reader)?;
+        if !reader.buffer().is_empty() {
+            return Err(nonsense("the host said more than `hold`"));
+        }
         let token = line.strip_prefix(HOLD).and_then(|rest| rest.strip_prefix(' '));
         token
             .filter(|token| is_word(token))
@@ -304,9 +311,11 @@ mod tests {
         }
         let (guest, mut host) = UnixStream::pair().unwrap();
         say(&mut host, &format!("hold {TOKEN}\nbecome\n")).unwrap();
-        // What came behind `hold` was in our buffer, or is read now: either way nobody becomes anybody from it.
         host.shutdown(std::net::Shutdown::Write).unwrap();
-        drop(park(guest));
+        assert!(
+            park(guest).is_err(),
+            "nobody becomes anybody before it was frozen"
+        );
     }
 
     fn received(words: &[u8]) -> (tempfile::TempDir, Result<(String, i128), Failure>) {

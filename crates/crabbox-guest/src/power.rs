@@ -8,6 +8,7 @@ use rustix::system::{RebootCommand, reboot};
 
 use crate::clock;
 use crate::console::Console;
+use crate::failure::Failure;
 use crate::identity::POWER_COMMANDS;
 use crate::sys;
 
@@ -32,6 +33,18 @@ pub(crate) fn end(console: &mut Console) -> ! {
         all_gone(KILL_WAIT);
     }
     reset(console)
+}
+
+/// Ends every other process now; fails when one stays.
+pub(crate) fn end_all() -> Result<(), Failure> {
+    sys::signal_all(libc::SIGKILL);
+    if all_gone(KILL_WAIT) {
+        return Ok(());
+    }
+    Err(Failure::Missing {
+        what: "the end of every other process".into(),
+        seconds: KILL_WAIT.as_secs(),
+    })
 }
 
 /// Writes everything out and resets the machine, processes or not.

@@ -67,6 +67,8 @@ pub(crate) fn start() -> Result<Pid, Failure> {
             "PATH",
             "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         )
+        // Without it the server says nothing, and the socket table is read instead.
+        .env("NOTIFY_SOCKET", NOTIFY)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(output)

@@ -36,8 +36,10 @@ const DIRECTORIES: [&str; 4] = [
 /// loaded (its document on snapshot support), and checks little of it.
 pub fn facts() -> String {
     let mut text = String::new();
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    text.push_str(&processor(&cpuinfo));
+    match std::fs::read_to_string("/proc/cpuinfo") {
+        Ok(cpuinfo) => text.push_str(&processor(&cpuinfo)),
+        Err(_) => text.push_str("/proc/cpuinfo=unreadable\n"),
+    }
     for file in FILES {
         fact(&mut text, Path::new(file));
     }

@@ -160,7 +160,10 @@ pub enum Event {
     /// The guest says that it is ready.
     Ready(Ready),
     /// The parts of a template are in their directory, and the machine that they come from has been taken back: there is no lease.
-    Frozen,
+    Frozen {
+        /// What could not be taken back of that machine.
+        leftovers: Vec<String>,
+    },
     /// The lease is the command line's, its record says `ready`, and the supervisor watches it.
     Watching,
     /// It did not work, and what was made has been taken back.
@@ -230,9 +233,12 @@ pub struct Failure {
     /// Whether the machine itself ended while it booted: a fresh one may well come up.
     #[serde(default)]
     pub machine_ended: bool,
-    /// Whether the template is to blame that it was to come of: a boot may do better.
+    /// Whether it was to come of a template, and a boot may do better.
     #[serde(default, skip_serializing_if = "is_false")]
     pub not_restored: bool,
+    /// Whether it is the template's own fault, and not for instance a full disk's.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub blames_template: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over like this")]
@@ -252,6 +258,7 @@ impl Failure {
             leftovers,
             machine_ended: false,
             not_restored: false,
+            blames_template: false,
         }
     }
 }

@@ -21,6 +21,8 @@ use crabbox_host::holes::{HoleError, Holes};
 use crabbox_host::lock::{FileLock, LockError};
 use crabbox_host::process::{self, ProcessError};
 use crabbox_host::random;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::places::Places;
@@ -273,10 +275,26 @@ impl Templates {
         Ok(dir)
     }
 
+    /// Removes what makers left that died; nothing while somebody makes one, and where nobody ever did.
+    pub fn remove_dead(&self) -> Result<(), TemplateError> {
+        if self.dir.is_dir()
+            && let Some(_lock) = self.try_make()?
+        {
+            self.remove_unfinished()?;
+        }
+        Ok(())
+    }
+
     fn remove_unfinished(&self) -> Result<(), TemplateError> {
         let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
         for entry in entries {
-            if entry.file_name().to_string_lossy().starts_with(MAKING) {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with("secret.") {
+                std::fs::remove_file(entry.path())
+                    .map_err(|source| FileError::io("remove", &entry.path(), source))?;
+            }
+            if name.starts_with(MAKING) {
                 remove(&entry.path())?;
             }
         }
@@ -327,18 +345,28 @@ impl Templates {
     /// Puts a sealed template in its place, instead of whatever was there. Under the lock.
     pub fn publish(&self, sealed: Template, _lock: &FileLock) -> Result<Template, TemplateError> {
         let place = self.dir.join(&sealed.key);
-        if place.exists() {
-            remove(&place)?;
+        let fail = |errno: Errno| FileError::io("publish", &place, errno);
+        let from = &sealed.dir;
+        match renameat_with(CWD, from, CWD, &place, RenameFlags::EXCHANGE) {
+            // What was there lies where the new one lay.
+            Ok(()) => remove(from)?,
+            Err(Errno::NOENT) => {
+                renameat_with(CWD, from, CWD, &place, RenameFlags::NOREPLACE).map_err(fail)?;
+            }
+            Err(errno) => return Err(fail(errno).into()),
         }
-        std::fs::rename(&sealed.dir, &place).map_err(|source| FileError::io("publish", &place, source))?;
         files::sync_dir(&self.dir)?;
         Ok(Template { dir: place, ..sealed })
     }
 
-    /// Notes that a machine did not come of the template of `key`.
-    pub fn note_failure(&self, key: &str) -> Result<(), TemplateError> {
-        let path = self.dir.join(key).join(FAILURES);
-        let failures = failures(&self.dir.join(key)) + 1;
+    /// Notes that a machine did not come of the template of `key` that has this token; one that took its place meanwhile is not blamed.
+    pub fn note_failure(&self, key: &str, token: &str) -> Result<(), TemplateError> {
+        let dir = self.dir.join(key);
+        if !manifest(&dir).is_ok_and(|manifest| manifest.about.token == token) {
+            return Ok(());
+        }
+        let path = dir.join(FAILURES);
+        let failures = failures(&dir) + 1;
         let marks = "x".repeat(usize::try_from(failures.min(MOST_FAILURES * 2)).unwrap_or(0));
         Ok(files::write_atomic(&path, marks.as_bytes(), 0o600)?)
     }
@@ -408,11 +436,18 @@ enum Depth {
     EveryByte,
 }
 
+fn manifest(dir: &Path) -> Result<Manifest, Unusable> {
+    let unreadable = |error: &dyn std::error::Error| Unusable::Manifest {
+        why: error.to_string(),
+    };
+    let text =
+        files::read_regular(&dir.join(MANIFEST), MANIFEST_LIMIT).map_err(|error| unreadable(&error))?;
+    serde_json::from_slice(&text).map_err(|error| unreadable(&error))
+}
+
 fn check(dir: &Path, key: &str, depth: Depth) -> Result<Template, Unusable> {
     let unreadable = |why: String| Unusable::Manifest { why };
-    let text = files::read_regular(&dir.join(MANIFEST), MANIFEST_LIMIT)
-        .map_err(|error| unreadable(error.to_string()))?;
-    let manifest: Manifest = serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))?;
+    let manifest = manifest(dir)?;
     if manifest.version != VERSION || manifest.key != key {
         return Err(unreadable("it is another one's".to_owned()));
     }

@@ -3,6 +3,7 @@
 //! A lease comes of a template only where all that the template depends on is the same; whatever is wrong with one costs the lease its
 //! speed and nothing else. It must never publish a template of which two machines were not seen to come up, and to differ.
 
+use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
 use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::id::LeaseId;
 use crabbox_fc::version::{NoVersion, Version};
 use crabbox_host::command::{Cmd, CommandError};
 use crabbox_host::digest::{self, hex};
@@ -22,6 +24,7 @@ use crabbox_machine::context::Engine;
 use crabbox_machine::lifecycle::client::{self, ClientError};
 use crabbox_machine::request::{AcquireRequest, GuestSource, Start};
 use crabbox_machine::resource::identity::{HANDSHAKE, Identity};
+use crabbox_machine::resource::network;
 use crabbox_store::templates::{About, Found, Template, TemplateError, Templates};
 
 pub use crabbox_store::templates::Swept;
@@ -99,6 +102,9 @@ pub enum WarmError {
         /// By how much, in milliseconds.
         off_ms: i64,
     },
+    /// The user interrupted.
+    #[error("interrupted while a template was made")]
+    Interrupted,
     /// No random bytes.
     #[error("cannot draw a token")]
     Random(#[source] std::io::Error),
@@ -122,7 +128,10 @@ impl Fault for WarmError {
         match self {
             Self::Machine { source, .. } => source.kind(),
             Self::Images(error) => error.kind(),
-            Self::Alike { .. } | Self::Clock { .. } | Self::Nobody | Self::Busy => Kind::Unavailable,
+            Self::Interrupted => Kind::Passthrough(130),
+            Self::Template(_) | Self::Alike { .. } | Self::Clock { .. } | Self::Nobody | Self::Busy => {
+                Kind::Unavailable
+            }
             _ => Kind::Usage,
         }
     }
@@ -132,6 +141,9 @@ impl Fault for WarmError {
             Self::Prepare(error) => return error.hints(),
             Self::Machine { source, .. } => return source.hints(),
             Self::Images(error) => return error.hints(),
+            Self::Template(_) => {
+                "a template needs the guest's whole memory as free space while it is made, in the state directory"
+            }
             Self::Off => "set firecracker.warm to auto, or say --firecracker-warm auto",
             Self::Foreign => {
                 "leave firecracker.kernel and firecracker.rootfs unset, and name an image of `crabbox image build` without --init systemd"
@@ -148,8 +160,13 @@ impl Fault for WarmError {
 pub(crate) enum Source {
     /// Its kernel boots; why, where a template was to be expected.
     Cold(Option<String>),
-    /// It comes of the template with this key.
-    Restored(String),
+    /// It comes of the template with this key and this token.
+    Restored {
+        /// The key.
+        key: String,
+        /// The token.
+        token: String,
+    },
 }
 
 /// Has `request` restored where a template fits it.
@@ -158,39 +175,46 @@ pub(crate) fn choose(engine: &Engine, plan: &FirecrackerPlan, request: &mut Acqu
         return Source::Cold(None);
     }
     let templates = Templates::of(&engine.places);
+    // Whoever never made one has no store, and pays nothing for it.
+    if templates.keys().is_empty() || network::gives_tap(&request.network) {
+        return Source::Cold(None);
+    }
     let Ok(Some(facts)) = facts(request) else {
         return Source::Cold(None);
     };
-    // Whoever never made one has no store, and pays nothing for it.
-    if templates.keys().is_empty() {
-        return Source::Cold(None);
-    }
     let key = match templates.key(&facts.text) {
         Ok(key) => key,
         Err(error) => return Source::Cold(Some(error.to_string())),
     };
     match templates.find(&key) {
         Found::Ready(template) => {
+            let token = template.about.token;
             request.start = Start::Restore {
                 dir: template.dir,
-                token: template.about.token,
+                token: token.clone(),
             };
-            Source::Restored(key)
+            Source::Restored { key, token }
         }
         Found::Unusable(why) => Source::Cold(Some(why.to_string())),
         Found::Absent => Source::Cold(None),
     }
 }
 
-/// Notes what became of a machine that was to come of the template with this key.
-pub(crate) fn note(engine: &Engine, key: &str, came_up: bool) {
-    let templates = Templates::of(&engine.places);
-    if came_up {
-        templates.note_success(key);
-    } else {
-        // Where it cannot be noted the next lease tries it again, and boots after that.
-        templates.note_failure(key).ok();
-    }
+/// Notes that a machine came of the template with this key.
+pub(crate) fn note_success(engine: &Engine, key: &str) {
+    Templates::of(&engine.places).note_success(key);
+}
+
+/// Notes that a machine did not come of the template with this key and token, by the template's own fault.
+pub(crate) fn note_failure(engine: &Engine, key: &str, token: &str) {
+    // Where it cannot be noted the next lease tries it again, and boots after that.
+    Templates::of(&engine.places).note_failure(key, token).ok();
+}
+
+/// Removes what makers of templates left that died.
+pub(crate) fn remove_dead(engine: &Engine) {
+    // What cannot be removed is tried again by the next that makes or sweeps, which says why not.
+    Templates::of(&engine.places).remove_dead().ok();
 }
 
 /// All that a template depends on.
@@ -230,8 +254,7 @@ fn facts(request: &AcquireRequest) -> std::io::Result<Option<Facts>> {
         (
             "firecracker",
             format!(
-                "{} {} {} {} {}.{} {}.{}",
-                program.dev(),
+                "{} {} {} {}.{} {}.{}",
                 program.ino(),
                 program.len(),
                 program.mode(),
@@ -262,6 +285,8 @@ pub struct Made {
     pub tried: [Identity; 2],
     /// How long all of it took.
     pub took: Duration,
+    /// What of its three machines could not be taken back.
+    pub leftovers: Vec<String>,
 }
 
 /// Makes a template for leases of `plan`, instead of one that is there.
@@ -288,9 +313,9 @@ pub fn make(
     let dir = templates.workplace(&lock)?;
     let making = Making {
         engine,
-        plan,
         interrupts,
         progress,
+        leftovers: RefCell::default(),
     };
     let made = making.template(&templates, &lock, request, &facts, &dir);
     if made.is_err() && dir.exists() {
@@ -302,15 +327,17 @@ pub fn make(
         template,
         tried,
         took: started.elapsed(),
+        leftovers: making.leftovers.take(),
     })
 }
 
-/// Removes templates that are of no use any more; `None` where one is being made.
-pub fn sweep(engine: &Engine, dry_run: bool) -> Result<Option<Vec<Swept>>, WarmError> {
+/// Removes templates that are of no use any more; `None` where one is being made. Images with the digests `going` count as gone.
+pub fn sweep(engine: &Engine, going: &[&str], dry_run: bool) -> Result<Option<Vec<Swept>>, WarmError> {
     let (listed, _) = images::list(&engine.places)?;
     let images: Vec<String> = listed
         .into_iter()
         .map(|listed| listed.image.manifest.digest)
+        .filter(|digest| !going.contains(&digest.as_str()))
         .collect();
     let host = digest::sha256(hardware::facts().as_bytes());
     Ok(Templates::of(&engine.places).sweep(&images, &host, dry_run)?)
@@ -344,9 +371,10 @@ fn check_version(program: &Path) -> Result<(), WarmError> {
 /// A template in the making.
 struct Making<'a> {
     engine: &'a Engine,
-    plan: &'a FirecrackerPlan,
     interrupts: &'a Interrupts,
     progress: &'a dyn Progress,
+    /// What could not be taken back of the machines so far.
+    leftovers: RefCell<Vec<String>>,
 }
 
 impl Making<'_> {
@@ -367,10 +395,11 @@ impl Making<'_> {
         };
         let frozen = client::start(self.engine, &request)
             .and_then(|making| making.wait_frozen(self.interrupts, &mut |_| ()));
-        frozen.map_err(|source| WarmError::Machine {
+        let left = frozen.map_err(|source| WarmError::Machine {
             what: "the machine that was to be frozen",
             source,
         })?;
+        self.leftovers.borrow_mut().extend(left);
         self.progress.stage("seal the template");
         let (made_at, _) = clock::unix_now();
         let about = About {
@@ -381,17 +410,27 @@ impl Making<'_> {
         };
         let sealed = templates.seal(dir, &key, about)?;
         let tried = [
-            self.clone_of(dir, &token, "try a clone")?,
-            self.clone_of(dir, &token, "try another clone")?,
+            self.clone_of(&request, dir, &token, "try a clone")?,
+            self.clone_of(&request, dir, &token, "try another clone")?,
         ];
         differ(&tried)?;
+        if self.interrupts.caught().is_some() {
+            return Err(WarmError::Interrupted);
+        }
         Ok((templates.publish(sealed, lock)?, tried))
     }
 
-    /// Has a machine come up of the parts in `dir`, asks who it is, and gives it back.
-    fn clone_of(&self, dir: &Path, token: &str, stage: &str) -> Result<Identity, WarmError> {
+    /// Has a machine come up of the parts in `dir`, of all that `frozen` asked for; asks who it is, and gives it back.
+    fn clone_of(
+        &self,
+        frozen: &AcquireRequest,
+        dir: &Path,
+        token: &str,
+        stage: &str,
+    ) -> Result<Identity, WarmError> {
         self.progress.stage(stage);
-        let mut request = request(self.engine, self.plan)?;
+        let mut request = frozen.clone();
+        request.lease_id = LeaseId::from_random(random::bytes().map_err(WarmError::Random)?).to_string();
         request.start = Start::Restore {
             dir: dir.to_owned(),
             token: token.to_owned(),
@@ -402,7 +441,8 @@ impl Making<'_> {
         };
         let mut making = client::start(self.engine, &request).map_err(failed)?;
         let ready = making.wait_ready(self.interrupts, &mut |_| ()).map_err(failed)?;
-        making.abandon();
+        let left = making.abandon().map(|failure| failure.leftovers);
+        self.leftovers.borrow_mut().extend(left.unwrap_or_default());
         ready.identity.ok_or(WarmError::Nobody)
     }
 }

@@ -104,28 +104,39 @@ impl Provider for Firecracker {
     ) -> Result<AcquiredLease, LeaseError> {
         let plan = firecracker::plan(&self.settings)?;
         let mut request = prepare::request(&self.engine, &plan, new)?;
+        let (started, limit) = (Instant::now(), request.launch_timeout);
         let source = warm::choose(&self.engine, &plan, &mut request);
-        if let Source::Cold(Some(why)) = &source {
-            on_notice(&Notice::Cold { why });
+        let mut why = None;
+        if let Source::Cold(Some(said)) = &source {
+            on_notice(&Notice::Cold {
+                why: said,
+                console: &[],
+            });
+            why = Some(said.clone());
         }
-        let mut why = match &source {
-            Source::Cold(why) => why.clone(),
-            Source::Restored(_) => None,
-        };
+        if matches!(source, Source::Restored { .. }) {
+            // One that does not wake leaves time to boot: the limit is one for both.
+            request.launch_timeout /= 2;
+        }
         let mut acquired = self.acquire_one(&request, repo, interrupts, on_notice);
-        if let Source::Restored(key) = &source {
-            let failed = acquired.as_ref().err().filter(|error| error.is_of_the_template());
-            if acquired.is_ok() || failed.is_some() {
-                warm::note(&self.engine, key, acquired.is_ok());
+        if let Source::Restored { key, token } = &source {
+            match &acquired {
+                Ok(_) => warm::note_success(&self.engine, key),
+                Err(error) if error.blames_template() => warm::note_failure(&self.engine, key, token),
+                Err(_) => {}
             }
-            if let Some(error) = failed
+            if let Some(error) = acquired.as_ref().err().filter(|error| error.is_of_restoring())
                 && interrupts.caught().is_none()
             {
                 let said = fault::chain(error);
-                on_notice(&Notice::Cold { why: &said });
+                on_notice(&Notice::Cold {
+                    why: &said,
+                    console: error.console(),
+                });
                 why = Some(said);
-                let request = prepare::request(&self.engine, &plan, new)?;
-                acquired = self.acquire_one(&request, repo, interrupts, on_notice);
+                let mut again = prepare::request(&self.engine, &plan, new)?;
+                again.launch_timeout = limit.saturating_sub(started.elapsed()).max(limit / 2);
+                acquired = self.acquire_one(&again, repo, interrupts, on_notice);
             }
         }
         let mut acquired = acquired?;
@@ -177,6 +188,9 @@ impl Provider for Firecracker {
         dry_run: bool,
         on_decision: &mut dyn FnMut(&Decision),
     ) -> Result<Vec<Decision>, LeaseError> {
+        if !dry_run {
+            warm::remove_dead(&self.engine);
+        }
         Ok(release::cleanup(&self.engine, dry_run, on_decision)?)
     }
 }

@@ -4,7 +4,7 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use crabbox_core::admission::{Demand, Room};
+use crabbox_core::admission::{Demand, Room, VMM_OVERHEAD_MIB};
 use crabbox_core::journal::Journal;
 use crabbox_host::files::{self, FileError};
 use crabbox_host::{memory, process};
@@ -31,7 +31,7 @@ pub(crate) fn demand(places: &Places, request: &AcquireRequest) -> Demand {
         },
     };
     Demand {
-        memory_mib: u64::from(request.machine.memory_mib),
+        memory_mib: request.most_memory_mib() - VMM_OVERHEAD_MIB,
         copied_mib,
     }
 }

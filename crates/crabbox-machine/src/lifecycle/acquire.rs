@@ -235,7 +235,7 @@ impl Making<'_> {
         keys.pin(&outer, self.request.ssh_port)?;
         let boot = stage_span("boot");
         let (stages, identity) = if let Some(token) = token {
-            let files = disk::identity(&disk::plan(self.request, &self.made), &keys, &side)?;
+            let files = disk::identity(&disk::plan(self.request, &self.made)?, &keys, &side)?;
             let woken = identity::assign(&listener, token, &files, &vmm, patience)?;
             (woken.stages, Some(woken.identity))
         } else {
@@ -305,12 +305,16 @@ impl Making<'_> {
         self.over("boot", Whose::Guest);
         drop(boot);
         let _freeze = stage_span("freeze");
+        // Writing the memory of a large machine may take longer than one may take to start.
+        let patience = Patience {
+            deadline: Instant::now() + vmm::FREEZE_LIMIT,
+            cancelled,
+        };
         vmm::freeze_guest(&plan, &vmm, patience)?;
         self.over("freeze", Whose::Firecracker);
         // The disk belongs to the memory: both are of the moment when the machine stood still.
-        disk::keep_layer(&home, dir)?;
         vmm.kill()?;
-        disk::keep_frozen(&home, dir)?;
+        disk::keep(&home, dir)?;
         self.over("keep", Whose::Ours);
         Ok(())
     }
@@ -444,7 +448,7 @@ impl Making<'_> {
         prepare: impl FnOnce(&disk::Plan<'_>) -> Result<disk::Home, DiskError>,
     ) -> Result<disk::Home, AcquireError> {
         let _stage = stage_span("disk");
-        let plan = disk::plan(self.request, &self.made);
+        let plan = disk::plan(self.request, &self.made)?;
         let step = match &plan.jail {
             Some(jail) => Step::Jail {
                 path: jail.to_string_lossy().into_owned(),

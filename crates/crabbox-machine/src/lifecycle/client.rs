@@ -196,17 +196,17 @@ impl Acquisition<'_> {
         }
     }
 
-    /// Follows the events until the template's parts are there and its machine has been taken back.
+    /// Follows the events until the template's parts are there and its machine has been taken back; returns what could not be.
     pub fn wait_frozen(
         mut self,
         interrupts: &Interrupts,
         on_event: &mut dyn FnMut(&Event),
-    ) -> Result<(), ClientError> {
+    ) -> Result<Vec<String>, ClientError> {
         loop {
             match self.next(Some(interrupts))? {
-                Some(Event::Frozen) => {
+                Some(Event::Frozen { leftovers }) => {
                     self.finish();
-                    return Ok(());
+                    return Ok(leftovers);
                 }
                 Some(Event::Failed(failure)) => {
                     self.finish();

@@ -171,8 +171,10 @@ fn make_and_watch(input: File, mut output: File, log: &SupervisorLog) -> Result<
             control.enter(Phase::Ending);
             finish(threads);
             let report = teardown::teardown(&places, lease, Extent::Everything, actor);
-            tracing::info!(leftovers = ?report.leftovers(), "a template was frozen; its machine is taken back");
-            tell(Event::Frozen);
+            tracing::info!("a template was frozen; its machine is taken back");
+            tell(Event::Frozen {
+                leftovers: report.leftovers(),
+            });
             return Ok(());
         }
         Err(error) => {
@@ -182,7 +184,8 @@ fn make_and_watch(input: File, mut output: File, log: &SupervisorLog) -> Result<
             let report = teardown::teardown(&places, lease, Extent::Everything, actor);
             let mut failure = Failure::of(&error, console, report.leftovers());
             failure.machine_ended = matches!(error, AcquireError::Ready(ReadyError::Ended));
-            failure.not_restored = is_of_the_template(&request.start, &error);
+            failure.not_restored = is_of_restoring(&request.start, &error);
+            failure.blames_template = failure.not_restored && blames_template(&error);
             tell(Event::Failed(failure));
             return Ok(());
         }
@@ -258,17 +261,28 @@ fn freeze(
     Ok((frozen, lease, threads))
 }
 
-/// Whether it may be the template's fault that a machine did not come of it.
-fn is_of_the_template(start: &Start, error: &AcquireError) -> bool {
+/// Whether a machine that was to go on from a template failed in what a boot does otherwise.
+fn is_of_restoring(start: &Start, error: &AcquireError) -> bool {
     let given_up = matches!(
         error,
         AcquireError::Identity(IdentityError::Cancelled) | AcquireError::Vmm(VmmError::Cancelled)
     );
-    let of_its_parts = matches!(
+    let differs = matches!(
         error,
         AcquireError::Disk(_) | AcquireError::TapGiven | AcquireError::Vmm(_) | AcquireError::Identity(_)
     );
-    matches!(start, Start::Restore { .. }) && of_its_parts && !given_up
+    matches!(start, Start::Restore { .. }) && differs && !given_up
+}
+
+/// Whether it is the template's own fault, and not that of the host's disk, load or programs.
+fn blames_template(error: &AcquireError) -> bool {
+    matches!(
+        error,
+        AcquireError::Vmm(VmmError::Api(_) | VmmError::OtherFile { .. } | VmmError::Ended { .. })
+            | AcquireError::Identity(
+                IdentityError::Ended | IdentityError::Unexpected { .. } | IdentityError::Refused { .. }
+            )
+    )
 }
 
 fn own_identity() -> Result<ProcessId, SuperviseError> {

@@ -100,7 +100,12 @@ fn events() -> [(Event, &'static str); 6] {
             r#"{"event":"ready","address":"192.168.127.2","key":"/k/id_ed25519","known_hosts":"/k/known_hosts","control":"/run/c/1","guest_stages":[["kernel",120]]}"#,
         ),
         (Event::Watching, r#"{"event":"watching"}"#),
-        (Event::Frozen, r#"{"event":"frozen"}"#),
+        (
+            Event::Frozen {
+                leftovers: vec!["l".to_owned()],
+            },
+            r#"{"event":"frozen","leftovers":["l"]}"#,
+        ),
         (
             Event::Failed(Failure {
                 kind: Kind::Unavailable,
@@ -111,6 +116,7 @@ fn events() -> [(Event, &'static str); 6] {
                 leftovers: Vec::new(),
                 machine_ended: true,
                 not_restored: false,
+                blames_template: false,
             }),
             r#"{"event":"failed","kind":"unavailable","message":"m","causes":["c"],"hints":["h"],"console":["l"],"leftovers":[],"machine_ended":true}"#,
         ),

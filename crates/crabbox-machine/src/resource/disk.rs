@@ -4,6 +4,7 @@
 //! write to an image of the store, and never let a path that Firecracker sees depend on where the lease lives.
 
 use std::io::Write as _;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use crabbox_image::kernel;
 use crabbox_image::seed::{LeaseSeed, NoCloud, SeedFile, SeedNetwork, TemplateSeed, nocloud_fat};
 use crabbox_ssh::keys::KeyPair;
 use crabbox_store::templates::{LAYER, MEMORY, VMSTATE};
+use rustix::fs::{Mode, OFlags};
 
 use crate::lease::allocated::Allocated;
 use crate::lease::keys::LeaseKeys;
@@ -151,9 +153,27 @@ pub struct Plan<'a> {
     /// Shared files that a hard link may not reach.
     pub mounts: Vec<Shared>,
     request: &'a AcquireRequest,
+    /// The template that the machine goes on from. Opened once, so that all parts are of one, whatever takes its place meanwhile.
+    template: Option<Opened>,
     uid: Option<u32>,
     id: String,
     hostname: String,
+}
+
+/// A directory that stays the same one under another name.
+#[derive(Debug)]
+struct Opened(std::os::fd::OwnedFd);
+
+impl Opened {
+    fn at(dir: &Path) -> Result<Self, DiskError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(dir, flags, Mode::empty());
+        Ok(Self(opened.map_err(|errno| FileError::io("open", dir, errno))?))
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+    }
 }
 
 /// A shared file of the image store, and its place in the VMM's directory.
@@ -181,7 +201,7 @@ pub struct Home {
 }
 
 /// Plans the directory of an allocated lease.
-pub fn plan<'a>(request: &'a AcquireRequest, made: &Allocated) -> Plan<'a> {
+pub fn plan<'a>(request: &'a AcquireRequest, made: &Allocated) -> Result<Plan<'a>, DiskError> {
     let record = &made.stored.record;
     let layout = made.uid.and(request.programs.jailer.as_ref()).and_then(|_| {
         // A name that the jailer would refuse is refused when the VMM is planned; until then nothing depends on it.
@@ -199,18 +219,23 @@ pub fn plan<'a>(request: &'a AcquireRequest, made: &Allocated) -> Plan<'a> {
         GuestSource::Ours { dir, .. } => vec![shared(dir, BASE)],
         GuestSource::Foreign { .. } => Vec::new(),
     };
-    if let Start::Restore { dir, .. } = &request.start {
-        mounts.extend([MEMORY, VMSTATE].map(|name| shared(dir, name)));
+    let template = match &request.start {
+        Start::Restore { dir, .. } => Some(Opened::at(dir)?),
+        Start::Boot | Start::Freeze { .. } => None,
+    };
+    if let Some(template) = &template {
+        mounts.extend([MEMORY, VMSTATE].map(|name| shared(&template.path(), name)));
     }
-    Plan {
+    Ok(Plan {
         jail: layout.as_ref().map(JailLayout::home),
         home,
         mounts,
         request,
+        template,
         uid: made.uid,
         id: made.lease.id().to_string(),
         hostname: format!("crabbox-{}", record.slug),
-    }
+    })
 }
 
 /// Makes the directory and all in it but the shared files that need a mount.
@@ -218,8 +243,9 @@ pub fn prepare(plan: &Plan<'_>, keys: &LeaseKeys, side: &GuestSide) -> Result<Ho
     files::create_private_dir(&plan.home)?;
     let (method, seed, says_ready) = match (&plan.request.guest, &plan.request.start) {
         (GuestSource::Ours { dir, .. }, Start::Boot) => (ours(plan, dir, keys, side)?, Some(INITRD), true),
-        (GuestSource::Ours { .. }, Start::Restore { dir, .. }) => {
-            clone::clone_file(&dir.join(LAYER), &plan.home.join(DISK))?;
+        (GuestSource::Ours { .. }, Start::Restore { .. }) => {
+            let template = plan.template.as_ref().ok_or(DiskError::Foreign)?;
+            clone::clone_file(&template.path().join(LAYER), &plan.home.join(DISK))?;
             (TEMPLATE, None, true)
         }
         (
@@ -291,16 +317,11 @@ pub(crate) fn identity(
     Ok(lease_seed(plan, keys, side)?.files())
 }
 
-/// Takes the private disk of a machine that stands still into `dir`, as the template's.
-pub(crate) fn keep_layer(home: &Home, dir: &Path) -> Result<(), DiskError> {
-    clone::clone_file(&home.join(DISK), &dir.join(LAYER))?;
-    Ok(())
-}
-
-/// Takes what a VMM wrote of its machine into `dir`, once it has ended and can change nothing any more.
-pub(crate) fn keep_frozen(home: &Home, dir: &Path) -> Result<(), DiskError> {
+/// Takes a machine that was frozen into `dir`: its disk, and what its VMM wrote of it. Called once the VMM has ended: until then it could
+/// write to them, and put a link in the place of one.
+pub(crate) fn keep(home: &Home, dir: &Path) -> Result<(), DiskError> {
     let us = crabbox_host::process::euid();
-    for (written, kept) in FROZEN {
+    for (written, kept) in FROZEN.into_iter().chain([(DISK, LAYER)]) {
         let (from, to) = (home.join(written), dir.join(kept));
         let fail = |source| DiskError::Write {
             path: to.clone(),

@@ -324,15 +324,26 @@ impl SavedAttach {
     /// Whether the chain makes the guest's tap, so that it must run before the machine is started.
     pub(crate) fn gives_tap(&self) -> bool {
         match self {
-            Self::Cni(attachment) => attachment.conf.plugins.iter().any(|plugin| {
-                plugin
-                    .get("type")
-                    .and_then(Value::as_str)
-                    .is_some_and(|name| name.contains("tap"))
-            }),
+            Self::Cni(attachment) => has_tap(&attachment.conf.plugins),
             Self::Nat(_) => false,
         }
     }
+}
+
+/// Whether the network that `request` asks for makes the guest's tap, as far as it can be told before it is planned.
+pub fn gives_tap(request: &NetworkRequest) -> bool {
+    request.mode == NetworkMode::Cni
+        && crabbox_cni::load(&request.cni_conf_dir, &request.cni_network)
+            .is_ok_and(|conf| has_tap(&conf.plugins))
+}
+
+fn has_tap(plugins: &[serde_json::Map<String, Value>]) -> bool {
+    plugins.iter().any(|plugin| {
+        plugin
+            .get("type")
+            .and_then(Value::as_str)
+            .is_some_and(|name| name.contains("tap"))
+    })
 }
 
 /// Why no /30 could be chosen.

@@ -41,7 +41,7 @@ const API_LIMIT: Duration = Duration::from_secs(20);
 /// How long one API request may take.
 const REQUEST_LIMIT: Duration = Duration::from_secs(20);
 /// How long Firecracker may take to write its guest's memory to a file: some GiB on a slow disk.
-const FREEZE_LIMIT: Duration = Duration::from_mins(5);
+pub(crate) const FREEZE_LIMIT: Duration = Duration::from_mins(5);
 /// The context id of the guest's vsock; each Firecracker has its own vsock, so it need not be unique on the host.
 const GUEST_CID: u32 = 3;
 /// One more than the VMM's highest descriptor: each connection of the guest's vsock takes one. The jailer's own default.
@@ -435,7 +435,7 @@ pub(crate) fn freeze_guest(plan: &Plan, vmm: &Running, patience: Patience<'_>) -
     })
 }
 
-/// Whether a VMM that has loaded what was frozen, and runs nothing yet, has `files` open or mapped: the paths that it followed were those of
+/// Whether a VMM that has loaded what was frozen, and runs nothing yet, has `files` open: the paths that it followed were those of
 /// its template, whose machine lay elsewhere.
 fn check_files(pid: u32, files: &[PathBuf]) -> Result<(), VmmError> {
     let process = PathBuf::from(format!("/proc/{pid}"));
@@ -443,23 +443,17 @@ fn check_files(pid: u32, files: &[PathBuf]) -> Result<(), VmmError> {
         .into_iter()
         .flatten()
         .flatten();
-    let open: Vec<u64> = entries
+    let held: Vec<(u64, u64)> = entries
         .filter_map(|entry| std::fs::metadata(entry.path()).ok())
         .filter(std::fs::Metadata::is_file)
-        .map(|facts| facts.ino())
+        .map(|facts| (facts.dev(), facts.ino()))
         .collect();
-    let maps = std::fs::read_to_string(process.join("maps")).unwrap_or_default();
-    // address perms offset dev inode path, see proc_pid_maps(5)
-    let mapped = maps
-        .lines()
-        .filter_map(|line| line.split_ascii_whitespace().nth(4)?.parse().ok());
-    let held: Vec<u64> = open.into_iter().chain(mapped).collect();
     for path in files {
         let facts = std::fs::metadata(path).map_err(|source| VmmError::Disk {
             path: path.clone(),
             source,
         })?;
-        if !held.contains(&facts.ino()) {
+        if !held.contains(&(facts.dev(), facts.ino())) {
             return Err(VmmError::OtherFile { path: path.clone() });
         }
     }

@@ -155,11 +155,11 @@ fn two_failures_one_after_the_other_set_a_template_aside() {
     let (_root, templates) = templates();
     let key = key(&templates);
     made(&templates, &key);
-    templates.note_failure(&key).unwrap();
+    templates.note_failure(&key, &about().token).unwrap();
     templates.note_success(&key);
-    templates.note_failure(&key).unwrap();
+    templates.note_failure(&key, &about().token).unwrap();
     assert!(matches!(templates.find(&key), Found::Ready(_)));
-    templates.note_failure(&key).unwrap();
+    templates.note_failure(&key, &about().token).unwrap();
     assert!(matches!(
         templates.find(&key),
         Found::Unusable(Unusable::SetAside { failures: 2 })

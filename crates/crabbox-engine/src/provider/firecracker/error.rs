@@ -90,9 +90,20 @@ impl AcquireLeaseError {
         matches!(self, Self::Machine(ClientError::Failed(failure, _)) if failure.machine_ended && failure.leftovers.is_empty())
     }
 
-    /// Whether it may be the fault of the template that the machine was to come of, and nothing of it is left.
-    pub fn is_of_the_template(&self) -> bool {
-        matches!(self, Self::Machine(ClientError::Failed(failure, _)) if failure.not_restored && failure.leftovers.is_empty())
+    /// Whether a boot may do better where a machine did not come of a template, or cannot be entered; nothing of it may be left.
+    pub fn is_of_restoring(&self) -> bool {
+        match self {
+            Self::Machine(ClientError::Failed(failure, _)) => {
+                failure.not_restored && failure.leftovers.is_empty()
+            }
+            Self::Ssh { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether it is the template's own fault.
+    pub fn blames_template(&self) -> bool {
+        matches!(self, Self::Machine(ClientError::Failed(failure, _)) if failure.blames_template)
     }
 
     /// The end of the console of a machine that did not come up.

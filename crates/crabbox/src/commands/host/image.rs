@@ -402,6 +402,12 @@ fn warm(ctx: &Ctx<'_>, args: &ImageWarmArgs) -> Result<Exit, CommandError> {
     let made = warm::make(&engine, &plan, &engine::interrupts()?, &stages)
         .inspect_err(|error| console_tail(ctx.printer, error.console()))?;
     stages.done();
+    if !made.leftovers.is_empty() {
+        ctx.printer.warn(format_args!(
+            "a part of a machine is left over ({}); `crabbox cleanup --provider firecracker` tries again",
+            made.leftovers.join("; ")
+        ));
+    }
     let template = &made.template;
     if args.json {
         ctx.printer.json(&WarmView {
@@ -433,7 +439,9 @@ fn gc(ctx: &Ctx<'_>, args: &ImageGcArgs) -> Result<Exit, CommandError> {
     };
     let decided = images::gc(&ctx.env.places()?, policy, args.dry_run)?;
     // Templates of the images that have just gone among them.
-    let swept = warm::sweep(&engine::looking(ctx)?, args.dry_run)?;
+    let going = decided.iter().filter(|one| one.reason.goes());
+    let going: Vec<&str> = going.map(|one| one.image.manifest.digest.as_str()).collect();
+    let swept = warm::sweep(&engine::looking(ctx)?, &going, args.dry_run)?;
     if swept.is_none() {
         ctx.printer.note("templates are left alone: one is being made");
     }

@@ -95,8 +95,11 @@ fn show(ctx: &Ctx<'_>, notice: &Notice<'_>) {
             "using static target lease={lease} slug={slug} target=linux windows_mode=normal host={host} keep={keep}"
         )),
         Notice::Waiting(progress) => ctx.printer.note(progress),
-        Notice::Cold { why } => ctx.printer.warn(format_args!(
+        Notice::Cold { why, console } => {
+            console_tail(ctx.printer, console);
+            ctx.printer.warn(format_args!(
             "the machine boots, since its template cannot be used: {why}; `crabbox image warm` makes a new one"
-        )),
+            ));
+        }
     }
 }
