@@ -4,7 +4,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use crabbox_testkit::compat::{self, Verdict};
 
 /// Builds the program, runs every case on it and prints the table.
@@ -12,7 +12,9 @@ pub(crate) fn main() -> Result<ExitCode> {
     let path = crate::payload::development_binary()?;
     let rows = compat::rows().context("cannot read docs/differences.md")?;
     let mut judged = Vec::new();
-    for case in compat::cases(&compat::directory())? {
+    let cases = compat::cases(&compat::directory())?;
+    ensure!(!cases.is_empty(), "the table has no cases");
+    for case in cases {
         let verdict = compat::judge(&path, &case, &rows)?;
         judged.push((case, verdict));
     }

@@ -23,6 +23,7 @@ mod evidence;
 pub mod failure;
 mod finish;
 mod proof;
+pub mod proof_text;
 pub mod report;
 pub mod request;
 pub mod template;
@@ -181,7 +182,11 @@ impl Looked<'_> {
             interrupts,
             events,
         };
-        let (provider, lease, start) = match enter(&entry, request, events) {
+        let Entered {
+            provider,
+            lease,
+            start,
+        } = match enter(&entry, request, events) {
             Ok(entered) => entered,
             Err(error) => {
                 if let Some(class) = report::class_of(&error) {
@@ -228,12 +233,16 @@ impl Looked<'_> {
     }
 }
 
+/// The lease that a run works in.
+struct Entered {
+    provider: Box<dyn Provider>,
+    lease: Lease,
+    /// How its machine started, where it is a new one.
+    start: Option<MachineStart>,
+}
+
 /// The lease that was named, or a new one, with its provider.
-fn enter(
-    entry: &Entry<'_>,
-    request: &RunRequest,
-    events: &dyn RunEvents,
-) -> Result<(Box<dyn Provider>, Lease, Option<MachineStart>), EntryError> {
+fn enter(entry: &Entry<'_>, request: &RunRequest, events: &dyn RunEvents) -> Result<Entered, EntryError> {
     let wish = &request.lease;
     if let Some(name) = &wish.id {
         let (provider, lease) = entry.named(name, wish.reclaim)?;
@@ -242,7 +251,11 @@ fn enter(
             new: false,
         });
         events.start(&StartEvent::Using(&lease));
-        return Ok((provider, lease, None));
+        return Ok(Entered {
+            provider,
+            lease,
+            start: None,
+        });
     }
     let (provider, acquired) = entry.new_lease(&Wanted {
         lease: NewLease {
@@ -252,7 +265,11 @@ fn enter(
         },
         set_up: wish.set_up,
     })?;
-    Ok((provider, acquired.lease, acquired.start))
+    Ok(Entered {
+        provider,
+        lease: acquired.lease,
+        start: acquired.start,
+    })
 }
 
 impl Run<'_> {
@@ -299,7 +316,7 @@ impl Run<'_> {
         });
         self.provider.touch(lease, Some(&LeaseState::Running), None)?;
         report.stage = Some("ssh");
-        report.outcome.bootstrap = tree::connect(&target)?;
+        report.outcome.bootstrap = tree::connect(&target, self.interrupts.as_fd())?;
         let owner = owner.insert(self.own(lease, &target, &mut opened)?);
         report.owned = Some(Instant::now());
         report.stage = None;

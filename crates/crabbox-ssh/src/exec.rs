@@ -183,9 +183,15 @@ pub enum ExecError {
     },
 }
 
-/// Opens the shared connection of `target` unless it is open already. Nothing is run.
-pub fn connect(target: &Target) -> Result<(), ExecError> {
-    Shared::open(target, None).map(drop)
+/// Opens the shared connection of `target` unless it is open already. Nothing is run. `cancel` ends it when it becomes readable; then
+/// nothing is open, and it is no error.
+pub fn connect(target: &Target, cancel: BorrowedFd<'_>) -> Result<bool, ExecError> {
+    match Shared::open(target, None, Some(cancel)) {
+        Err(ExecError::Connect {
+            source: ConnectError::Cancelled { .. },
+        }) => Ok(false),
+        opened => opened.map(|_| true),
+    }
 }
 
 /// Runs `exec` on `target` and waits for its end. Opens the connection when it is not open.

@@ -1,12 +1,15 @@
 //! Entering a lease by SSH: whether it answers, and a session for a person.
 
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_host::command::CommandError;
 use crabbox_ssh::capture;
-use crabbox_ssh::exec::{self, ExecError, Stdin};
+use crabbox_ssh::exec::{self, Stdin};
 use crabbox_ssh::target::Target;
+
+use crate::owner::OwnerError;
 
 /// How long a lease may take to answer `status`.
 const ANSWER_LIMIT: Duration = Duration::from_secs(4);
@@ -23,12 +26,14 @@ impl Fault for SessionError {
 }
 
 /// Opens the shared connection of `target`; how long that took, or `None` where it was open or there is none to share.
-pub fn connect(target: &Target) -> Result<Option<Duration>, ExecError> {
+pub fn connect(target: &Target, cancel: BorrowedFd<'_>) -> Result<Option<Duration>, OwnerError> {
     if crate::sync::is_connected(target) || target.control.is_none() {
         return Ok(None);
     }
     let began = Instant::now();
-    exec::connect(target)?;
+    if !exec::connect(target, cancel)? {
+        return Err(OwnerError::Interrupted);
+    }
     Ok(Some(began.elapsed()))
 }
 

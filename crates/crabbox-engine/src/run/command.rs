@@ -79,6 +79,10 @@ pub(super) fn variables(given: &Given<'_>) -> Result<Variables, RunError> {
 
 impl Run<'_> {
     /// Runs the command and brings back what it leaves.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one command, whose streams all of it shares"
+    )]
     pub(super) fn command(
         &self,
         lease: &Lease,

@@ -8,17 +8,8 @@ use crabbox_core::fault::{Fault, Kind};
 use crabbox_host::place::{self, Access, Place, PlaceError};
 use crabbox_ssh::attest::{AttestKey, AttestKeyError, KEY_PATH};
 
+use crate::run::proof_text::ProofTextError;
 use crate::run::request::ResultWish;
-
-/// A template asks for something that nobody knows.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("proof template {field} has unresolved preset variable(s): {}", missing.join(", "))]
-pub struct TemplateError {
-    /// Where it asks for it.
-    pub field: &'static str,
-    /// What it asks for.
-    pub missing: Vec<String>,
-}
 
 /// Why there can be no evidence of a run.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +30,7 @@ pub enum EvidenceError {
     },
     /// The template of the proof asks for what is not there.
     #[error(transparent)]
-    Template(#[from] TemplateError),
+    Template(#[from] ProofTextError),
     /// A file has no place.
     #[error(transparent)]
     Place(#[from] PlaceError),
@@ -160,9 +151,13 @@ fn distinct(wish: &ResultWish, base: &Base<'_>, key_path: &Path) -> Result<(), E
         }
     }
     let mut evidence = Vec::new();
+    // Nothing is written over the key, whether this run signs with it or not.
+    let key = place::straight(key_path);
     if let Some(receipt) = of(&wish.attest) {
         evidence.push(("attest receipt", receipt));
-        evidence.push(("attest key", place::straight(key_path)));
+        evidence.push(("attest key", key));
+    } else {
+        others.push(("attest key".to_owned(), key));
     }
     evidence.extend(of(&wish.emit_proof).map(|proof| (PROOF, proof)));
     for (index, (first, path)) in evidence.iter().enumerate() {

@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 
 use crabbox_core::config::profiles::ProofTemplate;
 use crabbox_host::beneath::Existing;
+use crabbox_host::console::harmless;
 
 use crate::provider::lease::Lease;
 use crate::run::Run;
 use crate::run::error::EvidenceError;
 use crate::run::event::ResultEvent;
-use crate::run::evidence::TemplateError;
+use crate::run::proof_text::{ProofTextError, filled};
 use crate::run::report::{Artifact, RunReport};
 use crate::run::witnessed::Captured;
 
@@ -100,7 +101,7 @@ fn quoted(path: &str) -> String {
     out
 }
 
-fn render(template: &ProofTemplate, facts: &Facts<'_>) -> Result<String, TemplateError> {
+fn render(template: &ProofTemplate, facts: &Facts<'_>) -> Result<String, ProofTextError> {
     let of = |name: &str| facts.values.get(name).copied().unwrap_or_default();
     let slug = if of("slug").is_empty() { "-" } else { of("slug") };
     let environment = format!("{} Crabbox lease {} ({slug}).", of("provider"), of("leaseId"));
@@ -108,7 +109,9 @@ fn render(template: &ProofTemplate, facts: &Facts<'_>) -> Result<String, Templat
         if text.trim().is_empty() {
             Ok(otherwise.trim().to_owned())
         } else {
-            filled(field, text, &facts.values)
+            filled(field, text, |name| {
+                facts.values.get(name).map(|&value| value.to_owned())
+            })
         }
     };
     let behavior = fill("behaviorAddressed", &template.behavior_addressed, BEHAVIOR)?;
@@ -128,7 +131,7 @@ fn render(template: &ProofTemplate, facts: &Facts<'_>) -> Result<String, Templat
         let paths: Vec<&str> = facts.artifacts.iter().map(|one| one.path.as_str()).collect();
         format!("Additional evidence: {}\n\n", paths.join("; "))
     };
-    Ok(format!(
+    let text = format!(
         "## Real behavior proof\n\n\
          Behavior addressed: {behavior}\n\n\
          Real environment tested: {environment}\n\n\
@@ -137,55 +140,18 @@ fn render(template: &ProofTemplate, facts: &Facts<'_>) -> Result<String, Templat
          Observed result: {observed}\n\n\
          {more}What was not tested: {not_tested}\n",
         run = of("runId"),
-    ))
+    );
+    // Templates, presets and names of files are a repository's, and the proof is read on terminals, too.
+    Ok(text.split('\n').map(harmless).collect::<Vec<_>>().join("\n"))
 }
 
 /// A fence that no line of `text` closes.
 fn fence(text: &str) -> String {
     let longest = text
-        .lines()
+        .split(['\n', '\r'])
         .map(|line| line.trim().chars().take_while(|c| *c == '`').count())
         .max();
     "`".repeat(longest.unwrap_or(0).max(2) + 1)
-}
-
-/// `text` with a value for each `{{name}}` in it. What stands in a value is not looked at again.
-fn filled(field: &'static str, text: &str, values: &BTreeMap<&str, &str>) -> Result<String, TemplateError> {
-    let (mut out, mut missing, mut rest) = (String::new(), Vec::new(), text);
-    while let Some(at) = rest.find("{{") {
-        let (before, from) = rest.split_at(at);
-        out.push_str(before);
-        let Some(name) = from[2..]
-            .split_once("}}")
-            .map(|(name, _)| name)
-            .filter(|name| is_name(name))
-        else {
-            out.push('{');
-            rest = &from[1..];
-            continue;
-        };
-        match values.get(name) {
-            Some(value) => out.push_str(value),
-            None => missing.push(format!("{{{{{name}}}}}")),
-        }
-        rest = &from[name.len() + 4..];
-    }
-    out.push_str(rest);
-    missing.sort();
-    missing.dedup();
-    if missing.is_empty() {
-        Ok(out)
-    } else {
-        Err(TemplateError { field, missing })
-    }
-}
-
-/// Whether it can be the name of something known.
-fn is_name(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-        && text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
 }
 
 #[cfg(test)]

@@ -183,10 +183,19 @@ impl RunReport {
             text.push_str(&ended.stderr.join("\n"));
             text.push_str(&ended.stdout.join("\n"));
         }
+        // What fails behind the command fails in none of its phases.
         let phase = outcome.phases.last().map(|(name, _)| name.as_str());
+        let phase = phase.filter(|_| matches!(error, RunError::Failure(_)));
         self.class = match error {
-            RunError::Result(ResultError::Missing { .. }) => Some(failure::NO_ARTIFACT),
-            RunError::Result(_) => Some(failure::TESTS_FAILED),
+            RunError::Result(
+                ResultError::Missing { .. }
+                | ResultError::Unreadable { .. }
+                | ResultError::Unfetched { .. }
+                | ResultError::Schema { .. },
+            ) => Some(failure::NO_ARTIFACT),
+            RunError::Result(ResultError::NoReport | ResultError::Unread | ResultError::Tests { .. }) => {
+                Some(failure::TESTS_FAILED)
+            }
             _ => failure::classify(error.connectivity(), &text, phase),
         };
         let known = self.class.map(|class| (class.stage, class.retry));

@@ -17,6 +17,7 @@ use crabbox_workspace::quote;
 use crabbox_workspace::results::pattern::{Pattern, PatternError};
 use crabbox_workspace::results::schema::{self, SchemaError};
 
+use super::proof_text::{self, ProofTextError};
 use super::template::{TemplateError, Variables};
 
 /// What a run is asked to do.
@@ -246,6 +247,9 @@ pub enum RequestError {
     /// A schema that is none, or for no file.
     #[error(transparent)]
     Schema(#[from] SchemaError),
+    /// A text of a proof template asks for what there is not.
+    #[error(transparent)]
+    ProofText(#[from] ProofTextError),
     /// A pattern for artifacts that is none.
     #[error(transparent)]
     Pattern(#[from] PatternError),
@@ -389,7 +393,8 @@ impl Work {
                 profile: settings.profile.value.clone(),
                 known: settings.proof_templates.keys().cloned().collect(),
             })?;
-            self.proof = Some((template, found.clone()));
+            let found = proof_text::prepare(found, &mut self.variables)?;
+            self.proof = Some((template, found));
         }
         self.env = env.into_iter().collect();
         Ok(self)

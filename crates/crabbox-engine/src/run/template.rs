@@ -97,6 +97,13 @@ impl Variables {
         })
     }
 
+    /// The value of `name`, which stands somewhere.
+    pub(super) fn take(&mut self, name: &str) -> Option<&str> {
+        let value = self.values.get(name)?;
+        self.used.insert(name.to_owned());
+        Some(value)
+    }
+
     /// Those that stand nowhere.
     pub(super) fn unused(&self) -> impl Iterator<Item = &str> {
         let unused = self.values.keys().filter(|name| !self.used.contains(*name));
@@ -194,7 +201,9 @@ enum Quoting {
     Double,
     /// Behind `#`, to the end of the line.
     Comment,
-    /// In what this reader does not follow: substitutions within quotes, arithmetic, here-documents, `$'…'`.
+    /// In `${…}`, as long as nothing stands there but a name with what cuts it.
+    Expansion,
+    /// In what this reader does not follow: substitutions within quotes, arithmetic, conditions, here-documents, `$'…'`.
     Unknown,
 }
 
@@ -221,10 +230,24 @@ impl Reader {
                 | (Quoting::Bare, '<', Some('<'))
                 | (Quoting::Bare, '(', Some('('))
                 | (Quoting::Bare | Quoting::Double, '`', _)
-                | (Quoting::Double, '(' | '{', Some('$')) => Quoting::Unknown,
-                // The one that follows is taken as it is; at the end of the text that is the value's first.
+                | (Quoting::Bare | Quoting::Double, '[', Some('$'))
+                | (Quoting::Bare, '[', Some('['))
+                | (Quoting::Double, '(' | '{', Some('$'))
+                | (Quoting::Expansion, '{' | '$' | '`' | '\'' | '"' | '\\' | '[' | ':', _) => {
+                    Quoting::Unknown
+                }
+                // The index of an array is arithmetic, which reads expansions out of a value that is quoted.
+                (Quoting::Bare, '[', Some(name)) if name.is_alphanumeric() || name == '_' => Quoting::Unknown,
+                (Quoting::Bare, '{', Some('$')) => Quoting::Expansion,
+                (Quoting::Expansion, '}', _) => Quoting::Bare,
+                // The one that follows is taken as it is, and a line's end is taken away with it; at the end of the text that is the
+                // value's first.
                 (Quoting::Bare | Quoting::Double, '\\', _) => {
-                    self.last = letters.next().map_or(Some('\\'), |_| Some(PLAIN));
+                    self.last = match letters.next() {
+                        None => Some('\\'),
+                        Some('\n') => last,
+                        Some(_) => Some(PLAIN),
+                    };
                     self.quoting
                 }
                 (Quoting::Bare, '\'', _) => Quoting::Single,
@@ -288,7 +311,8 @@ mod tests {
     }
 
     /// Templates that print the value and a NUL, however it is quoted there.
-    const PLACES: [&str; 10] = [
+    const PLACES: [&str; 11] = [
+        ": a \\\n# it's a comment\nprintf '%s\\0' {{v}}",
         r"printf '%s\0' {{v}}",
         r#"printf '%s\0' "{{v}}""#,
         r"printf '%s\0' '{{v}}'",
@@ -322,6 +346,14 @@ printf '%s\0' {{v}}",
             r#"echo "${x:-{{v}}}""#,
             "echo `echo {{v}}`",
             "echo $((1 + {{v}}))",
+            "echo $[{{v}}]",
+            "echo ${x:{{v}}}",
+            "echo ${x[{{v}}]}",
+            "a[{{v}}]=1",
+            "[[ {{v}} -eq 0 ]]",
+            "echo \"$\\\n(echo {{v}})\"",
+            "cat <\\\n<END\n{{v}}\nEND",
+            "echo $\\\n'{{v}}'",
             "cat <<END\n{{v}}\nEND",
             "echo $'{{v}}'",
             "echo ${{v}}",

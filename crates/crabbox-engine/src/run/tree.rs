@@ -1,6 +1,6 @@
 //! The working tree of a run: looked at here, ours alone over there, brought.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -21,9 +21,8 @@ pub(super) const LOOK_HOLDS: Duration = Duration::from_secs(1);
 pub(super) type Looked = Result<(sync::Load, Result<(), sync::GuardrailError>), sync::SyncError>;
 
 /// Opens the connection that all of the run goes over, unless it is open; how long that took.
-pub(super) fn connect(target: &Target) -> Result<Duration, RunError> {
-    let took = session::connect(target).map_err(owner::OwnerError::Exec)?;
-    Ok(took.unwrap_or_default())
+pub(super) fn connect(target: &Target, cancel: BorrowedFd<'_>) -> Result<Duration, RunError> {
+    Ok(session::connect(target, cancel)?.unwrap_or_default())
 }
 
 impl Run<'_> {

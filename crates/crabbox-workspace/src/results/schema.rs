@@ -20,6 +20,7 @@ use crabbox_ssh::quote;
 use crabbox_ssh::target::Target;
 use jsonschema::error::ValidationErrorKind;
 use jsonschema::{PatternOptions, ValidationError, Validator};
+use serde_json::Value;
 
 use crate::command::{RemoteError, ask};
 
@@ -39,6 +40,8 @@ const FILE: Limits = Limits {
 };
 /// The largest pattern, compiled, in bytes.
 const PATTERN_BYTES: usize = 1 << 20;
+/// How often values of a file and of its schema may meet so that all violations are looked for: each is kept until the last is found.
+const MEETINGS: usize = 1 << 20;
 /// The most violations that are told of one file.
 const VIOLATIONS: usize = 100;
 /// The longest a schema is compiled or a file looked at.
@@ -101,6 +104,8 @@ pub struct Required {
     /// The schema's file as it was named.
     pub schema: PathBuf,
     validator: Arc<Validator>,
+    /// How many values the schema has, each reference replaced by what it leads to.
+    size: usize,
 }
 
 /// What became of such a file.
@@ -137,7 +142,7 @@ pub fn load(specs: &[String]) -> Result<Vec<Required>, SchemaError> {
             path: schema.clone(),
             source,
         })?;
-        let validator = compile(text).map_err(|why| SchemaError::Invalid {
+        let (validator, size) = compile(text).map_err(|why| SchemaError::Invalid {
             path: schema.clone(),
             why,
         })?;
@@ -145,6 +150,7 @@ pub fn load(specs: &[String]) -> Result<Vec<Required>, SchemaError> {
             remote,
             schema,
             validator: Arc::new(validator),
+            size,
         });
     }
     Ok(required)
@@ -160,13 +166,23 @@ fn below(path: &str) -> Option<String> {
     (!parts.is_empty() && !parts.contains(&"..")).then(|| parts.join("/"))
 }
 
-fn compile(text: Vec<u8>) -> Result<Validator, String> {
+/// How many values there are in `value`, itself among them.
+fn size(value: &Value) -> usize {
+    match value {
+        Value::Array(values) => 1 + values.iter().map(size).sum::<usize>(),
+        Value::Object(fields) => 1 + fields.values().map(size).sum::<usize>(),
+        _ => 1,
+    }
+}
+
+fn compile(text: Vec<u8>) -> Result<(Validator, usize), String> {
     let compiled = bounded(move || {
         let schema = strict_json::parse(&text, SCHEMA).map_err(|error| error.to_string())?;
-        references::check(&schema)?;
+        let size = references::check(&schema)?;
         jsonschema::options()
             .with_pattern_options(PatternOptions::regex().size_limit(PATTERN_BYTES))
             .build(&schema)
+            .map(|validator| (validator, size))
             .map_err(|error| error.to_string())
     });
     compiled.unwrap_or_else(|| Err(slow("compiling it")))
@@ -216,7 +232,7 @@ impl Required {
 
     /// The places of `file` that do not satisfy the schema, each with the place in the schema; none of what stands there.
     pub fn violations(&self, file: Vec<u8>) -> Vec<String> {
-        let validator = Arc::clone(&self.validator);
+        let (validator, schema) = (Arc::clone(&self.validator), self.size);
         let found = bounded(move || {
             let value = match strict_json::parse(&file, FILE) {
                 Ok(value) => value,
@@ -226,11 +242,14 @@ impl Required {
                 Err(error) => return vec![format!("(root): artifact is not taken: {error}")],
             };
             let mut found = Found::default();
-            for error in validator.iter_errors(&value) {
-                if found.is_full() {
-                    break;
+            // Only the first is looked for where all of them together might fill the memory.
+            if schema.saturating_mul(size(&value)) <= MEETINGS {
+                for error in validator.iter_errors(&value) {
+                    found.add(&error);
                 }
+            } else if let Err(error) = validator.validate(&value) {
                 found.add(&error);
+                found.lines.push(ONLY_FIRST.to_owned());
             }
             found.lines
         });
@@ -277,8 +296,14 @@ impl Found {
     }
 }
 
+/// Stands behind the first violation where no more of them were looked for.
+const ONLY_FIRST: &str = "(root): no other violation was looked for, since schema or file are large";
+
 /// How many checks failed, for a line.
 pub fn count(violations: &[String]) -> String {
+    if violations.last().is_some_and(|last| last == ONLY_FIRST) {
+        return format!("at least {} check(s)", violations.len() - 1);
+    }
     if violations.len() > VIOLATIONS {
         format!("at least {} checks", violations.len())
     } else {

@@ -1,13 +1,16 @@
 //! Schemas that are taken and refused, and files held against them.
 
+use std::fmt::Write as _;
+
 use super::*;
 
 fn schema(text: &str) -> Result<Required, String> {
-    let validator = Arc::new(compile(text.as_bytes().to_vec())?);
+    let (validator, size) = compile(text.as_bytes().to_vec())?;
     Ok(Required {
         remote: "r.json".to_owned(),
         schema: "s.json".into(),
-        validator,
+        validator: Arc::new(validator),
+        size,
     })
 }
 
@@ -101,7 +104,7 @@ fn a_long_way_through_a_schema_ends_and_a_pattern_is_matched_in_one_pass() {
         parts.join(",")
     );
     assert!(violations(&text, "null").is_empty());
-    assert_eq!(violations(&text, "1").len(), 1);
+    assert_eq!(count(&violations(&text, "1")), "at least 1 check(s)");
     let file = format!("\"{}!\"", "a".repeat(100_000));
     assert_eq!(violations(r#"{"pattern":"^(a+)+$"}"#, &file).len(), 1);
 }
@@ -145,4 +148,25 @@ fn a_flag_names_one_file_below_the_working_directory() {
         load(&["a=/nowhere".to_owned()]),
         Err(SchemaError::Read { .. })
     ));
+}
+
+#[test]
+fn where_all_violations_could_fill_the_memory_only_the_first_is_looked_for() {
+    // Each definition leads to the next one twice.
+    let mut text = r##"{"$ref":"#/$defs/0","$defs":{"##.to_owned();
+    for level in 0..40 {
+        let next = level + 1;
+        let twice = format!(r##"{{"$ref":"#/$defs/{next}"}},{{"$ref":"#/$defs/{next}"}}"##);
+        write!(text, r#""{level}":{{"allOf":[{twice}]}},"#).unwrap();
+    }
+    text += r#""40":{"type":"string"}}}"#;
+    let found = violations(&text, "1");
+    assert!(found.len() == 2 && found[1] == ONLY_FIRST, "{found:?}");
+    assert_eq!(count(&found), "at least 1 check(s)");
+    let many = format!("[{}1]", "1,".repeat(50_000));
+    let wide = format!(
+        r#"{{"items":{{"allOf":[{}{{"type":"string"}}]}}}}"#,
+        r#"{"type":"string"},"#.repeat(500)
+    );
+    assert_eq!(count(&violations(&wide, &many)), "at least 1 check(s)");
 }

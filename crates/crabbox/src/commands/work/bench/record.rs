@@ -194,7 +194,7 @@ mod tests {
             ("/source", "run".into()),
             ("/benchmark/repoName", "r".into()),
             ("/benchmark/providerKind", "ssh-lease".into()),
-            ("/benchmark/providerCategory", "existing-host".into()),
+            ("/benchmark/providerCategory", "byo-ssh".into()),
             ("/benchmark/coldRun", true.into()),
             ("/timing/totalMs", 5.into()),
         ] {
