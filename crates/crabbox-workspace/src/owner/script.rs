@@ -11,6 +11,8 @@ const LOOKS: u16 = 600;
 /// The session. Without `flock`, the lock is a directory that holds one file, named after its owner: renaming a directory
 /// over an empty one is atomic and over a full one fails, and only the file of a process that is gone is ever removed.
 ///
+/// A process that has ended is gone, whether somebody has reaped it or not: in a container whose first process does not, it stays for good.
+///
 /// The Go program holds the gate only while it writes, and owns the tree until the second in its owner file, which it renews. So a gate
 /// that is free is not yet a tree that is. We own the tree by the gate alone: our owner file (`token` is 64 hexadecimal digits, as
 /// there) has expired from the start, so that the Go program recovers at once when we are gone.
@@ -22,7 +24,11 @@ dir=$HOME/.crabbox/workspace-owners
 key=$dir/{key}
 said=
 tell() {{ [ "$said" = "$1" ] || echo "$1"; said=$1; }}
-began() {{ read -r s < "/proc/$1/stat" && set -- ${{s##*) }} && echo "${{20}}"; }} 2>/dev/null
+began() {{
+  read -r s < "/proc/$1/stat" && set -- ${{s##*) }} || return
+  case $1 in [ZX]) return 1 ;; esac
+  echo "${{20}}"
+}} 2>/dev/null
 clock() {{ set -- $(ps -o lstart= -p "$1") && echo "$*"; }} 2>/dev/null
 alive() {{
   p= c= t= g=
@@ -32,7 +38,7 @@ alive() {{
     '' | *[!0-9]*) return 1 ;;
   esac
   [ -z "$t" ] || {{ [ "$(began "$p")" = "$t" ]; return; }}
-  [ -d "/proc/$p" ] || return 1
+  [ -n "$(began "$p")" ] || return 1
   now=$(clock "$p")
   [ -z "$now" ] || [ "$now" = "$c" ]
 }} 2>/dev/null

@@ -245,6 +245,29 @@ fn what_a_dead_go_program_left_is_taken_over_when_its_command_has_ended() {
 }
 
 #[test]
+fn a_command_that_has_ended_and_that_nobody_reaps_holds_nobody() {
+    let home = Home::new();
+    let running = home.command();
+    let pid = running.0.id();
+    let began = began_in_words_of_ps(pid).unwrap();
+    // It stays a zombie until the end of this test, as in a container whose first process reaps nobody.
+    kill_process(Pid::from_child(&running.0), Signal::KILL).unwrap();
+    let is_zombie = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.contains(") Z ").then_some(())
+    };
+    poll_until(LONG, is_zombie).expect("it ends");
+    let mut session = home.session();
+    assert_eq!(session.line(), "acquired false\n");
+    session.release();
+    // The same as the Go program notes it.
+    home.write("k.child", &format!("{pid}\n{began}\n"));
+    let mut session = home.session();
+    assert_eq!(session.line(), "acquired false\n");
+    session.release();
+}
+
+#[test]
 fn an_owner_that_nobody_can_renew_is_taken_over() {
     let late = unix_seconds() + 3600;
     for owner in [
