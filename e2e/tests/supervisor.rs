@@ -179,7 +179,7 @@ fn an_adopted_supervisor_can_be_asked_and_keeps_its_failpoint() {
     // Read as a file: a command on leases would give it a supervisor of its own while the armed one is still coming up.
     until(
         &host,
-        &format!("grep -q phase=watching {LEASES}/cbx_*/supervisor.log"),
+        &format!("grep -q 'the supervisor adopts the lease' {LEASES}/cbx_*/supervisor.log"),
     );
     let log = host.crabbox("logs --supervisor orphan").exits(0).stdout;
     assert!(log.contains("the supervisor adopts the lease"), "{log}");
