@@ -26,6 +26,21 @@ fn script(host: &Host, text: &str) {
     );
 }
 
+/// Residue, once what dead processes leave to the kernel is gone: twice the same.
+#[track_caller]
+fn settled(host: &Host) -> Vec<String> {
+    let mut last = host.residue();
+    for _ in 0..50 {
+        drop(host.sh("sleep 0.1"));
+        let now = host.residue();
+        if now == last {
+            break;
+        }
+        last = now;
+    }
+    last
+}
+
 /// The directory of the only template.
 #[track_caller]
 fn template(host: &Host) -> String {
@@ -55,11 +70,11 @@ fn leased(host: &Host) -> (&'static str, String) {
 #[test]
 fn a_lease_comes_of_a_template_and_both_leave_nothing() {
     let host = host();
-    let empty = host.residue();
+    let empty = settled(&host);
     assert_eq!(leased(&host).0, "cold", "there is no template yet");
     let made = host.crabbox(&format!("image warm {OURS} --json")).exits(0).json();
     assert_eq!(made["path"].as_str(), Some(template(&host).as_str()), "{made}");
-    let before = host.residue();
+    let before = settled(&host);
     let modes = host
         .sh(&format!(
             "cd {} && stat -c '%a %n' .. . memory vmstate layer",
@@ -87,7 +102,7 @@ fn a_lease_comes_of_a_template_and_both_leave_nothing() {
         );
         drop(host.crabbox("stop one").exits(0));
     }
-    assert_nothing_left(&before, &host.residue());
+    assert_nothing_left(&before, &settled(&host));
     // Its image goes, and so does the template.
     drop(host.crabbox("image rm default").exits(0));
     let swept = host.crabbox("image gc --dry-run --json").exits(0).json();
@@ -101,7 +116,7 @@ fn a_lease_comes_of_a_template_and_both_leave_nothing() {
         ))
         .exits(0),
     );
-    assert_nothing_left(&empty, &host.residue());
+    assert_nothing_left(&empty, &settled(&host));
 }
 
 #[test]
@@ -129,12 +144,12 @@ fn a_template_that_is_not_what_it_was_costs_a_boot_and_a_warning() {
     ] {
         drop(host.crabbox(&format!("image warm {OURS}")).exits(0));
         drop(host.sh(&format!("cd {} && {damage}", template(&host))).exits(0));
-        let before = host.residue();
+        let before = settled(&host);
         let (source, told) = leased(&host);
         assert_eq!(source, "cold", "{damage}: {told}");
         assert_eq!(told.matches("warning: ").count(), 1, "{damage}: {told}");
         assert!(told.contains(said), "{damage}: {told}");
-        assert_nothing_left(&before, &host.residue());
+        assert_nothing_left(&before, &settled(&host));
     }
 }
 
@@ -151,7 +166,7 @@ fn a_machine_that_does_not_come_of_its_template_is_booted_and_the_template_set_a
         ))
         .exits(0),
     );
-    let before = host.residue();
+    let before = settled(&host);
     for said in [
         "where \"hello\" was expected",
         "where \"hello\" was expected",
@@ -164,7 +179,7 @@ fn a_machine_that_does_not_come_of_its_template_is_booted_and_the_template_set_a
             "{told}"
         );
     }
-    let after = host.residue();
+    let after = settled(&host);
     let news: Vec<_> = after.iter().filter(|line| !before.contains(line)).collect();
     assert!(news.len() == 1 && news[0].ends_with("/failures"), "{news:?}");
     drop(host.crabbox(&format!("image warm {OURS}")).exits(0));
@@ -188,7 +203,7 @@ fn a_machine_that_does_not_come_of_its_template_is_booted_and_the_template_set_a
 #[test]
 fn nothing_is_published_that_was_not_seen_to_work() {
     let host = host();
-    let before = host.residue();
+    let before = settled(&host);
     for (text, said) in [
         (
             r#"{"sshd": true, "ready": true, "alike": true}"#,
@@ -210,7 +225,7 @@ fn nothing_is_published_that_was_not_seen_to_work() {
         assert_eq!(left, "make.lock\nsecret\n", "{text}");
     }
     drop(host.sh(&format!("rm -r {TEMPLATES}")).exits(0));
-    assert_nothing_left(&before, &host.residue());
+    assert_nothing_left(&before, &settled(&host));
     let foreign = host
         .crabbox(&format!("image warm {}", crabbox_e2e::PRETEND))
         .exits(2);
@@ -231,7 +246,7 @@ fn nothing_is_published_that_was_not_seen_to_work() {
 #[test]
 fn whoever_is_killed_while_a_template_is_made_or_used_leaves_what_one_command_sweeps() {
     let host = host();
-    let empty = host.residue();
+    let empty = settled(&host);
     let swept = |what: &str| {
         // A supervisor whose client has died takes its lease back by itself, and cleanup leaves it to that.
         let mut after = Vec::new();
@@ -257,11 +272,11 @@ fn whoever_is_killed_while_a_template_is_made_or_used_leaves_what_one_command_sw
     // It is there now, unharmed.
     for step in ["jail", "mount", "vmm", "attach"] {
         for phase in ["begun", "made", "done"] {
-            let before = host.residue();
+            let before = settled(&host);
             let point = format!("{step}:{phase}");
             host.kill_at(&point, OURS, KILL_BOTH);
             drop(host.crabbox("cleanup --provider firecracker"));
-            assert_nothing_left(&before, &host.residue());
+            assert_nothing_left(&before, &settled(&host));
         }
     }
     assert_eq!(leased(&host).0, "restored");

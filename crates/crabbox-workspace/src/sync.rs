@@ -237,7 +237,9 @@ pub fn sync(
         outcome
     });
     match outcome {
-        Err(_) if interrupts.caught().is_some() => Err(SyncError::Interrupted),
+        // Also where it came to an end: what the signal ended may be a part without which the files are there, and a command that nobody
+        // wants any more must not begin.
+        _ if interrupts.caught().is_some() => Err(SyncError::Interrupted),
         outcome => Ok(outcome?),
     }
 }
