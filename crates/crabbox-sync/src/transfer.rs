@@ -525,7 +525,6 @@ impl Run<'_> {
             })
     }
 
-    /// Brings the repository in the lease up to date. A failure is a warning: the files are there either way.
     /// What the repository in the lease is to be. Without its base it is worth as much for everything else.
     fn seed_of(&self) -> Seed {
         let base = Base::find(&self.manifest.repo, &self.way.options.base_ref).unwrap_or_else(|error| {
@@ -536,6 +535,7 @@ impl Run<'_> {
         Seed::of(self.manifest, base)
     }
 
+    /// Brings the repository in the lease up to date. A failure is a warning: the files are there either way.
     fn seed(&self, session: &mut Session, seed: &Seed, packing: Packing, outcome: &mut Outcome) {
         self.events.stage(Stage::Seed);
         let started = Instant::now();

@@ -115,8 +115,10 @@ fn the_files_of_submodules_are_in_it_by_the_rules_of_each_and_those_of_other_rep
     world.local("echo gitdir: /nonexistent/crabbox > sub/deep/.git.new; rm -rf sub/deep/.git; mv sub/deep/.git.new sub/deep/.git");
     let error = build(&world, &scope).unwrap_err().to_string();
     assert!(
-        error.starts_with("the submodule sub/deep cannot be listed (")
-            && error.contains("leaves it out): fatal: not a git repository"),
+        error.starts_with(
+            "the submodule sub/deep cannot be listed (`git submodule update --init` may mend it, sync.exclude leaves it out): \
+             fatal: not a git repository"
+        ),
         "{error}"
     );
     // One that is excluded is not even asked, and nothing is said of it.

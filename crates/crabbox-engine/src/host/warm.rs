@@ -141,7 +141,7 @@ impl Fault for WarmError {
             Self::Prepare(error) => return error.hints(),
             Self::Machine { source, .. } => return source.hints(),
             Self::Images(error) => return error.hints(),
-            Self::Template(_) => {
+            Self::Template(TemplateError::File(error)) if error.is_out_of_space() => {
                 "a template needs the guest's whole memory as free space while it is made, in the state directory"
             }
             Self::Off => "set firecracker.warm to auto, or say --firecracker-warm auto",

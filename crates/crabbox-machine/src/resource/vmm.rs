@@ -105,6 +105,9 @@ pub enum VmmError {
     /// The lease's launch timeout passed before it had started the guest.
     #[error("it had not started the guest when the launch timeout was over")]
     TimedOut,
+    /// Writing the memory of a machine that is frozen took too long.
+    #[error("it had not written the guest's memory to the state directory after {FREEZE_LIMIT:?}")]
+    FreezeTimedOut,
     /// The command that asked for the lease is gone or was interrupted.
     #[error("the command that asked for it gave up")]
     Cancelled,
@@ -432,6 +435,11 @@ pub(crate) fn freeze_guest(plan: &Plan, vmm: &Running, patience: Patience<'_>) -
     ask(plan, vmm, patience, FREEZE_LIMIT, |client| {
         client.send(&Request::vm_state(VmState::Paused))?;
         client.send(&Request::snapshot_create(&create)).map(drop)
+    })
+    .map_err(|error| match error {
+        // Its deadline is not that of a start.
+        VmmError::TimedOut => VmmError::FreezeTimedOut,
+        error => error,
     })
 }
 
