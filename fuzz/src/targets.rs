@@ -24,7 +24,8 @@ use crabbox_workspace::results;
 pub(crate) type Read = fn(&[u8]);
 
 /// Every reader, with the name of its corpus.
-pub(crate) const TARGETS: [(&str, Read); 15] = [
+pub(crate) const TARGETS: [(&str, Read); 17] = [
+    ("answers", crabbox_ssh::fuzzing::answers),
     ("archive", archive),
     ("bundle", bundle),
     ("claim", claim),
@@ -38,6 +39,7 @@ pub(crate) const TARGETS: [(&str, Read); 15] = [
     ("mux", crabbox_ssh::fuzzing::packets),
     ("oci", oci),
     ("replies", crabbox_sync::fuzzing::replies),
+    ("requests", crabbox_agent::fuzzing::requests),
     ("trim", trim),
     ("yaml", yaml),
 ];

@@ -308,16 +308,11 @@ impl Run<'_> {
         outcome.workdir.clone_from(&workdir);
         outcome.repo_path = root.display().to_string();
         outcome.label = self.request.command.label.clone().unwrap_or_default();
-        let mut opened = None;
-        let bringing = brings.then(|| {
-            // The lease's side starts meanwhile, if that opens no second connection.
-            opened = sync::is_connected(&target).then(|| self.open(&target, &destination));
-            self.look()
-        });
+        let bringing = brings.then(|| self.look());
         self.provider.touch(lease, Some(&LeaseState::Running), None)?;
         report.stage = Some("ssh");
         report.outcome.bootstrap = tree::connect(&target, self.interrupts.as_fd())?;
-        let owner = owner.insert(self.own(lease, &target, &mut opened)?);
+        let owner = owner.insert(self.own(lease, &target)?);
         report.owned = Some(Instant::now());
         report.stage = None;
         if let Some(look) = bringing {
@@ -328,12 +323,12 @@ impl Run<'_> {
             } else {
                 self.look()
             };
-            let opened = opened.unwrap_or_else(|| self.open(&target, &destination));
-            self.sync(lease, opened.begin(), look, report)?;
+            let begun = self.begin(owner, &target, &destination);
+            self.sync(lease, owner, begun, look, report)?;
             report.stage = None;
         } else {
             report.outcome.sync_skipped = true;
-            crabbox_workspace::command::make_workdir(&target, &workdir, self.interrupts.as_fd())?;
+            crabbox_workspace::command::make_workdir(owner, &workdir)?;
         }
         if self.request.sync.sync_only {
             self.events.tree(&TreeEvent::OnlySynced { workdir: &workdir });
@@ -341,7 +336,7 @@ impl Run<'_> {
         }
         if self.work.preflight {
             self.events.command(&CommandEvent::LookingAtTools);
-            for line in preflight::preflight(&target, &self.work.tools, self.interrupts.as_fd())? {
+            for line in preflight::preflight(owner, &workdir, &self.work.tools, self.interrupts.as_fd())? {
                 self.events.command(&CommandEvent::Tool(&line));
             }
         }

@@ -55,6 +55,16 @@ pub struct OverBudget {
     pub bound: Bound,
 }
 
+impl OverBudget {
+    /// The one that a [`Bounded`] failed with, if that is why.
+    pub fn of(error: &io::Error) -> Option<Self> {
+        error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<Self>())
+            .copied()
+    }
+}
+
 /// Bytes of one kind, with the least of their limits.
 #[derive(Debug, Clone, Copy)]
 struct Account {

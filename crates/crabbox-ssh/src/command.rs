@@ -1,9 +1,12 @@
-//! The user's command as a script for the other side.
+//! The user's command, as the agent on the other side is asked for it.
 //!
-//! The same shells in the same order as the Go program (`bash -lc` after `cd`), except that values of the environment are
-//! exported by the script instead of standing in an argument vector, and win over what the login profile sets. A word of the user
-//! must never be split, expanded or dropped on the way.
+//! The same shell as the Go program's (`bash -lc` after `cd`), except that values of the environment never stand in an argument vector, and win
+//! over what the login profile sets. A word of the user must never be split, expanded or dropped on the way.
 
+use crabbox_agent_protocol::Command;
+
+use crate::exec::RemoteStatus;
+use crate::far::Ran;
 use crate::quote;
 
 /// What a word must hold, alone on the line, to be taken for a shell script.
@@ -36,20 +39,46 @@ const BASHS_OWN: [&str; 6] = ["BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHEL
 const PAST_PROFILE: &str = "{ builtin kill -USR1 \"$CRABBOX_SHELL\" || kill -USR1 \"$CRABBOX_SHELL\"; } 2>/dev/null || :; \
      command unset CRABBOX_SHELL; ";
 
-/// Run before the login shell as well: whoever reads this looks for what starts their command.
-const NEEDS_BASH: &str = "command -v bash >/dev/null || { echo 'the command was not run: there is no bash in the lease, or none on its PATH, \
-     and bash starts it' >&2; exit 127; }";
+/// The variable that it finds that number in.
+const TELLS: &str = "CRABBOX_SHELL";
 
-/// Run before the login shell. A shell that was started with the signal ignored cannot catch it, and then nothing is judged.
-const BEFORE_PROFILE: &str = "export CRABBOX_SHELL=$$; cbx_past=; trap 'cbx_past=y' USR1; kill -USR1 $$; cbx_judges=$cbx_past; cbx_past=";
+/// What whoever reads it looks for is what starts their command.
+const NO_BASH: &str =
+    "the command was not run: there is no bash in the lease, or none on its PATH, and bash starts it\n";
 
-/// Run behind it: a profile that ends the shell or starts another one in its place (`exec zsh`) must not pass for a command that
-/// succeeded. POSIX has 126 for what cannot be executed; from there on a code speaks for itself.
-const AFTER_PROFILE: &str = concat!(
-    "cbx_code=$?; trap - USR1; case $cbx_judges$cbx_past$cbx_code in y12[6-9]|y1[3-9][0-9]|y2[0-9][0-9]) ;; y[0-9]*) ",
-    "echo 'the command was not run: the login profile there (.bash_profile, .profile or /etc/profile) ended the shell or started \
-another one in its place' >&2; [ $cbx_code != 0 ] || cbx_code=126;; esac; exit $cbx_code",
-);
+/// A profile that ends the shell or starts another one in its place (`exec zsh`) must not pass for a command that succeeded.
+const NOT_PAST: &str = "the command was not run: the login profile there (.bash_profile, .profile or /etc/profile) ended the shell or started \
+     another one in its place\n";
+
+/// POSIX: what cannot be executed, and from there on a code speaks for itself.
+const NOT_EXECUTED: u8 = 126;
+/// And what is not there.
+const NOT_FOUND: u8 = 127;
+
+/// What the end of a prepared command means.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Meaning {
+    /// It ended so; what is to be said of that on its standard error.
+    Ended(RemoteStatus, Option<&'static str>),
+    /// It was not started, for this reason.
+    Unstarted(String),
+}
+
+/// What the end of a command means that was [prepared](UserCommand::prepared).
+pub fn meaning(ran: Ran) -> Meaning {
+    match ran {
+        Ran::Ended {
+            status: RemoteStatus::Exited(code),
+            told: false,
+        } if code < NOT_EXECUTED => {
+            let code = if code == 0 { NOT_EXECUTED } else { code };
+            Meaning::Ended(RemoteStatus::Exited(code), Some(NOT_PAST))
+        }
+        Ran::Ended { status, .. } => Meaning::Ended(status, None),
+        Ran::Unstarted { absent: true, .. } => Meaning::Ended(RemoteStatus::Exited(NOT_FOUND), Some(NO_BASH)),
+        Ran::Unstarted { why, .. } => Meaning::Unstarted(why),
+    }
+}
 
 /// How the words are to be understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,9 +156,7 @@ pub fn is_name(name: &str) -> bool {
 pub struct UserCommand {
     /// Absolute path of the directory to run in.
     pub workdir: String,
-    /// A file to read variables from first, when it exists; relative to `workdir` or absolute.
-    pub env_file: Option<String>,
-    /// Variables to export, in this order; they win over the file, and over the profile that the login shell reads.
+    /// Variables to export, in this order; they win over the profile that the login shell reads.
     pub env: Vec<(String, String)>,
     /// The command.
     pub form: Form,
@@ -172,52 +199,44 @@ pub enum UserCommandError {
 }
 
 impl UserCommand {
-    /// The script for [`crate::exec::Exec`].
-    pub fn script(&self) -> Result<String, UserCommandError> {
+    /// What the agent is asked for.
+    pub fn prepared(&self) -> Result<Command, UserCommandError> {
         self.check()?;
         let workdir = quote::single(&self.workdir);
-        let mut lines = vec![format!("cd {workdir} || exit")];
-        if let Some(file) = &self.env_file {
-            // A name without a slash would be looked up on PATH by `.`.
-            let file = if file.contains('/') {
-                file.clone()
-            } else {
-                format!("./{file}")
-            };
-            let file = quote::single(&file);
-            lines.push(format!("if [ -f {file} ]; then . {file} || exit; fi"));
-        }
         // The profile sees the values, may set its own, and they are set once more behind it. Variables carry them past it, because what
         // stands in the line of the login shell is shown by `ps`.
-        let copies = self.copies();
-        let mut all = String::new();
-        for (index, text) in copies.iter().enumerate() {
-            lines.push(format!("export {COPY}{index}={}", quote::single(text)));
+        let (mut env, mut all) = (self.env.clone(), String::new());
+        for (index, text) in self.copies().into_iter().enumerate() {
             all.extend(["$", COPY, &index.to_string()]);
+            env.push((format!("{COPY}{index}"), text));
         }
-        let again = if copies.is_empty() {
+        let again = if all.is_empty() {
             String::new()
         } else {
-            lines.push(format!("command eval \"{all}\""));
             format!(
                 "{}command eval \"{all}\" || :; command unset{} cbx_v cbx_kept CRABBOX_AGAIN; ",
                 self.given_up(),
                 all.replace('$', " ")
             )
         };
-        // The login shell may change the directory in its profile, hence the second `cd`.
+        // The login shell may change the directory in its profile.
         let inner = format!("{PAST_PROFILE}{again}cd {workdir} && ");
-        lines.push(NEEDS_BASH.to_owned());
-        lines.push(BEFORE_PROFILE.to_owned());
-        lines.push(match &self.form {
-            Form::Argv(words) => {
-                let inner = quote::single(&format!("{inner}exec \"$@\""));
-                format!("bash -lc {inner} bash {}", quote::join(words))
+        let mut words = vec!["bash".to_owned(), "-lc".to_owned()];
+        match &self.form {
+            Form::Argv(argv) => {
+                words.extend([format!("{inner}exec \"$@\""), "bash".to_owned()]);
+                words.extend(argv.iter().cloned());
             }
-            Form::Shell(script) => format!("bash -lc {}", quote::single(&format!("{inner}{script}"))),
-        });
-        lines.push(AFTER_PROFILE.to_owned());
-        Ok(lines.join("\n"))
+            Form::Shell(script) => words.push(format!("{inner}{script}")),
+        }
+        Ok(Command {
+            workdir: self.workdir.clone(),
+            words,
+            env,
+            tells: TELLS.to_owned(),
+            input: None,
+            noted: true,
+        })
     }
 
     /// Makes the profile give up the variables, with what it has declared of them (`-i`, `-u`, a reference). One that it has made read-only
@@ -277,7 +296,7 @@ impl UserCommand {
         if words.iter().any(|word| word.contains('\0')) {
             return nul("the command");
         }
-        if self.workdir.contains('\0') || self.env_file.as_ref().is_some_and(|file| file.contains('\0')) {
+        if self.workdir.contains('\0') {
             return nul("a path");
         }
         if let Some((name, _)) = self.env.iter().find(|(_, value)| value.contains('\0')) {
@@ -303,7 +322,7 @@ impl UserCommand {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crabbox_host::command::{Captured, Cmd};
+    use crate::far::{Far, Streams};
     use proptest::prelude::*;
 
     fn words(line: &[&str]) -> Vec<String> {
@@ -377,20 +396,56 @@ mod tests {
     fn command(dir: &std::path::Path, form: Form) -> UserCommand {
         UserCommand {
             workdir: dir.to_str().unwrap().to_owned(),
-            env_file: None,
             env: Vec::new(),
             form,
         }
     }
 
-    fn run(command: &UserCommand) -> Captured {
-        // A home of its own: `bash -l` reads the profile there.
+    /// What became of a command.
+    #[derive(Debug)]
+    struct Seen {
+        code: Option<u8>,
+        stdout: Vec<u8>,
+        stderr: Vec<u8>,
+    }
+
+    impl Seen {
+        fn stdout_text(&self) -> String {
+            String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
+        }
+
+        fn stderr_text(&self) -> String {
+            String::from_utf8_lossy(&self.stderr).trim_end().to_owned()
+        }
+    }
+
+    fn run(command: &UserCommand) -> Seen {
+        run_with_profile(command, "")
+    }
+
+    /// Runs it for a user whose profile is `profile`, by an agent.
+    fn run_with_profile(command: &UserCommand, profile: &str) -> Seen {
         let home = tempfile::tempdir().unwrap();
-        Cmd::new("sh")
-            .args(["-c", &command.script().unwrap()])
-            .env("HOME", home.path())
-            .capture()
-            .unwrap()
+        std::fs::write(home.path().join(".profile"), profile).unwrap();
+        let mut far = Far::local_in(Some(home.path())).unwrap();
+        let mut seen = Seen {
+            code: None,
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+        };
+        let streams = Streams {
+            out: &mut seen.stdout,
+            err: &mut seen.stderr,
+        };
+        match meaning(far.run(command.prepared().unwrap(), streams, None).unwrap()) {
+            Meaning::Ended(RemoteStatus::Exited(code), said) => {
+                seen.code = Some(code);
+                seen.stderr.extend_from_slice(said.unwrap_or_default().as_bytes());
+            }
+            Meaning::Ended(status, _) => panic!("{status:?}"),
+            Meaning::Unstarted(why) => seen.stderr.extend_from_slice(why.as_bytes()),
+        }
+        seen
     }
 
     proptest! {
@@ -413,23 +468,13 @@ mod tests {
     }
 
     #[test]
-    fn the_shell_form_runs_in_the_directory_with_the_file_and_the_environment_over_it() {
+    fn the_shell_form_runs_in_the_directory_with_the_environment() {
         let tmp = tempfile::tempdir().unwrap();
-        std::fs::write(tmp.path().join("vars"), "export A=file B=file").unwrap();
-        let mut command = command(tmp.path(), Form::shell(&words(&["echo $A $B; pwd; exit 7"])));
-        command.env_file = Some("vars".to_owned());
+        let mut command = command(tmp.path(), Form::shell(&words(&["echo $B; pwd; exit 7"])));
         command.env = vec![("B".to_owned(), "flag".to_owned())];
         let seen = run(&command);
-        assert_eq!(seen.status.code(), Some(7));
-        assert_eq!(seen.stdout_text(), format!("file flag\n{}", tmp.path().display()));
-    }
-
-    /// Runs `script` for a user whose profile is `profile`.
-    fn run_with_profile(command: &UserCommand, profile: &str) -> Captured {
-        let home = tempfile::tempdir().unwrap();
-        std::fs::write(home.path().join(".profile"), profile).unwrap();
-        let ran = Cmd::new("sh").args(["-c", &command.script().unwrap()]);
-        ran.env("HOME", home.path()).capture().unwrap()
+        assert_eq!(seen.code, Some(7));
+        assert_eq!(seen.stdout_text(), format!("flag\n{}", tmp.path().display()));
     }
 
     #[test]
@@ -496,16 +541,9 @@ mod tests {
         command.env = [("UID", "7"), ("W", "w")]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .to_vec();
-        let script = command.script().unwrap();
-        for shell in ["sh", "bash"] {
-            // As the `sh` that it is on some hosts, where what fails ends the shell.
-            let posix = (shell == "bash").then_some("--posix");
-            let seen = Cmd::new(shell)
-                .args(posix)
-                .args(["-c", &script])
-                .env("HOME", tmp.path());
-            let seen = seen.capture().unwrap();
-            assert_eq!(seen.stdout_text(), "w", "{shell}: {}", seen.stderr_text());
+        for profile in ["", "set -o posix"] {
+            let seen = run_with_profile(&command, profile);
+            assert_eq!(seen.stdout_text(), "w", "{profile}: {}", seen.stderr_text());
         }
     }
 
@@ -515,7 +553,7 @@ mod tests {
         let mut command = command(tmp.path(), Form::Argv(words(&["true"])));
         command.env = vec![("PATH".to_owned(), tmp.path().display().to_string())];
         let seen = run(&command);
-        assert_eq!(seen.status.code(), Some(127));
+        assert_eq!(seen.code, Some(127));
         assert!(
             seen.stderr_text().contains("no bash in the lease"),
             "{}",
@@ -538,10 +576,7 @@ mod tests {
                 ("exec true", 126),
             ] {
                 let seen = run_with_profile(&command, profile);
-                assert_eq!(
-                    (seen.status.code(), seen.stdout_text()),
-                    (Some(code), String::new())
-                );
+                assert_eq!((seen.code, seen.stdout_text()), (Some(code), String::new()));
                 let said = seen.stderr_text();
                 assert!(said.contains("the login profile there"), "{profile}: {said}");
             }
@@ -557,21 +592,8 @@ mod tests {
             ] {
                 let seen = run_with_profile(&command, profile);
                 assert_eq!(seen.stdout_text(), "ran", "{profile}: {}", seen.stderr_text());
-                assert_eq!((seen.status.code(), seen.stderr_text()), (Some(5), String::new()));
+                assert_eq!((seen.code, seen.stderr_text()), (Some(5), String::new()));
             }
-            let deaf = format!(
-                "trap '' USR1; sh -c {}",
-                quote::single(&command.script().unwrap())
-            );
-            let seen = Cmd::new("sh")
-                .args(["-c", &deaf])
-                .env("HOME", tmp.path())
-                .capture()
-                .unwrap();
-            assert_eq!(
-                (seen.status.code(), seen.stdout_text()),
-                (Some(5), "ran".to_owned())
-            );
         }
     }
 
@@ -585,11 +607,7 @@ mod tests {
         command.env = [("A", "ä".repeat(45 * 1024)), ("B", quotes), ("C", "c".to_owned())]
             .map(|(name, value)| (name.to_owned(), value))
             .to_vec();
-        // Of a pipe: no argument of a shell here is as long as the script.
-        let home = tempfile::tempdir().unwrap();
-        let script = command.script().unwrap();
-        let seen = Cmd::new("sh").stdin(script.as_bytes()).env("HOME", home.path());
-        let seen = seen.capture().unwrap();
+        let seen = run(&command);
         assert_eq!(seen.stdout_text(), "92160 131069 10", "{}", seen.stderr_text());
     }
 
@@ -600,7 +618,7 @@ mod tests {
             Form::Argv(words(&["echo", "ran"])),
         ));
         assert_eq!(seen.stdout_text(), "");
-        assert!(!seen.status.success());
+        assert_eq!(seen.code, None);
         assert!(
             seen.stderr_text().contains("/nowhere/at all"),
             "{}",
@@ -616,18 +634,18 @@ mod tests {
             ..command(dir, Form::Argv(words(&["true"])))
         };
         assert!(matches!(
-            with_env("A-B", "").script(),
+            with_env("A-B", "").prepared(),
             Err(UserCommandError::Name { .. })
         ));
         assert!(matches!(
-            with_env("x;y", "").script(),
+            with_env("x;y", "").prepared(),
             Err(UserCommandError::Name { .. })
         ));
         // The kernel's own limit, whatever quoting makes of it.
         let most = VARIABLE_LIMIT - "A".len() - 2;
-        assert!(with_env("A", &"'".repeat(most)).script().is_ok());
+        assert!(with_env("A", &"'".repeat(most)).prepared().is_ok());
         assert_eq!(
-            with_env("A", &"a".repeat(most + 1)).script(),
+            with_env("A", &"a".repeat(most + 1)).prepared(),
             Err(UserCommandError::Long {
                 name: "A".to_owned(),
                 bytes: VARIABLE_LIMIT + 1
@@ -637,18 +655,18 @@ mod tests {
         many.env = (0..20)
             .map(|at| (format!("A{at}"), "a".repeat(100 * 1024)))
             .collect();
-        assert!(matches!(many.script(), Err(UserCommandError::Many { .. })));
-        let error = with_env("TOKEN", "sec\0ret").script().unwrap_err();
+        assert!(matches!(many.prepared(), Err(UserCommandError::Many { .. })));
+        let error = with_env("TOKEN", "sec\0ret").prepared().unwrap_err();
         assert_eq!(
             error.to_string(),
             "the value of TOKEN holds a NUL byte, which no command can carry"
         );
         assert_eq!(
-            command(dir, Form::Argv(Vec::new())).script(),
+            command(dir, Form::Argv(Vec::new())).prepared(),
             Err(UserCommandError::Empty)
         );
         assert_eq!(
-            command(dir, Form::shell(&[])).script(),
+            command(dir, Form::shell(&[])).prepared(),
             Err(UserCommandError::Empty)
         );
     }

@@ -10,6 +10,7 @@ pub mod capture;
 pub mod command;
 pub mod control;
 pub mod exec;
+pub mod far;
 pub mod forward;
 pub mod forwards;
 #[cfg(feature = "fuzzing")]

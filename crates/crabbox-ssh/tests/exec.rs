@@ -16,6 +16,7 @@ use crabbox_host::command::Cmd;
 use crabbox_ssh::capture::{Captured, capture};
 use crabbox_ssh::command::{Form, UserCommand};
 use crabbox_ssh::exec::{self, Exec, ExecError, RemoteStatus, Sink, Stdin};
+use crabbox_ssh::far::{Far, Streams, agent};
 use crabbox_ssh::master::{self, ConnectError};
 use crabbox_ssh::target::Target;
 use crabbox_testkit::sshd::Sshd;
@@ -448,24 +449,29 @@ fn a_users_words_arrive_over_the_wire_and_a_secret_is_in_no_argument_vector() {
     let secret = format!("s3cr3t-{}", std::process::id());
     let command = UserCommand {
         workdir: lab.sshd.dir().to_str().unwrap().to_owned(),
-        env_file: None,
         env: vec![
             ("SECRET".to_owned(), secret.clone()),
             ("LIST".to_owned(), list.to_str().unwrap().to_owned()),
         ],
         form: Form::Argv(argv),
     };
-    let seen = lab.run(&command.script().unwrap());
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let mut far = Far::open(&lab.target, None).unwrap();
+    let streams = Streams {
+        out: &mut out,
+        err: &mut err,
+    };
+    far.run(command.prepared().unwrap(), streams, None).unwrap();
     let expected: String = format!("{secret}\0{}\0", words.join("\0"));
     assert_eq!(
-        String::from_utf8_lossy(&seen.stdout),
+        String::from_utf8_lossy(&out),
         expected,
         "{}",
-        seen.stderr_text()
+        String::from_utf8_lossy(&err)
     );
     let vectors = std::fs::read(list).unwrap();
     let holds = |text: &str| vectors.windows(text.len()).any(|part| part == text.as_bytes());
-    assert!(holds("crabbox-"), "the waiting shell was running");
+    assert!(holds(agent::DIGEST), "the agent was running");
     assert!(!holds(&secret), "the value is in an argument vector");
 }
 

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crabbox_host::command::CommandError;
-use serde::Serialize;
 
 use crate::git::{Contents, git};
 use crate::repo::Repo;
@@ -20,7 +19,7 @@ const OWN_REF: &str = "refs/crabbox/base";
 const ORIGIN: &str = "refs/remotes/origin/";
 
 /// The base, as the lease is told of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Base {
     /// The commit, hex.
     pub(crate) id: String,

@@ -1,19 +1,14 @@
-//! The way to the lease: how a remote command and rsync reach it.
+//! The way to the lease: how rsync reaches it.
 //!
 //! Either SSH with the options of a [`Target`], or a shell on this machine that takes the very same words, so that tests
 //! can drive the real code by the thousand. It must never add an option of its own to a connection.
 
-use std::ffi::OsString;
-
-use crabbox_host::command::Cmd;
 use crabbox_host::environment::Environment;
-use crabbox_ssh::remote_line::RemoteLine;
-use crabbox_ssh::target::{ArgvOptions, Target};
+use crabbox_ssh::target::Target;
 
-/// How to reach a machine.
+/// How rsync reaches a machine.
 #[derive(Debug, Clone)]
 pub struct Channel {
-    argv: Vec<OsString>,
     environment: Environment,
     rsh: String,
     host: String,
@@ -28,7 +23,6 @@ impl Channel {
             target.destination()
         };
         Self {
-            argv: target.ssh_argv(ArgvOptions::default()),
             environment: target.environment(),
             rsh: target.rsh_for_rsync(),
             host,
@@ -38,20 +32,10 @@ impl Channel {
     /// This machine, through a shell that joins its words as a remote one would.
     pub fn local() -> Self {
         Self {
-            argv: ["sh", "-c", r#"eval "$*""#, "local"].map(OsString::from).to_vec(),
             environment: Environment::Plain,
             rsh: r#"sh -c 'eval "$*"'"#.to_owned(),
             host: "local".to_owned(),
         }
-    }
-
-    /// A command that has the login shell of the far side run `line`.
-    pub(crate) fn command(&self, line: &RemoteLine) -> Cmd {
-        let mut words = self.argv.iter();
-        Cmd::new(words.next().map_or_else(|| OsString::from("ssh"), Clone::clone))
-            .args(words)
-            .arg(line.text())
-            .environment(self.environment)
     }
 
     /// What of the caller's environment the client gets, and a program that starts it.

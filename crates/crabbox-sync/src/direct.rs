@@ -5,21 +5,19 @@
 //! was opened.
 
 use std::collections::HashSet;
-use std::io::{BufWriter, Read as _, Write};
+use std::io::Read as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crabbox_agent_protocol::{PIECE, Reply, Request};
 use crabbox_host::beneath::Beneath;
 use crabbox_host::entry_path::{EntryPath, EntryPathError};
+use crabbox_ssh::far::{Far, FarError};
 use rustix::fs::{FileType, Mode, OFlags};
 
-use crate::agent::{AgentError, Reply, Session};
-use crate::entry::{Entry, Kind, nanoseconds, show};
+use crate::entry::{Entry, Kind, show};
 use crate::events::{Progress, SyncEvents};
 use crate::rsync::Sent;
-
-/// A chunk of this many bytes has another one behind it, as `agent/receive.py` has it.
-const BLOCK: usize = 256 * 1024;
 
 /// How often progress is told.
 const TELL_EVERY: Duration = Duration::from_millis(100);
@@ -47,7 +45,7 @@ pub enum DirectError {
     Call {
         /// How it failed.
         #[source]
-        source: AgentError,
+        source: FarError,
     },
     /// The lease gave another answer.
     #[error("the lease's side of the sync answered out of order: {answer}")]
@@ -57,34 +55,56 @@ pub enum DirectError {
     },
 }
 
+/// Where what is sent goes.
+pub(crate) trait To {
+    /// A message.
+    fn ask(&mut self, request: &Request) -> Result<(), FarError>;
+    /// A piece of a file.
+    fn send(&mut self, piece: &[u8]) -> Result<(), FarError>;
+    /// Whether the far side has said something already: only when it takes no more.
+    fn has_answer(&mut self) -> bool;
+}
+
+impl To for Far {
+    fn ask(&mut self, request: &Request) -> Result<(), FarError> {
+        Self::ask(self, request)
+    }
+
+    fn send(&mut self, piece: &[u8]) -> Result<(), FarError> {
+        Self::send(self, piece)
+    }
+
+    fn has_answer(&mut self) -> bool {
+        Self::has_answer(self)
+    }
+}
+
 /// Sends the entries, each with the number by which the far side knows it.
 pub(crate) fn send<'e>(
-    session: &mut Session,
+    far: &mut Far,
     root: &Path,
-    entries: impl Iterator<Item = (usize, &'e Entry)> + Send,
+    entries: impl Iterator<Item = (usize, &'e Entry)>,
     events: &dyn SyncEvents,
 ) -> Result<Sent, DirectError> {
     let root = Beneath::open(root).map_err(|source| DirectError::Read {
         path: root.display().to_string(),
         source: source.into(),
     })?;
-    let poured = session
-        .pour(|pipe| Stream::new(pipe, root, events).all(entries))
-        .map_err(|source| DirectError::Call { source })?;
-    // A pipe that breaks is not the error: the far side says why it stopped to listen.
-    let sent = match poured {
+    let sent = match Stream::new(far, root, events).all(entries) {
         Err(Stop::Read { path, source }) => {
             return Err(DirectError::Read {
                 path: show(&path),
                 source,
             });
         }
-        Err(Stop::Pipe) => None,
+        Err(Stop::Far(source)) => return Err(DirectError::Call { source }),
+        // The far side says why it does not listen any more.
+        Err(Stop::Answered) => None,
         Ok(sent) => Some(sent),
     };
-    match (session.reply(), sent) {
-        (Ok(Reply::Received), Some(sent)) => Ok(sent),
-        (Ok(Reply::Failed { why }), _) => Err(DirectError::Refused { why }),
+    match (far.reply(), sent) {
+        (Ok(Reply::Received {}), Some(sent)) => Ok(sent),
+        (Err(FarError::Failed { why }), _) => Err(DirectError::Refused { why }),
         (Ok(other), _) => Err(DirectError::OutOfOrder {
             answer: format!("{other:?}").chars().take(200).collect(),
         }),
@@ -93,22 +113,25 @@ pub(crate) fn send<'e>(
 }
 
 /// Why the stream ended early.
+#[derive(Debug)]
 enum Stop {
     /// A file here cannot be read.
     Read { path: Vec<u8>, source: std::io::Error },
     /// Nobody listens any more.
-    Pipe,
+    Far(FarError),
+    /// The far side has said something.
+    Answered,
 }
 
-impl From<std::io::Error> for Stop {
-    fn from(_: std::io::Error) -> Self {
-        Self::Pipe
+impl From<FarError> for Stop {
+    fn from(error: FarError) -> Self {
+        Self::Far(error)
     }
 }
 
 /// The files on their way.
-struct Stream<'a, W: Write> {
-    out: BufWriter<W>,
+struct Stream<'a, T: To> {
+    out: &'a mut T,
     root: Beneath,
     /// Directories that the far side has been told of.
     dirs: HashSet<Vec<u8>>,
@@ -118,13 +141,13 @@ struct Stream<'a, W: Write> {
     events: &'a dyn SyncEvents,
 }
 
-impl<'a, W: Write> Stream<'a, W> {
-    fn new(pipe: W, root: Beneath, events: &'a dyn SyncEvents) -> Self {
+impl<'a, T: To> Stream<'a, T> {
+    fn new(out: &'a mut T, root: Beneath, events: &'a dyn SyncEvents) -> Self {
         Self {
-            out: BufWriter::with_capacity(2 * BLOCK, pipe),
+            out,
             root,
             dirs: HashSet::new(),
-            block: vec![0; BLOCK],
+            block: vec![0; PIECE],
             progress: Progress {
                 bytes: 0,
                 files: Some(0),
@@ -136,8 +159,9 @@ impl<'a, W: Write> Stream<'a, W> {
 
     fn all<'e>(&mut self, entries: impl Iterator<Item = (usize, &'e Entry)>) -> Result<Sent, Stop> {
         let mut sent = Sent::All;
-        self.out.write_all(b"files\n")?;
         for (number, entry) in entries {
+            // The manifest has at most as many entries as a number of the protocol counts.
+            let number = u32::try_from(number).unwrap_or(u32::MAX);
             let there = match entry.kind {
                 Kind::File => self.file(number, entry)?,
                 Kind::Symlink => self.link(number, entry)?,
@@ -149,16 +173,19 @@ impl<'a, W: Write> Stream<'a, W> {
             if self.told.elapsed() >= TELL_EVERY {
                 self.told = Instant::now();
                 self.events.progress(self.progress);
+                // A full disk there is not filled with the rest.
+                if self.out.has_answer() {
+                    return Err(Stop::Answered);
+                }
             }
         }
-        self.out.write_all(b"-\n")?;
-        self.out.flush()?;
+        self.out.ask(&Request::Received {})?;
         self.events.progress(self.progress);
         Ok(sent)
     }
 
     /// False when it has vanished, or is no file any more.
-    fn file(&mut self, number: usize, entry: &Entry) -> Result<bool, Stop> {
+    fn file(&mut self, number: u32, entry: &Entry) -> Result<bool, Stop> {
         let stop = |source: std::io::Error| Stop::Read {
             path: entry.path.clone(),
             source,
@@ -176,32 +203,32 @@ impl<'a, W: Write> Stream<'a, W> {
         }
         self.way_to(&entry.path)?;
         let mut left = u64::try_from(stat.st_size).unwrap_or(0);
-        let mut read = fill(&mut file, &mut self.block, left).map_err(stop)?;
-        writeln!(
-            self.out,
-            "f {number} {:o} {} {read}",
-            stat.st_mode & 0o7777,
-            nanoseconds(stat.st_mtime, stat.st_mtime_nsec)
-        )?;
-        self.out.write_all(&self.block[..read])?;
+        self.out.ask(&Request::File {
+            number,
+            mode: stat.st_mode & 0o7777,
+            seconds: stat.st_mtime,
+            nanoseconds: below_a_second(stat.st_mtime_nsec),
+        })?;
+        let mut is_first = true;
         loop {
-            self.progress.bytes += read as u64;
-            left = left.saturating_sub(read as u64);
-            if read != BLOCK {
+            let read = fill(&mut file, &mut self.block, left).map_err(stop)?;
+            if read == 0 {
                 return Ok(true);
             }
-            read = fill(&mut file, &mut self.block, left).map_err(stop)?;
+            left -= read as u64;
+            self.progress.bytes += read as u64;
+            let piece = &self.block[..read];
             // A hole costs nothing on the way, and stays one.
-            if read > 0 && self.block[..read].iter().all(|byte| *byte == 0) {
-                writeln!(self.out, "-{read}")?;
+            if !is_first && piece.iter().all(|byte| *byte == 0) {
+                self.out.ask(&Request::Hole { bytes: read as u64 })?;
             } else {
-                writeln!(self.out, "{read}")?;
-                self.out.write_all(&self.block[..read])?;
+                self.out.send(piece)?;
             }
+            is_first = false;
         }
     }
 
-    fn link(&mut self, number: usize, entry: &Entry) -> Result<bool, Stop> {
+    fn link(&mut self, number: u32, entry: &Entry) -> Result<bool, Stop> {
         let (target, stat) = match self.root.link(&below(&entry.path)?) {
             Ok(Some(link)) => link,
             Ok(None) => return Ok(false),
@@ -214,11 +241,14 @@ impl<'a, W: Write> Stream<'a, W> {
             }
         };
         self.way_to(&entry.path)?;
-        let target = target.as_bytes();
-        let modified = nanoseconds(stat.st_mtime, stat.st_mtime_nsec);
-        writeln!(self.out, "l {number} {modified} {}", target.len())?;
-        self.out.write_all(target)?;
+        let target = target.into_bytes();
         self.progress.bytes += target.len() as u64;
+        self.out.ask(&Request::Link {
+            number,
+            seconds: stat.st_mtime,
+            nanoseconds: below_a_second(stat.st_mtime_nsec),
+            target,
+        })?;
         Ok(true)
     }
 
@@ -235,11 +265,18 @@ impl<'a, W: Write> Stream<'a, W> {
         // It was there a moment ago; whoever takes it away now gets a file of which the next sync knows better.
         let stat = self.root.stat(&below(dir)?).ok().flatten();
         let mode = stat.map_or(0o755, |stat| stat.st_mode & 0o7777);
-        writeln!(self.out, "d {mode:o} {}", dir.len())?;
-        self.out.write_all(dir)?;
+        self.out.ask(&Request::Directory {
+            path: dir.to_vec(),
+            mode,
+        })?;
         self.dirs.insert(dir.to_vec());
         Ok(())
     }
+}
+
+/// The part of a time that is less than a second, in nanoseconds, whatever the type of the field is.
+fn below_a_second(nanoseconds: impl TryInto<u32>) -> u32 {
+    nanoseconds.try_into().unwrap_or(0)
 }
 
 /// A path of the manifest, which git or our own walk gave and which therefore is one below the root.
@@ -292,13 +329,36 @@ mod tests {
             .map(|path| eye.look(path.as_bytes(), true).unwrap().unwrap())
             .collect();
         swap(&root);
-        let mut out = Vec::new();
+        let mut out = Kept::default();
         let root = Beneath::open(&root).unwrap();
-        let sent = Stream::new(&mut out, root, &Silent).all(listed.iter().enumerate());
-        let Ok(sent) = sent else {
-            panic!("a swapped tree is no error")
-        };
-        (String::from_utf8(out).unwrap(), sent)
+        let sent = Stream::new(&mut out, root, &Silent)
+            .all(listed.iter().enumerate())
+            .unwrap();
+        (out.0, sent)
+    }
+
+    /// What was sent, as text.
+    #[derive(Default)]
+    struct Kept(String);
+
+    impl To for Kept {
+        fn ask(&mut self, request: &Request) -> Result<(), FarError> {
+            use std::fmt::Write as _;
+            match request {
+                Request::Link { target, .. } => self.0.push_str(&String::from_utf8_lossy(target)),
+                other => writeln!(self.0, "{other:?}").unwrap(),
+            }
+            Ok(())
+        }
+
+        fn send(&mut self, piece: &[u8]) -> Result<(), FarError> {
+            self.0.push_str(&String::from_utf8_lossy(piece));
+            Ok(())
+        }
+
+        fn has_answer(&mut self) -> bool {
+            false
+        }
     }
 
     #[test]
@@ -329,11 +389,11 @@ mod tests {
             std::fs::remove_file(root.join("a/g")).unwrap();
             symlink("b/f", root.join("a/g")).unwrap();
         });
-        assert_eq!((out.as_str(), sent), ("files\n-\n", Sent::SomeVanished));
+        assert_eq!((out.as_str(), sent), ("Received\n", Sent::SomeVanished));
         let (out, sent) = sent_after(&["a/g"], |root| {
             std::fs::remove_file(root.join("a/g")).unwrap();
             rustix::fs::mkfifoat(rustix::fs::CWD, root.join("a/g"), Mode::from_raw_mode(0o600)).unwrap();
         });
-        assert_eq!((out.as_str(), sent), ("files\n-\n", Sent::SomeVanished));
+        assert_eq!((out.as_str(), sent), ("Received\n", Sent::SomeVanished));
     }
 }

@@ -3,7 +3,6 @@
 //! `repo` finds the tree, `manifest` says what of it the lease must have, `guardrail` whether that is too much,
 //! `transfer` makes the lease's workdir equal to it. This crate prints nothing and never changes the local tree.
 
-mod agent;
 mod base;
 mod channel;
 mod direct;
@@ -23,14 +22,12 @@ mod mark;
 pub mod memory;
 pub mod origin;
 pub mod pull;
-mod python;
 mod redirect;
 pub mod repo;
 mod rsync;
 mod seed;
 pub mod transfer;
 
-pub use agent::AgentError;
 pub use channel::Channel;
 pub use direct::DirectError;
 pub use entry::{Entry, Kind, Standing};

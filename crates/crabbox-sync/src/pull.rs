@@ -10,22 +10,11 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use crabbox_host::entry_path::EntryPath;
-use crabbox_ssh::quote;
 
 use crate::entry::{Entry, Kind, show};
 use crate::filter::{Filter, Verdict};
 use crate::git::{Contents, git, whole_message};
 use crate::manifest::{Manifest, ManifestError, Scope, read_ignore_file};
-use crate::python;
-use crate::transfer::Destination;
-
-const PROGRAM: &str = include_str!("pull.py");
-
-/// A shell line that prints the list.
-pub fn script(destination: &Destination) -> String {
-    let meta = format!("{}/.crabbox-sync/{}", destination.lease_dir(), destination.name);
-    python::script(PROGRAM, &quote::join([&destination.workdir(), &meta]))
-}
 
 /// What is to become of a file here.
 #[derive(Debug, Clone, PartialEq, Eq)]

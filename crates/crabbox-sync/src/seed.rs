@@ -12,11 +12,12 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::thread::JoinHandle;
 
+use crabbox_agent_protocol as wire;
+use crabbox_agent_protocol::{Reply, Request};
 use crabbox_host::command::{Cmd, CommandError};
-use serde::Serialize;
+use crabbox_ssh::far::{Far, FarError};
 use sha2::{Digest as _, Sha256};
 
-use crate::agent::{AgentError, Reply, SeedState, Session};
 use crate::base::{Base, Span};
 use crate::entry::hex;
 use crate::git::{Contents, git};
@@ -24,8 +25,17 @@ use crate::listing::Staged;
 use crate::manifest::Manifest;
 use crate::mark;
 
+/// What the repository in the lease has already.
+#[derive(Debug, Default)]
+pub(crate) struct SeedState {
+    /// The commit that it has from the last seed, hex, or empty.
+    pub(crate) have: String,
+    /// What it was told then to be the base, hex, or empty.
+    pub(crate) have_base: String,
+}
+
 /// What the repository in the lease is to say.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seed {
     /// Stands for all of it; equal means the lease's repository needs nothing.
     pub(crate) id: String,
@@ -36,7 +46,6 @@ pub(crate) struct Seed {
     /// The origin's address without secrets; empty when there is none.
     origin: String,
     /// What the branch is based on, with the history up to there.
-    #[serde(skip_serializing_if = "Option::is_none")]
     base: Option<Base>,
 }
 
@@ -61,7 +70,7 @@ pub(crate) enum SeedError {
     #[error("no answer from the lease")]
     Answer {
         #[source]
-        source: AgentError,
+        source: FarError,
     },
 }
 
@@ -132,33 +141,50 @@ impl Seed {
         &self,
         manifest: &Manifest,
         packing: Packing,
-        session: &mut Session,
+        far: &mut Far,
     ) -> Result<Reply, SeedError> {
         let Packed { packer, roots } = packing.begun()?;
-        session.send(b"seed\n");
+        let answer = |source| SeedError::Answer { source };
+        far.ask(&Request::Pack {}).map_err(answer)?;
         for part in Self::parts(manifest) {
-            session.send_counted(&part);
+            far.send_list(&part).map_err(answer)?;
         }
-        session.send_counted(&lines(&roots));
-        // Once the far side waits for frames it must get the last one, whatever happens here.
-        let packed = packer.map_or(Ok(()), |packer| self.stream(packer, session));
-        session.send(b"0\n");
-        let reply = session.reply().map_err(|source| SeedError::Answer { source })?;
+        far.send_list(&lines(&roots)).map_err(answer)?;
+        // Once the far side waits for a pack it must get the end of it, whatever happens here.
+        let packed = packer.map_or(Ok(()), |packer| self.stream(packer, far));
+        far.ask(&Request::End {}).map_err(answer)?;
+        let reply = far.reply().map_err(answer)?;
         packed.map(|()| reply)
     }
 
-    /// Passes a pack on in counted frames.
-    fn stream(&self, mut packer: Packer, session: &mut Session) -> Result<(), SeedError> {
+    /// What the lease is told of it.
+    pub(crate) fn wire(&self) -> wire::Seed {
+        wire::Seed {
+            id: self.id.clone(),
+            head: self.head.clone(),
+            branch: self.branch.clone(),
+            origin: self.origin.clone(),
+            base: self.base.as_ref().map(|base| wire::Base {
+                id: base.id.clone(),
+                refs: base.refs.clone(),
+            }),
+        }
+    }
+
+    /// Passes a pack on piece by piece.
+    fn stream(&self, mut packer: Packer, far: &mut Far) -> Result<(), SeedError> {
         let read = |source| SeedError::Read {
             head: self.head.clone(),
             source,
         };
-        let mut frame = vec![0; 256 * 1024];
+        let mut frame = vec![0; wire::PIECE];
         if let Some(mut stream) = packer.child.stdout.take() {
             loop {
                 match stream.read(&mut frame).map_err(read)? {
                     0 => break,
-                    count => session.send_counted(&frame[..count]),
+                    count => far
+                        .send(&frame[..count])
+                        .map_err(|source| SeedError::Answer { source })?,
                 }
             }
         }

@@ -13,9 +13,11 @@
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
+use crabbox_agent_protocol::{Reply, Request, SyncRequest};
+use crabbox_host::command::CommandError;
+use crabbox_ssh::far::{Far, FarError};
 use sha2::{Digest as _, Sha256};
 
-use crate::agent::{AgentError, Reply, Request, Session};
 use crate::base::Base;
 use crate::channel::Channel;
 use crate::direct::{self, DirectError};
@@ -23,7 +25,7 @@ use crate::entry::{Entry, Kind, Standing, hex};
 use crate::events::{Stage, SyncEvents};
 use crate::manifest::Manifest;
 use crate::rsync::{RsyncError, Sent, Transfer};
-use crate::seed::{Packing, Seed};
+use crate::seed::{Packing, Seed, SeedState};
 
 /// Linux's `PATH_MAX`, the NUL included.
 const PATH_MAX: usize = 4096;
@@ -145,7 +147,7 @@ pub enum TransferError {
         workdir: String,
         /// How it failed.
         #[source]
-        source: AgentError,
+        source: FarError,
     },
     /// The lease's side could not make ready.
     #[error("remote sync prune failed: {why}")]
@@ -184,7 +186,7 @@ pub enum TransferError {
         workdir: String,
         /// How it failed.
         #[source]
-        source: AgentError,
+        source: FarError,
     },
     /// The lease's side answered out of order.
     #[error("the lease's side of the sync of {workdir} answered out of order: {answer}")]
@@ -217,22 +219,15 @@ impl TransferError {
             } => return matches!(*code, 12 | 255),
             _ => return false,
         };
-        matches!(answer, AgentError::Connection { .. })
+        matches!(answer, FarError::Connection { .. })
     }
-}
-
-/// A sync whose far side is there, and has not touched anything yet.
-#[derive(Debug)]
-pub struct Opened {
-    way: Way,
-    session: Result<Session, AgentError>,
 }
 
 /// A sync whose far side looks at what it has; this side may look at its own tree meanwhile.
 #[derive(Debug)]
 pub struct Begun {
     way: Way,
-    session: Result<Session, AgentError>,
+    asked: Result<(), FarError>,
 }
 
 /// Where a sync goes, and how.
@@ -243,29 +238,37 @@ struct Way {
     options: Options,
 }
 
-/// Starts the far side of a sync.
-pub fn open(channel: &Channel, destination: &Destination, options: &Options) -> Opened {
+/// Lets the far side begin to look. Nobody else may change the workdir from here on. rsync, if it pays, goes over `channel`.
+pub fn begin(far: &mut Far, channel: &Channel, destination: &Destination, options: &Options) -> Begun {
     let way = Way {
         channel: channel.clone(),
         destination: destination.clone(),
         options: options.clone(),
     };
+    far.limit(options.timeout);
     // What is wrong with it is told when the answer is wanted.
-    let session = way.open();
-    Opened { way, session }
+    let asked = if way.trusts() {
+        far.ask(&Request::Look {
+            lease_dir: destination.lease_dir(),
+            name: destination.name.clone(),
+        })
+        .and_then(|()| far.flush())
+    } else {
+        Ok(())
+    };
+    Begun { way, asked }
 }
 
 /// Brings the workdir in the lease to the state of `manifest`.
 pub fn sync(
+    far: &mut Far,
     channel: &Channel,
     destination: &Destination,
     manifest: &Manifest,
     options: &Options,
     events: &dyn SyncEvents,
 ) -> Result<Outcome, TransferError> {
-    open(channel, destination, options)
-        .begin()
-        .finish(manifest, events)
+    begin(far, channel, destination, options).finish(far, manifest, events)
 }
 
 impl Way {
@@ -281,32 +284,17 @@ impl Way {
             self.destination.name
         )
     }
-
-    fn open(&self) -> Result<Session, AgentError> {
-        Session::start(
-            &self.channel,
-            &self.destination.workdir(),
-            &self.meta(),
-            self.trusts(),
-            self.options.timeout,
-        )
-    }
-}
-
-impl Opened {
-    /// Lets the far side begin. Nobody else may change the workdir from here on.
-    pub fn begin(self) -> Begun {
-        Begun {
-            way: self.way,
-            session: self.session.map(Session::look),
-        }
-    }
 }
 
 impl Begun {
     /// Brings the workdir to the state of `manifest`.
-    pub fn finish(self, manifest: &Manifest, events: &dyn SyncEvents) -> Result<Outcome, TransferError> {
-        let Self { way, session } = self;
+    pub fn finish(
+        self,
+        far: &mut Far,
+        manifest: &Manifest,
+        events: &dyn SyncEvents,
+    ) -> Result<Outcome, TransferError> {
+        let Self { way, asked } = self;
         let run = Run {
             way: &way,
             workdir: way.destination.workdir(),
@@ -322,35 +310,24 @@ impl Begun {
             Some(seed) => format!("{}.{}.{}", manifest.fingerprint, seed.id, unlike_id(manifest)),
             None => manifest.fingerprint.clone(),
         };
-        let request = Request {
-            lease_dir: &run.lease_dir,
-            name: &way.destination.name,
-            fingerprint: &fingerprint,
-            base: manifest
-                .since
-                .as_ref()
-                .map_or("", |since| since.fingerprint.as_str()),
+        let since = manifest.since.as_ref();
+        let sync = SyncRequest {
+            lease_dir: run.lease_dir.clone(),
+            name: way.destination.name.clone(),
+            fingerprint,
+            base: since.map_or_else(String::new, |since| since.fingerprint.clone()),
             delete: way.options.delete,
             reset: way.options.full_resync,
             distrust: way.options.checksum || !way.options.fingerprint,
-            seed: seed.as_ref(),
+            seed: seed.as_ref().map(Seed::wire),
         };
-        let compare = |source| TransferError::Compare {
-            workdir: run.workdir.clone(),
-            source,
-        };
-        // A connection that fails at once is tried once more.
-        let ask = |session: Result<Session, AgentError>| {
-            let mut session = session?;
-            let reply = session.ask(&request)?;
-            Ok((session, reply))
-        };
-        let asked = match ask(session) {
-            Err(AgentError::Connection { .. }) => ask(way.open().map(Session::look)),
-            other => other,
-        };
-        let (session, reply) = asked.map_err(compare)?;
-        run.answered(session, reply, seed.as_ref(), started)
+        let asked = asked.and_then(|()| far.ask(&Request::Sync { sync }));
+        let reply = asked
+            .and_then(|()| far.reply())
+            .map_err(|error| run.unasked(error))?;
+        let outcome = run.answered(far, &reply, seed.as_ref(), started);
+        far.limit(None);
+        outcome
     }
 }
 
@@ -363,27 +340,25 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn answered(
-        &self,
-        mut session: Session,
-        mut reply: Reply,
-        seed: Option<&Seed>,
-        started: Instant,
-    ) -> Result<Outcome, TransferError> {
-        // What the far side numbers from zero, when that is not the whole manifest.
-        let mut changed: Option<&[usize]> = None;
+    /// Why the comparison has no answer.
+    fn unasked(&self, error: FarError) -> TransferError {
+        match error {
+            FarError::Failed { why } => TransferError::Prepare { why },
+            source => TransferError::Compare {
+                workdir: self.workdir.clone(),
+                source,
+            },
+        }
+    }
+
+    /// Sends the lists that the first answer wants. What the far side then numbers from zero, when that is not the whole manifest.
+    fn lists(&self, far: &mut Far, reply: &Reply) -> Result<Option<&[usize]>, FarError> {
         let (entries, deleted) = (&self.manifest.entries, &self.manifest.deleted);
-        match (&reply, &self.manifest.since) {
-            (Reply::Differs, _) => {
-                session.send_counted(&encode(entries.iter(), deleted));
-                session.send_counted(&unlike(
-                    entries.iter().filter(|entry| entry.standing == Standing::Unlike),
-                ));
-            }
-            (Reply::Patch, Some(since)) => {
+        match (reply, &self.manifest.since) {
+            (Reply::Patch {}, Some(since)) => {
                 let rows = since.changed.iter().filter_map(|place| entries.get(*place));
-                session.send_counted(&encode(rows, deleted));
-                session.send_counted(&list(&since.removed));
+                far.send_list(&encode(rows, deleted))?;
+                far.send_list(&list(&since.removed))?;
                 // What is sent and not of the index need not be looked for in it.
                 let strange = |(at, entry): &(usize, &Entry)| match entry.standing {
                     Standing::Same => false,
@@ -391,44 +366,65 @@ impl Run<'_> {
                     Standing::Untracked => since.changed.binary_search(at).is_ok(),
                 };
                 let strangers = entries.iter().enumerate().filter(strange);
-                session.send_counted(&unlike(strangers.map(|(_, entry)| entry)));
-                changed = Some(&since.changed);
+                far.send_list(&unlike(strangers.map(|(_, entry)| entry)))?;
+                Ok(Some(&since.changed))
             }
-            _ => {}
+            (Reply::Differs {}, _) => {
+                far.send_list(&encode(entries.iter(), deleted))?;
+                far.send_list(&unlike(
+                    entries.iter().filter(|entry| entry.standing == Standing::Unlike),
+                ))?;
+                Ok(None)
+            }
+            (other, _) => Err(far.out_of_order(other)),
         }
-        if matches!(reply, Reply::Differs | Reply::Patch) {
-            reply = session.reply().map_err(|source| TransferError::Compare {
-                workdir: self.workdir.clone(),
-                source,
-            })?;
-        }
+    }
+
+    fn answered(
+        &self,
+        far: &mut Far,
+        reply: &Reply,
+        seed: Option<&Seed>,
+        started: Instant,
+    ) -> Result<Outcome, TransferError> {
         let mut outcome = Outcome {
-            skipped: matches!(reply, Reply::Same),
+            skipped: matches!(reply, Reply::Same {}),
             sent: 0,
             unsettled: 0,
-            steps: vec![("manifest_write", started.elapsed())],
+            steps: Vec::new(),
         };
+        if outcome.skipped {
+            outcome.steps.push(("manifest_write", started.elapsed()));
+            return Ok(outcome);
+        }
+        let changed = self.lists(far, reply).map_err(|error| self.unasked(error))?;
+        let reply = far.reply().map_err(|error| self.unasked(error))?;
+        outcome.steps.push(("manifest_write", started.elapsed()));
         match reply {
-            Reply::Same => {}
-            Reply::Done { unsettled, unseeded } => self.done(&unsettled, unseeded, &mut outcome),
+            Reply::Done { unsettled, unseeded } => self.done(unsettled, unseeded, &mut outcome),
             Reply::Stale {
                 all,
-                stale,
-                seed: state,
+                seed: is_wanted,
+                have,
+                have_base,
             } => {
-                let count = changed.map_or(entries.len(), <[usize]>::len);
-                let numbers = if all { (0..count).collect() } else { stale };
-                let seed = seed.filter(|_| state.needed);
+                let count = changed.map_or(self.manifest.entries.len(), <[usize]>::len);
+                let numbers = if all {
+                    (0..count).collect()
+                } else {
+                    numbers(&far.list().map_err(|error| self.unasked(error))?.0)
+                };
+                let state = SeedState { have, have_base };
+                let seed = seed.filter(|_| is_wanted);
                 let packed = seed.map(|seed| (seed, seed.pack(self.manifest, &state)));
                 if !numbers.is_empty() {
-                    self.send(&mut session, &numbers, changed, &mut outcome)?;
+                    self.send(far, &numbers, changed, &mut outcome)?;
                 }
                 if let Some((seed, packing)) = packed {
-                    self.seed(&mut session, seed, packing, &mut outcome);
+                    self.seed(far, seed, packing, &mut outcome);
                 }
-                self.finish(&mut session, &mut outcome)?;
+                self.finish(far, &mut outcome)?;
             }
-            Reply::Failed { why } => return Err(TransferError::Prepare { why }),
             other => return Err(self.out_of_order(&other)),
         }
         Ok(outcome)
@@ -456,7 +452,7 @@ impl Run<'_> {
     /// Sends entries by the numbers that the far side gives them.
     fn send(
         &self,
-        session: &mut Session,
+        far: &mut Far,
         numbers: &[usize],
         changed: Option<&[usize]>,
         outcome: &mut Outcome,
@@ -480,16 +476,30 @@ impl Run<'_> {
         let started = Instant::now();
         let options = &self.way.options;
         let for_rsync = options.checksum || (options.compress && bytes > DIRECT_OVER_NETWORK);
-        // rsync takes what start-up files print for its own protocol.
-        let sent = if for_rsync && !session.is_noisy() {
-            self.rsync(&entries)?
+        let by_rsync = if for_rsync && far.can_rsync() {
+            match self.rsync(&entries) {
+                // What it is worth is time alone.
+                Err(TransferError::Rsync {
+                    source:
+                        RsyncError::Run {
+                            source: CommandError::NotFound { .. },
+                        },
+                    ..
+                }) => None,
+                sent => Some(sent?),
+            }
         } else {
-            direct::send(session, &self.manifest.root, entries.into_iter(), self.events).map_err(
-                |source| TransferError::Direct {
+            None
+        };
+        let sent = if let Some(sent) = by_rsync {
+            sent
+        } else {
+            direct::send(far, &self.manifest.root, entries.into_iter(), self.events).map_err(|source| {
+                TransferError::Direct {
                     workdir: self.workdir.clone(),
                     source,
-                },
-            )?
+                }
+            })?
         };
         if sent == Sent::SomeVanished {
             self.events
@@ -536,12 +546,12 @@ impl Run<'_> {
     }
 
     /// Brings the repository in the lease up to date. A failure is a warning: the files are there either way.
-    fn seed(&self, session: &mut Session, seed: &Seed, packing: Packing, outcome: &mut Outcome) {
+    fn seed(&self, far: &mut Far, seed: &Seed, packing: Packing, outcome: &mut Outcome) {
         self.events.stage(Stage::Seed);
         let started = Instant::now();
-        let why = match seed.send(self.manifest, packing, session) {
+        let why = match seed.send(self.manifest, packing, far) {
             Err(error) => Some(crabbox_core::fault::chain(&error)),
-            Ok(Reply::Seeded) => None,
+            Ok(Reply::Seeded {}) => None,
             Ok(Reply::Unseeded { why }) => Some(why),
             Ok(other) => Some(format!("unexpected answer {other:?}")),
         };
@@ -551,17 +561,19 @@ impl Run<'_> {
         outcome.steps.push(("git_seed", started.elapsed()));
     }
 
-    fn finish(&self, session: &mut Session, outcome: &mut Outcome) -> Result<(), TransferError> {
+    fn finish(&self, far: &mut Far, outcome: &mut Outcome) -> Result<(), TransferError> {
         self.events.stage(Stage::Finish);
         let started = Instant::now();
-        session.send(b"finalize\n");
-        let reply = session.reply().map_err(|source| TransferError::FinalizeCall {
-            workdir: self.workdir.clone(),
-            source,
+        let reply = far.ask(&Request::Finish {}).and_then(|()| far.reply());
+        let reply = reply.map_err(|error| match error {
+            FarError::Failed { why } => TransferError::Finalize { why },
+            source => TransferError::FinalizeCall {
+                workdir: self.workdir.clone(),
+                source,
+            },
         })?;
         match reply {
-            Reply::Done { unsettled, unseeded } => self.done(&unsettled, unseeded, outcome),
-            Reply::Failed { why } => return Err(TransferError::Finalize { why }),
+            Reply::Done { unsettled, unseeded } => self.done(unsettled, unseeded, outcome),
             other => return Err(self.out_of_order(&other)),
         }
         if outcome.unsettled > 0 {
@@ -575,8 +587,8 @@ impl Run<'_> {
     }
 
     /// Takes in the last answer.
-    fn done(&self, unsettled: &[usize], unseeded: Option<String>, outcome: &mut Outcome) {
-        outcome.unsettled = unsettled.len() as u64;
+    fn done(&self, unsettled: u64, unseeded: Option<String>, outcome: &mut Outcome) {
+        outcome.unsettled = unsettled;
         if let Some(why) = unseeded {
             self.events.warning(&format!("remote git seed failed: {why}"));
         }
@@ -609,6 +621,15 @@ fn encode<'e>(entries: impl Iterator<Item = &'e Entry>, deleted: &[Vec<u8>]) -> 
     bytes.extend_from_slice(b"-\0");
     bytes.extend_from_slice(&list(deleted));
     bytes
+}
+
+/// The numbers of a list, four bytes each.
+fn numbers(list: &[u8]) -> Vec<usize> {
+    let number = |four: &[u8]| four.try_into().map(u32::from_be_bytes).ok();
+    let numbers = list.chunks_exact(4).filter_map(number);
+    numbers
+        .filter_map(|number| usize::try_from(number).ok())
+        .collect()
 }
 
 /// The paths of these entries, NUL after each.

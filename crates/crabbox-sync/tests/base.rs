@@ -14,8 +14,8 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use crabbox_host::command::Cmd;
-use crabbox_sync::transfer::{Options, sync};
-use crabbox_sync::{Channel, SyncEvents};
+use crabbox_sync::SyncEvents;
+use crabbox_sync::transfer::Options;
 use world::World;
 
 #[derive(Default)]
@@ -34,14 +34,7 @@ fn based(world: &World, base: &str) -> Vec<String> {
         ..Options::default()
     };
     let heard = Heard::default();
-    sync(
-        &Channel::local(),
-        &world.destination(),
-        &world.manifest(),
-        &options,
-        &heard,
-    )
-    .unwrap();
+    world.sync_as(&world.manifest(), &options, &heard).unwrap();
     heard.0.into_inner().unwrap()
 }
 
@@ -106,16 +99,11 @@ fn the_branch_of_the_origin_is_there_with_the_history_up_to_the_fork() {
     );
     // a is behind the fork: it stays here.
     assert_eq!(said(&world.workdir(), "rev-list --count --all").1, "4");
-    let outcome = sync(
-        &Channel::local(),
-        &world.destination(),
-        &world.manifest(),
-        &Options {
-            base_ref: "main".to_owned(),
-            ..Options::default()
-        },
-        &Heard::default(),
-    );
+    let options = Options {
+        base_ref: "main".to_owned(),
+        ..Options::default()
+    };
+    let outcome = world.sync_as(&world.manifest(), &options, &Heard::default());
     assert!(outcome.unwrap().skipped);
 
     // Both go on, and then the base alone.

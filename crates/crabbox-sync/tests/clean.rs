@@ -14,10 +14,10 @@ mod world;
 use std::path::Path;
 
 use crabbox_host::command::Cmd;
+use crabbox_sync::SyncEvents;
 use crabbox_sync::manifest::{Manifest, Scope};
 use crabbox_sync::repo::Repo;
-use crabbox_sync::transfer::{Options, Outcome, sync};
-use crabbox_sync::{Channel, SyncEvents};
+use crabbox_sync::transfer::{Options, Outcome};
 use world::{World, settle};
 
 /// What git says there, without a configuration of the user that this test runs as.
@@ -43,8 +43,7 @@ fn check_in(world: &World, scope: &Scope, wanted: &str) -> Outcome {
     assert_eq!(status(&world.source()), wanted, "here");
     let manifest = Manifest::build(&Repo::discover(&world.source()).unwrap(), scope).unwrap();
     let heard = Heard(std::sync::Mutex::default());
-    let (channel, to) = (Channel::local(), world.destination());
-    let outcome = sync(&channel, &to, &manifest, &Options::default(), &heard).unwrap();
+    let outcome = world.sync_as(&manifest, &Options::default(), &heard).unwrap();
     assert_eq!(heard.0.into_inner().unwrap(), Vec::<String>::new());
     assert_eq!(status(&world.workdir()), wanted, "there");
     outcome

@@ -17,7 +17,7 @@ use std::path::Path;
 use crabbox_host::command::Cmd;
 use crabbox_sync::manifest::Manifest;
 use crabbox_sync::transfer::GitSeed;
-use crabbox_sync::{Channel, Filter, Verdict};
+use crabbox_sync::{Filter, Verdict};
 use crabbox_testkit::sshd::Sshd;
 use crabbox_testkit::trees::{NAMES, Step, guest_step, inside, step};
 use proptest::prelude::*;
@@ -90,7 +90,7 @@ fn check(
     manner: Manner,
     git_seed: GitSeed,
 ) {
-    let mut world = World::through(Channel::ssh(&shared.0));
+    let mut world = World::over(&shared.0);
     world.git_seed = git_seed;
     world.checksum = manner.checksum;
     let settle_if = |settled: bool| {

@@ -12,8 +12,8 @@ mod world;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crabbox_sync::transfer::{Options, TransferError, sync};
-use crabbox_sync::{Channel, Progress, Stage, SyncEvents};
+use crabbox_sync::transfer::{Options, TransferError};
+use crabbox_sync::{Progress, Stage, SyncEvents};
 use crabbox_testkit::sshd::Sshd;
 use world::{Shared, World, settle, target};
 
@@ -21,7 +21,7 @@ use world::{Shared, World, settle, target};
 fn twenty_rounds_of_odd_changes_over_one_connection() {
     let sshd = Sshd::start();
     let shared = Shared::new(&sshd);
-    let world = World::through(Channel::ssh(&shared.0));
+    let world = World::over(&shared.0);
     world.local("echo base > base; git add -A; git commit -qm base");
     let changes = [
         "echo 1 > 'x y'; echo 2 > '-rf'; echo 3 > '#c'; echo 4 > ';d'",
@@ -51,7 +51,7 @@ fn twenty_rounds_of_odd_changes_over_one_connection() {
 #[test]
 fn without_a_shared_connection_it_works_too() {
     let sshd = Sshd::start();
-    let world = World::through(Channel::ssh(&target(&sshd)));
+    let world = World::over(&target(&sshd));
     world.local("echo 1 > a; git add -A; git commit -qm x");
     settle();
     world.sync();
@@ -101,7 +101,7 @@ fn a_line_that_dies_in_the_middle_fails_and_the_next_sync_converges() {
     let sshd = Sshd::start();
     let moments = ["send", "progress", "seed", "finish"];
     for (at, compress) in moments.iter().flat_map(|at| [(*at, false), (*at, true)]) {
-        let world = World::through(Channel::ssh(&target(&sshd)));
+        let world = World::over(&target(&sshd));
         world.local(
             "for d in 1 2 3 4; do mkdir d$d; for f in $(seq 100); do head -c 30000 /dev/urandom > d$d/f$f; done; done; \
              git add -A; git commit -qm x",
@@ -111,17 +111,11 @@ fn a_line_that_dies_in_the_middle_fails_and_the_next_sync_converges() {
             at,
             done: AtomicBool::new(false),
         };
-        let error = sync(
-            &Channel::ssh(&target(&sshd)),
-            &world.destination(),
-            &world.manifest(),
-            &Options {
-                compress,
-                ..Options::default()
-            },
-            &cutter,
-        )
-        .unwrap_err();
+        let options = Options {
+            compress,
+            ..Options::default()
+        };
+        let error = world.sync_as(&world.manifest(), &options, &cutter).unwrap_err();
         assert!(cutter.done.load(Ordering::SeqCst));
         let sending = match error {
             TransferError::Direct { .. } => Some(false),
@@ -143,7 +137,7 @@ fn a_machine_that_is_not_there_is_a_remote_error() {
     let mut sshd = Sshd::start();
     let target = target(&sshd);
     sshd.stop();
-    let world = World::through(Channel::ssh(&target));
+    let world = World::over(&target);
     world.local("echo 1 > a; git add -A");
     let error = world.try_sync(&Options::default()).unwrap_err();
     assert!(error.is_remote(), "{error:?}");
@@ -166,7 +160,7 @@ fn startup_files_and_login_shells_of_every_kind_are_no_part_of_the_conversation(
         let sshd = Sshd::start_with(&forced);
         std::fs::write(sshd.home().join(file), text).unwrap();
         let shared = Shared::new(&sshd);
-        let mut world = World::through(Channel::ssh(&shared.0));
+        let mut world = World::over(&shared.0);
         // What compares and what does not: the one that compares is rsync, whose protocol takes no other words.
         for checksum in [false, true] {
             world.checksum = checksum;
@@ -185,7 +179,7 @@ fn startup_files_and_login_shells_of_every_kind_are_no_part_of_the_conversation(
 #[test]
 fn a_login_shell_that_does_something_else_is_told_with_what_it_printed() {
     let sshd = Sshd::start_with("ForceCommand echo only backups here; exit 3");
-    let world = World::through(Channel::ssh(&target(&sshd)));
+    let world = World::over(&target(&sshd));
     world.local("echo 1 > a; git add -A");
     let error = world.try_sync(&Options::default()).unwrap_err();
     assert!(error.is_remote(), "{error:?}");

@@ -9,7 +9,9 @@ use std::time::Duration;
 use crabbox_ssh::exec::Stdin;
 use crabbox_ssh::target::Target;
 
-use crate::command::{RemoteError, ask};
+use crate::command::RemoteError;
+use crabbox_ssh::capture::{self, Captured};
+use crabbox_ssh::exec::RemoteStatus;
 
 /// The directory of the caches in a lease.
 const ROOT: &str = "/var/cache/crabbox";
@@ -73,7 +75,7 @@ pub fn measure(
         return Ok(Vec::new());
     }
     let script = measuring(ROOT, kinds);
-    let seen = ask(target, &script, Stdin::Null, Some(MEASURE_LIMIT), cancel)?;
+    let seen = ask(target, &script, Some(MEASURE_LIMIT), cancel)?;
     if !seen.success() {
         return Err(failed("measure", seen.stderr_text()));
     }
@@ -87,11 +89,25 @@ pub fn purge(target: &Target, kinds: &[CacheKind], cancel: BorrowedFd<'_>) -> Re
         return Ok(());
     }
     let script = purging(ROOT, kinds);
-    let seen = ask(target, &script, Stdin::Null, None, cancel)?;
+    let seen = ask(target, &script, None, cancel)?;
     if !seen.success() {
         return Err(failed("empty", seen.stderr_text()));
     }
     Ok(())
+}
+
+/// Runs a script of ours without the tree; stops when `cancel` becomes readable.
+fn ask(
+    target: &Target,
+    script: &str,
+    limit: Option<Duration>,
+    cancel: BorrowedFd<'_>,
+) -> Result<Captured, RemoteError> {
+    let answer = capture::capture_until(target, script, Stdin::Null, limit, Some(cancel))?;
+    match answer.status {
+        RemoteStatus::Cancelled { .. } => Err(RemoteError::Cancelled),
+        _ => Ok(answer),
+    }
 }
 
 fn failed(attempt: &'static str, said: String) -> RemoteError {

@@ -2,23 +2,27 @@
 //!
 //! It runs where it is told to and hands through what comes; it must never decide whether the tree is up to date or whose it is.
 
-use std::io::Read as _;
+use std::io::Write;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crabbox_agent_protocol::{Command, Reply, Request};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_host::beneath::{BeneathError, Existing};
-use crabbox_host::budget::{FillError, OverBudget, fill};
+use crabbox_host::budget::OverBudget;
 use crabbox_host::place::{Place, PlaceError};
-use crabbox_ssh::capture::{self, Captured};
+use crabbox_ssh::capture::CAPTURE_LIMIT;
 pub use crabbox_ssh::command::Form;
-use crabbox_ssh::command::{UserCommand, UserCommandError};
-use crabbox_ssh::exec::{self, Exec, ExecError, Stdin};
-pub use crabbox_ssh::exec::{RemoteStatus, Sink};
+use crabbox_ssh::command::{Meaning, UserCommand, UserCommandError, meaning};
+use crabbox_ssh::exec::ExecError;
+pub use crabbox_ssh::exec::RemoteStatus;
+use crabbox_ssh::far::{FarError, Ran, Streams};
 use crabbox_ssh::target::Target;
 
-use crate::stream::{budget, stream};
+use crate::files::{self, FetchError, Fetched, Wanted};
+use crate::owner::Owner;
+use crate::stream::{Sparse, Words, budget};
 
 /// How long making the directory of a run without a sync may take.
 const MKDIR_LIMIT: Duration = Duration::from_mins(2);
@@ -32,6 +36,15 @@ pub enum RemoteError {
     /// It could not be started.
     #[error("cannot run the command in the lease")]
     Exec(#[from] ExecError),
+    /// The lease could not be spoken to.
+    #[error("cannot speak to the lease")]
+    Far(#[source] FarError),
+    /// The lease could not start it.
+    #[error("the command was not started in the lease: {why}")]
+    Unstarted {
+        /// What the lease said.
+        why: String,
+    },
     /// The directory for it could not be made.
     #[error("cannot make {workdir} in the lease: {said}")]
     Workdir {
@@ -82,18 +95,78 @@ pub enum RemoteError {
     Cancelled,
 }
 
-/// Runs a call of ours that a user waits for; stops when `cancel` becomes readable.
+/// What a script of ours left behind.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) status: RemoteStatus,
+    pub(crate) stdout: Vec<u8>,
+    said: Words,
+}
+
+impl Asked {
+    /// The end of its standard error.
+    pub(crate) fn said(&self) -> String {
+        self.said.text()
+    }
+}
+
+/// Runs a script of ours that a user waits for; stops when `cancel` becomes readable.
 pub(crate) fn ask(
-    target: &Target,
+    owner: &mut Owner,
+    workdir: &str,
     script: &str,
-    stdin: Stdin<'_>,
-    limit: Option<Duration>,
+    input: Vec<u8>,
     cancel: BorrowedFd<'_>,
-) -> Result<Captured, RemoteError> {
-    let answer = capture::capture_until(target, script, stdin, limit, Some(cancel))?;
-    match answer.status {
-        RemoteStatus::Cancelled { .. } => Err(RemoteError::Cancelled),
-        _ => Ok(answer),
+) -> Result<Asked, RemoteError> {
+    let (mut stdout, mut said) = (Kept::default(), Words::default());
+    let command = Command {
+        workdir: workdir.to_owned(),
+        words: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        env: Vec::new(),
+        tells: String::new(),
+        input: Some(input),
+        noted: false,
+    };
+    let streams = Streams {
+        out: &mut stdout,
+        err: &mut said,
+    };
+    match owner.far().run(command, streams, Some(cancel))? {
+        Ran::Ended {
+            status: RemoteStatus::Cancelled { .. },
+            ..
+        } => Err(RemoteError::Cancelled),
+        Ran::Ended { status, .. } => Ok(Asked {
+            status,
+            stdout: stdout.0,
+            said,
+        }),
+        Ran::Unstarted { why, .. } => Err(RemoteError::Unstarted { why }),
+    }
+}
+
+/// As much of a stream as a script of ours may print.
+#[derive(Debug, Default)]
+struct Kept(Vec<u8>);
+
+impl std::io::Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let room = CAPTURE_LIMIT.saturating_sub(self.0.len());
+        self.0.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl From<FarError> for RemoteError {
+    fn from(error: FarError) -> Self {
+        match error {
+            FarError::Cancelled => Self::Cancelled,
+            error => Self::Far(error),
+        }
     }
 }
 
@@ -107,67 +180,99 @@ impl Fault for RemoteError {
     fn kind(&self) -> Kind {
         match self {
             Self::Command(_) | Self::Local { .. } | Self::Place(_) => Kind::Usage,
-            Self::Exec(_) | Self::Workdir { .. } | Self::File { .. } | Self::Over { .. } => Kind::Remote,
+            Self::Exec(_)
+            | Self::Far(_)
+            | Self::Unstarted { .. }
+            | Self::Workdir { .. }
+            | Self::File { .. }
+            | Self::Over { .. } => Kind::Remote,
             Self::Interrupted { .. } | Self::Cancelled => Kind::Passthrough(130),
         }
     }
 }
 
 /// A command and its surroundings.
-#[derive(Debug)]
 pub struct Job<'a> {
     /// Where to run it.
     pub workdir: String,
     /// Variables to export; their values never stand in an argument vector.
     pub env: Vec<(String, String)>,
-    /// Shell lines that run before anything else, for example those that mark the command for the owner of the tree.
+    /// Shell lines that run before anything else; empty for none.
     pub before: String,
     /// The command.
     pub form: Form,
     /// Where its standard output goes.
-    pub stdout: Sink<'a>,
+    pub stdout: &'a mut (dyn Write + Send),
     /// Where its standard error goes.
-    pub stderr: Sink<'a>,
+    pub stderr: &'a mut (dyn Write + Send),
     /// Readable when it shall be stopped.
     pub cancel: BorrowedFd<'a>,
 }
 
+impl std::fmt::Debug for Job<'_> {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Job")
+            .field("workdir", &self.workdir)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Runs the command.
-pub fn command(target: &Target, job: Job<'_>) -> Result<RemoteStatus, RemoteError> {
-    let command = UserCommand {
-        workdir: job.workdir,
-        env_file: None,
-        env: job.env,
-        form: job.form,
+pub fn command(owner: &mut Owner, job: Job<'_>) -> Result<RemoteStatus, RemoteError> {
+    let Job {
+        workdir,
+        env,
+        before,
+        form,
+        stdout,
+        stderr,
+        cancel,
+    } = job;
+    let command = UserCommand { workdir, env, form }.prepared()?;
+    if !before.is_empty() {
+        let prepared = ask(owner, &command.workdir, &before, Vec::new(), cancel)?;
+        if prepared.status != RemoteStatus::Exited(0) {
+            stderr.write_all(prepared.said().as_bytes()).ok();
+            return Ok(prepared.status);
+        }
+    }
+    let streams = Streams {
+        out: stdout,
+        err: &mut *stderr,
     };
-    let exec = Exec {
-        script: format!("{}\n{}", job.before, command.script()?),
-        stdin: Stdin::Null,
-        stdout: job.stdout,
-        stderr: job.stderr,
-        cancel: Some(job.cancel),
-        limit: None,
-    };
-    Ok(exec::run(target, exec)?)
+    match meaning(owner.far().run(command, streams, Some(cancel))?) {
+        Meaning::Ended(status, said) => {
+            if let Some(said) = said {
+                // A stream that takes no more has heard worse already.
+                stderr.write_all(said.as_bytes()).ok();
+            }
+            Ok(status)
+        }
+        Meaning::Unstarted(why) => Err(RemoteError::Unstarted { why }),
+    }
 }
 
 /// Makes the directory of a run that brings nothing.
-pub fn make_workdir(target: &Target, workdir: &str, cancel: BorrowedFd<'_>) -> Result<(), RemoteError> {
-    let script = format!("mkdir -p -- {}", crabbox_ssh::quote::single(workdir));
-    let made = ask(target, &script, Stdin::Null, Some(MKDIR_LIMIT), cancel)?;
-    if made.success() {
-        Ok(())
-    } else {
-        Err(RemoteError::Workdir {
+pub fn make_workdir(owner: &mut Owner, workdir: &str) -> Result<(), RemoteError> {
+    let far = owner.far();
+    far.limit(Some(MKDIR_LIMIT));
+    let dir = workdir.to_owned();
+    let made = far.ask(&Request::Make { dir }).and_then(|()| far.reply());
+    far.limit(None);
+    match made {
+        Ok(Reply::Made {}) => Ok(()),
+        Ok(other) => Err(owner.far().out_of_order(&other).into()),
+        Err(FarError::Failed { why }) => Err(RemoteError::Workdir {
             workdir: workdir.to_owned(),
-            said: made.stderr_text(),
-        })
+            said: why,
+        }),
+        Err(error) => Err(error.into()),
     }
 }
 
 /// Uploads a script; returns its path relative to the workdir.
 pub fn upload_script(
-    target: &Target,
+    owner: &mut Owner,
     workdir: &str,
     name: &str,
     content: &[u8],
@@ -181,80 +286,80 @@ pub fn upload_script(
         .take(64)
         .collect();
     let path = format!(".crabbox/scripts/{}-{name}", &digest[..12]);
-    let (dir, file) = (
-        crabbox_ssh::quote::single(workdir),
-        crabbox_ssh::quote::single(&path),
-    );
-    let script =
-        format!("cd {dir} && mkdir -p .crabbox/scripts && umask 077 && cat > {file} && chmod 700 {file}");
-    let done = ask(target, &script, Stdin::Bytes(content), Some(MKDIR_LIMIT), cancel)?;
-    if done.success() {
+    let file = crabbox_ssh::quote::single(&path);
+    let script = format!("mkdir -p .crabbox/scripts && umask 077 && cat > {file} && chmod 700 {file}");
+    let done = ask(owner, workdir, &script, content.to_vec(), cancel)?;
+    if done.status == RemoteStatus::Exited(0) {
         Ok(path)
     } else {
         Err(RemoteError::File {
             attempt: "upload",
             path,
-            said: done.stderr_text(),
+            said: done.said(),
         })
     }
 }
 
 /// Fetches one file of the workdir into its place; returns how many bytes it had. A program stays one.
 ///
-/// What was there before stays whole unless all of the file came. Stops when `cancel` becomes readable.
+/// What was there before stays whole unless all of the file came.
 pub fn download(
+    owner: &mut Owner,
     target: &Target,
     workdir: &str,
     remote: &str,
     place: &Place,
-    cancel: BorrowedFd<'_>,
 ) -> Result<u64, RemoteError> {
-    let (dir, file) = (
-        crabbox_ssh::quote::single(workdir),
-        crabbox_ssh::quote::single(remote),
-    );
     let path = place.path();
     let failed = |source| RemoteError::Local {
         path: path.clone(),
         source,
     };
+    let fetch = |said| RemoteError::File {
+        attempt: "fetch",
+        path: remote.to_owned(),
+        said,
+    };
     let mut placing = place.begin()?;
-    let mut budget = budget(target, placing.file()).map_err(failed)?;
-    // A regular file and nothing else: a guest may put anything under the name. The first byte says whether it is a program.
-    let script = format!(
-        "cd {dir} && test -f {file} && if test -x {file}; then printf x; else printf r; fi && exec cat -- {file}"
-    );
-    let to = &*placing.file();
-    let streamed = stream(target, script, Stdin::Null, Some(cancel), |mut from| {
-        let mut first = [0];
-        from.read_exact(&mut first).map_err(FillError::Read)?;
-        fill(&mut from, to, 0, &mut budget).map(|bytes| (bytes, first == *b"x"))
-    })
-    .map_err(failed)?;
-    match (streamed.taken, streamed.status) {
-        (Err(FillError::Write(source)), _) => Err(failed(source)),
-        (Err(FillError::Over(over)), _) => Err(RemoteError::Over { path, over }),
-        (_, Ok(RemoteStatus::Cancelled { .. })) => Err(RemoteError::Interrupted { path }),
-        (Ok((bytes, is_program)), Ok(RemoteStatus::Exited(0))) => {
-            if is_program {
+    let budget = budget(target, placing.file()).map_err(failed)?;
+    let (mut came, mut problem) = (None, None);
+    let wanted = Wanted {
+        dir: workdir,
+        names: &[remote.as_bytes().to_vec()],
+        follow: true,
+        limit: None,
+    };
+    let mut file = Sparse::new(placing.file(), budget);
+    let fetched = files::fetch(owner.far(), &wanted, &mut |event| match event {
+        Fetched::Begins(begun) => {
+            came = Some(begun.clone());
+            file.expect(begun.size)
+        }
+        Fetched::Piece(piece) => file.take(piece),
+        Fetched::Problem { text, .. } => {
+            problem = Some(text.to_owned());
+            Ok(())
+        }
+    });
+    let fetched = fetched.and_then(|()| file.finish().map_err(FetchError::Sink));
+    match fetched {
+        Ok(()) => {}
+        Err(FetchError::Far(FarError::Cancelled)) => return Err(RemoteError::Interrupted { path }),
+        Err(FetchError::Far(FarError::Failed { why })) => return Err(fetch(why)),
+        Err(FetchError::Far(error)) => return Err(error.into()),
+        Err(FetchError::Sink(source)) => match OverBudget::of(&source) {
+            Some(over) => return Err(RemoteError::Over { path, over }),
+            None => return Err(failed(source)),
+        },
+    }
+    match (came, problem) {
+        (Some(begun), None) => {
+            if begun.mode & 0o111 != 0 {
                 placing.make_executable()?;
             }
             placing.commit(Existing::Replace)?;
-            Ok(bytes)
+            Ok(begun.size)
         }
-        (_, Err(error)) => Err(error.into()),
-        (_, Ok(status)) => {
-            let said = streamed.said.text();
-            let said = match status {
-                RemoteStatus::ConnectionLost => "the connection was lost".to_owned(),
-                _ if said.is_empty() => "it is not a regular file".to_owned(),
-                _ => said,
-            };
-            Err(RemoteError::File {
-                attempt: "fetch",
-                path: remote.to_owned(),
-                said,
-            })
-        }
+        (_, problem) => Err(fetch(problem.unwrap_or_else(|| "it did not come".to_owned()))),
     }
 }

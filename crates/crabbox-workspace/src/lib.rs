@@ -15,6 +15,7 @@ pub mod caches;
 pub mod command;
 pub mod copy;
 pub mod env_profile;
+mod files;
 pub mod owner;
 pub mod preflight;
 pub mod pull;

@@ -3,14 +3,12 @@
 //! It only looks. A tool that is missing is told and must never fail the run.
 
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
 
 use crabbox_core::fault::{Fault, Kind};
-use crabbox_ssh::exec::Stdin;
 use crabbox_ssh::quote;
 
 use crate::command::{RemoteError, ask};
-use crabbox_ssh::target::Target;
+use crate::owner::Owner;
 
 /// Tools that are looked for unless the configuration names others.
 const TOOLS: [&str; 10] = [
@@ -31,9 +29,6 @@ const MORE: [&str; 10] = [
 ];
 /// What it knows of a machine with Windows: asked for, and not there to be looked at.
 const OF_WINDOWS: [&str; 5] = ["execution_policy", "longpaths", "powershell", "pwsh", "temp"];
-/// How long looking may take.
-const LIMIT: Duration = Duration::from_mins(1);
-
 /// A tool that nobody can look for.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown preflight tool {name:?}; known are default, none, {}", known().collect::<Vec<_>>().join(", "))]
@@ -84,7 +79,8 @@ pub fn tools(asked: &[String]) -> Result<Vec<&'static str>, UnknownTool> {
 
 /// Lines about the machine: its system, its size, and the version of each tool.
 pub fn preflight(
-    target: &Target,
+    owner: &mut Owner,
+    workdir: &str,
     tools: &[&str],
     cancel: BorrowedFd<'_>,
 ) -> Result<Vec<String>, RemoteError> {
@@ -99,8 +95,11 @@ bash -lc 'for t; do
 done' bash {}"#,
         quote::join(tools)
     );
-    let seen = ask(target, &script, Stdin::Null, Some(LIMIT), cancel)?;
-    Ok(seen.stdout_text().lines().map(str::to_owned).collect())
+    let seen = ask(owner, workdir, &script, Vec::new(), cancel)?;
+    Ok(String::from_utf8_lossy(&seen.stdout)
+        .lines()
+        .map(str::to_owned)
+        .collect())
 }
 
 #[cfg(test)]

@@ -3,28 +3,26 @@
 //! A file here gives way only when it is the one that was sent, which is looked at once more in the moment of the exchange;
 //! what git does not have is kept beside. Nothing is written through a link, and no link is made.
 
-use std::collections::HashMap;
-use std::io::{self, PipeReader};
-use std::os::fd::BorrowedFd;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crabbox_agent_protocol::Request;
 use crabbox_core::config::settings::SyncSettings;
 use crabbox_core::fault::{Fault, Kind};
-use crabbox_host::archive::{ArchiveError, MemberKind, Reader};
-use crabbox_host::beneath::{Beneath, BeneathError, Existing};
+use crabbox_host::beneath::{Beneath, BeneathError, Existing, Placing};
 use crabbox_host::budget::{Budget, OverBudget};
 use crabbox_host::entry_path::EntryPath;
-use crabbox_ssh::capture;
-use crabbox_ssh::exec::{ExecError, RemoteStatus, Stdin};
-use crabbox_ssh::quote;
+use crabbox_ssh::far::FarError;
 use crabbox_sync::Entry;
 use crabbox_sync::manifest::{Manifest, ManifestError};
 use crabbox_sync::pull::{self, Change, PullError as PlanError};
 pub use crabbox_sync::pull::{Act, Left, Plan};
 use rustix::fs::{AtFlags, RenameFlags};
 
-use crate::stream::{budget, stream};
+use crate::files::{self, FetchError, Fetched, Wanted};
+use crate::owner::Owner;
+use crate::stream::budget;
 use crate::sync::{self, Destination, Repo};
 use crabbox_ssh::target::Target;
 
@@ -42,7 +40,13 @@ pub enum PullError {
     Manifest(#[from] ManifestError),
     /// The lease could not be asked.
     #[error("cannot ask the lease what has changed")]
-    Exec(#[from] ExecError),
+    Far(#[source] FarError),
+    /// What it sent names no file that can be.
+    #[error("the lease has {name:?}, which is no path below the tree; nothing was changed here")]
+    Name {
+        /// The path.
+        name: String,
+    },
     /// It had no answer.
     #[error("cannot {attempt} in the lease: {said}")]
     Remote {
@@ -51,15 +55,6 @@ pub enum PullError {
         /// What the lease said.
         said: String,
     },
-    /// It sent something else than was asked for.
-    #[error("the lease sent {name:?}, which was not asked for; nothing was changed here")]
-    Unasked {
-        /// The name in the archive.
-        name: String,
-    },
-    /// The archive is broken.
-    #[error("what the lease sent is no archive; nothing was changed here")]
-    Garbled(#[source] ArchiveError),
     /// It sent more than may be kept here.
     #[error("the lease sent {name:?}, which cannot be kept; nothing was changed here")]
     Over {
@@ -96,51 +91,52 @@ impl Fault for PullError {
     fn kind(&self) -> Kind {
         match self {
             Self::Plan(_) | Self::Manifest(_) | Self::Raced { .. } => Kind::Sync,
-            Self::Exec(_)
-            | Self::Remote { .. }
-            | Self::Unasked { .. }
-            | Self::Garbled(_)
-            | Self::Over { .. } => Kind::Remote,
+            Self::Far(_) | Self::Name { .. } | Self::Remote { .. } | Self::Over { .. } => Kind::Remote,
             Self::Local { .. } | Self::Beneath(_) => Kind::Usage,
             Self::Interrupted => Kind::Passthrough(130),
         }
     }
 }
 
-/// What has changed in the lease, held against the tree here. The workdir must be ours. Stops when `cancel` becomes readable.
+/// What has changed in the lease, held against the tree here.
 pub fn plan(
-    target: &Target,
+    owner: &mut Owner,
     destination: &Destination,
     repo: &Repo,
     settings: &SyncSettings,
     only: &[String],
-    cancel: BorrowedFd<'_>,
 ) -> Result<Plan, PullError> {
-    let script = pull::script(destination);
-    let listed = capture::capture_until(target, &script, Stdin::Null, Some(LIST_LIMIT), Some(cancel))?;
-    if matches!(listed.status, RemoteStatus::Cancelled { .. }) {
-        return Err(PullError::Interrupted);
-    }
-    if !listed.success() || listed.stdout.len() == capture::CAPTURE_LIMIT {
-        return Err(PullError::Remote {
-            attempt: "list what has changed",
-            said: listed.stderr_text(),
-        });
-    }
+    let far = owner.far();
+    far.limit(Some(LIST_LIMIT));
+    let asked = far.ask(&Request::Changes {
+        lease_dir: destination.lease_dir(),
+        name: destination.name.clone(),
+    });
+    let listed = asked.and_then(|()| far.list());
+    far.limit(None);
+    let (list, _) = listed.map_err(|error| failed("list what has changed", error))?;
     let scope = sync::scope(settings);
     let manifest = Manifest::build(repo, &scope)?;
-    Ok(pull::plan(&manifest, &scope, &listed.stdout, only)?)
+    Ok(pull::plan(&manifest, &scope, &list, only)?)
+}
+
+fn failed(attempt: &'static str, error: FarError) -> PullError {
+    match error {
+        FarError::Cancelled => PullError::Interrupted,
+        FarError::Failed { why } => PullError::Remote { attempt, said: why },
+        error => PullError::Far(error),
+    }
 }
 
 /// Brings the changes. `kept` is a new directory below the root, on its file system, for what git does not have; returns
-/// whether anything is in it. Stops before anything here is changed when `cancel` becomes readable.
+/// whether anything is in it.
 pub fn apply(
+    owner: &mut Owner,
     target: &Target,
     workdir: &str,
     root: &Path,
     changes: &[Change],
     kept: &EntryPath,
-    cancel: BorrowedFd<'_>,
 ) -> Result<bool, PullError> {
     let tree = Beneath::open(root)?;
     let aside = tree.make_dirs(Some(kept), PRIVATE)?;
@@ -152,7 +148,7 @@ pub fn apply(
         .iter()
         .filter(|change| !matches!(change.act, Act::Remove(_)))
         .collect();
-    fetch(target, workdir, &brought, &stage.dir, cancel)?;
+    fetch(owner, target, workdir, &brought, &stage.dir)?;
     let mut place = Workspace {
         tree,
         stage: &stage.dir,
@@ -200,102 +196,121 @@ fn numbered(prefix: &str, number: usize) -> Result<EntryPath, PullError> {
 
 /// `path` as one below the tree. What is none has been skipped by the plan already.
 fn entry(path: &[u8]) -> Result<EntryPath, PullError> {
-    EntryPath::exact(path).map_err(|_| PullError::Unasked {
+    EntryPath::exact(path).map_err(|_| PullError::Name {
         name: String::from_utf8_lossy(path).into_owned(),
     })
 }
 
-/// Fetches the files as `0`, `1`, … in `stage`. A name from the lease only selects which of them it is.
+/// Fetches the files as `0`, `1`, … in `stage`. A number from the lease only selects which of them it is.
 fn fetch(
+    owner: &mut Owner,
     target: &Target,
     workdir: &str,
     wanted: &[&Change],
     stage: &Beneath,
-    cancel: BorrowedFd<'_>,
 ) -> Result<(), PullError> {
     if wanted.is_empty() {
         return Ok(());
     }
-    let (mut names, mut numbers) = (Vec::new(), HashMap::new());
-    for (number, change) in wanted.iter().enumerate() {
-        names.extend_from_slice(b"./");
-        names.extend_from_slice(&change.path);
-        names.push(0);
-        numbers.insert(change.path.clone(), number);
-    }
-    let script = format!(
-        "cd {} && exec tar -c --no-recursion --hard-dereference --null -T - -f -",
-        quote::single(workdir)
-    );
-    let local = |source| PullError::Local {
+    let names: Vec<Vec<u8>> = wanted.iter().map(|change| change.path.clone()).collect();
+    let budget = budget(target, stage).map_err(|source| PullError::Local {
         path: stage.path().to_owned(),
         source,
+    })?;
+    let mut taking = Taking {
+        wanted,
+        stage,
+        budget,
+        open: None,
+        count: 0,
+        problem: None,
+        error: None,
     };
-    let budget = budget(target, stage).map_err(local)?;
-    let streamed = stream(target, script, Stdin::Bytes(&names), Some(cancel), |pipe| {
-        take(pipe, &numbers, wanted, stage, budget)
+    let asked = Wanted {
+        dir: workdir,
+        names: &names,
+        follow: false,
+        limit: None,
+    };
+    let fetched = files::fetch(owner.far(), &asked, &mut |event| {
+        taking.take(event).map_err(|error| {
+            taking.error = Some(error);
+            io::ErrorKind::Other.into()
+        })
+    });
+    match fetched {
+        Err(FetchError::Far(error)) => return Err(failed("read the changed files", error)),
+        // Why nothing more was taken is in `taking`.
+        Ok(()) | Err(FetchError::Sink(_)) => {}
+    }
+    if let Some(error) = taking.error.take() {
+        return Err(error);
+    }
+    taking.end()?;
+    if taking.count == wanted.len() && taking.problem.is_none() {
+        return Ok(());
+    }
+    Err(PullError::Remote {
+        attempt: "read the changed files",
+        said: taking
+            .problem
+            .unwrap_or_else(|| "not all of them came".to_owned()),
     })
-    .map_err(local)?;
-    if matches!(streamed.status, Ok(RemoteStatus::Cancelled { .. })) {
-        return Err(PullError::Interrupted);
-    }
-    let count = streamed.taken?;
-    if streamed.status? != RemoteStatus::Exited(0) || count != wanted.len() {
-        return Err(PullError::Remote {
-            attempt: "read the changed files",
-            said: streamed.said.text(),
-        });
-    }
-    Ok(())
 }
 
-/// Unpacks; returns how many files came.
-fn take(
-    pipe: PipeReader,
-    numbers: &HashMap<Vec<u8>, usize>,
-    wanted: &[&Change],
-    stage: &Beneath,
-    mut budget: Budget,
-) -> Result<usize, PullError> {
-    let mut archive = Reader::new(io::BufReader::with_capacity(64 * 1024, pipe));
-    let mut count = 0;
-    while let Some(member) = archive.next_member().map_err(PullError::Garbled)? {
-        let number = member
-            .path
-            .strip_prefix(b"./")
-            .and_then(|name| numbers.get(name).copied());
-        let number = number
-            .filter(|_| member.kind == MemberKind::File)
-            .ok_or_else(|| PullError::Unasked {
-                name: String::from_utf8_lossy(&member.path).into_owned(),
-            })?;
-        let mut placing = stage.begin(&numbered("", number)?, FILE)?;
-        let path = placing.path();
-        archive
-            .extract(&member, placing.file(), &mut budget)
-            .map_err(|error| blame(error, &path))?;
-        if wanted[number].executable {
-            placing.make_executable()?;
+/// Files on their way into the stage.
+struct Taking<'a> {
+    wanted: &'a [&'a Change],
+    stage: &'a Beneath,
+    budget: Budget,
+    open: Option<(Placing, bool)>,
+    count: usize,
+    /// The first thing that was wrong with one.
+    problem: Option<String>,
+    error: Option<PullError>,
+}
+
+impl Taking<'_> {
+    fn take(&mut self, event: Fetched<'_>) -> Result<(), PullError> {
+        match event {
+            Fetched::Begins(coming) => {
+                self.end()?;
+                let change = self.wanted[coming.number];
+                self.budget.take(coming.size).map_err(|over| PullError::Over {
+                    name: String::from_utf8_lossy(&change.path).into_owned(),
+                    over,
+                })?;
+                let placing = self.stage.begin(&numbered("", coming.number)?, FILE)?;
+                self.open = Some((placing, change.executable));
+                Ok(())
+            }
+            Fetched::Piece(piece) => match &mut self.open {
+                Some((placing, _)) => {
+                    let path = placing.path();
+                    placing
+                        .file()
+                        .write_all(piece)
+                        .map_err(|source| PullError::Local { path, source })
+                }
+                None => Ok(()),
+            },
+            Fetched::Problem { text, .. } => {
+                self.problem.get_or_insert_with(|| text.to_owned());
+                Ok(())
+            }
         }
-        placing.commit(Existing::Refuse)?;
-        count += 1;
     }
-    archive.finish().map_err(PullError::Garbled)?;
-    Ok(count)
-}
 
-/// Whose fault it is that a file of the archive is not at `path`.
-fn blame(error: ArchiveError, path: &Path) -> PullError {
-    match error {
-        ArchiveError::Write { source, .. } => PullError::Local {
-            path: path.to_owned(),
-            source,
-        },
-        ArchiveError::Over { path, over } => PullError::Over {
-            name: String::from_utf8_lossy(&path).into_owned(),
-            over,
-        },
-        error => PullError::Garbled(error),
+    /// Puts the file that is open into its place.
+    fn end(&mut self) -> Result<(), PullError> {
+        if let Some((placing, executable)) = self.open.take() {
+            if executable {
+                placing.make_executable()?;
+            }
+            placing.commit(Existing::Refuse)?;
+            self.count += 1;
+        }
+        Ok(())
     }
 }
 
@@ -410,18 +425,6 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_here_is_not_blamed_on_the_lease() {
-        let path = Path::new("/stage/0");
-        let full = ArchiveError::Write {
-            path: b"./f".to_vec(),
-            source: io::ErrorKind::StorageFull.into(),
-        };
-        assert!(matches!(blame(full, path), PullError::Local { .. }));
-        let cut = ArchiveError::Read(io::ErrorKind::UnexpectedEof.into());
-        assert!(matches!(blame(cut, path), PullError::Garbled(_)));
-    }
-
-    #[test]
     fn what_changed_since_the_look_is_put_back() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
@@ -471,23 +474,32 @@ mod tests {
     #[test]
     fn a_file_that_is_larger_than_there_is_room_for_is_refused_by_its_name() {
         use crabbox_host::budget::Bound;
+
+        use crate::files::Coming;
         let dir = tempfile::tempdir().unwrap();
         let stage = Beneath::open(dir.path()).unwrap();
         let wanted = change("big", Act::Add);
-        let numbers = HashMap::from([(b"big".to_vec(), 0)]);
-        let mut header = tar::Header::new_gnu();
-        header.as_old_mut().name[..5].copy_from_slice(b"./big");
-        header.set_size(1 << 40);
-        header.set_cksum();
-        let (reader, mut writer) = io::pipe().unwrap();
-        std::io::Write::write_all(&mut writer, header.as_bytes()).unwrap();
-        drop(writer);
-        let budget = Budget::of(1 << 20, Bound::FreeSpace);
-        let error = take(reader, &numbers, &[&wanted], &stage, budget).unwrap_err();
+        let mut taking = Taking {
+            wanted: &[&wanted],
+            stage: &stage,
+            budget: Budget::of(1 << 20, Bound::FreeSpace),
+            open: None,
+            count: 0,
+            problem: None,
+            error: None,
+        };
+        let coming = Coming {
+            number: 0,
+            mode: 0o644,
+            seconds: 0,
+            size: 1 << 40,
+        };
+        let error = taking.take(Fetched::Begins(&coming)).unwrap_err();
         assert!(
-            matches!(&error, PullError::Over { name, .. } if name == "./big"),
+            matches!(&error, PullError::Over { name, .. } if name == "big"),
             "{error}"
         );
+        drop(taking);
         assert!(stage.names().unwrap().is_empty());
     }
 }

@@ -3,10 +3,12 @@
 //! The taker runs in a thread of its own and may stop at any byte; it must be told nothing by the other side that it has not
 //! checked. What the other side says on its standard error is bounded.
 
+use std::fs::File;
 use std::io::{self, PipeReader};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt as _;
 
-use crabbox_host::budget::{Bound, Budget};
+use crabbox_host::budget::{Bound, Budget, OverBudget};
 
 use crabbox_ssh::exec::{self, Exec, ExecError, RemoteStatus, Sink, Stdin};
 use crabbox_ssh::target::Target;
@@ -21,6 +23,45 @@ pub(crate) fn budget(target: &Target, into: impl AsFd) -> io::Result<Budget> {
         Some(bytes) => room.each_at_most(bytes, Bound::Lease),
         None => room,
     })
+}
+
+/// A file that is written in order, with holes where there are zeros, and takes no more than it may.
+#[derive(Debug)]
+pub(crate) struct Sparse<'a> {
+    file: &'a mut File,
+    budget: Budget,
+    end: u64,
+}
+
+impl<'a> Sparse<'a> {
+    /// Into a file that has nothing yet.
+    pub(crate) fn new(file: &'a mut File, budget: Budget) -> Self {
+        Self { file, budget, end: 0 }
+    }
+
+    /// Whether so many bytes may come.
+    pub(crate) fn expect(&self, bytes: u64) -> io::Result<()> {
+        self.budget.allows(bytes).map_err(too_large)
+    }
+
+    /// Takes the next bytes. Those of a hole count too: whoever sends them can send others.
+    pub(crate) fn take(&mut self, piece: &[u8]) -> io::Result<()> {
+        self.budget.take(piece.len() as u64).map_err(too_large)?;
+        if piece.iter().any(|byte| *byte != 0) {
+            self.file.write_all_at(piece, self.end)?;
+        }
+        self.end += piece.len() as u64;
+        Ok(())
+    }
+
+    /// Gives it its length.
+    pub(crate) fn finish(self) -> io::Result<()> {
+        self.file.set_len(self.end)
+    }
+}
+
+fn too_large(over: OverBudget) -> io::Error {
+    io::Error::new(io::ErrorKind::FileTooLarge, over)
 }
 
 /// What came of it.
@@ -72,12 +113,6 @@ impl Words {
     /// All that is kept, as text without white space around it.
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.0).trim().to_owned()
-    }
-
-    /// Its lines.
-    pub(crate) fn lines(&self) -> Vec<String> {
-        let text = self.text();
-        text.lines().map(str::to_owned).collect()
     }
 }
 

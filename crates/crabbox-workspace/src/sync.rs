@@ -21,8 +21,10 @@ use crabbox_sync::memory::Memory;
 pub use crabbox_sync::repo::Repo;
 use crabbox_sync::repo::RepoError;
 use crabbox_sync::transfer::{self, GitSeed, Options, TransferError};
-pub use crabbox_sync::transfer::{Begun, Destination, Opened, Outcome};
+pub use crabbox_sync::transfer::{Begun, Destination, Outcome};
 pub use crabbox_sync::{Progress, Stage, SyncEvents};
+
+use crate::owner::Owner;
 
 /// Why the tree could not be brought over.
 #[derive(Debug, thiserror::Error)]
@@ -186,13 +188,14 @@ pub fn is_connected(target: &Target) -> bool {
     control.is_some_and(|control| master::check(control).is_some())
 }
 
-/// Starts the lease's side of a sync. Between [`Opened::begin`] and [`sync`] it looks at what it has, and [`load`] at what is here.
-pub fn open(
+/// Begins the lease's side of a sync. Until [`sync`] it looks at what it has, and [`load`] at what is here.
+pub fn begin(
+    owner: &mut Owner,
     target: &Target,
     destination: &Destination,
     settings: &SyncSettings,
     choice: SyncChoice,
-) -> Opened {
+) -> Begun {
     let options = Options {
         delete: settings.delete.value,
         checksum: settings.checksum.value,
@@ -209,7 +212,7 @@ pub fn open(
         },
         base_ref: settings.base_ref.value.clone(),
     };
-    transfer::open(&Channel::ssh(target), destination, &options)
+    transfer::begin(owner.far(), &Channel::ssh(target), destination, &options)
 }
 
 /// How often a sync is looked after that somebody may want to end.
@@ -218,6 +221,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Brings the tree over, unless `interrupts` says to stop: then what works on it is ended, here and with it there. A tree that was
 /// brought in part has no record, so the next sync compares all of it.
 pub fn sync(
+    owner: &mut Owner,
     begun: Begun,
     load: &Load,
     events: &dyn SyncEvents,
@@ -232,7 +236,7 @@ pub fn sync(
                 }
             }
         });
-        let outcome = begun.finish(&load.manifest, events);
+        let outcome = begun.finish(owner.far(), &load.manifest, events);
         drop(working);
         outcome
     });

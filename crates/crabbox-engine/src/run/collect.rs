@@ -36,14 +36,13 @@ impl Run<'_> {
     }
 
     /// Reads the test reports, if there shall be any. What cannot be read is a warning, for the command is what counts.
-    pub(super) fn junit(&self, target: &Target, workdir: &str, owner: &Owner) -> Option<Collected> {
+    pub(super) fn junit(&self, owner: &mut Owner, workdir: &str) -> Option<Collected> {
         let results = &self.settings.results;
-        let auto = results.auto.value.then_some(owner);
-        if results.junit.value.is_empty() && auto.is_none() {
+        let auto = results.auto.value;
+        if results.junit.value.is_empty() && !auto {
             return None;
         }
-        let cancel = self.interrupts.as_fd();
-        let (report, problems) = match collect::reports(target, workdir, &results.junit.value, auto, cancel) {
+        let (report, problems) = match collect::reports(owner, workdir, &results.junit.value, auto) {
             Ok(seen) => seen,
             Err(error) => {
                 self.events.result(&ResultEvent::ReportsUnread(&error));
@@ -90,6 +89,7 @@ impl Run<'_> {
     pub(super) fn collect(
         &self,
         lease: &Lease,
+        owner: &mut Owner,
         target: &Target,
         tests: Option<&Collected>,
         report: &mut RunReport,
@@ -103,7 +103,7 @@ impl Run<'_> {
         let names = if work.required.is_empty() && work.artifacts.is_empty() {
             collect::Listing::default()
         } else {
-            collect::list(target, workdir, self.interrupts.as_fd())?
+            collect::list(owner, workdir)?
         };
         self.incomplete(false, &names.problems);
         let names = names.names;
@@ -120,18 +120,18 @@ impl Run<'_> {
         if let Some(missing) = missing {
             return Err(missing.into());
         }
-        self.schemas(target, workdir, report)?;
-        self.downloads(target, workdir, report)?;
-        self.artifacts(target, workdir, names, report)?;
+        self.schemas(owner, workdir, report)?;
+        self.downloads(owner, target, workdir, report)?;
+        self.artifacts(owner, target, workdir, names, report)?;
         self.prove(lease, report)?;
         Ok(self.attest(lease, report)?)
     }
 
     /// Holds files against their schemas, all of them; the first that does not satisfy is why the run fails.
-    fn schemas(&self, target: &Target, workdir: &str, report: &mut RunReport) -> Result<(), RunError> {
+    fn schemas(&self, owner: &mut Owner, workdir: &str, report: &mut RunReport) -> Result<(), RunError> {
         let mut failure = None;
         for required in &self.work.schemas {
-            let judgement = required.judge(target, workdir, self.interrupts.as_fd())?;
+            let judgement = required.judge(owner, workdir, self.interrupts.as_fd())?;
             self.events.result(&ResultEvent::Schema {
                 required,
                 judgement: &judgement,
@@ -161,11 +161,17 @@ impl Run<'_> {
         failure.map_or(Ok(()), |failure| Err(failure.into()))
     }
 
-    fn downloads(&self, target: &Target, workdir: &str, report: &mut RunReport) -> Result<(), RunError> {
+    fn downloads(
+        &self,
+        owner: &mut Owner,
+        target: &Target,
+        workdir: &str,
+        report: &mut RunReport,
+    ) -> Result<(), RunError> {
         for (remote, local) in &self.work.downloads {
             let local = self.here.cwd.join(local);
             let place = Place::new(&self.repo.root, &local, Access::Shared).map_err(RemoteError::from)?;
-            let bytes = command::download(target, workdir, remote, &place, self.interrupts.as_fd())?;
+            let bytes = command::download(owner, target, workdir, remote, &place)?;
             self.events
                 .result(&ResultEvent::Downloaded { path: &local, bytes });
             report.outcome.artifacts.push(Artifact {
@@ -180,6 +186,7 @@ impl Run<'_> {
 
     fn artifacts(
         &self,
+        owner: &mut Owner,
         target: &Target,
         workdir: &str,
         mut names: Vec<Vec<u8>>,
@@ -202,8 +209,9 @@ impl Run<'_> {
         let place =
             Place::below(&self.repo.root, Path::new(&name), Access::Private).map_err(RemoteError::from)?;
         let local = place.path();
-        let (bytes, problems) = collect::archive(target, workdir, &names, &place, self.interrupts.as_fd())?;
-        self.incomplete(false, &problems);
+        let archived = collect::archive(owner, target, workdir, &names, &place)?;
+        let bytes = archived.bytes;
+        self.incomplete(false, &archived.problems);
         let path = local.display().to_string();
         self.events.result(&ResultEvent::Archived { path: &path, bytes });
         report.outcome.artifacts.push(Artifact {
@@ -212,27 +220,24 @@ impl Run<'_> {
             template: None,
             bytes,
         });
-        // A file that only changed was a problem to the archiver too, and came.
-        if problems.is_empty() {
+        // One that only changed came.
+        if archived.lost.is_empty() {
             return Ok(());
         }
-        self.must_have_come(target, workdir, &names)
+        self.must_have_come(&names, &archived.lost)
     }
 
     /// A pattern that had to match has to have brought something: what is there and cannot be read is as good as missing.
-    fn must_have_come(&self, target: &Target, workdir: &str, names: &[Vec<u8>]) -> Result<(), RunError> {
+    fn must_have_come(&self, names: &[Vec<u8>], lost: &[Vec<u8>]) -> Result<(), RunError> {
         let required = &self.work.required;
         let matches = |name: &&Vec<u8>| required.iter().any(|pattern| pattern.matches(name));
-        let names: Vec<Vec<u8>> = names.iter().filter(matches).cloned().collect();
-        if names.is_empty() {
-            return Ok(());
-        }
-        let unread = collect::unreadable(target, workdir, &names, self.interrupts.as_fd())?;
+        let names: Vec<&Vec<u8>> = names.iter().filter(matches).collect();
         let came = |pattern: &&Pattern| {
             let mut names = names.iter();
-            names.any(|name| pattern.matches(name) && !unread.contains(name))
+            names.any(|name| pattern.matches(name) && !lost.contains(name))
         };
-        match required.iter().find(|pattern| !came(pattern)) {
+        let lost = |pattern: &&Pattern| names.iter().any(|name| pattern.matches(name)) && !came(pattern);
+        match required.iter().find(lost) {
             None => Ok(()),
             Some(pattern) => Err(ResultError::Unreadable {
                 pattern: pattern.to_string(),

@@ -11,7 +11,7 @@ use crabbox_core::config::allow::{Allow, Verdict};
 use crabbox_host::budget::{Bounded, Budget};
 use crabbox_host::clock;
 use crabbox_host::place::{Access, Place};
-use crabbox_workspace::command::{self, Job, RemoteError, RemoteStatus, Sink};
+use crabbox_workspace::command::{self, Job, RemoteError, RemoteStatus};
 use crabbox_workspace::env_profile::{self, ProfileError};
 use crabbox_workspace::owner::Owner;
 use crabbox_workspace::tee::{Phases, Tee, To};
@@ -87,12 +87,12 @@ impl Run<'_> {
         &self,
         lease: &Lease,
         target: &Target,
-        owner: &Owner,
+        owner: &mut Owner,
         report: &mut RunReport,
     ) -> Result<(), RunError> {
         let events = self.events;
         let workdir = report.outcome.workdir.clone();
-        let uploaded = self.upload(target, &workdir)?;
+        let uploaded = self.upload(owner, &workdir)?;
         self.events.command(&CommandEvent::Running {
             lease,
             command: &self.work.display(),
@@ -125,15 +125,16 @@ impl Run<'_> {
                 events.command(&CommandEvent::Capturing { stream, path });
             }
         }
+        let before = self.before(&workdir);
         let status = command::command(
-            target,
+            owner,
             Job {
                 workdir: workdir.clone(),
                 env,
-                before: self.before(owner, &workdir),
+                before,
                 form: self.work.form(uploaded.as_deref()),
-                stdout: Sink::Writer(&mut stdout),
-                stderr: Sink::Writer(&mut stderr),
+                stdout: &mut stdout,
+                stderr: &mut stderr,
                 cancel: self.interrupts.as_fd(),
             },
         )?;
@@ -164,10 +165,10 @@ impl Run<'_> {
             }
         };
         let reached = matches!(status, RemoteStatus::Exited(_));
-        let tests = reached.then(|| self.junit(target, &workdir, owner)).flatten();
+        let tests = reached.then(|| self.junit(owner, &workdir)).flatten();
         let Some(failure) = failure else {
             let stage = self.stage("results");
-            let brought = self.collect(lease, target, tests.as_ref(), report);
+            let brought = self.collect(lease, owner, target, tests.as_ref(), report);
             stage.end(brought.is_ok());
             return brought;
         };
@@ -196,7 +197,7 @@ impl Run<'_> {
     }
 
     /// Brings the script over, if there is one; returns its path.
-    fn upload(&self, target: &Target, workdir: &str) -> Result<Option<String>, RunError> {
+    fn upload(&self, owner: &mut Owner, workdir: &str) -> Result<Option<String>, RunError> {
         let Some(script) = &self.work.script else {
             return Ok(None);
         };
@@ -204,7 +205,7 @@ impl Run<'_> {
             .file_name()
             .unwrap_or_default()
             .to_string_lossy();
-        let path = command::upload_script(target, workdir, &name, &script.content, self.interrupts.as_fd())?;
+        let path = command::upload_script(owner, workdir, &name, &script.content, self.interrupts.as_fd())?;
         self.events.command(&CommandEvent::Uploaded {
             source: &script.source,
             path: &path,
@@ -213,10 +214,9 @@ impl Run<'_> {
     }
 
     /// What the command's own script does before the command, so that it costs no execution of its own.
-    fn before(&self, owner: &Owner, workdir: &str) -> String {
-        let mut before = owner.mark();
+    fn before(&self, workdir: &str) -> String {
+        let mut before = String::new();
         if let Some(name) = &self.request.command.env_helper {
-            before.push('\n');
             before.push_str(&env_profile::helper_lines(name, workdir, &self.variables.profile));
             self.events.command(&CommandEvent::Helper { name });
         }

@@ -26,18 +26,11 @@ pub(super) fn connect(target: &Target, cancel: BorrowedFd<'_>) -> Result<Duratio
 }
 
 impl Run<'_> {
-    /// Waits until nobody else is in the tree; `opened` is given up where somebody is.
-    pub(super) fn own(
-        &self,
-        lease: &Lease,
-        target: &Target,
-        opened: &mut Option<sync::Opened>,
-    ) -> Result<Owner, RunError> {
-        // sshd has ten sessions for a connection unless it is told otherwise: who waits holds one of them, not two.
-        let mut held = || *opened = None;
+    /// Waits until nobody else is in the tree.
+    pub(super) fn own(&self, lease: &Lease, target: &Target) -> Result<Owner, RunError> {
         let waiting = |elapsed, state: &str| self.events.tree(&TreeEvent::Waiting { elapsed, state });
         let stage = self.stage("workspace");
-        let owner = owner::own(target, &lease.id, self.interrupts.as_fd(), &mut held, &waiting)?;
+        let owner = owner::own(target, &lease.id, self.interrupts.as_fd(), &waiting)?;
         stage.end(true);
         self.events.tree(&TreeEvent::Owned {
             wait: owner.wait,
@@ -53,19 +46,25 @@ impl Run<'_> {
         std::thread::spawn(move || sync::load(&repo, &settings, &places.trees(), &places.config))
     }
 
-    /// Starts the lease's side of the sync, which waits until the tree is ours.
-    pub(super) fn open(&self, target: &Target, destination: &sync::Destination) -> sync::Opened {
+    /// Begins the lease's side of the sync.
+    pub(super) fn begin(
+        &self,
+        owner: &mut Owner,
+        target: &Target,
+        destination: &sync::Destination,
+    ) -> sync::Begun {
         let choice = SyncChoice {
             full_resync: self.request.sync.full_resync,
             allow_mass_deletions: self.here.allow_mass_deletions,
         };
-        sync::open(target, destination, &self.settings.sync, choice)
+        sync::begin(owner, target, destination, &self.settings.sync, choice)
     }
 
     /// Brings the tree that `look` sees.
     pub(super) fn sync(
         &self,
         lease: &Lease,
+        owner: &mut Owner,
         begun: sync::Begun,
         look: JoinHandle<Looked>,
         report: &mut RunReport,
@@ -92,7 +91,7 @@ impl Run<'_> {
             });
         }
         let listener = self.events.sync();
-        let done = sync::sync(begun, &load, listener.as_ref(), self.interrupts);
+        let done = sync::sync(owner, begun, &load, listener.as_ref(), self.interrupts);
         listener.end(done.is_ok());
         if let Err(error) = &done
             && error.lost_connection()

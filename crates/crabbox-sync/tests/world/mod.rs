@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crabbox_host::command::Cmd;
+use crabbox_ssh::far::{Far, FarError};
 use crabbox_ssh::target::{ArgvOptions, Target};
 use crabbox_sync::manifest::{Manifest, Scope};
 use crabbox_sync::memory::Memory;
 use crabbox_sync::repo::Repo;
-use crabbox_sync::transfer::{self, Destination, GitSeed, Opened, Options, Outcome, TransferError, sync};
+use crabbox_sync::transfer::{Destination, GitSeed, Options, Outcome, TransferError, sync};
 use crabbox_sync::{Channel, Silent, SyncEvents};
 use crabbox_testkit::sshd::Sshd;
 
@@ -20,7 +21,7 @@ pub const LEASE: &str = "cbx_000000000001";
 
 pub struct World {
     dir: tempfile::TempDir,
-    channel: Channel,
+    reach: Option<Target>,
     memory: Memory,
     pub git_seed: GitSeed,
     /// Sync by rsync, which compares.
@@ -30,10 +31,15 @@ pub struct World {
 impl World {
     /// An empty repository, reached through a shell on this machine.
     pub fn new() -> Self {
-        Self::through(Channel::local())
+        Self::reached(None)
     }
 
-    pub fn through(channel: Channel) -> Self {
+    /// One that is reached over SSH.
+    pub fn over(target: &Target) -> Self {
+        Self::reached(Some(target.clone()))
+    }
+
+    fn reached(reach: Option<Target>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let source = dir.path().join("w");
         std::fs::create_dir_all(&source).unwrap();
@@ -44,7 +50,7 @@ impl World {
         Self {
             memory: Memory::of(&dir.path().join("trees"), &source, Vec::new()),
             dir,
-            channel,
+            reach,
             git_seed: GitSeed::Shallow,
             checksum: false,
         }
@@ -101,18 +107,40 @@ impl World {
         }
     }
 
-    pub fn open(&self, options: &Options) -> Opened {
-        transfer::open(&self.channel, &self.destination(), options)
+    /// The agent there.
+    pub fn far(&self) -> Result<Far, FarError> {
+        match &self.reach {
+            Some(target) => Far::open(target, None),
+            None => Far::local(),
+        }
+    }
+
+    pub fn channel(&self) -> Channel {
+        self.reach.as_ref().map_or_else(Channel::local, Channel::ssh)
+    }
+
+    pub fn sync_as(
+        &self,
+        manifest: &Manifest,
+        options: &Options,
+        events: &dyn SyncEvents,
+    ) -> Result<Outcome, TransferError> {
+        let mut far = self.far().map_err(|source| TransferError::Compare {
+            workdir: self.destination().workdir(),
+            source,
+        })?;
+        sync(
+            &mut far,
+            &self.channel(),
+            &self.destination(),
+            manifest,
+            options,
+            events,
+        )
     }
 
     pub fn try_sync(&self, options: &Options) -> Result<Outcome, TransferError> {
-        sync(
-            &self.channel,
-            &self.destination(),
-            &self.manifest(),
-            options,
-            &Silent,
-        )
+        self.sync_as(&self.manifest(), options, &Silent)
     }
 
     /// Syncs and holds the workdir against the working tree.
@@ -127,7 +155,8 @@ impl World {
             checksum: self.checksum,
             ..Options::default()
         };
-        let outcome = sync(&self.channel, &self.destination(), manifest, &options, &Silent)
+        let outcome = self
+            .sync_as(manifest, &options, &Silent)
             .unwrap_or_else(|error| panic!("{error:?}"));
         assert_eq!(outcome.unsettled, 0, "{outcome:?}");
         self.assert_equal(manifest);
@@ -135,14 +164,8 @@ impl World {
     }
 
     pub fn sync_telling(&self, events: &dyn SyncEvents) -> Outcome {
-        sync(
-            &self.channel,
-            &self.destination(),
-            &self.manifest(),
-            &Options::default(),
-            events,
-        )
-        .unwrap()
+        self.sync_as(&self.manifest(), &Options::default(), events)
+            .unwrap()
     }
 
     /// Every path of the manifest is there as it is here, and no deleted path is.

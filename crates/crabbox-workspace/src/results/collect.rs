@@ -4,24 +4,22 @@
 //! What cannot be read there is named beside the rest; it must never cost the rest.
 
 use std::io::{self, Write};
-use std::os::fd::BorrowedFd;
 
-use crabbox_host::archive::{ArchiveError, MemberKind, Reader};
+use crabbox_agent_protocol::Request;
 use crabbox_host::beneath::Existing;
 use crabbox_host::budget::Bounded;
 use crabbox_host::place::Place;
-use crabbox_ssh::capture::CAPTURE_LIMIT;
-use crabbox_ssh::exec::{self, Exec, RemoteStatus, Sink, Stdin};
-use crabbox_ssh::quote;
+use crabbox_ssh::far::FarError;
+use crabbox_ssh::target::Target;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
 use super::junit::{self, Report};
 use super::pattern::Pattern;
-use crate::command::{RemoteError, ask};
+use crate::command::RemoteError;
+use crate::files::{self, Coming, FetchError, Fetched, Wanted};
 use crate::owner::Owner;
-use crate::stream::{Words, budget};
-use crabbox_ssh::target::Target;
+use crate::stream::budget;
 
 /// The most reports of a run that are read, as the Go program has it.
 const REPORTS: usize = 50;
@@ -29,16 +27,6 @@ const REPORTS: usize = 50;
 const REPORT_LIMIT: u64 = 16 << 20;
 /// The most problems that are named one by one.
 const PROBLEMS: usize = 20;
-
-/// What find(1) exits with when a directory could not be read; all others were.
-const FIND_PARTLY: u8 = 1;
-/// What tar(1) exits with when a file changed while it was read, and when one could not be read at all.
-const TAR_PARTLY: [u8; 2] = [1, 2];
-/// Ours, when there is no working directory.
-const NO_DIRECTORY: u8 = 9;
-
-/// Reads a list of names, each ended by NUL, and writes an archive of them.
-const TAR: &str = "tar -c --no-recursion --null -T - -f -";
 
 /// What was found, and what could not be looked at.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -49,33 +37,34 @@ pub struct Listing {
     pub problems: Vec<String>,
 }
 
-/// The regular files below the working directory, but for those of `.git` and `.crabbox`. Stops when `cancel` becomes readable.
-pub fn list(target: &Target, workdir: &str, cancel: BorrowedFd<'_>) -> Result<Listing, RemoteError> {
-    let dir = quote::single(workdir);
-    let script = format!(
-        "cd {dir} || exit {NO_DIRECTORY}\nexec find . '(' -name .git -o -name .crabbox ')' -prune -o -type f -print0"
-    );
-    let listed = ask(target, &script, Stdin::Null, None, cancel)?;
-    let failed = |said| RemoteError::File {
-        attempt: "list the files of",
-        path: workdir.to_owned(),
-        said,
-    };
-    let is_partly = listed.status == RemoteStatus::Exited(FIND_PARTLY);
-    if !listed.success() && !is_partly {
-        return Err(failed(listed.stderr_text()));
+/// The regular files below the working directory, but for those of `.git` and `.crabbox`.
+pub fn list(owner: &mut Owner, workdir: &str) -> Result<Listing, RemoteError> {
+    listed(owner, workdir, &[".git", ".crabbox"], false)
+}
+
+fn listed(owner: &mut Owner, workdir: &str, skipped: &[&str], written: bool) -> Result<Listing, RemoteError> {
+    let far = owner.far();
+    let asked = far.ask(&Request::List {
+        dir: workdir.to_owned(),
+        skipped: skipped.iter().map(ToString::to_string).collect(),
+        written,
+    });
+    match asked.and_then(|()| far.list()) {
+        Ok((names, problems)) => Ok(Listing {
+            names: names
+                .split(|byte| *byte == 0)
+                .filter(|name| !name.is_empty())
+                .map(<[u8]>::to_vec)
+                .collect(),
+            problems: some(problems),
+        }),
+        Err(FarError::Failed { why }) => Err(RemoteError::File {
+            attempt: "list the files of",
+            path: workdir.to_owned(),
+            said: why,
+        }),
+        Err(error) => Err(error.into()),
     }
-    if listed.stdout.len() == CAPTURE_LIMIT {
-        return Err(failed("there are too many".to_owned()));
-    }
-    let names = listed.stdout.split(|byte| *byte == 0);
-    Ok(Listing {
-        names: names
-            .filter_map(|name| name.strip_prefix(b"./"))
-            .map(<[u8]>::to_vec)
-            .collect(),
-        problems: some(listed.stderr_text().lines().map(str::to_owned).collect()),
-    })
 }
 
 /// No more problems than anybody reads.
@@ -88,15 +77,25 @@ fn some(mut problems: Vec<String>) -> Vec<String> {
     problems
 }
 
-/// Writes an archive of these files to its place; returns its size in bytes, and what of it could not be read, or changed
-/// while it was. Stops when `cancel` becomes readable.
+/// What became of an archive.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Archived {
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// What of the files could not be read, or changed while it was.
+    pub problems: Vec<String>,
+    /// The files that did not come.
+    pub lost: Vec<Vec<u8>>,
+}
+
+/// Writes an archive of these files to its place.
 pub fn archive(
+    owner: &mut Owner,
     target: &Target,
     workdir: &str,
     names: &[Vec<u8>],
     place: &Place,
-    cancel: BorrowedFd<'_>,
-) -> Result<(u64, Vec<String>), RemoteError> {
+) -> Result<Archived, RemoteError> {
     let path = place.path();
     let failed = |source| RemoteError::Local {
         path: path.clone(),
@@ -104,126 +103,96 @@ pub fn archive(
     };
     let mut placing = place.begin()?;
     let budget = budget(target, placing.file()).map_err(failed)?;
-    let mut packed = Ending::new(GzEncoder::new(
-        Bounded::new(placing.file(), budget),
-        Compression::default(),
-    ));
-    let mut problems = Vec::new();
-    if names.is_empty() {
-        // The two blocks of zeros that end an archive.
-        packed.write_all(&[0; 1024]).map_err(failed)?;
-    } else {
-        let (dir, mut said) = (quote::single(workdir), Words::default());
-        let status = exec::run(
-            target,
-            Exec {
-                script: format!("cd {dir} || exit {NO_DIRECTORY}\nexec {TAR}"),
-                stdin: Stdin::Bytes(&sent(names)),
-                stdout: Sink::Writer(&mut packed),
-                stderr: Sink::Writer(&mut said),
-                cancel: Some(cancel),
-                limit: None,
-            },
-        )?;
-        match status {
-            RemoteStatus::Exited(0) => {}
-            RemoteStatus::Exited(code) if TAR_PARTLY.contains(&code) && packed.is_whole() => {
-                problems = some(said.lines());
-            }
-            RemoteStatus::Cancelled { .. } => return Err(RemoteError::Interrupted { path }),
-            _ => {
-                return Err(RemoteError::File {
-                    attempt: "archive the artifacts of",
-                    path: workdir.to_owned(),
-                    said: said.text(),
-                });
-            }
+    let mut packed = GzEncoder::new(Bounded::new(placing.file(), budget), Compression::default());
+    let (mut archived, mut padding) = (Archived::default(), 0);
+    let wanted = Wanted {
+        dir: workdir,
+        names,
+        follow: false,
+        limit: None,
+    };
+    let fetched = files::fetch(owner.far(), &wanted, &mut |event| match event {
+        Fetched::Begins(coming) => {
+            packed.write_all(&BLOCK[..padding])?;
+            padding = usize::try_from(coming.size.next_multiple_of(512) - coming.size).unwrap_or(0);
+            begin(&mut packed, &names[coming.number], coming)
         }
+        Fetched::Piece(piece) => packed.write_all(piece),
+        Fetched::Problem { number, text, lost } => {
+            archived.problems.push(text.to_owned());
+            if lost {
+                archived.lost.push(names[number].clone());
+            }
+            Ok(())
+        }
+    });
+    match fetched {
+        Ok(()) => {}
+        Err(FetchError::Far(FarError::Cancelled)) => return Err(RemoteError::Interrupted { path }),
+        Err(FetchError::Far(FarError::Failed { why })) => {
+            return Err(RemoteError::File {
+                attempt: "archive the artifacts of",
+                path: workdir.to_owned(),
+                said: why,
+            });
+        }
+        Err(FetchError::Far(error)) => return Err(error.into()),
+        Err(FetchError::Sink(source)) => return Err(failed(source)),
     }
-    packed.into_inner().finish().map_err(failed)?;
+    // The two blocks of zeros that end an archive.
+    packed
+        .write_all(&BLOCK[..padding])
+        .and_then(|()| packed.write_all(&BLOCK))
+        .and_then(|()| packed.write_all(&BLOCK))
+        .map_err(failed)?;
+    packed.finish().map_err(failed)?;
     let file = placing.commit(Existing::Replace)?;
-    let bytes = file.metadata().map_err(failed)?.len();
-    Ok((bytes, problems))
+    archived.bytes = file.metadata().map_err(failed)?.len();
+    archived.problems = some(archived.problems);
+    Ok(archived)
 }
 
-/// Which of these files cannot be read there, or are there no more. Stops when `cancel` becomes readable.
-pub fn unreadable(
-    target: &Target,
-    workdir: &str,
-    names: &[Vec<u8>],
-    cancel: BorrowedFd<'_>,
-) -> Result<Vec<Vec<u8>>, RemoteError> {
-    let dir = quote::single(workdir);
-    let script = format!(
-        "cd {dir} || exit {NO_DIRECTORY}\n\
-         exec xargs -0 sh -c 'for f; do test -r \"$f\" || printf \"%s\\\\000\" \"$f\"; done' sh"
-    );
-    let seen = ask(target, &script, Stdin::Bytes(&sent(names)), None, cancel)?;
-    if !seen.success() {
-        return Err(RemoteError::File {
-            attempt: "look at the artifacts of",
-            path: workdir.to_owned(),
-            said: seen.stderr_text(),
-        });
-    }
-    let names = seen.stdout.split(|byte| *byte == 0);
-    Ok(names
-        .filter_map(|name| name.strip_prefix(b"./"))
-        .map(<[u8]>::to_vec)
-        .collect())
-}
+/// A block of a tar archive.
+const BLOCK: [u8; 512] = [0; 512];
 
-/// Passes an archive on and knows whether its end has come: two blocks of zeros, whatever padding follows.
-struct Ending<W> {
-    to: W,
-    zeros: usize,
-}
-
-impl<W> Ending<W> {
-    fn new(to: W) -> Self {
-        Self { to, zeros: 0 }
+/// Writes the header of a file; its name is given whole, whatever its length.
+fn begin(to: &mut impl Write, name: &[u8], coming: &Coming) -> io::Result<()> {
+    let mut whole = b"./".to_vec();
+    whole.extend_from_slice(name);
+    let mut header = tar::Header::new_gnu();
+    let field = &mut header.as_old_mut().name;
+    if whole.len() > field.len() {
+        // The way of GNU tar: a member of its own before it has the name.
+        let mut long = tar::Header::new_gnu();
+        long.as_old_mut().name[..13].copy_from_slice(b"././@LongLink");
+        long.set_entry_type(tar::EntryType::GNULongName);
+        long.set_size(whole.len() as u64 + 1);
+        long.set_mode(0);
+        long.set_cksum();
+        to.write_all(long.as_bytes())?;
+        to.write_all(&whole)?;
+        let rest = (whole.len() + 1).next_multiple_of(BLOCK.len()) - whole.len();
+        to.write_all(&BLOCK[..1])?;
+        to.write_all(&BLOCK[..rest - 1])?;
     }
-
-    fn into_inner(self) -> W {
-        self.to
-    }
-
-    fn is_whole(&self) -> bool {
-        self.zeros >= 1024
-    }
-}
-
-impl<W: Write> Write for Ending<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.to.write(bytes)?;
-        let zeros = bytes[..count].iter().rev().take_while(|byte| **byte == 0).count();
-        self.zeros = if zeros == count { self.zeros + zeros } else { zeros };
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.to.flush()
-    }
-}
-
-fn sent(names: &[Vec<u8>]) -> Vec<u8> {
-    let mut list = Vec::new();
-    for name in names {
-        list.extend_from_slice(b"./");
-        list.extend_from_slice(name);
-        list.push(0);
-    }
-    list
+    let field = &mut header.as_old_mut().name;
+    let known = whole.len().min(field.len());
+    field[..known].copy_from_slice(&whole[..known]);
+    header.set_entry_type(tar::EntryType::Regular);
+    header.set_size(coming.size);
+    header.set_mode(coming.mode);
+    header.set_mtime(u64::try_from(coming.seconds).unwrap_or(0));
+    header.set_cksum();
+    to.write_all(header.as_bytes())
 }
 
 /// Reads the JUnit reports of a run: those that `wanted` names or describes by a pattern, and with `auto` those of the usual
-/// names that the command wrote. Returns what they hold, and what could not be read. Stops when `cancel` becomes readable.
+/// names that the command wrote. Returns what they hold, and what could not be read.
 pub fn reports(
-    target: &Target,
+    owner: &mut Owner,
     workdir: &str,
     wanted: &[String],
-    auto: Option<&Owner>,
-    cancel: BorrowedFd<'_>,
+    auto: bool,
 ) -> Result<(Report, Vec<String>), RemoteError> {
     let (mut names, mut problems) = (Vec::new(), Vec::new());
     let is_pattern = |text: &&String| text.contains(['*', '?']);
@@ -232,7 +201,7 @@ pub fn reports(
     }
     let patterns: Vec<&String> = wanted.iter().filter(is_pattern).collect();
     if !patterns.is_empty() {
-        let listed = list(target, workdir, cancel)?;
+        let listed = list(owner, workdir)?;
         problems.extend(listed.problems);
         for text in patterns {
             match text.parse::<Pattern>() {
@@ -248,47 +217,77 @@ pub fn reports(
             }
         }
     }
-    let dir = quote::single(workdir);
-    let mut find = format!("cd {dir} || exit\n{{ cat\n");
-    if let Some(owner) = auto {
-        let marker = owner.marker();
-        find.push_str(&format_args!("find . '(' -name .git -o -name node_modules -o -name .crabbox ')' -prune -o -type f '(' -name 'junit*.xml' -o -name 'TEST-*.xml' -o -name results.xml ')' -newer {marker} -print0\n").to_string());
+    if auto {
+        let listed = listed(owner, workdir, &[".git", "node_modules", ".crabbox"], true)?;
+        problems.extend(listed.problems);
+        names.extend(listed.names.into_iter().filter(|name| is_usual(name)));
     }
-    find.push_str(&format_args!("}} | {TAR}").to_string());
-    let seen = ask(target, &find, Stdin::Bytes(&sent(&names)), None, cancel)?;
-    problems.extend(some(seen.stderr_text().lines().map(str::to_owned).collect()));
+    let mut seen = std::collections::BTreeSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    if names.len() > REPORTS {
+        names.truncate(REPORTS);
+        problems.push(format!("there are more than {REPORTS} reports"));
+    }
     let mut report = Report::default();
-    if let Err(error) = take(&seen.stdout, &mut report, &mut problems) {
-        problems.push(format!("the archive of reports cannot be read: {error}"));
+    if !names.is_empty() {
+        read(owner, workdir, &names, &mut report, &mut problems)?;
     }
-    Ok((report, problems))
+    Ok((report, some(problems)))
 }
 
-/// Reads the reports out of their archive.
-fn take(archive: &[u8], report: &mut Report, problems: &mut Vec<String>) -> Result<(), ArchiveError> {
-    let mut seen = std::collections::BTreeSet::new();
-    let mut reader = Reader::new(archive);
-    while let Some(member) = reader.next_member()? {
-        let name = String::from_utf8_lossy(&member.path)
-            .trim_start_matches("./")
-            .to_owned();
-        if !seen.insert(name.clone()) {
-            continue;
+/// Whether a path has a name that reports usually have, as the Go program knows them.
+fn is_usual(path: &[u8]) -> bool {
+    let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    let is_xml = name.ends_with(b".xml");
+    is_xml && (name.starts_with(b"junit") || name.starts_with(b"TEST-")) || name == b"results.xml"
+}
+
+/// Fetches the reports and reads each when it is there.
+fn read(
+    owner: &mut Owner,
+    workdir: &str,
+    names: &[Vec<u8>],
+    report: &mut Report,
+    problems: &mut Vec<String>,
+) -> Result<(), RemoteError> {
+    let wanted = Wanted {
+        dir: workdir,
+        names,
+        follow: false,
+        limit: Some(REPORT_LIMIT),
+    };
+    let (mut text, mut current) = (Vec::new(), None);
+    let mut end = |text: &mut Vec<u8>, current: Option<usize>, problems: &mut Vec<String>| {
+        if let Some(number) = current {
+            let name = String::from_utf8_lossy(&names[number]).into_owned();
+            let read = junit::read(&name, &String::from_utf8_lossy(text), report);
+            problems.extend(read.err().map(|error| format!("{name}: {error}")));
         }
-        let problem = if member.kind != MemberKind::File || member.pieces.is_some() {
-            Some("is not a regular file".to_owned())
-        } else if member.size > REPORT_LIMIT {
-            Some("is larger than 16 MiB".to_owned())
-        } else if report.files.len() == REPORTS {
-            problems.push(format!("there are more than {REPORTS} reports"));
-            return Ok(());
-        } else {
-            let text = reader.read_small(REPORT_LIMIT)?;
-            junit::read(&name, &String::from_utf8_lossy(&text), report)
-                .err()
-                .map(|error| error.to_string())
-        };
-        problems.extend(problem.map(|problem| format!("{name}: {problem}")));
+        text.clear();
+    };
+    let fetched = files::fetch(owner.far(), &wanted, &mut |event| {
+        match event {
+            Fetched::Begins(coming) => {
+                end(&mut text, current.replace(coming.number), problems);
+            }
+            Fetched::Piece(piece) => text.extend_from_slice(piece),
+            Fetched::Problem { text, .. } => problems.push(text.to_owned()),
+        }
+        Ok(())
+    });
+    match fetched {
+        Ok(()) => {
+            end(&mut text, current, problems);
+            Ok(())
+        }
+        Err(FetchError::Far(FarError::Failed { why })) => {
+            problems.push(why);
+            Ok(())
+        }
+        Err(FetchError::Far(error)) => Err(error.into()),
+        Err(FetchError::Sink(source)) => Err(RemoteError::Local {
+            path: workdir.into(),
+            source,
+        }),
     }
-    Ok(())
 }

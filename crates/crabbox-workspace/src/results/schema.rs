@@ -15,14 +15,14 @@ use std::time::Duration;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::strict_json::{self, Limits, StrictJsonError};
 use crabbox_host::files;
-use crabbox_ssh::exec::{RemoteStatus, Stdin};
+use crabbox_ssh::exec::RemoteStatus;
 use crabbox_ssh::quote;
-use crabbox_ssh::target::Target;
 use jsonschema::error::ValidationErrorKind;
 use jsonschema::{PatternOptions, ValidationError, Validator};
 use serde_json::Value;
 
 use crate::command::{RemoteError, ask};
+use crate::owner::Owner;
 
 /// The largest schema, in bytes.
 const SCHEMA_BYTES: u64 = 1 << 20;
@@ -49,8 +49,6 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// Schemas call each other, as deep as they are long.
 const STACK: usize = 256 << 20;
 
-/// What the shell over there exits with when there is no directory, and when there is no such file in it.
-const NO_DIRECTORY: u8 = 9;
 const NO_FILE: u8 = 8;
 
 /// Why there is no schema to hold a file against.
@@ -209,16 +207,16 @@ impl Required {
     /// Fetches the file and holds it against the schema. Stops when `cancel` becomes readable.
     pub fn judge(
         &self,
-        target: &Target,
+        owner: &mut Owner,
         workdir: &str,
         cancel: BorrowedFd<'_>,
     ) -> Result<Judgement, RemoteError> {
-        let (dir, file) = (quote::single(workdir), quote::single(&self.remote));
+        let file = quote::single(&self.remote);
         let script = format!(
-            "cd {dir} || exit {NO_DIRECTORY}\ntest -f {file} || exit {NO_FILE}\nexec head -c {} -- {file}",
+            "test -f {file} || exit {NO_FILE}\nexec head -c {} -- {file}",
             FILE_BYTES + 1
         );
-        let answer = ask(target, &script, Stdin::Null, None, cancel)?;
+        let answer = ask(owner, workdir, &script, Vec::new(), cancel)?;
         let absent = |why: &str| Ok(Judgement::Absent(why.to_owned()));
         match answer.status {
             RemoteStatus::Exited(0) if answer.stdout.len() > FILE_BYTES => {
@@ -226,7 +224,7 @@ impl Required {
             }
             RemoteStatus::Exited(0) => Ok(Judgement::Held(self.violations(answer.stdout))),
             RemoteStatus::Exited(NO_FILE) => absent("there is no such file"),
-            _ => absent(answer.stderr_text().trim()),
+            _ => absent(&answer.said()),
         }
     }
 

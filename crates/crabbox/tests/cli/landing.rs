@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use crabbox_host::clock::poll_until;
 use crabbox_host::command::Cmd;
-use crabbox_testkit::sshd::Sshd;
 
 use crate::place::{Answer, Place};
 use crate::remote::Entered;
@@ -251,7 +250,7 @@ fn more_than_there_is_room_for_is_refused_and_what_was_there_is_whole() {
 #[test]
 fn a_first_interrupt_ends_a_download_and_leaves_nothing() {
     let lease = entered();
-    let made = run(&lease, &[], "truncate -s 4T big");
+    let made = run(&lease, &[], "truncate -s 4G big");
     assert_eq!(made.code, 0, "{}", made.err);
     fs::create_dir(lease.place.path("repo/to")).unwrap();
     let words = [
@@ -281,41 +280,56 @@ fn a_first_interrupt_ends_a_download_and_leaves_nothing() {
     assert!(is_empty(&lease.place.path("repo/to")));
 }
 
-/// A lease on which the programs of these names say `x` for ever, ten times a second, once they have made the file `begun` in `shims`.
-fn dripping(shims: &Path, names: &[&str]) -> Entered {
-    for name in names {
-        let begun = shims.join("begun");
-        let shim = format!(
-            "#!/bin/sh\n: > {}\nwhile printf x; do sleep 0.1; done\n",
-            begun.display()
-        );
-        fs::write(shims.join(name), shim).unwrap();
-        fs::set_permissions(shims.join(name), fs::Permissions::from_mode(0o755)).unwrap();
-    }
-    let shims = shims.display();
-    // A home of its own, for what a login reads there may put other programs first.
-    let config = format!("SetEnv PATH={shims}:/usr/sbin:/usr/bin:/sbin:/bin HOME={shims}\n");
-    with_repository(Entered::on(Sshd::start_with(&config)))
+/// A lease whose user has this in the place of our agent, which is beside it as `real`.
+fn with_agent(script: &str) -> Entered {
+    let lease = with_repository(entered());
+    // The real one is put there by the first run.
+    let first = run(&lease, &[], "true");
+    assert_eq!(first.code, 0, "{}", first.err);
+    let dir = lease.sshd.home().join(".cache/crabbox/agents");
+    let agent = fs::read_dir(&dir).unwrap().next().unwrap().unwrap().path();
+    fs::rename(&agent, dir.join("real")).unwrap();
+    fs::write(&agent, script).unwrap();
+    fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).unwrap();
+    lease
 }
+
+/// An agent that says yes to everything, and of a list a byte ten times a second without an end. It makes the file `begun` in its home first.
+const DRIPPING: &str = r#"#!/usr/bin/python3
+import os, struct, sys, time
+say = lambda tag, *fields: (sys.stdout.buffer.write(bytes([tag]) + struct.pack(">I", len(b"".join(fields))) + b"".join(fields)), sys.stdout.buffer.flush())
+def hear():
+    head = sys.stdin.buffer.read(5)
+    if len(head) < 5: sys.exit()
+    sys.stdin.buffer.read(struct.unpack(">I", head[1:])[0])
+    return head[0]
+say(64, b"crb2\0")
+OWN, RELEASE, CHANGES, RUN, LIST, FETCH, MAKE = 16, 17, 28, 29, 31, 32, 33
+while True:
+    tag = hear()
+    if tag == OWN: say(67, b"\0")
+    elif tag == RELEASE: say(68)
+    elif tag == MAKE: say(84)
+    elif tag == RUN: say(79, struct.pack(">I", 0), b"\1")
+    elif tag in (CHANGES, LIST, FETCH):
+        open(os.environ["HOME"] + "/begun", "w")
+        if tag == FETCH: say(82, struct.pack(">IIqQ", 0, 0o644, 0, 1 << 32))
+        while True:
+            say(1, b"x")
+            time.sleep(0.1)
+"#;
 
 #[test]
 fn a_first_interrupt_ends_whatever_a_lease_is_asked_for_though_it_drips() {
     let run = &["run", "--id", "jade-krill", "--no-sync"][..];
-    for (programs, words) in [
-        (&["python3"][..], &["pull", "--id", "jade-krill"][..]),
-        (
-            &["find"],
-            &[run, &["--artifact-glob", "*.log", "--", "true"]].concat(),
-        ),
-        (
-            &["tar"],
-            &[run, &["--junit", "report.xml", "--", "true"]].concat(),
-        ),
-        (&["uname"], &[run, &["--preflight", "--", "true"]].concat()),
-        (&["mkdir"], &[run, &["--", "true"]].concat()),
+    let lease = with_agent(DRIPPING);
+    for words in [
+        &["pull", "--id", "jade-krill"][..],
+        &[run, &["--artifact-glob", "*.log", "--", "true"]].concat(),
+        &[run, &["--junit", "report.xml", "--", "true"]].concat(),
+        &[run, &["--download", "a=b", "--", "true"]].concat(),
     ] {
-        let shims = tempfile::tempdir().unwrap();
-        let lease = dripping(shims.path(), programs);
+        fs::remove_file(lease.sshd.home().join("begun")).ok();
         let mut child = lease
             .place
             .command(words)
@@ -323,7 +337,7 @@ fn a_first_interrupt_ends_whatever_a_lease_is_asked_for_though_it_drips() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let begun = || shims.path().join("begun").exists().then_some(());
+        let begun = || lease.sshd.home().join("begun").exists().then_some(());
         let has_begun = poll_until(Duration::from_mins(1), begun).is_some();
         let pid = rustix::process::Pid::from_child(&child);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
@@ -335,23 +349,121 @@ fn a_first_interrupt_ends_whatever_a_lease_is_asked_for_though_it_drips() {
     }
 }
 
-/// A lease whose `find` and `tar` cannot read what their modes forbid, as those of a user who is not root.
-fn unprivileged(shims: &Path) -> Entered {
-    for name in ["find", "tar"] {
-        let shim = format!(
-            "#!/bin/sh\nexec setpriv --bounding-set -dac_override,-dac_read_search /usr/bin/{name} \"$@\"\n"
-        );
-        fs::write(shims.join(name), shim).unwrap();
-        fs::set_permissions(shims.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+#[test]
+fn an_agent_that_is_none_is_named_and_believed_nothing() {
+    for (script, says) in [
+        // Another program with its name.
+        ("#!/bin/sh\necho hello there", "answered"),
+        // One that dies before it speaks, with its last word.
+        ("#!/bin/sh\necho out of luck >&2; exit 9", "out of luck"),
+        // One that says that a gigabyte follows, one that cuts a message, and one that never ends.
+        ("#!/bin/sh\nprintf '\\001\\100\\000\\000\\000'", "answered"),
+        ("#!/bin/sh\nprintf '\\100\\000\\000\\000\\005cr'", "ended"),
+        ("#!/bin/sh\nexec cat /dev/zero", "answered"),
+    ] {
+        let lease = with_agent(script);
+        let done = run(&lease, &[], "echo ran");
+        assert_eq!((done.code, done.out.as_str()), (7, ""), "{script}: {}", done.err);
+        assert!(done.err.contains(says), "{script}: {}", done.err);
     }
-    let path = format!("SetEnv PATH={}:/usr/sbin:/usr/bin:/sbin:/bin\n", shims.display());
-    with_repository(Entered::on(Sshd::start_with(&path)))
+}
+
+/// Runs the real agent, and ends it when it has been asked for the `$1`th time; `hear` and `say` pass the frames on.
+const DYING: &str = r#"#!/usr/bin/python3
+import os, signal, struct, subprocess, sys, threading
+home = os.environ["HOME"]
+moment = int(open(home + "/moment").read())
+real = subprocess.Popen([home + "/.cache/crabbox/agents/real"], stdin=subprocess.PIPE)
+source = os.fdopen(0, "rb", 0)
+def whole(count):
+    data = b""
+    while len(data) < count:
+        more = source.read(count - len(data))
+        if not more: raise EOFError
+        data += more
+    return data
+asked = 0
+try:
+    while True:
+        head = whole(5)
+        body = whole(struct.unpack(">I", head[1:])[0])
+        if asked == moment: os.kill(real.pid, signal.SIGKILL); break
+        real.stdin.write(head + body)
+        real.stdin.flush()
+        asked += 1
+except EOFError: real.stdin.close()
+real.wait()
+with open(home + "/asked", "w") as file: file.write(str(asked))
+sys.exit(137 if asked == moment else 0)
+"#;
+
+#[test]
+fn an_agent_that_is_killed_at_any_message_costs_that_run_and_nothing_else() {
+    let lease = with_agent(DYING);
+    let home = lease.sshd.home();
+    fs::create_dir(lease.place.path("repo/d")).unwrap();
+    let tree = |number: usize| {
+        lease.place.write("repo/a", format!("{number}\n"));
+        lease.place.write(&format!("repo/d/f{number}"), "x");
+        if number > 0 {
+            fs::remove_file(lease.place.path(&format!("repo/d/f{}", number - 1))).unwrap();
+        }
+    };
+    let run = |moment: usize| {
+        fs::write(home.join("moment"), moment.to_string()).unwrap();
+        lease.place.run(&[
+            "run",
+            "--id",
+            "jade-krill",
+            "--artifact-glob",
+            "a",
+            "--shell",
+            "--",
+            "cat a; ls d",
+        ])
+    };
+    // As many as a run that nobody hinders has; after each death the next run finds the tree and the lock as they should be.
+    let mut moment = 0;
+    loop {
+        tree(2 * moment);
+        let killed = run(moment);
+        let asked: usize = fs::read_to_string(home.join("asked")).unwrap().parse().unwrap();
+        if killed.code == 0 {
+            assert!(asked <= moment && moment > 10, "{moment}: {}", killed.err);
+            return;
+        }
+        assert_eq!(asked, moment, "{}", killed.err);
+        assert!(
+            [6, 7, 255].contains(&killed.code) || killed.code == 137,
+            "{moment}: {} {}",
+            killed.code,
+            killed.err
+        );
+        tree(2 * moment + 1);
+        let next = run(usize::MAX >> 1);
+        assert_eq!(next.code, 0, "{moment}: {}\n{}", killed.err, next.err);
+        assert_eq!(
+            next.out,
+            format!("{0}\nf{0}\n", 2 * moment + 1),
+            "{moment}: {}\n{}",
+            killed.err,
+            next.err
+        );
+        moment += 1;
+        assert!(moment < 200, "it has an end");
+    }
+}
+
+/// A lease whose agent cannot read what modes forbid, as that of a user who is not root.
+fn unprivileged() -> Entered {
+    with_agent(
+        "#!/bin/sh\nexec setpriv --bounding-set -dac_override,-dac_read_search \"$HOME/.cache/crabbox/agents/real\"\n",
+    )
 }
 
 #[test]
 fn what_cannot_be_read_there_is_named_and_costs_neither_the_others_nor_the_success() {
-    let shims = tempfile::tempdir().unwrap();
-    let lease = unprivileged(shims.path());
+    let lease = unprivileged();
     let script = "mkdir -p out data; echo r > out/report; echo s > out/secret; echo d > data/f; chmod 000 out/secret data";
     let done = run(
         &lease,

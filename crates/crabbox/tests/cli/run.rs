@@ -418,7 +418,7 @@ fn executions(lease: &Entered) -> usize {
 }
 
 #[test]
-fn a_run_with_nothing_to_bring_takes_one_connection_and_three_executions() {
+fn a_run_with_nothing_to_bring_takes_one_connection_and_one_execution() {
     let lease = entered();
     lease.place.write("repo/file", "x");
     let words = ["run", "--id", "jade-krill", "--", "cat", "file"];
@@ -438,13 +438,13 @@ fn a_run_with_nothing_to_bring_takes_one_connection_and_three_executions() {
         "{}",
         ran.err
     );
-    // The owner of the tree, the comparison, and the command.
-    assert_eq!(executions(&lease) - before, 3, "{}", lease.sshd.log());
+    // The lock of the tree, the comparison, and the command.
+    assert_eq!(executions(&lease) - before, 1, "{}", lease.sshd.log());
     let before = executions(&lease);
     let plain = lease
         .place
         .run(&["run", "--id", "jade-krill", "--no-sync", "--", "cat", "file"]);
     assert_eq!((plain.code, plain.out.as_str()), (0, "x"), "{}", plain.err);
-    assert!(executions(&lease) - before <= 3, "{}", lease.sshd.log());
+    assert_eq!(executions(&lease) - before, 1, "{}", lease.sshd.log());
     assert_eq!(lease.sshd.logins(), 1, "one connection for all of it");
 }

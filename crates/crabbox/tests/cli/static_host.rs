@@ -290,7 +290,7 @@ fn a_home_that_cannot_hold_the_lock_is_reported_in_its_own_words() {
         .lines()
         .find(|line| line.contains("cannot own the workspace"));
     assert!(
-        reason.is_some_and(|line| line.contains("mkdir: ") && line.contains(".crabbox")),
+        reason.is_some_and(|line| line.contains(".crabbox/workspace-owners: Not a directory")),
         "{}",
         run.err
     );
@@ -299,6 +299,22 @@ fn a_home_that_cannot_hold_the_lock_is_reported_in_its_own_words() {
         "{}",
         run.err
     );
+}
+
+#[test]
+fn a_home_that_cannot_take_the_agent_is_reported_in_its_own_words_and_keeps_nothing() {
+    let (place, sshd) = existing();
+    configure(&place, &sshd, "");
+    fs::write(sshd.home().join(".cache"), "a file").unwrap();
+    let run = place.run(&["run", "--", "true"]);
+    assert_eq!(run.code, 7, "{}{}", run.out, run.err);
+    for says in [
+        "cannot put crabbox's agent into ~/.cache/crabbox of the lease",
+        "hint: crabbox needs a program of its own there",
+    ] {
+        assert!(run.err.contains(says), "{says}: {}", run.err);
+    }
+    assert_eq!(fs::read_to_string(sshd.home().join(".cache")).unwrap(), "a file");
 }
 
 #[test]

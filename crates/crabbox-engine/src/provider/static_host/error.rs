@@ -163,7 +163,7 @@ impl Fault for StaticError {
                 known_hosts.display()
             ),
             Self::Control(error) => return error.hints(),
-            Self::Ready(error) if error.is_of_the_check() => "the host must have git, rsync and tar".to_owned(),
+            Self::Ready(error) if error.is_of_the_check() => "the host must have git".to_owned(),
             _ => return Vec::new(),
         };
         vec![hint]

@@ -39,8 +39,8 @@ pub enum ProbeError {
         /// The host.
         host: String,
     },
-    /// It lacks git, rsync or tar.
-    #[error("{host} lacks git, rsync or tar: {said}")]
+    /// It lacks git.
+    #[error("{host} lacks git: {said}")]
     Lacking {
         /// The host.
         host: String,
@@ -88,7 +88,7 @@ impl ProbeError {
             "auth" => {
                 "put the public half of ssh.key into the host's authorized_keys, and look whether it is still the same host"
             }
-            "tool" => "install git, rsync and tar on the host, and OpenSSH here",
+            "tool" => "install git on the host, and OpenSSH here",
             _ => "start sshd on the host, or correct static.host, static.port and the route to it",
         }
     }

@@ -69,55 +69,43 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PullArgs) -> Result<Exit, C
     let interrupts = engine::interrupts()?;
     let target = &entry.target;
     let destination = sync::destination(&entry.lease.work_root, &entry.lease.id, &repo);
-    let owner = owner::own(
-        target,
-        &entry.lease.id,
-        interrupts.as_fd(),
-        &mut || {},
-        &|_, state| {
-            ctx.printer
-                .note(format_args!("waiting for reusable workspace owner state={state}"));
-        },
-    )?;
-    let outcome = pull::plan(
-        target,
-        &destination,
-        &repo,
-        &settings.sync,
-        &args.paths,
-        interrupts.as_fd(),
-    )
-    .map_err(CommandError::from)
-    .and_then(|plan| {
-        show(ctx, &plan);
-        if args.dry_run || plan.changes.is_empty() && plan.conflicts.is_empty() {
-            return Ok(());
-        }
-        if !plan.conflicts.is_empty() && !args.skip_conflicts {
-            let count = plan.conflicts.len();
-            return Err(Failure::Conflicts { count }.into());
-        }
-        let id = RunId::from_random(crabbox_host::random::bytes().map_err(Failure::Random)?);
-        let kept = EntryPath::exact(format!(".crabbox/runs/pull-{id}").as_bytes()).map_err(Failure::Name)?;
-        let any = pull::apply(
-            target,
-            &destination.workdir(),
-            &repo.root,
-            &plan.changes,
-            &kept,
-            interrupts.as_fd(),
-        )?;
+    let mut owner = owner::own(target, &entry.lease.id, interrupts.as_fd(), &|_, state| {
         ctx.printer
-            .note(format_args!("pulled {} file(s)", plan.changes.len()));
-        if any {
-            let path = repo.root.join(kept.as_path()).join("before");
-            ctx.printer.note(format_args!(
-                "files that git does not have were kept as they were in {}",
-                path.display()
-            ));
-        }
-        Ok(())
-    });
+            .note(format_args!("waiting for reusable workspace owner state={state}"));
+    })?;
+    let outcome = pull::plan(&mut owner, &destination, &repo, &settings.sync, &args.paths)
+        .map_err(CommandError::from)
+        .and_then(|plan| {
+            show(ctx, &plan);
+            if args.dry_run || plan.changes.is_empty() && plan.conflicts.is_empty() {
+                return Ok(());
+            }
+            if !plan.conflicts.is_empty() && !args.skip_conflicts {
+                let count = plan.conflicts.len();
+                return Err(Failure::Conflicts { count }.into());
+            }
+            let id = RunId::from_random(crabbox_host::random::bytes().map_err(Failure::Random)?);
+            let kept =
+                EntryPath::exact(format!(".crabbox/runs/pull-{id}").as_bytes()).map_err(Failure::Name)?;
+            let any = pull::apply(
+                &mut owner,
+                target,
+                &destination.workdir(),
+                &repo.root,
+                &plan.changes,
+                &kept,
+            )?;
+            ctx.printer
+                .note(format_args!("pulled {} file(s)", plan.changes.len()));
+            if any {
+                let path = repo.root.join(kept.as_path()).join("before");
+                ctx.printer.note(format_args!(
+                    "files that git does not have were kept as they were in {}",
+                    path.display()
+                ));
+            }
+            Ok(())
+        });
     owner.release();
     entry.refresh()?;
     outcome.map(|()| Exit::SUCCESS)

@@ -1,0 +1,74 @@
+//! Paths and lists as bytes, and small files that are read and replaced whole.
+//!
+//! A name need not be text; it must never be changed on its way.
+
+use std::ffi::OsStr;
+use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::failure::{At as _, Failure};
+
+/// Bytes as a path.
+pub(crate) fn path(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
+}
+
+/// A path as a message shows it.
+pub(crate) fn show(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// The directory of a path below the tree; empty for the tree itself.
+pub(crate) fn parent(path: &[u8]) -> &[u8] {
+    path.iter()
+        .rposition(|byte| *byte == b'/')
+        .map_or(&[], |cut| &path[..cut])
+}
+
+/// The parts of a list, each ended by NUL.
+pub(crate) fn listed(data: &[u8]) -> impl Iterator<Item = &[u8]> {
+    data.split(|byte| *byte == 0).filter(|part| !part.is_empty())
+}
+
+/// Appends a part to a list.
+pub(crate) fn push(list: &mut Vec<u8>, part: &[u8]) {
+    list.extend_from_slice(part);
+    list.push(0);
+}
+
+/// A whole file; nothing where there is none.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    match std::fs::read(path) {
+        Err(error) if is_absent(&error) => Ok(Vec::new()),
+        read => read.at(path),
+    }
+}
+
+/// Whether nothing is there.
+pub(crate) fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+/// Replaces a file whole.
+pub(crate) fn write(path: &Path, parts: &[&[u8]]) -> Result<(), Failure> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
+    let mut file = std::fs::File::create(&new).at(&new)?;
+    for part in parts {
+        file.write_all(part).at(&new)?;
+    }
+    std::fs::rename(&new, path).at(path)
+}
+
+/// Removes a file that may be there.
+pub(crate) fn discard(path: &Path) -> Result<(), Failure> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at(path),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,311 @@
+//! A command in the lease: its streams, its end, and what has to end with it.
+//!
+//! It has a process group of its own, which ends when the client says so or has gone. Values of variables must never stand in an argument
+//! vector, and a command must never begin before whoever wants the tree next can see it.
+
+use std::io::{PipeReader, Read, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::{Child, ChildStderr, ChildStdout, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use crabbox_agent_protocol::{Command, PIECE, Reply, Request, Stream};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::failure::{Failure, said};
+use crate::owner::Owner;
+use crate::process::end_group;
+use crate::talk::{Heard, Talk};
+
+/// How long a command has run when it is worth a process more that names it for the Go program.
+const NAME_AFTER: Duration = Duration::from_secs(1);
+/// How long the last output of a command that was ended may take.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Whether the command has told that its start-up files are behind it.
+#[derive(Debug)]
+pub(crate) struct Past(Arc<AtomicBool>);
+
+impl Past {
+    /// Listens from here on.
+    pub(crate) fn listen() -> Result<Self, Failure> {
+        let past = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&past))?;
+        Ok(Self(past))
+    }
+}
+
+/// Runs it to its end.
+pub(crate) fn run(
+    talk: &mut Talk,
+    command: &Command,
+    owner: Option<&mut Owner>,
+    past: &Past,
+) -> Result<(), Failure> {
+    let mut owner = owner.filter(|_| command.noted);
+    // First in our own name: what cannot be noted must not begin.
+    if let Some(owner) = &mut owner
+        && let Err(failure) = owner.note(std::process::id())
+    {
+        return talk.say(&Reply::Unstarted {
+            why: failure.why(),
+            absent: false,
+        });
+    }
+    past.0.store(false, Ordering::SeqCst);
+    let running = match Running::start(command) {
+        Ok(running) => running,
+        Err(unstarted) => return talk.say(&unstarted),
+    };
+    if let Some(owner) = &mut owner
+        && let Err(failure) = owner.note(running.group)
+    {
+        // A command that has ended by now shows nothing of itself, and needs no note.
+        if failure.is_of_the_disk() {
+            end_group(running.group);
+            return talk.say(&Reply::Unstarted {
+                why: failure.why(),
+                absent: false,
+            });
+        }
+    }
+    let group = running.group;
+    let ended = running.follow(talk, owner.as_deref());
+    if ended.is_err() {
+        end_group(group);
+    }
+    match ended? {
+        Ended::Exited(status) => {
+            let code = status
+                .code()
+                .or_else(|| status.signal().map(|signal| 128 + signal));
+            talk.say(&Reply::Exited {
+                code: code.and_then(|code| u32::try_from(code).ok()).unwrap_or(255),
+                told: past.0.load(Ordering::SeqCst),
+            })
+        }
+        Ended::Stopped { gone } => talk.say(&Reply::Stopped { gone }),
+    }
+}
+
+/// How a command came to its end.
+enum Ended {
+    Exited(ExitStatus),
+    /// Because the client said so.
+    Stopped {
+        gone: bool,
+    },
+}
+
+/// A command on its way.
+struct Running {
+    group: u32,
+    out: Option<ChildStdout>,
+    err: Option<ChildStderr>,
+    /// Closed when the command has ended.
+    over: PipeReader,
+    status: Receiver<ExitStatus>,
+    began: Instant,
+}
+
+impl Running {
+    fn start(command: &Command) -> Result<Self, Reply> {
+        let unstarted = |error: &std::io::Error, what: &str| Reply::Unstarted {
+            why: format!("{what}{}", said(error)),
+            absent: false,
+        };
+        let dir = std::path::Path::new(&command.workdir);
+        let in_dir = format!("{}: ", dir.display());
+        // Else a program that is not there and a directory that is not look alike.
+        std::fs::read_dir(dir).map_err(|error| unstarted(&error, &in_dir))?;
+        let Some((program, args)) = command.words.split_first() else {
+            return Err(Reply::Unstarted {
+                why: "there is no command to run".to_owned(),
+                absent: false,
+            });
+        };
+        let mut child = std::process::Command::new(program);
+        child
+            .args(args)
+            .current_dir(dir)
+            .envs(command.env.iter().map(|(name, value)| (name, value)));
+        if !command.tells.is_empty() {
+            child.env(&command.tells, std::process::id().to_string());
+        }
+        let stdin = if command.input.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        };
+        child
+            .stdin(stdin)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        let began = Instant::now();
+        let mut child = child.spawn().map_err(|error| Reply::Unstarted {
+            why: format!("{program}: {}", said(&error)),
+            absent: error.kind() == std::io::ErrorKind::NotFound,
+        })?;
+        if let (Some(mut pipe), Some(input)) = (child.stdin.take(), command.input.clone()) {
+            // What it does not read is its own affair.
+            std::thread::spawn(move || pipe.write_all(&input).ok());
+        }
+        let (group, out, err) = (child.id(), child.stdout.take(), child.stderr.take());
+        let (over, status) = await_end(child).map_err(|error| {
+            end_group(group);
+            unstarted(&error, "")
+        })?;
+        Ok(Self {
+            group,
+            out,
+            err,
+            over,
+            status,
+            began,
+        })
+    }
+
+    /// Hands on what the command says until it has ended and nobody has its streams open any more, or the client wants its end.
+    fn follow(mut self, talk: &mut Talk, mut owner: Option<&Owner>) -> Result<Ended, Failure> {
+        let (mut is_over, mut chunk) = (false, vec![0; PIECE]);
+        loop {
+            if is_over && self.out.is_none() && self.err.is_none() {
+                return self.ended();
+            }
+            let left = owner.map(|_| NAME_AFTER.saturating_sub(self.began.elapsed()));
+            let ready = self.wait(talk, is_over, left)?;
+            if ready.client {
+                match talk.hear()? {
+                    Heard::Request(Request::Stop {}) => return self.stop(talk, &mut chunk),
+                    // Nothing else is said to a command.
+                    Heard::Request(_) | Heard::Piece => {}
+                }
+            }
+            self.hand_on(talk, &ready, &mut chunk)?;
+            if ready.over {
+                is_over = true;
+            }
+            if owner.is_some() && self.began.elapsed() >= NAME_AFTER {
+                owner.take().into_iter().for_each(Owner::name);
+            }
+        }
+    }
+
+    fn ended(&self) -> Result<Ended, Failure> {
+        let status = self.status.recv();
+        // The thread that waits for it says so before it ends.
+        status
+            .map(Ended::Exited)
+            .map_err(|_| Failure::Refused("the command cannot be waited for".to_owned()))
+    }
+
+    fn hand_on(&mut self, talk: &mut Talk, ready: &Ready, chunk: &mut [u8]) -> Result<(), Failure> {
+        if ready.out && !pass(talk, Stream::Out, self.out.as_mut(), chunk)? {
+            self.out = None;
+        }
+        if ready.err && !pass(talk, Stream::Err, self.err.as_mut(), chunk)? {
+            self.err = None;
+        }
+        Ok(())
+    }
+
+    /// Ends it, with the last that it says.
+    fn stop(mut self, talk: &mut Talk, chunk: &mut [u8]) -> Result<Ended, Failure> {
+        let gone = end_group(self.group);
+        let until = Instant::now() + LAST_WORDS;
+        while self.out.is_some() || self.err.is_some() {
+            let left = until.saturating_duration_since(Instant::now());
+            let ready = self.wait(talk, true, Some(left))?;
+            if left.is_zero() || ready.client {
+                break;
+            }
+            self.hand_on(talk, &ready, chunk)?;
+        }
+        Ok(Ended::Stopped { gone })
+    }
+
+    /// Waits until something happens, or for as long as `limit` says.
+    fn wait(&self, talk: &mut Talk, is_over: bool, limit: Option<Duration>) -> Result<Ready, Failure> {
+        if talk.has_ahead() {
+            return Ok(Ready {
+                client: true,
+                ..Ready::default()
+            });
+        }
+        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        let input = talk.input();
+        let mut fds = vec![PollFd::new(&input, PollFlags::IN)];
+        if !is_over {
+            fds.push(PollFd::new(&self.over, PollFlags::IN));
+        }
+        fds.extend(
+            self.out
+                .as_ref()
+                .map(|out| PollFd::from_borrowed_fd(out.as_fd(), PollFlags::IN)),
+        );
+        fds.extend(
+            self.err
+                .as_ref()
+                .map(|err| PollFd::from_borrowed_fd(err.as_fd(), PollFlags::IN)),
+        );
+        match poll(&mut fds, limit.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(Ready::default()),
+            Err(errno) => return Err(errno.into()),
+        }
+        let mut happened = fds.iter().map(|fd| !fd.revents().is_empty());
+        let mut next = |asked: bool| asked && happened.next().unwrap_or(false);
+        Ok(Ready {
+            client: next(true),
+            over: next(!is_over),
+            out: next(self.out.is_some()),
+            err: next(self.err.is_some()),
+        })
+    }
+}
+
+/// What has happened.
+#[derive(Debug, Default)]
+struct Ready {
+    client: bool,
+    over: bool,
+    out: bool,
+    err: bool,
+}
+
+/// Waits for the end of a child in a thread: a descriptor that says so, and how it ended.
+fn await_end(mut child: Child) -> std::io::Result<(PipeReader, Receiver<ExitStatus>)> {
+    let (over, end) = std::io::pipe()?;
+    let (tell, status) = channel();
+    std::thread::Builder::new().spawn(move || {
+        if let Ok(status) = child.wait() {
+            // Nobody listens when the client has gone.
+            tell.send(status).ok();
+        }
+        drop(end);
+    })?;
+    Ok((over, status))
+}
+
+/// Hands on what can be read now; false at the end of the stream.
+fn pass(
+    talk: &mut Talk,
+    stream: Stream,
+    from: Option<&mut impl Read>,
+    chunk: &mut [u8],
+) -> Result<bool, Failure> {
+    let Some(from) = from else {
+        return Ok(false);
+    };
+    match from.read(chunk) {
+        Ok(0) => Ok(false),
+        Ok(count) => talk.send(stream, &chunk[..count]).map(|()| true),
+        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,97 @@
+//! Why a step could not be done.
+//!
+//! A failure is told to the client as the path and the reason; it must never end the conversation but where the client has gone.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+
+/// Why a step could not be done.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The client has gone.
+    Gone,
+    /// A reason of our own.
+    Refused(String),
+    /// The system said no.
+    System { path: PathBuf, source: io::Error },
+}
+
+impl Failure {
+    /// What the client is told.
+    pub(crate) fn why(&self) -> String {
+        match self {
+            Self::Gone => "the client has gone".to_owned(),
+            Self::Refused(why) => why.clone(),
+            Self::System { path, source } => {
+                let mut why = said(source);
+                if [Errno::NOSPC, Errno::DQUOT]
+                    .iter()
+                    .any(|full| source.raw_os_error() == Some(full.raw_os_error()))
+                {
+                    why.push_str(
+                        " (in the lease: remove something there, or take a lease with a larger disk)",
+                    );
+                }
+                if path.as_os_str().is_empty() {
+                    why
+                } else {
+                    format!("{}: {why}", path.display())
+                }
+            }
+        }
+    }
+
+    /// Says it on standard error, when there is no conversation to say it in.
+    pub(crate) fn tell(&self) {
+        use std::io::Write as _;
+        // There is nobody else to be told that this failed.
+        writeln!(io::stderr(), "crabbox-agent: {}", self.why()).ok();
+    }
+
+    /// Whether the system could not write or read something.
+    pub(crate) fn is_of_the_disk(&self) -> bool {
+        matches!(self, Self::System { .. })
+    }
+
+    /// Whether it is the system that said this.
+    pub(crate) fn is(&self, errno: Errno) -> bool {
+        matches!(self, Self::System { source, .. } if source.raw_os_error() == Some(errno.raw_os_error()))
+    }
+}
+
+/// What the system says, without the number that nobody reads.
+pub(crate) fn said(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error ").next().unwrap_or_default().to_owned()
+}
+
+impl From<io::Error> for Failure {
+    fn from(source: io::Error) -> Self {
+        Self::System {
+            path: PathBuf::new(),
+            source,
+        }
+    }
+}
+
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Self {
+        io::Error::from(errno).into()
+    }
+}
+
+/// Names the path that an error is about.
+pub(crate) trait At<T> {
+    fn at(self, path: &Path) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
+    fn at(self, path: &Path) -> Result<T, Failure> {
+        self.map_err(|error| Failure::System {
+            path: path.to_owned(),
+            source: error.into(),
+        })
+    }
+}

@@ -1,0 +1,113 @@
+//! Processes by their number and start time, read from `/proc`.
+//!
+//! A number alone names nobody for long: whoever is to be waited for or ended is known by both. A process that has ended is gone, whether somebody
+//! has reaped it or not: in a container whose first process does not, it stays for good.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+/// How long a group may take to end before it is killed.
+const GRACE: Duration = Duration::from_secs(2);
+/// And until it counts as one that cannot be ended.
+const LIMIT: Duration = Duration::from_secs(4);
+
+/// What `/proc/PID/stat` says, see proc_pid_stat(5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stat {
+    pub(crate) group: u32,
+    /// In clock ticks since the boot.
+    pub(crate) began: u64,
+    is_over: bool,
+}
+
+impl Stat {
+    fn parse(text: &str) -> Option<Self> {
+        // The name stands in brackets, and may hold brackets.
+        let mut words = text.rsplit_once(") ")?.1.split(' ');
+        let state = words.next()?;
+        let group = words.nth(1)?.parse().ok()?;
+        // The 22nd field; the third was the state, the fifth the group.
+        let began = words.nth(16)?.parse().ok()?;
+        Some(Self {
+            group,
+            began,
+            is_over: matches!(state, "Z" | "X"),
+        })
+    }
+
+    /// Of a process that has not ended.
+    pub(crate) fn of(pid: u32) -> Option<Self> {
+        let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+        Self::parse(&String::from_utf8_lossy(&text)).filter(|stat| !stat.is_over)
+    }
+}
+
+/// When a process began, in the words of ps(1), which the Go program compares; none where there is no ps.
+pub(crate) fn lstart(pid: u32) -> Option<String> {
+    let said = Command::new("ps")
+        .args(["-o", "lstart=", "-p", &pid.to_string()])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let words = String::from_utf8_lossy(&said.stdout);
+    let words: Vec<&str> = words.split_whitespace().collect();
+    (!words.is_empty()).then(|| words.join(" "))
+}
+
+/// Ends a process group; whether it is known to be gone.
+pub(crate) fn end_group(group: u32) -> bool {
+    let Some(pid) = i32::try_from(group)
+        .ok()
+        .filter(|group| *group > 1)
+        .and_then(Pid::from_raw)
+    else {
+        return false;
+    };
+    // Who has gone already needs no signal.
+    kill_process_group(pid, Signal::TERM).ok();
+    let (started, mut is_killed) = (Instant::now(), false);
+    while is_alive(group) {
+        if started.elapsed() > LIMIT {
+            return false;
+        }
+        if started.elapsed() > GRACE && !is_killed {
+            is_killed = true;
+            kill_process_group(pid, Signal::KILL).ok();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    true
+}
+
+/// Whether a process of the group has not ended.
+fn is_alive(group: u32) -> bool {
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return false;
+    };
+    processes.flatten().any(|process| {
+        let pid = process.file_name().to_string_lossy().parse().ok();
+        pid.and_then(Stat::of).is_some_and(|stat| stat.group == group)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_brackets_does_not_shift_the_fields() {
+        let text = "12 (a) b (c) S 1 34 12 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 5678 1 2\n";
+        let stat = Stat::parse(text).unwrap();
+        assert_eq!((stat.group, stat.began, stat.is_over), (34, 5678, false));
+        assert!(
+            Stat::parse("12 (a) Z 1 34 12 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 5678")
+                .unwrap()
+                .is_over
+        );
+        assert_eq!(Stat::parse("12 (a) S 1"), None);
+        assert!(Stat::of(std::process::id()).is_some());
+    }
+}

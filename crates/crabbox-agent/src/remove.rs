@@ -1,0 +1,170 @@
+//! Removing what stands in the tree: always through handles of directories that are not links.
+//!
+//! It must never follow a link out of the tree, whatever the tree becomes meanwhile.
+
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::bytes::path;
+use crate::failure::{At as _, Failure};
+use crate::seen::Dirs;
+
+const DIR: OFlags = OFlags::PATH
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+/// Opens a directory, and no link to one.
+fn open(within: impl std::os::fd::AsFd, leaf: &Path) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(within, leaf, DIR, Mode::empty())
+}
+
+/// The name of an open directory, for calls that take none that is only a handle.
+fn name(handle: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()))
+}
+
+fn set_mode(handle: &OwnedFd, mode: u32) -> Result<(), Failure> {
+    let name = name(handle);
+    std::fs::set_permissions(&name, std::fs::Permissions::from_mode(mode)).at(&name)
+}
+
+/// Calls `act` in a directory that is made writable for it.
+fn changed_in(handle: &OwnedFd, act: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    let mode = rustix::fs::fstat(handle)?.st_mode & 0o7777;
+    if mode & 0o300 == 0o300 {
+        return act();
+    }
+    set_mode(handle, mode | 0o700)?;
+    let done = act();
+    done.and(set_mode(handle, mode))
+}
+
+/// Removes whatever `leaf` of an open directory is, with all that is in it.
+pub(crate) fn remove_tree(within: &OwnedFd, leaf: &Path) -> Result<(), Failure> {
+    let stat = match rustix::fs::statat(within, leaf, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(errno) => return Err(errno).at(leaf),
+    };
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        return rustix::fs::unlinkat(within, leaf, AtFlags::empty()).at(leaf);
+    }
+    let handle = open(within, leaf).at(leaf)?;
+    if stat.st_mode & 0o700 != 0o700 {
+        set_mode(&handle, 0o700)?;
+    }
+    let all = std::fs::read_dir(name(&handle)).at(leaf)?;
+    // All names first: a directory that is changed while it is read may leave some out.
+    let names: Vec<_> = all
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect::<Result<_, _>>()
+        .at(leaf)?;
+    for child in names {
+        remove_tree(&handle, Path::new(&child))?;
+    }
+    drop(handle);
+    rustix::fs::unlinkat(within, leaf, AtFlags::REMOVEDIR).at(leaf)
+}
+
+/// Handles of the workdir and of the directories above a path, as far as they are directories.
+fn way_to(parts: &[&[u8]]) -> Result<Vec<OwnedFd>, Failure> {
+    let mut handles = vec![open(CWD, Path::new(".")).at(Path::new("."))?];
+    for part in &parts[..parts.len() - 1] {
+        let within = handles[handles.len() - 1].as_fd();
+        match open(within, path(part)) {
+            Ok(handle) => handles.push(handle),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => break,
+            Err(errno) => return Err(errno).at(path(part)),
+        }
+    }
+    Ok(handles)
+}
+
+fn parts(name: &[u8]) -> Vec<&[u8]> {
+    name.split(|byte| *byte == b'/').collect()
+}
+
+/// Removes a file that an earlier sync brought, and the directories that this, or a broken sync, left empty. A directory where the file was
+/// is the guest's own, and so is everything beyond a link.
+pub(crate) fn prune(name: &[u8]) -> Result<(), Failure> {
+    let parts = parts(name);
+    let mut handles = way_to(&parts)?;
+    if handles.len() == parts.len() {
+        let (within, leaf) = (&handles[handles.len() - 1], path(parts[parts.len() - 1]));
+        match rustix::fs::statat(within, leaf, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => {
+                changed_in(within, || {
+                    rustix::fs::unlinkat(within, leaf, AtFlags::empty()).at(path(name))
+                })?;
+            }
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno).at(path(name)),
+        }
+    }
+    while handles.len() > 1 {
+        drop(handles.pop());
+        let (within, leaf) = (&handles[handles.len() - 1], path(parts[handles.len() - 1]));
+        let removed = changed_in(within, || {
+            rustix::fs::unlinkat(within, leaf, AtFlags::REMOVEDIR).at(leaf)
+        });
+        if removed.is_err() {
+            // It is not empty.
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Removes whatever stands at `name`, which the manifest needs for something else.
+fn clear(name: &[u8]) -> Result<(), Failure> {
+    let parts = parts(name);
+    let handles = way_to(&parts)?;
+    if handles.len() < parts.len() {
+        return Ok(());
+    }
+    let within = &handles[handles.len() - 1];
+    changed_in(within, || remove_tree(within, path(parts[parts.len() - 1])))
+}
+
+/// Removes what stands where the manifest needs something of another kind.
+pub(crate) fn make_way<'a>(paths: impl Iterator<Item = &'a [u8]>) -> Result<(), Failure> {
+    let mut dirs = Dirs::default();
+    for name in paths {
+        if is_way_clear(&mut dirs, name)? && path(name).symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+            clear(name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether all that is above `name` are directories; removes what is none.
+fn is_way_clear(dirs: &mut Dirs, name: &[u8]) -> Result<bool, Failure> {
+    for cut in name
+        .iter()
+        .enumerate()
+        .filter(|(_, byte)| **byte == b'/')
+        .map(|(cut, _)| cut)
+    {
+        let above = &name[..cut];
+        if dirs.known.contains_key(above) {
+            continue;
+        }
+        match path(above).symlink_metadata() {
+            Ok(meta) if meta.is_dir() => {
+                dirs.known.insert(above.to_vec(), true);
+            }
+            Ok(_) => {
+                clear(above)?;
+                return Ok(false);
+            }
+            Err(error) if crate::bytes::is_absent(&error) => return Ok(false),
+            Err(error) => return Err(error).at(path(above)),
+        }
+    }
+    Ok(true)
+}

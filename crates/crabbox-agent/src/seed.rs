@@ -1,0 +1,392 @@
+//! The repository in the lease: the commit, branch and staged changes of the client's, so that a command finds a repository.
+//!
+//! It leaves the files of the tree alone. What cannot be done is told, and must never fail the sync that it is part of.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use crabbox_agent_protocol::Seed;
+use sha2::{Digest as _, Sha256};
+
+use crate::bytes::{discard, listed, path, read, write};
+use crate::failure::{At as _, Failure};
+use crate::git::{Feed, INDEX, git, must_git};
+use crate::record::Place;
+use crate::seen::Seen;
+use crate::talk::Talk;
+
+/// Below `.git`, beside what the Go program keeps there.
+const SETTINGS: &str = "crabbox/settings";
+
+/// An index of the plainest format.
+const PLAIN_INDEX: [&str; 10] = [
+    "-c",
+    "index.version=2",
+    "-c",
+    "index.sparse=false",
+    "-c",
+    "index.skipHash=false",
+    "-c",
+    "core.splitIndex=false",
+    "-c",
+    "core.untrackedCache=false",
+];
+
+/// The directory of the Go program's own files, so that both may sync into one lease.
+pub(crate) fn go_dir(place: &Place) -> PathBuf {
+    let git = place.workdir.join(".git");
+    if git.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+        git.join("crabbox")
+    } else {
+        place.workdir.join(".crabbox")
+    }
+}
+
+/// Hexadecimal digits of bytes.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        // Writing to a text does not fail.
+        write!(text, "{byte:02x}").ok();
+    }
+    text
+}
+
+/// What the last seed left: five lines (four of a version that knew no base).
+#[derive(Debug, Default)]
+struct Known {
+    id: String,
+    head: String,
+    heads: String,
+    /// Of the index as it was left.
+    index: String,
+    base: String,
+}
+
+impl Known {
+    fn load(place: &Place) -> Result<Option<Self>, Failure> {
+        let text = String::from_utf8_lossy(&read(&place.of("seed"))?).into_owned();
+        let mut lines = text.split('\n').map(str::to_owned);
+        let mut line = || lines.next();
+        let (Some(id), Some(head), Some(heads), Some(index)) = (line(), line(), line(), line()) else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            id,
+            head,
+            heads,
+            index,
+            base: line().unwrap_or_default(),
+        }))
+    }
+}
+
+/// What the repository needs.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) needed: bool,
+    /// The commit that it has from the last time.
+    pub(crate) have: String,
+    pub(crate) have_base: String,
+}
+
+/// Whether the repository must be brought up to date, and the commits that it has from the last time.
+pub(crate) fn state(place: &Place, seed: &Seed) -> Result<State, Failure> {
+    let known = Known::load(place)?.filter(|_| Path::new(".git/objects").is_dir());
+    let Some(known) = known else {
+        return Ok(State {
+            needed: true,
+            ..State::default()
+        });
+    };
+    Ok(State {
+        needed: known.id != seed.id || known.heads != heads(seed)?,
+        have: known.head,
+        have_base: known.base,
+    })
+}
+
+/// The digest of the index as the last seed left it.
+pub(crate) fn known_index(place: &Place) -> Result<Option<String>, Failure> {
+    Ok(Known::load(place)?.map(|known| known.index))
+}
+
+/// Stands for the files that say which commit is checked out: if the guest moves them, the sync is not in sync.
+fn heads(seed: &Seed) -> Result<String, Failure> {
+    let mut files = vec![".git/HEAD".to_owned()];
+    if !seed.branch.is_empty() {
+        files.push(format!(".git/refs/heads/{}", seed.branch));
+    }
+    let mut text = Vec::new();
+    for file in files {
+        if Path::new(&file).is_file() {
+            if !text.is_empty() {
+                text.push(0);
+            }
+            text.extend_from_slice(file.as_bytes());
+            text.push(b' ');
+            Seen::at(file.as_bytes()).at(Path::new(&file))?.put(&mut text);
+        }
+    }
+    Ok(hex(&Sha256::digest(text)))
+}
+
+/// What came of a repository.
+#[derive(Debug)]
+pub(crate) struct Came {
+    pack: PathBuf,
+    staged: Vec<u8>,
+    marks: Vec<u8>,
+    settings: Vec<u8>,
+    attributes: Vec<u8>,
+    /// Commits that are to have no parents.
+    roots: Vec<u8>,
+}
+
+impl Came {
+    /// Takes it all from the client.
+    pub(crate) fn take(talk: &mut Talk, place: &Place) -> Result<Self, Failure> {
+        let (staged, marks, settings, attributes, roots) = (
+            talk.list()?,
+            talk.list()?,
+            talk.list()?,
+            talk.list()?,
+            talk.list()?,
+        );
+        let pack = place.of("tmp/seed.pack");
+        // Also where the disk is full the client must be heard to the end of it.
+        let mut file = File::create(&pack).at(&pack);
+        let mut failed = None;
+        talk.pieces(|piece| {
+            if let Ok(open) = &mut file
+                && failed.is_none()
+            {
+                failed = open.write_all(piece).at(&pack).err();
+            }
+            Ok(())
+        })?;
+        if let Some(failure) = failed.or(file.err()) {
+            discard(&pack)?;
+            return Err(failure);
+        }
+        Ok(Self {
+            pack,
+            staged,
+            marks,
+            settings,
+            attributes,
+            roots,
+        })
+    }
+
+    /// The bits of the index, by path.
+    pub(crate) fn marks(&self) -> HashMap<Vec<u8>, u8> {
+        let mut marks = HashMap::new();
+        for mark in listed(&self.marks) {
+            let cut = mark.iter().position(|byte| *byte == b' ').unwrap_or(mark.len());
+            let flags: u8 = String::from_utf8_lossy(&mark[..cut]).parse().unwrap_or(0);
+            *marks
+                .entry(mark.get(cut + 1..).unwrap_or_default().to_vec())
+                .or_insert(0) |= flags;
+        }
+        marks
+    }
+
+    /// Makes `.git` say what the client's repository says.
+    pub(crate) fn apply(&self, place: &Place, seed: &Seed) -> Result<(), Failure> {
+        let git_dir = Path::new(".git");
+        if git_dir.symlink_metadata().is_ok_and(|meta| !meta.is_dir()) {
+            return Err(Failure::Refused(
+                ".git in the workdir is not a directory".to_owned(),
+            ));
+        }
+        discard(&place.of("seed"))?;
+        if !Path::new(".git/objects").is_dir() {
+            let mut args = vec!["init", "-q", "--template="];
+            args.extend(self.object_format(seed));
+            args.push(".");
+            must_git(&args, &Feed::Nothing)?;
+        }
+        // No command runs during a sync: a dead one left it.
+        discard(Path::new(".git/index.lock"))?;
+        let pack = File::open(&self.pack).at(&self.pack)?;
+        if pack.metadata().at(&self.pack)?.len() > 0 {
+            must_git(&["index-pack", "--stdin"], &Feed::File(pack))?;
+        }
+        if !seed.head.is_empty() {
+            cut_off(seed, &self.roots)?;
+        }
+        if seed.branch.is_empty() {
+            must_git(&["update-ref", "--no-deref", "HEAD", &seed.head], &Feed::Nothing)?;
+        } else {
+            let branch = format!("refs/heads/{}", seed.branch);
+            must_git(&["symbolic-ref", "HEAD", &branch], &Feed::Nothing)?;
+            if seed.head.is_empty() {
+                // It need not be there.
+                git(&["update-ref", "-d", &branch], &Feed::Nothing)?;
+            } else {
+                must_git(&["update-ref", &branch, &seed.head], &Feed::Nothing)?;
+            }
+        }
+        // A new one: nothing that the guest said in the old one is of use.
+        discard(Path::new(INDEX))?;
+        let read_tree: &[&str] = if seed.head.is_empty() {
+            &["read-tree", "--empty"]
+        } else {
+            &["read-tree", "--reset", &seed.head]
+        };
+        must_git(&[&PLAIN_INDEX[..], read_tree].concat(), &Feed::Nothing)?;
+        let stage = [&PLAIN_INDEX[..], &["update-index", "-z", "--index-info"]].concat();
+        must_git(&stage, &Feed::Bytes(&self.staged))?;
+        if !seed.origin.is_empty() {
+            must_git(&["config", "remote.origin.url", &seed.origin], &Feed::Nothing)?;
+        }
+        if let Some(base) = &seed.base {
+            for name in &base.refs {
+                must_git(&["update-ref", "--no-deref", name, &base.id], &Feed::Nothing)?;
+            }
+        }
+        exclude()?;
+        self.configure(place)
+    }
+
+    /// What git init is told, by the length of the ids that come: sha256 has 64 digits (git-init(1)).
+    fn object_format(&self, seed: &Seed) -> Option<&'static str> {
+        let staged = self.staged.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+        [seed.head.as_bytes(), staged]
+            .iter()
+            .any(|id| id.len() == 64)
+            .then_some("--object-format=sha256")
+    }
+
+    /// Takes over the settings and attributes that decide whether git finds a file unchanged. Those that the guest made for itself stay, as
+    /// long as the client has none.
+    fn configure(&self, place: &Place) -> Result<(), Failure> {
+        let settings = Path::new(".git").join(SETTINGS);
+        if !self.settings.is_empty() || settings.exists() {
+            make_dirs(Path::new(".git/crabbox"))?;
+            write(&settings, &[&self.settings])?;
+            let config = read(Path::new(".git/config"))?;
+            if !config
+                .windows(SETTINGS.len())
+                .any(|part| part == SETTINGS.as_bytes())
+            {
+                must_git(&["config", "--add", "include.path", SETTINGS], &Feed::Nothing)?;
+            }
+        }
+        let (ours, theirs) = (place.of("attributes"), Path::new(".git/info/attributes"));
+        if !self.attributes.is_empty() {
+            make_dirs(Path::new(".git/info"))?;
+            write(theirs, &[&self.attributes])?;
+            write(&ours, &[&self.attributes])?;
+        } else if ours.exists() {
+            if read(theirs)? == read(&ours)? {
+                discard(theirs)?;
+            }
+            discard(&ours)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Came {
+    fn drop(&mut self) {
+        // The next sync empties the directory that it is in.
+        std::fs::remove_file(&self.pack).ok();
+    }
+}
+
+pub(crate) fn make_dirs(dir: &Path) -> Result<(), Failure> {
+    std::fs::create_dir_all(dir).at(dir)
+}
+
+/// Keeps what the Go program writes into the tree out of `git status`.
+fn exclude() -> Result<(), Failure> {
+    let file = Path::new(".git/info/exclude");
+    let mut text = read(file)?;
+    if text
+        .split(|byte| *byte == b'\n')
+        .any(|line| line == b"/.crabbox/")
+    {
+        return Ok(());
+    }
+    make_dirs(Path::new(".git/info"))?;
+    if !text.is_empty() && !text.ends_with(b"\n") {
+        text.push(b'\n');
+    }
+    text.extend_from_slice(b"/.crabbox/\n");
+    write(file, &[&text])
+}
+
+/// Whether a commit is here, and a parent of it is not.
+fn is_cut_off(commit: &str) -> Result<bool, Failure> {
+    let text = git(&["cat-file", "commit", commit], &Feed::Nothing)?.out;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let head = text.split("\n\n").next().unwrap_or_default();
+    for parent in head.lines().filter_map(|line| line.strip_prefix("parent ")) {
+        if !git(&["cat-file", "-e", parent], &Feed::Nothing)?.success {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Tells git which commits it is to take for the first ones: those that came as such, and those whose parents are not here. One that was the
+/// first by an earlier sync is none any more when what is before it has come.
+fn cut_off(seed: &Seed, roots: &[u8]) -> Result<(), Failure> {
+    let shallow = Path::new(".git/shallow");
+    let words = |bytes: &[u8]| -> BTreeSet<String> {
+        String::from_utf8_lossy(bytes)
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect()
+    };
+    let known = words(&read(shallow)?);
+    let mut first = words(roots);
+    if seed.base.is_some() {
+        let mut asked = known.clone();
+        asked.insert(seed.head.clone());
+        for commit in asked.difference(&first.clone()) {
+            if is_cut_off(commit)? {
+                first.insert(commit.clone());
+            }
+        }
+    } else {
+        first.extend(known.iter().cloned());
+        if !first.contains(&seed.head) && is_cut_off(&seed.head)? {
+            first.insert(seed.head.clone());
+        }
+    }
+    if first != known {
+        let lines: String = first.iter().flat_map(|commit| [commit.as_str(), "\n"]).collect();
+        write(shallow, &[lines.as_bytes()])?;
+    }
+    Ok(())
+}
+
+/// Notes that the repository is as it was to be, and that its index has this digest.
+pub(crate) fn write_seed(place: &Place, seed: &Seed, index: &str) -> Result<(), Failure> {
+    let base = seed.base.as_ref().map_or("", |base| base.id.as_str());
+    let lines = [seed.id.as_str(), &seed.head, &heads(seed)?, index, base].join("\n");
+    write(&place.of("seed"), &[lines.as_bytes()])
+}
+
+/// Notes the directories of submodules. One that is gone on the client's side goes here, if nothing is in it.
+pub(crate) fn keep_hollow(place: &Place, paths: &[&[u8]]) -> Result<(), Failure> {
+    let file = place.of("hollow");
+    let before = read(&file)?;
+    for name in listed(&before).filter(|name| !paths.contains(name)) {
+        if crate::seen::Dirs::default().own(name) {
+            // What is in it is the guest's own.
+            std::fs::remove_dir(path(name)).ok();
+        }
+    }
+    let mut list = Vec::new();
+    for name in paths {
+        crate::bytes::push(&mut list, name);
+    }
+    write(&file, &[&list])
+}

@@ -1,0 +1,413 @@
+//! A sync, as the lease does it: look, clear the way, take, write down what was seen.
+//!
+//! It must never call a file unchanged whose inode does not carry the very times that it carried right after the last sync. What is to go stays
+//! known until it is gone, and what a sync brings is known before it comes, so that one that broke off is finished by the next.
+
+mod patch;
+mod whole;
+
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crabbox_agent_protocol::{Reply, Request, SyncRequest};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
+
+use crate::bytes::{discard, push, show, write};
+use crate::failure::{At as _, Failure};
+use crate::index::{HOLLOW, Tree, Work};
+use crate::receive::receive;
+use crate::record::{Head, Place, is_unchanged};
+use crate::remove::{prune, remove_tree};
+use crate::rows::Rows;
+use crate::seed::{self, Came, State, go_dir};
+use crate::seen::{Dirs, Seen};
+use crate::talk::{Heard, Talk, out_of_order};
+use patch::Patch;
+use whole::Whole;
+
+/// Two ticks of a slow kernel: two writes closer than this can carry one change time.
+const RACY: Duration = Duration::from_millis(20);
+
+/// A look at a tree before its client has said what it wants.
+#[derive(Debug)]
+pub(crate) struct Looked {
+    place: Place,
+    head: Option<Head>,
+    /// Whether the tree is as the record has it.
+    is_kept: bool,
+}
+
+/// Looks whether the tree is as the last sync left it.
+pub(crate) fn look(lease_dir: &str, name: &str) -> Looked {
+    let place = Place::new(lease_dir, name);
+    let head = Head::load(&place);
+    let is_kept = head.as_ref().is_some_and(|head| {
+        // A sync that broke off may have brought what no record has; a tree that cannot be entered is not as it was left.
+        !place.of("pending").exists()
+            && std::env::set_current_dir(&place.workdir).is_ok()
+            && is_unchanged(&place, head)
+    });
+    Looked { place, head, is_kept }
+}
+
+impl Looked {
+    /// Whether nothing is to be done.
+    fn is_same(&self, request: &SyncRequest) -> Result<bool, Failure> {
+        let head = self
+            .head
+            .as_ref()
+            .filter(|head| self.is_kept && head.fingerprint == request.fingerprint);
+        match (head, &request.seed) {
+            (None, _) => Ok(false),
+            (Some(_), None) => Ok(true),
+            (Some(_), Some(seed)) => Ok(!seed::state(&self.place, seed)?.needed),
+        }
+    }
+
+    /// Whether the changes since the record are enough.
+    fn may_patch(&self, request: &SyncRequest) -> Option<&Head> {
+        let base = |head: &&Head| {
+            !request.base.is_empty()
+                && head.fingerprint.split('.').next() == Some(&request.base)
+                && head.fingerprint != request.fingerprint
+        };
+        self.head.as_ref().filter(|_| self.is_kept).filter(base)
+    }
+}
+
+/// What there is to lay down when everything has come.
+#[derive(Debug)]
+struct Laid {
+    parts: u32,
+    count: usize,
+    unsettled: u64,
+}
+
+/// The two ways of a sync: by the whole manifest, or by what changed since the last one.
+trait Way: Tree + Send {
+    /// What was sent of the manifest.
+    fn rows(&self) -> &Rows;
+    /// The places of those that are to be sent.
+    fn stale(&self) -> &[u32];
+    /// Looks at what is there, and writes down what was seen.
+    fn lay(&mut self) -> Result<Laid, Failure>;
+    /// Tells the Go program what of the tree a sync brought.
+    fn tell(&self) -> Result<(), Failure>;
+}
+
+/// One conversation.
+pub(crate) fn sync(talk: &mut Talk, request: &SyncRequest, looked: Option<Looked>) -> Result<(), Failure> {
+    let place = Place::new(&request.lease_dir, &request.name);
+    let believed = !(request.reset || request.distrust);
+    let looked = looked
+        .filter(|looked| looked.place == place)
+        .or_else(|| believed.then(|| look(&request.lease_dir, &request.name)))
+        .filter(|_| believed);
+    if let Some(looked) = &looked {
+        if let Some(head) = looked.may_patch(request) {
+            talk.say(&Reply::Patch {})?;
+            let (rows, removed, unlike) = (talk.list()?, talk.list()?, talk.list()?);
+            let lock = enter(&place, request)?;
+            let way = Patch::begin(&place, request, head, rows, &removed, &unlike)?;
+            return bring(talk, &place, request, way, &lock);
+        }
+        if looked.is_same(request)? {
+            return talk.say(&Reply::Same {});
+        }
+    }
+    talk.say(&Reply::Differs {})?;
+    let (rows, unlike) = (talk.list()?, talk.list()?);
+    let lock = enter(&place, request)?;
+    let way = Whole::begin(&place, request, rows, &unlike)?;
+    bring(talk, &place, request, way, &lock)
+}
+
+/// Held for as long as a sync is at work in a tree.
+struct Lock {
+    /// Its end is the lock's.
+    _file: std::os::fd::OwnedFd,
+}
+
+/// Makes a directory with those above it, for this user alone: on a shared host others need not read what is worked on.
+pub(crate) fn make_private(dir: &Path) -> Result<(), Failure> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .at(dir)
+}
+
+/// Makes the tree's directories, and keeps others out.
+fn enter(place: &Place, request: &SyncRequest) -> Result<Lock, Failure> {
+    make_private(&place.lease)?;
+    if request.reset {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let lease = rustix::fs::openat(CWD, &place.lease, flags, Mode::empty()).at(&place.lease)?;
+        remove_tree(&lease, Path::new(&place.name))?;
+        for leaf in [
+            "stamp",
+            "index",
+            "pending",
+            "seed",
+            "unlike",
+            "hollow",
+            "attributes",
+        ] {
+            discard(&place.of(leaf))?;
+        }
+    }
+    let tmp = place.of("tmp");
+    for (dir, mode) in [
+        (&place.workdir, 0o755),
+        (&place.lease.join(".crabbox-sync"), 0o700),
+        (&place.meta, 0o700),
+        (&tmp, 0o700),
+    ] {
+        match std::fs::DirBuilder::new().mode(mode).create(dir) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                if !dir.symlink_metadata().at(dir)?.is_dir() {
+                    return Err(Failure::Refused(format!("{} is not a directory", show(dir))));
+                }
+            }
+            made => made.at(dir)?,
+        }
+    }
+    std::env::set_current_dir(&place.workdir).at(&place.workdir)?;
+    let file = place.of("lock");
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let lock = rustix::fs::openat(CWD, &file, flags, Mode::from_raw_mode(0o600)).at(&file)?;
+    // The far side of a client that died may still be at work here.
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).at(&file)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let handle = rustix::fs::openat(CWD, &tmp, flags, Mode::empty()).at(&tmp)?;
+    for entry in std::fs::read_dir(&tmp).at(&tmp)? {
+        remove_tree(&handle, Path::new(&entry.at(&tmp)?.file_name()))?;
+    }
+    place.drop_older()?;
+    Ok(Lock { _file: lock })
+}
+
+/// Everything behind the lists: what is to be sent, the repository, the end.
+fn bring(
+    talk: &mut Talk,
+    place: &Place,
+    request: &SyncRequest,
+    mut way: impl Way,
+    _lock: &Lock,
+) -> Result<(), Failure> {
+    let mut work = Work::of(place, &way)?;
+    let mut state = match &request.seed {
+        Some(seed) => seed::state(place, seed)?,
+        None => State::default(),
+    };
+    if request.seed.is_some() && !state.needed && work.is_lost(place)? {
+        state.needed = true;
+    }
+    // Until one has come: in the index of another commit nothing is to look unchanged.
+    work.is_failed = state.needed;
+    let all = way.stale().len() == way.rows().len() && way.rows().len() > 0;
+    if way.stale().is_empty() && !state.needed {
+        let laid = way.lay()?;
+        return finish(talk, place, request, &mut way, &work, &laid);
+    }
+    talk.say(&Reply::Stale {
+        all,
+        seed: state.needed,
+        have: state.have,
+        have_base: state.have_base,
+    })?;
+    if !all {
+        let numbers: Vec<u8> = way
+            .stale()
+            .iter()
+            .flat_map(|number| number.to_be_bytes())
+            .collect();
+        talk.send_list(&numbers)?;
+    }
+    let mut laid = None;
+    loop {
+        match talk.hear()? {
+            Heard::Request(Request::Pack {}) => {
+                let came = Came::take(talk, place);
+                let done = std::thread::scope(|scope| {
+                    // Git needs the processor, and the look the disk.
+                    let laying = scope.spawn(|| way.lay());
+                    let done = came.and_then(|came| apply(place, request, &mut work, &came));
+                    // A thread of ours that panicked has ended the process.
+                    laid = laying.join().ok();
+                    done
+                });
+                talk.say(&match done {
+                    Ok(()) => Reply::Seeded {},
+                    Err(failure) => Reply::Unseeded { why: failure.why() },
+                })?;
+            }
+            Heard::Request(Request::Finish {}) => {
+                let laid = match laid.take() {
+                    Some(laid) => laid?,
+                    None => way.lay()?,
+                };
+                return finish(talk, place, request, &mut way, &work, &laid);
+            }
+            Heard::Request(
+                first @ (Request::Directory { .. }
+                | Request::File { .. }
+                | Request::Link { .. }
+                | Request::Received {}),
+            ) => {
+                receive(talk, place, way.rows(), first)?;
+                talk.say(&Reply::Received {})?;
+            }
+            Heard::Request(other) => return Err(out_of_order(&other)),
+            Heard::Piece => return Err(Failure::Refused("the client sent a piece of nothing".to_owned())),
+        }
+    }
+}
+
+/// Makes the repository what it is to be.
+fn apply(place: &Place, request: &SyncRequest, work: &mut Work, came: &Came) -> Result<(), Failure> {
+    work.is_failed = true;
+    let Some(seed) = &request.seed else {
+        return Err(Failure::Refused(
+            "the client sent a repository that it did not want".to_owned(),
+        ));
+    };
+    let marks = came.marks();
+    came.apply(place, seed)?;
+    let hollow = marks.iter().filter(|(_, flags)| **flags & HOLLOW != 0);
+    let hollow: Vec<&[u8]> = hollow.map(|(path, _)| path.as_slice()).collect();
+    seed::keep_hollow(place, &hollow)?;
+    work.anew = Some(marks);
+    work.is_failed = false;
+    Ok(())
+}
+
+fn finish(
+    talk: &mut Talk,
+    place: &Place,
+    request: &SyncRequest,
+    way: &mut impl Way,
+    work: &Work,
+    laid: &Laid,
+) -> Result<(), Failure> {
+    let unseeded = work.finish(place, request.seed.as_ref(), way)?;
+    // Only a sync that brought everything is one that the next can go on from.
+    let head = Head {
+        fingerprint: if laid.unsettled == 0 {
+            request.fingerprint.clone()
+        } else {
+            String::new()
+        },
+        parts: laid.parts,
+        count: laid.count,
+        gone: way.rows().gone.clone(),
+    };
+    head.write(place)?;
+    if laid.unsettled == 0 {
+        discard(&place.of("pending"))?;
+    }
+    way.tell()?;
+    talk.say(&Reply::Done {
+        unsettled: laid.unsettled,
+        unseeded,
+    })
+}
+
+/// Prunes `lost`, which earlier syncs brought, and `gone`.
+fn prune_all(
+    place: &Place,
+    request: &SyncRequest,
+    lost: &[Vec<u8>],
+    gone: &[&[u8]],
+    data: &[u8],
+) -> Result<(), Failure> {
+    let pending = place.of("pending");
+    if request.delete {
+        let mut known = Vec::new();
+        for path in lost {
+            known.extend_from_slice(b"0 f 0 0 0 ");
+            push(&mut known, path);
+        }
+        write(&pending, &[&known, data])?;
+        for path in lost.iter().map(Vec::as_slice).chain(gone.iter().copied()) {
+            prune(path)?;
+        }
+    }
+    if !lost.is_empty() || !request.delete {
+        write(&pending, &[data])?;
+    }
+    Ok(())
+}
+
+/// How every path looks now, by its place; those that are not what was to be sent are left out, and so sent again. A path that was left alone keeps
+/// what was seen of it: if it is not so any more, the next look finds that out.
+fn settle(rows: &Rows, kept: &mut [Option<Seen>]) -> Vec<Option<Seen>> {
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let edge = i128::try_from(started.saturating_sub(RACY).as_nanos()).unwrap_or(0);
+    let mut dirs = Dirs::default();
+    let mut now: Vec<Option<Seen>> = Vec::with_capacity(rows.len());
+    let mut racy = Vec::new();
+    for (number, row) in rows.iter().enumerate() {
+        let was = kept.get(number).copied().flatten();
+        let seen = match was {
+            Some(was) => dirs.own(crate::bytes::parent(row.path)).then_some(was),
+            None => dirs.look(row.path),
+        };
+        if was.is_none() && seen.is_some_and(|seen| seen.changed.nanos() > edge) {
+            racy.push(number);
+        }
+        now.push(seen);
+    }
+    if !racy.is_empty() {
+        // A write right after the look must not be able to carry the change time that was just seen.
+        std::thread::sleep(RACY);
+        let mut again = Dirs::default();
+        for number in racy {
+            now[number] = rows.get(number).and_then(|row| again.look(row.path));
+        }
+    }
+    for (number, row) in rows.iter().enumerate() {
+        let was = kept.get(number).copied().flatten();
+        if was.is_none() && now[number].is_some_and(|seen| !row.is(&seen)) {
+            now[number] = None;
+        }
+    }
+    now
+}
+
+/// Tells the Go program what of the tree a sync brought, if it has ever been here.
+fn tell_go<'a>(
+    place: &Place,
+    paths: impl FnOnce() -> Result<Vec<Vec<u8>>, Failure> + 'a,
+) -> Result<(), Failure> {
+    let go = go_dir(place);
+    if go.is_dir() || go.ends_with(".git/crabbox") {
+        seed::make_dirs(&go)?;
+        let mut list = Vec::new();
+        for path in paths()? {
+            push(&mut list, &path);
+        }
+        write(&go.join("sync-manifest"), &[&list])?;
+    }
+    Ok(())
+}
+
+/// What the Go program synced last.
+fn go_manifest(place: &Place) -> Result<Vec<u8>, Failure> {
+    crate::bytes::read(&go_dir(place).join("sync-manifest"))
+}
+
+/// The Go program would believe that nothing had changed.
+fn drop_go_fingerprint(place: &Place) -> Result<(), Failure> {
+    match discard(&go_dir(place).join("sync-fingerprint")) {
+        Err(failure) if failure.is(rustix::io::Errno::NOTDIR) => Ok(()),
+        done => done,
+    }
+}
+
+/// The paths of `rows` with these numbers.
+fn named<'a>(rows: &'a Rows, numbers: &'a [u32]) -> impl Iterator<Item = &'a [u8]> {
+    let row = |number: &u32| usize::try_from(*number).ok().and_then(|number| rows.get(number));
+    numbers.iter().filter_map(row).map(|row| row.path)
+}

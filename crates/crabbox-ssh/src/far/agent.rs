@@ -1,0 +1,127 @@
+//! The agent that this program brings along, and how it gets to the other side: once, by its digest.
+//!
+//! Images of ours have it already. Elsewhere it lies in a directory that only the user of the lease may write to, and nothing is executed there
+//! that was not checked against the digest.
+
+use std::io::{self, Read as _};
+
+use flate2::read::GzDecoder;
+
+/// SHA-256 of the agent, hex: its name on the other side.
+pub const DIGEST: &str = env!("CRABBOX_AGENT_DIGEST");
+
+const PACKED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/crabbox-agent.gz"));
+
+/// The machine that it is for, as `uname -m` has it.
+pub(super) const MACHINE: &str = "x86_64";
+
+/// Where images of ours have agents.
+const IMAGE_DIRECTORY: &str = "/usr/lib/crabbox/agents";
+
+/// Our exit code where there is no agent; standard error says which machine it is.
+pub(super) const ABSENT: u8 = 71;
+
+/// Our exit code where it could not be put; standard error says why.
+pub(super) const UNPLACED: u8 = 73;
+
+/// The agent itself.
+pub fn program() -> io::Result<Vec<u8>> {
+    let mut program = Vec::new();
+    GzDecoder::new(PACKED).read_to_end(&mut program)?;
+    Ok(program)
+}
+
+/// A script that becomes the agent.
+pub(super) fn start() -> String {
+    format!(
+        r#"cbx_a={IMAGE_DIRECTORY}/{DIGEST}
+[ -x "$cbx_a" ] || cbx_a=$HOME/.cache/crabbox/agents/{DIGEST}
+[ -x "$cbx_a" ] || {{ uname -m >&2; exit {ABSENT}; }}
+exec "$cbx_a""#
+    )
+}
+
+/// A script that puts the agent, which is its input, where [`start`] finds it.
+pub(super) fn place() -> String {
+    format!(
+        r#"umask 077
+d=${{HOME:?the user of the lease has no home directory}}/.cache/crabbox/agents
+f=$d/.new.$$
+trap 'rm -f "$f"' EXIT
+no() {{ [ $# = 0 ] || echo "$1" >&2; exit {UNPLACED}; }}
+mkdir -p "$d" || no
+[ -O "$d" ] && [ ! -L "$d" ] || no "$d is not the user's own directory"
+chmod 700 "$d" && cat > "$f" || no
+s=$({{ sha256sum || shasum -a 256 || busybox sha256sum || openssl dgst -sha256 -r; }} < "$f" 2>/dev/null)
+case $s in
+  {DIGEST}*) ;;
+  '') no 'there is nothing to check it with: install sha256sum (coreutils) there' ;;
+  *) no 'what arrived is not what was sent' ;;
+esac
+chmod 700 "$f" && mv -f "$f" "$d/{DIGEST}" || no
+[ -x "$d/{DIGEST}" ] || no "the file system of $d lets no program run (noexec)""#
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::path::Path;
+
+    use crabbox_host::command::{Captured, Cmd};
+
+    use super::*;
+
+    fn run(home: &Path, script: &str, input: &[u8]) -> Captured {
+        Cmd::new("sh")
+            .args(["-c", script])
+            .env("HOME", home)
+            .stdin(input.to_vec())
+            .capture()
+            .unwrap()
+    }
+
+    #[test]
+    fn the_agent_is_what_its_name_says_and_no_larger_than_a_guest_should_bear() {
+        let program = program().unwrap();
+        assert_eq!(crabbox_host::digest::sha256(&program), DIGEST);
+        assert!(program.len() < 3 << 19, "{} bytes", program.len());
+    }
+
+    #[test]
+    fn it_is_placed_once_privately_and_whole_or_not_at_all() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join(".cache/crabbox/agents");
+        let program = program().unwrap();
+        assert_eq!(run(home.path(), &start(), b"").status.code(), Some(ABSENT.into()));
+        // Cut, or changed on its way.
+        for wrong in [&program[..program.len() - 1], b""] {
+            let placed = run(home.path(), &place(), wrong);
+            assert_eq!(placed.status.code(), Some(UNPLACED.into()));
+            assert!(placed.stderr_text().contains("not what was sent"), "{placed:?}");
+            assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+        }
+        assert!(run(home.path(), &place(), &program).status.success());
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&dir), mode(&dir.join(DIGEST))), (0o700, 0o700));
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
+        let hello = run(home.path(), &start(), b"");
+        assert!(hello.status.success() && hello.stdout.len() == 10, "{hello:?}");
+    }
+
+    #[test]
+    fn a_place_that_is_somebody_else_s_or_full_is_named() {
+        let (home, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::create_dir_all(home.path().join(".cache/crabbox")).unwrap();
+        symlink(other.path(), home.path().join(".cache/crabbox/agents")).unwrap();
+        let placed = run(home.path(), &place(), &program().unwrap());
+        assert!(
+            placed.stderr_text().contains("not the user's own directory"),
+            "{placed:?}"
+        );
+        assert_eq!(std::fs::read_dir(other.path()).unwrap().count(), 0);
+        let placed = run(Path::new("/proc"), &place(), &program().unwrap());
+        assert_eq!(placed.status.code(), Some(UNPLACED.into()));
+        assert!(placed.stderr_text().contains("/proc/.cache"), "{placed:?}");
+    }
+}
