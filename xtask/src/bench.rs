@@ -4,6 +4,7 @@
 
 pub(crate) mod boot;
 pub(crate) mod disk;
+pub(crate) mod run;
 pub(crate) mod sync;
 
 use std::collections::BTreeMap;

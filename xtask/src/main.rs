@@ -107,6 +107,18 @@ enum Bench {
         #[arg(long, hide = true)]
         inside: bool,
     },
+    /// What a command costs in a microVM that is there already: time, and processes in the guest
+    Run {
+        /// Which lab, should this host have no working KVM
+        #[arg(long, default_value = "main")]
+        name: String,
+        /// How often
+        #[arg(long, default_value_t = 7)]
+        runs: usize,
+        /// Another crabbox on the host of the leases, to be measured turn about
+        #[arg(long, value_name = "PATH")]
+        against: Option<String>,
+    },
     /// What a sync costs over a real sshd on loopback or into a microVM, beside `git status` and `rsync -a`
     Sync {
         /// Into a microVM
@@ -143,6 +155,7 @@ fn main() -> ExitCode {
         }) => bench::boot::args::main(&name, count, &with),
         Task::Bench(Bench::Boot { name, count, .. }) => bench::boot::main(&name, count),
         Task::Bench(Bench::Disk { inside }) => bench::disk::main(inside),
+        Task::Bench(Bench::Run { name, runs, against }) => bench::run::main(&name, runs, against.as_deref()),
         Task::Bench(Bench::Sync {
             lease: true,
             name,
