@@ -12,3 +12,6 @@ pub const HOST_KEY_PUBLIC: &str = "/etc/ssh/ssh_host_ed25519_key.pub";
 pub const READY: &str = "/usr/local/bin/crabbox-ready";
 /// Where a guest notes that it was set up once.
 pub const BOOTSTRAPPED: &str = "/var/lib/crabbox/bootstrapped";
+
+/// Where an image has the agents that clients start in it, by their digests: programs that only root may change.
+pub const AGENTS: &str = "/usr/lib/crabbox/agents";

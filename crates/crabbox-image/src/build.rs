@@ -47,6 +47,15 @@ pub enum OwnInit {
     Systemd,
 }
 
+/// A program that clients start in a lease, put into the image so that none has to bring it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agent {
+    /// Its digest, hex: the name by which they look for it.
+    pub digest: String,
+    /// The program.
+    pub program: Vec<u8>,
+}
+
 /// What to build.
 #[derive(Debug, Clone)]
 pub struct BuildRecipe {
@@ -64,6 +73,8 @@ pub struct BuildRecipe {
     pub mirrors: Vec<String>,
     /// The static `crabbox-guest` binary.
     pub guest_binary: PathBuf,
+    /// The agent of the clients that will use the image, if any.
+    pub agent: Option<Agent>,
     /// No file of the image is newer than this, in seconds since the unix epoch; fixed, so that builds can be compared.
     pub stamp_unix: u32,
 }
@@ -79,6 +90,7 @@ impl BuildRecipe {
             init: OwnInit::None,
             mirrors: Vec::new(),
             guest_binary: guest_binary.to_owned(),
+            agent: None,
             stamp_unix: STAMP_UNIX,
         }
     }
@@ -241,7 +253,7 @@ pub fn build_debian(
     progress.stage("setting up the guest");
     let guest = GuestContract::default();
     let tree = Tree::open(&root)?;
-    contract::apply(&tree, &guest, recipe.init)?;
+    contract::apply(&tree, &guest, recipe.init, recipe.agent.as_ref())?;
     let packages = packages::installed(&tree)?;
     progress.stage("making the file system");
     base::make(&tree, &staged.join(manifest::BASE), recipe.stamp_unix)?;

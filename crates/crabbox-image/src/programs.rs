@@ -31,7 +31,7 @@ pub enum Check {
 
 use Check::{Doctor, Import, Tree};
 
-const PROGRAMS: [Program; 11] = [
+const PROGRAMS: [Program; 10] = [
     // Our first process starts it by this path alone.
     program("sshd", &[SSHD], "openssh-server", &[Tree]),
     program(
@@ -45,13 +45,6 @@ const PROGRAMS: [Program; 11] = [
     program("tar", &["/usr/bin/tar", "/bin/tar"], "tar", &[Tree, Doctor]),
     program("curl", &["/usr/bin/curl"], "curl", &[Tree]),
     program("jq", &["/usr/bin/jq"], "jq", &[Tree]),
-    // Images of language runtimes have theirs in /usr/local.
-    program(
-        "python3",
-        &["/usr/bin/python3", "/usr/local/bin/python3"],
-        "python3",
-        &[Tree, Import, Doctor],
-    ),
     program("sudo", &["/usr/bin/sudo"], "sudo", &[Tree]),
     program("sh", &["/bin/sh"], "dash", &[Tree]),
     program(
@@ -102,15 +95,10 @@ mod tests {
     fn each_check_asks_once_for_a_program_at_all_its_places() {
         assert_eq!(
             names(Tree),
-            [
-                "sshd", "git", "rsync", "tar", "curl", "jq", "python3", "sudo", "sh"
-            ]
+            ["sshd", "git", "rsync", "tar", "curl", "jq", "sudo", "sh"]
         );
-        assert_eq!(names(Import), ["sshd", "git", "rsync", "python3", "cloud-init"]);
-        assert_eq!(
-            names(Doctor),
-            ["sshd", "git", "rsync", "tar", "python3", "cloud-init"]
-        );
+        assert_eq!(names(Import), ["sshd", "git", "rsync", "cloud-init"]);
+        assert_eq!(names(Doctor), ["sshd", "git", "rsync", "tar", "cloud-init"]);
         for program in PROGRAMS {
             for place in program.places {
                 assert!(place.starts_with('/') && program.is_among(&[*place]), "{place}");

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use crabbox_host::command::Cmd;
-use crabbox_image::build::{BuildRecipe, build_debian};
+use crabbox_image::build::{Agent, BuildRecipe, build_debian};
 use crabbox_image::fetch;
 use crabbox_image::store::{Image, Store};
+use crabbox_ssh::far::agent;
 use sha2::{Digest as _, Sha256};
 
 use crate::cache::Cache;
@@ -103,7 +104,9 @@ pub(crate) fn artefacts(guest: &Path, images: Images) -> Result<PathBuf> {
         })?;
         let store = Store::open(&dir.join("images"))?;
         stage("building the guest image", || {
-            Ok(build_debian(&BuildRecipe::debian(guest), &store, &quiet)?)
+            let mut recipe = BuildRecipe::debian(guest);
+            recipe.agent = Some(agent()?);
+            Ok(build_debian(&recipe, &store, &quiet)?)
         })?;
         Ok(())
     })?;
@@ -119,12 +122,21 @@ pub(crate) fn artefacts(guest: &Path, images: Images) -> Result<PathBuf> {
     })
 }
 
+/// The agent of the program that will lease the images.
+fn agent() -> Result<Agent> {
+    Ok(Agent {
+        digest: agent::DIGEST.to_owned(),
+        program: agent::program()?,
+    })
+}
+
 fn quiet(_stage: &str) {}
 
 /// What the images depend on: the first process, Firecracker's version, and the recipe's own sources.
 fn image_key(guest: &Path) -> Result<String> {
     let mut digest = Sha256::new();
     digest.update(std::fs::read(guest)?);
+    digest.update(agent::DIGEST);
     digest.update(fetch::VERSION);
     let mut todo = vec![workspace::root().join("crates/crabbox-image/src")];
     let mut files = Vec::new();

@@ -11,7 +11,9 @@ use crabbox_host::clock;
 use crabbox_host::digest;
 use crabbox_host::files::{self, FileError};
 pub use crabbox_image::build::OwnInit;
-use crabbox_image::build::{BuildError, BuildRecipe, STAMP_UNIX, TreeRecipe, build_debian, build_tree};
+use crabbox_image::build::{
+    Agent, BuildError, BuildRecipe, STAMP_UNIX, TreeRecipe, build_debian, build_tree,
+};
 pub use crabbox_image::bundle::Imported;
 use crabbox_image::bundle::{self, BundleError};
 use crabbox_image::guest_binary;
@@ -22,6 +24,7 @@ use crabbox_image::source::Source as TreeSource;
 pub use crabbox_image::store::gc::{Policy, Reason};
 pub use crabbox_image::store::{Broken, Image};
 use crabbox_image::store::{Listing, Store, StoreError, gc};
+use crabbox_ssh::far::agent;
 use crabbox_store::leases::{self, RecordError};
 use crabbox_store::places::Places;
 
@@ -71,6 +74,9 @@ pub enum ImagesError {
     /// This program carries no first process for a guest.
     #[error("this crabbox was built without crabbox-guest, the guest's first process")]
     NoGuestBinary,
+    /// The agent that this program carries is damaged.
+    #[error("this crabbox is damaged: its agent cannot be unpacked")]
+    Agent(#[source] std::io::Error),
     /// Leases run from the image.
     #[error("image {image} is in use by {}", leases.join(", "))]
     InUse {
@@ -250,6 +256,14 @@ impl Build {
     }
 }
 
+/// The agent of this program, so that a lease of the image need not get it first.
+fn agent() -> Result<Agent, ImagesError> {
+    Ok(Agent {
+        digest: agent::DIGEST.to_owned(),
+        program: agent::program().map_err(ImagesError::Agent)?,
+    })
+}
+
 /// The first process of a guest, as a file of its own or the one that this program carries.
 enum FirstProcess {
     Given(PathBuf),
@@ -291,11 +305,13 @@ pub fn build(places: &Places, wanted: &Build, progress: &dyn Progress) -> Result
             init: wanted.init,
             kernel_of: kernel_of(places, wanted.kernel_of.as_deref())?,
             guest_binary: guest.path().to_owned(),
+            agent: Some(agent()?),
             stamp_unix: STAMP_UNIX,
         };
         return Ok(build_tree(&recipe, &store, progress)?);
     }
     let mut recipe = BuildRecipe::debian(guest.path());
+    recipe.agent = Some(agent()?);
     recipe.name.clone_from(&wanted.name);
     if let Some(suite) = &wanted.suite {
         recipe.suite.clone_from(suite);

@@ -11,7 +11,7 @@ use crabbox_host::files::FileError;
 use crabbox_host::tree::Tree;
 use rustix::io::Errno;
 
-use super::{BuildError, OwnInit};
+use super::{Agent, BuildError, OwnInit};
 use crate::manifest::GuestContract;
 
 /// What is emptied or absent in an image: logs, caches, lists, and everything that would identify one machine.
@@ -130,8 +130,8 @@ impl Settling<'_> {
         made.map_err(|source| self.failed("create directory", path, source))
     }
 
-    fn write(&self, path: &str, text: &str, mode: u32) -> Result<(), BuildError> {
-        let written = self.0.write(Path::new(path), text.as_bytes(), mode);
+    fn write(&self, path: &str, content: impl AsRef<[u8]>, mode: u32) -> Result<(), BuildError> {
+        let written = self.0.write(Path::new(path), content.as_ref(), mode);
         written.map_err(|source| self.failed("write", path, source))
     }
 
@@ -151,7 +151,12 @@ impl Settling<'_> {
 }
 
 /// Settles everything that packages leave open in `tree`, the root of the file system to be.
-pub(super) fn apply(tree: &Tree, guest: &GuestContract, init: OwnInit) -> Result<(), BuildError> {
+pub(super) fn apply(
+    tree: &Tree,
+    guest: &GuestContract,
+    init: OwnInit,
+    agent: Option<&Agent>,
+) -> Result<(), BuildError> {
     let settling = Settling(tree);
     settling.check_places(guest)?;
     settling.directory("", None)?;
@@ -189,6 +194,12 @@ pub(super) fn apply(tree: &Tree, guest: &GuestContract, init: OwnInit) -> Result
             settling.write(&format!("{LAST_WORDS}/crabbox"), POWER_OFF, 0o755)?;
         }
         OwnInit::None => settling.remove(below_root(image::INIT))?,
+    }
+    if let Some(agent) = agent {
+        let dir = below_root(image::AGENTS);
+        settling.directory("usr/lib/crabbox", None)?;
+        settling.directory(dir, None)?;
+        settling.write(&format!("{dir}/{}", agent.digest), &agent.program, 0o755)?;
     }
     settling.directory("var/lib/crabbox", None)?;
     settling.write(below_root(image::BOOTSTRAPPED), "", 0o644)?;
@@ -242,8 +253,14 @@ mod tests {
             &Tree::open(tree.path()).unwrap(),
             &GuestContract::default(),
             OwnInit::None,
+            Some(&Agent {
+                digest: "d1".to_owned(),
+                program: b"agent".to_vec(),
+            }),
         )
         .unwrap();
+        let agent = tree.path().join("usr/lib/crabbox/agents/d1").metadata().unwrap();
+        assert_eq!((agent.mode() & 0o7777, agent.uid()), (0o755, 0));
         let found = Cmd::new("grep")
             .args(["-r", "of this machine"])
             .arg(tree.path())
@@ -268,6 +285,7 @@ mod tests {
             &Tree::open(tree.path()).unwrap(),
             &GuestContract::default(),
             OwnInit::None,
+            None,
         )
         .unwrap();
         let facts = |path: &str| tree.path().join(path).metadata().unwrap();
@@ -287,6 +305,7 @@ mod tests {
             &Tree::open(tree.path()).unwrap(),
             &GuestContract::default(),
             OwnInit::None,
+            None,
         )
         .unwrap();
         let script = tree.path().join("usr/local/bin/crabbox-ready");

@@ -14,7 +14,7 @@ use crabbox_guest_protocol::image::SSHD;
 use rustix::fs::FileType;
 
 use super::contract::below_root;
-use super::{BuildError, OwnInit, base, check_store, check_tools, contract, packages};
+use super::{Agent, BuildError, OwnInit, base, check_store, check_tools, contract, packages};
 use crate::import;
 use crate::initrd::{self, InitrdRecipe};
 use crate::kernel;
@@ -49,6 +49,8 @@ pub struct TreeRecipe {
     pub kernel_of: Option<Image>,
     /// The static `crabbox-guest` binary.
     pub guest_binary: PathBuf,
+    /// The agent of the clients that will use the image, if any.
+    pub agent: Option<Agent>,
     /// No file of the image is newer than this, in seconds since the unix epoch.
     pub stamp_unix: u32,
 }
@@ -81,7 +83,7 @@ pub fn build_tree(recipe: &TreeRecipe, store: &Store, progress: &dyn Progress) -
     progress.stage("making kernel and initrd");
     let release = checked.kernel(recipe, &staged)?;
     progress.stage("setting up the guest");
-    contract::apply(&tree, &guest, recipe.init)?;
+    contract::apply(&tree, &guest, recipe.init, recipe.agent.as_ref())?;
     let packages = packages::installed(&tree)?;
     progress.stage("making the file system");
     base::make(&tree, &staged.join(manifest::BASE), recipe.stamp_unix)?;

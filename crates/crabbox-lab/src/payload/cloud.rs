@@ -93,6 +93,7 @@ pub(super) fn ensure(store: &Store, guest: &Path, cache: &Cache) -> Result<()> {
         init: OwnInit::Systemd,
         kernel_of: Some(store.get("default")?),
         guest_binary: guest.to_owned(),
+        agent: None,
         stamp_unix: STAMP_UNIX,
     };
     stage("building an image of the OCI layers", || {

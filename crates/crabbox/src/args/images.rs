@@ -118,7 +118,7 @@ pub(crate) struct ImageImportArgs {
     /// The guest kernel: vmlinux, or a bzImage
     #[arg(long, value_name = "PATH")]
     pub(crate) kernel: Option<PathBuf>,
-    /// The root file system: ext4 with sshd, git, rsync, python3 and cloud-init
+    /// The root file system: ext4 with sshd, git, rsync and cloud-init
     #[arg(long, value_name = "PATH")]
     pub(crate) rootfs: Option<PathBuf>,
     /// SHA-256 that the bundle must have

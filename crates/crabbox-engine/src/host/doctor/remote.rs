@@ -9,10 +9,10 @@ use crabbox_ssh::exec::{ExecError, Stdin};
 use super::check::{Check, Status};
 use crate::provider::lease::Lease;
 
-/// What a lease is asked; a program that is not there has an empty version. Only git and rsync must be there.
+/// What a lease is asked; a program that is not there has an empty version. Only git must be there.
 const QUESTION: &str = "for tool in git rsync curl jq; do \
     echo \"$tool=$($tool --version 2>/dev/null | sed -n '1s/[^0-9]*\\([0-9][0-9.]*\\).*/\\1/p')\"; done; \
-    command -v git >/dev/null && command -v rsync >/dev/null";
+    command -v git >/dev/null";
 /// How long a lease may take to answer.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -34,8 +34,8 @@ pub enum RemoteError {
         #[source]
         source: ExecError,
     },
-    /// It lacks git or rsync.
-    #[error("remote doctor failed for {lease}: git and rsync must be there, found {found}")]
+    /// It lacks git.
+    #[error("remote doctor failed for {lease}: git must be there, found {found}")]
     Lacking {
         /// The lease.
         lease: String,
@@ -51,7 +51,7 @@ impl Fault for RemoteError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::Lacking { .. } => vec!["install git and rsync in the guest image".to_owned()],
+            Self::Lacking { .. } => vec!["install git in the guest image".to_owned()],
             Self::NoAddress { lease } | Self::Silent { lease, .. } => {
                 vec![format!(
                     "`crabbox status --id {lease}` tells its state, `crabbox logs --id {lease}` its console"

@@ -91,6 +91,7 @@ impl Place {
             init,
             kernel_of,
             guest_binary: self.dir.path().join("guest"),
+            agent: None,
             stamp_unix: STAMP_UNIX,
         };
         build_tree(&recipe, &self.store, progress)
