@@ -17,6 +17,7 @@ mod licences;
 mod provision;
 mod test;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -115,9 +116,9 @@ enum Bench {
         /// How often
         #[arg(long, default_value_t = 7)]
         runs: usize,
-        /// Another crabbox on the host of the leases, to be measured turn about
+        /// Another crabbox, to be measured turn about
         #[arg(long, value_name = "PATH")]
-        against: Option<String>,
+        against: Option<PathBuf>,
     },
     /// What a sync costs over a real sshd on loopback or into a microVM, beside `git status` and `rsync -a`
     Sync {

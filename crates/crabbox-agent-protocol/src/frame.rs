@@ -225,7 +225,7 @@ mod tests {
             .prop_map(|(words, env, make)| Request::Run {
                 command: Command {
                     workdir: "/w".to_owned(),
-                    input: make.then(|| b"in".to_vec()),
+                    input: make,
                     tells: String::new(),
                     words,
                     env,

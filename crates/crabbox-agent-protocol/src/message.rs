@@ -64,8 +64,8 @@ record! {
         /// The name of a variable that gets the number of the process which waits for it; empty for none. The command tells with `SIGUSR1` to that
         /// number that its start-up files are behind it.
         pub tells: String,
-        /// All of its standard input; without it that is `/dev/null`.
-        pub input: Option<Vec<u8>>,
+        /// Whether all of its standard input follows, as a list; without it that is `/dev/null`.
+        pub input: bool,
         /// Whether it is the command that whoever wants the tree next must wait for.
         pub noted: bool,
     }
@@ -160,6 +160,8 @@ messages! {
             skipped: Vec<String>,
             /// Only what was written since the last command of this agent began.
             written: bool,
+            /// Only files whose name begins and ends so; all of them where there are none.
+            named: Vec<(String, String)>,
         },
         /// The contents of files, whose paths follow as a list: [`Reply::File`] and its pieces, or [`Reply::Problem`], for each in its order;
         /// then [`Reply::End`].

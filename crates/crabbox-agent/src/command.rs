@@ -4,7 +4,7 @@
 //! vector, and a command must never begin before whoever wants the tree next can see it.
 
 use std::io::{PipeReader, Read, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, ChildStderr, ChildStdout, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -15,14 +15,17 @@ use std::time::{Duration, Instant};
 use crabbox_agent_protocol::{Command, PIECE, Reply, Request, Stream};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::failure::{Failure, said};
 use crate::owner::Owner;
-use crate::process::end_group;
+use crate::process::{Ending, end_group};
 use crate::talk::{Heard, Talk};
 
 /// How long a command has run when it is worth a process more that names it for the Go program.
 const NAME_AFTER: Duration = Duration::from_secs(1);
+/// How often a group that is to end is looked at.
+const LOOK: Duration = Duration::from_millis(20);
 /// How long the last output of a command that was ended may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -56,10 +59,16 @@ pub(crate) fn run(
             absent: false,
         });
     }
+    let input = if command.input { Some(talk.list()?) } else { None };
     past.0.store(false, Ordering::SeqCst);
-    let running = match Running::start(command) {
+    let running = match Running::start(command, input) {
         Ok(running) => running,
-        Err(unstarted) => return talk.say(&unstarted),
+        Err(unstarted) => {
+            if let Some(owner) = owner {
+                owner.forget();
+            }
+            return talk.say(&unstarted);
+        }
     };
     if let Some(owner) = &mut owner
         && let Err(failure) = owner.note(running.group)
@@ -67,6 +76,7 @@ pub(crate) fn run(
         // A command that has ended by now shows nothing of itself, and needs no note.
         if failure.is_of_the_disk() {
             end_group(running.group);
+            owner.forget();
             return talk.say(&Reply::Unstarted {
                 why: failure.why(),
                 absent: false,
@@ -106,14 +116,12 @@ struct Running {
     group: u32,
     out: Option<ChildStdout>,
     err: Option<ChildStderr>,
-    /// Closed when the command has ended.
-    over: PipeReader,
-    status: Receiver<ExitStatus>,
+    end: End,
     began: Instant,
 }
 
 impl Running {
-    fn start(command: &Command) -> Result<Self, Reply> {
+    fn start(command: &Command, input: Option<Vec<u8>>) -> Result<Self, Reply> {
         let unstarted = |error: &std::io::Error, what: &str| Reply::Unstarted {
             why: format!("{what}{}", said(error)),
             absent: false,
@@ -136,7 +144,7 @@ impl Running {
         if !command.tells.is_empty() {
             child.env(&command.tells, std::process::id().to_string());
         }
-        let stdin = if command.input.is_some() {
+        let stdin = if input.is_some() {
             Stdio::piped()
         } else {
             Stdio::null()
@@ -151,12 +159,12 @@ impl Running {
             why: format!("{program}: {}", said(&error)),
             absent: error.kind() == std::io::ErrorKind::NotFound,
         })?;
-        if let (Some(mut pipe), Some(input)) = (child.stdin.take(), command.input.clone()) {
+        if let (Some(mut pipe), Some(input)) = (child.stdin.take(), input) {
             // What it does not read is its own affair.
             std::thread::spawn(move || pipe.write_all(&input).ok());
         }
         let (group, out, err) = (child.id(), child.stdout.take(), child.stderr.take());
-        let (over, status) = await_end(child).map_err(|error| {
+        let end = End::of(child).map_err(|error| {
             end_group(group);
             unstarted(&error, "")
         })?;
@@ -164,8 +172,7 @@ impl Running {
             group,
             out,
             err,
-            over,
-            status,
+            end,
             began,
         })
     }
@@ -174,8 +181,8 @@ impl Running {
     fn follow(mut self, talk: &mut Talk, mut owner: Option<&Owner>) -> Result<Ended, Failure> {
         let (mut is_over, mut chunk) = (false, vec![0; PIECE]);
         loop {
-            if is_over && self.out.is_none() && self.err.is_none() {
-                return self.ended();
+            if is_over && self.out.is_none() && self.err.is_none() && !talk.is_waiting() {
+                return Ok(Ended::Exited(self.end.status()?));
             }
             let left = owner.map(|_| NAME_AFTER.saturating_sub(self.began.elapsed()));
             let ready = self.wait(talk, is_over, left)?;
@@ -196,15 +203,10 @@ impl Running {
         }
     }
 
-    fn ended(&self) -> Result<Ended, Failure> {
-        let status = self.status.recv();
-        // The thread that waits for it says so before it ends.
-        status
-            .map(Ended::Exited)
-            .map_err(|_| Failure::Refused("the command cannot be waited for".to_owned()))
-    }
-
     fn hand_on(&mut self, talk: &mut Talk, ready: &Ready, chunk: &mut [u8]) -> Result<(), Failure> {
+        if ready.listener {
+            talk.push()?;
+        }
         if ready.out && !pass(talk, Stream::Out, self.out.as_mut(), chunk)? {
             self.out = None;
         }
@@ -214,11 +216,22 @@ impl Running {
         Ok(())
     }
 
-    /// Ends it, with the last that it says.
+    /// Ends it, with the last that it says: it may have to be read to come to its end.
     fn stop(mut self, talk: &mut Talk, chunk: &mut [u8]) -> Result<Ended, Failure> {
-        let gone = end_group(self.group);
+        let mut ending = Ending::begin(self.group);
+        let gone = loop {
+            if let Some(gone) = ending.gone() {
+                break gone;
+            }
+            let ready = self.wait(talk, true, Some(LOOK))?;
+            if ready.client {
+                // Only that it has gone is of interest now.
+                talk.hear()?;
+            }
+            self.hand_on(talk, &ready, chunk)?;
+        };
         let until = Instant::now() + LAST_WORDS;
-        while self.out.is_some() || self.err.is_some() {
+        while self.out.is_some() || self.err.is_some() || talk.is_waiting() {
             let left = until.saturating_duration_since(Instant::now());
             let ready = self.wait(talk, true, Some(left))?;
             if left.is_zero() || ready.client {
@@ -229,7 +242,7 @@ impl Running {
         Ok(Ended::Stopped { gone })
     }
 
-    /// Waits until something happens, or for as long as `limit` says.
+    /// Waits until something happens, or for as long as `limit` says. While the client does not listen, no more is read for it.
     fn wait(&self, talk: &mut Talk, is_over: bool, limit: Option<Duration>) -> Result<Ready, Failure> {
         if talk.has_ahead() {
             return Ok(Ready {
@@ -238,21 +251,21 @@ impl Running {
             });
         }
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
-        let input = talk.input();
-        let mut fds = vec![PollFd::new(&input, PollFlags::IN)];
+        let is_waiting = talk.is_waiting();
+        let (out, err) = if is_waiting {
+            (None, None)
+        } else {
+            (self.out.as_ref(), self.err.as_ref())
+        };
+        let mut fds = vec![PollFd::from_borrowed_fd(talk.input(), PollFlags::IN)];
         if !is_over {
-            fds.push(PollFd::new(&self.over, PollFlags::IN));
+            fds.push(PollFd::from_borrowed_fd(self.end.as_fd(), PollFlags::IN));
         }
-        fds.extend(
-            self.out
-                .as_ref()
-                .map(|out| PollFd::from_borrowed_fd(out.as_fd(), PollFlags::IN)),
-        );
-        fds.extend(
-            self.err
-                .as_ref()
-                .map(|err| PollFd::from_borrowed_fd(err.as_fd(), PollFlags::IN)),
-        );
+        if is_waiting {
+            fds.push(PollFd::from_borrowed_fd(talk.output(), PollFlags::OUT));
+        }
+        fds.extend(out.map(|out| PollFd::from_borrowed_fd(out.as_fd(), PollFlags::IN)));
+        fds.extend(err.map(|err| PollFd::from_borrowed_fd(err.as_fd(), PollFlags::IN)));
         match poll(&mut fds, limit.as_ref()) {
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(Ready::default()),
@@ -263,8 +276,9 @@ impl Running {
         Ok(Ready {
             client: next(true),
             over: next(!is_over),
-            out: next(self.out.is_some()),
-            err: next(self.err.is_some()),
+            listener: next(is_waiting),
+            out: next(out.is_some()),
+            err: next(err.is_some()),
         })
     }
 }
@@ -274,22 +288,54 @@ impl Running {
 struct Ready {
     client: bool,
     over: bool,
+    listener: bool,
     out: bool,
     err: bool,
 }
 
-/// Waits for the end of a child in a thread: a descriptor that says so, and how it ended.
-fn await_end(mut child: Child) -> std::io::Result<(PipeReader, Receiver<ExitStatus>)> {
-    let (over, end) = std::io::pipe()?;
-    let (tell, status) = channel();
-    std::thread::Builder::new().spawn(move || {
-        if let Ok(status) = child.wait() {
-            // Nobody listens when the client has gone.
-            tell.send(status).ok();
+/// The end of a child: a descriptor that says when it has come, and how.
+enum End {
+    /// Of Linux 5.3 and newer (pidfd_open(2)): no thread for every command.
+    Process(OwnedFd, Child),
+    /// A thread waits, and closes the pipe.
+    Thread(PipeReader, Receiver<ExitStatus>),
+}
+
+impl End {
+    fn of(mut child: Child) -> std::io::Result<Self> {
+        if let Ok(fd) = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+            return Ok(Self::Process(fd, child));
         }
-        drop(end);
-    })?;
-    Ok((over, status))
+        let (over, end) = std::io::pipe()?;
+        let (tell, status) = channel();
+        std::thread::Builder::new().spawn(move || {
+            if let Ok(status) = child.wait() {
+                // Nobody listens when the client has gone.
+                tell.send(status).ok();
+            }
+            drop(end);
+        })?;
+        Ok(Self::Thread(over, status))
+    }
+
+    fn status(&mut self) -> Result<ExitStatus, Failure> {
+        match self {
+            Self::Process(_, child) => Ok(child.wait()?),
+            // The thread says so before it ends.
+            Self::Thread(_, status) => status
+                .recv()
+                .map_err(|_| Failure::Refused("the command cannot be waited for".to_owned())),
+        }
+    }
+}
+
+impl AsFd for End {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Process(fd, _) => fd.as_fd(),
+            Self::Thread(over, _) => over.as_fd(),
+        }
+    }
 }
 
 /// Hands on what can be read now; false at the end of the stream.
@@ -304,7 +350,10 @@ fn pass(
     };
     match from.read(chunk) {
         Ok(0) => Ok(false),
-        Ok(count) => talk.send(stream, &chunk[..count]).map(|()| true),
+        Ok(count) => {
+            talk.queue(stream, &chunk[..count]);
+            Ok(true)
+        }
         Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(true),
         Err(error) => Err(error.into()),
     }

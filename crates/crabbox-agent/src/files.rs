@@ -19,6 +19,9 @@ use crate::talk::Talk;
 /// A list is sent when it has grown to this, in bytes.
 const LIST: usize = PIECE - 8192;
 
+/// The most that is read of a file that says it has nothing, in bytes.
+const UNSIZED: u64 = 1 << 20;
+
 /// The number of a problem that is none of a list's.
 const NO_NUMBER: u32 = u32::MAX;
 
@@ -71,26 +74,41 @@ pub(crate) fn walk(
     }
 }
 
+/// Which files are listed.
+#[derive(Debug)]
+pub(crate) struct Choice {
+    /// Directories of these names are left out.
+    pub(crate) skipped: Vec<String>,
+    /// Whether only what was written since the last command began is wanted, and when that was.
+    pub(crate) written: bool,
+    pub(crate) since: Option<Time>,
+    /// Only files whose name begins and ends so; all of them where there are none.
+    pub(crate) named: Vec<(String, String)>,
+}
+
+impl Choice {
+    fn takes(&self, name: &[u8], meta: &Metadata) -> bool {
+        let leaf = name.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        let is_named = |(start, end): &(String, String)| {
+            leaf.starts_with(start.as_bytes()) && leaf.ends_with(end.as_bytes())
+        };
+        let is_late = || self.since.is_some_and(|since| Seen::of(meta).modified > since);
+        meta.is_file()
+            && (self.named.is_empty() || self.named.iter().any(is_named))
+            && (!self.written || is_late())
+    }
+}
+
 /// Sends the regular files below `dir`.
-pub(crate) fn list(
-    talk: &mut Talk,
-    dir: &str,
-    skipped: &[String],
-    written: bool,
-    since: Option<Time>,
-) -> Result<(), Failure> {
+pub(crate) fn list(talk: &mut Talk, dir: &str, choice: &Choice) -> Result<(), Failure> {
     std::env::set_current_dir(dir).at(Path::new(dir))?;
-    let skipped: Vec<&[u8]> = skipped.iter().map(String::as_bytes).collect();
+    let skipped: Vec<&[u8]> = choice.skipped.iter().map(String::as_bytes).collect();
     let (mut list, mut problems, mut sent) = (Vec::new(), Vec::new(), Ok(()));
-    let is_wanted = |meta: &Metadata| {
-        let late = || since.is_some_and(|since| Seen::of(meta).modified > since);
-        meta.is_file() && (!written || late())
-    };
     walk(
         b"",
         &skipped,
         &mut |name, meta| {
-            if is_wanted(meta) {
+            if choice.takes(&name, meta) {
                 push(&mut list, &name);
             }
             if list.len() >= LIST && sent.is_ok() {
@@ -140,6 +158,28 @@ pub(crate) fn fetch(talk: &mut Talk, dir: &str, taste: &Taste) -> Result<(), Fai
     talk.say(&Reply::End {})
 }
 
+/// Sends a file that says it has nothing: those of `/proc` and of some file systems of programs have something all the same.
+fn send_unsized(
+    talk: &mut Talk,
+    number: u32,
+    at: &Path,
+    file: &mut std::fs::File,
+    meta: &Metadata,
+) -> Result<(), Failure> {
+    let mut content = Vec::new();
+    file.take(UNSIZED).read_to_end(&mut content).at(at)?;
+    talk.say(&Reply::File {
+        number,
+        mode: meta.mode() & 0o7777,
+        seconds: meta.mtime(),
+        size: content.len() as u64,
+    })?;
+    for piece in content.chunks(PIECE) {
+        talk.send(Stream::Data, piece)?;
+    }
+    Ok(())
+}
+
 fn send(talk: &mut Talk, number: u32, name: &[u8], taste: &Taste) -> Result<(), Failure> {
     let at = path(name);
     let irregular = || Failure::Refused(format!("{}: is not a regular file", show(at)));
@@ -169,6 +209,9 @@ fn send(talk: &mut Talk, number: u32, name: &[u8], taste: &Taste) -> Result<(), 
             limit >> 20
         )));
     }
+    if size == 0 {
+        return send_unsized(talk, number, at, &mut file, &meta);
+    }
     talk.say(&Reply::File {
         number,
         mode: meta.mode() & 0o7777,
@@ -194,6 +237,7 @@ fn send(talk: &mut Talk, number: u32, name: &[u8], taste: &Taste) -> Result<(), 
         if count == 0 {
             // As many bytes as were promised, whatever became of the file.
             trouble.get_or_insert_with(|| format!("{}: has shrunk while it was read", show(at)));
+            lost = true;
             chunk[..room].fill(0);
         }
         let piece = if count == 0 { room } else { count };

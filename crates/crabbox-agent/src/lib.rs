@@ -31,7 +31,7 @@ use std::process::ExitCode;
 use crabbox_agent_protocol::{HELLO, Reply, Request};
 
 use failure::Failure;
-use files::Taste;
+use files::{Choice, Taste};
 use talk::{Heard, Talk};
 
 /// Serves the client at the other end of the standard streams.
@@ -89,11 +89,15 @@ fn serve() -> Result<(), Failure> {
                 dir,
                 skipped,
                 written,
+                named,
             } => {
-                let since = written
-                    .then(|| owner.as_ref().and_then(|own| own.began))
-                    .flatten();
-                files::list(&mut talk, &dir, &skipped, written, since)
+                let choice = Choice {
+                    skipped,
+                    written,
+                    since: owner.as_ref().and_then(|own| own.began),
+                    named,
+                };
+                files::list(&mut talk, &dir, &choice)
             }
             Request::Fetch { dir, follow, limit } => files::fetch(&mut talk, &dir, &Taste { follow, limit }),
             Request::Make { dir } => {

@@ -87,6 +87,14 @@ pub(crate) fn own(talk: &mut Talk, key: &str, token: &str) -> Result<Owner, Fail
         rustix::fs::flock(&gate, FlockOperation::Unlock).at(&files.gate())?;
         waiting.pause(OWNER_PAUSE, &Reply::Busy {})?;
     }
+    // Whoever started a command of ours held the gate until it was gone itself, so nobody waits for that command any more.
+    let orphan = Child::load(&files)
+        .filter(Child::is_alive)
+        .and_then(|child| child.ours);
+    if let Some((_, group)) = orphan.filter(|(_, group)| *group > 1) {
+        waiting.tell(&Reply::Child {})?;
+        end_group(group);
+    }
     waiting.until(PAUSE, &Reply::Child {}, || Ok(!is_busy(&files)))?;
     discard(&files.child())?;
     let recovered = files.owner().exists();
@@ -140,11 +148,16 @@ impl Waiting<'_> {
         Ok(())
     }
 
-    fn pause(&mut self, pause: Duration, state: &Reply) -> Result<(), Failure> {
+    fn tell(&mut self, state: &Reply) -> Result<(), Failure> {
         if self.said.as_ref() != Some(state) {
             self.talk.say(state)?;
             self.said = Some(state.clone());
         }
+        Ok(())
+    }
+
+    fn pause(&mut self, pause: Duration, state: &Reply) -> Result<(), Failure> {
+        self.tell(state)?;
         let limit = Timespec::try_from(pause).unwrap_or(Timespec {
             tv_sec: 1,
             tv_nsec: 0,
@@ -247,12 +260,17 @@ fn is_busy(files: &Files) -> bool {
 impl Owner {
     /// Notes the process that the next client must wait for. That line in the words of ps(1) comes later, see [`Self::name`]: a process for which
     /// no short command should wait. Until then it is empty, and the Go program keeps out of the tree.
+    ///
+    /// Where `/proc` is not there, or is another process namespace's, it refuses: its numbers would name somebody else, and the next client could
+    /// begin while this command still runs.
     pub(crate) fn note(&mut self, pid: u32) -> Result<(), Failure> {
-        let stat = Stat::of(pid).ok_or_else(|| {
-            Failure::Refused(
-                "/proc in the lease does not show the command: mount it for the process namespace of sshd"
-                    .to_owned(),
-            )
+        let own = std::process::id();
+        let is_ours =
+            std::fs::read_link("/proc/self").is_ok_and(|shown| shown == Path::new(&own.to_string()));
+        let stat = Stat::of(pid).filter(|_| is_ours).ok_or_else(|| {
+            let why =
+                "/proc in the lease does not show the command: mount it for the process namespace of sshd";
+            Failure::Refused(why.to_owned())
         })?;
         let child = Child {
             pid,
@@ -262,8 +280,16 @@ impl Owner {
         let file = self.files.child();
         let mut open = private().write(true).truncate(true).open(&file).at(&file)?;
         open.write_all(child.text().as_bytes()).at(&file)?;
-        self.began = Some(Seen::of(&open.metadata().at(&file)?).modified);
+        // In our own name, before it begins: what it writes at once is younger.
+        if pid == own {
+            self.began = Some(Seen::of(&open.metadata().at(&file)?).modified);
+        }
         Ok(())
+    }
+
+    /// There is no command after all.
+    pub(crate) fn forget(&self) {
+        discard(&self.files.child()).ok();
     }
 
     /// Names the process for the Go program. The file keeps its time: it is when the command began.
@@ -297,10 +323,10 @@ impl Owner {
 
     /// Leaves the tree without a word, as a client does that was killed. A command of its that still runs is ended first.
     pub(crate) fn abandon(self) {
-        let group = Child::load(&self.files)
-            .filter(Child::is_alive)
-            .and_then(|child| child.ours);
-        let gone = match group {
+        // In our own name it is no command yet.
+        let child = Child::load(&self.files);
+        let child = child.filter(|child| child.pid != std::process::id() && child.is_alive());
+        let gone = match child.and_then(|child| child.ours) {
             Some((_, group)) if group > 1 => end_group(group),
             _ => true,
         };

@@ -57,29 +57,63 @@ pub(crate) fn lstart(pid: u32) -> Option<String> {
     (!words.is_empty()).then(|| words.join(" "))
 }
 
+/// A process group that is on its way out.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    group: u32,
+    pid: Option<Pid>,
+    started: Instant,
+    is_killed: bool,
+}
+
+impl Ending {
+    /// Asks the group to end.
+    pub(crate) fn begin(group: u32) -> Self {
+        let pid = i32::try_from(group)
+            .ok()
+            .filter(|group| *group > 1)
+            .and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            // Who has gone already needs no signal.
+            kill_process_group(pid, Signal::TERM).ok();
+        }
+        Self {
+            group,
+            pid,
+            started: Instant::now(),
+            is_killed: false,
+        }
+    }
+
+    /// Whether it is known to be gone; none while that is not decided. To be asked again every few hundredths of a second.
+    pub(crate) fn gone(&mut self) -> Option<bool> {
+        let pid = self.pid?;
+        if !is_alive(self.group) {
+            return Some(true);
+        }
+        if self.started.elapsed() > LIMIT {
+            return Some(false);
+        }
+        if self.started.elapsed() > GRACE && !self.is_killed {
+            self.is_killed = true;
+            kill_process_group(pid, Signal::KILL).ok();
+        }
+        None
+    }
+}
+
 /// Ends a process group; whether it is known to be gone.
 pub(crate) fn end_group(group: u32) -> bool {
-    let Some(pid) = i32::try_from(group)
-        .ok()
-        .filter(|group| *group > 1)
-        .and_then(Pid::from_raw)
-    else {
+    let mut ending = Ending::begin(group);
+    if ending.pid.is_none() {
         return false;
-    };
-    // Who has gone already needs no signal.
-    kill_process_group(pid, Signal::TERM).ok();
-    let (started, mut is_killed) = (Instant::now(), false);
-    while is_alive(group) {
-        if started.elapsed() > LIMIT {
-            return false;
-        }
-        if started.elapsed() > GRACE && !is_killed {
-            is_killed = true;
-            kill_process_group(pid, Signal::KILL).ok();
+    }
+    loop {
+        if let Some(gone) = ending.gone() {
+            return gone;
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    true
 }
 
 /// Whether a process of the group has not ended.

@@ -70,10 +70,12 @@ struct Open {
 
 impl Taking<'_> {
     fn begin(&mut self, request: Request) -> Result<(), Failure> {
-        if let Request::Hole { bytes } = request {
-            return self.hole(bytes);
+        match &request {
+            Request::Hole { bytes } => return self.hole(*bytes),
+            // The file before it is whole.
+            Request::Directory { .. } | Request::File { .. } | Request::Link { .. } => self.finish()?,
+            other => return Err(out_of_order(other)),
         }
-        self.finish()?;
         match request {
             Request::Directory { path: name, mode } => self.directory(path(&name), mode),
             Request::File {

@@ -6,7 +6,10 @@ use std::fs::File;
 use std::io::{self, BufReader, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use crabbox_agent_protocol::{Frame, Frames, PIECE, Reply, Request, Stream, put_bytes};
+use crabbox_agent_protocol::{Frame, FrameError, Frames, PIECE, Reply, Request, Stream, put_bytes};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pipe::PIPE_BUF;
 
 use crate::failure::Failure;
 
@@ -26,6 +29,8 @@ pub(crate) enum Heard {
 #[derive(Debug)]
 pub(crate) struct Talk {
     frames: Frames<BufReader<File>>,
+    /// The same, for waits.
+    input: File,
     out: File,
     /// What is about to be written.
     waiting: Vec<u8>,
@@ -36,6 +41,7 @@ impl Talk {
     pub(crate) fn new() -> Result<Self, Failure> {
         let from = File::from(io::stdin().as_fd().try_clone_to_owned()?);
         Ok(Self {
+            input: from.try_clone()?,
             frames: Frames::new(BufReader::with_capacity(AHEAD, from)),
             out: File::from(io::stdout().as_fd().try_clone_to_owned()?),
             waiting: Vec::new(),
@@ -43,8 +49,8 @@ impl Talk {
     }
 
     /// Where the client's words arrive, for a wait.
-    pub(crate) fn input(&mut self) -> BorrowedFd<'_> {
-        self.frames.source().get_ref().as_fd()
+    pub(crate) fn input(&self) -> BorrowedFd<'_> {
+        self.input.as_fd()
     }
 
     /// Whether words have arrived that a wait for the descriptor would not see.
@@ -60,7 +66,8 @@ impl Talk {
                 // Whoever says such a thing is no client of this agent.
                 .map_err(|error| Failure::Refused(error.to_string())),
             Ok(Some(Frame::Bytes(..))) => Ok(Heard::Piece),
-            Ok(None) | Err(_) => Err(Failure::Gone),
+            Ok(None) | Err(FrameError::Read(_) | FrameError::Cut) => Err(Failure::Gone),
+            Err(error) => Err(Failure::Refused(error.to_string())),
         }
     }
 
@@ -113,11 +120,49 @@ impl Talk {
         self.say(&Reply::End {})
     }
 
+    /// Lets bytes of a stream wait for [`Self::push`].
+    pub(crate) fn queue(&mut self, stream: Stream, bytes: &[u8]) {
+        put_bytes(&mut self.waiting, stream, bytes);
+    }
+
+    /// Whether something waits.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Where the client listens, for a wait.
+    pub(crate) fn output(&self) -> BorrowedFd<'_> {
+        self.out.as_fd()
+    }
+
+    /// Writes as much of what waits as is taken at once, where a wait has said that something is: a client that does not listen must not keep
+    /// us from hearing it.
+    pub(crate) fn push(&mut self) -> Result<(), Failure> {
+        let mut written = 0;
+        while written < self.waiting.len() && (written == 0 || is_writable(&self.out)) {
+            let piece = &self.waiting[written..];
+            // As much as a pipe takes that says it takes some.
+            let piece = &piece[..piece.len().min(PIPE_BUF)];
+            match self.out.write(piece) {
+                Ok(count) => written += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Err(Failure::Gone),
+            }
+        }
+        self.waiting.drain(..written);
+        Ok(())
+    }
+
     fn flush(&mut self) -> Result<(), Failure> {
         let written = self.out.write_all(&self.waiting);
         self.waiting.clear();
         written.map_err(|_| Failure::Gone)
     }
+}
+
+fn is_writable(out: &File) -> bool {
+    let mut fds = [PollFd::new(out, PollFlags::OUT)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// The client said something that has no place here.

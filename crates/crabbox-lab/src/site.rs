@@ -303,6 +303,14 @@ impl Site {
         Ok(done)
     }
 
+    /// Puts a program of this machine into the home directory there, under this name.
+    pub fn put_program(&self, program: &Path, name: &str) -> Result<()> {
+        let bytes = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+        let put = self.cmd(&format!("cd && cat >{name} && chmod 755 {name}"));
+        put.stdin(bytes).run()?;
+        Ok(())
+    }
+
     /// What a lease could leave behind, as it stands now: one line an object, sorted.
     pub fn residue(&self) -> Result<Vec<String>> {
         let found = self.script(RESIDUE).context("cannot look for residue")?;

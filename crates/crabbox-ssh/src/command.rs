@@ -36,7 +36,7 @@ const BASHS_OWN: [&str; 6] = ["BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHEL
 /// Tells the shell around a login shell that the profile is behind it. A signal, because what a profile leaves running would hold a
 /// pipe open, and a file would have to be put somewhere; to the number that it was given, because a profile may start one more shell
 /// for the command. `builtin`, because a profile may have a `kill` of its own, and then without, for a shell that does not know it.
-const PAST_PROFILE: &str = "{ builtin kill -USR1 \"$CRABBOX_SHELL\" || kill -USR1 \"$CRABBOX_SHELL\"; } 2>/dev/null || :; \
+const PAST_PROFILE: &str = "command trap - EXIT; { builtin kill -USR1 \"$CRABBOX_SHELL\" || kill -USR1 \"$CRABBOX_SHELL\"; } 2>/dev/null || :; \
      command unset CRABBOX_SHELL; ";
 
 /// The variable that it finds that number in.
@@ -234,7 +234,7 @@ impl UserCommand {
             words,
             env,
             tells: TELLS.to_owned(),
-            input: None,
+            input: false,
             noted: true,
         })
     }
@@ -437,7 +437,7 @@ mod tests {
             out: &mut seen.stdout,
             err: &mut seen.stderr,
         };
-        match meaning(far.run(command.prepared().unwrap(), streams, None).unwrap()) {
+        match meaning(far.run(command.prepared().unwrap(), None, streams, None).unwrap()) {
             Meaning::Ended(RemoteStatus::Exited(code), said) => {
                 seen.code = Some(code);
                 seen.stderr.extend_from_slice(said.unwrap_or_default().as_bytes());
@@ -585,6 +585,7 @@ mod tests {
                 "set -e",
                 "kill() { exit 1; }; (sleep 30 >/dev/null 2>&1 &)",
                 "trap '' USR1",
+                "trap 'exit 0' EXIT",
                 "cd /",
                 "enable -n kill",
                 "[ -n \"$X\" ] || { export X=1; exec sh -c \"$BASH_EXECUTION_STRING\" \"$0\" \"$@\"; }",

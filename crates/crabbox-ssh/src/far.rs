@@ -19,12 +19,15 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crabbox_agent_protocol::{Frame, FrameError, Frames, HELLO, PIECE, Reply, Request, Stream, put_bytes};
+use crabbox_agent_protocol::{
+    Frame, FrameError, Frames, HELLO, PAYLOAD_LIMIT, PIECE, Reply, Request, Stream, put_bytes,
+};
 
 pub use self::run::{Ran, Streams};
 use self::stream::{Input, Output, Stop};
 use self::way::Way;
 use crate::exec::{ExecError, RemoteStatus};
+use crate::master::ConnectError;
 use crate::remote_line::START_LIMIT;
 use crate::target::Target;
 
@@ -36,6 +39,9 @@ const WAITING: usize = 256 * 1024;
 
 /// A list longer than this many bytes is none.
 const LIST_LIMIT: usize = 64 << 20;
+
+/// How much of a text of the other side is kept, in characters.
+const TEXT: usize = 1000;
 
 /// How many problems of a list are kept.
 const PROBLEMS: usize = 1000;
@@ -54,7 +60,10 @@ const PLACE_LIMIT: Duration = Duration::from_mins(5);
 pub enum FarError {
     /// It was not reached, or did not begin.
     #[error(transparent)]
-    Exec(#[from] ExecError),
+    Exec(ExecError),
+    /// The conversation broke off before this was asked.
+    #[error("the conversation with the lease has broken off")]
+    Over,
     /// There is no agent for its machine.
     #[error("the lease is a {machine} machine, and this crabbox has no agent for it: only for x86_64")]
     Machine {
@@ -104,6 +113,17 @@ pub enum FarError {
     },
 }
 
+impl From<ExecError> for FarError {
+    fn from(error: ExecError) -> Self {
+        match error {
+            ExecError::Connect {
+                source: ConnectError::Cancelled { .. },
+            } => Self::Cancelled,
+            error => Self::Exec(error),
+        }
+    }
+}
+
 /// How putting the agent in its place ended, and what was said there.
 type Placed = Result<(RemoteStatus, String), FarError>;
 
@@ -128,6 +148,8 @@ pub struct Far {
     limit: Option<Duration>,
     is_noisy: bool,
     has_rsync: bool,
+    /// Nothing more is said or believed.
+    is_over: bool,
 }
 
 impl Far {
@@ -193,6 +215,7 @@ impl Far {
             limit: None,
             is_noisy: opened.is_noisy,
             has_rsync: false,
+            is_over: false,
         })
     }
 
@@ -216,7 +239,7 @@ impl Far {
 
     /// Whether the conversation has broken off.
     pub fn is_broken(&self) -> bool {
-        self.input.is_none()
+        self.is_over
     }
 
     /// How long an answer may take from now on.
@@ -226,7 +249,14 @@ impl Far {
 
     /// Asks, which may wait in a buffer until an answer is wanted.
     pub fn ask(&mut self, request: &Request) -> Result<(), FarError> {
+        let before = self.waiting.len();
         request.frame(&mut self.waiting);
+        if self.waiting.len() - before > PAYLOAD_LIMIT {
+            self.waiting.truncate(before);
+            return Err(FarError::Failed {
+                why: "it is more than can be asked at once".to_owned(),
+            });
+        }
         self.flush_some()
     }
 
@@ -253,8 +283,12 @@ impl Far {
 
     /// Sends what waits. A pipe that breaks is no error here: the missing answer is, and says why.
     pub fn flush(&mut self) -> Result<(), FarError> {
-        let Some(input) = &mut self.input else {
+        if self.is_over {
             self.waiting.clear();
+            return Err(FarError::Over);
+        }
+        let Some(input) = &mut self.input else {
+            // A command runs, and its end is waited for.
             return Ok(());
         };
         let until = self.limit.map(|limit| Instant::now() + limit);
@@ -322,7 +356,7 @@ impl Far {
             Heard::Reply(Reply::Failed { why }) => Err(FarError::Failed { why }),
             Heard::Reply(reply) => Ok(reply),
             Heard::Bytes(_) => {
-                self.input = None;
+                self.give_up();
                 Err(FarError::Nonsense {
                     text: "bytes of nothing".to_owned(),
                 })
@@ -332,13 +366,22 @@ impl Far {
 
     /// A list, to its end, with what could not be looked at.
     pub fn list(&mut self) -> Result<(Vec<u8>, Vec<String>), FarError> {
-        let (mut list, mut problems) = (Vec::new(), Vec::new());
+        let (mut list, mut problems, mut surplus) = (Vec::new(), Vec::new(), 0);
         loop {
             match self.hear()? {
                 Heard::Bytes(Stream::Data) if list.len() < LIST_LIMIT => list.extend_from_slice(self.bytes()),
+                // The rest of one that is too long, so that the conversation can go on; one without an end is none.
+                Heard::Bytes(Stream::Data) if surplus < LIST_LIMIT => surplus += self.bytes().len() + 1,
                 // Nobody reads more of them than a screen holds.
-                Heard::Reply(Reply::Problem { text, .. }) if problems.len() < PROBLEMS => problems.push(text),
-                Heard::Reply(Reply::Problem { .. }) => {}
+                Heard::Reply(Reply::Problem { text, .. }) if problems.len() < PROBLEMS => {
+                    problems.push(short(text));
+                }
+                Heard::Reply(Reply::Problem { .. }) if surplus < LIST_LIMIT => surplus += 1,
+                Heard::Reply(Reply::End {}) if surplus > 0 && list.len() >= LIST_LIMIT => {
+                    return Err(FarError::Failed {
+                        why: "there are too many".to_owned(),
+                    });
+                }
                 Heard::Reply(Reply::End {}) => return Ok((list, problems)),
                 Heard::Reply(Reply::Failed { why }) => return Err(FarError::Failed { why }),
                 other => return Err(self.out_of_order(&other)),
@@ -348,12 +391,12 @@ impl Far {
 
     /// The agent said something that has no place here: nothing more is believed.
     pub fn out_of_order(&mut self, said: &dyn fmt::Debug) -> FarError {
-        self.input = None;
+        self.give_up();
         nonsense(said)
     }
 
     fn stopped(&mut self, stop: Stop) -> FarError {
-        self.input = None;
+        self.give_up();
         match (stop, self.limit) {
             (Stop::Late, Some(limit)) => FarError::TimedOut { limit },
             (Stop::Late | Stop::Cancelled, _) => FarError::Cancelled,
@@ -363,7 +406,7 @@ impl Far {
 
     /// Why there is no answer any more.
     fn verdict(&mut self) -> FarError {
-        self.input = None;
+        self.give_up();
         let (ended, said) = self.way.verdict();
         let said = last_line(&said);
         match ended {
@@ -381,6 +424,7 @@ impl Far {
 
     /// Wants nothing more of the conversation.
     pub fn give_up(&mut self) {
+        self.is_over = true;
         self.input = None;
         // An agent that still writes must not wait for a reader.
         self.frames.source().get_mut().close();
@@ -403,6 +447,14 @@ impl Drop for Far {
     fn drop(&mut self) {
         self.give_up();
         self.way.is_over(LINGER);
+    }
+}
+
+/// As much of a text from the other side as anybody reads.
+pub fn short(text: String) -> String {
+    match text.char_indices().nth(TEXT) {
+        Some((cut, _)) => format!("{}…", &text[..cut]),
+        None => text,
     }
 }
 

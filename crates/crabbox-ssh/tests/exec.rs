@@ -461,7 +461,7 @@ fn a_users_words_arrive_over_the_wire_and_a_secret_is_in_no_argument_vector() {
         out: &mut out,
         err: &mut err,
     };
-    far.run(command.prepared().unwrap(), streams, None).unwrap();
+    far.run(command.prepared().unwrap(), None, streams, None).unwrap();
     let expected: String = format!("{secret}\0{}\0", words.join("\0"));
     assert_eq!(
         String::from_utf8_lossy(&out),

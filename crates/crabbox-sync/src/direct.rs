@@ -92,6 +92,8 @@ pub(crate) fn send<'e>(
     })?;
     let sent = match Stream::new(far, root, events).all(entries) {
         Err(Stop::Read { path, source }) => {
+            // The far side has half of a file, and waits for the rest.
+            far.give_up();
             return Err(DirectError::Read {
                 path: show(&path),
                 source,

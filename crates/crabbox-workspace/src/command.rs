@@ -110,28 +110,43 @@ impl Asked {
     }
 }
 
-/// Runs a script of ours that a user waits for; stops when `cancel` becomes readable.
+/// Runs a script of ours that a user waits for; stops when `cancel` becomes readable. The script stands in an argument vector, which everybody can
+/// read: what is secret goes into `input`.
 pub(crate) fn ask(
     owner: &mut Owner,
     workdir: &str,
     script: &str,
-    input: Vec<u8>,
+    input: &[u8],
+    cancel: BorrowedFd<'_>,
+) -> Result<Asked, RemoteError> {
+    shell(owner, workdir, &["-c", script], input, cancel)
+}
+
+/// Runs a shell with these words and this standard input.
+fn shell(
+    owner: &mut Owner,
+    workdir: &str,
+    words: &[&str],
+    input: &[u8],
     cancel: BorrowedFd<'_>,
 ) -> Result<Asked, RemoteError> {
     let (mut stdout, mut said) = (Kept::default(), Words::default());
     let command = Command {
         workdir: workdir.to_owned(),
-        words: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        words: std::iter::once("sh")
+            .chain(words.iter().copied())
+            .map(str::to_owned)
+            .collect(),
         env: Vec::new(),
         tells: String::new(),
-        input: Some(input),
+        input: true,
         noted: false,
     };
     let streams = Streams {
         out: &mut stdout,
         err: &mut said,
     };
-    match owner.far().run(command, streams, Some(cancel))? {
+    match owner.far().run(command, Some(input), streams, Some(cancel))? {
         Ran::Ended {
             status: RemoteStatus::Cancelled { .. },
             ..
@@ -230,7 +245,8 @@ pub fn command(owner: &mut Owner, job: Job<'_>) -> Result<RemoteStatus, RemoteEr
     } = job;
     let command = UserCommand { workdir, env, form }.prepared()?;
     if !before.is_empty() {
-        let prepared = ask(owner, &command.workdir, &before, Vec::new(), cancel)?;
+        // Values stand in it, so it goes where nobody else reads.
+        let prepared = shell(owner, &command.workdir, &["-s"], before.as_bytes(), cancel)?;
         if prepared.status != RemoteStatus::Exited(0) {
             stderr.write_all(prepared.said().as_bytes()).ok();
             return Ok(prepared.status);
@@ -240,7 +256,7 @@ pub fn command(owner: &mut Owner, job: Job<'_>) -> Result<RemoteStatus, RemoteEr
         out: stdout,
         err: &mut *stderr,
     };
-    match meaning(owner.far().run(command, streams, Some(cancel))?) {
+    match meaning(owner.far().run(command, None, streams, Some(cancel))?) {
         Meaning::Ended(status, said) => {
             if let Some(said) = said {
                 // A stream that takes no more has heard worse already.
@@ -288,7 +304,7 @@ pub fn upload_script(
     let path = format!(".crabbox/scripts/{}-{name}", &digest[..12]);
     let file = crabbox_ssh::quote::single(&path);
     let script = format!("mkdir -p .crabbox/scripts && umask 077 && cat > {file} && chmod 700 {file}");
-    let done = ask(owner, workdir, &script, content.to_vec(), cancel)?;
+    let done = ask(owner, workdir, &script, content, cancel)?;
     if done.status == RemoteStatus::Exited(0) {
         Ok(path)
     } else {
@@ -336,8 +352,11 @@ pub fn download(
             file.expect(begun.size)
         }
         Fetched::Piece(piece) => file.take(piece),
-        Fetched::Problem { text, .. } => {
-            problem = Some(text.to_owned());
+        Fetched::Problem { text, lost, .. } => {
+            // One that somebody still writes to came as it was.
+            if lost {
+                problem = Some(text.to_owned());
+            }
             Ok(())
         }
     });

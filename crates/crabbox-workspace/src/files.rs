@@ -6,7 +6,7 @@
 use std::io;
 
 use crabbox_agent_protocol::{Reply, Request, Stream};
-use crabbox_ssh::far::{Far, FarError, Heard};
+use crabbox_ssh::far::{Far, FarError, Heard, short};
 
 /// A file that is about to come.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,8 +80,9 @@ pub(crate) fn fetch(
         limit: wanted.limit,
     })?;
     far.send_list(&list(names))?;
-    let mut left = 0;
+    let (mut left, mut problems) = (0, 0);
     loop {
+        let told;
         let heard = far.hear()?;
         let event = match &heard {
             Heard::Bytes(Stream::Data) if far.bytes().len() as u64 <= left => {
@@ -93,7 +94,10 @@ pub(crate) fn fetch(
                 mode,
                 seconds,
                 size,
-            }) if left == 0 && is_one_of(*number, names) => {
+            }) if left == 0
+                && is_one_of(*number, names)
+                && wanted.limit.is_none_or(|limit| *size <= limit) =>
+            {
                 left = *size;
                 let coming = Coming {
                     number: usize::try_from(*number).unwrap_or(usize::MAX),
@@ -104,10 +108,15 @@ pub(crate) fn fetch(
                 give(far, take(Fetched::Begins(&coming)))?;
                 continue;
             }
-            Heard::Reply(Reply::Problem { number, text, lost }) if left == 0 && is_one_of(*number, names) => {
+            // One that does not come has one, and one that came may have another.
+            Heard::Reply(Reply::Problem { number, text, lost })
+                if left == 0 && is_one_of(*number, names) && problems < 2 * names.len() =>
+            {
+                problems += 1;
+                told = short(text.clone());
                 Fetched::Problem {
                     number: usize::try_from(*number).unwrap_or(usize::MAX),
-                    text,
+                    text: &told,
                     lost: *lost,
                 }
             }

@@ -95,7 +95,7 @@ bash -lc 'for t; do
 done' bash {}"#,
         quote::join(tools)
     );
-    let seen = ask(owner, workdir, &script, Vec::new(), cancel)?;
+    let seen = ask(owner, workdir, &script, &[], cancel)?;
     Ok(String::from_utf8_lossy(&seen.stdout)
         .lines()
         .map(str::to_owned)

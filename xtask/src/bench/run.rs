@@ -3,6 +3,7 @@
 //! In the lab both sides are emulated, the guest within the emulation: only ratios and counts say something. Timings never decide a test; they are
 //! printed for a person and kept in `target/bench/run.json`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
@@ -11,10 +12,12 @@ use serde_json::{Map, Value};
 use super::median;
 use crate::{site, workspace};
 use crabbox_lab::payload::Images;
-use crabbox_ssh::quote;
 
 /// Run on the host. `$1` runs, `$2` another crabbox there, or nothing.
 const SCRIPT: &str = include_str!("run.sh");
+
+/// The other program there.
+const OTHER: &str = "crabbox-other";
 
 /// What is measured: its name in the script and in the document, for a person, whether it is a time.
 const ROWS: [(&str, &str, bool); 5] = [
@@ -25,12 +28,18 @@ const ROWS: [(&str, &str, bool); 5] = [
     ("started_plain", "processes in the guest, --no-sync", false),
 ];
 
-/// Measures and reports. `against` is another crabbox on the host of the leases.
-pub(crate) fn main(lab: &str, runs: usize, against: Option<&str>) -> Result<ExitCode> {
+/// Measures and reports. `against` is another crabbox, turn about with ours.
+pub(crate) fn main(lab: &str, runs: usize, against: Option<&Path>) -> Result<ExitCode> {
     ensure!(runs >= 3, "a median of fewer than 3 runs says nothing");
     let (_, site) = site::choose(Images::Ours, lab)?;
-    let words = quote::join([&runs.to_string(), against.unwrap_or_default()]);
-    let done = site.script(&format!("set -- {words}\n{SCRIPT}"))?;
+    let other = match against {
+        Some(program) => {
+            site.put_program(program, OTHER)?;
+            format!("\"$HOME/{OTHER}\"")
+        }
+        None => String::new(),
+    };
+    let done = site.script(&format!("set -- {runs} {other}\n{SCRIPT}"))?;
     let text = done.stdout_text();
     let measured = |name: &str, is_time: bool| -> Result<Option<f64>> {
         let values = text

@@ -177,6 +177,7 @@ impl Run<'_> {
         report.unquiet = matches!(
             failure,
             RunFailure::Lost
+                | RunFailure::Killed
                 | RunFailure::GivenBack { .. }
                 | RunFailure::MachineDown
                 | RunFailure::Interrupted { stopped: false }

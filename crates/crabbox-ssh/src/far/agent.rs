@@ -35,8 +35,8 @@ pub fn program() -> io::Result<Vec<u8>> {
 pub(super) fn start() -> String {
     format!(
         r#"cbx_a={IMAGE_DIRECTORY}/{DIGEST}
-[ -x "$cbx_a" ] || cbx_a=$HOME/.cache/crabbox/agents/{DIGEST}
-[ -x "$cbx_a" ] || {{ uname -m >&2; exit {ABSENT}; }}
+[ -s "$cbx_a" ] && [ -x "$cbx_a" ] || cbx_a=$HOME/.cache/crabbox/agents/{DIGEST}
+[ -s "$cbx_a" ] && [ -x "$cbx_a" ] || {{ uname -m >&2; exit {ABSENT}; }}
 exec "$cbx_a""#
     )
 }
@@ -58,6 +58,7 @@ case $s in
   '') no 'there is nothing to check it with: install sha256sum (coreutils) there' ;;
   *) no 'what arrived is not what was sent' ;;
 esac
+sync "$f" 2>/dev/null
 chmod 700 "$f" && mv -f "$f" "$d/{DIGEST}" || no
 [ -x "$d/{DIGEST}" ] || no "the file system of $d lets no program run (noexec)""#
     )

@@ -2,13 +2,14 @@
 //!
 //! A status is only reported when it arrived, and the end of a command that nobody wants any more is asked for where it runs.
 
-use std::io::{self, Write};
+use std::io::{self, PipeReader, PipeWriter, Read as _, Write};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::Instant;
 
 use crabbox_agent_protocol::{Command, Reply, Request, Stream};
 use rustix::event::PollFlags;
 
+use super::stream::Input;
 use super::{Far, FarError, Heard};
 use crate::exec::{DRAIN_LIMIT, RemoteStatus};
 use crate::wait::{Ready, wait};
@@ -54,41 +55,33 @@ struct Listened {
 }
 
 impl Far {
-    /// Runs `command` to its end; it is ended when `cancel` becomes readable.
+    /// Runs `command` to its end, with `input` as its standard input where it wants one; it is ended when `cancel` becomes readable, or when what it
+    /// says cannot be handed on.
     pub fn run(
         &mut self,
         command: Command,
+        input: Option<&[u8]>,
         mut streams: Streams<'_>,
         cancel: Option<BorrowedFd<'_>>,
     ) -> Result<Ran, FarError> {
         self.ask(&Request::Run { command })?;
+        if let Some(input) = input {
+            self.send_list(input)?;
+        }
         self.flush()?;
         let local = |source| FarError::Exec(crate::exec::ExecError::Local { source });
-        let (over, ending) = io::pipe().map_err(local)?;
+        let (mut told, telling) = io::pipe().map_err(local)?;
         let (stop, stopping) = io::pipe().map_err(local)?;
         // An interrupt ends the command first, and the conversation only when that takes too long.
         let source = self.frames.source().get_mut();
         let before = source.cancelled_by(Some(stop.into()));
-        let mut input = self.input.take();
+        let mut way = self.input.take();
         let (listened, gave_up) = std::thread::scope(|scope| {
-            let listening = scope.spawn(|| {
-                let listened = self.listen(&mut streams);
-                drop(ending);
-                listened
-            });
-            let mut gave_up = false;
-            if let Ok(Ready::Second) = wait(over.as_fd(), PollFlags::IN, cancel, None) {
-                let until = Instant::now() + DRAIN_LIMIT;
-                let mut asked = Vec::new();
-                Request::Stop {}.frame(&mut asked);
-                if let Some(input) = &mut input {
-                    // One that cannot be asked is left below.
-                    input.write(&asked, None, Some(until)).ok();
-                }
-                gave_up = !matches!(
-                    wait(over.as_fd(), PollFlags::IN, None, Some(until)),
-                    Ok(Ready::First)
-                );
+            let listening = scope.spawn(|| self.listen(&mut streams, telling));
+            let gave_up = !comes_to_its_end(&mut told, way.as_mut(), cancel);
+            if gave_up {
+                // The agent ends the command when nobody speaks to it any more.
+                way = None;
             }
             drop(stopping);
             let listened = listening
@@ -98,6 +91,7 @@ impl Far {
         });
         self.frames.source().get_mut().cancelled_by(before);
         if gave_up {
+            self.give_up();
             return Ok(Ran::Ended {
                 status: RemoteStatus::Cancelled { stopped: false },
                 told: true,
@@ -105,15 +99,9 @@ impl Far {
         }
         let ended = self.judge(listened.end)?;
         // Only now is it clear that nothing else is on its way.
-        self.input = input.filter(|_| {
-            !matches!(
-                &ended,
-                Ran::Ended {
-                    status: RemoteStatus::ConnectionLost | RemoteStatus::Killed,
-                    ..
-                }
-            )
-        });
+        if !self.is_over {
+            self.input = way;
+        }
         match listened.sink {
             // Whoever reads our output has gone.
             Err(source) if source.kind() != io::ErrorKind::BrokenPipe => {
@@ -138,8 +126,8 @@ impl Far {
         }
     }
 
-    /// Hands on what comes until the command's end is told.
-    fn listen(&mut self, streams: &mut Streams<'_>) -> Listened {
+    /// Hands on what comes until the command's end is told. `telling` says when something could not be handed on, and ends with this.
+    fn listen(&mut self, streams: &mut Streams<'_>, mut telling: PipeWriter) -> Listened {
         let mut sink = Ok(());
         let end = loop {
             match self.hear() {
@@ -151,6 +139,10 @@ impl Far {
                     // What cannot be handed on is still taken, so that the command's end is seen; it is told afterwards.
                     if sink.is_ok() {
                         sink = to.write_all(self.bytes()).and_then(|()| to.flush());
+                        if sink.is_err() {
+                            // Its reader waits for nothing else.
+                            telling.write_all(b"!").ok();
+                        }
                     }
                 }
                 Ok(Heard::Reply(reply)) => break Ok(reply),
@@ -158,5 +150,35 @@ impl Far {
             }
         };
         Listened { end, sink }
+    }
+}
+
+/// Waits for a command's end, and asks for it when `cancel` is readable or nobody takes what it says; whether it came.
+fn comes_to_its_end(
+    told: &mut PipeReader,
+    mut way: Option<&mut Input>,
+    cancel: Option<BorrowedFd<'_>>,
+) -> bool {
+    let is_wanted = match wait(told.as_fd(), PollFlags::IN, cancel, None) {
+        // A byte says that it should end, the end of the pipe that it has.
+        Ok(Ready::First) => matches!(told.read(&mut [0]), Ok(0)),
+        _ => false,
+    };
+    if is_wanted {
+        return true;
+    }
+    let until = Instant::now() + DRAIN_LIMIT;
+    let mut asked = Vec::new();
+    Request::Stop {}.frame(&mut asked);
+    if let Some(way) = &mut way {
+        // One that cannot be asked is left when this returns.
+        way.write(&asked, None, Some(until)).ok();
+    }
+    loop {
+        match wait(told.as_fd(), PollFlags::IN, None, Some(until)) {
+            Ok(Ready::First) if matches!(told.read(&mut [0]), Ok(0)) => return true,
+            Ok(Ready::First) => {}
+            _ => return false,
+        }
     }
 }

@@ -119,20 +119,20 @@ impl Way {
 
     /// How it ended, and what it said.
     pub(super) fn verdict(&mut self) -> (RemoteStatus, String) {
-        let status = match &mut self.process {
+        let (status, is_over) = match &mut self.process {
             Process::Remote { session, shared } => ended(session, shared, Instant::now() + END_LIMIT),
             Process::Here(child) => match poll_until(END_LIMIT, || child.try_wait().ok().flatten()) {
-                None => RemoteStatus::TimedOut { stopped: false },
-                Some(status) => status
-                    .code()
-                    .and_then(|code| u8::try_from(code).ok())
-                    .map_or(RemoteStatus::Killed, RemoteStatus::Exited),
+                None => (RemoteStatus::TimedOut { stopped: false }, false),
+                Some(status) => {
+                    let code = status.code().and_then(|code| u8::try_from(code).ok());
+                    (code.map_or(RemoteStatus::Killed, RemoteStatus::Exited), true)
+                }
             },
         };
         if let RemoteStatus::Exited(code) = status {
             self.code = Some(code);
         }
-        let is_over = !matches!(status, RemoteStatus::TimedOut { .. });
+        // Its standard error ends with the session, not with the process: one that stays open is not waited for.
         let heard = self
             .errors
             .take_if(|_| is_over)
@@ -161,7 +161,7 @@ impl Way {
                 self.code.is_some()
                     || matches!(
                         ended(session, shared, Instant::now() + limit),
-                        RemoteStatus::Exited(_)
+                        (RemoteStatus::Exited(_), _)
                     )
             }
             Process::Here(child) => {
@@ -239,22 +239,23 @@ fn not_begun(destination: &str, instead: Instead, start: &Start, said: &str) -> 
     })
 }
 
-/// How a session ends until then.
-fn ended(session: &mut Session, shared: &Shared, until: Instant) -> RemoteStatus {
+/// How a session ends until then, and whether it is closed.
+fn ended(session: &mut Session, shared: &Shared, until: Instant) -> (RemoteStatus, bool) {
     let mut code = None;
     while let Ok(Ready::First) = wait(session.as_fd(), PollFlags::IN, None, Some(until)) {
         match (session.next_event(), code) {
             (SessionEvent::Exited(arrived), _) => code = Some(arrived),
             (SessionEvent::Other, _) => {}
-            (SessionEvent::Closed, Some(code)) => return RemoteStatus::Exited(code),
+            (SessionEvent::Closed, Some(code)) => return (RemoteStatus::Exited(code), true),
             // A master that has lost its connection removes its socket before it closes anything else.
             (SessionEvent::Closed, None) if master::check(shared.control()).is_some() => {
-                return RemoteStatus::Killed;
+                return (RemoteStatus::Killed, true);
             }
-            (SessionEvent::Closed, None) => return RemoteStatus::ConnectionLost,
+            (SessionEvent::Closed, None) => return (RemoteStatus::ConnectionLost, true),
         }
     }
-    code.map_or(RemoteStatus::TimedOut { stopped: false }, RemoteStatus::Exited)
+    let status = code.map_or(RemoteStatus::TimedOut { stopped: false }, RemoteStatus::Exited);
+    (status, false)
 }
 
 /// Reads standard error to its end, and keeps the end of what comes behind the mark.

@@ -39,15 +39,25 @@ pub struct Listing {
 
 /// The regular files below the working directory, but for those of `.git` and `.crabbox`.
 pub fn list(owner: &mut Owner, workdir: &str) -> Result<Listing, RemoteError> {
-    listed(owner, workdir, &[".git", ".crabbox"], false)
+    listed(owner, workdir, &[".git", ".crabbox"], &[])
 }
 
-fn listed(owner: &mut Owner, workdir: &str, skipped: &[&str], written: bool) -> Result<Listing, RemoteError> {
+/// With `named`, only files whose names begin and end so, and that were written since the last command began.
+fn listed(
+    owner: &mut Owner,
+    workdir: &str,
+    skipped: &[&str],
+    named: &[(&str, &str)],
+) -> Result<Listing, RemoteError> {
     let far = owner.far();
     let asked = far.ask(&Request::List {
         dir: workdir.to_owned(),
         skipped: skipped.iter().map(ToString::to_string).collect(),
-        written,
+        written: !named.is_empty(),
+        named: named
+            .iter()
+            .map(|(start, end)| ((*start).to_owned(), (*end).to_owned()))
+            .collect(),
     });
     match asked.and_then(|()| far.list()) {
         Ok((names, problems)) => Ok(Listing {
@@ -218,9 +228,9 @@ pub fn reports(
         }
     }
     if auto {
-        let listed = listed(owner, workdir, &[".git", "node_modules", ".crabbox"], true)?;
+        let listed = listed(owner, workdir, &[".git", "node_modules", ".crabbox"], &USUAL)?;
         problems.extend(listed.problems);
-        names.extend(listed.names.into_iter().filter(|name| is_usual(name)));
+        names.extend(listed.names);
     }
     let mut seen = std::collections::BTreeSet::new();
     names.retain(|name| seen.insert(name.clone()));
@@ -235,12 +245,12 @@ pub fn reports(
     Ok((report, some(problems)))
 }
 
-/// Whether a path has a name that reports usually have, as the Go program knows them.
-fn is_usual(path: &[u8]) -> bool {
-    let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-    let is_xml = name.ends_with(b".xml");
-    is_xml && (name.starts_with(b"junit") || name.starts_with(b"TEST-")) || name == b"results.xml"
-}
+/// How the names of reports usually begin and end, as the Go program knows them.
+const USUAL: [(&str, &str); 3] = [
+    ("junit", ".xml"),
+    ("TEST-", ".xml"),
+    ("results.xml", "results.xml"),
+];
 
 /// Fetches the reports and reads each when it is there.
 fn read(

@@ -216,7 +216,7 @@ impl Required {
             "test -f {file} || exit {NO_FILE}\nexec head -c {} -- {file}",
             FILE_BYTES + 1
         );
-        let answer = ask(owner, workdir, &script, Vec::new(), cancel)?;
+        let answer = ask(owner, workdir, &script, &[], cancel)?;
         let absent = |why: &str| Ok(Judgement::Absent(why.to_owned()));
         match answer.status {
             RemoteStatus::Exited(0) if answer.stdout.len() > FILE_BYTES => {
