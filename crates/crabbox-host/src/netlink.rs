@@ -13,6 +13,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 mod addresses;
 mod links;
+mod redirect;
 
 pub use addresses::{Address, Route, own_addresses};
 pub use links::Link;

@@ -8,7 +8,7 @@
 //! ```
 //! [`attach_nat`] and [`detach_nat`] change what leases share and so must run under the engine's allocation lock. A link that does not
 //! bear our label is never deleted, whatever its name is. An `accept` of our table does not override a `drop` in somebody
-//! else's (Docker's, firewalld's): [`passage()`] finds out, [`forward_filters`] names them, nobody edits them.
+//! else's (Docker's, firewalld's): [`passage()`] finds out, [`filters`] names them, nobody edits them.
 
 mod blocks;
 mod forwarding;
@@ -29,8 +29,8 @@ use serde::{Deserialize, Serialize};
 use crate::nft::{self, NftError};
 use crate::outer::Outer;
 
-pub use blocks::{Filters, ForwardChain, forward_filters};
-pub use passage::{Passage, PassageError, passage};
+pub use blocks::{FilterChain, Filters, filters};
+pub use passage::{Hook, Passage, PassageError, passage};
 pub use subnet::{DEFAULT_RANGE, SubnetError, choose_subnet};
 
 /// The label of every link of ours, followed by the lease.
@@ -272,6 +272,9 @@ pub fn remove(lease: &str, tag: &str) -> Result<(), NatError> {
             });
         }
         netlink.delete_link(&name).map_err(link)?;
+    }
+    if lease.is_empty() {
+        passage::remove_at_uplinks(&format!("{TABLE}{tag}"))?;
     }
     rules::drop_table(&format!("{TABLE}{tag}"))?;
     if owned_links()?.is_empty() {

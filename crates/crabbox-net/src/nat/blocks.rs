@@ -6,20 +6,22 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::rules::{listing, objects};
-use super::{NatError, TABLE};
+use super::{Hook, NatError, TABLE};
 
 /// The tables of legacy iptables that exist in the namespace of a thread; nft does not see them.
 const LEGACY_TABLES: &str = "/proc/thread-self/net/ip_tables_names";
 
-/// A chain of somebody else's that every forwarded IPv4 packet passes and that may drop it: by its policy, or by a rule.
+/// A chain of somebody else's that an IPv4 packet of a lease passes and that may drop it: by its policy, or by a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ForwardChain {
-    /// Its family: `ip` or `inet`.
+pub struct FilterChain {
+    /// Its family: `ip`, `inet` or `netdev`.
     pub family: String,
     /// Its table.
     pub table: String,
     /// Its name.
     pub chain: String,
+    /// Where on the way of a packet it stands.
+    pub hook: Hook,
     /// Its table belongs to a running program; the kernel refuses changes by anybody else (`flags owner`).
     pub owned: bool,
 }
@@ -28,30 +30,23 @@ pub struct ForwardChain {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Filters {
     /// Their chains, as nft lists them.
-    pub chains: Vec<ForwardChain>,
-    /// Legacy iptables has a filter table.
-    pub legacy: bool,
+    pub chains: Vec<FilterChain>,
+    /// The tables that legacy iptables has, as `filter` or `mangle`.
+    pub legacy: Vec<String>,
 }
 
-/// Every filter of others that a forwarded packet passes. A chain that has no rule and lets pass by its policy is none.
-pub fn forward_filters() -> Result<Filters, NatError> {
+/// Every filter of others that a packet of a lease passes. A chain that can drop nothing is none.
+pub fn filters() -> Result<Filters, NatError> {
     let ruleset = listing(&["-j", "list", "ruleset"])?;
     let legacy = std::fs::read_to_string(Path::new(LEGACY_TABLES)).unwrap_or_default();
     Ok(Filters {
         chains: chains(&ruleset),
-        legacy: legacy.lines().any(|table| table == "filter"),
+        legacy: legacy.lines().map(str::to_owned).collect(),
     })
 }
 
-fn chains(ruleset: &Value) -> Vec<ForwardChain> {
+fn chains(ruleset: &Value) -> Vec<FilterChain> {
     let text = |object: &Value, key: &str| object[key].as_str().unwrap_or_default().to_owned();
-    let has_rules = |chain: &Value| {
-        objects(ruleset, "rule").any(|rule| {
-            rule["family"] == chain["family"]
-                && rule["table"] == chain["table"]
-                && rule["chain"] == chain["name"]
-        })
-    };
     let owned = |chain: &Value| {
         objects(ruleset, "table")
             .filter(|table| table["family"] == chain["family"] && table["name"] == chain["table"])
@@ -59,17 +54,52 @@ fn chains(ruleset: &Value) -> Vec<ForwardChain> {
             .any(|table| table["flags"].to_string().contains("\"owner\""))
     };
     objects(ruleset, "chain")
-        .filter(|chain| chain["hook"] == "forward")
-        .filter(|chain| chain["family"] == "ip" || chain["family"] == "inet")
-        .filter(|chain| !text(chain, "table").starts_with(TABLE))
-        .filter(|chain| chain["policy"] == "drop" || has_rules(chain))
-        .map(|chain| ForwardChain {
+        .filter_map(|chain| Some((chain, hook(chain)?)))
+        .filter(|(chain, _)| !text(chain, "table").starts_with(TABLE))
+        .filter(|(chain, _)| chain["policy"] == "drop" || may_drop(ruleset, chain))
+        .map(|(chain, hook)| FilterChain {
             family: text(chain, "family"),
             table: text(chain, "table"),
             chain: text(chain, "name"),
+            hook,
             owned: owned(chain),
         })
         .collect()
+}
+
+/// Where a chain stands on the way of a forwarded IPv4 packet; nowhere if it is in none's way.
+fn hook(chain: &Value) -> Option<Hook> {
+    match (chain["family"].as_str()?, chain["hook"].as_str()?) {
+        ("ip" | "inet", "forward") => Some(Hook::Forward),
+        ("ip" | "inet", "prerouting") | ("netdev" | "inet", "ingress") => Some(Hook::Prerouting),
+        ("ip" | "inet", "postrouting") => Some(Hook::Postrouting),
+        ("netdev", "egress") => Some(Hook::Egress),
+        _ => None,
+    }
+}
+
+/// Whether a rule of `chain`, or of a chain that its rules lead to, may drop a packet. What nft cannot show may.
+fn may_drop(ruleset: &Value, chain: &Value) -> bool {
+    let (family, table) = (&chain["family"], &chain["table"]);
+    let (mut ahead, mut known) = (vec![&chain["name"]], Vec::new());
+    while let Some(name) = ahead.pop() {
+        if known.contains(&name) {
+            continue;
+        }
+        known.push(name);
+        let rules = objects(ruleset, "rule")
+            .filter(|rule| rule["family"] == *family && rule["table"] == *table && rule["chain"] == *name);
+        for part in rules.flat_map(|rule| rule["expr"].as_array().into_iter().flatten()) {
+            for kind in part.as_object().into_iter().flatten() {
+                match (kind.0.as_str(), kind.1) {
+                    ("jump" | "goto", to) => ahead.push(&to["target"]),
+                    ("drop" | "reject" | "queue" | "synproxy" | "notrack" | "xt" | "vmap", _) => return true,
+                    _ => {}
+                }
+            }
+        }
+    }
+    false
 }
 
 #[cfg(test)]
@@ -81,6 +111,7 @@ mod tests {
     #[test]
     fn a_chain_counts_if_its_policy_or_a_rule_may_drop() {
         let chain = |family: &str, table: &str, name: &str, hook: &str, policy: &str| json!({"chain": {"family": family, "table": table, "name": name, "hook": hook, "policy": policy}});
+        let rule = |family: &str, table: &str, chain: &str, expr: Value| json!({"rule": {"family": family, "table": table, "chain": chain, "expr": [expr]}});
         let ruleset = json!({"nftables": [
             {"table": {"family": "inet", "name": "firewalld", "flags": "owner"}},
             {"table": {"family": "ip", "name": "filter"}},
@@ -89,18 +120,33 @@ mod tests {
             chain("ip", "empty", "FORWARD", "forward", "accept"),
             chain("ip6", "filter", "FORWARD", "forward", "drop"),
             chain("inet", "firewalld", "filter_FORWARD", "forward", "accept"),
-            {"rule": {"family": "inet", "table": "firewalld", "chain": "filter_FORWARD", "expr": []}},
+            rule("inet", "firewalld", "filter_FORWARD", json!({"reject": {"type": "icmpx"}})),
             chain("ip", "crabbox_a1", "forward", "forward", "drop"),
+            // By way of another chain, which leads back.
+            chain("ip", "deep", "first", "postrouting", "accept"),
+            rule("ip", "deep", "first", json!({"jump": {"target": "second"}})),
+            rule("ip", "deep", "second", json!({"goto": {"target": "first"}})),
+            rule("ip", "deep", "second", json!({"drop": null})),
+            chain("ip", "nat", "POSTROUTING", "postrouting", "accept"),
+            rule("ip", "nat", "POSTROUTING", json!({"masquerade": null})),
+            chain("netdev", "edge", "eth0", "ingress", "drop"),
+            chain("netdev", "edge", "out", "egress", "drop"),
+            chain("inet", "edge", "eth0", "ingress", "drop"),
         ]});
         let found: Vec<_> = chains(&ruleset)
             .into_iter()
-            .map(|chain| (chain.table, chain.chain, chain.owned))
+            .map(|chain| (chain.table, chain.chain, chain.hook, chain.owned))
             .collect();
         let expected = [
-            ("filter", "FORWARD", false),
-            ("firewalld", "filter_FORWARD", true),
+            ("filter", "FORWARD", Hook::Forward, false),
+            ("firewalld", "filter_FORWARD", Hook::Forward, true),
+            ("deep", "first", Hook::Postrouting, false),
+            ("edge", "eth0", Hook::Prerouting, false),
+            ("edge", "out", Hook::Egress, false),
+            ("edge", "eth0", Hook::Prerouting, false),
         ];
-        let expected = expected.map(|(table, chain, owned)| (table.to_owned(), chain.to_owned(), owned));
+        let expected =
+            expected.map(|(table, chain, hook, owned)| (table.to_owned(), chain.to_owned(), hook, owned));
         assert_eq!(found, expected);
     }
 }

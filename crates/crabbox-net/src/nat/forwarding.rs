@@ -55,9 +55,13 @@ pub(super) fn of_own_link(link: &str) -> Result<(), NatError> {
     write(link, "1")
 }
 
+/// Whether what arrives at `link` is forwarded. What cannot be read is not.
+pub(super) fn is_on(link: &str) -> bool {
+    std::fs::read_to_string(setting(link)).is_ok_and(|value| value.trim() != "0")
+}
+
 /// Those of `uplinks` that do not forward yet. What cannot be read counts: writing it then says why.
 pub(super) fn switched_off(uplinks: &[Link]) -> Vec<&str> {
-    let is_on = |name: &str| std::fs::read_to_string(setting(name)).is_ok_and(|value| value.trim() != "0");
     uplinks
         .iter()
         .map(|link| link.name.as_str())

@@ -1,53 +1,74 @@
-//! Whether the packets of a lease would be forwarded on this host, found out by a connection between two throw-away namespaces.
+//! Whether the packets of a lease would be forwarded on this host, found out by the packets of a connection that stay on it.
 //!
 //! ```text
-//!   lease side (scratch)             host                        far side (scratch)
-//!   veth0 10.213.x.2 -- cbx<tag> --- every filter of the host --- upl<tag> -- veth0 198.51.100.x, listens
+//!   lease side (scratch)             host                                            far side (this process)
+//!   veth0 10.213.x.2 -- cbx<tag> --- every filter of the host --- a real uplink ~~~~ upl<tag><n>, a tap that answers
 //! ```
-//! The link on the host has a name as a lease's has, since rules match names. No packet may leave the host: a table of ours drops what goes
-//! to another link than the far side's, behind all other filters, and counts it. Links and table are removed before the verdict; should we die
-//! first, the namespaces end and take the links along, and `cleanup` finds the table by its name.
+//! The packets have names and addresses as a lease's have, pass everything up to the last moment before they would leave by the uplink, and are
+//! handed to a tap of ours there; its answer arrives at the uplink as if it came from outside. No packet may leave the host: what is not handed on
+//! is dropped behind all other filters. Links and tables are removed before the verdict; should we die first, the links end with us, and
+//! `cleanup` finds the tables by their name.
+
+mod guard;
+mod peer;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd as _;
-use std::time::Duration;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::{Duration, Instant};
 
 use crabbox_host::netlink::{Netlink, NetlinkError};
 use crabbox_host::netns::{self, NetnsError, Scratch};
-use crabbox_host::random;
+use crabbox_host::tap::{self, TapError};
+use crabbox_host::{clock, random};
 use ipnet::{IpNet, Ipv4Net};
-use serde_json::Value;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
-use super::rules::{drop_table, listing, objects};
-use super::{DEFAULT_RANGE, LINK, NatError, TABLE, forwarding, net};
+use super::{DEFAULT_RANGE, LINK, NatError, NatSpec, forwarding, net};
 use crate::inner::overlaps;
-use crate::nft;
+use guard::{Counted, Guard};
+use peer::Peer;
 
-/// How the host's link to the far side begins. Rules for our interfaces must not match it.
+pub(super) use guard::remove_at_uplinks;
+
+/// How the links to the far side begin. Rules for our interfaces must not match them.
 const UPLINK: &str = "upl";
 /// Where the addresses of the far side come from: a range for documentation, which nobody routes (RFC 5737).
 const FAR: &str = "198.51.100.0/24";
 /// The port that is connected to: what firewalls let out if they let anything out.
 const PORT: u16 = 443;
 /// How long a connection may take. It takes less than a millisecond; the kernel repeats a lost first packet after a second.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// How long a connection is tried that cannot come about, because its packet is dropped by us.
-const GLANCE: Duration = Duration::from_millis(700);
-/// So many links of the host are tried where there is no default route.
+const PATIENCE: Duration = Duration::from_millis(1300);
+/// How long the kernel looks for the hardware address of a next hop (three questions, one a second). A packet that waits for it is still there.
+const NEIGHBOUR: Duration = Duration::from_millis(3300);
+/// So many links of the host are tried where there is no default route, and no more when that has taken this long.
 const MOST_NEIGHBOURS: usize = 4;
+const LONG: Duration = Duration::from_secs(4);
+
+/// Where on its way through the host a packet was dropped, by the hooks of the packet filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// Where it came in.
+    Prerouting,
+    /// Between two links; the host's own choice of a route comes just before.
+    Forward,
+    /// Where it goes out.
+    Postrouting,
+    /// At the link itself, behind everything that knows of connections.
+    Egress,
+}
 
 /// What became of a packet of a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Passage {
     /// A connection came about, so packets pass in both directions.
     Open,
-    /// Towards the far side nothing passed, but towards a real uplink of this host it did: rules name the uplink. Replies were not seen.
+    /// What a lease sends passes to a real uplink of this host, whose replies could not be tried, and rules name the uplink.
     OpenByUplink,
     /// What a lease sends is dropped or refused.
-    Outward,
+    Outward(Hook),
     /// What a lease sends passes, the reply does not.
-    Reply,
+    Reply(Hook),
 }
 
 /// Why passage could not be tried.
@@ -66,6 +87,13 @@ pub enum PassageError {
         /// The underlying error.
         #[from]
         source: NetlinkError,
+    },
+    /// There is no tap device.
+    #[error("cannot set up the far side of a packet's way")]
+    Tap {
+        /// The underlying error.
+        #[from]
+        source: TapError,
     },
     /// Forwarding or the table could not be set.
     #[error("cannot set up the rules of a packet's way")]
@@ -92,206 +120,165 @@ pub enum PassageError {
 /// Tries whether a lease would reach the internet. Takes root, and some seconds where packets are dropped.
 pub fn passage() -> Result<Passage, PassageError> {
     let way = Way::build()?;
-    let reached = way.connect(way.far.host, PATIENCE)?;
-    let verdict = if reached {
-        Passage::Open
-    } else if way.counted()?.far > 0 {
-        Passage::Reply
-    } else if way.passes_by_uplink()? {
-        Passage::OpenByUplink
-    } else {
-        Passage::Outward
+    let began = Instant::now();
+    let (mut dropped, mut unseen) = (None, false);
+    for target in outside()? {
+        match way.through_an_uplink(target)? {
+            Seen::Connected => return way.remove().map(|()| Passage::Open),
+            Seen::Dropped(verdict) => dropped = dropped.or(Some(verdict)),
+            Seen::Sent => unseen = true,
+        }
+        if began.elapsed() > LONG {
+            break;
+        }
+    }
+    let verdict = match dropped {
+        Some(dropped) => dropped,
+        // No uplink whose replies can be tried: a link of ours stands for it. Rules that name the uplink drop what goes to ours.
+        None => match way.to_a_link_of_ours()? {
+            Seen::Connected => Passage::Open,
+            Seen::Dropped(Passage::Outward(_)) if unseen => Passage::OpenByUplink,
+            Seen::Dropped(verdict) => verdict,
+            Seen::Sent => Passage::Reply(Hook::Prerouting),
+        },
     };
     way.remove()?;
     Ok(verdict)
 }
 
-/// One end of the way: a namespace, the link to it, and the addresses on both ends of that.
-#[derive(Debug)]
-struct End {
-    space: Scratch,
-    link: String,
-    here: Ipv4Addr,
-    host: Ipv4Addr,
+/// What one attempt has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    Connected,
+    /// What was sent has passed every filter; the reply could not be tried, or not all of its way.
+    Sent,
+    Dropped(Passage),
 }
 
-impl End {
-    fn build(link: String, subnet: Ipv4Net) -> Result<Self, PassageError> {
-        let mut hosts = subnet.hosts();
-        let (Some(here), Some(host)) = (hosts.next(), hosts.next()) else {
-            return Err(PassageError::Addresses { range: subnet });
-        };
-        let (space, target) = (Scratch::new()?, netns::current()?);
-        space.within(|| -> Result<(), NetlinkError> {
-            let mut netlink = Netlink::open()?;
-            netlink.add_veth(&link, "veth0")?;
-            netlink.add_address("veth0", net(host, subnet.prefix_len()))?;
-            netlink.set_up("veth0")?;
-            netlink.move_to(&link, target.as_fd())
-        })??;
-        Ok(Self {
-            space,
-            link,
-            here,
-            host,
-        })
-    }
-
-    /// Sets the host's end up. The namespace's own route comes last: it needs a link that is up on both ends.
-    fn set_up(&self, prefix: u8) -> Result<(), PassageError> {
-        let mut netlink = Netlink::open()?;
-        netlink.add_address(&self.link, net(self.here, prefix))?;
-        forwarding::of_own_link(&self.link)?;
-        netlink.set_up(&self.link)?;
-        self.space
-            .within(|| Netlink::open()?.add_route(Ipv4Net::default(), self.here))??;
-        Ok(())
-    }
-}
-
-/// What our table has counted.
-#[derive(Debug, Clone, Copy)]
-struct Counted {
-    /// Packets towards the far side.
-    far: u64,
-    /// Packets towards any other link.
-    elsewhere: u64,
-}
-
+/// The lease's side of the way: a namespace, and a link to it with the rules that a lease has.
 #[derive(Debug)]
 struct Way {
-    tag: String,
-    lease: End,
-    far: End,
-    // The far side's socket keeps listening as long as the way is there.
-    _listener: TcpListener,
+    spec: NatSpec,
+    space: Scratch,
+    host: Ipv4Addr,
+    lease: Ipv4Addr,
 }
 
 impl Way {
     fn build() -> Result<Self, PassageError> {
         let drawn = u32::from_le_bytes(random::bytes()?);
-        let (tag, start) = (format!("{drawn:08x}"), drawn as usize);
-        let routes: Vec<Ipv4Net> = Netlink::open()?
-            .routes()?
-            .into_iter()
-            .map(|route| route.destination)
-            .filter(|route| route.prefix_len() > 0)
-            .collect();
-        let far = free(range(FAR), &routes, start)?;
-        let near = free(range(DEFAULT_RANGE), &routes, start)?;
-        let lease = End::build(format!("{LINK}{tag}"), near)?;
-        let far = End::build(format!("{UPLINK}{tag}"), far)?;
-        let listener = far
-            .space
-            .within(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)))??;
-        let way = Self {
-            tag,
-            lease,
-            far,
-            _listener: listener,
+        let subnet = free(range(DEFAULT_RANGE), &routes()?, drawn as usize)?;
+        let spec = NatSpec {
+            lease: String::new(),
+            tag: format!("{drawn:08x}"),
+            netns: std::path::PathBuf::new(),
+            ifname: "veth0".to_owned(),
+            subnet,
         };
-        // From here on whatever fails removes what there is.
-        way.guard()?;
-        way.lease.set_up(near.prefix_len())?;
-        way.far.set_up(near.prefix_len())?;
+        let (host, lease) = spec.ends()?;
+        let (name, target) = (spec.link(), netns::current()?);
+        let space = Scratch::new()?;
+        space.within(|| -> Result<(), NetlinkError> {
+            let mut netlink = Netlink::open()?;
+            netlink.add_veth(&name, &spec.ifname)?;
+            netlink.add_address(&spec.ifname, net(lease, subnet.prefix_len()))?;
+            netlink.set_up(&spec.ifname)?;
+            netlink.move_to(&name, target.as_fd())
+        })??;
+        let way = Self {
+            spec,
+            space,
+            host,
+            lease,
+        };
+        // From here on whatever fails removes what there is. Without rules nothing may be forwarded yet.
+        Guard::closed(&way.spec, way.lease).load()?;
+        way.set_up()?;
         Ok(way)
     }
 
-    fn table(&self) -> String {
-        format!("{TABLE}{}", self.tag)
+    /// Sets the host's end up. The namespace's own route comes last: it needs a link that is up on both ends.
+    fn set_up(&self) -> Result<(), PassageError> {
+        let (mut netlink, name) = (Netlink::open()?, self.spec.link());
+        netlink.add_address(&name, net(self.host, self.spec.subnet.prefix_len()))?;
+        forwarding::of_own_link(&name)?;
+        netlink.set_up(&name)?;
+        self.space
+            .within(|| Netlink::open()?.add_route(Ipv4Net::default(), self.host))??;
+        Ok(())
     }
 
-    /// Loads our table, whose chain is the last that a forwarded packet meets.
-    fn guard(&self) -> Result<(), NatError> {
-        let (table, lease, far) = (self.table(), &self.lease.link, &self.far.link);
-        let rules = format!(
-            "table ip {table} {{
-  chain forward {{
-    type filter hook forward priority 2147483646; policy accept;
-    iifname \"{lease}\" oifname \"{far}\" counter accept
-    iifname \"{lease}\" counter drop
-  }}
-}}
-"
-        );
-        nft::apply("load the rules that keep a packet on this host", &rules)
-            .map_err(|source| NatError::Filter { table, source })
-    }
-
-    fn counted(&self) -> Result<Counted, NatError> {
-        let listed = listing(&["-j", "list", "table", "ip", &self.table()])?;
-        let packets = |rule: &Value| {
-            let mut parts = rule["expr"].as_array().into_iter().flatten();
-            parts.find_map(|part| part["counter"]["packets"].as_u64())
+    /// Tries a connection to `target` by whatever uplink the host sends it to.
+    fn through_an_uplink(&self, target: Ipv4Addr) -> Result<Seen, PassageError> {
+        let mut far = Vec::new();
+        for (number, uplink) in uplinks()?.into_iter().enumerate() {
+            let link = format!("{UPLINK}{}{number}", self.spec.tag);
+            far.push(Far::at(link, Some(uplink))?);
+        }
+        let attempt = Attempt::new(self, target)?;
+        let guard = Guard::closed(&self.spec, self.lease).but(target, attempt.port);
+        let mut held = guard.clone().handing_on(&far);
+        if held.load().is_err() {
+            // An nft or a kernel that knows no hook where packets leave: nothing is handed on, and so no reply comes.
+            held = guard;
+            held.load()?;
+            far.clear();
+        }
+        let mut connected = attempt.connect(PATIENCE)?;
+        let mut counted = held.counted()?;
+        let met = |far: &[Far]| far.iter().find(|far| far.peer.was_met()).map(|far| far.forwards);
+        let waits = counted.out_postrouting > 0 && counted.out_egress == 0 && !far.is_empty();
+        if !connected && waits {
+            // It waits for a next hop that may not be there; were the guard taken away now, it might leave.
+            connected = attempt.wait(NEIGHBOUR)?;
+            counted = held.counted()?;
+        }
+        drop(attempt);
+        let seen = match (connected, counted.outward(), met(&far)) {
+            (true, ..) => Seen::Connected,
+            (_, Some(hook), _) => Seen::Dropped(Passage::Outward(hook)),
+            (_, None, None) if counted.out_egress > 0 => Seen::Dropped(Passage::Outward(Hook::Egress)),
+            (_, None, None) => Seen::Sent,
+            // The kernel forwards no reply from an uplink that does not forward; a lease switches that on for its own time, we do not.
+            (_, None, Some(false)) if counted.back_prerouting > 0 => Seen::Sent,
+            (_, None, Some(_)) => Seen::Dropped(Passage::Reply(counted.back())),
         };
-        let mut counts = objects(&listed, "rule").map(|rule| packets(rule).unwrap_or(0));
-        Ok(Counted {
-            far: counts.next().unwrap_or(0),
-            elsewhere: counts.next().unwrap_or(0),
+        // Closed before the uplinks' ends go, so that nothing gets past them.
+        Guard::closed(&self.spec, self.lease).load()?;
+        Ok(seen)
+    }
+
+    /// Tries a connection to an address that only a link of ours leads to.
+    fn to_a_link_of_ours(&self) -> Result<Seen, PassageError> {
+        let subnet = free(range(FAR), &routes()?, usize::from(self.lease.octets()[3]))?;
+        let mut hosts = subnet.hosts();
+        let (Some(here), Some(target)) = (hosts.next(), hosts.next()) else {
+            return Err(PassageError::Addresses { range: subnet });
+        };
+        let far = Far::at(format!("{UPLINK}{}", self.spec.tag), None)?;
+        Netlink::open()?.add_address(&far.link, net(here, subnet.prefix_len()))?;
+        forwarding::of_own_link(&far.link)?;
+        let attempt = Attempt::new(self, target)?;
+        let guard = Guard::closed(&self.spec, self.lease)
+            .but(target, attempt.port)
+            .letting_out(&far.link);
+        guard.load()?;
+        let connected = attempt.connect(PATIENCE)?;
+        let counted: Counted = guard.counted()?;
+        drop(attempt);
+        Ok(match (connected, counted.outward()) {
+            (true, _) => Seen::Connected,
+            (_, Some(hook)) => Seen::Dropped(Passage::Outward(hook)),
+            (_, None) => Seen::Dropped(Passage::Reply(counted.back())),
         })
     }
 
-    /// Whether the lease's side gets a connection to `address`.
-    fn connect(&self, address: Ipv4Addr, patience: Duration) -> Result<bool, PassageError> {
-        let target = SocketAddr::from((address, PORT));
-        Ok(self
-            .lease
-            .space
-            .within(|| TcpStream::connect_timeout(&target, patience).is_ok())?)
-    }
-
-    /// Whether a packet gets as far as a real uplink, where our table drops it.
-    fn passes_by_uplink(&self) -> Result<bool, PassageError> {
-        for target in self.outside()? {
-            let before = self.counted()?.elsewhere;
-            self.connect(target, GLANCE)?;
-            if self.counted()?.elsewhere > before {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Addresses that the host has a way to: one that the default route leads to, else a neighbour on each link.
-    fn outside(&self) -> Result<Vec<Ipv4Addr>, PassageError> {
-        let mut netlink = Netlink::open()?;
-        let routes = netlink.routes()?;
-        if routes.iter().any(|route| route.destination.prefix_len() == 0) {
-            // Its range is the far side's, but no subnet of a link's.
-            let far = range(FAR);
-            let used = net(self.far.here, 30);
-            return Ok(far
-                .hosts()
-                .find(|host| !used.contains(host))
-                .into_iter()
-                .collect());
-        }
-        let ours: Vec<u32> = netlink
-            .links()?
-            .into_iter()
-            .filter(|link| link.name.starts_with(LINK) || link.name == self.far.link || link.name == "lo")
-            .map(|link| link.index)
-            .collect();
-        let others = netlink
-            .addresses()?
-            .into_iter()
-            .filter(|own| !ours.contains(&own.link));
-        Ok(others
-            .filter_map(|own| match own.address {
-                IpNet::V4(net) => net.hosts().find(|host| *host != net.addr()),
-                IpNet::V6(_) => None,
-            })
-            .take(MOST_NEIGHBOURS)
-            .collect())
-    }
-
-    /// Removes links and table and reports what could not be.
+    /// Removes link and tables and reports what could not be.
     fn remove(&self) -> Result<(), PassageError> {
-        let mut netlink = Netlink::open()?;
-        // The kernel ends a namespace some time after its last descriptor; until then its links would be seen here.
-        netlink.delete_link(&self.lease.link)?;
-        netlink.delete_link(&self.far.link)?;
-        drop_table(&self.table())?;
+        // The kernel ends a namespace some time after its last descriptor; until then its link would be seen here. And what is still on its
+        // way comes from there, so the link goes before the rules do.
+        Netlink::open()?.delete_link(&self.spec.link())?;
+        guard::remove(&self.spec)?;
         Ok(())
     }
 }
@@ -301,6 +288,160 @@ impl Drop for Way {
         // After an error; that error is the one to report, and a second removal finds nothing.
         self.remove().ok();
     }
+}
+
+/// A connection of the lease's side, whose port is known before its first packet.
+#[derive(Debug)]
+struct Attempt<'a> {
+    way: &'a Way,
+    socket: OwnedFd,
+    target: Ipv4Addr,
+    port: u16,
+}
+
+impl<'a> Attempt<'a> {
+    fn new(way: &'a Way, target: Ipv4Addr) -> Result<Self, PassageError> {
+        let own = SocketAddr::from((way.lease, 0));
+        let made = way.space.within(|| -> io::Result<_> {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+            rustix::net::bind(&socket, &own)?;
+            // Whatever comes of it ends at once, here and in the host's table of connections.
+            sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
+            let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?)?;
+            Ok((socket, bound.port()))
+        })?;
+        let (socket, port) = made?;
+        Ok(Self {
+            way,
+            socket,
+            target,
+            port,
+        })
+    }
+
+    /// Begins, and says whether the connection came about in time.
+    fn connect(&self, patience: Duration) -> Result<bool, PassageError> {
+        let target = SocketAddr::from((self.target, PORT));
+        let begun = self
+            .way
+            .space
+            .within(|| rustix::net::connect(&self.socket, &target))?;
+        match begun {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::INPROGRESS) => self.wait(patience),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Waits longer. A refusal counts as none.
+    fn wait(&self, patience: Duration) -> Result<bool, PassageError> {
+        let ended = clock::poll_until(patience, || {
+            let refused = match sockopt::socket_error(&self.socket) {
+                Ok(Ok(())) => None,
+                Ok(Err(refusal)) => Some(refusal),
+                Err(error) => return Some(Err(io::Error::from(error))),
+            };
+            if refused.is_some() {
+                return Some(Ok(false));
+            }
+            rustix::net::getpeername(&self.socket).is_ok().then_some(Ok(true))
+        });
+        Ok(ended.transpose()?.unwrap_or(false))
+    }
+}
+
+/// A link of ours with somebody who answers behind it: in the place of a real uplink's far side, or all by itself.
+#[derive(Debug)]
+struct Far {
+    link: String,
+    /// The real uplink.
+    uplink: Option<String>,
+    /// Whether replies that arrive there are forwarded.
+    forwards: bool,
+    peer: Peer,
+}
+
+impl Far {
+    fn at(link: String, uplink: Option<String>) -> Result<Self, PassageError> {
+        let tap = tap::open(&link)?;
+        let mut netlink = Netlink::open()?;
+        netlink.set_up(&link)?;
+        if let Some(uplink) = &uplink {
+            netlink.redirect_arrivals(&link, uplink)?;
+        }
+        let own = netlink.link(&link)?.map(|link| link.mac).unwrap_or_default();
+        let own = own.try_into().unwrap_or_default();
+        Ok(Self {
+            forwards: uplink.as_deref().is_none_or(forwarding::is_on),
+            peer: Peer::behind(tap, own)?,
+            link,
+            uplink,
+        })
+    }
+}
+
+fn routes() -> Result<Vec<Ipv4Net>, PassageError> {
+    let all = Netlink::open()?.routes()?.into_iter();
+    let nets = all.map(|route| route.destination);
+    Ok(nets.filter(|route| route.prefix_len() > 0).collect())
+}
+
+/// The links with addresses that are neither ours nor the host's own, by index.
+fn outer_links(netlink: &mut Netlink) -> Result<Vec<(u32, String)>, NetlinkError> {
+    Ok(netlink
+        .links()?
+        .into_iter()
+        // A frame is what we can read and write.
+        .filter(|link| link.up && link.mac.len() == 6 && link.name != "lo")
+        .filter(|link| !link.name.starts_with(LINK) && !link.name.starts_with(UPLINK))
+        .filter(|link| crabbox_host::netlink::valid_name(&link.name))
+        .map(|link| (link.index, link.name))
+        .collect())
+}
+
+/// The links that packets may leave this host by: those of the default routes, else those with neighbours.
+fn uplinks() -> Result<Vec<String>, PassageError> {
+    let mut netlink = Netlink::open()?;
+    let links = outer_links(&mut netlink)?;
+    let through: Vec<u32> = netlink
+        .routes()?
+        .into_iter()
+        .filter(|route| route.destination.prefix_len() == 0)
+        .filter_map(|route| route.link)
+        .collect();
+    let is_one = |index: u32| through.is_empty() || through.contains(&index);
+    let links = links.into_iter().filter(|(index, _)| is_one(*index));
+    Ok(links.take(MOST_NEIGHBOURS).map(|(_, name)| name).collect())
+}
+
+/// Addresses that the host has a way to: one that the default route leads to, else a neighbour on each link.
+fn outside() -> Result<Vec<Ipv4Addr>, PassageError> {
+    let mut netlink = Netlink::open()?;
+    let routes = netlink.routes()?;
+    if routes.iter().any(|route| route.destination.prefix_len() == 0) {
+        // Its range is the far side's, but no subnet of a link's.
+        let far = range(FAR);
+        let near = |host: &Ipv4Addr| {
+            let mut others = routes.iter().filter(|route| route.destination.prefix_len() > 0);
+            others.any(|route| route.destination.contains(host))
+        };
+        return Ok(far.hosts().find(|host| !near(host)).into_iter().collect());
+    }
+    let links: Vec<u32> = outer_links(&mut netlink)?
+        .into_iter()
+        .map(|(index, _)| index)
+        .take(MOST_NEIGHBOURS)
+        .collect();
+    let addresses = netlink.addresses()?.into_iter();
+    let outer = addresses.filter(|own| links.contains(&own.link));
+    Ok(outer
+        .filter_map(|own| match own.address {
+            IpNet::V4(net) => net.hosts().find(|host| *host != net.addr()),
+            IpNet::V6(_) => None,
+        })
+        .take(MOST_NEIGHBOURS)
+        .collect())
 }
 
 /// A range of ours. The texts are constants, and a test reads each.

@@ -1,12 +1,13 @@
 //! The doctor from outside: its document, its lines, its exit codes, and faults that are really there.
 
 use std::fs;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use crabbox_host::command::Cmd;
 use crabbox_host::netlink::{Link, Netlink};
-use crabbox_host::netns;
+use crabbox_host::netns::{self, Scratch};
 use crabbox_testkit::sshd::Sshd;
 
 use crate::place::{Answer, Place};
@@ -525,11 +526,38 @@ fn all_providers_are_looked_at_as_if_each_were_chosen() {
     );
 }
 
-/// The links and rules of the caller's network namespace.
+/// The links and rules of the caller's network namespace, without what rules have counted.
 fn network() -> (Vec<Link>, String) {
     let links = Netlink::open().unwrap().links().unwrap();
     let rules = Cmd::new("nft").args(["list", "ruleset"]).run().unwrap();
-    (links, rules.stdout_text())
+    let rules = rules.stdout_text();
+    let words = rules.split(' ').filter(|word| word.parse::<u64>().is_err());
+    (links, words.collect::<Vec<_>>().join(" "))
+}
+
+/// A link to a next hop that is there, with forwarding on, as a host has that routes already.
+fn uplink_to(internet: &Scratch) {
+    let here = netns::current().unwrap();
+    internet
+        .within(|| {
+            let mut netlink = Netlink::open().unwrap();
+            netlink.add_veth("up0", "eth0").unwrap();
+            netlink
+                .add_address("eth0", "192.0.2.2/24".parse().unwrap())
+                .unwrap();
+            netlink.set_up("eth0").unwrap();
+            netlink.move_to("up0", here.as_fd()).unwrap();
+        })
+        .unwrap();
+    let mut netlink = Netlink::open().unwrap();
+    netlink
+        .add_address("up0", "192.0.2.1/24".parse().unwrap())
+        .unwrap();
+    netlink.set_up("up0").unwrap();
+    netlink
+        .add_route("0.0.0.0/0".parse().unwrap(), "192.0.2.2".parse().unwrap())
+        .unwrap();
+    fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
 }
 
 #[test]
@@ -556,10 +584,31 @@ fn the_fix_of_forwarding_lets_packets_pass_when_it_is_pasted() {
             .run()
             .unwrap()
     };
-    for firewall in [docker, firewalld, "iptables-legacy -P FORWARD DROP", &both] {
+    // What drops where packets go out, by the real uplink's own name and by the addresses of leases.
+    let mangled = "iptables-nft -t mangle -A POSTROUTING -s 10.213.0.0/16 -j DROP";
+    let legacy_mangled = "iptables-legacy -t mangle -A POSTROUTING -o up0 -j DROP";
+    let uplink =
+        "nft 'table inet f { chain c { type filter hook postrouting priority 0; oifname \"up0\" drop; }; }'";
+    let replies =
+        "nft 'table ip f { chain c { type filter hook forward priority 0; iifname \"up0\" reject; }; }'";
+    let comes_in = "iptables-legacy -t raw -A PREROUTING -i cbx+ -j DROP";
+    let legacy = "iptables-legacy -P FORWARD DROP";
+    for firewall in [
+        docker,
+        firewalld,
+        legacy,
+        &both,
+        mangled,
+        legacy_mangled,
+        uplink,
+        replies,
+        comes_in,
+    ] {
         let netns = place.path("netns");
         netns::create(&netns).unwrap();
+        let internet = Scratch::new().unwrap();
         netns::within(&netns, || {
+            uplink_to(&internet);
             shell(firewall);
             let before = network();
             let document = doctor(&place, &[]).1;
@@ -571,7 +620,7 @@ fn the_fix_of_forwarding_lets_packets_pass_when_it_is_pasted() {
             let found = check(&document, "forwarding");
             assert_eq!(found["status"], "ok", "{firewall}: {found}");
             // What nft has inserted is no riddle to iptables.
-            shell("iptables-nft -S FORWARD");
+            shell("iptables-nft -S FORWARD; iptables-nft -t mangle -S POSTROUTING");
         })
         .unwrap();
         netns::remove(&netns).unwrap();

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
 use crabbox_core::config::{ConfigFile, Inputs, Settings, resolve};
-use crabbox_net::nat::{Filters, ForwardChain, Passage};
+use crabbox_net::nat::{FilterChain, Filters, Hook, Passage};
 
 use super::world::*;
 use super::*;
@@ -242,7 +242,7 @@ fn faults() -> Vec<Fault> {
         Fault("a plugin is missing", PLAIN, |w| w.network.chain.as_mut().unwrap().plugins.push(("host-local".into(), None)), ("cni-plugins", Missing, BLOCKED)),
         Fault("no nft", PLAIN, |w| { w.tools.insert("nft", None); }, ("nft", Missing, BLOCKED)),
         Fault("old nft", PLAIN, |w| { w.tools.insert("nft", tool("/usr/sbin/nft", &[0, 8])); }, ("nft", Failed, BLOCKED)),
-        Fault("docker drops what is forwarded", PLAIN, |w| w.network.passage = Ok(Passage::Outward), ("forwarding", Warning, DEGRADED)),
+        Fault("docker drops what is forwarded", PLAIN, |w| w.network.passage = Ok(Passage::Outward(Hook::Forward)), ("forwarding", Warning, DEGRADED)),
         Fault("no rights", PLAIN, |w| { w.host.euid = 1000; w.host.capabilities = 0; }, ("privileges", Failed, BLOCKED)),
         Fault("no tap devices", PLAIN, |w| w.host.tun = Err(no_such("/dev/net/tun")), ("privileges", Failed, BLOCKED)),
         Fault("ancient host kernel", PLAIN, |w| w.host.kernel = "4.19.0-27-amd64".into(), ("host-kernel", Warning, DEGRADED)),
@@ -304,10 +304,11 @@ fn a_packet_that_could_not_be_sent_is_no_verdict() {
 
 #[test]
 fn the_fix_names_every_filter_in_the_way_and_none_that_cannot_be_changed() {
-    let chain = |family: &str, table: &str, chain: &str, owned| ForwardChain {
+    let chain = |family: &str, table: &str, chain: &str, owned| FilterChain {
         family: family.to_owned(),
         table: table.to_owned(),
         chain: chain.to_owned(),
+        hook: Hook::Forward,
         owned,
     };
     let insert = |chain: &str| {
@@ -345,12 +346,13 @@ fn the_fix_names_every_filter_in_the_way_and_none_that_cannot_be_changed() {
         ),
     ];
     for (chains, legacy, fix) in cases {
-        for passage in [Passage::Outward, Passage::Reply] {
+        let legacy: Vec<String> = legacy.then(|| "filter".to_owned()).into_iter().collect();
+        for passage in [Passage::Outward(Hook::Forward), Passage::Reply(Hook::Forward)] {
             let check = forwarding(
                 Ok(passage),
                 Filters {
                     chains: chains.clone(),
-                    legacy,
+                    legacy: legacy.clone(),
                 },
             );
             assert_eq!((check.status, &check.details["fix"]), (Status::Warning, &fix));
@@ -360,7 +362,7 @@ fn the_fix_names_every_filter_in_the_way_and_none_that_cannot_be_changed() {
                 Ok(passage),
                 Filters {
                     chains: chains.clone(),
-                    legacy,
+                    legacy: legacy.clone(),
                 },
             );
             assert_eq!(
@@ -369,6 +371,80 @@ fn the_fix_names_every_filter_in_the_way_and_none_that_cannot_be_changed() {
                 "rules are not judged where a packet passes"
             );
         }
+    }
+}
+
+#[test]
+fn a_fix_is_for_the_place_where_packets_are_dropped_and_names_packets_of_leases_alone() {
+    use Hook::{Egress, Forward, Postrouting, Prerouting};
+    let chains = [Prerouting, Forward, Postrouting, Egress].map(|hook| FilterChain {
+        family: "ip".to_owned(),
+        table: "t".to_owned(),
+        chain: format!("{hook:?}"),
+        hook,
+        owned: false,
+    });
+    let filters = Filters {
+        chains: chains.to_vec(),
+        legacy: ["raw", "mangle", "filter", "nat"].map(str::to_owned).to_vec(),
+    };
+    let into = |chain: &str, link: &str| format!("insert rule ip t {chain} {link} \"cbx*\" counter accept");
+    let both = |chain: &str| {
+        format!(
+            "sudo nft '{}; {}'",
+            into(chain, "iifname"),
+            into(chain, "oifname")
+        )
+    };
+    let legacy = |words: &str| format!("sudo iptables-legacy {words}");
+    let forward = [
+        both("Forward"),
+        legacy("-t mangle -I FORWARD -i cbx+ -j ACCEPT"),
+        legacy("-t mangle -I FORWARD -o cbx+ -j ACCEPT"),
+        legacy("-I FORWARD -i cbx+ -j ACCEPT"),
+        legacy("-I FORWARD -o cbx+ -j ACCEPT"),
+    ];
+    let postrouting = [
+        both("Postrouting"),
+        legacy("-t mangle -I POSTROUTING -s 10.213.0.0/16 -j ACCEPT"),
+        legacy("-t mangle -I POSTROUTING -o cbx+ -j ACCEPT"),
+    ];
+    let comes_in = [
+        format!("sudo nft '{}'", into("Prerouting", "iifname")),
+        legacy("-t raw -I PREROUTING -i cbx+ -j ACCEPT"),
+        legacy("-t mangle -I PREROUTING -i cbx+ -j ACCEPT"),
+    ];
+    let is_looked_at = [
+        "sudo nft list chain ip t Prerouting".to_owned(),
+        legacy("-t raw -S PREROUTING"),
+        legacy("-t mangle -S PREROUTING"),
+    ];
+    for (passage, fix, by) in [
+        (
+            Passage::Outward(Forward),
+            &forward[..],
+            "legacy iptables mangle FORWARD, legacy iptables FORWARD",
+        ),
+        (
+            Passage::Reply(Postrouting),
+            &postrouting,
+            "ip t Postrouting, legacy iptables mangle POSTROUTING",
+        ),
+        (
+            Passage::Outward(Prerouting),
+            &comes_in,
+            "ip t Prerouting, legacy iptables raw PREROUTING",
+        ),
+        (Passage::Reply(Prerouting), &is_looked_at, "the replies to what"),
+        (
+            Passage::Outward(Egress),
+            &["sudo nft list chain ip t Egress".to_owned()],
+            "(ip t Egress)",
+        ),
+    ] {
+        let check = forwarding(Ok(passage), filters.clone());
+        assert_eq!(check.details["fix"], fix.join("; "), "{passage:?}");
+        assert!(check.message.contains(by), "{}", check.message);
     }
 }
 

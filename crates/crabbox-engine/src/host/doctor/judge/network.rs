@@ -2,7 +2,7 @@
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
 use crabbox_core::network::NetworkMode;
-use crabbox_net::nat::{Filters, ForwardChain, Passage};
+use crabbox_net::nat::{DEFAULT_RANGE, FilterChain, Filters, Hook, Passage};
 
 use super::super::check::{Check, Class, Status};
 use super::super::world::World;
@@ -95,34 +95,85 @@ fn forwarding(world: &World) -> Check {
         Ok(Passage::OpenByUplink) => {
             return Check::firecracker(Status::Ok, "forwarding", facts("open-by-uplink"));
         }
-        Ok(Passage::Outward) => "what an interface cbx* sends is dropped",
-        Ok(Passage::Reply) => "the replies to what an interface cbx* sends are dropped",
+        Ok(Passage::Outward(hook)) => Dropped {
+            what: "what an interface cbx* sends is dropped",
+            hook: *hook,
+            is_reply: false,
+        },
+        Ok(Passage::Reply(hook)) => Dropped {
+            what: "the replies to what an interface cbx* sends are dropped",
+            hook: *hook,
+            is_reply: true,
+        },
     };
-    let filters = &world.network.filters;
+    let (filters, place) = (&world.network.filters, place(dropped.hook));
     let mut names: Vec<String> = filters
         .chains
         .iter()
+        .filter(|chain| chain.hook == dropped.hook)
         .map(|chain| format!("{} {} {}", chain.family, chain.table, chain.chain))
         .collect();
-    names.extend(filters.legacy.then(|| "legacy iptables FORWARD".to_owned()));
+    let legacy = legacy_tables(filters, dropped.hook);
+    names.extend(legacy.map(|table| match table {
+        "filter" => format!("legacy iptables {}", place.to_uppercase()),
+        table => format!("legacy iptables {table} {}", place.to_uppercase()),
+    }));
     let by = if names.is_empty() {
-        "by no forward chain that can be listed".to_owned()
+        format!("by no {place} chain that can be listed")
     } else {
         format!("by a filter chain of others ({})", names.join(", "))
     };
     let message = format!(
-        "leases would be without the internet: {dropped} {by}; {}",
+        "leases would be without the internet: {} {by}; {}",
+        dropped.what,
         facts("closed")
     );
-    Check::firecracker(Status::Warning, "forwarding", message).trouble(Class::Degraded, let_pass(filters))
+    Check::firecracker(Status::Warning, "forwarding", message)
+        .trouble(Class::Degraded, let_pass(filters, &dropped))
 }
 
-/// The commands, to be pasted, that let the packets of leases pass every filter of others. Each chain is passed in turn, so each gets the rules.
-fn let_pass(filters: &Filters) -> String {
-    let mut commands: Vec<String> = Vec::new();
-    let mut managed = false;
-    for chain in &filters.chains {
-        let ForwardChain {
+/// What does not pass, and where.
+#[derive(Debug, Clone, Copy)]
+struct Dropped {
+    what: &'static str,
+    hook: Hook,
+    is_reply: bool,
+}
+
+/// nft's word for a hook; in capitals it is the chain of iptables.
+fn place(hook: Hook) -> &'static str {
+    match hook {
+        Hook::Prerouting => "prerouting",
+        Hook::Forward => "forward",
+        Hook::Postrouting => "postrouting",
+        Hook::Egress => "egress",
+    }
+}
+
+/// The tables of legacy iptables that have a chain at `hook` and can drop there.
+fn legacy_tables(filters: &Filters, hook: Hook) -> impl Iterator<Item = &str> {
+    let with_hook: &[&str] = match hook {
+        Hook::Prerouting => &["raw", "mangle"],
+        Hook::Forward => &["filter", "mangle", "security"],
+        Hook::Postrouting => &["mangle"],
+        Hook::Egress => &[],
+    };
+    let tables = filters.legacy.iter().map(String::as_str);
+    tables.filter(move |table| with_hook.contains(table))
+}
+
+/// The commands, to be pasted, that let the packets of leases pass every filter of others where they are dropped. Each chain is passed in
+/// turn, so each gets the rules. Where a rule could not name the packets of leases alone, the commands show the chains instead.
+fn let_pass(filters: &Filters, dropped: &Dropped) -> String {
+    let (mut commands, mut managed): (Vec<String>, _) = (Vec::new(), false);
+    // A reply bears the host's own address until it is known whose it is, and what leaves bears no link that it came in by.
+    let can_name = match dropped.hook {
+        Hook::Prerouting => !dropped.is_reply,
+        Hook::Forward | Hook::Postrouting => true,
+        Hook::Egress => false,
+    };
+    for chain in filters.chains.iter().filter(|chain| chain.hook == dropped.hook) {
+        let FilterChain {
             family,
             table,
             chain,
@@ -133,13 +184,37 @@ fn let_pass(filters: &Filters) -> String {
             managed |= *owned && table == "firewalld";
             continue;
         }
+        if !can_name {
+            commands.push(format!("sudo nft list chain {family} {table} {chain}"));
+            continue;
+        }
         let insert =
             |direction| format!("insert rule {family} {table} {chain} {direction} \"cbx*\" counter accept");
-        commands.push(format!("sudo nft '{}; {}'", insert("iifname"), insert("oifname")));
+        let rules = match dropped.hook {
+            Hook::Prerouting => insert("iifname"),
+            _ => format!("{}; {}", insert("iifname"), insert("oifname")),
+        };
+        commands.push(format!("sudo nft '{rules}'"));
     }
-    if filters.legacy {
-        commands.push("sudo iptables-legacy -I FORWARD -i cbx+ -j ACCEPT".to_owned());
-        commands.push("sudo iptables-legacy -I FORWARD -o cbx+ -j ACCEPT".to_owned());
+    for table in legacy_tables(filters, dropped.hook) {
+        let table = match table {
+            "filter" => String::new(),
+            table => format!("-t {table} "),
+        };
+        let insert = |rule: &str| format!("sudo iptables-legacy {table}-I {rule} -j ACCEPT");
+        match dropped.hook {
+            _ if !can_name => {
+                let place = place(dropped.hook).to_uppercase();
+                commands.push(format!("sudo iptables-legacy {table}-S {place}"));
+            }
+            Hook::Prerouting => commands.push(insert("PREROUTING -i cbx+")),
+            Hook::Forward => commands.extend([insert("FORWARD -i cbx+"), insert("FORWARD -o cbx+")]),
+            // There it cannot ask where a packet came in.
+            _ => {
+                let from = format!("POSTROUTING -s {DEFAULT_RANGE}");
+                commands.extend([insert(&from), insert("POSTROUTING -o cbx+")]);
+            }
+        }
     }
     if managed {
         // The kernel lets only firewalld change its table.

@@ -22,7 +22,7 @@ pub(super) fn network(plan: &FirecrackerPlan) -> Network {
             .map_err(|error| Trouble::chain(&error)),
         forwards: kernel_file("/proc/sys/net/ipv4/ip_forward") == "1",
         passage: passage(),
-        filters: nat::forward_filters().unwrap_or_default(),
+        filters: nat::filters().unwrap_or_default(),
     }
 }
 

@@ -1,0 +1,233 @@
+//! The rules of a packet's way: those of a lease, a count at the end of every hook, and a last word that keeps packets on this host.
+//!
+//! They are loaded anew for each attempt. They must never take a packet of anybody else's: what is handed on has the ports and addresses of
+//! one connection of ours.
+
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+
+use super::super::rules::{drop_table, listing, objects, ruleset};
+use super::super::{NatError, NatSpec};
+use super::{Far, Hook, PORT};
+use crate::nft;
+
+/// Behind every filter that others are likely to have; the one place behind it is the kernel's own.
+const LAST: i32 = i32::MAX - 1;
+/// Before every filter.
+const FIRST: i32 = i32::MIN;
+
+/// What is let through, and where to.
+#[derive(Debug, Clone)]
+pub(super) struct Guard<'a> {
+    spec: &'a NatSpec,
+    lease: Ipv4Addr,
+    /// The far side's address, and the port of the lease's side.
+    connection: Option<(Ipv4Addr, u16)>,
+    /// Links by which that connection may leave.
+    open: Vec<String>,
+    /// Real uplinks, each with the link of ours that gets what leaves there.
+    handed: Vec<(String, String)>,
+}
+
+/// Packets that have reached the end of each hook.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Counted {
+    pub(super) out_prerouting: u64,
+    pub(super) out_forward: u64,
+    pub(super) out_postrouting: u64,
+    /// Where a packet leaves by a real uplink, before the filters there.
+    pub(super) out_egress: u64,
+    pub(super) back_prerouting: u64,
+    pub(super) back_forward: u64,
+}
+
+impl Counted {
+    /// Where what was sent was dropped, if it was.
+    pub(super) fn outward(&self) -> Option<Hook> {
+        match self {
+            Self {
+                out_prerouting: 0, ..
+            } => Some(Hook::Prerouting),
+            Self { out_forward: 0, .. } => Some(Hook::Forward),
+            Self {
+                out_postrouting: 0, ..
+            } => Some(Hook::Postrouting),
+            _ => None,
+        }
+    }
+
+    /// Where the reply was dropped, if it was sent and did not come.
+    pub(super) fn back(&self) -> Hook {
+        match self {
+            Self {
+                back_prerouting: 0, ..
+            } => Hook::Prerouting,
+            Self { back_forward: 0, .. } => Hook::Forward,
+            _ => Hook::Postrouting,
+        }
+    }
+}
+
+impl<'a> Guard<'a> {
+    /// Lets nothing out.
+    pub(super) fn closed(spec: &'a NatSpec, lease: Ipv4Addr) -> Self {
+        Self {
+            spec,
+            lease,
+            connection: None,
+            open: Vec::new(),
+            handed: Vec::new(),
+        }
+    }
+
+    /// Counts the connection from `port` to `target`.
+    pub(super) fn but(mut self, target: Ipv4Addr, port: u16) -> Self {
+        self.connection = Some((target, port));
+        self
+    }
+
+    /// Lets that connection out by `link`, which is ours.
+    pub(super) fn letting_out(mut self, link: &str) -> Self {
+        self.open.push(link.to_owned());
+        self
+    }
+
+    /// Lets it out by real uplinks, and hands it to our links at the last moment.
+    pub(super) fn handing_on(mut self, far: &[Far]) -> Self {
+        for far in far {
+            let Some(uplink) = &far.uplink else { continue };
+            self.open.push(uplink.clone());
+            self.handed.push((uplink.clone(), far.link.clone()));
+        }
+        self
+    }
+
+    /// Loads the rules in place of earlier ones.
+    pub(super) fn load(&self) -> Result<(), NatError> {
+        let table = self.spec.table();
+        nft::apply("load the rules that keep a packet on this host", &self.rules())
+            .map_err(|source| NatError::Filter { table, source })?;
+        if self.handed.is_empty() {
+            remove_at_uplinks(&self.spec.table())?;
+        }
+        Ok(())
+    }
+
+    fn rules(&self) -> String {
+        let (table, link, lease) = (self.spec.table(), self.spec.link(), self.lease);
+        let mut rules = ruleset(self.spec, lease);
+        let (mut there, mut back, mut out) = (String::new(), String::new(), String::new());
+        if let Some((target, port)) = self.connection {
+            let first = format!("ip daddr {target} tcp dport {PORT} tcp sport {port}");
+            there = format!("iifname \"{link}\" {first} tcp flags & (syn | ack) == syn counter name");
+            back =
+                format!("ip saddr {target} tcp sport {PORT} ip daddr {lease} tcp dport {port} counter name");
+            for uplink in &self.open {
+                // Writing to a string cannot fail, here and below. After masquerade only the first direction's address is the lease's.
+                writeln!(
+                    out,
+                    "    ct original ip saddr {lease} oifname \"{uplink}\" {first} counter name out_postrouting accept"
+                )
+                .ok();
+            }
+        }
+        let counting = |rule: &str, name: &str| match rule {
+            "" => String::new(),
+            rule => format!("    {rule} {name}\n"),
+        };
+        write!(
+            rules,
+            "table ip {table} {{
+  counter out_prerouting {{ }}
+  counter out_forward {{ }}
+  counter out_postrouting {{ }}
+  counter back_prerouting {{ }}
+  counter back_forward {{ }}
+  chain last_prerouting {{
+    type filter hook prerouting priority {LAST}; policy accept;
+{there_in}{back_in}  }}
+  chain last_forward {{
+    type filter hook forward priority {LAST}; policy accept;
+{there_on}{back_on}  }}
+  chain last_postrouting {{
+    type filter hook postrouting priority {LAST}; policy accept;
+    oifname \"{link}\" accept
+{out}    ct original ip saddr {lease} counter name out_postrouting drop
+    iifname \"{link}\" counter name out_postrouting drop
+  }}
+}}
+",
+            there_in = counting(&there, "out_prerouting"),
+            back_in = counting(&back, "back_prerouting"),
+            there_on = counting(&there, "out_forward"),
+            back_on = counting(&back, "back_forward"),
+        )
+        .ok();
+        if let (Some((target, port)), false) = (self.connection, self.handed.is_empty()) {
+            write!(
+                rules,
+                "table netdev {table}\ndelete table netdev {table}\ntable netdev {table} {{\n  counter out_egress {{ }}\n"
+            )
+            .ok();
+            let ours = format!("ip daddr {target} tcp dport {PORT} tcp sport {port}");
+            for (number, (uplink, own)) in self.handed.iter().enumerate() {
+                write!(
+                    rules,
+                    "  chain come{number} {{
+    type filter hook egress device \"{uplink}\" priority {FIRST}; policy accept;
+    {ours} counter name out_egress
+  }}
+  chain leave{number} {{
+    type filter hook egress device \"{uplink}\" priority {LAST}; policy accept;
+    {ours} fwd to \"{own}\"
+  }}
+"
+                )
+                .ok();
+            }
+            rules.push_str("}\n");
+        }
+        rules
+    }
+
+    /// What has been counted since the rules were loaded.
+    pub(super) fn counted(&self) -> Result<Counted, NatError> {
+        let (listed, table) = (listing(&["-j", "list", "counters"])?, self.spec.table());
+        let count = |name: &str| {
+            objects(&listed, "counter")
+                .find(|counter| counter["table"] == table.as_str() && counter["name"] == name)
+                .and_then(|counter| counter["packets"].as_u64())
+                .unwrap_or(0)
+        };
+        Ok(Counted {
+            out_prerouting: count("out_prerouting"),
+            out_forward: count("out_forward"),
+            out_postrouting: count("out_postrouting"),
+            out_egress: count("out_egress"),
+            back_prerouting: count("back_prerouting"),
+            back_forward: count("back_forward"),
+        })
+    }
+}
+
+/// Removes all rules of the way.
+pub(super) fn remove(spec: &NatSpec) -> Result<(), NatError> {
+    remove_at_uplinks(&spec.table())?;
+    drop_table(&spec.table())
+}
+
+/// Removes the rules at the uplinks, where there are some. Not every nft and kernel knows their family, so it is looked first.
+pub(in super::super) fn remove_at_uplinks(table: &str) -> Result<(), NatError> {
+    let tables = listing(&["-j", "list", "tables"])?;
+    if !objects(&tables, "table").any(|one| one["family"] == "netdev" && one["name"] == table) {
+        return Ok(());
+    }
+    nft::apply(
+        "drop the rules at the uplinks",
+        &format!("delete table netdev {table}\n"),
+    )
+    .map_err(|source| NatError::Filter {
+        table: table.to_owned(),
+        source,
+    })
+}
