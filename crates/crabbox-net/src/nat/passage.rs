@@ -39,6 +39,8 @@ const FAR: &str = "198.51.100.0/24";
 const PORT: u16 = 443;
 /// How long a connection may take. It takes less than a millisecond; the kernel repeats a lost first packet after a second.
 const PATIENCE: Duration = Duration::from_millis(1300);
+/// When it is looked for the first time how far a connection has come.
+const GLANCE: Duration = Duration::from_millis(50);
 /// How long the kernel looks for the hardware address of a next hop (three questions, one a second). A packet that waits for it is still there.
 const NEIGHBOUR: Duration = Duration::from_millis(3300);
 /// So many links of the host are tried where there is no default route, and no more when that has taken this long.
@@ -213,7 +215,8 @@ impl Way {
         let mut far = Vec::new();
         for (number, uplink) in uplinks()?.into_iter().enumerate() {
             let link = format!("{UPLINK}{}{number}", self.spec.tag);
-            far.push(Far::at(link, Some(uplink))?);
+            // Without its redirection (a kernel that has no `act_mirred`) what goes there is dropped, and so no reply comes.
+            far.extend(Far::at(link, Some(uplink)).ok());
         }
         let attempt = Attempt::new(self, target)?;
         let guard = Guard::closed(&self.spec, self.lease).but(target, attempt.port);
@@ -224,9 +227,15 @@ impl Way {
             held.load()?;
             far.clear();
         }
-        let mut connected = attempt.connect(PATIENCE)?;
-        let mut counted = held.counted()?;
         let met = |far: &[Far]| far.iter().find(|far| far.peer.was_met()).map(|far| far.forwards);
+        let mut connected = attempt.connect(GLANCE)?;
+        let mut counted = held.counted()?;
+        // Of a reply that is not forwarded there is no more to come.
+        let is_over = met(&far) == Some(false) && counted.back_prerouting > 0;
+        if !connected && !is_over {
+            connected = attempt.wait(PATIENCE)?;
+            counted = held.counted()?;
+        }
         let waits = counted.out_postrouting > 0 && counted.out_egress == 0 && !far.is_empty();
         if !connected && waits {
             // It waits for a next hop that may not be there; were the guard taken away now, it might leave.
@@ -245,6 +254,9 @@ impl Way {
         };
         // Closed before the uplinks' ends go, so that nothing gets past them.
         Guard::closed(&self.spec, self.lease).load()?;
+        if !far.is_empty() {
+            remove_at_uplinks(&self.spec.table())?;
+        }
         Ok(seen)
     }
 

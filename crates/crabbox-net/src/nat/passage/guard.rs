@@ -106,11 +106,7 @@ impl<'a> Guard<'a> {
     pub(super) fn load(&self) -> Result<(), NatError> {
         let table = self.spec.table();
         nft::apply("load the rules that keep a packet on this host", &self.rules())
-            .map_err(|source| NatError::Filter { table, source })?;
-        if self.handed.is_empty() {
-            remove_at_uplinks(&self.spec.table())?;
-        }
-        Ok(())
+            .map_err(|source| NatError::Filter { table, source })
     }
 
     fn rules(&self) -> String {
