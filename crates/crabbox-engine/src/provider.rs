@@ -13,6 +13,7 @@ pub mod lease;
 pub mod registry;
 pub mod route;
 pub mod static_host;
+pub mod terms;
 
 use std::fmt;
 use std::path::Path;
@@ -27,6 +28,7 @@ use crabbox_machine::lifecycle::release::{Decision, Released};
 use crabbox_machine::protocol::Stage;
 use crabbox_ssh::ready::Progress;
 
+use crate::host::doctor::check::{Check, Options};
 use crate::host::prepare::NewLease;
 use crate::provider::capability::Capabilities;
 use crate::provider::error::LeaseError;
@@ -39,6 +41,9 @@ pub trait Provider: fmt::Debug {
 
     /// What it can do.
     fn capabilities(&self) -> Capabilities;
+
+    /// The doctor's checks of this host for it, in the order they are shown.
+    fn checks(&self, options: &Options) -> Vec<Check>;
 
     /// Has a machine ready, entered and claimed for the repository at `repo`.
     fn acquire(

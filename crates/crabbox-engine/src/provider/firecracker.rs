@@ -2,6 +2,7 @@
 //!
 //! Until the claim is written the supervisor holds the lease and takes it back should we die; afterwards it watches it.
 
+mod checks;
 pub mod error;
 pub mod lookup;
 
@@ -31,6 +32,7 @@ use crabbox_ssh::master;
 use crabbox_store::leases;
 use crabbox_store::places::LeaseDir;
 
+use crate::host::doctor::check::{Check, Options};
 use crate::host::prepare::{self, NewLease};
 use crate::host::warm::{self, Source};
 use crate::provider::capability::{Capabilities, Capability};
@@ -38,10 +40,14 @@ use crate::provider::claim;
 use crate::provider::error::LeaseError;
 use crate::provider::firecracker::error::AcquireLeaseError;
 use crate::provider::lease::Lease;
+use crate::provider::terms::Terms;
 use crate::provider::{AcquiredLease, Leases, MachineStart, Notice, Provider};
 
 /// How long one try at the handshake may take; under emulation it takes seconds.
 const HANDSHAKE_LIMIT: Duration = Duration::from_mins(1);
+
+/// The provider's name, as claims have it.
+const NAME: &str = Which::Firecracker.name();
 
 /// What this provider can do.
 pub(crate) const CAPABILITIES: Capabilities = Capabilities {
@@ -55,6 +61,18 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
         Capability::SetUp,
     ],
 };
+
+/// What a lease would be like.
+pub(crate) fn terms(settings: &Settings) -> Result<Terms, LeaseError> {
+    let plan = firecracker::plan(settings)?;
+    Ok(Terms {
+        user: plan.user,
+        port: plan.ssh_port,
+        fallback_ports: Vec::new(),
+        work_root: plan.work_root,
+        server_type: plan.server_type,
+    })
+}
 
 /// The provider `firecracker`.
 #[derive(Debug)]
@@ -88,11 +106,15 @@ impl Firecracker {
 
 impl Provider for Firecracker {
     fn name(&self) -> &'static str {
-        Which::Firecracker.name()
+        NAME
     }
 
     fn capabilities(&self) -> Capabilities {
         CAPABILITIES
+    }
+
+    fn checks(&self, options: &Options) -> Vec<Check> {
+        checks::checks(&self.engine, &self.settings, options)
     }
 
     fn acquire(

@@ -5,10 +5,13 @@
 use crabbox_core::config::{Provider as Which, Settings};
 use crabbox_machine::context::Engine;
 
+use crate::host::doctor::check::{Check, Options};
 use crate::provider::Provider;
 use crate::provider::capability::{Capabilities, Capability};
+use crate::provider::error::LeaseError;
 use crate::provider::firecracker::{self, Firecracker};
 use crate::provider::static_host::{self, StaticHost};
+use crate::provider::terms::Terms;
 
 /// The provider `which` with these settings.
 pub fn open(which: Which, engine: &Engine, settings: &Settings) -> Box<dyn Provider> {
@@ -23,6 +26,19 @@ pub fn capabilities(which: Which) -> Capabilities {
     match which {
         Which::Firecracker => firecracker::CAPABILITIES,
         Which::Ssh => static_host::CAPABILITIES,
+    }
+}
+
+/// The doctor's checks of the provider `which`, in the order they are shown.
+pub(crate) fn checks(which: Which, engine: &Engine, settings: &Settings, options: &Options) -> Vec<Check> {
+    open(which, engine, settings).checks(options)
+}
+
+/// What a lease of the provider `which` would be like. Settings that it would refuse are an error here, too.
+pub fn terms(which: Which, settings: &Settings) -> Result<Terms, LeaseError> {
+    match which {
+        Which::Firecracker => firecracker::terms(settings),
+        Which::Ssh => Ok(static_host::terms(settings)),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Nothing is made and nothing destroyed: a lease is a claim, and giving it back removes that claim. It must never go to a host
 //! that only a repository chose, nor change a claim that is for another host.
 
+pub(crate) mod checks;
 pub mod error;
 mod host;
 mod probe;
@@ -34,11 +35,13 @@ use host::Host;
 pub use probe::{ProbeError, probe};
 use users::Use;
 
+use crate::host::doctor::check::{Check, Options};
 use crate::host::prepare::NewLease;
 use crate::provider::capability::{Capabilities, Capability};
 use crate::provider::claim;
 use crate::provider::error::LeaseError;
 use crate::provider::lease::Lease;
+use crate::provider::terms::Terms;
 use crate::provider::{AcquiredLease, Leases, Notice, Provider};
 
 /// The provider's name, as claims have it.
@@ -50,6 +53,22 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     id_prefix: Some("static_"),
     can: &[Capability::SshProbe],
 };
+
+/// What a lease would be like: `static.*` before the general keys.
+pub(crate) fn terms(settings: &Settings) -> Terms {
+    let host = &settings.static_host;
+    Terms {
+        user: either(&host.user.value, &host.ssh_user.value),
+        port: host.port.value.unwrap_or(host.ssh_port.value),
+        work_root: either(&host.work_root.value, &host.general_work_root.value),
+        ..Terms::general(settings)
+    }
+}
+
+/// The first, unless it is empty.
+fn either(first: &str, second: &str) -> String {
+    if first.is_empty() { second } else { first }.to_owned()
+}
 
 /// The provider `ssh`.
 #[derive(Debug)]
@@ -162,6 +181,10 @@ impl Provider for StaticHost {
 
     fn capabilities(&self) -> Capabilities {
         CAPABILITIES
+    }
+
+    fn checks(&self, options: &Options) -> Vec<Check> {
+        checks::checks(&self.engine, &self.settings, options)
     }
 
     fn acquire(

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -162,4 +163,19 @@ fn words(message: &str) -> BTreeMap<String, String> {
         })
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect()
+}
+
+/// What the command line knows and the settings do not say.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The user's configuration file, whether it is there or not.
+    pub config_file: PathBuf,
+    /// The key that `CRABBOX_SSH_KEY` names.
+    pub ssh_key: Option<PathBuf>,
+    /// Whether to boot a guest.
+    pub probe: bool,
+    /// Whether to find everything that a lease is made of, as a lease would.
+    pub prepare: bool,
+    /// Whether to log in to a host that exists already.
+    pub probe_ssh: bool,
 }

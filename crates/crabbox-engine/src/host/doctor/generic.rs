@@ -4,12 +4,9 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use crabbox_core::config::Settings;
 use crabbox_ssh::quote;
-use crabbox_store::places::Places;
 
-use super::check::{Check, Status};
+use super::check::{Check, Options, Status};
 use super::world::{Tools, Trouble};
-use super::{Options, PROVIDER_LIMIT_SECONDS};
-use crate::provider::static_host;
 
 /// The programs that every provider needs, in the order they are shown.
 const NEEDED: [&str; 4] = ["git", "ssh", "ssh-keygen", "rsync"];
@@ -96,43 +93,16 @@ fn ssh_key(options: &Options) -> Check {
 }
 
 /// A provider whose configuration does not make sense: this takes the place of all its checks.
-pub(super) fn invalid(provider: &str, error: &dyn std::error::Error) -> Check {
+pub(crate) fn invalid(provider: &str, error: &dyn std::error::Error) -> Check {
     trouble(provider, "config", "check_provider_config", error).with("fix", "crabbox config explain")
 }
 
 /// A provider that cannot be had, in the Go program's form.
-fn trouble(provider: &str, class: &str, hint: &str, error: &dyn std::error::Error) -> Check {
+pub(crate) fn trouble(provider: &str, class: &str, hint: &str, error: &dyn std::error::Error) -> Check {
     let words = Trouble::chain(error);
     let message = format!("provider={provider} class={class} hint={hint} {words}");
     Check::of_provider(provider, Status::Failed, "provider", message)
         .with("class", class)
         .with("hint", hint)
         .with("error", &words)
-}
-
-/// The provider `ssh`: its configuration, and with `probe` whether the host lets us in; without it nothing is connected to.
-pub(super) fn static_host(settings: &Settings, probe: Option<&Places>) -> Check {
-    let host = &settings.static_host.host.value;
-    if host.is_empty() {
-        return invalid("ssh", &Trouble::new("missing static.host")).with(
-            "fix",
-            "set static.host in your configuration, or CRABBOX_STATIC_HOST",
-        );
-    }
-    let target = Some(settings.target.value.as_str())
-        .filter(|target| !target.is_empty())
-        .unwrap_or("linux");
-    let (api, runtime) = if let Some(places) = probe {
-        if let Err(error) = static_host::probe(settings, places) {
-            return trouble("ssh", error.class(), "check_ssh_host", &error).with("fix", error.fix());
-        }
-        ("ssh_probe", "ssh_reachable")
-    } else {
-        ("static_config", "unchecked")
-    };
-    let message = format!(
-        "provider=ssh timeout={PROVIDER_LIMIT_SECONDS}s target={target} windows_mode=normal host={host} \
-         api={api} mutation=false runtime={runtime}"
-    );
-    Check::of_provider("ssh", Status::Ok, "provider", message)
 }

@@ -25,7 +25,7 @@ pub(super) const KVM: &str = "/dev/kvm";
 const MIB: u64 = 1024 * 1024;
 
 /// Everything that the checks of a Firecracker lease need to know.
-pub(super) fn world(engine: &Engine, plan: &FirecrackerPlan, options: &Options) -> World {
+pub(crate) fn world(engine: &Engine, plan: &FirecrackerPlan, options: &Options) -> World {
     let tools = tools(&engine.path);
     let vmm = programs::vmm(engine, plan);
     let guest = guest::guest(engine, plan, &tools);

@@ -12,7 +12,7 @@ use crate::host::prepare::{self, NewLease};
 const NAME: &str = "prepare";
 
 /// Whether the request for a lease can be completed on this host.
-pub(super) fn check(engine: &Engine, plan: &FirecrackerPlan) -> Check {
+pub(crate) fn check(engine: &Engine, plan: &FirecrackerPlan) -> Check {
     let new = NewLease {
         slug: None,
         keep: false,
@@ -42,15 +42,5 @@ pub(super) fn check(engine: &Engine, plan: &FirecrackerPlan) -> Check {
         Status::Ok,
         NAME,
         format!("guest={guest} network={network} jail={jail} mutation=false"),
-    )
-}
-
-/// For a host that exists already.
-pub(super) fn nothing() -> Check {
-    Check::of_provider(
-        "ssh",
-        Status::Skip,
-        NAME,
-        "a host that exists already is not prepared",
     )
 }

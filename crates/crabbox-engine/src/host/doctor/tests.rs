@@ -7,13 +7,14 @@
 
 use std::path::Path;
 
-use crabbox_core::config::firecracker::FirecrackerPlan;
+use crabbox_core::config::firecracker::{self, FirecrackerPlan};
 use crabbox_core::config::{ConfigFile, Inputs, Settings, resolve};
 use crabbox_net::nat::{FilterChain, Filters, Hook, Passage};
 
 use super::world::*;
 use super::*;
 use crate::host::probe::{Judged, Verdict};
+use crate::provider::static_host::checks;
 
 /// Settings with these variables, each without its `CRABBOX_`.
 fn settings(variables: &[(&str, &str)]) -> Settings {
@@ -653,7 +654,7 @@ fn a_configuration_that_makes_no_sense_is_one_check_in_place_of_all() {
 
 #[test]
 fn a_static_host_is_described_and_a_missing_one_is_told() {
-    let check = generic::static_host(
+    let check = checks::configured(
         &settings(&[("PROVIDER", "ssh"), ("STATIC_HOST", "build.example")]),
         None,
     );
@@ -661,7 +662,7 @@ fn a_static_host_is_described_and_a_missing_one_is_told() {
         check.message,
         "provider=ssh timeout=10s target=linux windows_mode=normal host=build.example api=static_config mutation=false runtime=unchecked"
     );
-    let check = generic::static_host(&settings(&[("PROVIDER", "ssh")]), None);
+    let check = checks::configured(&settings(&[("PROVIDER", "ssh")]), None);
     assert!(
         check.message.ends_with("missing static.host"),
         "{}",

@@ -3,7 +3,10 @@
 mod explain;
 mod view;
 
-use crabbox_core::config::{Provider, Settings, firecracker};
+use crabbox_core::config::Settings;
+use crabbox_engine::provider::capability::Capability;
+use crabbox_engine::provider::registry;
+use crabbox_engine::provider::terms::Terms;
 
 use crate::args::ConfigShowArgs;
 use crate::context::Ctx;
@@ -20,20 +23,22 @@ pub(in crate::commands) fn path(ctx: &Ctx<'_>) -> Result<Exit, CommandError> {
 
 /// The settings in lines, for a report; no secret is among them.
 pub(in crate::commands) fn described(settings: &Settings) -> Vec<String> {
-    view::ConfigView::new(settings, None).lines()
+    let which = settings.provider().ok();
+    // A report is there for settings that make no sense, too, so it asks nothing that may be refused.
+    let terms = which.filter(|which| !registry::capabilities(*which).has(Capability::MakesMachine));
+    let terms = terms.and_then(|which| registry::terms(which, settings).ok());
+    view::ConfigView::new(settings, terms.unwrap_or_else(|| Terms::general(settings))).lines()
 }
 
 /// `config show`: also checks what the chosen provider would check.
 pub(in crate::commands) fn show(ctx: &Ctx<'_>, args: &ConfigShowArgs) -> Result<Exit, CommandError> {
     let settings = ctx.settings(&args.keys.values)?.settings;
-    let plan = match settings.provider() {
-        Ok(Provider::Firecracker) => Some(firecracker::plan(&settings)?),
-        _ => None,
+    let terms = match settings.provider() {
+        Ok(which) => registry::terms(which, &settings)?,
+        Err(_) if settings.provider.is_default() => Terms::general(&settings),
+        Err(error) => return Err(error.into()),
     };
-    if !settings.provider.is_default() {
-        settings.provider()?;
-    }
-    let view = ConfigView::new(&settings, plan.as_ref());
+    let view = ConfigView::new(&settings, terms);
     if args.json {
         ctx.printer.json(&view)?;
     } else {

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use crabbox_core::config::firecracker::FirecrackerPlan;
+use crabbox_core::config::Settings;
 use crabbox_core::config::settings::{CacheSettings, FirecrackerSettings, SyncSettings};
-use crabbox_core::config::{Provider, Settings};
 use crabbox_core::duration::GoDuration;
 use crabbox_engine::provider::capability::Capability;
 use crabbox_engine::provider::registry;
+use crabbox_engine::provider::terms::Terms;
 use crabbox_workspace::sync;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -130,14 +130,9 @@ struct FirecrackerView {
 }
 
 impl ConfigView {
-    /// The view of these settings; with a plan, what a lease would really be made with.
-    pub(super) fn new(settings: &Settings, plan: Option<&FirecrackerPlan>) -> Self {
-        let ssh = &settings.ssh;
-        let login = Login::new(settings, plan);
-        let (ports, server_type) = match plan {
-            Some(plan) => ([].as_slice(), &plan.server_type),
-            None => (ssh.fallback_ports.value.as_slice(), &settings.server_type.value),
-        };
+    /// The view of these settings, with what a lease would be like.
+    pub(super) fn new(settings: &Settings, terms: Terms) -> Self {
+        let ports = terms.fallback_ports.iter();
         Self {
             profile: settings.profile.value.clone(),
             provider: settings
@@ -154,13 +149,13 @@ impl ConfigView {
                 _ => settings.windows_mode.value.clone(),
             },
             class: settings.class.value.clone(),
-            server_type: server_type.clone(),
+            server_type: terms.server_type,
             server_type_explicit: !settings.server_type.is_default(),
-            ssh_key: text(&ssh.key.value),
-            ssh_user: login.user.clone(),
-            ssh_port: login.port.to_string(),
-            ssh_fallback_ports: ports.iter().map(u16::to_string).collect(),
-            work_root: login.work_root.clone(),
+            ssh_key: text(&settings.ssh.key.value),
+            ssh_user: terms.user,
+            ssh_port: terms.port.to_string(),
+            ssh_fallback_ports: ports.map(u16::to_string).collect(),
+            work_root: terms.work_root,
             sync: SyncView::new(&settings.sync),
             env: EnvView {
                 allow: settings.env_allow.value.clone(),
@@ -235,42 +230,6 @@ impl ConfigView {
             self.firecracker.line(),
         ]
     }
-}
-
-/// Where a lease is entered, and where its trees are.
-struct Login<'a> {
-    user: &'a String,
-    port: u16,
-    work_root: &'a String,
-}
-
-impl<'a> Login<'a> {
-    /// As a lease of the chosen provider has it: of a host that exists already, `static.*` before the general keys.
-    fn new(settings: &'a Settings, plan: Option<&'a FirecrackerPlan>) -> Self {
-        let host = &settings.static_host;
-        match (plan, settings.provider()) {
-            (Some(plan), _) => Self {
-                user: &plan.user,
-                port: plan.ssh_port,
-                work_root: &plan.work_root,
-            },
-            (None, Ok(Provider::Ssh)) => Self {
-                user: either(&host.user.value, &host.ssh_user.value),
-                port: host.port.value.unwrap_or(host.ssh_port.value),
-                work_root: either(&host.work_root.value, &host.general_work_root.value),
-            },
-            (None, _) => Self {
-                user: &settings.ssh.user.value,
-                port: settings.ssh.port.value,
-                work_root: &settings.work_root.value,
-            },
-        }
-    }
-}
-
-/// The first, unless it is empty.
-fn either<'a>(first: &'a String, second: &'a String) -> &'a String {
-    if first.is_empty() { second } else { first }
 }
 
 impl SyncView {

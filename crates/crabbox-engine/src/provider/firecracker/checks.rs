@@ -1,0 +1,21 @@
+//! The doctor's checks of this provider: whether this host can make and run its machines.
+//!
+//! A configuration that makes no sense takes the place of all of them. Nothing here may change the host beyond what
+//! [`crate::host::doctor`] says of itself.
+
+use crabbox_core::config::{Settings, firecracker};
+use crabbox_machine::context::Engine;
+
+use crate::host::doctor::check::{Check, Options};
+use crate::host::doctor::{generic, judge, observe, prepare};
+
+pub(super) fn checks(engine: &Engine, settings: &Settings, options: &Options) -> Vec<Check> {
+    let plan = match firecracker::plan(settings) {
+        Ok(plan) => plan,
+        Err(error) => return vec![generic::invalid(super::NAME, &error)],
+    };
+    let world = observe::world(engine, &plan, options);
+    let mut checks = judge::firecracker(&plan, &world);
+    checks.extend(options.prepare.then(|| prepare::check(engine, &plan)));
+    checks
+}

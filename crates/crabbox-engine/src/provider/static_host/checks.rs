@@ -1,0 +1,51 @@
+//! The doctor's checks of this provider: its configuration, and where that was asked for whether the host lets us in.
+//!
+//! Without [`Options::probe_ssh`] nothing may be connected to.
+
+use crabbox_core::config::Settings;
+use crabbox_machine::context::Engine;
+use crabbox_store::places::Places;
+
+use super::{NAME, probe};
+use crate::host::doctor::check::{Check, Options, Status};
+use crate::host::doctor::world::Trouble;
+use crate::host::doctor::{PROVIDER_LIMIT_SECONDS, generic};
+
+pub(super) fn checks(engine: &Engine, settings: &Settings, options: &Options) -> Vec<Check> {
+    let mut checks = vec![configured(settings, options.probe_ssh.then_some(&engine.places))];
+    checks.extend(options.prepare.then(unprepared));
+    checks
+}
+
+/// In the place of what a lease is made of elsewhere.
+fn unprepared() -> Check {
+    let message = "a host that exists already is not prepared";
+    Check::of_provider(NAME, Status::Skip, "prepare", message)
+}
+
+/// The provider `ssh`: its configuration, and with `knock` whether the host lets us in; without it nothing is connected to.
+pub(crate) fn configured(settings: &Settings, knock: Option<&Places>) -> Check {
+    let host = &settings.static_host.host.value;
+    if host.is_empty() {
+        return generic::invalid(NAME, &Trouble::new("missing static.host")).with(
+            "fix",
+            "set static.host in your configuration, or CRABBOX_STATIC_HOST",
+        );
+    }
+    let target = Some(settings.target.value.as_str())
+        .filter(|target| !target.is_empty())
+        .unwrap_or("linux");
+    let (api, runtime) = if let Some(places) = knock {
+        if let Err(error) = probe(settings, places) {
+            return generic::trouble(NAME, error.class(), "check_ssh_host", &error).with("fix", error.fix());
+        }
+        ("ssh_probe", "ssh_reachable")
+    } else {
+        ("static_config", "unchecked")
+    };
+    let message = format!(
+        "provider=ssh timeout={PROVIDER_LIMIT_SECONDS}s target={target} windows_mode=normal host={host} \
+         api={api} mutation=false runtime={runtime}"
+    );
+    Check::of_provider(NAME, Status::Ok, "provider", message)
+}
