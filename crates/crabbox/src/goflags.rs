@@ -259,7 +259,13 @@ fn group_stop(command: &Command, path: Vec<String>, word: Option<&OsString>) -> 
             .filter(|known| !known.is_hide_set())
             .map(Command::get_name)
     };
-    let problem = match word.map(|word| word.to_string_lossy().into_owned()) {
+    let word = word.map(|word| word.to_string_lossy().into_owned());
+    let whole = word.as_ref().map(|word| format!("{} {word}", path.join(" ")));
+    let refused = whole.and_then(|word| will_not::command(&word).map(|why| (word, why)));
+    if let Some((word, why)) = refused {
+        return Stop::Usage(UsageError::plain(Problem::RefusedCommand { word, why }));
+    }
+    let problem = match word {
         Some(word) if matches!(word.as_str(), "-h" | "-help" | "--help" | "--h" | "help") => {
             return Stop::Help(path);
         }

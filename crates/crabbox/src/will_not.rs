@@ -14,11 +14,16 @@ const COMMANDS: &[(&str, &str)] = &[
         "it records a screen, which a microVM has not, and publishes to an object store and a forge with their credentials; \
          `run --artifact-glob`, `run --emit-proof`, `logs` and `cp` bring back what there is",
     ),
+    ("cache volumes", NO_VOLUMES),
     (
         "capsule",
         "it is made from a workflow run of a forge; the bundle that a failed `run` leaves has its command, and `run` runs it again",
     ),
 ];
+
+/// Why a lease has no drive that outlives it.
+const NO_VOLUMES: &str = "a microVM's drives end with its lease, for nobody makes a guest write out what it holds before its end; `cp` and \
+     artifacts bring files back, a host of provider ssh keeps its caches, and `crabbox image build` makes an image that has what every lease needs";
 
 /// Flags that this program will not have, each with the reason.
 const REASONS: &[(&str, &str)] = &[
@@ -26,6 +31,7 @@ const REASONS: &[(&str, &str)] = &[
         "actions-runner",
         "it registers the lease as a runner of a forge, with that forge's credentials in the lease",
     ),
+    ("cache-volume", NO_VOLUMES),
     (
         "fresh-pr",
         "it has the lease fetch from a forge, with credentials for it there; check the pull request out here, and `run` brings it",

@@ -57,6 +57,14 @@ pub enum Unfit {
         /// The provider.
         provider: &'static str,
     },
+    /// One of `cache.volumes` with `required: true`.
+    #[error("provider={provider} does not support required cache volume {name:?}")]
+    CacheVolume {
+        /// The provider.
+        provider: &'static str,
+        /// The volume's name.
+        name: String,
+    },
 }
 
 impl Fault for Unfit {
@@ -92,6 +100,9 @@ pub fn check(settings: &Settings, provider: Provider) -> Result<(), Unfit> {
     }
     if settings.code.value {
         return Err(Unfit::Code { provider });
+    }
+    if let Some(name) = settings.cache.required_volume.clone() {
+        return Err(Unfit::CacheVolume { provider, name });
     }
     if labels::exposed(&settings.expose.value).split('-').count() > MAX_EXPOSED {
         return Err(Unfit::Exposed);

@@ -19,6 +19,7 @@ mod suggest;
 mod table;
 pub mod trust;
 mod value;
+mod volumes;
 mod warning;
 mod yaml;
 

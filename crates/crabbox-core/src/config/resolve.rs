@@ -19,6 +19,7 @@ use super::settings::Settings;
 use super::suggest::suggest;
 use super::table::Table;
 use super::value::{Bases, Value, from_node, from_text};
+use super::volumes;
 use super::warning::{ConfigError, Spot, Warning};
 use super::yaml::{self, Content, Node};
 
@@ -106,6 +107,7 @@ pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
         profiles: BTreeMap::new(),
         presets: BTreeMap::new(),
         proof_templates: BTreeMap::new(),
+        required_volume: None,
         faults: Vec::new(),
     };
     for file in inputs.files {
@@ -122,9 +124,11 @@ pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
         mut profiles,
         presets,
         proof_templates,
+        required_volume,
         faults,
     } = fold;
     let mut settings = Settings::from_table(&values);
+    settings.cache.required_volume = required_volume;
     let profile = profiles.remove(&settings.profile.value).unwrap_or_default();
     settings.take_profile(profile, presets, proof_templates);
     let allow = &settings.env_allow;
@@ -152,6 +156,8 @@ struct Fold {
     profiles: BTreeMap<String, Profile>,
     presets: BTreeMap<String, Preset>,
     proof_templates: BTreeMap<String, ProofTemplate>,
+    /// As the last file with `cache.volumes` has it.
+    required_volume: Option<String>,
     faults: Vec<ConfigError>,
 }
 
@@ -283,6 +289,14 @@ impl Fold {
     ) -> Result<(), ConfigError> {
         if let Some(key) = Key::by_path(path) {
             return self.file_value(inputs, file, key, node);
+        }
+        if path == volumes::PATH {
+            self.required_volume = volumes::required(node).map_err(|wrong| misfit(file, &wrong))?;
+            self.warnings.push(Warning::ForeignSections {
+                file: file.path.clone(),
+                sections: vec![path.to_owned()],
+            });
+            return Ok(());
         }
         if is_section(path) {
             return match &node.content {

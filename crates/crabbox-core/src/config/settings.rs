@@ -148,6 +148,8 @@ pub struct CacheSettings {
     pub max_gb: Sourced<i64>,
     /// `cache.purgeOnRelease`.
     pub purge_on_release: Sourced<bool>,
+    /// The name of the first of `cache.volumes` without which a lease is of no use, and so none is made.
+    pub required_volume: Option<String>,
 }
 
 /// The host of the `ssh` provider: `static.*`, and what counts for it where they say nothing. Empty texts mean "not set".
@@ -300,6 +302,7 @@ impl Settings {
                 git: read.boolean(Name::CacheGit),
                 max_gb: read.integer(Name::CacheMaxGb),
                 purge_on_release: read.boolean(Name::CachePurgeOnRelease),
+                required_volume: None,
             },
             expose: read.ports(Name::Expose),
             static_host: StaticSettings {

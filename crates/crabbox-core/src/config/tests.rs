@@ -252,6 +252,31 @@ fn unknown_keys_are_told_with_what_was_meant() {
 }
 
 #[test]
+fn volumes_are_told_to_be_missing_and_one_that_is_required_is_remembered() {
+    let some = world().user("cache: {npm: false, volumes: [{name: a, required: false}]}");
+    assert_eq!(
+        some.warnings(),
+        ["/h/.config/crabbox/config.yaml: not supported by this program and ignored: cache.volumes"]
+    );
+    let cache = some.settings().cache;
+    assert_eq!((cache.npm.value, cache.required_volume), (false, None));
+    let first = "cache: {volumes: [{name: a, required: true}]}";
+    let required = |world: World| world.settings().cache.required_volume;
+    assert_eq!(required(world().user(first)).as_deref(), Some("a"));
+    // A later file's list takes the place of an earlier one's, as lists do.
+    assert_eq!(required(world().user(first).repo("cache: {volumes: []}")), None);
+    for odd in [
+        "{a: b}",
+        "[a]",
+        "[{name: a, required: perhaps}]",
+        "[{name: [], required: true}]",
+    ] {
+        let said = world().user(&format!("cache: {{volumes: {odd}}}")).error();
+        assert!(said.contains("cache.volumes"), "{odd}: {said}");
+    }
+}
+
+#[test]
 fn misspelt_variables_are_recognised_and_others_left_alone() {
     assert_eq!(
         suggest_variable("CRABBOX_FIRECRACKER_CPU"),

@@ -84,6 +84,19 @@ fn usage_errors_are_exit_2_on_standard_error() {
         ),
         (&["artifacts", "collect"], "artifacts is not in this program: "),
         (&["capsule"], "capsule is not in this program: "),
+        (&["cache", "volumes"], "cache volumes is not in this program: "),
+        (
+            &["cache", "volumes", "list"],
+            "cache volumes is not in this program: ",
+        ),
+        (
+            &["warmup", "--cache-volume", "deps=/deps"],
+            "--cache-volume is not in this program: ",
+        ),
+        (
+            &["run", "--cache-volume", "x", "ls"],
+            "--cache-volume is not in this program: ",
+        ),
         (&["help", "capsule"], "capsule is not in this program: "),
         (&["config", "actions"], "unknown command \"actions\""),
         (
@@ -208,10 +221,6 @@ fn flags_of_features_that_do_not_exist_are_refused_by_name() {
         (
             &["run", "--pool", "x", "ls"],
             "--pool requires a coordinator-backed SSH lease provider\n",
-        ),
-        (
-            &["run", "--cache-volume", "x", "ls"],
-            "--cache-volume is not supported by this program yet\n",
         ),
         (
             &["warmup", "--image-min-os", "15.4"],

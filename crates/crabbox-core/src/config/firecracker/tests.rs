@@ -147,6 +147,16 @@ fn refusals_have_the_go_programs_words() {
             "web code is not supported for provider=firecracker",
         ),
         (
+            world().user(
+                "cache: {volumes: [{name: a}, {name: deps, required: true}, {key: k, required: true}]}",
+            ),
+            "provider=firecracker does not support required cache volume \"deps\"",
+        ),
+        (
+            world().repo("cache: {volumes: [{key: k, required: yes}]}"),
+            "provider=firecracker does not support required cache volume \"k\"",
+        ),
+        (
             world().user("architecture: arm64"),
             "provider=firecracker does not support architecture=arm64",
         ),
