@@ -125,6 +125,9 @@ pub(crate) struct JobRunArgs {
     /// When the lease is given back: auto, always, success, failure or never; the job's own word unless given
     #[arg(long, value_name = "WHEN")]
     pub(crate) stop: Option<JobStop>,
+    /// What {{NAME}} stands for in variables of the configuration
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) preset_var: Vec<String>,
     /// Run the job without the Actions workflow that it asks for
     #[arg(long)]
     pub(crate) no_hydrate: bool,

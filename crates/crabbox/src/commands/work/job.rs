@@ -106,7 +106,7 @@ fn list(ctx: &Ctx<'_>, args: &JobListArgs) -> Result<Exit, CommandError> {
         Ok(job) => Some(JobView {
             name: name.clone(),
             command: job.command.clone().unwrap_or_default(),
-            run: words(job, &settings, None, false).shown(),
+            run: words(job, &settings, &Given::default()).shown(),
             place: job.place.to_string(),
         }),
         Err(error) => {
@@ -175,15 +175,24 @@ fn start(ctx: &Ctx<'_>, args: &JobRunArgs) -> Result<Exit, CommandError> {
             job.place, settings.provider.value, settings.provider.origin
         ));
     }
-    let words = words(job, &settings, args.id.as_deref(), args.json_events);
+    let given = Given {
+        lease: args.id.as_deref(),
+        preset_vars: &args.preset_var,
+        json_events: args.json_events,
+    };
     if args.dry_run {
-        ctx.printer.line(words.shown());
+        ctx.printer.line(words(job, &settings, &given).shown());
         return Ok(Exit::SUCCESS);
     }
-    run::run(
-        ctx,
-        &invocation(job, &settings, args.id.as_deref(), args.json_events)?,
-    )
+    run::run(ctx, &invocation(job, &settings, &given)?)
+}
+
+/// What the command line adds to a job.
+#[derive(Debug, Clone, Copy, Default)]
+struct Given<'a> {
+    lease: Option<&'a str>,
+    preset_vars: &'a [String],
+    json_events: bool,
 }
 
 fn check(name: &str, job: &Job) -> Result<(), JobError> {
@@ -230,12 +239,7 @@ fn foreign_provider<'a>(job: &'a Job, settings: &Settings) -> Option<&'a str> {
 }
 
 /// The run that this job is.
-fn invocation(
-    job: &Job,
-    settings: &Settings,
-    lease: Option<&str>,
-    json_events: bool,
-) -> Result<Invocation, UsageError> {
+fn invocation(job: &Job, settings: &Settings, given: &Given<'_>) -> Result<Invocation, UsageError> {
     let ignored = foreign_provider(job, settings).is_some();
     let mut keys = Vec::new();
     let mut request = RunRequest::default();
@@ -261,8 +265,9 @@ fn invocation(
         }
     }
     command.words.extend(job.command.iter().map(Into::into));
+    command.preset_vars = given.preset_vars.to_vec();
     // An empty name is none, as on the command line.
-    let lease = lease.filter(|lease| !lease.trim_ascii().is_empty());
+    let lease = given.lease.filter(|lease| !lease.trim_ascii().is_empty());
     request.lease.id = lease.map(str::to_owned);
     request.lease.stop_after = job.stop.as_deref().and_then(StopAfter::by_name);
     let flags = flags_of_run(&keys).map_err(|refused| {
@@ -273,17 +278,20 @@ fn invocation(
         request,
         flags,
         manner: Manner {
-            json_events,
+            json_events: given.json_events,
             ..Manner::default()
         },
     })
 }
 
 /// The command line that does the same.
-fn words(job: &Job, settings: &Settings, lease: Option<&str>, json_events: bool) -> CommandLine {
-    let words = CommandLine::new("run")
-        .maybe("id", lease)
-        .switch("json-events", json_events);
+fn words(job: &Job, settings: &Settings, given: &Given<'_>) -> CommandLine {
+    let words = given.preset_vars.iter().fold(
+        CommandLine::new("run")
+            .maybe("id", given.lease)
+            .switch("json-events", given.json_events),
+        |words, value| words.flag("preset-var", value),
+    );
     let ignored = foreign_provider(job, settings).is_some();
     let flags = job
         .flags
@@ -332,8 +340,8 @@ mod tests {
     }
 
     /// What the parser of arguments makes of the line that is shown for the job.
-    fn typed(job: &Job, settings: &Settings, lease: Option<&str>) -> Result<Invocation, UsageError> {
-        match words(job, settings, lease, true).parse() {
+    fn typed(job: &Job, settings: &Settings, given: &Given<'_>) -> Result<Invocation, UsageError> {
+        match words(job, settings, given).parse() {
             Ok(Command::Run(args)) => Ok((*args).into()),
             Err(Stop::Refused(refused)) => Err(refused.by("firecracker")),
             other => panic!("{other:?}"),
@@ -352,12 +360,20 @@ mod tests {
             for (name, job) in &jobs {
                 let job = job.as_ref().unwrap();
                 for lease in [None, Some("jade-krill"), Some(" ")] {
-                    let made = invocation(job, &settings, lease, true);
-                    assert_eq!(made, typed(job, &settings, lease), "{name} {layer:?} {lease:?}");
+                    let given = Given {
+                        lease,
+                        preset_vars: &["a=b c".to_owned(), "--x=-".to_owned()],
+                        json_events: true,
+                    };
+                    let made = invocation(job, &settings, &given);
+                    assert_eq!(made, typed(job, &settings, &given), "{name} {layer:?} {lease:?}");
+                    if let Ok(made) = &made {
+                        assert_eq!(made.request.command.preset_vars, given.preset_vars);
+                    }
                     assert_eq!(made.is_err(), name == "market");
                 }
             }
-            let all = invocation(jobs["all"].as_ref().unwrap(), &settings, None, false).unwrap();
+            let all = invocation(jobs["all"].as_ref().unwrap(), &settings, &Given::default()).unwrap();
             let provider = all.flags.iter().any(|flag| flag.values == ["ssh"]);
             assert_eq!(
                 provider,

@@ -2,6 +2,8 @@
 //!
 //! It must never name what is gone when the lines are read: a lease that is given back, a machine that went down.
 
+use std::path::Path;
+
 use crabbox_core::config::FlagValue;
 use crabbox_engine::provider::lease::Lease;
 use crabbox_engine::run::event::Onwards;
@@ -39,8 +41,8 @@ impl RunWords<'_> {
         }
     }
 
-    /// The same run again: in the lease called `name`, or in a new one. None where no line can say it: a script that came from a
-    /// file or from standard input, and words that a terminal does not show as they are.
+    /// The same run again: in the lease called `name`, or in a new one. None where no line can say it: a script that is gone with the
+    /// pipe that it came by, and words that a terminal does not show as they are.
     fn again(&self, lease: &Lease, given: &[FlagValue], name: Option<&str>) -> Option<CommandLine> {
         let (request, manner) = (&self.invocation.request, self.invocation.manner);
         let (wish, sync) = (&request.lease, &request.sync);
@@ -84,13 +86,51 @@ impl RunWords<'_> {
             .switch("shell", command.shell)
             .maybe_option("preset", command.preset.as_deref())
             .options("preset-var", &command.preset_vars)
-            .maybe_option("scenario", command.scenario.as_deref());
-        if command.preset.is_none() {
+            .maybe_option("scenario", command.scenario.as_deref())
+            .options("script", &command.script);
+        // A script needs no word behind it.
+        if command.preset.is_none() && !(command.words.is_empty() && command.script.is_some()) {
             line = line.rest(command.words.iter().cloned());
         }
-        let has_script = command.script.is_some() || command.script_stdin;
+        let is_gone =
+            command.script_stdin || command.script.as_deref().is_some_and(|script| !is_kept(script));
         let shown = line.shown();
         let is_shown_whole = shown.split('\n').all(|part| harmless(part) == part);
-        (!has_script && is_shown_whole).then_some(line)
+        (!is_gone && is_shown_whole).then_some(line)
+    }
+}
+
+/// Whether the same name leads to the same script once more: a file, and none that belongs to this process alone.
+fn is_kept(script: &Path) -> bool {
+    let is_ours = ["/dev", "/proc"].iter().any(|dir| script.starts_with(dir));
+    !is_ours && script.to_str().is_some() && script.is_file()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_script_is_there_again_only_as_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("build.sh");
+        assert!(!is_kept(&file));
+        std::fs::write(&file, "true").unwrap();
+        assert!(is_kept(&file));
+        let unreadable = dir.path().join(OsStr::from_bytes(b"caf\xe9"));
+        std::fs::write(&unreadable, "true").unwrap();
+        assert!(!is_kept(&unreadable), "no line can show it");
+        for gone in [
+            "/dev/stdin",
+            "/dev/fd/63",
+            "/proc/self/fd/0",
+            "/proc/self/status",
+            "/tmp",
+        ] {
+            assert!(!is_kept(Path::new(gone)), "{gone}");
+        }
     }
 }
