@@ -260,15 +260,6 @@ fn store(places: &Places, claim: &Claim, raw: &mut Map<String, Value>) -> Result
 mod tests {
     use super::*;
 
-    fn places(root: &std::path::Path) -> Places {
-        Places {
-            state: root.join("state"),
-            config: root.join("config"),
-            cache: root.join("cache"),
-            registry: root.join("registry"),
-        }
-    }
-
     fn put(places: &Places, id: &str, repo: &str) -> Claim {
         update::<ClaimError>(places, id, |_| {
             Ok(Some(Claim {
@@ -283,7 +274,7 @@ mod tests {
     #[test]
     fn every_change_draws_a_revision_and_a_stale_view_loses() {
         let root = tempfile::tempdir().unwrap();
-        let places = places(root.path());
+        let places = Places::below(root.path());
         let first = put(&places, "cbx_a", "/r1");
         let second = put(&places, "cbx_a", "/r2");
         assert!(first.revision.len() == 32 && first.revision != second.revision);
@@ -302,7 +293,7 @@ mod tests {
     #[test]
     fn fields_of_other_programs_survive() {
         let root = tempfile::tempdir().unwrap();
-        let places = places(root.path());
+        let places = Places::below(root.path());
         put(&places, "cbx_a", "/r1");
         let path = path_of(&places, "cbx_a");
         let text = std::fs::read_to_string(&path)
@@ -320,7 +311,7 @@ mod tests {
     #[test]
     fn bad_files_are_problems_beside_the_good_ones() {
         let root = tempfile::tempdir().unwrap();
-        let places = places(root.path());
+        let places = Places::below(root.path());
         put(&places, "cbx_a", "/r1");
         std::fs::write(places.claims().join("cbx_b.json"), "[]").unwrap();
         std::fs::write(places.claims().join("cbx_c.json"), "{\"leaseID\":\"cbx_a\"}").unwrap();
@@ -361,7 +352,7 @@ mod tests {
     #[test]
     fn concurrent_updates_are_never_lost() {
         let root = tempfile::tempdir().unwrap();
-        let places = places(root.path());
+        let places = Places::below(root.path());
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {

@@ -18,6 +18,16 @@ pub struct Places {
 }
 
 impl Places {
+    /// Places of their own below `root`, as tests have them: nothing of the user's, and no other lease of this host.
+    pub fn below(root: &Path) -> Self {
+        Self {
+            state: root.join("state"),
+            config: root.join("config"),
+            cache: root.join("cache"),
+            registry: root.join("registry"),
+        }
+    }
+
     /// The directory that holds the lease directories.
     pub fn leases(&self) -> PathBuf {
         self.state.join("firecracker/leases")

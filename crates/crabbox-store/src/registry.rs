@@ -252,10 +252,9 @@ mod tests {
 
     fn places(root: &Path) -> Places {
         Places {
-            state: root.join("state"),
-            config: root.join("config"),
-            cache: root.join("cache"),
+            // As on a host without any: the directory above it is not there either.
             registry: root.join("var/registry"),
+            ..Places::below(root)
         }
     }
 

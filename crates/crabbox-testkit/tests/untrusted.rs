@@ -140,15 +140,6 @@ fn journal_sample() -> String {
     lines.join("\n") + "\n"
 }
 
-fn places(dir: &Path) -> Places {
-    Places {
-        state: dir.join("state"),
-        config: dir.join("config"),
-        cache: dir.join("cache"),
-        registry: dir.join("registry"),
-    }
-}
-
 #[test]
 fn the_samples_are_good_ones() {
     for text in configurations() {
@@ -285,7 +276,7 @@ proptest! {
     #[test]
     fn a_record_is_read_or_told_with_its_file(bytes in damaged(record_samples())) {
         let dir = tempfile::tempdir().unwrap();
-        let places = places(dir.path());
+        let places = Places::below(dir.path());
         let lease = places.leases().join(ID);
         fs::create_dir_all(&lease).unwrap();
         fs::write(lease.join("metadata.json"), &bytes).unwrap();
@@ -309,7 +300,7 @@ proptest! {
     #[test]
     fn a_claim_is_read_or_told_with_its_file(bytes in damaged(claim_samples())) {
         let dir = tempfile::tempdir().unwrap();
-        let places = places(dir.path());
+        let places = Places::below(dir.path());
         fs::create_dir_all(places.claims()).unwrap();
         let file = format!("{ID}.json");
         fs::write(places.claims().join(&file), &bytes).unwrap();

@@ -309,12 +309,7 @@ mod tests {
     #[test]
     fn a_lock_without_a_lease_is_an_orphan_and_one_that_is_held_stays() {
         let root = tempfile::tempdir().unwrap();
-        let places = Places {
-            state: root.path().join("state"),
-            config: root.path().join("config"),
-            cache: root.path().join("cache"),
-            registry: root.path().join("registry"),
-        };
+        let places = Places::below(root.path());
         let ids = ["cbx_000000000001", "cbx_000000000002", "cbx_000000000003"];
         drop(locks::try_lease(&places, ids[0]).unwrap());
         let held = locks::try_lease(&places, ids[1]).unwrap();
@@ -340,10 +335,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let root = root.path().canonicalize().unwrap();
         let places = |name: &str| Places {
-            state: root.join(name).join("state"),
-            config: root.join(name).join("config"),
-            cache: root.join(name).join("cache"),
             registry: root.join("registry"),
+            ..Places::below(&root.join(name))
         };
         let (here, there) = (places("here"), places("there"));
         // No process and no mount of another test may bear it.

@@ -131,12 +131,7 @@ mod tests {
 
     /// A lease that was not touched for longer than its idle limit, with the journal `text`.
     fn idle(home: &std::path::Path, text: &str) -> (Places, StoredLease) {
-        let places = Places {
-            config: home.join("config"),
-            state: home.join("state"),
-            cache: home.join("cache"),
-            registry: home.join("registry"),
-        };
+        let places = Places::below(home);
         let id = "cbx_0123456789ab";
         let dir = LeaseDir::at(places.leases().join(id));
         std::fs::create_dir_all(dir.path()).unwrap();

@@ -394,12 +394,7 @@ mod tests {
     #[test]
     fn built_in_networking_waits_for_nobody_who_allocates() {
         let root = tempfile::tempdir().unwrap();
-        let places = Places {
-            state: root.path().join("state"),
-            config: root.path().join("config"),
-            cache: root.path().join("cache"),
-            registry: root.path().join("registry"),
-        };
+        let places = Places::below(root.path());
         std::fs::create_dir_all(places.leases()).unwrap();
         // Whoever detaches holds a lease's lock, and whoever allocates may be waiting for it.
         let _allocating = crabbox_store::locks::allocation(&places).unwrap();

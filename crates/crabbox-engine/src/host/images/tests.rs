@@ -2,19 +2,10 @@
 
 use super::*;
 
-fn places(dir: &Path) -> Places {
-    Places {
-        state: dir.join("state"),
-        config: dir.join("config"),
-        cache: dir.join("cache"),
-        registry: dir.join("registry"),
-    }
-}
-
 #[test]
 fn a_look_at_a_bare_host_makes_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let places = places(dir.path());
+    let places = Places::below(dir.path());
     assert!(list(&places).unwrap().0.is_empty());
     assert!(matches!(
         get(&places, "default"),
@@ -69,7 +60,7 @@ fn lease(places: &Places, id: &str, image: &Image) -> PathBuf {
 #[test]
 fn an_image_that_a_lease_runs_from_is_kept_and_named() {
     let dir = tempfile::tempdir().unwrap();
-    let places = places(dir.path());
+    let places = Places::below(dir.path());
     let old = put(&places, "old", "default");
     let lease = lease(&places, "cbx_0123456789ab", &old);
     // The name moves on: nothing but the lease holds the old one.
@@ -110,7 +101,7 @@ fn an_image_that_a_lease_runs_from_is_kept_and_named() {
 #[test]
 fn verify_finds_a_changed_byte() {
     let dir = tempfile::tempdir().unwrap();
-    let places = places(dir.path());
+    let places = Places::below(dir.path());
     let image = put(&places, "good", "default");
     verify(&places, "default").unwrap();
     std::fs::remove_file(image.base()).unwrap();

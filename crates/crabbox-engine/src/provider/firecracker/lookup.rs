@@ -124,12 +124,7 @@ mod tests {
     }
 
     fn engine(root: &Path) -> Engine {
-        let places = Places {
-            state: root.join("state"),
-            config: root.join("config"),
-            cache: root.join("cache"),
-            registry: root.join("registry"),
-        };
+        let places = Places::below(root);
         for id in GOOD {
             write(&places, id, record(id).as_bytes());
         }

@@ -50,12 +50,9 @@ impl World {
     /// The state directory `name` of this host.
     fn places(&self, name: &str) -> Places {
         let root = self.root.path().canonicalize().unwrap();
-        let at = |what: &str| root.join(name).join(what);
         Places {
-            state: at("state"),
-            config: at("config"),
-            cache: at("cache"),
             registry: root.join("registry"),
+            ..Places::below(&root.join(name))
         }
     }
 
