@@ -80,7 +80,7 @@ impl Place {
             path: path.to_owned(),
             why,
         };
-        let path = straight(path);
+        let path = by_text(path);
         let entered = entrance(repository, &path);
         let is_inside = entered.is_some();
         let base = match entered {
@@ -185,8 +185,31 @@ impl Place {
     }
 }
 
-/// `path` without `.` and `..`, by its text.
+/// Where `path` leads: links are followed as far as there is something, the rest goes by its text. Two names of one file, be it there or not
+/// yet, come out alike; two hard links do not, since nothing of ours writes into a file that has another name.
 pub fn straight(path: &Path) -> PathBuf {
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        // A link to nothing yet: what is written to it appears where it leads.
+        let Ok(target) = std::fs::read_link(&path) else {
+            break;
+        };
+        if path.exists() {
+            break;
+        }
+        path = path.parent().unwrap_or(Path::new("/")).join(target);
+    }
+    let real = |above: &Path| Some((std::fs::canonicalize(above).ok()?, path.strip_prefix(above).ok()?));
+    let led = path.ancestors().find_map(real);
+    let led = led.map(|(above, below)| by_text(&above.join(below)));
+    led.unwrap_or_else(|| by_text(&path))
+}
+
+/// As many links in a row as the kernel follows (path_resolution(7)).
+const MOST_LINKS: usize = 40;
+
+/// `path` without `.` and `..`, by its text.
+fn by_text(path: &Path) -> PathBuf {
     let mut kept = PathBuf::new();
     for part in path.components() {
         match part {
@@ -215,6 +238,38 @@ fn entrance(repository: &Path, path: &Path) -> Option<PathBuf> {
 mod tests {
     use super::*;
     use std::os::unix::fs::{MetadataExt as _, symlink};
+
+    #[test]
+    fn two_names_of_one_place_come_out_alike_whether_it_is_there_or_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let at = |name: &str| root.join(name);
+        std::fs::create_dir_all(at("real/sub")).unwrap();
+        std::fs::write(at("real/key"), "k").unwrap();
+        for (link, target) in [
+            ("dir", "real"),
+            ("deep", "dir/sub"),
+            ("key", "real/key"),
+            ("ahead", "real/proof"),
+            ("chain", "ahead"),
+            ("ring", "ring"),
+        ] {
+            symlink(target, at(link)).unwrap();
+        }
+        for (name, place) in [
+            ("real/key", "real/key"),
+            ("dir/key", "real/key"),
+            ("key", "real/key"),
+            ("deep/../key", "real/key"),
+            ("dir/./new/../proof", "real/proof"),
+            ("ahead", "real/proof"),
+            ("chain", "real/proof"),
+            ("nowhere/a/../b", "nowhere/b"),
+            ("ring", "ring"),
+        ] {
+            assert_eq!(straight(&at(name)), at(place), "{name}");
+        }
+    }
 
     struct World {
         dir: tempfile::TempDir,
