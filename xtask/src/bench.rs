@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::site::{self, Site};
 use crate::workspace;
-use crabbox_lab::payload::{Images, Payload};
+use crabbox_lab::payload::{Build, Images, Payload};
 
 /// How many leases at least.
 const LEAST: usize = 5;
@@ -26,7 +26,7 @@ pub(crate) fn lease(lab: &str, count: usize) -> Result<ExitCode> {
         count >= LEAST,
         "a median of fewer than {LEAST} leases says nothing"
     );
-    let (payload, site) = site::choose(Images::Ours, lab)?;
+    let (payload, site) = site::choose(Images::Ours, Build::Optimised, lab)?;
     // Turn about, so that a busy moment of this machine hits both.
     let (mut runs, mut unjailed) = (Vec::new(), Vec::new());
     for number in 1..=count {

@@ -117,6 +117,11 @@ impl Cache {
         Ok(entry)
     }
 
+    /// Whether the entry is there; it may yet be made anew, should it not be as it was made.
+    pub(crate) fn has(&self, kind: &str, key: &str) -> bool {
+        self.dir.join(format!("{kind}-{key}")).exists()
+    }
+
     /// All entries, sorted by name.
     pub fn entries(&self) -> Result<Vec<Entry>> {
         let mut entries = Vec::new();

@@ -73,8 +73,24 @@ pub(crate) fn guest_binary() -> Result<PathBuf> {
     found(&format!("{GUEST_TARGET}/guest/crabbox-guest"))
 }
 
-/// The program, with the guest's first process inside.
-pub(crate) fn crabbox(guest: &Path) -> Result<PathBuf> {
+/// How the program is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Build {
+    /// With the optimisation of what is measured and tested, and with the guest's first process inside: all is compiled once more.
+    Optimised,
+    /// As xtask itself is, of which almost all is there already: for whoever waits for a first look.
+    Quick,
+}
+
+/// The program as `build` says.
+pub(crate) fn program(build: Build, guest: &Path) -> Result<PathBuf> {
+    match build {
+        Build::Optimised => optimised(guest),
+        Build::Quick => quick(),
+    }
+}
+
+fn optimised(guest: &Path) -> Result<PathBuf> {
     stage("building crabbox", || {
         cargo(
             &["build", "--profile", "lab", "-p", "crabbox"],
@@ -84,6 +100,28 @@ pub(crate) fn crabbox(guest: &Path) -> Result<PathBuf> {
     found("lab/crabbox")
 }
 
+/// What it needs beyond xtask is compiled; the two together have the same features as xtask alone has. Without what is there for debuggers it
+/// is a third of the size, and it has to be copied into a lab.
+fn quick() -> Result<PathBuf> {
+    stage("building crabbox", || {
+        cargo(
+            &["build", "-p", "xtask", "-p", "crabbox", "--bin", "crabbox"],
+            &[],
+        )
+    })?;
+    let (built, small) = (
+        found("debug/crabbox")?,
+        workspace::target_dir().join("quick/crabbox"),
+    );
+    std::fs::create_dir_all(small.with_file_name(""))?;
+    let stripped = Cmd::inheriting("strip")
+        .args(["--strip-all", "-o"])
+        .args([&small, &built])
+        .run();
+    // Whoever links has binutils, as a rule; without them it is the larger one.
+    Ok(stripped.map_or(built, |_| small))
+}
+
 /// The program as `cargo test` builds it: quick to build, and with the same messages.
 pub fn development_binary() -> Result<PathBuf> {
     // With the features of the whole workspace, as the tests build it; with its own alone it would be compiled once more.
@@ -91,6 +129,13 @@ pub fn development_binary() -> Result<PathBuf> {
         cargo(&["build", "--workspace", "--bin", "crabbox"], &[])
     })?;
     found("debug/crabbox")
+}
+
+/// Whether [`artefacts`] would have to make something.
+pub(crate) fn is_missing(guest: &Path, images: Images) -> Result<bool> {
+    let (cache, key) = (Cache::of_user(), image_key(guest)?);
+    let all = images == Images::All && !cache.has("payload-all", &cloud::key(&key));
+    Ok(all || !cache.has("payload", &key))
 }
 
 /// A directory with Firecracker, the jailer and the images that the first process `guest` is in.

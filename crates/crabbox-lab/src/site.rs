@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -15,7 +16,7 @@ use crabbox_image::store::Store;
 use serde::{Deserialize, Serialize};
 
 use crate::lab::{self, Lab, Options, packages};
-use crate::payload::{self, Images, Payload};
+use crate::payload::{self, Build, Images, Payload};
 use crate::stage::stage;
 use crate::workspace;
 
@@ -118,8 +119,8 @@ pub struct Site {
 }
 
 /// Builds what is missing, chooses the site and prepares it: this machine where a boot proves its KVM, else the lab `name`.
-pub fn choose(images: Images, name: &str) -> Result<(Payload, Site)> {
-    let (payload, kvm_works) = prepare(images)?;
+pub fn choose(images: Images, build: Build, name: &str) -> Result<(Payload, Site)> {
+    let (payload, kvm_works) = prepare(images, build)?;
     let site = if kvm_works {
         Site::here(&payload)?
     } else {
@@ -130,7 +131,7 @@ pub fn choose(images: Images, name: &str) -> Result<(Payload, Site)> {
 
 /// The same for the end-to-end tests, which can use several labs side by side.
 pub fn choose_for_tests(names: &[&str]) -> Result<()> {
-    let (payload, kvm_works) = prepare(Images::All)?;
+    let (payload, kvm_works) = prepare(Images::All, Build::Optimised)?;
     if kvm_works {
         Site::here(&payload)?;
         return are_current(&[LOCAL]);
@@ -141,31 +142,52 @@ pub fn choose_for_tests(names: &[&str]) -> Result<()> {
     are_current(names)
 }
 
-/// Builds what is missing, and finds out whether this machine's KVM works. The program is compiled beside everything else, since to make
-/// images and to wait for a guest keeps one processor busy at most.
-fn prepare(images: Images) -> Result<(Payload, bool)> {
-    let guest = payload::guest_binary()?;
+/// Builds what is missing, and finds out whether this machine's KVM works. To install packages, to make an image and to wait for a guest keep
+/// one processor busy at most, so the program is compiled beside that; and the lab's own system is made beside the image where this is a
+/// virtual machine, whose KVM seldom works: waiting for the verdict first would take as long as making it does.
+fn prepare(images: Images, build: Build) -> Result<(Payload, bool)> {
     std::thread::scope(|scope| {
-        let beside = scope.spawn(|| {
-            let artefacts = payload::artefacts(&guest, images)?;
-            let works = kvm_works(&guest, &artefacts)?;
-            if !works {
-                lab::prepare()?;
+        let tools = scope.spawn(packages::ensure_tools);
+        let guest = payload::guest_binary()?;
+        let made = scope.spawn({
+            let guest = guest.clone();
+            move || {
+                joined(tools)?;
+                let ahead = payload::is_missing(&guest, images)? && is_virtual();
+                let lab = ahead.then(|| scope.spawn(lab::prepare));
+                let artefacts = payload::artefacts(&guest, images)?;
+                let works = kvm_works(&guest, &artefacts)?;
+                match lab {
+                    Some(lab) => joined(lab)?,
+                    None if works => {}
+                    None => lab::prepare()?,
+                }
+                anyhow::Ok((artefacts, works))
             }
-            anyhow::Ok((artefacts, works))
         });
-        let crabbox = payload::crabbox(&guest)?;
-        let made = beside
-            .join()
-            .map_err(|_| anyhow::anyhow!("making the images panicked"))?;
-        let (artefacts, works) = made?;
+        let crabbox = payload::program(build, &guest)?;
+        let (artefacts, works) = joined(made)?;
         let payload = Payload {
             crabbox,
-            guest: guest.clone(),
+            guest,
             artefacts,
         };
         Ok((payload, works))
     })
+}
+
+/// What a thread has come to.
+fn joined<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread
+        .join()
+        .unwrap_or_else(|_| Err(anyhow::anyhow!("a thread that prepares leases panicked")))
+}
+
+/// Whether this machine is a virtual one, by what its processor says of itself.
+fn is_virtual() -> bool {
+    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let mut flags = processors.lines().filter(|line| line.starts_with("flags"));
+    flags.any(|line| line.split_ascii_whitespace().any(|flag| flag == "hypervisor"))
 }
 
 /// Finds out by booting a tiny guest on this machine, and says why it is this machine or not.

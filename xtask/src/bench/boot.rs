@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::{median, timing};
 use crate::site::{self, Site};
 use crate::workspace;
-use crabbox_lab::payload::Images;
+use crabbox_lab::payload::{Build, Images};
 
 /// How many boots at least.
 const LEAST: usize = 5;
@@ -30,7 +30,7 @@ pub(crate) fn main(lab: &str, count: usize) -> Result<ExitCode> {
         count >= LEAST,
         "a median of fewer than {LEAST} boots says nothing"
     );
-    let (_, site) = site::choose(Images::Ours, lab)?;
+    let (_, site) = site::choose(Images::Ours, Build::Optimised, lab)?;
     let mut boots = Vec::new();
     for number in 1..=count {
         let boot = boot(&site)?;

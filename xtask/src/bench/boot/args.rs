@@ -13,7 +13,7 @@ use serde_json::json;
 use super::super::median;
 use crate::site::{self, Site};
 use crate::workspace;
-use crabbox_lab::payload::Images;
+use crabbox_lab::payload::{Build, Images};
 
 /// How many rounds at least.
 const LEAST: usize = 3;
@@ -58,7 +58,7 @@ pub(crate) fn main(lab: &str, rounds: usize, more: &[String]) -> Result<ExitCode
         rounds >= LEAST,
         "a median of fewer than {LEAST} boots says nothing"
     );
-    let (_, site) = site::choose(Images::Ours, lab)?;
+    let (_, site) = site::choose(Images::Ours, Build::Optimised, lab)?;
     let mut variants = variants(more);
     site.script(include_str!("prepare.sh"))?;
     for round in 1..=rounds {

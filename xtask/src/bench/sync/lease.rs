@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::report;
 use crate::bench::median;
 use crate::site;
-use crabbox_lab::payload::Images;
+use crabbox_lab::payload::{Build, Images};
 
 /// Run on the host. `$1` files, `$2` runs.
 const SCRIPT: &str = include_str!("lease.sh");
@@ -17,7 +17,7 @@ const SCRIPT: &str = include_str!("lease.sh");
 /// Measures and reports.
 pub(crate) fn main(lab: &str, files: usize, runs: usize) -> Result<ExitCode> {
     ensure!(runs >= 3, "a median of fewer than 3 runs says nothing");
-    let (_, site) = site::choose(Images::Ours, lab)?;
+    let (_, site) = site::choose(Images::Ours, Build::Optimised, lab)?;
     let done = site.script(&format!("set -- {files} {runs}\n{SCRIPT}"))?;
     let text = done.stdout_text();
     let measured = |name: &str| -> Result<f64> {
