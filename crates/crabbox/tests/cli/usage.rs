@@ -90,10 +90,6 @@ fn usage_errors_are_exit_2_on_standard_error() {
             "cache volumes is not in this program: ",
         ),
         (
-            &["warmup", "--cache-volume", "deps=/deps"],
-            "--cache-volume is not in this program: ",
-        ),
-        (
             &["run", "--cache-volume", "x", "ls"],
             "--cache-volume is not in this program: ",
         ),
