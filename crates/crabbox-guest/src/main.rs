@@ -28,6 +28,7 @@ mod sshd;
 mod sys;
 mod trim;
 mod trim_command;
+mod twins;
 
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
@@ -104,6 +105,7 @@ fn boot(console: &mut Console) -> Result<Booted, Failure> {
     root::mount_kernel_filesystems()?;
     console.reopen();
     probe::run_if_asked(console);
+    twins::run_if_asked(console);
 
     console.begin("modules");
     modules::load(Path::new("/modules"))?;

@@ -40,7 +40,7 @@ const MOST_FILES: usize = 32;
 const HOST_LIMIT: Duration = Duration::from_mins(1);
 
 /// The fewest random bytes that a new identity comes with: the kernel's pool holds 256 bits.
-const LEAST_ENTROPY: usize = 32;
+pub(crate) const LEAST_ENTROPY: usize = 32;
 
 /// Programs that each command in a lease starts, read once so that they are in every clone's memory.
 const FIRST_READ: [&str; 3] = ["/bin/bash", "/bin/sh", "/usr/lib/openssh/sshd-session"];
@@ -49,25 +49,23 @@ const FIRST_READ: [&str; 3] = ["/bin/bash", "/bin/sh", "/usr/lib/openssh/sshd-se
 pub(crate) struct Woken {
     host: UnixStream,
     nonce: String,
+    /// What the generator gave when it was new.
+    drawn: String,
 }
 
 impl Woken {
     /// Tells the host that the instance is ready, and by what it differs from its sisters.
     pub(crate) fn ready(&mut self, console: &Console) -> Result<(), Failure> {
-        let mut drawn = [0; 16];
-        let flags = rustix::rand::GetRandomFlags::empty();
-        rustix::rand::getrandom(&mut drawn, flags)
-            .map_err(Failure::path("draw random bytes for", Path::new(IDENTITY)))?;
         let line = |path: &str| {
             let text = std::fs::read_to_string(path);
             text.map(|text| text.trim().to_owned())
                 .map_err(Failure::path("read", Path::new(path)))
         };
         let (boot, machine) = (line("/proc/sys/kernel/random/boot_id")?, line("/etc/machine-id")?);
-        let drawn = u128::from_be_bytes(drawn);
         let words = format!(
-            "{}{IDENTITY} {boot} {machine} {drawn:032x} {}\n{READY} {} {}\n",
+            "{}{IDENTITY} {boot} {machine} {} {}\n{READY} {} {}\n",
             console.stages(),
+            self.drawn,
             clock::unix_nanoseconds(),
             self.nonce,
             console.since_start(),
@@ -94,6 +92,7 @@ pub(crate) fn until_woken(console: &mut Console, mut template: Seed) -> Result<(
     template.forget_secrets();
     // Whatever the server left behind would be alive in every clone, before it has random numbers of its own.
     power::end_all()?;
+    power::must_be_alone()?;
     console.begin("park");
     console.end();
     rustix::fs::sync();
@@ -109,7 +108,7 @@ pub(crate) fn until_woken(console: &mut Console, mut template: Seed) -> Result<(
             seconds: HOST_LIMIT.as_secs(),
         })?;
     match become_one(&mut host, &token, console) {
-        Ok((seed, nonce)) => Ok((seed, Woken { host, nonce })),
+        Ok((seed, nonce, drawn)) => Ok((seed, Woken { host, nonce, drawn })),
         Err(failure) => {
             refuse(&mut host, &failure);
             Err(failure)
@@ -172,7 +171,11 @@ fn park(mut host: UnixStream) -> Result<String, Failure> {
 }
 
 /// Asks the host who this is; takes its random numbers and its time before anything else.
-fn become_one(host: &mut UnixStream, token: &str, console: &mut Console) -> Result<(Seed, String), Failure> {
+fn become_one(
+    host: &mut UnixStream,
+    token: &str,
+    console: &mut Console,
+) -> Result<(Seed, String, String), Failure> {
     limited(host)?;
     say(host, &format!("{HELLO} {VERSION} {token}\n"))?;
     let files = Path::new(FILES);
@@ -184,14 +187,23 @@ fn become_one(host: &mut UnixStream, token: &str, console: &mut Console) -> Resu
     let seed = Seed::read(files)?;
     seed::wipe(files)?;
     console.begin("random");
-    reseed(&seed)?;
+    reseed(seed.entropy.as_deref().unwrap_or_default())?;
+    // At once: where the reseed was left out nothing else has made these bytes differ yet, so the host sees it.
+    let drawn = draw()?;
     clock::set_nanoseconds(time).map_err(Failure::path("set", Path::new("the clock")))?;
-    Ok((seed, nonce))
+    Ok((seed, nonce, drawn))
 }
 
-/// Credits the host's random bytes and has the kernel draw a new key from them at once.
-fn reseed(seed: &Seed) -> Result<(), Failure> {
-    let entropy = seed.entropy.as_deref().unwrap_or_default();
+/// 16 random bytes as every program gets them, in hexadecimal digits.
+pub(crate) fn draw() -> Result<String, Failure> {
+    let mut drawn = [0; 16];
+    rustix::rand::getrandom(&mut drawn, rustix::rand::GetRandomFlags::empty())
+        .map_err(Failure::path("draw random bytes for", Path::new(IDENTITY)))?;
+    Ok(format!("{:032x}", u128::from_be_bytes(drawn)))
+}
+
+/// Credits random bytes of the host and has the kernel draw a new key from them at once.
+pub(crate) fn reseed(entropy: &[u8]) -> Result<(), Failure> {
     if entropy.len() < LEAST_ENTROPY {
         return Err(nonsense("the host sent too few random bytes"));
     }

@@ -1,6 +1,7 @@
 //! The end of the machine. With `reboot=k` a reset goes through the keyboard controller, which is what makes Firecracker
 //! exit; its guests have no power switch, so a power-off is a reset too.
 
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::mount::{MountFlags, mount_remount};
@@ -45,6 +46,58 @@ pub(crate) fn end_all() -> Result<(), Failure> {
         what: "the end of every other process".into(),
         seconds: KILL_WAIT.as_secs(),
     })
+}
+
+/// Fails where a program besides process 1 is alive: it would be in every clone of this machine, with the random numbers that it has
+/// drawn. The kernel's own threads are none, and what the kernel has just started by itself gets the time to end.
+pub(crate) fn must_be_alone() -> Result<(), Failure> {
+    let processes = Path::new("/proc");
+    clock::poll_until(KILL_WAIT, Duration::from_millis(2), || {
+        others(processes)
+            .is_ok_and(|others| others.is_empty())
+            .then_some(())
+    });
+    let others = others(processes).map_err(Failure::path("look for other processes in", processes))?;
+    if others.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::Missing {
+        what: format!("the end of {}", others.join(", ")).into(),
+        seconds: KILL_WAIT.as_secs(),
+    })
+}
+
+/// The programs besides process 1, by number and name, of a directory like `/proc`.
+fn others(processes: &Path) -> std::io::Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(processes)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(number) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        // One that has ended meanwhile has no file any more.
+        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else {
+            continue;
+        };
+        if number != 1 && !is_kernel_thread(&stat) {
+            let name = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')'));
+            found.push(format!("{number} ({})", name.map_or("?", |(name, _)| name)));
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a line in the form of `/proc/PID/stat` (proc(5)) is a kernel thread's; one that is not understood is no such line.
+fn is_kernel_thread(stat: &str) -> bool {
+    /// `PF_KTHREAD` of `linux/sched.h`.
+    const KTHREAD: u64 = 0x0020_0000;
+    // A name may have blanks and brackets in it; the flags are the ninth field, the seventh behind the name.
+    let flags = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().nth(6))
+        .and_then(|flags| flags.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & KTHREAD != 0)
 }
 
 /// Writes everything out and resets the machine, processes or not.
@@ -108,5 +161,30 @@ mod tests {
             assert!(means_end(signal));
         }
         assert!(!means_end(libc::SIGCHLD) && !means_end(libc::SIGHUP));
+    }
+
+    #[test]
+    fn every_program_is_found_and_no_thread_of_the_kernel() {
+        let processes = tempfile::tempdir().unwrap();
+        for (number, stat) in [
+            ("1", "1 (init) S 0 0 0 0 -1 4194560 0"),
+            ("2", "2 (kthreadd) S 0 0 0 0 -1 2129984 0"),
+            ("31", "31 (kworker/0:1) x) I 2 0 0 0 -1 69238880 0"),
+            ("400", "400 (ssh) S (d) S 1 400 400 0 -1 4194304 0"),
+            ("401", "nonsense"),
+            ("self", "400 (sshd) S 1 400 400 0 -1 4194304 0"),
+        ] {
+            let dir = processes.path().join(number);
+            std::fs::create_dir(&dir).unwrap();
+            std::fs::write(dir.join("stat"), stat).unwrap();
+        }
+        std::fs::create_dir(processes.path().join("500")).unwrap();
+        let mut found = others(processes.path()).unwrap();
+        found.sort();
+        assert_eq!(found, ["400 (ssh) S (d)", "401 (?)"]);
+        // This test is such a program.
+        let own = format!("{} (", std::process::id());
+        let real = others(Path::new("/proc")).unwrap();
+        assert!(real.iter().any(|other| other.starts_with(&own)), "{real:?}");
     }
 }

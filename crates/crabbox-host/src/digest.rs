@@ -30,8 +30,9 @@ pub fn sha256_file(path: &Path) -> Result<String, FileError> {
 const PAGE: usize = 4096;
 
 /// A SHA-256 of the file at `path` that costs what the file holds, not what it measures: over its length, and over each page that is
-/// not all zeros, behind its offset. The holes themselves are not read, and a page of zeros counts as one.
-pub fn sha256_sparse(path: &Path) -> Result<String, FileError> {
+/// not all zeros, behind its offset. The holes themselves are not read, and a page of zeros counts as one. It is given up (`None`) as soon as
+/// `stop` says so, which is asked before each MiB.
+pub fn sha256_sparse(path: &Path, stop: &dyn Fn() -> bool) -> Result<Option<String>, FileError> {
     let fail = |source| FileError::io("read", path, source);
     let file = files::open_regular(path).map_err(|source| FileError::io("open", path, source))?;
     let length = file.metadata().map_err(fail)?.len();
@@ -40,6 +41,9 @@ pub fn sha256_sparse(path: &Path) -> Result<String, FileError> {
     let mut chunk = vec![0; 256 * PAGE];
     let mut at = 0;
     while at < length {
+        if stop() {
+            return Ok(None);
+        }
         at = match rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
             // A page may have begun in front of the data.
             Ok(data) => data - data % PAGE as u64,
@@ -58,7 +62,7 @@ pub fn sha256_sparse(path: &Path) -> Result<String, FileError> {
             at += page.len() as u64;
         }
     }
-    Ok(hex(&hash.finalize()))
+    Ok(Some(hex(&hash.finalize())))
 }
 
 /// Reads at `offset` until `chunk` is full or the file ends; how much it was.
@@ -155,8 +159,9 @@ mod tests {
                 .unwrap();
             }
         }
-        let digest = sha256_sparse(&holes).unwrap();
-        assert_eq!(digest, sha256_sparse(&full).unwrap());
+        let digest = sha256_sparse(&holes, &|| false).unwrap();
+        assert!(digest.is_some());
+        assert_eq!(digest, sha256_sparse(&full, &|| false).unwrap());
         for at in [3, 4097, 500_000, length - 1] {
             let file = std::fs::File::options()
                 .read(true)
@@ -166,17 +171,18 @@ mod tests {
             let mut byte = [0];
             file.read_exact_at(&mut byte, at).unwrap();
             file.write_all_at(&[byte[0] ^ 1], at).unwrap();
-            assert_ne!(digest, sha256_sparse(&holes).unwrap(), "byte {at}");
+            assert_ne!(digest, sha256_sparse(&holes, &|| false).unwrap(), "byte {at}");
             file.write_all_at(&byte, at).unwrap();
         }
-        assert_eq!(digest, sha256_sparse(&holes).unwrap());
+        assert_eq!(digest, sha256_sparse(&holes, &|| false).unwrap());
         std::fs::File::options()
             .write(true)
             .open(&holes)
             .unwrap()
             .set_len(length + 1)
             .unwrap();
-        assert_ne!(digest, sha256_sparse(&holes).unwrap());
+        assert_ne!(digest, sha256_sparse(&holes, &|| false).unwrap());
+        assert_eq!(sha256_sparse(&holes, &|| true).unwrap(), None);
     }
 
     #[test]

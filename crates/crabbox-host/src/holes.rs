@@ -107,8 +107,8 @@ impl Holes {
     }
 
     /// Frees every run of zeros that is at least `least` bytes long; what the file reads as stays the same. Returns how many bytes it
-    /// were.
-    pub fn punch_zeros(&self, least: u64) -> Result<u64, HoleError> {
+    /// were. It is given up (`None`) as soon as `stop` says so, which is asked before each MiB.
+    pub fn punch_zeros(&self, least: u64, stop: &dyn Fn() -> bool) -> Result<Option<u64>, HoleError> {
         let fail = |source| FileError::io("read", &self.path, source);
         let (mut freed, mut run) = (0, 0);
         let mut free = |end: u64, run: u64| -> Result<(), HoleError> {
@@ -121,6 +121,9 @@ impl Holes {
         let mut chunk = vec![0; 1 << 20];
         let mut at = 0;
         while at < self.length {
+            if stop() {
+                return Ok(None);
+            }
             let count = self.file.read_at(&mut chunk, at).map_err(fail)?;
             let whole = count - count % usize::try_from(GRAIN).unwrap_or(1);
             if whole == 0 {
@@ -137,7 +140,7 @@ impl Holes {
             }
         }
         free(at, run)?;
-        Ok(freed)
+        Ok(Some(freed))
     }
 
     /// Frees `length` bytes from `offset` on; they read as zeros from then on, and the file stays as long as it is.
@@ -197,13 +200,18 @@ mod tests {
         std::fs::write(&path, &bytes).unwrap();
         let holes = Holes::open(&path, own()).unwrap();
         let before = holes.allocated().unwrap();
-        let freed = holes.punch_zeros(64 << 10).unwrap();
+        assert_eq!(holes.punch_zeros(64 << 10, &|| true).unwrap(), None);
+        assert_eq!(before, holes.allocated().unwrap());
+        let freed = holes.punch_zeros(64 << 10, &|| false).unwrap().unwrap();
         assert_eq!(before - holes.allocated().unwrap(), freed);
         assert!(freed > 1_900_000, "{freed}");
         assert!(std::fs::read(&path).unwrap() == bytes);
         assert_eq!(
-            Holes::open(&path, own()).unwrap().punch_zeros(4 << 20).unwrap(),
-            0
+            Holes::open(&path, own())
+                .unwrap()
+                .punch_zeros(4 << 20, &|| false)
+                .unwrap(),
+            Some(0)
         );
     }
 

@@ -18,6 +18,7 @@ pub mod download;
 pub mod entry_path;
 pub mod environment;
 pub mod files;
+pub mod hard_links;
 pub mod hardware;
 pub mod holes;
 pub mod kvm;

@@ -4,6 +4,7 @@
 //! <state>/firecracker/templates/
 //!     secret             drawn once; part of every key, so that a directory from another host never matches
 //!     make.lock          held by whoever makes one
+//!     programs           digests of programs that keys have in them, as long as the files stay untouched
 //!     .making-<random>/  one that is not finished; without the lock it is nobody's
 //!     <key>/             memory, vmstate, layer, manifest.json; and `checked`, `failures`
 //! ```
@@ -27,6 +28,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::places::Places;
 
+mod check;
+mod program;
+
+use check::{Depth, allocated, check, failures, is_unused, manifest, modified, note_checked};
+
 /// The machine's memory.
 pub const MEMORY: &str = "memory";
 /// The state of the machine and its devices, as Firecracker wrote it.
@@ -34,6 +40,8 @@ pub const VMSTATE: &str = "vmstate";
 /// The private disk at the moment when the machine stood still.
 pub const LAYER: &str = "layer";
 
+const SECRET: &str = "secret";
+const LOCK: &str = "make.lock";
 const MANIFEST: &str = "manifest.json";
 /// Holds the boot of the host during which every byte was last read.
 const CHECKED: &str = "checked";
@@ -74,6 +82,9 @@ pub enum TemplateError {
         /// The file.
         path: PathBuf,
     },
+    /// Whoever makes it gave up.
+    #[error("interrupted while the template was sealed")]
+    Stopped,
     /// Its description cannot be written.
     #[error("cannot describe the template")]
     Describe(#[source] serde_json::Error),
@@ -181,6 +192,10 @@ pub struct Swept {
     pub bytes: u64,
 }
 
+fn key(secret: &str, facts: &str) -> String {
+    digest::sha256(format!("{secret}\n{facts}").as_bytes())
+}
+
 /// The templates of a state directory.
 #[derive(Debug, Clone)]
 pub struct Templates {
@@ -197,24 +212,33 @@ impl Templates {
 
     /// The key of what `facts` describe: it follows from them and from this host's secret, which is made when it is missing.
     pub fn key(&self, facts: &str) -> Result<String, TemplateError> {
-        let secret = self.secret()?;
-        Ok(digest::sha256(format!("{secret}\n{facts}").as_bytes()))
+        Ok(key(&self.secret()?, facts))
     }
 
-    fn secret(&self) -> Result<String, TemplateError> {
-        let path = self.dir.join("secret");
-        let read = || match files::read_regular(&path, 128) {
+    /// The same for those who only look; `None` where there is no secret, and so nothing that has a key.
+    pub fn known_key(&self, facts: &str) -> Result<Option<String>, TemplateError> {
+        Ok(self.drawn_secret()?.map(|secret| key(&secret, facts)))
+    }
+
+    /// The secret, if it was drawn.
+    fn drawn_secret(&self) -> Result<Option<String>, TemplateError> {
+        let path = self.dir.join(SECRET);
+        match files::read_regular(&path, 128) {
             Ok(bytes) => String::from_utf8(bytes)
                 .ok()
                 .filter(|text| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()))
                 .map(Some)
-                .ok_or_else(|| TemplateError::Secret { path: path.clone() }),
+                .ok_or(TemplateError::Secret { path }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(FileError::io("read", &path, source).into()),
-        };
-        if let Some(secret) = read()? {
+        }
+    }
+
+    fn secret(&self) -> Result<String, TemplateError> {
+        if let Some(secret) = self.drawn_secret()? {
             return Ok(secret);
         }
+        let path = self.dir.join(SECRET);
         files::create_private_dir(&self.dir)?;
         let secret = hex(&random::bytes::<32>().map_err(TemplateError::Random)?);
         // Whoever is first decides: a link to a finished file is made or not made.
@@ -228,20 +252,29 @@ impl Templates {
             }
             _ => files::sync_dir(&self.dir)?,
         }
-        read()?.ok_or(TemplateError::Secret { path })
+        self.drawn_secret()?.ok_or(TemplateError::Secret { path })
+    }
+
+    /// What is there under `key` by what the file system says of it: no byte is read, and nothing is written down.
+    pub fn look(&self, key: &str) -> Found {
+        self.found(key, Depth::Look)
+    }
+
+    fn found(&self, key: &str, depth: Depth) -> Found {
+        let dir = self.dir.join(key);
+        if !dir.is_dir() {
+            return Found::Absent;
+        }
+        match check(&dir, key, depth) {
+            Ok(template) => Found::Ready(template),
+            Err(unusable) => Found::Unusable(unusable),
+        }
     }
 
     /// What is there under `key`. Every byte is read where this boot of the host has not done so yet; later a look at each file is
     /// enough, since nobody but root can change one.
     pub fn find(&self, key: &str) -> Found {
-        let dir = self.dir.join(key);
-        if !dir.is_dir() {
-            return Found::Absent;
-        }
-        match check(&dir, key, Depth::OncePerBoot) {
-            Ok(template) => Found::Ready(template),
-            Err(unusable) => Found::Unusable(unusable),
-        }
+        self.found(key, Depth::OncePerBoot)
     }
 
     /// Every key that has something, sorted.
@@ -255,6 +288,46 @@ impl Templates {
         keys
     }
 
+    /// The SHA-256 of a program that templates depend on, remembered as long as its file stays untouched.
+    pub fn program_digest(&self, program: &Path) -> Result<String, FileError> {
+        program::digest(&self.dir, program)
+    }
+
+    /// Removes the template of `key`, if there is one. Leases that came of it have names of their own for what they use.
+    pub fn remove(&self, key: &str) -> Result<(), TemplateError> {
+        let dir = self.dir.join(key);
+        if dir.is_dir() { remove(&dir) } else { Ok(()) }
+    }
+
+    /// Removes what a store without templates still has; nothing where it has one, or while somebody makes one.
+    pub fn dissolve(&self) -> Result<(), TemplateError> {
+        if !self.dir.is_dir() {
+            return Ok(());
+        }
+        let Some(lock) = self.try_make()? else {
+            return Ok(());
+        };
+        self.remove_unfinished()?;
+        if !self.keys().is_empty() {
+            return Ok(());
+        }
+        for name in [SECRET, program::KNOWN, LOCK] {
+            files::remove_tree(&self.dir.join(name))?;
+        }
+        drop(lock);
+        match std::fs::remove_dir(&self.dir) {
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    std::io::ErrorKind::NotFound | std::io::ErrorKind::DirectoryNotEmpty
+                ) =>
+            {
+                Err(FileError::io("remove directory", &self.dir, error).into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Reads every byte of the template of `key`.
     pub fn verify(&self, key: &str) -> Result<Template, Unusable> {
         check(&self.dir.join(key), key, Depth::EveryByte)
@@ -263,7 +336,7 @@ impl Templates {
     /// The lock of whoever makes a template; `None` if somebody does.
     pub fn try_make(&self) -> Result<Option<FileLock>, TemplateError> {
         files::create_private_dir(&self.dir)?;
-        Ok(FileLock::try_acquire(&self.dir.join("make.lock"))?)
+        Ok(FileLock::try_acquire(&self.dir.join(LOCK))?)
     }
 
     /// An empty directory for the parts of a new one; what died in the making is removed. Under the lock.
@@ -301,14 +374,22 @@ impl Templates {
         Ok(())
     }
 
-    /// Makes the parts in `workplace` unchangeable, without their zeros, and describes them there.
-    pub fn seal(&self, workplace: &Path, key: &str, about: About) -> Result<Template, TemplateError> {
+    /// Makes the parts in `workplace` unchangeable, without their zeros, and describes them there. All of the memory is read for it, so it
+    /// takes seconds: `stop` is asked all the time whether to give it up.
+    pub fn seal(
+        &self,
+        workplace: &Path,
+        key: &str,
+        about: About,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Template, TemplateError> {
         let mut parts = BTreeMap::new();
         for name in [MEMORY, VMSTATE, LAYER] {
             let path = workplace.join(name);
-            match Holes::open(&path, process::euid()).and_then(|holes| holes.punch_zeros(LEAST_HOLE)) {
+            match Holes::open(&path, process::euid()).and_then(|holes| holes.punch_zeros(LEAST_HOLE, stop)) {
                 // It takes more room, and is none the worse for it.
-                Ok(_) | Err(HoleError::Unsupported) => {}
+                Ok(Some(_)) | Err(HoleError::Unsupported) => {}
+                Ok(None) => return Err(TemplateError::Stopped),
                 Err(error) => return Err(error.into()),
             }
             let fail = |source| FileError::io("seal", &path, source);
@@ -321,7 +402,7 @@ impl Templates {
                 bytes: facts.len(),
                 inode: facts.ino(),
                 modified: modified(&facts),
-                sha256: digest::sha256_sparse(&path)?,
+                sha256: digest::sha256_sparse(&path, stop)?.ok_or(TemplateError::Stopped)?,
             };
             parts.insert(name.to_owned(), part);
         }
@@ -423,108 +504,6 @@ impl Templates {
         }
         Ok(Some(swept))
     }
-}
-
-/// How closely a template is looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Depth {
-    /// Only at what the file system says of its files.
-    Look,
-    /// The same, after every byte was read once since the host came up.
-    OncePerBoot,
-    /// At every byte.
-    EveryByte,
-}
-
-fn manifest(dir: &Path) -> Result<Manifest, Unusable> {
-    let unreadable = |error: &dyn std::error::Error| Unusable::Manifest {
-        why: error.to_string(),
-    };
-    let text =
-        files::read_regular(&dir.join(MANIFEST), MANIFEST_LIMIT).map_err(|error| unreadable(&error))?;
-    serde_json::from_slice(&text).map_err(|error| unreadable(&error))
-}
-
-fn check(dir: &Path, key: &str, depth: Depth) -> Result<Template, Unusable> {
-    let unreadable = |why: String| Unusable::Manifest { why };
-    let manifest = manifest(dir)?;
-    if manifest.version != VERSION || manifest.key != key {
-        return Err(unreadable("it is another one's".to_owned()));
-    }
-    let failures = failures(dir);
-    if failures >= MOST_FAILURES {
-        return Err(Unusable::SetAside { failures });
-    }
-    let read_all = match depth {
-        Depth::Look => false,
-        Depth::EveryByte => true,
-        Depth::OncePerBoot => {
-            let boot = process::boot_id().map_err(TemplateError::from)?;
-            !std::fs::read_to_string(dir.join(CHECKED)).is_ok_and(|checked| checked == boot)
-        }
-    };
-    for name in [MEMORY, VMSTATE, LAYER] {
-        let changed = |what| Unusable::Changed {
-            name: name.to_owned(),
-            what,
-        };
-        let part = manifest
-            .parts
-            .get(name)
-            .ok_or_else(|| changed("nothing is said of it"))?;
-        let path = dir.join(name);
-        let facts = std::fs::symlink_metadata(&path).map_err(|_| changed("it is not there"))?;
-        let differs = [
-            (!facts.is_file(), "it is no file"),
-            (facts.len() != part.bytes, "another length"),
-            (facts.ino() != part.inode, "another file"),
-            (modified(&facts) != part.modified, "written to"),
-            (facts.mode() & 0o7777 != 0o444, "another mode"),
-            (facts.uid() != process::euid(), "another owner"),
-        ];
-        if let Some((_, what)) = differs.into_iter().find(|(differs, _)| *differs) {
-            return Err(changed(what));
-        }
-        if read_all && digest::sha256_sparse(&path)? != part.sha256 {
-            return Err(changed("other bytes"));
-        }
-    }
-    if read_all {
-        note_checked(dir)?;
-    }
-    Ok(Template {
-        allocated: allocated(dir),
-        dir: dir.to_owned(),
-        key: manifest.key,
-        about: manifest.about,
-    })
-}
-
-fn note_checked(dir: &Path) -> Result<(), TemplateError> {
-    let boot = process::boot_id()?;
-    Ok(files::write_atomic(&dir.join(CHECKED), boot.as_bytes(), 0o600)?)
-}
-
-fn failures(dir: &Path) -> u64 {
-    std::fs::metadata(dir.join(FAILURES)).map_or(0, |facts| facts.len())
-}
-
-fn is_unused(dir: &Path) -> bool {
-    let used = std::fs::metadata(dir.join(CHECKED)).and_then(|facts| facts.modified());
-    used.is_ok_and(|used| used.elapsed().is_ok_and(|age| age > UNUSED_LIMIT))
-}
-
-fn modified(facts: &std::fs::Metadata) -> i128 {
-    i128::from(facts.mtime()) * 1_000_000_000 + i128::from(facts.mtime_nsec())
-}
-
-/// Bytes that the files of `dir` take up; `st_blocks` counts 512 bytes each (`stat(2)`).
-fn allocated(dir: &Path) -> u64 {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.metadata().ok())
-        .map(|facts| facts.blocks() * 512)
-        .sum()
 }
 
 /// Removes a template: out of its name first, so that nobody finds half of it.

@@ -4,8 +4,6 @@
 //! speed and nothing else. It must never publish a template of which two machines were not seen to come up, and to differ.
 
 use std::cell::RefCell;
-use std::fmt::Write as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,16 +12,15 @@ use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::LeaseId;
 use crabbox_fc::version::{NoVersion, Version};
 use crabbox_host::command::{Cmd, CommandError};
-use crabbox_host::digest::{self, hex};
+use crabbox_host::digest::hex;
 use crabbox_host::lock::FileLock;
 use crabbox_host::signals::Interrupts;
-use crabbox_host::{clock, hardware, random};
-use crabbox_image::guest;
+use crabbox_host::{clock, random};
 use crabbox_image::progress::Progress;
 use crabbox_machine::context::Engine;
 use crabbox_machine::lifecycle::client::{self, ClientError};
 use crabbox_machine::request::{AcquireRequest, GuestSource, Start};
-use crabbox_machine::resource::identity::{HANDSHAKE, Identity};
+use crabbox_machine::resource::identity::Identity;
 use crabbox_machine::resource::network;
 use crabbox_store::templates::{About, Found, Template, TemplateError, Templates};
 
@@ -31,6 +28,10 @@ pub use crabbox_store::templates::Swept;
 
 use crate::host::images::{self, ImagesError};
 use crate::host::prepare::{self, NewLease, PrepareError};
+
+mod facts;
+
+use facts::{Facts, facts, host};
 
 /// The Firecracker after whose restores a guest cannot speak to its host (firecracker-microvm/firecracker#5969).
 const DEAF: Version = Version::new(1, 16, 0);
@@ -179,7 +180,7 @@ pub(crate) fn choose(engine: &Engine, plan: &FirecrackerPlan, request: &mut Acqu
     if templates.keys().is_empty() || network::gives_tap(&request.network) {
         return Source::Cold(None);
     }
-    let Ok(Some(facts)) = facts(request) else {
+    let Ok(Some(facts)) = facts(&templates, request) else {
         return Source::Cold(None);
     };
     let key = match templates.key(&facts.text) {
@@ -217,65 +218,6 @@ pub(crate) fn remove_dead(engine: &Engine) {
     Templates::of(&engine.places).remove_dead().ok();
 }
 
-/// All that a template depends on.
-struct Facts {
-    text: String,
-    image: String,
-    host: String,
-}
-
-/// The facts of what `request` asks for on this host; `None` where it cannot come of a template.
-fn facts(request: &AcquireRequest) -> std::io::Result<Option<Facts>> {
-    let GuestSource::Ours { digest: image, .. } = &request.guest else {
-        return Ok(None);
-    };
-    let machine = request.machine;
-    // Its bytes decide what a snapshot means; another file, or other bytes in it, is another program.
-    let program = std::fs::metadata(&request.programs.firecracker)?;
-    let host = digest::sha256(hardware::facts().as_bytes());
-    let mut text = String::from("template 1\n");
-    for (name, value) in [
-        ("handshake", HANDSHAKE.to_owned()),
-        ("image", image.clone()),
-        ("arguments", guest::template_kernel_args()),
-        ("processors", machine.cpus.to_string()),
-        ("memory", machine.memory_mib.to_string()),
-        ("disk", machine.disk_mib.to_string()),
-        (
-            "network",
-            format!(
-                "{} {} {} {}",
-                crabbox_net::TAP_ADDRESS,
-                crabbox_net::GUEST_ADDRESS,
-                crabbox_net::INNER_PREFIX,
-                crabbox_net::GUEST_MAC
-            ),
-        ),
-        (
-            "firecracker",
-            format!(
-                "{} {} {} {}.{} {}.{}",
-                program.ino(),
-                program.len(),
-                program.mode(),
-                program.mtime(),
-                program.mtime_nsec(),
-                program.ctime(),
-                program.ctime_nsec()
-            ),
-        ),
-        ("host", host.clone()),
-    ] {
-        // Writing to a String cannot fail.
-        writeln!(text, "{name}={value}").ok();
-    }
-    Ok(Some(Facts {
-        text,
-        image: image.clone(),
-        host,
-    }))
-}
-
 /// A template that was made.
 #[derive(Debug)]
 pub struct Made {
@@ -301,15 +243,15 @@ pub fn make(
         return Err(WarmError::Off);
     }
     let request = request(engine, plan)?;
-    let facts = facts(&request).map_err(|source| PrepareError::File {
-        key: "firecracker.binary",
-        path: request.programs.firecracker.clone(),
-        source,
-    })?;
-    let facts = facts.ok_or(WarmError::Foreign)?;
+    if !matches!(request.guest, GuestSource::Ours { .. }) {
+        return Err(WarmError::Foreign);
+    }
     check_version(&request.programs.firecracker)?;
     let templates = Templates::of(&engine.places);
     let lock = templates.try_make()?.ok_or(WarmError::Busy)?;
+    let facts = facts(&templates, &request)
+        .map_err(TemplateError::from)?
+        .ok_or(WarmError::Foreign)?;
     let dir = templates.workplace(&lock)?;
     let making = Making {
         engine,
@@ -339,8 +281,7 @@ pub fn sweep(engine: &Engine, going: &[&str], dry_run: bool) -> Result<Option<Ve
         .map(|listed| listed.image.manifest.digest)
         .filter(|digest| !going.contains(&digest.as_str()))
         .collect();
-    let host = digest::sha256(hardware::facts().as_bytes());
-    Ok(Templates::of(&engine.places).sweep(&images, &host, dry_run)?)
+    Ok(Templates::of(&engine.places).sweep(&images, &host(), dry_run)?)
 }
 
 fn request(engine: &Engine, plan: &FirecrackerPlan) -> Result<AcquireRequest, PrepareError> {
@@ -408,7 +349,14 @@ impl Making<'_> {
             host: facts.host.clone(),
             made_at,
         };
-        let sealed = templates.seal(dir, &key, about)?;
+        // Seconds of reading, in which Ctrl-C is heard as at any other time.
+        let stop = || self.interrupts.caught().is_some();
+        let sealed = templates
+            .seal(dir, &key, about, &stop)
+            .map_err(|error| match error {
+                TemplateError::Stopped => WarmError::Interrupted,
+                error => error.into(),
+            })?;
         let tried = [
             self.clone_of(&request, dir, &token, "try a clone")?,
             self.clone_of(&request, dir, &token, "try another clone")?,

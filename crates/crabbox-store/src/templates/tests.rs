@@ -30,7 +30,7 @@ fn made(templates: &Templates, key: &str) -> Template {
         bytes[length - 1] = 9;
         std::fs::write(dir.join(name), bytes).unwrap();
     }
-    let sealed = templates.seal(&dir, key, about()).unwrap();
+    let sealed = templates.seal(&dir, key, about(), &|| false).unwrap();
     templates.publish(sealed, &lock).unwrap()
 }
 
@@ -221,4 +221,62 @@ fn a_sweep_removes_what_is_of_no_use_and_a_dry_run_nothing() {
     std::fs::remove_file(dir.join(LAYER)).unwrap();
     assert_eq!(swept("host", &images, false), ["broken"]);
     assert!(templates.keys().is_empty());
+}
+
+#[test]
+fn whoever_gives_up_while_it_is_sealed_is_heard_at_once_and_nothing_is_described() {
+    let (_root, templates) = templates();
+    let lock = templates.try_make().unwrap().unwrap();
+    let dir = templates.workplace(&lock).unwrap();
+    for name in [MEMORY, VMSTATE, LAYER] {
+        std::fs::write(dir.join(name), vec![7; 8 << 20]).unwrap();
+    }
+    // Reading each of them takes 8 looks for its zeros and 8 for its digest.
+    for patience in [0, 4, 12, 20, 47] {
+        let looks = std::cell::Cell::new(0);
+        let stop = || looks.replace(looks.get() + 1) >= patience;
+        let sealed = templates.seal(&dir, "key", about(), &stop);
+        assert!(matches!(sealed, Err(TemplateError::Stopped)), "{sealed:?}");
+        assert_eq!(looks.get(), patience + 1, "it goes on after that");
+        assert!(!dir.join(MANIFEST).exists());
+    }
+    templates.seal(&dir, "key", about(), &|| false).unwrap();
+}
+
+#[test]
+fn a_look_says_the_same_and_leaves_no_trace() {
+    let (_root, templates) = templates();
+    assert_eq!(templates.known_key("facts").unwrap(), None);
+    assert!(!templates.dir.exists());
+    let key = key(&templates);
+    assert_eq!(templates.known_key("facts").unwrap().as_ref(), Some(&key));
+    assert!(matches!(templates.look(&key), Found::Absent));
+    let template = made(&templates, &key);
+    std::fs::remove_file(template.dir.join(CHECKED)).unwrap();
+    assert!(matches!(templates.look(&key), Found::Ready(_)));
+    assert!(!template.dir.join(CHECKED).exists());
+    std::fs::set_permissions(template.dir.join(LAYER), std::fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(matches!(
+        templates.look(&key),
+        Found::Unusable(Unusable::Changed { .. })
+    ));
+}
+
+#[test]
+fn a_store_goes_when_it_has_nothing_left_and_nobody_is_at_it() {
+    let (root, templates) = templates();
+    templates.dissolve().unwrap();
+    let key = key(&templates);
+    made(&templates, &key);
+    templates.program_digest(Path::new("/proc/self/exe")).unwrap();
+    templates.dissolve().unwrap();
+    assert!(matches!(templates.find(&key), Found::Ready(_)), "it has one");
+    templates.remove(&key).unwrap();
+    templates.remove(&key).unwrap();
+    let lock = templates.try_make().unwrap().unwrap();
+    templates.dissolve().unwrap();
+    assert!(templates.dir.join(SECRET).exists(), "somebody makes one");
+    drop(lock);
+    templates.dissolve().unwrap();
+    assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
 }
