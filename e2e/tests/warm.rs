@@ -12,6 +12,29 @@ const OWN: &str = "cat /proc/sys/kernel/random/boot_id /etc/machine-id /etc/host
      for i in 1 2 3; do head -c 1048576 /dev/urandom | sha256sum; done; ssh-keyscan -t ed25519 localhost 2>/dev/null; \
      date +%s";
 
+/// Freezes a machine and has two go on from there; both say what they draw before and after the reseed.
+const TWINS: &str = include_str!("twins.py");
+
+#[test]
+fn two_machines_of_one_moment_draw_the_same_until_they_are_reseeded() {
+    let host = Host::alone();
+    let image = host.crabbox("image inspect --json default").exits(0).json();
+    let dir = image["path"].as_str().unwrap();
+    let drew = host
+        .sh(&format!(
+            "rm -rf twins && mkdir twins && cd twins && python3 - {dir}/vmlinux {dir}/initrd.img <<'PYTHON'\n{TWINS}\nPYTHON\n"
+        ))
+        .exits(0);
+    drop(host.sh("rm -rf twins").exits(0));
+    let words: Vec<&str> = drew.stdout.split_whitespace().collect();
+    let [before, after, before_too, after_too] = words.as_slice() else {
+        panic!("{drew:?}")
+    };
+    // As if the reseed were left out: if the kernel made them differ by itself, this would show nothing of ours.
+    assert_eq!(before, before_too, "{drew:?}");
+    assert_ne!(after, after_too, "{drew:?}");
+}
+
 #[test]
 fn restored_machines_share_nothing_and_do_what_booted_ones_do() {
     let host = Host::alone();

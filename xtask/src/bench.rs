@@ -6,6 +6,7 @@ pub(crate) mod boot;
 pub(crate) mod disk;
 pub(crate) mod run;
 pub(crate) mod sync;
+pub(crate) mod warm;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;

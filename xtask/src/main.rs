@@ -120,6 +120,18 @@ enum Bench {
         #[arg(long, value_name = "PATH")]
         against: Option<PathBuf>,
     },
+    /// A lease that comes of a template beside one that boots
+    Warm {
+        /// Which lab, should this host have no working KVM
+        #[arg(long, default_value = "main")]
+        name: String,
+        /// How many pairs with the page cache as it is
+        #[arg(long, default_value_t = 20)]
+        count: usize,
+        /// How many pairs for each of which the page cache is dropped
+        #[arg(long, default_value_t = 5)]
+        dropped: usize,
+    },
     /// What a sync costs over a real sshd on loopback or into a microVM, beside `git status` and `rsync -a`
     Sync {
         /// Into a microVM
@@ -157,6 +169,7 @@ fn main() -> ExitCode {
         Task::Bench(Bench::Boot { name, count, .. }) => bench::boot::main(&name, count),
         Task::Bench(Bench::Disk { inside }) => bench::disk::main(inside),
         Task::Bench(Bench::Run { name, runs, against }) => bench::run::main(&name, runs, against.as_deref()),
+        Task::Bench(Bench::Warm { name, count, dropped }) => bench::warm::main(&name, count, dropped),
         Task::Bench(Bench::Sync {
             lease: true,
             name,

@@ -210,6 +210,11 @@ impl Templates {
         }
     }
 
+    /// Whether a secret was drawn here, with which the first template begins.
+    pub fn is_there(&self) -> bool {
+        self.dir.join(SECRET).is_file()
+    }
+
     /// The key of what `facts` describe: it follows from them and from this host's secret, which is made when it is missing.
     pub fn key(&self, facts: &str) -> Result<String, TemplateError> {
         Ok(key(&self.secret()?, facts))

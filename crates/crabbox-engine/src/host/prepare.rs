@@ -195,11 +195,7 @@ pub fn request(
         ssh_user: plan.user.clone(),
         ssh_port: plan.ssh_port,
         work_root: plan.work_root.clone(),
-        machine: Machine {
-            cpus: plan.cpus,
-            memory_mib: plan.memory_mib,
-            disk_mib: u32::try_from(plan.disk_mib).unwrap_or(u32::MAX),
-        },
+        machine: machine(plan),
         limits: plan.limits,
         programs: programs(engine, plan)?,
         guest: guest(engine, plan)?,
@@ -209,6 +205,15 @@ pub fn request(
         failpoint: engine.failpoint.clone(),
         start: Start::Boot,
     })
+}
+
+/// The size of a machine of `plan`.
+pub(crate) fn machine(plan: &FirecrackerPlan) -> Machine {
+    Machine {
+        cpus: plan.cpus,
+        memory_mib: plan.memory_mib,
+        disk_mib: u32::try_from(plan.disk_mib).unwrap_or(u32::MAX),
+    }
 }
 
 fn duration(duration: GoDuration) -> Duration {
@@ -375,7 +380,8 @@ fn regular(key: &'static str, path: &Path) -> Result<(), PrepareError> {
     }
 }
 
-fn network_request(plan: &FirecrackerPlan) -> Result<NetworkRequest, PrepareError> {
+/// The network that leases of `plan` are in.
+pub(crate) fn network_request(plan: &FirecrackerPlan) -> Result<NetworkRequest, PrepareError> {
     let (dir, name) = (plan.cni_conf_dir.as_path(), plan.cni_network.as_str());
     let mode = NetworkMode::choose(plan.network, || crabbox_cni::load(dir, name).is_ok());
     if plan.network == Some(NetworkMode::Cni) {

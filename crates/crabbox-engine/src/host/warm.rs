@@ -29,12 +29,12 @@ pub use crabbox_store::templates::Swept;
 use crate::host::images::{self, ImagesError};
 use crate::host::prepare::{self, NewLease, PrepareError};
 
-mod facts;
+pub(crate) mod facts;
 
 use facts::{Facts, facts, host};
 
 /// The Firecracker after whose restores a guest cannot speak to its host (firecracker-microvm/firecracker#5969).
-const DEAF: Version = Version::new(1, 16, 0);
+pub(crate) const DEAF: Version = Version::new(1, 16, 0);
 /// How long `firecracker --version` may take.
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
 /// How far the clock of a machine may be off that has just come of a template.

@@ -6,6 +6,7 @@ mod hardening;
 mod host;
 mod network;
 mod vmm;
+mod warm;
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
 
@@ -23,6 +24,7 @@ pub fn firecracker(plan: &FirecrackerPlan, world: &World) -> Vec<Check> {
     checks.extend(vmm::checks(plan, world));
     checks.extend(network::checks(plan, world));
     checks.extend(guest::checks(plan, world));
+    checks.push(warm::check(plan, world));
     checks.push(orphans(world));
     checks.extend(hardening::checks(world));
     checks

@@ -5,6 +5,7 @@ mod host;
 mod network;
 mod programs;
 mod residue;
+mod warm;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ pub(crate) fn world(engine: &Engine, plan: &FirecrackerPlan, options: &Options) 
         kvm: kvm(probe, remembered),
         network: network::network(plan),
         storage: storage(&engine.places.state),
+        warm: warm::warm(engine, plan, &vmm),
         residue: residue::residue(engine),
         tools,
         vmm,

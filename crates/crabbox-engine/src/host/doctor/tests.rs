@@ -16,6 +16,8 @@ use super::*;
 use crate::host::probe::{Judged, Verdict};
 use crate::provider::static_host::checks;
 
+mod warm;
+
 /// Settings with these variables, each without its `CRABBOX_`.
 fn settings(variables: &[(&str, &str)]) -> Settings {
     let files: [ConfigFile; 0] = [];
@@ -174,6 +176,7 @@ fn healthy() -> World {
             reflink: Ok(true),
             free_mib: Ok(100_000),
         },
+        warm: warm::ready(),
         residue: Ok(Vec::new()),
     }
 }
@@ -257,6 +260,11 @@ fn faults() -> Vec<Fault> {
         Fault("old ssh", PLAIN, |w| { w.tools.insert("ssh", tool("/usr/bin/ssh", &[8, 3])); }, ("tools", Failed, BLOCKED)),
         Fault("no mke2fs", PLAIN, |w| { w.tools.insert("mke2fs", None); }, ("tools", Failed, BLOCKED)),
         Fault("no jail, as root", &[("FIRECRACKER_JAILER", "none")], |w| w.vmm.jailer = Ok(None), ("jail", Warning, HARDENING)),
+        Fault("no template", PLAIN, |w| w.warm.template = Ok(Frozen::Absent), ("warm", Warning, DEGRADED)),
+        Fault("template set aside", PLAIN, |w| w.warm.template = Ok(Frozen::SetAside { failures: 2 }), ("warm", Warning, DEGRADED)),
+        Fault("template written to", PLAIN, |w| w.warm.template = Ok(Frozen::Unusable { why: "its memory is not what it was (written to)".into() }), ("warm", Warning, DEGRADED)),
+        Fault("firecracker whose restored machines are deaf", PLAIN, |w| { w.vmm.firecracker.as_mut().unwrap().version = Ok("1.16.0".into()); w.vmm.jailer.as_mut().unwrap().as_mut().unwrap().version = Ok("1.16.0".into()); }, ("warm", Warning, DEGRADED)),
+        Fault("a file system without hard links", PLAIN, |w| w.warm.links = Some(Ok(false)), ("warm", Warning, DEGRADED)),
         Fault("something left behind", PLAIN, |w| w.residue = Ok(vec!["link cbx01234567".into()]), ("orphans", Warning, "residue")),
         Fault("nested", PLAIN, |w| w.host.nested = true, ("nested", Warning, DEGRADED)),
         Fault("open swap", PLAIN, |w| w.host.swaps = vec!["/swapfile".into()], ("swap", Warning, HARDENING)),

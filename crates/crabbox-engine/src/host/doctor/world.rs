@@ -268,6 +268,49 @@ pub struct Storage {
     pub free_mib: Seen<u64>,
 }
 
+/// What leases of these settings could come of instead of booting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frozen {
+    /// Nothing: what boots is not an image of crabbox's own.
+    Foreign,
+    /// No template was made for them.
+    Absent,
+    /// There is one, and it is not used any more.
+    SetAside {
+        /// How many machines did not come of it, one after the other.
+        failures: u64,
+    },
+    /// There is one, and it is not what it was.
+    Unusable {
+        /// What differs.
+        why: String,
+    },
+    /// There is one.
+    Ready {
+        /// Its key.
+        key: String,
+        /// Its directory.
+        dir: PathBuf,
+        /// When it was made, in seconds since 1970.
+        made_at: i64,
+        /// How long ago that was, in seconds.
+        age: u64,
+        /// Bytes that it takes up.
+        bytes: u64,
+    },
+}
+
+/// Whether leases have to boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warm {
+    /// Whether files of the state directory can have two names; `None` where a template store is there, which could not be made without.
+    pub links: Option<Seen<bool>>,
+    /// Whether the network gives each guest a tap of its own.
+    pub gives_tap: bool,
+    /// What there is.
+    pub template: Seen<Frozen>,
+}
+
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct World {
@@ -285,6 +328,8 @@ pub struct World {
     pub network: Network,
     /// The disk.
     pub storage: Storage,
+    /// Templates.
+    pub warm: Warm,
     /// What `cleanup` would take away, one text each.
     pub residue: Seen<Vec<String>>,
 }
