@@ -1,4 +1,4 @@
-"""Two machines that go on from one frozen moment: prints what each of them drew before and after its reseed, a line each. The arguments are
+"""Two machines that go on from one frozen moment: prints the numbers that each of them drew before and after its reseed, a line each. The arguments are
 a kernel and an initrd with our first process; the working directory is the test's own. What fails ends it."""
 import http.client, os, re, socket, subprocess, sys, time
 
@@ -67,7 +67,7 @@ try:
         clone = Machine(name)
         machines.append(clone)
         clone.ask("PUT", "/snapshot/load", '{"snapshot_path": "state", "mem_backend": {"backend_type": "File", "backend_path": "memory"}, "resume_vm": true}')
-        drew = clone.hear("twin drew ([0-9a-f]{32}) ([0-9a-f]{32})", 60)
+        drew = clone.hear("twin before ([0-9a-f,]+)\\s[^\\0]*twin after ([0-9a-f,]+)\\s", 60)
         print(drew[1], drew[2])
         clone.end()
         print(f"{name} was heard {time.monotonic() - began:.1f} s after the freeze began", file=sys.stderr)

@@ -16,12 +16,16 @@ use crate::power;
 /// The argument on the kernel's command line.
 const WORD: &str = "crabbox.twins";
 
-/// How old the machine gets before it can be frozen. The kernel (6.1, `crng_has_old_seed` in `drivers/char/random.c`) draws a new key by
+/// How old the machine gets before it can be frozen. The kernel (6.1, `drivers/char/random.c`) draws a new key by
 /// itself when its own is older than half of the uptime, or a minute: so the host has 20 s in which nothing but our reseed does.
 const AGE: Duration = Duration::from_secs(40);
 
 /// How long it can be frozen. A clock that jumps when the machine goes on ends this at once, and one that does not a little later.
 const NAP: Duration = Duration::from_secs(5);
+
+/// How many numbers each machine draws. The kernel draws for itself as well, for its allocators, in one machine sooner than in the other: the
+/// same sequence is then met a few steps further on.
+const DRAWS: usize = 32;
 
 /// Waits to be frozen, draws, reseeds, draws and ends the machine, when the command line asks for it. `/proc` must be mounted.
 pub(crate) fn run_if_asked(console: &mut Console) {
@@ -49,12 +53,19 @@ fn be_one(console: &mut Console) -> Result<(), Failure> {
     // What the serial port still has when it is frozen would never leave it.
     console.drain();
     clock::poll_until(NAP, Duration::from_millis(50), || None::<()>);
-    let before = park::draw()?;
+    let before = draws()?;
     // The worst host: it has the same bytes for both.
     park::reseed(&[2; park::LEAST_ENTROPY])?;
-    let after = park::draw()?;
-    console.say(&format!("twin drew {before} {after}"));
+    let after = draws()?;
+    console.say(&format!("twin before {before}"));
+    console.say(&format!("twin after {after}"));
     Ok(())
+}
+
+/// Several draws, with commas between them.
+fn draws() -> Result<String, Failure> {
+    let draws: Result<Vec<String>, Failure> = (0..DRAWS).map(|_| park::draw()).collect();
+    Ok(draws?.join(","))
 }
 
 #[cfg(test)]

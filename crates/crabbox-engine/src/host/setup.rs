@@ -13,6 +13,7 @@ use crabbox_core::network::NetworkMode;
 use crabbox_host::command::find_on_path;
 use crabbox_host::digest;
 use crabbox_host::files::{self, FileError};
+use crabbox_host::signals::Interrupts;
 use crabbox_image::fetch::{self, FetchError};
 use crabbox_image::store::StoreError;
 use crabbox_machine::context::Engine;
@@ -20,6 +21,7 @@ use crabbox_machine::resource::network::DEBIAN_CNI;
 
 use crate::host::images::{self, Build, ImagesError, Progress, Source};
 use crate::host::prepare::{self, DEFAULT_IMAGE, PrepareError};
+use crate::host::warm::{self, WarmError};
 
 mod network;
 mod record;
@@ -33,6 +35,9 @@ pub use remove::{Removal, remove};
 pub struct Wanted {
     /// A bundle to start from; none builds the image here.
     pub from: Option<Source>,
+    /// Whether leases are to come of a template from then on. It takes longer than a lease, so nobody gets it who only wants to run
+    /// something.
+    pub template: bool,
 }
 
 /// One thing to do.
@@ -71,6 +76,11 @@ pub enum Step {
         /// The new file.
         path: PathBuf,
     },
+    /// Freeze a machine that leases can come of; the last step, for which [`template`] is called.
+    Template {
+        /// How much memory it has, in MiB, all of which is written once.
+        memory_mib: u32,
+    },
 }
 
 /// What is to be done, and what the user should know.
@@ -80,6 +90,14 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What only the user or root can do, each with its command.
     pub advice: Vec<String>,
+}
+
+impl Plan {
+    /// Whether a template is to be made, once all else is there.
+    pub fn makes_template(&self) -> bool {
+        let is_template = |step: &Step| matches!(step, Step::Template { .. });
+        self.steps.iter().any(is_template)
+    }
 }
 
 /// Why the host could not be set up, or not be put back.
@@ -115,6 +133,9 @@ pub enum SetupError {
     /// A file could not be read, written or removed.
     #[error(transparent)]
     File(#[from] FileError),
+    /// No template was made, or one could not be removed.
+    #[error(transparent)]
+    Warm(#[from] WarmError),
     /// The host's registry of leases cannot be used.
     #[error(transparent)]
     Registry(#[from] crabbox_store::registry::RegistryError),
@@ -126,6 +147,7 @@ impl Fault for SetupError {
             Self::Settings(error) => error.kind(),
             Self::Images(error) => error.kind(),
             Self::Fetch(FetchError::Download { .. }) => Kind::Unavailable,
+            Self::Warm(error) => error.kind(),
             _ => Kind::Usage,
         }
     }
@@ -135,6 +157,7 @@ impl Fault for SetupError {
             Self::Settings(error) => error.hints(),
             Self::Prepare(error) => error.hints(),
             Self::Images(error) => error.hints(),
+            Self::Warm(error) => error.hints(),
             Self::InUse { .. } => {
                 vec![
                     "stop those that `crabbox list` shows, or `crabbox cleanup --provider firecracker`"
@@ -197,8 +220,23 @@ pub fn plan(
     if settings.provider().is_err() && settings.provider.is_default() && !path.exists() {
         plan.steps.push(Step::Configuration { path });
     }
-    plan.advice.extend(kvm_advice());
+    let advice = kvm_advice();
+    if wanted.template && advice.is_none() {
+        plan.steps.extend(template_step(engine, lease, image));
+    }
+    plan.advice.extend(advice);
     Ok(plan)
+}
+
+/// A template, where leases may come of one, whoever asks can make leases, and there is none; always where the image is only `coming`.
+fn template_step(engine: &Engine, lease: &FirecrackerPlan, coming: bool) -> Option<Step> {
+    let can_lease = rustix::process::geteuid().is_root();
+    let gives_tap = prepare::network_request(lease)
+        .is_ok_and(|network| crabbox_machine::resource::network::gives_tap(&network));
+    let wanted = lease.warm && can_lease && !gives_tap && (coming || warm::is_missing(engine, lease));
+    wanted.then_some(Step::Template {
+        memory_mib: lease.memory_mib,
+    })
 }
 
 /// A network of the host's own plugins, where `cni` was asked for, root may write one and everything that it needs is there. `nat`,
@@ -310,8 +348,24 @@ fn do_step(
             new_file(record, path, text, 0o644)?;
         }
         Step::Configuration { path } => new_file(record, path, CONFIGURATION, 0o600)?,
+        // Without it the host is set up all the same, so it is no step that could fail here.
+        Step::Template { .. } => {}
     }
     Ok(())
+}
+
+/// Makes the template that a plan has as its last step. Whatever goes wrong with it, leases can be made.
+pub fn template(
+    engine: &Engine,
+    lease: &FirecrackerPlan,
+    interrupts: &Interrupts,
+    progress: &dyn Progress,
+) -> Result<warm::Made, SetupError> {
+    let mut record = record::Record::open(&engine.places)?;
+    let made = warm::make(engine, lease, interrupts, progress)?;
+    // Until here whatever is left of it is nobody's, and goes with the store.
+    record.template(&engine.places, &made.template.key)?;
+    Ok(made)
 }
 
 /// What a user without a configuration gets.

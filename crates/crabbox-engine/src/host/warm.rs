@@ -12,12 +12,12 @@ use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::LeaseId;
 use crabbox_fc::version::{NoVersion, Version};
 use crabbox_host::command::{Cmd, CommandError};
-use crabbox_host::digest::hex;
+use crabbox_host::digest::{self, hex};
 use crabbox_host::lock::FileLock;
 use crabbox_host::signals::Interrupts;
 use crabbox_host::{clock, random};
 use crabbox_image::progress::Progress;
-use crabbox_machine::context::Engine;
+use crabbox_machine::context::{Engine, Places};
 use crabbox_machine::lifecycle::client::{self, ClientError};
 use crabbox_machine::request::{AcquireRequest, GuestSource, Start};
 use crabbox_machine::resource::identity::Identity;
@@ -273,15 +273,38 @@ pub fn make(
     })
 }
 
+/// Whether leases of `plan` could come of a template on this host and there is none that may be used.
+pub(crate) fn is_missing(engine: &Engine, plan: &FirecrackerPlan) -> bool {
+    let Ok(GuestSource::Ours { digest: image, .. }) = prepare::guest(engine, plan) else {
+        return false;
+    };
+    let Ok(programs) = prepare::programs(engine, plan) else {
+        return false;
+    };
+    if check_version(&programs.firecracker).is_err() {
+        return false;
+    }
+    let templates = Templates::of(&engine.places);
+    let Ok(program) = digest::sha256_file(&programs.firecracker) else {
+        return false;
+    };
+    let facts = facts::of(&image, prepare::machine(plan), &program);
+    match templates.known_key(&facts.text) {
+        Ok(Some(key)) => !matches!(templates.look(&key), Found::Ready(_)),
+        Ok(None) => true,
+        Err(_) => false,
+    }
+}
+
 /// Removes templates that are of no use any more; `None` where one is being made. Images with the digests `going` count as gone.
-pub fn sweep(engine: &Engine, going: &[&str], dry_run: bool) -> Result<Option<Vec<Swept>>, WarmError> {
-    let (listed, _) = images::list(&engine.places)?;
+pub fn sweep(places: &Places, going: &[&str], dry_run: bool) -> Result<Option<Vec<Swept>>, WarmError> {
+    let (listed, _) = images::list(places)?;
     let images: Vec<String> = listed
         .into_iter()
         .map(|listed| listed.image.manifest.digest)
         .filter(|digest| !going.contains(&digest.as_str()))
         .collect();
-    Ok(Templates::of(&engine.places).sweep(&images, &host(), dry_run)?)
+    Ok(Templates::of(places).sweep(&images, &host(), dry_run)?)
 }
 
 fn request(engine: &Engine, plan: &FirecrackerPlan) -> Result<AcquireRequest, PrepareError> {

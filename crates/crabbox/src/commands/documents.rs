@@ -9,9 +9,8 @@ use schemars::{JsonSchema, Schema};
 use serde_json::Value;
 
 use super::host::config::{ConfigView, Explanation};
-use super::host::image::{
-    ExportView, GcView, InspectView, ListView, MadeView, RemovedView, VerifyView, WarmView,
-};
+use super::host::image::{ExportView, GcView, InspectView, ListView, MadeView, RemovedView, VerifyView};
+use super::host::template::WarmView;
 use super::host::{claims, doctor, providers, setup};
 use super::lease::views::{ListItem, StatusView};
 use super::lease::{cleanup, heartbeat, logs, stages};

@@ -7,4 +7,5 @@ pub(crate) mod image;
 pub(crate) mod init;
 pub(crate) mod providers;
 pub(crate) mod setup;
+pub(in crate::commands) mod template;
 pub(crate) mod verify;

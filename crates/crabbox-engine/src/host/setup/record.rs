@@ -31,6 +31,11 @@ pub enum Made {
         /// The network's own directory.
         dir: PathBuf,
     },
+    /// A template.
+    Template {
+        /// Its key.
+        key: String,
+    },
     /// An image; without a digest, whatever `default` names, for there was none before.
     Image {
         /// Its digest.
@@ -147,6 +152,13 @@ impl Record {
             }
         }
         self.save()
+    }
+
+    /// Notes that a template was made. It is noted when it is there, since its key is not known before; what is half made has a lock to
+    /// tell whose it is.
+    pub(super) fn template(&mut self, places: &Places, key: &str) -> Result<(), RecordError> {
+        let key = key.to_owned();
+        self.add(Made::Template { key }, &places.state)
     }
 
     /// Notes that Firecracker and jailer will be put into their directory, when they are `wanted`.

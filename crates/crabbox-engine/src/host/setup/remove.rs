@@ -11,11 +11,13 @@ use crabbox_image::store::{Store, StoreError};
 use crabbox_store::leases;
 use crabbox_store::places::Places;
 use crabbox_store::registry;
+use crabbox_store::templates::Templates;
 
 use super::SetupError;
 use super::record::{Made, Record};
 use crate::host::images;
 use crate::host::prepare::DEFAULT_IMAGE;
+use crate::host::warm::{self, WarmError};
 
 /// One thing of the record, and what becomes of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +26,11 @@ pub enum Removal {
     Image {
         /// Its digest.
         digest: String,
+    },
+    /// A template goes.
+    Template {
+        /// Its key.
+        key: String,
     },
     /// A file goes.
     File {
@@ -68,18 +75,25 @@ pub fn remove(places: &Places, dry_run: bool, told: &mut dyn FnMut(&Removal)) ->
     if record.made().is_empty() {
         return Ok(());
     }
+    let mut removals = Vec::new();
     for made in record.made().iter().rev() {
-        let Some(removal) = decide(places, made)? else {
-            continue;
-        };
-        told(&removal);
-        if !dry_run {
-            carry_out(places, &removal)?;
+        for removal in decide(places, made)? {
+            // A template of an image that goes may be one of ours as well.
+            if removals.contains(&removal) {
+                continue;
+            }
+            told(&removal);
+            if !dry_run {
+                carry_out(places, &removal)?;
+            }
+            removals.push(removal);
         }
     }
     if dry_run {
         return Ok(());
     }
+    // Before the directory that it lies in.
+    Templates::of(places).dissolve().map_err(WarmError::from)?;
     skeleton(places)?;
     // What leases of other state directories have there stays.
     registry::dissolve(places)?;
@@ -100,9 +114,13 @@ pub fn remove(places: &Places, dry_run: bool, told: &mut dyn FnMut(&Removal)) ->
     Ok(())
 }
 
-/// What is to become of it; none when it is gone already.
-fn decide(places: &Places, made: &Made) -> Result<Option<Removal>, SetupError> {
-    Ok(match made {
+/// What is to become of it, and of what is of no use without it; nothing when it is gone already.
+fn decide(places: &Places, made: &Made) -> Result<Vec<Removal>, SetupError> {
+    let removal = match made {
+        Made::Template { key } => {
+            let is_there = Templates::of(places).keys().contains(key);
+            is_there.then(|| Removal::Template { key: key.clone() })
+        }
         Made::Directory { path } => path.is_dir().then(|| Removal::Directory { path: path.clone() }),
         Made::File { path, sha256 } => {
             if std::fs::symlink_metadata(path).is_err() {
@@ -117,20 +135,27 @@ fn decide(places: &Places, made: &Made) -> Result<Option<Removal>, SetupError> {
         Made::Image { digest } if places.images().is_dir() => {
             let reference = digest.as_deref().unwrap_or(DEFAULT_IMAGE);
             match Store::open(&places.images())?.get(reference) {
-                Ok(image) => Some(Removal::Image {
-                    digest: image.manifest.digest,
-                }),
+                Ok(image) => {
+                    let digest = image.manifest.digest;
+                    let swept = warm::sweep(places, &[&digest], true)?.unwrap_or_default();
+                    let templates = swept
+                        .into_iter()
+                        .map(|swept| Removal::Template { key: swept.key });
+                    return Ok(templates.chain([Removal::Image { digest }]).collect());
+                }
                 Err(StoreError::NotFound { .. }) => None,
                 Err(error) => return Err(error.into()),
             }
         }
         Made::Image { .. } => None,
-    })
+    };
+    Ok(removal.into_iter().collect())
 }
 
 fn carry_out(places: &Places, removal: &Removal) -> Result<(), SetupError> {
     match removal {
         Removal::Image { digest } => drop(Store::open(&places.images())?.remove(digest)?),
+        Removal::Template { key } => Templates::of(places).remove(key).map_err(WarmError::from)?,
         Removal::File { path } => files::remove_tree(path)?,
         Removal::Addresses { dir } => remove_bookkeeping(dir)?,
         // When everything else is gone.

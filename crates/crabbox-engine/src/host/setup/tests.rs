@@ -5,6 +5,7 @@ use crabbox_image::bundle;
 use crabbox_image::manifest::{self, Init, Manifest};
 use crabbox_image::store::Store;
 use crabbox_store::places::Places;
+use crabbox_store::templates::{About, Templates};
 
 struct World {
     dir: tempfile::TempDir,
@@ -190,6 +191,66 @@ fn what_is_remembered_of_trees_goes_with_the_set_up() {
     world.removals(false);
     assert!(!world.places.trees().exists());
     assert_eq!(world.tree(), Vec::<PathBuf>::new());
+}
+
+/// Puts a template of the image with this digest into the store; returns its key.
+fn template(world: &World, image: &str) -> String {
+    let templates = Templates::of(&world.places);
+    let key = templates.key(image).unwrap();
+    let lock = templates.try_make().unwrap().unwrap();
+    let dir = templates.workplace(&lock).unwrap();
+    for name in ["memory", "vmstate", "layer"] {
+        std::fs::write(dir.join(name), name).unwrap();
+    }
+    let about = About {
+        token: "0".repeat(32),
+        image: image.to_owned(),
+        host: warm::facts::host(),
+        made_at: 0,
+    };
+    let sealed = templates.seal(&dir, &key, about, &|| false).unwrap();
+    templates.publish(sealed, &lock).unwrap().key
+}
+
+#[test]
+fn templates_of_an_image_go_with_it_and_one_of_setups_own_always() {
+    let world = world();
+    world.apply(world.steps());
+    let image = prepare::our_image(&world.places.images())
+        .unwrap()
+        .manifest
+        .digest;
+    let key = template(&world, &image);
+    let mut record = record::Record::open(&world.places).unwrap();
+    record.template(&world.places, &key).unwrap();
+    let removal = Removal::Template { key };
+    let planned = world.removals(true);
+    let count = planned.iter().filter(|one| **one == removal).count();
+    assert_eq!(count, 1, "{planned:?}");
+    assert_eq!(world.removals(false), planned);
+    assert_eq!(world.tree(), Vec::<PathBuf>::new());
+    // One that somebody else made of that image is of no use without it.
+    world.apply(world.steps());
+    let key = template(&world, &image);
+    assert!(world.removals(false).contains(&Removal::Template { key }));
+    assert_eq!(world.tree(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_template_of_an_image_that_stays_stays() {
+    let world = world();
+    world.apply(world.steps());
+    let image = prepare::our_image(&world.places.images())
+        .unwrap()
+        .manifest
+        .digest;
+    std::fs::remove_file(world.places.state.join("setup.json")).unwrap();
+    world.apply(vec![Step::Configuration {
+        path: world.places.config.join("other.yaml"),
+    }]);
+    let key = template(&world, &image);
+    world.removals(false);
+    assert_eq!(Templates::of(&world.places).keys(), [key]);
 }
 
 #[test]

@@ -18,6 +18,7 @@ use crate::args::{
     ImageNameArgs, ImageRemoveArgs, ImageWarmArgs, InitChoice,
 };
 use crate::commands::engine;
+use crate::commands::host::template::{self, WarmView, abbreviated, mebibytes};
 use crate::commands::lease::entering::console_tail;
 use crate::commands::lease::stages::Stages;
 use crate::context::Ctx;
@@ -164,24 +165,6 @@ pub(in crate::commands) struct RemovedView<'a> {
     /// The digest of what is gone.
     removed: &'a str,
     bytes: u64,
-}
-
-/// `image warm --json`.
-#[derive(Debug, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub(in crate::commands) struct WarmView<'a> {
-    /// The digest of all that the template depends on.
-    key: &'a str,
-    /// The digest of its image.
-    image: &'a str,
-    /// Its directory.
-    path: PathBuf,
-    /// What its files take up.
-    allocated_bytes: u64,
-    /// When it was made, RFC 3339 in UTC.
-    made_at: String,
-    /// How long that took, the two machines included that were tried.
-    seconds: f64,
 }
 
 /// `image gc --json`.
@@ -402,30 +385,11 @@ fn warm(ctx: &Ctx<'_>, args: &ImageWarmArgs) -> Result<Exit, CommandError> {
     let made = warm::make(&engine, &plan, &engine::interrupts()?, &stages)
         .inspect_err(|error| console_tail(ctx.printer, error.console()))?;
     stages.done();
-    if !made.leftovers.is_empty() {
-        ctx.printer.warn(format_args!(
-            "a part of a machine is left over ({}); `crabbox cleanup --provider firecracker` tries again",
-            made.leftovers.join("; ")
-        ));
-    }
-    let template = &made.template;
+    template::tell_leftovers(ctx, &made);
     if args.json {
-        ctx.printer.json(&WarmView {
-            key: &template.key,
-            image: &template.about.image,
-            path: template.dir.clone(),
-            allocated_bytes: template.allocated,
-            made_at: timestamp::rfc3339(template.about.made_at),
-            seconds: made.took.as_secs_f64(),
-        })?;
+        ctx.printer.json(&WarmView::new(&made))?;
     } else {
-        ctx.printer.line(format_args!(
-            "template={} image={} {} made in {:.1}s",
-            abbreviated(&template.key),
-            abbreviated(&template.about.image),
-            mebibytes(template.allocated),
-            made.took.as_secs_f64()
-        ));
+        ctx.printer.line(template::line(&made));
     }
     Ok(Exit::SUCCESS)
 }
@@ -441,7 +405,7 @@ fn gc(ctx: &Ctx<'_>, args: &ImageGcArgs) -> Result<Exit, CommandError> {
     // Templates of the images that have just gone among them.
     let going = decided.iter().filter(|one| one.reason.goes());
     let going: Vec<&str> = going.map(|one| one.image.manifest.digest.as_str()).collect();
-    let swept = warm::sweep(&engine::looking(ctx)?, &going, args.dry_run)?;
+    let swept = warm::sweep(&ctx.env.places()?, &going, args.dry_run)?;
     if swept.is_none() {
         ctx.printer.note("templates are left alone: one is being made");
     }
@@ -514,14 +478,6 @@ fn reason(reason: &Reason) -> String {
 
 fn short(image: &Image) -> &str {
     abbreviated(&image.manifest.digest)
-}
-
-fn abbreviated(digest: &str) -> &str {
-    digest.get(..12).unwrap_or(digest)
-}
-
-fn mebibytes(bytes: u64) -> String {
-    format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
 fn line(image: &Image) -> String {

@@ -2,10 +2,12 @@
 
 use std::io::{BufRead as _, IsTerminal as _};
 
+use crabbox_core::config::firecracker::FirecrackerPlan;
 use crabbox_core::config::{Settings, firecracker};
-use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::fault::{Fault, Kind, chain};
 use crabbox_engine::host::images::Source;
 use crabbox_engine::host::setup::{self, Plan, Removal, SetupError, Step, Wanted};
+use crabbox_engine::host::warm::{Made, WarmError};
 use crabbox_engine::provider::error::LeaseError;
 use crabbox_machine::context::Engine;
 use schemars::JsonSchema;
@@ -13,6 +15,7 @@ use serde::Serialize;
 
 use crate::args::SetupArgs;
 use crate::commands::engine;
+use crate::commands::host::template::{self, WarmView};
 use crate::commands::lease::stages::Stages;
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
@@ -55,6 +58,9 @@ pub(in crate::commands) struct SetupView<'a> {
     dry_run: bool,
     /// What was done, or would be.
     steps: Vec<String>,
+    /// The template that was made, if one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    template: Option<WarmView<'a>>,
     /// What could be better on this host and is not for setup to change.
     advice: &'a [String],
 }
@@ -69,20 +75,27 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &SetupArgs) -> Result<Exit, 
     let from = args.from.as_deref().or_else(|| ctx.env.text(FROM_VARIABLE));
     let wanted = Wanted {
         from: from.map(|from| Source::named(from, cwd, args.sha256.clone())),
+        template: true,
     };
-    let plan = setup::plan(&engine, &settings, &firecracker::plan(&settings)?, &wanted)?;
+    let lease = firecracker::plan(&settings)?;
+    let plan = setup::plan(&engine, &settings, &lease, &wanted)?;
     if !args.json {
         show(&plan, &|line| ctx.printer.line(line), ctx);
     }
+    let mut made = None;
     if !args.dry_run && !plan.steps.is_empty() {
         if !args.yes {
             ask(ctx, "Go ahead?")?;
         }
         apply(ctx, &engine, &plan, args.json)?;
+        if plan.makes_template() {
+            made = make_template(ctx, &engine, &lease, args.json)?;
+        }
     }
     if args.json {
         ctx.printer.json(&SetupView {
             dry_run: args.dry_run,
+            template: made.as_ref().map(WarmView::new),
             steps: plan.steps.iter().map(words).collect(),
             advice: &plan.advice,
         })?;
@@ -107,6 +120,8 @@ pub(in crate::commands) fn offer(
     let from = ctx.env.text(FROM_VARIABLE);
     let wanted = Wanted {
         from: from.map(|from| Source::named(from, cwd, None)),
+        // Whoever waits for a command is not to wait for what only the next one gains by.
+        template: false,
     };
     let lease = firecracker::plan(settings)?;
     let plan = setup::plan(engine, settings, &lease, &wanted).map_err(LeaseError::new)?;
@@ -132,6 +147,34 @@ fn apply(ctx: &Ctx<'_>, engine: &Engine, plan: &Plan, json: bool) -> Result<(), 
             .note("this host is set up; `crabbox setup firecracker --remove` takes it away again");
     }
     Ok(())
+}
+
+/// Makes the template. Leases boot without one, so whatever goes wrong but Ctrl-C is a warning.
+fn make_template(
+    ctx: &Ctx<'_>,
+    engine: &Engine,
+    lease: &FirecrackerPlan,
+    json: bool,
+) -> Result<Option<Made>, CommandError> {
+    let stages = Stages::new(ctx.printer, json);
+    match setup::template(engine, lease, &engine::interrupts()?, &stages) {
+        Ok(made) => {
+            stages.done();
+            template::tell_leftovers(ctx, &made);
+            if !json {
+                ctx.printer.line(template::line(&made));
+            }
+            Ok(Some(made))
+        }
+        Err(error @ SetupError::Warm(WarmError::Interrupted)) => Err(error.into()),
+        Err(error) => {
+            ctx.printer.warn(format_args!(
+                "no template was made, so leases boot: {}; `crabbox image warm` tries again",
+                chain(&error)
+            ));
+            Ok(None)
+        }
+    }
 }
 
 fn show(plan: &Plan, put: &dyn Fn(&str), ctx: &Ctx<'_>) {
@@ -170,6 +213,9 @@ fn words(step: &Step) -> String {
         Step::Programs { dir } => format!("fetch Firecracker and its jailer into {}", dir.display()),
         Step::Network { path, .. } => format!("write the CNI network {}", path.display()),
         Step::Configuration { path } => format!("choose provider firecracker in {}", path.display()),
+        Step::Template { memory_mib } => format!(
+            "freeze a machine of {memory_mib} MiB for leases to come of, instead of booting (--firecracker-warm off leaves it out)"
+        ),
     }
 }
 
@@ -196,6 +242,7 @@ fn remove(ctx: &Ctx<'_>, engine: &Engine, args: &SetupArgs) -> Result<Exit, Comm
         ctx.printer.json(&SetupView {
             dry_run: args.dry_run,
             steps: planned,
+            template: None,
             advice: &[],
         })?;
     }
@@ -205,6 +252,7 @@ fn remove(ctx: &Ctx<'_>, engine: &Engine, args: &SetupArgs) -> Result<Exit, Comm
 fn removal_words(removal: &Removal) -> String {
     match removal {
         Removal::Image { digest } => format!("remove image {}", digest.get(..12).unwrap_or(digest)),
+        Removal::Template { key } => format!("remove template {}", key.get(..12).unwrap_or(key)),
         Removal::File { path } => format!("remove {}", path.display()),
         Removal::Addresses { dir } => format!("remove {} if no address is given out", dir.display()),
         Removal::Directory { path } => format!("remove {} if it is empty then", path.display()),
