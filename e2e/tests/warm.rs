@@ -12,6 +12,11 @@ const OWN: &str = "cat /proc/sys/kernel/random/boot_id /etc/machine-id /etc/host
      for i in 1 2 3; do head -c 1048576 /dev/urandom | sha256sum; done; ssh-keyscan -t ed25519 localhost 2>/dev/null; \
      date +%s";
 
+/// The oldest program of a machine besides its first process and the kernel's threads: when it started, and its name (proc(5): of
+/// `/proc/PID/stat`, the fields 9, flags, and 22, start time). Double quotes alone: it stands in single ones.
+const OLDEST: &str = r#"cat /proc/[0-9]*/stat 2>/dev/null | awk "{ r=\$0; sub(/.*\\) /, \"\", r); split(r, f, \" \"); \
+     if (\$1 != 1 && int(f[7] / 2097152) % 2 == 0) print f[20], \$2 }" | sort -n | head -n 1"#;
+
 /// Freezes a machine and has two go on from there; both say what they draw before and after the reseed.
 const TWINS: &str = include_str!("twins.py");
 
@@ -78,6 +83,11 @@ fn restored_machines_share_nothing_and_do_what_booted_ones_do() {
         let off = there.parse::<i64>().unwrap() - here.parse::<i64>().unwrap();
         assert!((-3..=1).contains(&off), "its clock is {off} s off");
     }
+    // Nothing but process 1 was alive in what was frozen: the first program of a machine is the SSH server that it started when it woke.
+    let oldest = host.sh(&format!(
+        "cd {repo} && crabbox run --id clone-1 --no-sync -- sh -c '{OLDEST}'"
+    ));
+    assert!(oldest.stdout.trim_end().ends_with(" (sshd)"), "{oldest:?}");
     // A tree, a trim, and what the guest frees.
     let run = host
         .sh(&format!("cd {repo} && echo two >> tracked && crabbox run --id clone-0 -- sh -c 'cat tracked; sudo fstrim /'"))
