@@ -20,7 +20,16 @@ class Machine:
         out = open(self.said, "w")
         command = ["firecracker", "--api-sock", self.socket, "--id", name]
         self.vmm = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
-        until(lambda: os.path.exists(self.socket), 30, "an API")
+        # The socket is there a moment before anybody listens on it.
+        until(self.listens, 30, "an API")
+
+    def listens(self):
+        with socket.socket(socket.AF_UNIX) as trial:
+            try:
+                trial.connect(self.socket)
+                return True
+            except (FileNotFoundError, ConnectionRefusedError):
+                return False
 
     def ask(self, method, path, body):
         api = Api(self.socket)
