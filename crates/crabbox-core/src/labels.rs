@@ -162,6 +162,19 @@ pub fn set_state(labels: &mut Labels, state: &LeaseState) {
     labels.insert("state".to_owned(), sanitise(state.as_str()));
 }
 
+/// The label of a lease that was made ahead of its use, with the key of its pool. Who takes it takes the label off.
+const POOL: &str = "pool";
+
+/// The key of the pool that the lease belongs to; `None` once it is somebody's.
+pub fn pool(labels: &Labels) -> Option<&str> {
+    labels.get(POOL).map(String::as_str)
+}
+
+/// Puts the lease into the pool with this key, which must be what a label can hold.
+pub fn set_pool(labels: &mut Labels, key: &str) {
+    labels.insert(POOL.to_owned(), sanitise(key));
+}
+
 /// Whether the user asked to keep the lease.
 pub fn keep(labels: &Labels) -> bool {
     labels.get("keep").is_some_and(|keep| keep == "true")
@@ -202,7 +215,8 @@ pub fn expired(labels: &Labels, now: i64) -> Verdict {
         | LeaseState::Active => Skip(format!("state={state}")),
         LeaseState::Failed | LeaseState::Released | LeaseState::Expired => Remove(format!("state={state}")),
         // The table names no other word, not even `stopped`: such a lease goes by its time alone.
-        LeaseState::Stopped
+        LeaseState::Pooled
+        | LeaseState::Stopped
         | LeaseState::StoppedWithCode
         | LeaseState::Deleting
         | LeaseState::Missing

@@ -7,7 +7,8 @@
 //!                                  │ the VMM has started
 //!                       ┌────── running ◄─────┐     booting, or a command works in it
 //!               claimed │                     │ run, connect, tunnel
-//!                       └─────► ready ────────┘
+//!                       ├─────► ready ────────┘
+//!          for the pool └ pooled ─ ready          claimed later, as if it were made then
 //!                                  │ teardown: stop, cleanup, expiry, the end of the VMM
 //!                 ┌────────────────┴───────────────────┐
 //!       the directory goes: no state         the directory stays: released
@@ -27,6 +28,8 @@ use std::fmt;
 pub enum LeaseState {
     /// It is being made.
     Provisioning,
+    /// Made ahead of its use: whoever needs a lease like it may have it.
+    Pooled,
     /// Made and not entered yet, as the Go program labels it.
     Leased,
     /// It can be used, and no command works in it.
@@ -58,8 +61,9 @@ pub enum LeaseState {
 
 impl LeaseState {
     /// Every state that has a name here.
-    pub const NAMED: [Self; 13] = [
+    pub const NAMED: [Self; 14] = [
         Self::Provisioning,
+        Self::Pooled,
         Self::Leased,
         Self::Ready,
         Self::Running,
@@ -78,6 +82,7 @@ impl LeaseState {
     pub fn as_str(&self) -> &str {
         match self {
             Self::Provisioning => "provisioning",
+            Self::Pooled => "pooled",
             Self::Leased => "leased",
             Self::Ready => "ready",
             Self::Running => "running",
@@ -106,6 +111,7 @@ impl LeaseState {
             | Self::Missing
             | Self::Terminated => true,
             Self::Provisioning
+            | Self::Pooled
             | Self::Leased
             | Self::Ready
             | Self::Running
@@ -161,6 +167,7 @@ mod tests {
         // terminal, usable, settled
         for (word, expected) in [
             ("provisioning", (false, false, false)),
+            ("pooled", (false, true, false)),
             ("leased", (false, true, false)),
             ("ready", (false, true, false)),
             ("running", (false, true, false)),

@@ -30,6 +30,9 @@ pub(crate) const MAX_DISK_MIB: u64 = 16 << 20;
 /// The server type of a microVM for which none was configured.
 pub const SERVER_TYPE: &str = "microvm";
 
+/// Most leases that are kept ready ahead of their use; beyond it a configuration has a typing error.
+pub(crate) const MAX_POOL: i64 = 256;
+
 /// Whether and how the VMM is jailed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Jailer {
@@ -56,6 +59,10 @@ pub struct FirecrackerPlan {
     pub image: HostName,
     /// Whether a lease comes of a template where one fits it.
     pub warm: bool,
+    /// How many leases are kept ready ahead of their use.
+    pub pool: u32,
+    /// How long one of them waits.
+    pub pool_max_age: GoDuration,
     /// User to make in the guest and to log in as.
     pub user: String,
     /// Absolute directory of working trees in the guest.
@@ -142,6 +149,12 @@ pub enum InvalidFirecracker {
         /// The mode as configured.
         network: String,
     },
+    /// A number of leases to keep ready that nobody means.
+    #[error("provider=firecracker requires firecracker.pool between 0 and {MAX_POOL}, found {found}")]
+    Pool {
+        /// The number as configured.
+        found: i64,
+    },
     /// Neither of the two ways to start.
     #[error("provider=firecracker supports firecracker.warm=auto or off only, found {warm:?}")]
     Warm {
@@ -201,6 +214,8 @@ pub fn plan(settings: &Settings) -> Result<FirecrackerPlan, InvalidFirecracker> 
         rootfs: firecracker.rootfs.clone(),
         image: firecracker.image.value.clone(),
         warm,
+        pool: pool(firecracker.pool.value)?,
+        pool_max_age: firecracker.pool_max_age.value,
         user: user.to_owned(),
         work_root: work_root.to_owned(),
         cpus: u32::try_from(cpus).unwrap_or(MAX_CPUS),
@@ -311,6 +326,13 @@ fn warm(text: &str) -> Result<bool, InvalidFirecracker> {
             warm: text.to_owned(),
         }),
     }
+}
+
+fn pool(found: i64) -> Result<u32, InvalidFirecracker> {
+    u32::try_from(found)
+        .ok()
+        .filter(|_| found <= MAX_POOL)
+        .ok_or(InvalidFirecracker::Pool { found })
 }
 
 fn jailer(program: &HostPath) -> Jailer {

@@ -345,6 +345,12 @@ registry! {
     /// Whether a new lease comes of a template of `crabbox image warm` where one fits it: auto, or off.
     FirecrackerWarm = row("firecracker.warm", Text, "auto")
         .env(&["CRABBOX_FIRECRACKER_WARM"]).flag("firecracker-warm", ProviderOptions).host_only();
+    /// How many leases are kept ready ahead of their use, of those that new ones are made like; 0 is none.
+    FirecrackerPool = row("firecracker.pool", Integer, "0")
+        .env(&["CRABBOX_FIRECRACKER_POOL"]).flag("firecracker-pool", ProviderOptions).host_only();
+    /// How long one of them waits to be used before it ends.
+    FirecrackerPoolMaxAge = row("firecracker.poolMaxAge", Duration, "30m")
+        .env(&["CRABBOX_FIRECRACKER_POOL_MAX_AGE"]).flag("firecracker-pool-max-age", ProviderOptions).host_only();
     /// User of the guest; becomes the SSH user.
     FirecrackerUser = row("firecracker.user", Text, "crabbox")
         .env(&["CRABBOX_FIRECRACKER_USER"]).flag("firecracker-user", ProviderOptions);
@@ -451,7 +457,7 @@ mod tests {
             let named = key.path.contains("etwork") || key.path == "firecracker.image";
             let selects = named || matches!(key.kind, Kind::Path | Kind::Program);
             // So is what keeps leases from taking the host over.
-            let guards = [".max", ".reserve", "Uid", "uidCount", ".warm"]
+            let guards = [".max", ".reserve", "Uid", "uidCount", ".warm", ".pool"]
                 .iter()
                 .any(|part| key.path.contains(part));
             assert_eq!(key.trust == Trust::HostOnly, selects || guards, "{}", key.path);

@@ -192,6 +192,10 @@ pub struct FirecrackerSettings {
     pub image: Sourced<HostName>,
     /// `firecracker.warm`: `auto` or `off`.
     pub warm: Sourced<HostName>,
+    /// `firecracker.pool`.
+    pub pool: Sourced<i64>,
+    /// `firecracker.poolMaxAge`, greater than zero.
+    pub pool_max_age: Sourced<GoDuration>,
     /// `firecracker.user`.
     pub user: Sourced<String>,
     /// `firecracker.workRoot`.
@@ -447,6 +451,8 @@ impl Reader<'_> {
             rootfs: self.host_path(Name::FirecrackerRootfs),
             image: self.host_name(Name::FirecrackerImage),
             warm: self.host_name(Name::FirecrackerWarm),
+            pool: self.integer(Name::FirecrackerPool),
+            pool_max_age: self.duration(Name::FirecrackerPoolMaxAge),
             user: self.text(Name::FirecrackerUser),
             work_root: self.text(Name::FirecrackerWorkRoot),
             cpus: self.integer(Name::FirecrackerCpus),
