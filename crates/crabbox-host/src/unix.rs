@@ -181,6 +181,13 @@ impl<'a> DeadlineStream<'a> {
         self
     }
 
+    /// The stream itself, which waits for ever again.
+    pub fn into_inner(self) -> std::io::Result<UnixStream> {
+        self.stream.set_read_timeout(None)?;
+        self.stream.set_write_timeout(None)?;
+        Ok(self.stream)
+    }
+
     /// From now on, everything must be over within `limit`; later reads and writes fail with [`ErrorKind::TimedOut`].
     pub fn set_limit(&self, limit: Duration) {
         self.deadline.set(Instant::now().checked_add(limit));

@@ -32,6 +32,14 @@ pub enum Verb {
     },
     /// To end the lease, as SIGTERM does: once it gets the lease's lock it takes back what is left then.
     End,
+    /// For the lease, which was made ahead for this pool: the first who asks gets it, and the connection goes on as that of a lease
+    /// that is being made ([`crate::protocol`]).
+    Claim {
+        /// The pool's key.
+        pool: String,
+    },
+    /// Nothing: it is told that a lease of its pool was taken, so that the pool is of use.
+    PoolUsed,
 }
 
 /// What it replies.
@@ -42,6 +50,8 @@ pub enum Reply {
     Pong(Pong),
     /// It has done, or begins to do, what it was asked.
     Done,
+    /// The lease is the asker's.
+    Yours,
     /// It does not.
     Refused {
         /// Why.
@@ -69,6 +79,8 @@ pub struct Pong {
 pub enum Phase {
     /// It makes the lease, or hands it over.
     Making,
+    /// It keeps the lease for whoever takes it.
+    Pooled,
     /// It watches the lease.
     Watching,
     /// It takes the lease back.
@@ -79,6 +91,7 @@ impl std::fmt::Display for Phase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Making => "making",
+            Self::Pooled => "pooled",
             Self::Watching => "watching",
             Self::Ending => "ending",
         })

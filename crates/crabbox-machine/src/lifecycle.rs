@@ -3,8 +3,12 @@
 pub mod acquire;
 pub mod adopt;
 pub mod client;
+mod handover;
 pub mod orphans;
+pub mod pool;
+mod refill;
 pub mod release;
+mod stand_by;
 pub mod supervise;
 pub(crate) mod supervisor_log;
 pub mod teardown;

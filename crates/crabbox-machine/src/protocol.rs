@@ -8,9 +8,11 @@
 //!    {"message":"claimed"}         ───────────────>
 //!                                  <───────────────   {"event":"watching"}
 //!                 or instead       <───────────────   {"event":"frozen",..}: a template was made, and no lease
+//!                                  <───────────────   {"event":"pooled"}: a lease was made ahead, and waits for whoever takes it
 //!                 at any time      <───────────────   {"event":"failed",..}: it is the last
 //! ```
-//! Today the line runs over the two pipes of a child process; nothing here depends on that. A failure crosses it as text with its
+//! The line runs over the two pipes of a child process, or over the control socket of a lease that was made ahead and is taken
+//! (`control.rs`); nothing here depends on that. A failure crosses it as text with its
 //! kind, because the error values themselves cannot. The client that goes away before `claimed` has given the lease up. The first
 //! message names the version: one that is not known is refused by name, and nothing is made. After `watching` nothing is
 //! written, so that a client which has gone away never blocks the supervisor.
@@ -27,6 +29,8 @@ use crate::resource::identity::Identity;
 
 /// The hidden command under which this program is a supervisor.
 pub(crate) const SUPERVISE: &str = "__supervise";
+/// The hidden command under which this program fills a pool up; its order is the first message, of a lease of that pool.
+pub(crate) const FILL: &str = "__fill";
 /// The version of this protocol. It rises when a message changes so that an older reader would misunderstand it; a field that may be left
 /// out is no such change.
 pub const VERSION: u32 = 1;
@@ -164,6 +168,8 @@ pub enum Event {
         /// What could not be taken back of that machine.
         leftovers: Vec<String>,
     },
+    /// The lease waits in its pool; who asked for it need not stay.
+    Pooled,
     /// The lease is the command line's, its record says `ready`, and the supervisor watches it.
     Watching,
     /// It did not work, and what was made has been taken back.

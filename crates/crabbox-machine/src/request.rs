@@ -57,6 +57,9 @@ pub struct AcquireRequest {
     pub start: Start,
     /// How it reaches the network.
     pub network: NetworkRequest,
+    /// The pool that it is of, or would be; `None` where none is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Pool>,
     /// How long start and readiness may take together.
     pub launch_timeout: Duration,
     /// Whether releasing the lease deletes its directory.
@@ -68,7 +71,13 @@ pub struct AcquireRequest {
 /// What a VMM takes beyond what it may have otherwise while it writes its guest's memory to a file, in MiB: the file's pages count as its own
 /// until they are on the disk.
 const FREEZING_MIB: u64 = 256;
+
 impl AcquireRequest {
+    /// The pool for which this lease is made ahead of its use.
+    pub(crate) fn member_of(&self) -> Option<&Pool> {
+        self.pool.as_ref().filter(|pool| pool.member)
+    }
+
     /// The most memory that its lease takes up, in MiB: its control group's limit.
     pub(crate) fn most_memory_mib(&self) -> u64 {
         let freezing = match self.start {
@@ -77,6 +86,23 @@ impl AcquireRequest {
         };
         u64::from(self.machine.memory_mib) + VMM_OVERHEAD_MIB + freezing
     }
+}
+
+/// Leases that are made ahead of their use, all alike but for what is given to each when it is taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// What its leases have alike, as a word that a label can hold.
+    pub key: String,
+    /// How many there are to be.
+    pub size: u32,
+    /// How long one of them waits to be taken.
+    pub max_age: Duration,
+    /// Whether they may come of a template.
+    pub warm: bool,
+    /// This program's own file, which makes new ones.
+    pub exe: PathBuf,
+    /// Whether the lease that is asked for is made to wait in it. Otherwise it is somebody's, and has the pool filled up once it is.
+    pub member: bool,
 }
 
 /// Size of a machine.

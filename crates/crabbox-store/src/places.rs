@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use crabbox_core::id::LeaseId;
 
+/// How the name of a pool's lock begins.
+const POOL_LOCK: &str = "pool-";
+
 /// The roots of crabbox's files and the paths below them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Places {
@@ -46,6 +49,23 @@ impl Places {
     /// The lock under which ids, slugs, addresses and uids are handed out.
     pub fn allocation_lock(&self) -> PathBuf {
         self.state.join("firecracker/allocation.lock")
+    }
+
+    /// The lock of whoever fills the pool with this key.
+    pub fn pool_lock(&self, key: &str) -> PathBuf {
+        self.state.join(format!("firecracker/{POOL_LOCK}{key}.lock"))
+    }
+
+    /// The locks of pools that are there.
+    pub fn pool_locks(&self) -> Vec<PathBuf> {
+        let is_one = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| name.starts_with(POOL_LOCK))
+                && path.extension().is_some_and(|extension| extension == "lock")
+        };
+        let entries = std::fs::read_dir(self.state.join("firecracker"));
+        let paths = entries.into_iter().flatten().filter_map(Result::ok);
+        paths.map(|entry| entry.path()).filter(is_one).collect()
     }
 
     /// The directory of the claim files.

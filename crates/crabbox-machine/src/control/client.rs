@@ -1,6 +1,7 @@
 //! Asking a lease's supervisor, within one deadline.
 
 use std::io::Write as _;
+use std::os::unix::net::UnixStream;
 
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_host::unix::{self, DeadlineStream, SocketError};
@@ -20,6 +21,12 @@ pub enum AskError {
     /// It was reached, and the request could not be sent.
     #[error("cannot ask the lease's supervisor")]
     Send(#[source] std::io::Error),
+    /// It does not give its lease away.
+    #[error("the lease is not to be had: {why}")]
+    Refused {
+        /// Why.
+        why: String,
+    },
     /// What came back is no reply.
     #[error("the lease's supervisor gave no proper reply")]
     Reply(#[source] LineError),
@@ -42,6 +49,24 @@ impl Fault for AskError {
 
 /// Asks the supervisor of the lease in `dir`. The reply must not decide about anything that is lost or kept.
 pub fn ask(dir: &LeaseDir, verb: &Verb) -> Result<Reply, AskError> {
+    say(dir, verb).map(|(reply, _)| reply)
+}
+
+/// Takes the lease in `dir`, which waits in `pool`; the connection is that of a lease that is being made from here on.
+pub(crate) fn claim(dir: &LeaseDir, pool: &str) -> Result<UnixStream, AskError> {
+    let verb = Verb::Claim {
+        pool: pool.to_owned(),
+    };
+    match say(dir, &verb)? {
+        (Reply::Yours, stream) => stream.into_inner().map_err(AskError::Send),
+        (Reply::Refused { why }, _) => Err(AskError::Refused { why }),
+        (reply, _) => Err(AskError::Refused {
+            why: format!("its supervisor said {reply:?}"),
+        }),
+    }
+}
+
+fn say(dir: &LeaseDir, verb: &Verb) -> Result<(Reply, DeadlineStream<'static>), AskError> {
     let path = dir.supervisor_socket();
     let stream = unix::connect_to_own(&path).map_err(|error| {
         if error.is_absent() {
@@ -54,5 +79,7 @@ pub fn ask(dir: &LeaseDir, verb: &Verb) -> Result<Reply, AskError> {
     stream.set_limit(LIMIT);
     let request = super::line(verb).map_err(|error| AskError::Send(error.into()))?;
     stream.write_all(&request).map_err(AskError::Send)?;
-    super::read(&mut stream).map_err(AskError::Reply)
+    // A supervisor that gives its lease away says nothing more until it is asked for something, so nothing is read too far.
+    let reply = super::read(&mut stream).map_err(AskError::Reply)?;
+    Ok((reply, stream))
 }

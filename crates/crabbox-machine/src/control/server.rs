@@ -1,15 +1,15 @@
 //! The supervisor's side: a thread that serves one request after the other, each within one deadline.
 //!
 //! Only processes of this user are listened to. The thread must never touch the lease: it turns the log up or down, says what
-//! the supervisor is at, and passes a wish to end on to the thread that decides.
+//! the supervisor is at, and passes a wish to end, or the one who takes a lease that is on offer, on to the thread that decides.
 
-use std::io::{self, PipeReader, PipeWriter, Write as _};
+use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -49,6 +49,37 @@ pub(crate) enum ControlError {
 struct Shared {
     phase: AtomicU8,
     log: SupervisorLog,
+    seat: Mutex<Seat>,
+    pool_used: AtomicBool,
+}
+
+/// Where the one who takes a lease of a pool sits.
+#[derive(Debug, Default)]
+enum Seat {
+    /// The lease is not on offer.
+    #[default]
+    Closed,
+    /// Whoever asks for this pool has it.
+    Open(String),
+    /// This one has it.
+    Taken(UnixStream),
+}
+
+impl Shared {
+    fn seat(&self) -> MutexGuard<'_, Seat> {
+        // A thread that panicked has left a whole value.
+        self.seat.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the seat to `stream` if it is open for `pool`; otherwise the stream comes back.
+    fn take_seat(&self, pool: &str, stream: UnixStream) -> Result<(), UnixStream> {
+        let mut seat = self.seat();
+        if matches!(&*seat, Seat::Open(key) if key == pool) {
+            *seat = Seat::Taken(stream);
+            return Ok(());
+        }
+        Err(stream)
+    }
 }
 
 /// What others may ask of this supervisor. Readable in poll once it was asked to end, and it stays so.
@@ -57,7 +88,10 @@ pub(crate) struct Control {
     shared: Arc<Shared>,
     asked: PipeReader,
     /// The thread's end; without a service the pipe stays silent because this is open.
-    wish: Option<PipeWriter>,
+    wish: PipeWriter,
+    taken: PipeReader,
+    /// The thread's end, likewise.
+    bell: PipeWriter,
     service: Option<Service>,
 }
 
@@ -85,13 +119,18 @@ impl Control {
     /// Nobody can ask yet.
     pub(crate) fn new(log: &SupervisorLog) -> io::Result<Self> {
         let (asked, wish) = io::pipe()?;
+        let (taken, bell) = io::pipe()?;
         Ok(Self {
             shared: Arc::new(Shared {
                 phase: AtomicU8::new(Phase::Making as u8),
                 log: log.clone(),
+                seat: Mutex::default(),
+                pool_used: AtomicBool::new(false),
             }),
             asked,
-            wish: Some(wish),
+            wish,
+            taken,
+            bell,
             service: None,
         })
     }
@@ -109,14 +148,14 @@ impl Control {
         let listener = bind(&path)?;
         listener.set_nonblocking(true).map_err(ControlError::Thread)?;
         let (stopped, stop) = io::pipe().map_err(ControlError::Thread)?;
-        let shared = Arc::clone(&self.shared);
-        let wish = match &self.wish {
-            Some(wish) => wish.try_clone().map_err(ControlError::Thread)?,
-            None => return Ok(()),
+        let ears = Ears {
+            shared: Arc::clone(&self.shared),
+            wish: self.wish.try_clone().map_err(ControlError::Thread)?,
+            bell: self.bell.try_clone().map_err(ControlError::Thread)?,
         };
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
-            .spawn(move || accept(&listener, stopped.as_fd(), &shared, &wish))
+            .spawn(move || accept(&listener, stopped.as_fd(), &ears))
             .map_err(ControlError::Thread)?;
         self.service = Some(Service {
             path,
@@ -129,6 +168,36 @@ impl Control {
     /// Says what the supervisor is at from here on.
     pub(crate) fn enter(&self, phase: Phase) {
         self.shared.phase.store(phase as u8, Ordering::Release);
+    }
+
+    /// Offers the lease to whoever asks for `pool`, to one of them.
+    pub(crate) fn offer(&self, pool: &str) {
+        *self.shared.seat() = Seat::Open(pool.to_owned());
+        self.enter(Phase::Pooled);
+    }
+
+    /// Offers the lease no longer; the one who has taken it, if there is one.
+    pub(crate) fn taker(&self) -> Option<UnixStream> {
+        let seat = std::mem::take(&mut *self.shared.seat());
+        self.enter(Phase::Making);
+        match seat {
+            Seat::Taken(stream) => {
+                // Its bell has rung, or is about to, and must not ring for the next one.
+                (&self.taken).read_exact(&mut [0]).ok();
+                Some(stream)
+            }
+            Seat::Open(_) | Seat::Closed => None,
+        }
+    }
+
+    /// Readable in poll once somebody has taken the lease that is on offer.
+    pub(crate) fn bell(&self) -> BorrowedFd<'_> {
+        self.taken.as_fd()
+    }
+
+    /// Whether a lease of the pool was taken since this one is in it.
+    pub(crate) fn is_pool_used(&self) -> bool {
+        self.shared.pool_used.load(Ordering::Acquire)
     }
 
     /// Whether somebody has asked for the end.
@@ -158,7 +227,14 @@ fn bind(path: &Path) -> Result<UnixListener, ControlError> {
     Ok(listener)
 }
 
-fn accept(listener: &UnixListener, stopped: BorrowedFd<'_>, shared: &Shared, wish: &PipeWriter) {
+/// What the thread has to tell the one that decides.
+struct Ears {
+    shared: Arc<Shared>,
+    wish: PipeWriter,
+    bell: PipeWriter,
+}
+
+fn accept(listener: &UnixListener, stopped: BorrowedFd<'_>, ears: &Ears) {
     let stop = || is_readable(stopped, Some(Duration::ZERO));
     loop {
         let mut fds = [
@@ -172,7 +248,7 @@ fn accept(listener: &UnixListener, stopped: BorrowedFd<'_>, shared: &Shared, wis
             Err(_) => return,
         }
         match listener.accept() {
-            Ok((stream, _)) => converse(stream, &stop, shared, wish),
+            Ok((stream, _)) => converse(stream, &stop, ears),
             // Somebody who came and went, or no descriptor left: it passes, but not at once.
             Err(_) => clock::nap(PAUSE),
         }
@@ -180,7 +256,7 @@ fn accept(listener: &UnixListener, stopped: BorrowedFd<'_>, shared: &Shared, wis
 }
 
 /// Serves one peer: one request, one reply, and then what was asked.
-fn converse(stream: UnixStream, stop: &dyn Fn() -> bool, shared: &Shared, wish: &PipeWriter) {
+fn converse(stream: UnixStream, stop: &dyn Fn() -> bool, ears: &Ears) {
     match unix::is_own_peer(&stream) {
         Ok(true) => {}
         Ok(false) => return tracing::warn!("a process of another user is not listened to"),
@@ -191,9 +267,10 @@ fn converse(stream: UnixStream, stop: &dyn Fn() -> bool, shared: &Shared, wish: 
     let mut stream = DeadlineStream::new(stream).stopped_by(stop);
     stream.set_limit(LIMIT);
     let (reply, ends) = match super::read::<Verb>(&mut stream) {
+        Ok(Verb::Claim { pool }) => return give_away(stream, &pool, ears),
         Ok(verb) => {
             tracing::debug!(?verb, "asked");
-            (reply(&verb, shared), verb == Verb::End)
+            (reply(&verb, &ears.shared), verb == Verb::End)
         }
         Err(error) => {
             let why = fault::chain(&error);
@@ -207,9 +284,31 @@ fn converse(stream: UnixStream, stop: &dyn Fn() -> bool, shared: &Shared, wish: 
     }
     if ends {
         tracing::info!("asked to end");
-        let mut wish = wish;
-        wish.write_all(b"e").ok();
+        (&ears.wish).write_all(b"e").ok();
     }
+}
+
+/// Seats the one who asks for the lease, and says so only then: nobody else is told the same.
+fn give_away(stream: DeadlineStream<'_>, pool: &str, ears: &Ears) {
+    let answer = |stream: &mut dyn io::Write, reply| {
+        super::line(reply)
+            .map_err(io::Error::from)
+            .and_then(|line| stream.write_all(&line))
+    };
+    let Ok(mut stream) = stream.into_inner() else {
+        return;
+    };
+    let Ok(seated) = stream.try_clone() else { return };
+    if ears.shared.take_seat(pool, seated).is_err() {
+        let why = "it is not on offer, or of another pool".to_owned();
+        // The line is short; a peer that does not read it keeps nobody waiting.
+        answer(&mut stream, Reply::Refused { why }).ok();
+        return;
+    }
+    tracing::info!("taken");
+    // Who went away without the reply shows as the end of its connection to the thread that decides.
+    answer(&mut stream, Reply::Yours).ok();
+    (&ears.bell).write_all(b"t").ok();
 }
 
 fn reply(verb: &Verb, shared: &Shared) -> Reply {
@@ -220,6 +319,7 @@ fn reply(verb: &Verb, shared: &Shared) -> Reply {
             phase: match shared.phase.load(Ordering::Acquire) {
                 phase if phase == Phase::Making as u8 => Phase::Making,
                 phase if phase == Phase::Watching as u8 => Phase::Watching,
+                phase if phase == Phase::Pooled as u8 => Phase::Pooled,
                 _ => Phase::Ending,
             },
             log: shared.log.filter(),
@@ -233,7 +333,15 @@ fn reply(verb: &Verb, shared: &Shared) -> Reply {
                 why: error.to_string(),
             },
         },
+        Verb::PoolUsed => {
+            shared.pool_used.store(true, Ordering::Release);
+            Reply::Done
+        }
         Verb::End => Reply::Done,
+        // Answered where the connection is at hand.
+        Verb::Claim { .. } => Reply::Refused {
+            why: "it is not on offer".to_owned(),
+        },
     }
 }
 

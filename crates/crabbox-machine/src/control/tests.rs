@@ -11,7 +11,7 @@ use crabbox_host::unix;
 use crabbox_store::places::LeaseDir;
 use tracing::level_filters::LevelFilter;
 
-use super::client::{AskError, ask};
+use super::client::{AskError, ask, claim};
 use super::server::Control;
 use super::*;
 use crate::lifecycle::supervisor_log::SupervisorLog;
@@ -58,6 +58,13 @@ fn requests_and_replies_have_these_bytes() {
             r#"{"version":1,"verb":"log_level","filter":"debug"}"#,
         ),
         (Verb::End, r#"{"version":1,"verb":"end"}"#),
+        (
+            Verb::Claim {
+                pool: "a-b".to_owned(),
+            },
+            r#"{"version":1,"verb":"claim","pool":"a-b"}"#,
+        ),
+        (Verb::PoolUsed, r#"{"version":1,"verb":"pool_used"}"#),
     ] {
         assert_eq!(line(&verb).unwrap(), format!("{bytes}\n").as_bytes());
         let again: Verb = read(&mut format!("{bytes}\n").as_bytes()).unwrap();
@@ -76,6 +83,7 @@ fn requests_and_replies_have_these_bytes() {
             r#"{"version":1,"reply":"pong","pid":7,"program":"0.1.0","phase":"watching","log":"crabbox=info"}"#,
         ),
         (Reply::Done, r#"{"version":1,"reply":"done"}"#),
+        (Reply::Yours, r#"{"version":1,"reply":"yours"}"#),
         (
             Reply::Refused { why },
             r#"{"version":1,"reply":"refused","why":"w"}"#,
@@ -221,4 +229,39 @@ fn a_reply_that_is_none_is_an_error() {
         );
     }
     served.join().unwrap();
+}
+
+#[test]
+fn a_lease_on_offer_goes_to_one_of_all_who_ask_and_to_nobody_of_another_pool() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = lease(home.path(), false);
+    let (control, _log, _alive) = listening(&dir);
+    let refused = |pool: &str| matches!(claim(&dir, pool), Err(AskError::Refused { .. }));
+    assert!(refused("one"), "it is not on offer yet");
+    for _ in 0..3 {
+        control.offer("one");
+        assert!(refused("other"));
+        let won: Vec<UnixStream> = std::thread::scope(|threads| {
+            let asked: Vec<_> = (0..8)
+                .map(|_| threads.spawn(|| claim(&dir, "one").ok()))
+                .collect();
+            asked.into_iter().filter_map(|one| one.join().unwrap()).collect()
+        });
+        assert_eq!(won.len(), 1);
+        let mut taker = control.taker().unwrap();
+        // The connection is theirs, in both directions and without a limit.
+        (&won[0]).write_all(b"x").unwrap();
+        let mut byte = [0];
+        taker.read_exact(&mut byte).unwrap();
+        assert_eq!((byte, taker.read_timeout().unwrap()), (*b"x", None));
+        drop(won);
+        assert_eq!(taker.read(&mut byte).unwrap(), 0, "who goes away is seen");
+    }
+    assert!(
+        refused("one") && control.taker().is_none(),
+        "it is on offer no more"
+    );
+    assert!(!control.is_pool_used());
+    assert_eq!(ask(&dir, &Verb::PoolUsed).unwrap(), Reply::Done);
+    assert!(control.is_pool_used());
 }

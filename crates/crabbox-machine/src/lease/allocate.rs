@@ -12,7 +12,7 @@ use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::holding::Holding;
 use crabbox_core::id::{LeaseId, Slug, SlugError};
 use crabbox_core::journal::{Entry, Journal, Step, VERSION};
-use crabbox_core::labels::{self, NewLease};
+use crabbox_core::labels::{self, Labels, NewLease};
 use crabbox_core::network::NetworkMode;
 use crabbox_core::record::{LeaseRecord, SCHEMA_VERSION};
 use crabbox_core::state::LeaseState;
@@ -285,33 +285,12 @@ fn first_record(request: &AcquireRequest, id: &LeaseId, slug: &Slug, dir: &Lease
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let name = id.vm_name(slug);
     let network = &request.network;
-    let cni_network = if network.mode == NetworkMode::Cni {
-        network.cni_network.as_str()
-    } else {
-        ""
-    };
-    let new = NewLease {
-        lease: id.as_str(),
-        slug: slug.as_str(),
-        name: &name,
-        provider: "firecracker",
-        profile: &request.profile,
-        class: &request.class,
-        server_type: &request.server_type,
-        target: "linux",
-        keep: request.keep,
-        idle: request.idle,
-        ttl: request.ttl,
-        ssh_user: &request.ssh_user,
-        ssh_port: request.ssh_port,
-        work_root: &request.work_root,
-        network: network.mode.name(),
-        cni_network,
-        exposed: &request.exposed,
-    };
     let (seconds, nanoseconds) = clock::unix_now();
-    let mut labels = labels::new_lease(&new, seconds);
+    let mut labels = first_labels(request, id, slug.as_str(), &name, seconds);
     labels::set_state(&mut labels, &LeaseState::Provisioning);
+    if let Some(pool) = request.member_of() {
+        labels::set_pool(&mut labels, &pool.key);
+    }
     let (kernel, rootfs) = match &request.guest {
         GuestSource::Ours { dir, .. } => (dir.join("vmlinux"), dir.join("base.ext4")),
         GuestSource::Foreign { kernel, rootfs, .. } => (kernel.clone(), rootfs.clone()),
@@ -333,7 +312,7 @@ fn first_record(request: &AcquireRequest, id: &LeaseId, slug: &Slug, dir: &Lease
         binary_path: text(&request.programs.firecracker),
         kernel_path: text(&kernel),
         source_rootfs: text(&rootfs),
-        cni_network: cni_network.to_owned(),
+        cni_network: cni_network(request).to_owned(),
         cni_conf_dir: text(&network.cni_conf_dir),
         cni_bin_dir: network
             .cni_bin_dirs
@@ -346,6 +325,49 @@ fn first_record(request: &AcquireRequest, id: &LeaseId, slug: &Slug, dir: &Lease
         updated_at: now,
         ..LeaseRecord::default()
     }
+}
+
+/// The CNI network of a lease; empty where it has another.
+fn cni_network(request: &AcquireRequest) -> &str {
+    match request.network.mode {
+        NetworkMode::Cni => &request.network.cni_network,
+        NetworkMode::Nat => "",
+    }
+}
+
+/// The labels of a lease that `request` gets at `now` (unix seconds).
+pub(crate) fn first_labels(
+    request: &AcquireRequest,
+    id: &LeaseId,
+    slug: &str,
+    name: &str,
+    now: i64,
+) -> Labels {
+    let new = NewLease {
+        lease: id.as_str(),
+        slug,
+        name,
+        provider: "firecracker",
+        profile: &request.profile,
+        class: &request.class,
+        server_type: &request.server_type,
+        target: "linux",
+        keep: request.keep,
+        idle: request.idle,
+        ttl: request.ttl,
+        ssh_user: &request.ssh_user,
+        ssh_port: request.ssh_port,
+        work_root: &request.work_root,
+        network: request.network.mode.name(),
+        cni_network: cni_network(request),
+        exposed: &request.exposed,
+    };
+    labels::new_lease(&new, now)
+}
+
+/// The slugs that are in use here.
+pub(crate) fn slugs(places: &Places) -> Result<BTreeSet<String>, AllocateError> {
+    Ok(taken(places)?.slugs)
 }
 
 /// What leases of this state directory have.

@@ -158,11 +158,15 @@ pub fn find(places: &Places, text: &str, purpose: Purpose) -> Result<Found, Reso
     let of_slug: Vec<&StoredLease> = listing
         .leases
         .iter()
-        .filter(|lease| lease.record.slug == slug)
+        // One that was made ahead of its use is nobody's to name but by its id.
+        .filter(|lease| labels::pool(&lease.record.labels).is_none() && lease.record.slug == slug)
         .collect();
     let found = match of_slug.as_slice() {
         [one] => Some(*one),
-        [] => listing.leases.iter().find(|lease| lease.record.name == text),
+        [] => listing
+            .leases
+            .iter()
+            .find(|lease| labels::pool(&lease.record.labels).is_none() && lease.record.name == text),
         several => {
             let matches = several.iter().map(|lease| describe(&lease.record)).collect();
             return Err(NameError::Ambiguous { slug, matches }.into());

@@ -90,6 +90,11 @@ impl OwnedLease {
         drop(self.lock);
     }
 
+    /// The lock, for whoever takes the lease again.
+    pub(crate) fn into_lock(self) -> FileLock {
+        self.lock
+    }
+
     /// Removes the lock with the lease that it guarded.
     pub fn forget(self) -> Result<(), crabbox_host::lock::LockError> {
         self.lock.remove_while_held()

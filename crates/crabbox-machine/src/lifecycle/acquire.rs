@@ -6,11 +6,12 @@
 //! ```
 //! Nothing here may be made before its journal entry, and no stage may sleep: each waits for what it needs to become true.
 
+mod error;
+
 use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::LeaseId;
 use crabbox_core::journal::Step;
 use crabbox_core::labels;
@@ -21,97 +22,27 @@ use crabbox_guest_protocol::{IDENTITY_PORT, READY_PORT};
 use crabbox_host::clock;
 use crabbox_host::console::{self, Recorder};
 use crabbox_ssh::keys;
-use crabbox_store::journal::{JournalFileError, Pending};
-use crabbox_store::leases::{RecordError, StoredLease};
+use crabbox_store::leases::StoredLease;
 use crabbox_store::places::Places;
 
+pub use error::AcquireError;
+
 use crate::failpoint::{self, Phase, Who};
-use crate::lease::allocate::{self, AllocateError};
+use crate::lease::allocate;
 use crate::lease::allocated::Allocated;
 use crate::lease::keys::LeaseKeys;
 use crate::lease::ownership::OwnedLease;
+use crate::lifecycle::handover::Promised;
+use crate::lifecycle::pool;
+use crate::lifecycle::teardown::Actor;
 use crate::protocol::{Event, Ready, Stage, Whose};
-use crate::request::{AcquireRequest, Start};
-use crate::resource::connection::{self, ConnectionError};
+use crate::request::{AcquireRequest, Pool, Start};
 use crate::resource::disk::{self, DiskError};
-use crate::resource::identity::{self, IdentityError};
-use crate::resource::network::{self, GuestSide, NameServer, NetworkError, Outer, SavedAttach};
-use crate::resource::ready::{self, ReadyError};
+use crate::resource::identity;
+use crate::resource::network::{self, GuestSide, NameServer, Outer, SavedAttach};
+use crate::resource::ready;
 use crate::resource::trim::{self, Trims};
-use crate::resource::vmm::{self, Patience, Running, VmmError};
-
-/// Why a lease could not be acquired.
-#[derive(Debug, thiserror::Error)]
-pub enum AcquireError {
-    /// It could not be allocated.
-    #[error("cannot allocate a lease")]
-    Allocate(#[from] AllocateError),
-    /// Its SSH keys could not be made.
-    #[error("cannot make the lease's SSH keys")]
-    Key(#[from] keys::KeyError),
-    /// Its disk could not be prepared.
-    #[error("cannot prepare the lease's disk")]
-    Disk(#[from] DiskError),
-    /// Its network could not be made.
-    #[error("cannot make the lease's network")]
-    Network(#[from] NetworkError),
-    /// Firecracker did not start the machine.
-    #[error("firecracker did not start the machine")]
-    Vmm(#[from] VmmError),
-    /// The guest did not become ready.
-    #[error("the guest did not become ready")]
-    Ready(#[from] ReadyError),
-    /// The guest of a template did not become this lease's, or did not park.
-    #[error("the guest did not take its identity")]
-    Identity(#[from] IdentityError),
-    /// The network of this host gives each guest a tap and an address of its own, so what is frozen with one is of no use with another.
-    #[error("a network whose chain makes the guest's tap cannot be frozen")]
-    TapGiven,
-    /// There is no way to name or share an SSH connection to it.
-    #[error(transparent)]
-    Connection(#[from] ConnectionError),
-    /// The console could not be recorded.
-    #[error(transparent)]
-    Console(#[from] console::ConsoleError),
-    /// The journal could not be written.
-    #[error(transparent)]
-    Journal(#[from] JournalFileError),
-    /// The record could not be written.
-    #[error(transparent)]
-    Record(#[from] RecordError),
-    /// The command line that asked for the lease is gone, or was interrupted.
-    #[error("the lease was given up by the command that asked for it")]
-    Abandoned,
-}
-
-impl Fault for AcquireError {
-    fn kind(&self) -> Kind {
-        match self {
-            Self::Allocate(error) => error.kind(),
-            Self::Disk(error) => error.kind(),
-            Self::Network(error) => error.kind(),
-            Self::Vmm(error) => error.kind(),
-            Self::Ready(_) | Self::Identity(_) | Self::Abandoned => Kind::Unavailable,
-            Self::Key(_)
-            | Self::TapGiven
-            | Self::Connection(_)
-            | Self::Console(_)
-            | Self::Journal(_)
-            | Self::Record(_) => Kind::Usage,
-        }
-    }
-
-    fn hints(&self) -> Vec<String> {
-        match self {
-            Self::Allocate(error) => error.hints(),
-            Self::Disk(error) => error.hints(),
-            Self::Network(error) => error.hints(),
-            Self::Vmm(error) => error.hints(),
-            Self::Ready(error) => error.hints(),
-            _ => Vec::new(),
-        }
-    }
-}
+use crate::resource::vmm::{self, Patience, Running};
 
 /// A lease in the making: what rollback needs, filled as the stages go.
 pub struct Making<'a> {
@@ -153,7 +84,6 @@ pub struct Acquired {
     pub vmm: Running,
     /// What the command line is told.
     pub ready: Ready,
-    promised: Vec<Pending>,
 }
 
 /// A stage in the log. Entered until it is dropped.
@@ -170,7 +100,21 @@ pub fn allocate<'a>(
 ) -> Result<Making<'a>, AcquireError> {
     let stage = Instant::now();
     let _stage = stage_span("allocate");
-    let made = allocate::allocate(places, request, id)?;
+    let actor = Actor {
+        who: Who::Supervisor,
+        failpoint: &request.failpoint,
+    };
+    let made = loop {
+        match allocate::allocate(places, request, id) {
+            Ok(made) => break made,
+            // What waits for somebody gives way to somebody. Each round ends one that waits, so there is a last round.
+            Err(error)
+                if request.member_of().is_none()
+                    && pool::wants_room(&error)
+                    && pool::evict_oldest(places, actor) => {}
+            Err(error) => return Err(error.into()),
+        }
+    };
     events(Event::Allocated {
         slug: made.stored.record.slug.clone(),
         name: made.stored.record.name.clone(),
@@ -251,30 +195,46 @@ impl Making<'_> {
         };
         self.booted(attached, &stages);
         drop(boot);
-        let record = &self.made.stored.record;
-        let target = connection::target(record, places)?;
-        // Looked at again: the request came from another process, some time ago.
-        let dir = connection::control_dir(&self.request.control_dir)?;
-        let control = connection::control(&dir, &target)?;
-        // The command line makes these two; their intents are written here, where the journal is.
-        let connection = Step::Connection {
-            control: control.to_string_lossy().into_owned(),
-        };
-        let promised = vec![
-            self.made.journal.begin(connection)?,
-            self.made.journal.begin(Step::Claim {})?,
-        ];
-        let armed = self.request.failpoint.as_str();
-        failpoint::hit(armed, Who::Supervisor, "claim", Phase::Begun);
         let ready = Ready {
             address: outer.address.to_string(),
             key: keys.private,
             known_hosts: keys.known_hosts,
-            control,
+            // Where it belongs is for whoever enters the lease to say.
+            control: std::path::PathBuf::new(),
             guest_stages: stages,
             identity,
         };
-        Ok(Acquired { vmm, ready, promised })
+        Ok(Acquired { vmm, ready })
+    }
+
+    /// Promises the lease, which is ready, to the command line.
+    pub(crate) fn promise(
+        &mut self,
+        places: &Places,
+        acquired: &mut Acquired,
+    ) -> Result<Promised, AcquireError> {
+        let made = &mut self.made;
+        let promised = Promised::make(&mut made.journal, &made.stored.record, places, self.request)?;
+        acquired.ready.control.clone_from(&promised.control);
+        Ok(promised)
+    }
+
+    /// Puts the lease, which is ready, into the pool that it was made for.
+    pub(crate) fn pool(&mut self, pool: &Pool) -> Result<(), AcquireError> {
+        let armed = self.request.failpoint.as_str();
+        let hit = |phase| failpoint::hit(armed, Who::Supervisor, "pool", phase);
+        hit(Phase::Begun);
+        self.record(|stored| {
+            let (now, _) = clock::unix_now();
+            labels::touch(
+                &mut stored.record.labels,
+                Some(&LeaseState::Pooled),
+                Some(pool.max_age),
+                now,
+            );
+        })?;
+        hit(Phase::Done);
+        Ok(())
     }
 
     /// Boots a guest that waits before it is anybody's, stops it there, and puts what a machine can go on from into `dir`. The rest is
@@ -337,17 +297,9 @@ impl Making<'_> {
     }
 
     /// The command line has entered and claimed the lease: what it promised is there.
-    pub fn claimed(&mut self, acquired: &mut Acquired) -> Result<(), AcquireError> {
-        let armed = self.request.failpoint.as_str();
-        failpoint::hit(armed, Who::Supervisor, "claim", Phase::Made);
-        for pending in acquired.promised.drain(..) {
-            self.made.journal.done(pending, None)?;
-        }
-        failpoint::hit(armed, Who::Supervisor, "claim", Phase::Done);
-        self.record(|stored| {
-            let (now, _) = clock::unix_now();
-            labels::touch(&mut stored.record.labels, Some(&LeaseState::Ready), None, now);
-        })
+    pub(crate) fn claimed(&mut self, promised: Promised) -> Result<(), AcquireError> {
+        let made = &mut self.made;
+        promised.keep(&mut made.journal, &mut made.stored, self.request)
     }
 
     /// Opens the console pipe for the VMM and starts to record what comes out of it.

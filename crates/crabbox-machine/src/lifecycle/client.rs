@@ -1,10 +1,13 @@
-//! The command line's side of an acquisition: starts the supervisor, follows its events, claims the lease or gives it up.
+//! The command line's side of an acquisition: starts the supervisor, or takes a lease that waits from the one it has, follows the events,
+//! claims the lease or gives it up.
 //!
 //! Dropping an [`Acquisition`] that was not claimed closes the supervisor's input, upon which it takes the lease back. If the
 //! supervisor itself dies, this side does that work.
 
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::os::fd::OwnedFd;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use crabbox_core::fault::{Fault, Kind};
@@ -16,9 +19,11 @@ use crabbox_host::lock::LockError;
 use crabbox_host::process;
 use crabbox_host::signals::Interrupts;
 use crabbox_store::locks;
+use crabbox_store::places::LeaseDir;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::context::Engine;
+use crate::control::client::{self, AskError};
 use crate::failpoint::Who;
 use crate::lease::ownership::{OwnedLease, OwnershipError};
 use crate::lifecycle::teardown::{self, Actor, Extent};
@@ -37,6 +42,15 @@ pub enum ClientError {
     /// The supervisor could not be spoken to.
     #[error("cannot speak to the lease's supervisor")]
     Speak(#[source] std::io::Error),
+    /// A lease that waits in a pool was not given away.
+    #[error("cannot take lease {id} from its pool")]
+    Taken {
+        /// The lease.
+        id: String,
+        /// Why.
+        #[source]
+        source: AskError,
+    },
     /// The lease was not made.
     #[error("{}", .0.message)]
     Failed(Failure, #[source] Option<Cause>),
@@ -103,7 +117,9 @@ impl Fault for ClientError {
     fn kind(&self) -> Kind {
         match self {
             Self::Failed(failure, _) => failure.kind,
-            Self::Died { .. } | Self::Interrupted { .. } | Self::Speak(_) => Kind::Unavailable,
+            Self::Died { .. } | Self::Interrupted { .. } | Self::Speak(_) | Self::Taken { .. } => {
+                Kind::Unavailable
+            }
             Self::Start(_) | Self::Lock(_) | Self::Ownership(_) => Kind::Usage,
         }
     }
@@ -133,15 +149,46 @@ impl Fault for ClientError {
 pub struct Acquisition<'e> {
     engine: &'e Engine,
     id: LeaseId,
-    child: Child,
-    input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
+    /// The supervisor, where it is our child.
+    child: Option<Child>,
+    input: Option<File>,
+    output: BufReader<File>,
+}
+
+/// Takes the lease that waits in the pool of `request` under its id; what it was made with stays, the rest is as in `request`.
+pub fn take<'e>(
+    engine: &'e Engine,
+    request: &AcquireRequest,
+    pool: &str,
+) -> Result<Acquisition<'e>, ClientError> {
+    let id = parse(&request.lease_id)?;
+    let dir = LeaseDir::at(engine.places.lease(&id));
+    let stream = client::claim(&dir, pool).map_err(|source| ClientError::Taken {
+        id: id.to_string(),
+        source,
+    })?;
+    tracing::debug!(lease = %id, "taken from its pool");
+    let output = stream.try_clone().map_err(ClientError::Speak)?;
+    let mut input = File::from(OwnedFd::from(stream));
+    let line = protocol::opening(request).map_err(|error| ClientError::Speak(error.into()))?;
+    input.write_all(&line).map_err(ClientError::Speak)?;
+    Ok(Acquisition {
+        engine,
+        id,
+        child: None,
+        input: Some(input),
+        output: BufReader::new(File::from(OwnedFd::from(output))),
+    })
+}
+
+fn parse(id: &str) -> Result<LeaseId, ClientError> {
+    LeaseId::parse(id)
+        .map_err(|error| ClientError::Speak(std::io::Error::new(std::io::ErrorKind::InvalidInput, error)))
 }
 
 /// Starts the supervisor with its request.
 pub fn start<'e>(engine: &'e Engine, request: &AcquireRequest) -> Result<Acquisition<'e>, ClientError> {
-    let id = LeaseId::parse(&request.lease_id)
-        .map_err(|error| ClientError::Speak(std::io::Error::new(std::io::ErrorKind::InvalidInput, error)))?;
+    let id = parse(&request.lease_id)?;
     let cmd = Cmd::new(&engine.exe)
         .arg(SUPERVISE)
         .environment(Environment::Own)
@@ -156,7 +203,10 @@ pub fn start<'e>(engine: &'e Engine, request: &AcquireRequest) -> Result<Acquisi
         .map_err(ClientError::Start)?;
     tracing::debug!(lease = %id, pid = child.id(), "a supervisor makes the lease");
     let (mut input, output) = match (child.stdin.take(), child.stdout.take()) {
-        (Some(input), Some(output)) => (input, BufReader::new(output)),
+        (Some(input), Some(output)) => (
+            File::from(OwnedFd::from(input)),
+            BufReader::new(File::from(OwnedFd::from(output))),
+        ),
         _ => return Err(ClientError::Speak(std::io::ErrorKind::BrokenPipe.into())),
     };
     let line = protocol::opening(request).map_err(|error| ClientError::Speak(error.into()))?;
@@ -164,7 +214,7 @@ pub fn start<'e>(engine: &'e Engine, request: &AcquireRequest) -> Result<Acquisi
     Ok(Acquisition {
         engine,
         id,
-        child,
+        child: Some(child),
         input: Some(input),
         output,
     })
@@ -174,11 +224,11 @@ impl Acquisition<'_> {
     /// Follows the events until the guest is ready. An interrupt gives the lease up and waits until it is taken back.
     pub fn wait_ready(
         &mut self,
-        interrupts: &Interrupts,
+        interrupts: Option<&Interrupts>,
         on_event: &mut dyn FnMut(&Event),
     ) -> Result<Ready, ClientError> {
         loop {
-            match self.next(Some(interrupts))? {
+            match self.next(interrupts)? {
                 Some(Event::Ready(ready)) => return Ok(ready),
                 Some(Event::Failed(failure)) => {
                     self.finish();
@@ -219,6 +269,26 @@ impl Acquisition<'_> {
         }
     }
 
+    /// Follows the events until the lease waits in the pool that it was made for.
+    pub fn wait_pooled(
+        mut self,
+        interrupts: &Interrupts,
+        on_event: &mut dyn FnMut(&Event),
+    ) -> Result<(), ClientError> {
+        loop {
+            match self.next(Some(interrupts))? {
+                Some(Event::Pooled) => return Ok(()),
+                Some(Event::Failed(failure)) => {
+                    self.finish();
+                    let cause = Cause::chain(&failure.causes);
+                    return Err(ClientError::Failed(failure, cause));
+                }
+                Some(event) => on_event(&event),
+                None => return Err(self.take_back()),
+            }
+        }
+    }
+
     /// Tells the supervisor that the lease has been entered and claimed, and waits until it watches.
     pub fn claim(mut self) -> Result<(), ClientError> {
         if let Some(input) = &mut self.input {
@@ -240,7 +310,7 @@ impl Acquisition<'_> {
 
     /// Gives the lease up and waits until it is taken back; returns the supervisor's last word.
     pub fn abandon(mut self) -> Option<Failure> {
-        self.input = None;
+        self.hang_up();
         let mut last = None;
         while let Ok(Some(event)) = self.next(None) {
             if let Event::Failed(failure) = event {
@@ -276,7 +346,7 @@ impl Acquisition<'_> {
     }
 
     fn interrupted(&mut self) -> ClientError {
-        self.input = None;
+        self.hang_up();
         while let Ok(Some(_)) = self.next(None) {}
         self.finish();
         ClientError::Interrupted {
@@ -287,7 +357,9 @@ impl Acquisition<'_> {
     /// Does the work of a supervisor that died.
     fn take_back(&mut self) -> ClientError {
         tracing::warn!(lease = %self.id, "its supervisor died; what it made is taken back here");
-        self.child.kill().ok();
+        if let Some(child) = &mut self.child {
+            child.kill().ok();
+        }
         self.finish();
         let places = &self.engine.places;
         let died = |leftovers| ClientError::Died {
@@ -312,7 +384,19 @@ impl Acquisition<'_> {
 
     /// Reaps the supervisor if it ends now; it may also go on as somebody else's child.
     fn finish(&mut self) {
-        self.input = None;
-        clock::poll_until(ROLLBACK_LIMIT, || self.child.try_wait().ok().flatten());
+        self.hang_up();
+        if let Some(child) = &mut self.child {
+            clock::poll_until(ROLLBACK_LIMIT, || child.try_wait().ok().flatten());
+        }
+    }
+
+    /// Ends what the supervisor hears of us; what it says can still be read.
+    fn hang_up(&mut self) {
+        if let Some(input) = self.input.take()
+            && self.child.is_none()
+        {
+            // A pipe's end shows when it is closed; of a socket the other direction is still open.
+            rustix::net::shutdown(&input, rustix::net::Shutdown::Write).ok();
+        }
     }
 }

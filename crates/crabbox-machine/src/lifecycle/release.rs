@@ -13,7 +13,7 @@ use crabbox_core::state::LeaseState;
 use crabbox_host::clock;
 use crabbox_host::files;
 use crabbox_host::lock::LockError;
-use crabbox_host::process::{ProcessError, ProcessId};
+use crabbox_host::process::{self, ProcessError, ProcessId};
 use crabbox_store::claims::{self, ClaimError};
 use crabbox_store::journal::{self, JournalFileError};
 use crabbox_store::leases::{self, RecordError, StoredLease};
@@ -27,6 +27,7 @@ use crate::lease::find::{self, Purpose, ResolveError};
 use crate::lease::machine;
 use crate::lease::ownership::{OwnedLease, OwnershipError};
 use crate::lifecycle::orphans::{self, OrphanError};
+use crate::lifecycle::pool;
 use crate::lifecycle::teardown::{self, Actor, Extent, Report};
 
 /// How long another command may be busy with the lease that is to be stopped.
@@ -159,7 +160,7 @@ pub fn stop(engine: &Engine, text: &str, discard: bool) -> Result<Released, Rele
     let lease = OwnedLease::prove(&engine.places, &id, guard)?;
     // Somebody else may have stopped it while we waited; then there is nothing left to do, and that is a success.
     let extent = match leases::read(lease.dir()) {
-        Ok(stored) if !discard => Extent::of(&stored.record),
+        Ok(stored) if !discard && !pool::is_member(&stored.record) => Extent::of(&stored.record),
         Ok(_) | Err(RecordError::Missing { .. }) => Extent::Everything,
         Err(source) => {
             told_by_journal(engine, &lease, source)?;
@@ -263,7 +264,9 @@ pub fn cleanup(
         if let Some(lease) = lease.filter(|_| decision.remove && !dry_run) {
             let extent = match leases::read(lease.dir()) {
                 // What nobody ever had is nobody's to keep.
-                Ok(stored) if decision.reason != NEVER_CLAIMED => Extent::of(&stored.record),
+                Ok(stored) if decision.reason != NEVER_CLAIMED && !pool::is_member(&stored.record) => {
+                    Extent::of(&stored.record)
+                }
                 _ => Extent::Everything,
             };
             decision.error = take_back(engine, lease, extent, Who::Cli).err();
@@ -378,8 +381,10 @@ fn look_at_lease(places: &Places, seen: &StoredLease) -> (Decision, Option<Owned
         if journal.note(teardown::ENDING).is_some() {
             return (decide(true, "interrupted_release"), Some(lease));
         }
-        // Its maker holds its lock until it is claimed; we have the lock, so the maker has died.
-        if !journal.is_claimed() {
+        // Its maker holds its lock until it is claimed; we have the lock, so the maker has died. One that was made ahead is nobody's as
+        // long as its supervisor keeps it.
+        let waits = pool::is_member(&record) && journal.process("supervisor").is_some_and(process::is_alive);
+        if !journal.is_claimed() && !waits {
             return (decide(true, NEVER_CLAIMED), Some(lease));
         }
     }

@@ -12,6 +12,7 @@
 //!                        v                           v                     │  v
 //!                      rolling back: teardown, `failed` ──> (ended)        │ ending: lock, proof, teardown ──> (ended)
 //!                                                                          │  ^
+//!  (made ahead) ────────> waiting in its pool (`stand_by.rs`): taken ──> watching, or ending
 //!  (adopted) ── lock ──> claimed, not ending, VMM known ───────────────────┘  │
 //!                 └────> never claimed, or its end was begun ─────────────────┘
 //! ```
@@ -44,17 +45,17 @@ use crate::control::server::Control;
 use crate::failpoint::Who;
 use crate::lease::ownership::{OwnedLease, OwnershipError};
 use crate::lifecycle::acquire::{self, AcquireError, Making, Threads};
+use crate::lifecycle::refill;
+use crate::lifecycle::stand_by::{Fate, Waiting};
 use crate::lifecycle::supervisor_log::SupervisorLog;
 use crate::lifecycle::teardown::{self, Actor, Extent};
 use crate::lifecycle::watch::{End, observe};
 use crate::log_filter::LogFilter;
-use crate::protocol::{self, Event, Failure, Message, RequestError};
-use crate::request::Start;
-use crate::resource::identity::IdentityError;
+use crate::protocol::{self, Event, Failure, Message, Ready, RequestError};
+use crate::request::{AcquireRequest, Pool, Start};
 use crate::resource::network;
 use crate::resource::ready::ReadyError;
 use crate::resource::trim;
-use crate::resource::vmm::VmmError;
 
 /// How many lines of a failed machine's console the user is shown.
 const CONSOLE_LINES: usize = 20;
@@ -148,16 +149,14 @@ fn make_and_watch(input: File, mut output: File, log: &SupervisorLog) -> Result<
         failpoint: &request.failpoint,
     };
     let making = match acquire::allocate(&places, &request, &id, &mut tell) {
-        Ok(making) => {
-            log.enter(making.made.lease.dir());
-            control.listen(making.made.lease.dir());
-            making
-        }
+        Ok(making) => making,
         Err(error) => {
             tell(Event::Failed(Failure::of(&error, Vec::new(), Vec::new())));
             return Ok(());
         }
     };
+    log.enter(making.made.lease.dir());
+    control.listen(making.made.lease.dir());
     let (outcome, lease, threads) = if let Start::Freeze { dir, token } = &request.start {
         let (frozen, lease, threads) = freeze(making, dir, token, &mut input, &interrupts, &control)?;
         (frozen.map(|()| None), lease, threads)
@@ -165,8 +164,8 @@ fn make_and_watch(input: File, mut output: File, log: &SupervisorLog) -> Result<
         let (handle, lease, threads) = hand_over(making, &places, &mut input, &interrupts, &control)?;
         (handle.map(Some), lease, threads)
     };
-    let vmm = match outcome {
-        Ok(Some(vmm)) => vmm,
+    let handed = match outcome {
+        Ok(Some(handed)) => handed,
         Ok(None) => {
             control.enter(Phase::Ending);
             finish(threads);
@@ -178,31 +177,122 @@ fn make_and_watch(input: File, mut output: File, log: &SupervisorLog) -> Result<
             return Ok(());
         }
         Err(error) => {
-            tracing::error!("the lease is rolled back: {}", fault::chain(&error));
             control.enter(Phase::Ending);
-            let console = finish_console(threads, lease.dir());
-            let report = teardown::teardown(&places, lease, Extent::Everything, actor);
-            let mut failure = Failure::of(&error, console, report.leftovers());
-            failure.machine_ended = matches!(error, AcquireError::Ready(ReadyError::Ended));
-            failure.not_restored = is_of_restoring(&request.start, &error);
-            failure.blames_template = failure.not_restored && blames_template(&error);
+            let failure = roll_back(&places, lease, threads, (&request, &error));
             tell(Event::Failed(failure));
             return Ok(());
         }
     };
     let dir = lease.dir().clone();
     lease.release();
-    tell(Event::Watching);
-    tracing::info!("claimed; the supervisor watches");
+    let Handed { vmm, pooled } = handed;
+    tell(if pooled.is_some() {
+        Event::Pooled
+    } else {
+        Event::Watching
+    });
     drop((input, output));
-    control.enter(Phase::Watching);
-    let end = observe(&places, &dir, &vmm, &interrupts, &control);
-    control.enter(Phase::Ending);
-    conclude(&places, &id, end, threads, actor)
+    let life = Life {
+        places: &places,
+        id: &id,
+        dir: &dir,
+        vmm: &vmm,
+        interrupts: &interrupts,
+        control: &control,
+    };
+    match pooled {
+        None => life.watch(threads, &request),
+        Some((ready, pool)) => life.wait(threads, &Waiting::new(&life, &request, &pool, &ready)),
+    }
 }
 
-/// The VMM of a lease that has been handed over, or why there is none.
-type Outcome = Result<ProcessHandle, AcquireError>;
+/// Takes back what was made of a lease when `error` came.
+fn roll_back(
+    places: &Places,
+    lease: OwnedLease,
+    threads: Threads,
+    (request, error): (&AcquireRequest, &AcquireError),
+) -> Failure {
+    tracing::error!("the lease is rolled back: {}", fault::chain(error));
+    let console = finish_console(threads, lease.dir());
+    let actor = Actor {
+        who: Who::Supervisor,
+        failpoint: &request.failpoint,
+    };
+    let report = teardown::teardown(places, lease, Extent::Everything, actor);
+    let mut failure = Failure::of(error, console, report.leftovers());
+    failure.machine_ended = matches!(error, AcquireError::Ready(ReadyError::Ended));
+    failure.not_restored = error.is_of_restoring(&request.start);
+    failure.blames_template = failure.not_restored && error.blames_template();
+    failure
+}
+
+/// A lease that was made, from here to its end.
+pub(super) struct Life<'a> {
+    /// Where everything is.
+    pub(super) places: &'a Places,
+    /// The lease.
+    pub(super) id: &'a LeaseId,
+    /// Its directory.
+    pub(super) dir: &'a LeaseDir,
+    /// Its VMM.
+    pub(super) vmm: &'a ProcessHandle,
+    /// Our signals.
+    pub(super) interrupts: &'a Interrupts,
+    /// What others ask of us.
+    pub(super) control: &'a Control,
+}
+
+impl Life<'_> {
+    /// Watches the lease, which is somebody's and was asked for with `request`, to its end.
+    fn watch(&self, threads: Threads, request: &AcquireRequest) -> Result<(), SuperviseError> {
+        tracing::info!("claimed; the supervisor watches");
+        self.control.enter(Phase::Watching);
+        refill::start(request);
+        let end = observe(self.places, self.dir, self.vmm, self.interrupts, self.control);
+        self.conclude(end, threads, request)
+    }
+
+    /// Keeps the lease for whoever takes it, and watches it then.
+    fn wait(&self, threads: Threads, waiting: &Waiting<'_>) -> Result<(), SuperviseError> {
+        match waiting.stand_by() {
+            Fate::Taken(request) => self.watch(threads, &request),
+            Fate::Ends(end, guard) => {
+                let is_old = matches!(end, End::Expired(_));
+                self.conclude((end, guard), threads, waiting.made_of)?;
+                if is_old && self.control.is_pool_used() {
+                    refill::start(waiting.made_of);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn conclude(
+        &self,
+        end: (End, Option<FileLock>),
+        threads: Threads,
+        request: &AcquireRequest,
+    ) -> Result<(), SuperviseError> {
+        self.control.enter(Phase::Ending);
+        let actor = Actor {
+            who: Who::Supervisor,
+            failpoint: &request.failpoint,
+        };
+        conclude(self.places, self.id, end, threads, actor)
+    }
+}
+
+/// A lease that was handed over.
+struct Handed {
+    /// Its VMM.
+    vmm: ProcessHandle,
+    /// How it is entered, and where it waits, if it was made ahead; otherwise it is the command line's.
+    pooled: Option<(Ready, Pool)>,
+}
+
+/// A lease that was handed over, or why there is none.
+type Outcome = Result<Handed, AcquireError>;
 
 /// Makes the lease and hands it to the command line; whatever happens, the lease comes back with its lock held.
 fn hand_over(
@@ -216,12 +306,23 @@ fn hand_over(
     let gone = || interrupts.caught().is_some() || control.is_asked() || is_readable(input.get_ref());
     let made = making.make(places, &supervisor, &gone);
     let outcome = made.and_then(|mut acquired| {
-        making.tell(Event::Ready(acquired.ready.clone()));
+        if let Some(pool) = making.request.member_of() {
+            making.pool(pool)?;
+            return Ok(Handed {
+                vmm: acquired.vmm.into_handle(),
+                pooled: Some((acquired.ready, pool.clone())),
+            });
+        }
+        let promised = making.promise(places, &mut acquired)?;
+        making.tell(Event::Ready(acquired.ready));
         if !says_claimed(input, control) {
             return Err(AcquireError::Abandoned);
         }
-        making.claimed(&mut acquired)?;
-        Ok(acquired.vmm.into_handle())
+        making.claimed(promised)?;
+        Ok(Handed {
+            vmm: acquired.vmm.into_handle(),
+            pooled: None,
+        })
     });
     let (lease, threads) = making.into_parts();
     Ok((outcome, lease, threads))
@@ -229,7 +330,7 @@ fn hand_over(
 
 /// Waits for the command line's message; its end without one is a command line that died or gave up, and who asks for the end of
 /// the lease meanwhile has it.
-fn says_claimed(input: &mut BufReader<File>, control: &Control) -> bool {
+pub(super) fn says_claimed(input: &mut BufReader<File>, control: &Control) -> bool {
     let waiting = input.buffer().is_empty();
     while waiting && !is_readable(input.get_ref()) {
         let mut fds = [
@@ -259,30 +360,6 @@ fn freeze(
     let frozen = making.freeze(dir, token, &supervisor, &gone);
     let (lease, threads) = making.into_parts();
     Ok((frozen, lease, threads))
-}
-
-/// Whether a machine that was to go on from a template failed in what a boot does otherwise.
-fn is_of_restoring(start: &Start, error: &AcquireError) -> bool {
-    let given_up = matches!(
-        error,
-        AcquireError::Identity(IdentityError::Cancelled) | AcquireError::Vmm(VmmError::Cancelled)
-    );
-    let differs = matches!(
-        error,
-        AcquireError::Disk(_) | AcquireError::TapGiven | AcquireError::Vmm(_) | AcquireError::Identity(_)
-    );
-    matches!(start, Start::Restore { .. }) && differs && !given_up
-}
-
-/// Whether it is the template's own fault, and not that of the host's disk, load or programs.
-fn blames_template(error: &AcquireError) -> bool {
-    matches!(
-        error,
-        AcquireError::Vmm(VmmError::Api(_) | VmmError::OtherFile { .. } | VmmError::Ended { .. })
-            | AcquireError::Identity(
-                IdentityError::Ended | IdentityError::Unexpected { .. } | IdentityError::Refused { .. }
-            )
-    )
 }
 
 fn own_identity() -> Result<ProcessId, SuperviseError> {
@@ -382,7 +459,14 @@ fn conclude(
         lease.release();
         return Ok(());
     }
-    let extent = Extent::of(&stored.record);
+    // What nobody ever had is nobody's to keep.
+    let claimed = journal::read(&lease.dir().journal())
+        .is_ok_and(|journal| journal.is_none_or(|journal| journal.is_claimed()));
+    let extent = if claimed {
+        Extent::of(&stored.record)
+    } else {
+        Extent::Everything
+    };
     // What is left over stays in the journal, where `cleanup` finds and reports it; the walk has logged it.
     drop(teardown::teardown(places, lease, extent, actor));
     Ok(())

@@ -21,7 +21,7 @@ use crate::control::server::Control;
 use crate::lease::activity::{self, Watchpoint};
 
 /// How often the record is looked at for its expiry while nothing else happens.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Why a lease ends.
 #[derive(Debug, Clone, PartialEq, Eq)]

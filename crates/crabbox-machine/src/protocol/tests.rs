@@ -64,6 +64,7 @@ fn request() -> AcquireRequest {
         delete_on_release: true,
         failpoint: String::new(),
         start: Start::Boot,
+        pool: None,
     }
 }
 

@@ -129,6 +129,7 @@ impl World {
             delete_on_release: true,
             failpoint: String::new(),
             start: crate::request::Start::Boot,
+            pool: None,
         }
     }
 }

@@ -1,0 +1,69 @@
+//! The last part of a lease's way to its command line: what the journal promises, and what it says once the lease is claimed.
+//!
+//! The connection and the claim are the command line's to make, and the journal is ours. Nothing here may tell the command line that
+//! the lease is its own before the journal does.
+
+use std::path::PathBuf;
+
+use crabbox_core::journal::Step;
+use crabbox_core::labels;
+use crabbox_core::record::LeaseRecord;
+use crabbox_core::state::LeaseState;
+use crabbox_core::timestamp;
+use crabbox_host::clock;
+use crabbox_store::journal::{JournalFile, Pending};
+use crabbox_store::leases::StoredLease;
+use crabbox_store::places::Places;
+
+use crate::failpoint::{self, Phase, Who};
+use crate::lifecycle::acquire::AcquireError;
+use crate::request::AcquireRequest;
+use crate::resource::connection;
+
+/// What the command line is going to make, as the journal has it.
+#[derive(Debug)]
+pub(crate) struct Promised {
+    steps: Vec<Pending>,
+    /// Where the shared connection's socket belongs.
+    pub(crate) control: PathBuf,
+}
+
+impl Promised {
+    /// Writes the intents: of the shared connection where `request` wants it, and of the claim.
+    pub(crate) fn make(
+        journal: &mut JournalFile,
+        record: &LeaseRecord,
+        places: &Places,
+        request: &AcquireRequest,
+    ) -> Result<Self, AcquireError> {
+        let target = connection::target(record, places)?;
+        // Looked at again: the request came from another process, some time ago.
+        let dir = connection::control_dir(&request.control_dir)?;
+        let control = connection::control(&dir, &target)?;
+        let connection = Step::Connection {
+            control: control.to_string_lossy().into_owned(),
+        };
+        let steps = vec![journal.begin(connection)?, journal.begin(Step::Claim {})?];
+        failpoint::hit(&request.failpoint, Who::Supervisor, "claim", Phase::Begun);
+        Ok(Self { steps, control })
+    }
+
+    /// Writes that all of it is there: the lease is somebody's, and ready.
+    pub(crate) fn keep(
+        self,
+        journal: &mut JournalFile,
+        stored: &mut StoredLease,
+        request: &AcquireRequest,
+    ) -> Result<(), AcquireError> {
+        let armed = request.failpoint.as_str();
+        failpoint::hit(armed, Who::Supervisor, "claim", Phase::Made);
+        for pending in self.steps {
+            journal.done(pending, None)?;
+        }
+        failpoint::hit(armed, Who::Supervisor, "claim", Phase::Done);
+        let (seconds, nanoseconds) = clock::unix_now();
+        labels::touch(&mut stored.record.labels, Some(&LeaseState::Ready), None, seconds);
+        stored.record.updated_at = timestamp::rfc3339_nano(seconds, nanoseconds);
+        Ok(stored.save()?)
+    }
+}

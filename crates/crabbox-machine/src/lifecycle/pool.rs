@@ -1,0 +1,141 @@
+//! Leases that were made ahead and wait: finding them, telling them that their pool is used, and ending them.
+//!
+//! What a lease's record says counts again under its lock: a lease that somebody has taken meanwhile must never be ended here.
+
+use crabbox_core::fault;
+use crabbox_core::id::LeaseId;
+use crabbox_core::labels;
+use crabbox_core::record::LeaseRecord;
+use crabbox_core::state::LeaseState;
+use crabbox_core::timestamp;
+use crabbox_host::process;
+use crabbox_store::leases::{self, RecordError, StoredLease};
+use crabbox_store::places::Places;
+use crabbox_store::{journal, locks};
+
+use crate::control::{Verb, client};
+use crate::lease::allocate::AllocateError;
+use crate::lease::ownership::OwnedLease;
+use crate::lifecycle::release::ReleaseError;
+use crate::lifecycle::teardown::{self, Actor, Extent};
+
+/// A lease that waits in a pool, or is being made for one.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// It.
+    pub stored: StoredLease,
+    /// The key of its pool.
+    pub pool: String,
+    /// When its making began, nanoseconds since 1970; 0 where its record does not say.
+    pub made_at: i128,
+    /// Whether it can be taken.
+    pub waits: bool,
+}
+
+/// Every lease that was made ahead and that nobody has taken, the oldest first.
+pub fn members(places: &Places) -> Result<Vec<Member>, RecordError> {
+    let mut members: Vec<Member> = leases::list(&places.leases())?
+        .leases
+        .into_iter()
+        .filter_map(|stored| {
+            let labels = &stored.record.labels;
+            let pool = labels::pool(labels)?.to_owned();
+            Some(Member {
+                made_at: timestamp::parse_nano(&stored.record.created_at).unwrap_or_default(),
+                waits: labels::state(labels) == LeaseState::Pooled && has_supervisor(&stored),
+                pool,
+                stored,
+            })
+        })
+        .collect();
+    members.sort_by_key(|member| member.made_at);
+    Ok(members)
+}
+
+/// Whether the supervisor of a lease lives.
+pub(crate) fn has_supervisor(stored: &StoredLease) -> bool {
+    let Ok(Some(journal)) = journal::read(&stored.dir.journal()) else {
+        return false;
+    };
+    journal.process("supervisor").is_some_and(process::is_alive)
+}
+
+/// Whether `record` is of a lease that was made ahead and that nobody has taken.
+pub fn is_member(record: &LeaseRecord) -> bool {
+    labels::pool(&record.labels).is_some()
+}
+
+/// Tells the members of `pool` that it is used, so that each has a successor when it has waited too long.
+pub fn tell_used(members: &[Member], pool: &str) {
+    for member in members
+        .iter()
+        .filter(|member| member.waits && member.pool == pool)
+    {
+        if let Err(error) = client::ask(&member.stored.dir, &Verb::PoolUsed) {
+            // It ends without a successor; the next lease has the pool filled up.
+            tracing::debug!("{}", fault::chain(&error));
+        }
+    }
+}
+
+/// Ends a member, unless somebody has taken it or is at it; whether it has ended.
+pub fn end(places: &Places, member: &Member, actor: Actor<'_>) -> Result<bool, ReleaseError> {
+    let Ok(id) = LeaseId::parse(&member.stored.record.lease_id) else {
+        return Ok(false);
+    };
+    let Some(guard) = locks::try_lease(places, id.as_str())? else {
+        return Ok(false);
+    };
+    let lease = OwnedLease::prove(places, &id, guard)?;
+    match leases::read(lease.dir()) {
+        Ok(stored) if is_member(&stored.record) => {}
+        Ok(_) => {
+            lease.release();
+            return Ok(false);
+        }
+        Err(_) => {
+            if !lease.dir().path().exists() {
+                // It is gone already; the lock file that we made for it goes again.
+                lease.forget()?;
+            }
+            return Ok(false);
+        }
+    }
+    if let Err(error) = client::ask(lease.dir(), &Verb::End) {
+        tracing::debug!("{}", fault::chain(&error));
+    }
+    let leftovers = teardown::teardown(places, lease, Extent::Everything, actor).leftovers();
+    if leftovers.is_empty() {
+        Ok(true)
+    } else {
+        Err(ReleaseError::Leftovers {
+            id: id.to_string(),
+            leftovers,
+        })
+    }
+}
+
+/// Ends the oldest member that can be ended, so that there is room for somebody's lease; whether there was one.
+pub(crate) fn evict_oldest(places: &Places, actor: Actor<'_>) -> bool {
+    let members = members(places).unwrap_or_default();
+    for member in members.iter().filter(|member| member.waits) {
+        let lease = member.stored.record.lease_id.as_str();
+        match end(places, member, actor) {
+            Ok(true) => {
+                tracing::info!(member = lease, "ended, since there was no room for this lease");
+                return true;
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(member = lease, "cannot make room: {}", fault::chain(&error)),
+        }
+    }
+    false
+}
+
+/// Whether a lease could not be made for want of what a member would give up.
+pub(crate) fn wants_room(error: &AllocateError) -> bool {
+    matches!(
+        error,
+        AllocateError::NoRoom(_) | AllocateError::NoUid { .. } | AllocateError::Subnet(_)
+    )
+}

@@ -1,0 +1,68 @@
+//! Starting the one who fills a pool up: a process of its own, for which nobody waits.
+//!
+//! It is started when a lease has become somebody's, or has waited too long in a pool that is used. Nothing here may keep a lease from
+//! being watched.
+
+use std::io::Write as _;
+use std::process::Stdio;
+
+use crabbox_core::fault;
+use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::environment::Environment;
+use crabbox_host::process;
+
+use crate::protocol::{self, FILL};
+use crate::request::AcquireRequest;
+
+/// Why nobody fills the pool.
+#[derive(Debug, thiserror::Error)]
+enum RefillError {
+    /// The process could not be started.
+    #[error("cannot start it")]
+    Start(#[from] CommandError),
+    /// It could not be told what for.
+    #[error("cannot tell it what to make")]
+    Tell(#[from] std::io::Error),
+    /// The order could not be written down.
+    #[error("cannot put what it is to make into words")]
+    Words(#[from] serde_json::Error),
+}
+
+/// Has the pool of `request`, if there is one, filled up with leases like the one that it asks for.
+pub(super) fn start(request: &AcquireRequest) {
+    if let Err(error) = try_start(request) {
+        tracing::warn!("nobody fills the pool up: {}", fault::chain(&error));
+    }
+}
+
+fn try_start(request: &AcquireRequest) -> Result<(), RefillError> {
+    let Some(pool) = &request.pool else { return Ok(()) };
+    let order = protocol::opening(request)?;
+    let cmd = Cmd::new(&pool.exe)
+        .arg(FILL)
+        .environment(Environment::Own)
+        .cwd("/");
+    let mut command = cmd.to_std();
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut child = cmd.spawn(process::new_session(&mut command))?;
+    tracing::info!(pid = child.id(), pool = pool.key, "the pool is filled up");
+    let told = child
+        .stdin
+        .take()
+        .map_or(Ok(()), |mut input| input.write_all(&order));
+    let reaper = std::thread::Builder::new().name("refill".to_owned());
+    // Without the thread the process is reaped by init once we end.
+    reaper
+        .spawn(move || {
+            match child.wait() {
+                Ok(status) if status.success() => tracing::debug!("the pool's maker is done"),
+                // What it lacked is told by `crabbox pool fill`, which does the same before the user's eyes.
+                ended => tracing::warn!(?ended, "the pool's maker failed"),
+            }
+        })
+        .ok();
+    Ok(told?)
+}

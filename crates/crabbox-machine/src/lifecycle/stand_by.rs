@@ -1,0 +1,285 @@
+//! A lease that was made ahead of its use, in its supervisor: it waits to be taken, and is made somebody's when it is.
+//!
+//! ```text
+//!                            asked for ───> request read ──> locks ──> labels, promises ──> ready ──> claimed ──> watching
+//!  (ready) ──> on offer ──────┘   ^             │ gone         │ ending, busy     │ gone: everything goes
+//!                 │               └─────────────┴──────────────┘                  v
+//!                 │ machine gone, asked to end, too old                       taken back
+//!                 └────────────────────────────────────────────────────────────> ^
+//! ```
+//! Nothing is locked while it waits. It must never be given to two, nor go back into the pool once somebody was told how to enter it.
+
+use std::fs::File;
+use std::io::{BufReader, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use crabbox_core::fault;
+use crabbox_core::id::Slug;
+use crabbox_core::labels;
+use crabbox_core::state::LeaseState;
+use crabbox_core::timestamp;
+use crabbox_host::clock;
+use crabbox_host::lock::FileLock;
+use crabbox_host::unix::DeadlineStream;
+use crabbox_store::journal::JournalFile;
+use crabbox_store::leases::{self, StoredLease};
+use crabbox_store::locks;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::failpoint::{self, Phase, Who};
+use crate::lease::allocate;
+use crate::lease::ownership::OwnedLease;
+use crate::lifecycle::acquire::AcquireError;
+use crate::lifecycle::handover::Promised;
+use crate::lifecycle::supervise::{Life, says_claimed};
+use crate::lifecycle::teardown::ENDING;
+use crate::lifecycle::watch::{End, LOOK_EVERY};
+use crate::protocol::{self, Event, Failure, Ready};
+use crate::request::{AcquireRequest, Pool};
+
+/// How long the one who takes it may need to say what for.
+const REQUEST_LIMIT: Duration = Duration::from_secs(2);
+/// How long somebody else may be busy with the lease when it is taken.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
+
+/// A lease that waits.
+pub(super) struct Waiting<'a> {
+    life: &'a Life<'a>,
+    /// What it was made of.
+    pub(super) made_of: &'a AcquireRequest,
+    pool: &'a Pool,
+    ready: &'a Ready,
+}
+
+/// What becomes of it.
+pub(super) enum Fate {
+    /// It is somebody's, and this is what it was taken with.
+    Taken(Box<AcquireRequest>),
+    /// It ends; the lock comes along where the decision was made under it.
+    Ends(End, Option<FileLock>),
+}
+
+/// What became of somebody's wish to have it.
+enum Handing {
+    /// It is theirs.
+    Done(Box<AcquireRequest>),
+    /// It is as it was.
+    Spared,
+    /// It is nobody's any more, and no use to anybody else.
+    Spoilt(OwnedLease),
+}
+
+impl<'a> Waiting<'a> {
+    /// The lease that was made of `made_of` for `pool`, and is entered by what `ready` says but for the shared connection.
+    pub(super) fn new(
+        life: &'a Life<'a>,
+        made_of: &'a AcquireRequest,
+        pool: &'a Pool,
+        ready: &'a Ready,
+    ) -> Self {
+        Self {
+            life,
+            made_of,
+            pool,
+            ready,
+        }
+    }
+
+    /// Waits until it is taken or ends.
+    pub(super) fn stand_by(&self) -> Fate {
+        let too_old = Instant::now() + self.pool.max_age;
+        tracing::info!(pool = self.pool.key, "it waits in the pool");
+        loop {
+            self.life.control.offer(&self.pool.key);
+            if let Some(end) = self.wait(too_old) {
+                return Fate::Ends(end, None);
+            }
+            // Nobody gets it from here on but the one who has it.
+            if let Some(stream) = self.life.control.taker() {
+                match self.hand_over(stream) {
+                    Handing::Done(request) => return Fate::Taken(request),
+                    Handing::Spared => continue,
+                    Handing::Spoilt(lease) => return Fate::Ends(End::Unfinished, Some(lease.into_lock())),
+                }
+            }
+            if Instant::now() >= too_old {
+                return Fate::Ends(End::Expired("too long in the pool".to_owned()), None);
+            }
+        }
+    }
+
+    /// Waits for somebody or for its time; returns why it ends at once.
+    fn wait(&self, too_old: Instant) -> Option<End> {
+        let left = too_old.saturating_duration_since(Instant::now()).min(LOOK_EVERY);
+        let wait = Timespec::try_from(left).ok();
+        let mut fds = [
+            PollFd::new(self.life.vmm, PollFlags::IN),
+            PollFd::new(self.life.interrupts, PollFlags::IN),
+            PollFd::new(self.life.control, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.life.control.bell(), PollFlags::IN),
+        ];
+        // An interrupted poll is looked at like one in which nothing happened.
+        poll(&mut fds, wait.as_ref()).ok();
+        if !fds[0].revents().is_empty() {
+            return Some(End::MachineGone);
+        }
+        if self.life.interrupts.caught().is_some() || self.life.control.is_asked() {
+            return Some(End::Asked);
+        }
+        (!self.life.dir.path().exists()).then_some(End::LeaseGone)
+    }
+
+    fn hand_over(&self, stream: UnixStream) -> Handing {
+        let mut input = BufReader::new(DeadlineStream::new(stream));
+        input.get_ref().set_limit(REQUEST_LIMIT);
+        let request = match protocol::read_request(&mut input) {
+            Ok(request) => request,
+            Err(error) => {
+                tracing::info!("who took it did not say what for: {}", fault::chain(&error));
+                return Handing::Spared;
+            }
+        };
+        let Ok((input, output)) = input.into_inner().into_inner().and_then(both_ways) else {
+            return Handing::Spared;
+        };
+        let mut input = BufReader::new(input);
+        let mut tell = |event: &Event| {
+            (&output)
+                .write_all(&protocol::line(event).unwrap_or_default())
+                .ok();
+        };
+        let hit = |phase| failpoint::hit(&request.failpoint, Who::Supervisor, "take", phase);
+        hit(Phase::Begun);
+        let mut taken = match self.take(&request) {
+            Ok(taken) => taken,
+            Err(error) => {
+                tracing::info!("it is not given away: {}", fault::chain(&error));
+                tell(&Event::Failed(Failure::of(&error, Vec::new(), Vec::new())));
+                return Handing::Spared;
+            }
+        };
+        hit(Phase::Made);
+        let given = taken.give(self, &request, &mut tell, &mut input, &hit);
+        if let Err(error) = given {
+            tracing::error!("it is given up: {}", fault::chain(&error));
+            tell(&Event::Failed(Failure::of(&error, Vec::new(), Vec::new())));
+            return Handing::Spoilt(taken.lease);
+        }
+        taken.lease.release();
+        tell(&Event::Watching);
+        Handing::Done(Box::new(request))
+    }
+
+    /// Locks the lease and looks at it again.
+    fn take(&self, request: &AcquireRequest) -> Result<Taken, AcquireError> {
+        if request.lease_id != self.life.id.as_str() {
+            return Err(AcquireError::OtherLease {
+                id: self.life.id.to_string(),
+            });
+        }
+        // Before the lease's own lock, as always: a slug is handed out under it.
+        let allocation = request
+            .slug
+            .as_ref()
+            .map(|_| locks::allocation(self.life.places))
+            .transpose()?;
+        let guard = locks::lease(self.life.places, self.life.id.as_str(), LOCK_LIMIT)?;
+        let lease = OwnedLease::prove(self.life.places, self.life.id, guard)?;
+        let journal = JournalFile::open(&lease.dir().journal())?.ok_or(AcquireError::Ending)?;
+        if journal.state().note(ENDING).is_some() {
+            return Err(AcquireError::Ending);
+        }
+        let stored = leases::read(lease.dir())?;
+        Ok(Taken {
+            lease,
+            journal,
+            stored,
+            allocation,
+        })
+    }
+}
+
+fn both_ways(stream: UnixStream) -> std::io::Result<(File, File)> {
+    let other = stream.try_clone()?;
+    Ok((
+        File::from(OwnedFd::from(stream)),
+        File::from(OwnedFd::from(other)),
+    ))
+}
+
+/// A lease on its way to whoever took it.
+struct Taken {
+    lease: OwnedLease,
+    journal: JournalFile,
+    stored: StoredLease,
+    allocation: Option<FileLock>,
+}
+
+impl Taken {
+    /// Makes it theirs, says how it is entered, and waits until it is claimed.
+    fn give(
+        &mut self,
+        waiting: &Waiting<'_>,
+        request: &AcquireRequest,
+        tell: &mut dyn FnMut(&Event),
+        input: &mut BufReader<File>,
+        hit: &dyn Fn(Phase),
+    ) -> Result<(), AcquireError> {
+        self.relabel(waiting, request)?;
+        drop(self.allocation.take());
+        hit(Phase::Done);
+        let promised = Promised::make(
+            &mut self.journal,
+            &self.stored.record,
+            waiting.life.places,
+            request,
+        )?;
+        let record = &self.stored.record;
+        tell(&Event::Allocated {
+            slug: record.slug.clone(),
+            name: record.name.clone(),
+        });
+        tell(&Event::Ready(Ready {
+            control: promised.control.clone(),
+            // Nobody waited for them now.
+            guest_stages: Vec::new(),
+            ..waiting.ready.clone()
+        }));
+        if !says_claimed(input, waiting.life.control) {
+            return Err(AcquireError::Abandoned);
+        }
+        promised.keep(&mut self.journal, &mut self.stored, request)
+    }
+
+    /// Has the record say what it would if the lease were made for `request` now. What its machine was made with stays.
+    fn relabel(&mut self, waiting: &Waiting<'_>, request: &AcquireRequest) -> Result<(), AcquireError> {
+        let made_of = waiting.made_of;
+        let now = AcquireRequest {
+            ssh_user: made_of.ssh_user.clone(),
+            ssh_port: made_of.ssh_port,
+            work_root: made_of.work_root.clone(),
+            network: made_of.network.clone(),
+            ..request.clone()
+        };
+        let record = &mut self.stored.record;
+        if let Some(text) = &request.slug {
+            let slug = Slug::requested(text).map_err(allocate::AllocateError::from)?;
+            let taken = allocate::slugs(waiting.life.places)?;
+            let is_taken = |slug: &str| slug != record.slug && taken.contains(slug);
+            let slug = slug.unique(waiting.life.id, is_taken);
+            record.slug = slug.map_err(allocate::AllocateError::from)?.to_string();
+        }
+        let (seconds, nanoseconds) = clock::unix_now();
+        let mut labels = allocate::first_labels(&now, waiting.life.id, &record.slug, &record.name, seconds);
+        labels::set_state(&mut labels, &LeaseState::Running);
+        if let Some(method) = record.labels.get("disk_method") {
+            labels.insert("disk_method".to_owned(), method.clone());
+        }
+        record.labels = labels;
+        record.delete_on_release = request.delete_on_release;
+        record.updated_at = timestamp::rfc3339_nano(seconds, nanoseconds);
+        Ok(self.stored.save()?)
+    }
+}
