@@ -46,6 +46,59 @@ fn two_machines_of_one_moment_draw_the_same_until_they_are_reseeded() {
     assert_eq!(shared(after, after_too), 0, "{drew:?}");
 }
 
+/// One that was made ahead of its use is a lease like any other, at today's time and nobody else's sister; another one takes its place.
+#[track_caller]
+#[expect(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "the exception for tests does not reach what they call"
+)]
+fn waits_and_is_taken(host: &Host, repo: &str, seen: &BTreeSet<String>) {
+    let filled = host
+        .crabbox(&format!("pool fill {SMALL} --firecracker-pool 1 --json"))
+        .exits(0)
+        .json();
+    let waits = filled["members"][0]["leaseId"].as_str().unwrap_or_default();
+    drop(host.sh("sleep 5"));
+    let warmup = host.warmup(
+        repo,
+        "pooled",
+        "--firecracker-pool 1 --ttl 1h --idle-timeout 10m --timing-json",
+    );
+    assert!(warmup.stderr.contains("\"leaseSource\":\"pool\""), "{warmup:?}");
+    assert!(
+        warmup.stdout.contains(&format!("leased {waits} slug=pooled "))
+            && warmup.stdout.contains("idle_timeout=10m0s"),
+        "{warmup:?}"
+    );
+    let told = host
+        .sh(&format!(
+            "cd {repo} && echo three >> tracked && crabbox run --id pooled -- sh -c '{OWN}; tail -n 1 tracked'; date +%s"
+        ))
+        .exits(0)
+        .stdout;
+    let lines: Vec<&str> = told.lines().collect();
+    let [facts @ .., there, tree, here] = lines.as_slice() else {
+        panic!("{told}")
+    };
+    assert!(
+        facts.len() == 7 && facts.iter().all(|fact| !seen.contains(*fact)),
+        "{told}"
+    );
+    assert_eq!(*tree, "three", "{told}");
+    let off = there.parse::<i64>().unwrap() - here.parse::<i64>().unwrap();
+    assert!((-3..=1).contains(&off), "its clock is {off} s off");
+    // Its successor is made behind it.
+    let waited = host.sh(
+        "for i in $(seq 60); do crabbox pool list --provider firecracker | grep -q ' pooled ' && exit 0; sleep 0.5; done; exit 1",
+    );
+    assert_eq!(waited.code, Some(0), "no other one waits");
+    drop(host.crabbox("stop pooled").exits(0));
+    assert_eq!(host.crabbox("list --provider firecracker").exits(0).stdout, "");
+    let drained = host.crabbox("pool drain").exits(0);
+    assert!(drained.stdout.starts_with("drained cbx_"), "{drained:?}");
+}
+
 #[test]
 fn restored_machines_share_nothing_and_do_what_booted_ones_do() {
     let host = Host::alone();
@@ -105,6 +158,7 @@ fn restored_machines_share_nothing_and_do_what_booted_ones_do() {
     for clone in 0..CLONES {
         drop(host.crabbox(&format!("stop clone-{clone}")).exits(0));
     }
+    waits_and_is_taken(&host, &repo, &seen);
     // It has changed, so it is not used: a lease all the same.
     drop(
         host.sh(&format!(

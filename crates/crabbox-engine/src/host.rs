@@ -2,6 +2,7 @@
 
 pub mod doctor;
 pub mod images;
+pub mod pool;
 pub mod prepare;
 pub mod probe;
 pub mod setup;

@@ -138,6 +138,13 @@ pub enum Notice<'a> {
     },
     /// It does not answer yet.
     Waiting(&'a Progress),
+    /// A lease that waits in a pool was to be taken, and is not.
+    NotPooled {
+        /// The lease; `None` where the pool itself cannot be told.
+        lease: Option<&'a str>,
+        /// Why.
+        why: &'a str,
+    },
     /// A template was to be used, and the machine boots all the same.
     Cold {
         /// Why.
@@ -163,6 +170,8 @@ pub struct AcquiredLease {
 /// How the machine of a new lease started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MachineStart {
+    /// It waited in a pool, started long ago.
+    Pooled,
     /// It went on from a template.
     Restored,
     /// It booted; why, where there was a template that it could not go on from.

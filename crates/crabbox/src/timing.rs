@@ -86,7 +86,8 @@ pub(crate) struct TimingJson {
     /// The wait for an SSH connection to the lease, before `totalMs` begins; absent where one was open.
     #[serde(skip_serializing_if = "is_zero")]
     bootstrap_ms: u64,
-    /// Ours: how the machine of a new lease started: `cold` (its kernel booted) or `restored` (from a template).
+    /// Ours: how the machine of a new lease started: `cold` (its kernel booted), `restored` (from a template), or `pool` (it was made
+    /// ahead, and waited).
     #[serde(skip_serializing_if = "Option::is_none")]
     lease_source: Option<&'static str>,
     /// Ours: why it booted, where there was a template that it could not go on from.
@@ -172,12 +173,13 @@ impl TimingJson {
             lease_stages: outcome.stages.clone(),
             guest_stages: outcome.guest_stages.clone(),
             lease_source: outcome.start.as_ref().map(|start| match start {
+                MachineStart::Pooled => "pool",
                 MachineStart::Restored => "restored",
                 MachineStart::Cold(_) => "cold",
             }),
             cold_reason: match &outcome.start {
                 Some(MachineStart::Cold(why)) => why.clone(),
-                Some(MachineStart::Restored) | None => None,
+                Some(MachineStart::Restored | MachineStart::Pooled) | None => None,
             },
             bootstrap_ms: ms(outcome.bootstrap),
             sync_ms: ms(outcome.sync),

@@ -11,6 +11,7 @@ use crabbox_core::duration::GoDuration;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::LeaseId;
 use crabbox_core::network::NetworkMode;
+use crabbox_core::record::LeaseRecord;
 use crabbox_host::command::find_on_path;
 use crabbox_image::kernel::{self, KernelError};
 use crabbox_image::manifest::{INITRD, Init};
@@ -179,6 +180,66 @@ pub fn request(
         .write(true)
         .open("/dev/kvm");
     kvm.map_err(PrepareError::Kvm)?;
+    let found = Found {
+        programs: programs(engine, plan)?,
+        guest: guest(engine, plan)?,
+        network: network_request(plan)?,
+    };
+    complete(engine, plan, new, found)
+}
+
+/// What a lease's machine is made with on this host.
+struct Found {
+    programs: Programs,
+    guest: GuestSource,
+    network: NetworkRequest,
+}
+
+/// Completes the request for a lease that was made ahead, with the record `made`. What its machine was made with is its supervisor's to
+/// know: here it stands for nothing, and nothing is looked for.
+pub(crate) fn request_of(
+    engine: &Engine,
+    plan: &FirecrackerPlan,
+    made: &LeaseRecord,
+) -> Result<AcquireRequest, PrepareError> {
+    let new = NewLease {
+        slug: None,
+        keep: false,
+        reclaim: false,
+    };
+    let found = Found {
+        programs: Programs {
+            firecracker: made.binary_path.clone().into(),
+            jailer: None,
+        },
+        guest: GuestSource::Foreign {
+            kernel: made.kernel_path.clone().into(),
+            rootfs: made.source_rootfs.clone().into(),
+            initrd: None,
+        },
+        network: NetworkRequest {
+            mode: NetworkMode::Nat,
+            cni_conf_dir: made.cni_conf_dir.clone().into(),
+            cni_bin_dirs: Vec::new(),
+            cni_network: made.cni_network.clone(),
+            nat_range: crabbox_net::nat::DEFAULT_RANGE
+                .parse()
+                .map_err(PrepareError::Range)?,
+        },
+    };
+    let request = complete(engine, plan, &new, found)?;
+    Ok(AcquireRequest {
+        lease_id: made.lease_id.clone(),
+        ..request
+    })
+}
+
+fn complete(
+    engine: &Engine,
+    plan: &FirecrackerPlan,
+    new: &NewLease,
+    found: Found,
+) -> Result<AcquireRequest, PrepareError> {
     let id = LeaseId::from_random(crabbox_host::random::bytes().map_err(PrepareError::Random)?);
     Ok(AcquireRequest {
         places: (&engine.places).into(),
@@ -197,13 +258,14 @@ pub fn request(
         work_root: plan.work_root.clone(),
         machine: machine(plan),
         limits: plan.limits,
-        programs: programs(engine, plan)?,
-        guest: guest(engine, plan)?,
-        network: network_request(plan)?,
+        programs: found.programs,
+        guest: found.guest,
+        network: found.network,
         launch_timeout: duration(plan.launch_timeout),
         delete_on_release: plan.delete_on_release,
         failpoint: engine.failpoint.clone(),
         start: Start::Boot,
+        pool: None,
     })
 }
 

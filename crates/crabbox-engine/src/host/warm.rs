@@ -170,9 +170,9 @@ pub(crate) enum Source {
     },
 }
 
-/// Has `request` restored where a template fits it.
-pub(crate) fn choose(engine: &Engine, plan: &FirecrackerPlan, request: &mut AcquireRequest) -> Source {
-    if !plan.warm {
+/// Has `request` restored where a template fits it and `warm` allows it.
+pub(crate) fn choose(engine: &Engine, warm: bool, request: &mut AcquireRequest) -> Source {
+    if !warm {
         return Source::Cold(None);
     }
     let templates = Templates::of(&engine.places);
@@ -411,7 +411,9 @@ impl Making<'_> {
             source,
         };
         let mut making = client::start(self.engine, &request).map_err(failed)?;
-        let ready = making.wait_ready(self.interrupts, &mut |_| ()).map_err(failed)?;
+        let ready = making
+            .wait_ready(Some(self.interrupts), &mut |_| ())
+            .map_err(failed)?;
         let left = making.abandon().map(|failure| failure.leftovers);
         self.leftovers.borrow_mut().extend(left.unwrap_or_default());
         ready.identity.ok_or(WarmError::Nobody)

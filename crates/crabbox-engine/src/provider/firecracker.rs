@@ -15,13 +15,13 @@ use crabbox_core::config::{Provider as Which, Settings, firecracker};
 use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::{NameError, Purpose, ResolveError};
 use crabbox_machine::lease::touch;
-use crabbox_machine::lifecycle::client;
-use crabbox_machine::lifecycle::release::{self, Decision, Released};
+use crabbox_machine::lifecycle::client::{self, Acquisition};
+use crabbox_machine::lifecycle::release::{self, Decision, ReleaseError, Released};
 use crabbox_machine::protocol::{Event, Ready, Stage, Whose};
 use crabbox_machine::request::{AcquireRequest, GuestSource, Start};
 
 use crabbox_core::fault;
-use crabbox_core::labels::Labels;
+use crabbox_core::labels::{self, Labels};
 use crabbox_core::state::LeaseState;
 use crabbox_host::clock;
 use crabbox_host::signals::Interrupts;
@@ -33,6 +33,7 @@ use crabbox_store::leases;
 use crabbox_store::places::LeaseDir;
 
 use crate::host::doctor::check::{Check, Options};
+use crate::host::pool;
 use crate::host::prepare::{self, NewLease};
 use crate::host::warm::{self, Source};
 use crate::provider::capability::{Capabilities, Capability};
@@ -48,6 +49,9 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_mins(1);
 
 /// The provider's name, as claims have it.
 const NAME: &str = Which::Firecracker.name();
+
+/// Which part of the time for a launch one lease of a pool may take to be entered: those that cannot leave time for a boot.
+const POOL_PART: u32 = 4;
 
 /// What this provider can do.
 pub(crate) const CAPABILITIES: Capabilities = Capabilities {
@@ -96,11 +100,71 @@ impl Firecracker {
         interrupts: &Interrupts,
         on_notice: &mut dyn FnMut(&Notice<'_>),
     ) -> Result<AcquiredLease, AcquireLeaseError> {
-        acquire(&self.engine, request, repo, interrupts, &mut |event| {
-            if let Event::Stage(stage) = event {
+        let acquisition = client::start(&self.engine, request)?;
+        acquire(
+            &self.engine,
+            acquisition,
+            request,
+            repo,
+            interrupts,
+            &mut |stage| {
                 on_notice(&Notice::Stage(stage));
+            },
+        )
+    }
+
+    /// A lease that waits in the pool of `request`, if there is one to be had. Whoever takes another one first has it, and one that cannot
+    /// be entered is given up: then it is the next one's turn.
+    fn acquire_pooled(
+        &self,
+        request: &AcquireRequest,
+        repo: &Path,
+        interrupts: &Interrupts,
+        on_notice: &mut dyn FnMut(&Notice<'_>),
+    ) -> Option<AcquiredLease> {
+        let pool = request.pool.as_ref()?;
+        for lease_id in pool::waiting(&self.engine, &pool.key) {
+            let wish = AcquireRequest {
+                lease_id,
+                launch_timeout: request.launch_timeout / POOL_PART,
+                ..request.clone()
+            };
+            let acquired = client::take(&self.engine, &wish, &pool.key)
+                .map_err(AcquireLeaseError::from)
+                .and_then(|acquisition| {
+                    acquire(&self.engine, acquisition, &wish, repo, interrupts, &mut |stage| {
+                        on_notice(&Notice::Stage(stage));
+                    })
+                });
+            match acquired {
+                Ok(mut acquired) => {
+                    acquired.start = Some(MachineStart::Pooled);
+                    return Some(acquired);
+                }
+                Err(error) => on_notice(&Notice::NotPooled {
+                    lease: Some(&wish.lease_id),
+                    why: &fault::chain(&error),
+                }),
             }
-        })
+            if interrupts.caught().is_some() {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Takes the lease `id`, which waits in a pool, because it was named.
+    fn take_named(&self, id: &str, key: &str) -> Result<(), LeaseError> {
+        let plan = firecracker::plan(&self.settings)?;
+        let stored = leases::read(&LeaseDir::at(self.engine.places.leases().join(id)))
+            .map_err(AcquireLeaseError::from)?;
+        let request = prepare::request_of(&self.engine, &plan, &stored.record)?;
+        let take = || -> Result<(), AcquireLeaseError> {
+            let mut acquisition = client::take(&self.engine, &request, key)?;
+            acquisition.wait_ready(None, &mut |_| ())?;
+            Ok(acquisition.claim()?)
+        };
+        Ok(take()?)
     }
 }
 
@@ -126,8 +190,19 @@ impl Provider for Firecracker {
     ) -> Result<AcquiredLease, LeaseError> {
         let plan = firecracker::plan(&self.settings)?;
         let mut request = prepare::request(&self.engine, &plan, new)?;
+        match pool::of(&self.engine, &plan, &request) {
+            Ok(pool) => request.pool = pool,
+            // Then it is a lease without one; what is missing is told by the making.
+            Err(error) => on_notice(&Notice::NotPooled {
+                lease: None,
+                why: &error.to_string(),
+            }),
+        }
+        if let Some(acquired) = self.acquire_pooled(&request, repo, interrupts, on_notice) {
+            return Ok(acquired);
+        }
         let (started, limit) = (Instant::now(), request.launch_timeout);
-        let source = warm::choose(&self.engine, &plan, &mut request);
+        let source = warm::choose(&self.engine, plan.warm, &mut request);
         let mut why = None;
         if let Source::Cold(Some(said)) = &source {
             on_notice(&Notice::Cold {
@@ -157,6 +232,7 @@ impl Provider for Firecracker {
                 });
                 why = Some(said);
                 let mut again = prepare::request(&self.engine, &plan, new)?;
+                again.pool = request.pool.take();
                 again.launch_timeout = limit.saturating_sub(started.elapsed()).max(limit / 2);
                 acquired = self.acquire_one(&again, repo, interrupts, on_notice);
             }
@@ -169,7 +245,15 @@ impl Provider for Firecracker {
     }
 
     fn resolve(&self, text: &str, purpose: Purpose) -> Result<Lease, LeaseError> {
-        Ok(lookup::resolve(&self.engine, text, purpose)?)
+        let lease = lookup::resolve(&self.engine, text, purpose)?;
+        // Who is going to work in it has to have it first: otherwise somebody else may get it at any moment.
+        if purpose == Purpose::Use
+            && let Some(key) = labels::pool(&lease.labels)
+        {
+            self.take_named(&lease.id, key)?;
+            return Ok(lookup::resolve(&self.engine, &lease.id, purpose)?);
+        }
+        Ok(lease)
     }
 
     fn is_down(&self, lease: &Lease) -> Option<bool> {
@@ -213,26 +297,43 @@ impl Provider for Firecracker {
         if !dry_run {
             warm::remove_dead(&self.engine);
         }
-        Ok(release::cleanup(&self.engine, dry_run, on_decision)?)
+        // What cannot be planned cannot be held against anything; members whose files are gone go all the same.
+        let plan = firecracker::plan(&self.settings).ok();
+        let mut swept = pool::sweep(&self.engine, plan.as_ref(), dry_run).map_err(ReleaseError::from)?;
+        for decision in &swept {
+            on_decision(decision);
+        }
+        let ids: Vec<String> = swept.iter().map(|decision| decision.lease.clone()).collect();
+        let decided = release::cleanup(&self.engine, dry_run, &mut |decision| {
+            if !ids.contains(&decision.lease) {
+                on_decision(decision);
+            }
+        })?;
+        swept.extend(
+            decided
+                .into_iter()
+                .filter(|decision| !ids.contains(&decision.lease)),
+        );
+        Ok(swept)
     }
 }
 
-/// Makes the lease, enters it and claims it for the repository at `repo`.
-pub fn acquire(
+/// Waits until the lease is ready, enters it and claims it for the repository at `repo`.
+fn acquire(
     engine: &Engine,
+    mut acquisition: Acquisition<'_>,
     request: &AcquireRequest,
     repo: &Path,
     interrupts: &Interrupts,
-    on_event: &mut dyn FnMut(&Event),
+    on_stage: &mut dyn FnMut(&Stage),
 ) -> Result<AcquiredLease, AcquireLeaseError> {
     let started = Instant::now();
-    let mut acquisition = client::start(engine, request)?;
     let mut stages = Vec::new();
-    let ready = acquisition.wait_ready(interrupts, &mut |event| {
+    let ready = acquisition.wait_ready(Some(interrupts), &mut |event| {
         if let Event::Stage(stage) = event {
             stages.push(stage.clone());
+            on_stage(stage);
         }
-        on_event(event);
     })?;
     let deadline = started + request.launch_timeout;
     let entered = Instant::now();

@@ -119,7 +119,7 @@ pub(crate) struct ListArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// Also list machines that no claim of this user names
+    /// Also list machines that no claim of this user names, those that wait in a pool among them
     #[arg(long)]
     pub(crate) all: bool,
     /// Look at the machines themselves, not only at the records

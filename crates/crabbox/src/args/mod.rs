@@ -9,6 +9,7 @@ mod keys;
 mod lease;
 mod local;
 mod measure;
+mod pool;
 mod refused;
 mod run;
 mod work;
@@ -37,6 +38,7 @@ pub(crate) use measure::{
     BenchCommand, BenchRecordArgs, BenchReportArgs, BenchRunArgs, CacheCommand, CachePurgeArgs,
     CacheStatsArgs, CacheWarmArgs, ColdArgs,
 };
+pub(crate) use pool::{PoolCommand, PoolDrainArgs, PoolFillArgs};
 pub(crate) use run::{RunArgs, StopAfter};
 pub(crate) use work::{InitArgs, JobCommand, JobListArgs, JobRunArgs, PrewarmArgs, PullArgs, WatchArgs};
 
@@ -104,8 +106,8 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// List leases
     List(ListArgs),
-    /// List leases
-    #[command(subcommand, hide = true)]
+    /// Keep leases ready ahead of their use
+    #[command(subcommand)]
     Pool(PoolCommand),
     /// Give a lease back
     #[command(alias = "release")]
@@ -169,13 +171,9 @@ pub(crate) enum Command {
     /// The supervisor of one microVM
     #[command(name = "__supervise", hide = true)]
     Supervise(SuperviseArgs),
-}
-
-/// `pool list`, another name of `list`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum PoolCommand {
-    /// List leases
-    List(ListArgs),
+    /// The maker of a pool's leases
+    #[command(name = "__fill", hide = true)]
+    Fill,
 }
 
 /// `machine cleanup`, another name of `cleanup`.

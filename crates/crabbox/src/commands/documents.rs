@@ -13,7 +13,7 @@ use super::host::image::{ExportView, GcView, InspectView, ListView, MadeView, Re
 use super::host::template::WarmView;
 use super::host::{claims, doctor, providers, setup};
 use super::lease::views::{ListItem, StatusView};
-use super::lease::{cleanup, heartbeat, logs, stages};
+use super::lease::{cleanup, heartbeat, logs, pool, stages};
 use super::work::run::BundledRun;
 use super::work::{bench, cache, job, ports, sync_plan};
 use crate::timing::TimingJson;
@@ -53,6 +53,8 @@ documents! {
     "job-list", "job list --json" => Vec<job::JobView>;
     "list", "list --json" => Vec<ListItem>;
     "logs", "logs --json" => logs::LogView;
+    "pool-drain", "pool drain --json" => pool::DrainedView;
+    "pool-fill", "pool fill --json" => pool::FilledView;
     "ports", "ports --json list" => ports::PortsView;
     "progress", "image and setup with --json, a line an event on standard error" => stages::Line<'_>;
     "providers", "providers --json" => Vec<providers::Entry>;

@@ -7,6 +7,7 @@ pub(crate) mod heartbeat;
 pub(crate) mod inspect;
 pub(crate) mod list;
 pub(crate) mod logs;
+pub(crate) mod pool;
 pub(crate) mod prewarm;
 pub(crate) mod route;
 pub(crate) mod stages;

@@ -103,7 +103,10 @@ fn dispatch(ctx: &Ctx<'_>, command: Command) -> Result<Exit, CommandError> {
         Command::Ssh(args) => work::ssh::run(ctx, &args),
         Command::Connect(args) => work::connect::run(ctx, &args),
         Command::Status(args) => lease::status::run(ctx, &args),
-        Command::List(args) | Command::Pool(PoolCommand::List(args)) => lease::list::run(ctx, &args),
+        Command::List(args) => lease::list::run(ctx, &args, args.all),
+        Command::Pool(PoolCommand::List(args)) => lease::list::run(ctx, &args, true),
+        Command::Pool(PoolCommand::Fill(args)) => lease::pool::fill(ctx, &args),
+        Command::Pool(PoolCommand::Drain(args)) => lease::pool::drain(ctx, &args),
         Command::Stop(args) => lease::stop::run(ctx, &args),
         Command::Inspect(args) => lease::inspect::run(ctx, &args),
         Command::Cleanup(args) | Command::Machine(MachineCommand::Cleanup(args)) => {
@@ -140,6 +143,7 @@ fn dispatch(ctx: &Ctx<'_>, command: Command) -> Result<Exit, CommandError> {
         }
         Command::Reference(args) => reference::run(ctx, &args),
         Command::Supervise(args) => supervise::run(ctx, &args),
+        Command::Fill => lease::pool::refill(ctx),
     }
 }
 

@@ -4,6 +4,8 @@
 //! slug) must not.
 
 use std::fmt::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use crabbox_host::files::FileError;
 use crabbox_host::{digest, hardware};
@@ -20,6 +22,21 @@ pub(crate) struct Facts {
     pub(crate) image: String,
     /// The digest of the host's own facts.
     pub(crate) host: String,
+}
+
+/// By what a file is known again, and known for written to.
+pub(crate) fn stamp(path: &Path) -> std::io::Result<String> {
+    let file = std::fs::metadata(path)?;
+    Ok(format!(
+        "{} {} {} {}.{} {}.{}",
+        file.ino(),
+        file.len(),
+        file.mode(),
+        file.mtime(),
+        file.mtime_nsec(),
+        file.ctime(),
+        file.ctime_nsec()
+    ))
 }
 
 /// The digest of what this host is to a frozen machine.

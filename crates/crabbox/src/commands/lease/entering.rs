@@ -94,6 +94,10 @@ fn show(ctx: &Ctx<'_>, notice: &Notice<'_>) {
         } => ctx.printer.detail(format_args!(
             "using static target lease={lease} slug={slug} target=linux windows_mode=normal host={host} keep={keep}"
         )),
+        Notice::NotPooled { lease, why } => ctx.printer.detail(format_args!(
+            "not taken from the pool: lease={}: {why}",
+            lease.unwrap_or("-")
+        )),
         Notice::Waiting(progress) => ctx.printer.note(progress),
         Notice::Cold { why, console } => {
             console_tail(ctx.printer, console);

@@ -1,5 +1,6 @@
 //! `list`: the leases of this host.
 
+use crabbox_core::labels;
 use crabbox_engine::provider::Leases;
 use crabbox_engine::provider::lease::Lease;
 
@@ -9,8 +10,10 @@ use crate::commands::lease::views;
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
-pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ListArgs) -> Result<Exit, CommandError> {
-    let Leases { leases, unusable } = route::to_provider(ctx, &args.keys.values)?.list()?;
+/// Lists leases; with `all` those that wait in a pool among them.
+pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ListArgs, all: bool) -> Result<Exit, CommandError> {
+    let Leases { mut leases, unusable } = route::to_provider(ctx, &args.keys.values)?.list()?;
+    leases.retain(|lease| all || labels::pool(&lease.labels).is_none());
     for bad in &unusable {
         ctx.printer.warn(format_args!(
             "lease {} is left out: {}",
@@ -30,8 +33,9 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ListArgs) -> Result<Exit, C
 }
 
 fn line(lease: &Lease) -> String {
+    let pool = labels::pool(&lease.labels).map(|pool| format!(" pool={pool}"));
     format!(
-        "{:<20} {:<28} {:<12} {:<14} {:<15} lease={} slug={} keep={} target=linux",
+        "{:<20} {:<28} {:<12} {:<14} {:<15} lease={} slug={} keep={} target=linux{}",
         lease.display_id(),
         lease.name,
         lease.state,
@@ -39,7 +43,8 @@ fn line(lease: &Lease) -> String {
         lease.address,
         lease.id,
         lease.slug,
-        lease.is_kept()
+        lease.is_kept(),
+        pool.unwrap_or_default()
     )
 }
 

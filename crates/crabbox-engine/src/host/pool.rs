@@ -1,0 +1,500 @@
+//! Leases that are made ahead of their use: which of them a command may take, and how a pool is filled, swept and drained.
+//!
+//! Members of a pool are alike in all that cannot be given to a lease later. Nothing here may end a lease that is somebody's, and
+//! nothing of a pool may keep somebody from a lease.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crabbox_core::config::firecracker::FirecrackerPlan;
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::id::LeaseId;
+use crabbox_host::lock::{FileLock, LockError};
+use crabbox_host::signals::Interrupts;
+use crabbox_host::{digest, random};
+use crabbox_machine::context::Engine;
+use crabbox_machine::failpoint::Who;
+use crabbox_machine::lifecycle::client::{self, ClientError};
+use crabbox_machine::lifecycle::pool::{self, Member};
+use crabbox_machine::lifecycle::release::{Decision, ReleaseError, Subject};
+use crabbox_machine::lifecycle::teardown::Actor;
+use crabbox_machine::request::{AcquireRequest, GuestSource, Pool};
+use crabbox_store::leases::RecordError;
+
+use crate::host::prepare::{self, NewLease, PrepareError};
+use crate::host::warm::{self, Source, facts};
+
+/// How long another command may be filling the pool that somebody wants filled or drained.
+const LOCK_LIMIT: Duration = Duration::from_mins(5);
+/// How many hexadecimal digits of each half of a key count: 64 bits.
+const HALF: usize = 16;
+
+/// Why a pool is not as it was wanted.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// This host cannot make a lease.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    /// None is configured.
+    #[error("firecracker.pool is 0: no leases are kept ready")]
+    None,
+    /// It cannot be told what its leases have alike.
+    #[error("cannot look at what the leases are made of")]
+    Facts(#[source] std::io::Error),
+    /// A lease was not made.
+    #[error("only {made} of {size} leases wait in the pool")]
+    Machine {
+        /// How many wait.
+        made: usize,
+        /// How many there were to be.
+        size: u32,
+        /// What the next one met.
+        #[source]
+        source: ClientError,
+    },
+    /// Somebody else fills it.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The records cannot be listed.
+    #[error(transparent)]
+    Records(#[from] RecordError),
+    /// A lease could not be ended.
+    #[error(transparent)]
+    Release(#[from] ReleaseError),
+    /// No random bytes.
+    #[error("cannot draw a lease id")]
+    Random(#[source] std::io::Error),
+}
+
+impl PoolError {
+    /// The end of the console of a machine that did not come up.
+    pub fn console(&self) -> &[String] {
+        match self {
+            Self::Machine {
+                source: ClientError::Failed(failure, _),
+                ..
+            } => &failure.console,
+            _ => &[],
+        }
+    }
+}
+
+impl Fault for PoolError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Prepare(error) => error.kind(),
+            Self::Machine { source, .. } => source.kind(),
+            Self::Release(error) => error.kind(),
+            Self::Lock(_) => Kind::Unavailable,
+            Self::None | Self::Facts(_) | Self::Records(_) | Self::Random(_) => Kind::Usage,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Prepare(error) => error.hints(),
+            Self::Machine { source, .. } => source.hints(),
+            Self::Release(error) => error.hints(),
+            Self::None => {
+                vec!["set firecracker.pool in your own configuration, or say --firecracker-pool 2".to_owned()]
+            }
+            Self::Lock(_) => vec!["another command fills the pool: try again when it is done".to_owned()],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// The pool of a lease that `request` asks for; `None` where none is kept.
+pub(crate) fn of(
+    engine: &Engine,
+    plan: &FirecrackerPlan,
+    request: &AcquireRequest,
+) -> std::io::Result<Option<Pool>> {
+    if plan.pool == 0 {
+        return Ok(None);
+    }
+    Ok(Some(Pool {
+        key: key(plan, request)?,
+        size: plan.pool,
+        max_age: plan.pool_max_age.to_std(),
+        warm: plan.warm,
+        exe: engine.exe.clone(),
+        member: false,
+    }))
+}
+
+/// The key of a pool: first what was configured, then what that means on this host now. Two with the same first half and different second
+/// ones are the same pool before and after a change of its image or programs.
+fn key(plan: &FirecrackerPlan, request: &AcquireRequest) -> std::io::Result<String> {
+    let mut configured = String::from("pool 1\n");
+    let mut found = String::new();
+    let network = &request.network;
+    let jail = request.programs.jailer.as_ref();
+    for (name, value) in [
+        ("image", plan.image.as_str().to_owned()),
+        ("kernel", plan.kernel.value.as_path().display().to_string()),
+        ("rootfs", plan.rootfs.value.as_path().display().to_string()),
+        ("processors", request.machine.cpus.to_string()),
+        ("memory", request.machine.memory_mib.to_string()),
+        ("disk", request.machine.disk_mib.to_string()),
+        ("user", request.ssh_user.clone()),
+        ("port", request.ssh_port.to_string()),
+        ("root", request.work_root.clone()),
+        ("firecracker", request.programs.firecracker.display().to_string()),
+        (
+            "jail",
+            jail.map(|jail| format!("{} {}", jail.jailer.display(), jail.first_uid))
+                .unwrap_or_default(),
+        ),
+        (
+            "network",
+            format!(
+                "{} {} {}",
+                network.mode.name(),
+                network.cni_network,
+                network.cni_conf_dir.display()
+            ),
+        ),
+    ] {
+        // Writing to a String cannot fail.
+        writeln!(configured, "{name}={value}").ok();
+    }
+    match &request.guest {
+        GuestSource::Foreign {
+            kernel,
+            rootfs,
+            initrd,
+        } => {
+            let files = [Some(kernel), Some(rootfs), initrd.as_ref()];
+            for file in files.into_iter().flatten() {
+                writeln!(found, "{}", facts::stamp(file)?).ok();
+            }
+            writeln!(found, "{}", facts::stamp(&request.programs.firecracker)?).ok();
+        }
+        GuestSource::Ours { digest: image, .. } => {
+            let program = facts::stamp(&request.programs.firecracker)?;
+            found.push_str(&facts::of(image, request.machine, &program).text);
+        }
+    }
+    let half = |text: &str| digest::sha256(text.as_bytes())[..HALF].to_owned();
+    Ok(format!("{}-{}", half(&configured), half(&found)))
+}
+
+/// The ids of leases that may be taken from the pool `key`, the oldest first. One that cannot be listed is one that is not taken.
+pub(crate) fn waiting(engine: &Engine, key: &str) -> Vec<String> {
+    let members = pool::members(&engine.places).unwrap_or_default();
+    let waiting = members
+        .into_iter()
+        .filter(|member| member.waits && member.pool == key);
+    waiting.map(|member| member.stored.record.lease_id).collect()
+}
+
+/// What became of a wish to have a pool full.
+#[derive(Debug)]
+pub struct Filled {
+    /// The pool's key.
+    pub key: String,
+    /// How many leases there were to be.
+    pub size: u32,
+    /// The leases that wait, the oldest first.
+    pub members: Vec<Member>,
+    /// The ids of those that were made for it.
+    pub made: Vec<String>,
+}
+
+/// Fills the pool of leases of `plan`, and waits until that is done. `on_made` hears of each lease.
+pub fn fill(
+    engine: &Engine,
+    plan: &FirecrackerPlan,
+    interrupts: &Interrupts,
+    on_made: &mut dyn FnMut(&str),
+) -> Result<Filled, PoolError> {
+    if plan.pool == 0 {
+        return Err(PoolError::None);
+    }
+    let mut order = request(engine, plan)?;
+    let pool = of(engine, plan, &order)
+        .map_err(PoolError::Facts)?
+        .ok_or(PoolError::None)?;
+    order.pool = Some(pool.clone());
+    let lock = FileLock::acquire_within(&engine.places.pool_lock(&pool.key), LOCK_LIMIT)?;
+    let making = Making {
+        engine,
+        order: &order,
+        pool: &pool,
+        interrupts,
+    };
+    let outcome = making.fill(on_made);
+    lock.remove_while_held()?;
+    let made = outcome?;
+    Ok(Filled {
+        members: making.members()?,
+        made,
+        key: pool.key.clone(),
+        size: pool.size,
+    })
+}
+
+/// Fills the pool of `order` up for whoever comes next, unless somebody is at it: started by a lease that has become somebody's.
+pub fn refill(engine: &Engine, order: &AcquireRequest, interrupts: &Interrupts) -> Result<(), PoolError> {
+    let Some(pool) = &order.pool else { return Ok(()) };
+    pool::tell_used(&pool::members(&engine.places)?, &pool.key);
+    let making = Making {
+        engine,
+        order,
+        pool,
+        interrupts,
+    };
+    // Looked at again after the lock is given up: whoever found it held has left the lease that it took to us.
+    while making.members()?.len() < size(pool) {
+        let Some(lock) = FileLock::try_acquire(&engine.places.pool_lock(&pool.key))? else {
+            return Ok(());
+        };
+        let outcome = making.fill(&mut |_| ());
+        lock.remove_while_held()?;
+        outcome?;
+    }
+    Ok(())
+}
+
+fn size(pool: &Pool) -> usize {
+    usize::try_from(pool.size).unwrap_or(usize::MAX)
+}
+
+fn request(engine: &Engine, plan: &FirecrackerPlan) -> Result<AcquireRequest, PrepareError> {
+    let new = NewLease {
+        slug: None,
+        keep: false,
+        reclaim: false,
+    };
+    prepare::request(engine, plan, &new)
+}
+
+/// Somebody who fills a pool, whose lock is held.
+struct Making<'a> {
+    engine: &'a Engine,
+    order: &'a AcquireRequest,
+    pool: &'a Pool,
+    interrupts: &'a Interrupts,
+}
+
+impl Making<'_> {
+    /// Those that wait.
+    fn members(&self) -> Result<Vec<Member>, PoolError> {
+        let mut members = pool::members(&self.engine.places)?;
+        members.retain(|member| member.waits && member.pool == self.pool.key);
+        Ok(members)
+    }
+
+    /// Makes leases until enough of them wait; returns the ids of those that it made.
+    fn fill(&self, on_made: &mut dyn FnMut(&str)) -> Result<Vec<String>, PoolError> {
+        self.sweep()?;
+        let mut made = Vec::new();
+        loop {
+            let count = self.members()?.len();
+            if count >= size(self.pool) {
+                return Ok(made);
+            }
+            let id = self.one().map_err(|error| match error {
+                OneError::Random(source) => PoolError::Random(source),
+                OneError::Machine(source) => PoolError::Machine {
+                    made: count,
+                    size: self.pool.size,
+                    source,
+                },
+            })?;
+            on_made(&id);
+            made.push(id);
+        }
+    }
+
+    /// Ends leases of the same pool that were made of something else than there is now.
+    fn sweep(&self) -> Result<(), PoolError> {
+        for member in pool::members(&self.engine.places)? {
+            if is_outdated(&member.pool, &self.pool.key) {
+                pool::end(&self.engine.places, &member, actor(self.engine))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes one lease: of a template where one fits, and else by a boot.
+    fn one(&self) -> Result<String, OneError> {
+        let (started, limit) = (Instant::now(), self.order.launch_timeout);
+        let mut request = self.member()?;
+        let source = warm::choose(self.engine, self.pool.warm, &mut request);
+        let Source::Restored { key, token } = source else {
+            return self.make(&request);
+        };
+        request.launch_timeout = limit / 2;
+        match self.make(&request) {
+            Ok(id) => {
+                warm::note_success(self.engine, &key);
+                Ok(id)
+            }
+            Err(OneError::Machine(ClientError::Failed(failure, _)))
+                if failure.not_restored && failure.leftovers.is_empty() =>
+            {
+                if failure.blames_template {
+                    warm::note_failure(self.engine, &key, &token);
+                }
+                let mut again = self.member()?;
+                again.launch_timeout = limit.saturating_sub(started.elapsed()).max(limit / 2);
+                self.make(&again)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn make(&self, request: &AcquireRequest) -> Result<String, OneError> {
+        client::start(self.engine, request)?.wait_pooled(self.interrupts, &mut |_| ())?;
+        Ok(request.lease_id.clone())
+    }
+
+    /// What is asked for of a lease that is nobody's yet.
+    fn member(&self) -> Result<AcquireRequest, OneError> {
+        let id = LeaseId::from_random(random::bytes().map_err(OneError::Random)?);
+        Ok(AcquireRequest {
+            lease_id: id.to_string(),
+            slug: None,
+            keep: false,
+            // Its supervisor ends it in time; these are for whoever finds it without one.
+            idle: self.pool.max_age,
+            ttl: self.pool.max_age + self.order.launch_timeout,
+            delete_on_release: true,
+            pool: Some(Pool {
+                member: true,
+                ..self.pool.clone()
+            }),
+            failpoint: self.engine.failpoint.clone(),
+            ..self.order.clone()
+        })
+    }
+}
+
+/// Why one lease was not made.
+#[derive(Debug)]
+enum OneError {
+    Machine(ClientError),
+    Random(std::io::Error),
+}
+
+impl From<ClientError> for OneError {
+    fn from(error: ClientError) -> Self {
+        Self::Machine(error)
+    }
+}
+
+/// Whether `key` is that of the same pool as `current` before something changed.
+fn is_outdated(key: &str, current: &str) -> bool {
+    key != current && key.get(..HALF) == current.get(..HALF)
+}
+
+fn actor(engine: &Engine) -> Actor<'_> {
+    Actor {
+        who: Who::Cli,
+        failpoint: &engine.failpoint,
+    }
+}
+
+/// Ends every lease that waits in a pool of this state directory, and returns the ids; `on_ended` hears of each.
+pub fn drain(engine: &Engine, on_ended: &mut dyn FnMut(&str)) -> Result<Vec<String>, PoolError> {
+    let places = &engine.places;
+    let mut keys: Vec<String> = pool::members(places)?
+        .into_iter()
+        .map(|member| member.pool)
+        .collect();
+    keys.sort();
+    keys.dedup();
+    // Whoever fills one is let finish, and nobody begins to until all are empty.
+    let locks = keys
+        .iter()
+        .map(|key| FileLock::acquire_within(&places.pool_lock(key), LOCK_LIMIT))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut ended = Vec::new();
+    let mut failed = None;
+    for member in pool::members(places)? {
+        match pool::end(places, &member, actor(engine)) {
+            Ok(true) => {
+                on_ended(&member.stored.record.lease_id);
+                ended.push(member.stored.record.lease_id);
+            }
+            // Somebody has taken it, or is at it.
+            Ok(false) => {}
+            // The others go all the same.
+            Err(error) => failed = Some(error),
+        }
+    }
+    for lock in locks {
+        lock.remove_while_held()?;
+    }
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok(ended),
+    }
+}
+
+/// Ends leases in pools that were made of what is not there any more, and removes locks of makers that died. `plan` says what there is
+/// now, where that is known.
+pub(crate) fn sweep(
+    engine: &Engine,
+    plan: Option<&FirecrackerPlan>,
+    dry_run: bool,
+) -> Result<Vec<Decision>, RecordError> {
+    let members = pool::members(&engine.places)?;
+    let mut decisions = Vec::new();
+    if !members.is_empty() {
+        let current = plan.and_then(|plan| {
+            let request = request(engine, plan).ok()?;
+            key(plan, &request).ok()
+        });
+        for member in members.iter().filter(|member| member.waits) {
+            let record = &member.stored.record;
+            let files = [&record.binary_path, &record.kernel_path, &record.source_rootfs];
+            let gone = files.iter().any(|file| !Path::new(file).exists());
+            let outdated = current
+                .as_ref()
+                .is_some_and(|current| is_outdated(&member.pool, current));
+            if !gone && !outdated {
+                continue;
+            }
+            let ended = (!dry_run).then(|| pool::end(&engine.places, member, actor(engine)));
+            decisions.push(Decision {
+                lease: record.lease_id.clone(),
+                subject: Subject::Lease {
+                    vmid: record.vmid.clone(),
+                },
+                remove: !matches!(ended, Some(Ok(false))),
+                reason: "made_of_what_is_gone".to_owned(),
+                error: ended.and_then(Result::err),
+            });
+        }
+    }
+    if !dry_run {
+        for path in engine.places.pool_locks() {
+            // One that is held belongs to somebody who fills the pool.
+            if let Ok(Some(lock)) = FileLock::try_acquire(&path) {
+                // An empty file that stays is tried again by the next cleanup.
+                lock.remove_while_held().ok();
+            }
+        }
+    }
+    Ok(decisions)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_is_outdated_by_its_own_later_key_and_by_no_other() {
+        let (one, later) = (
+            "00000000000000aa-0000000000000001",
+            "00000000000000aa-0000000000000002",
+        );
+        let other = "00000000000000bb-0000000000000002";
+        assert!(is_outdated(one, later));
+        assert!(!is_outdated(one, one) && !is_outdated(one, other) && !is_outdated("", later));
+    }
+}
