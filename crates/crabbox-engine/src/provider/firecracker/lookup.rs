@@ -7,7 +7,8 @@ use crabbox_machine::context::Engine;
 use crabbox_machine::lease::capacity;
 use crabbox_machine::lease::find::{Purpose, ResolveError, find, is_running, state};
 use crabbox_machine::resource::connection::{self, ConnectionError};
-use crabbox_store::leases;
+use crabbox_store::leases::{self, RecordError};
+use crabbox_store::locks;
 
 use crate::provider::lease::Lease;
 use crate::provider::{Leases, Unusable};
@@ -93,11 +94,16 @@ pub fn list(engine: &Engine) -> Result<Leases, ResolveError> {
             }),
         }
     }
-    all.unusable
-        .extend(listing.unreadable.into_iter().map(|bad| Unusable {
-            name: bad.name,
-            error: bad.error.into(),
-        }));
+    // A directory whose maker has not come to its record yet is no lease so far; leases for a pool are made at any time.
+    let begins = |bad: &leases::Unreadable| {
+        matches!(bad.error, RecordError::Missing { .. })
+            && locks::is_busy(&engine.places, &bad.name).unwrap_or(false)
+    };
+    let unreadable = listing.unreadable.into_iter().filter(|bad| !begins(bad));
+    all.unusable.extend(unreadable.map(|bad| Unusable {
+        name: bad.name,
+        error: bad.error.into(),
+    }));
     all.unusable.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(all)
 }
@@ -167,6 +173,17 @@ mod tests {
             };
             assert_eq!(bad.name, ODD, "{odd}");
         }
+    }
+
+    #[test]
+    fn a_lease_without_a_record_is_told_once_its_maker_is_not_at_it() {
+        let root = tempfile::tempdir().unwrap();
+        let engine = engine(root.path());
+        std::fs::create_dir_all(engine.places.leases().join(ODD)).unwrap();
+        let lock = locks::try_lease(&engine.places, ODD).unwrap().unwrap();
+        assert_eq!(list(&engine).unwrap().unusable.len(), 0);
+        drop(lock);
+        assert_eq!(list(&engine).unwrap().unusable.len(), 1);
     }
 
     proptest! {
