@@ -6,7 +6,7 @@
 //! ```
 //! Nothing here may be made before its journal entry, and no stage may sleep: each waits for what it needs to become true.
 
-mod error;
+pub(crate) mod error;
 
 use std::fs::File;
 use std::path::Path;

@@ -3,6 +3,9 @@
 //! The connection and the claim are the command line's to make, and the journal is ours. Nothing here may tell the command line that
 //! the lease is its own before the journal does.
 
+use std::fs::File;
+use std::io::BufReader;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use crabbox_core::journal::Step;
@@ -14,9 +17,12 @@ use crabbox_host::clock;
 use crabbox_store::journal::{JournalFile, Pending};
 use crabbox_store::leases::StoredLease;
 use crabbox_store::places::Places;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::control::server::Control;
 use crate::failpoint::{self, Phase, Who};
-use crate::lifecycle::acquire::AcquireError;
+use crate::lifecycle::acquire::error::AcquireError;
+use crate::protocol::{self, Message};
 use crate::request::AcquireRequest;
 use crate::resource::connection;
 
@@ -66,4 +72,31 @@ impl Promised {
         stored.record.updated_at = timestamp::rfc3339_nano(seconds, nanoseconds);
         Ok(stored.save()?)
     }
+}
+
+/// Waits for the command line's message; its end without one is a command line that died or gave up, and who asks for the end of
+/// the lease meanwhile has it.
+pub(super) fn says_claimed(input: &mut BufReader<File>, control: &Control) -> bool {
+    let waiting = input.buffer().is_empty();
+    while waiting && !is_readable(input.get_ref()) {
+        let mut fds = [
+            PollFd::new(input.get_ref(), PollFlags::IN),
+            PollFd::new(control, PollFlags::IN),
+        ];
+        // An interrupted poll is looked at like a finished one.
+        poll(&mut fds, None).ok();
+        if control.is_asked() {
+            return false;
+        }
+    }
+    protocol::read_message(input) == Some(Message::Claimed)
+}
+
+/// Whether something can be read, the end of the stream included.
+pub(super) fn is_readable(input: &impl AsFd) -> bool {
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut [PollFd::new(input, PollFlags::IN)], Some(&now)).is_ok_and(|count| count > 0)
 }

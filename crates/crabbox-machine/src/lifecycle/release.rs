@@ -27,7 +27,6 @@ use crate::lease::find::{self, Purpose, ResolveError};
 use crate::lease::machine;
 use crate::lease::ownership::{OwnedLease, OwnershipError};
 use crate::lifecycle::orphans::{self, OrphanError};
-use crate::lifecycle::pool;
 use crate::lifecycle::teardown::{self, Actor, Extent, Report};
 
 /// How long another command may be busy with the lease that is to be stopped.
@@ -160,7 +159,7 @@ pub fn stop(engine: &Engine, text: &str, discard: bool) -> Result<Released, Rele
     let lease = OwnedLease::prove(&engine.places, &id, guard)?;
     // Somebody else may have stopped it while we waited; then there is nothing left to do, and that is a success.
     let extent = match leases::read(lease.dir()) {
-        Ok(stored) if !discard && !pool::is_member(&stored.record) => Extent::of(&stored.record),
+        Ok(stored) if !discard && labels::pool(&stored.record.labels).is_none() => Extent::of(&stored.record),
         Ok(_) | Err(RecordError::Missing { .. }) => Extent::Everything,
         Err(source) => {
             told_by_journal(engine, &lease, source)?;
@@ -264,7 +263,9 @@ pub fn cleanup(
         if let Some(lease) = lease.filter(|_| decision.remove && !dry_run) {
             let extent = match leases::read(lease.dir()) {
                 // What nobody ever had is nobody's to keep.
-                Ok(stored) if decision.reason != NEVER_CLAIMED && !pool::is_member(&stored.record) => {
+                Ok(stored)
+                    if decision.reason != NEVER_CLAIMED && labels::pool(&stored.record.labels).is_none() =>
+                {
                     Extent::of(&stored.record)
                 }
                 _ => Extent::Everything,
@@ -383,7 +384,8 @@ fn look_at_lease(places: &Places, seen: &StoredLease) -> (Decision, Option<Owned
         }
         // Its maker holds its lock until it is claimed; we have the lock, so the maker has died. One that was made ahead is nobody's as
         // long as its supervisor keeps it.
-        let waits = pool::is_member(&record) && journal.process("supervisor").is_some_and(process::is_alive);
+        let waits = labels::pool(&record.labels).is_some()
+            && journal.process("supervisor").is_some_and(process::is_alive);
         if !journal.is_claimed() && !waits {
             return (decide(true, NEVER_CLAIMED), Some(lease));
         }

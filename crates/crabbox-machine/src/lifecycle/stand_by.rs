@@ -16,24 +16,27 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use crabbox_core::fault;
-use crabbox_core::id::Slug;
+use crabbox_core::id::{LeaseId, Slug};
 use crabbox_core::labels;
 use crabbox_core::state::LeaseState;
 use crabbox_core::timestamp;
 use crabbox_host::clock;
 use crabbox_host::lock::FileLock;
+use crabbox_host::process::ProcessHandle;
+use crabbox_host::signals::Interrupts;
 use crabbox_host::unix::DeadlineStream;
 use crabbox_store::journal::JournalFile;
 use crabbox_store::leases::{self, StoredLease};
 use crabbox_store::locks;
+use crabbox_store::places::{LeaseDir, Places};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::control::server::Control;
 use crate::failpoint::{self, Phase, Who};
 use crate::lease::allocate;
 use crate::lease::ownership::OwnedLease;
-use crate::lifecycle::acquire::AcquireError;
-use crate::lifecycle::handover::Promised;
-use crate::lifecycle::supervise::{Life, says_claimed};
+use crate::lifecycle::acquire::error::AcquireError;
+use crate::lifecycle::handover::{Promised, says_claimed};
 use crate::lifecycle::teardown::ENDING;
 use crate::lifecycle::watch::{End, LOOK_EVERY};
 use crate::protocol::{self, Event, Failure, Ready};
@@ -43,6 +46,22 @@ use crate::request::{AcquireRequest, Pool};
 const REQUEST_LIMIT: Duration = Duration::from_secs(2);
 /// How long somebody else may be busy with the lease when it is taken.
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
+
+/// A lease that was made, from here to its end.
+pub(super) struct Life<'a> {
+    /// Where everything is.
+    pub(super) places: &'a Places,
+    /// The lease.
+    pub(super) id: &'a LeaseId,
+    /// Its directory.
+    pub(super) dir: &'a LeaseDir,
+    /// Its VMM.
+    pub(super) vmm: &'a ProcessHandle,
+    /// Our signals.
+    pub(super) interrupts: &'a Interrupts,
+    /// What others ask of us.
+    pub(super) control: &'a Control,
+}
 
 /// A lease that waits.
 pub(super) struct Waiting<'a> {

@@ -22,7 +22,6 @@
 
 use std::fs::File;
 use std::io::{BufReader, Write as _};
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -38,20 +37,20 @@ use crabbox_store::journal::{self, JournalFileError};
 use crabbox_store::leases;
 use crabbox_store::locks;
 use crabbox_store::places::{LeaseDir, Places};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::control::Phase;
 use crate::control::server::Control;
 use crate::failpoint::Who;
 use crate::lease::ownership::{OwnedLease, OwnershipError};
 use crate::lifecycle::acquire::{self, AcquireError, Making, Threads};
+use crate::lifecycle::handover::{is_readable, says_claimed};
 use crate::lifecycle::refill;
-use crate::lifecycle::stand_by::{Fate, Waiting};
+use crate::lifecycle::stand_by::{Fate, Life, Waiting};
 use crate::lifecycle::supervisor_log::SupervisorLog;
 use crate::lifecycle::teardown::{self, Actor, Extent};
 use crate::lifecycle::watch::{End, observe};
 use crate::log_filter::LogFilter;
-use crate::protocol::{self, Event, Failure, Message, Ready, RequestError};
+use crate::protocol::{self, Event, Failure, Ready, RequestError};
 use crate::request::{AcquireRequest, Pool, Start};
 use crate::resource::network;
 use crate::resource::ready::ReadyError;
@@ -227,22 +226,6 @@ fn roll_back(
     failure
 }
 
-/// A lease that was made, from here to its end.
-pub(super) struct Life<'a> {
-    /// Where everything is.
-    pub(super) places: &'a Places,
-    /// The lease.
-    pub(super) id: &'a LeaseId,
-    /// Its directory.
-    pub(super) dir: &'a LeaseDir,
-    /// Its VMM.
-    pub(super) vmm: &'a ProcessHandle,
-    /// Our signals.
-    pub(super) interrupts: &'a Interrupts,
-    /// What others ask of us.
-    pub(super) control: &'a Control,
-}
-
 impl Life<'_> {
     /// Watches the lease, which is somebody's and was asked for with `request`, to its end.
     fn watch(&self, threads: Threads, request: &AcquireRequest) -> Result<(), SuperviseError> {
@@ -326,24 +309,6 @@ fn hand_over(
     });
     let (lease, threads) = making.into_parts();
     Ok((outcome, lease, threads))
-}
-
-/// Waits for the command line's message; its end without one is a command line that died or gave up, and who asks for the end of
-/// the lease meanwhile has it.
-pub(super) fn says_claimed(input: &mut BufReader<File>, control: &Control) -> bool {
-    let waiting = input.buffer().is_empty();
-    while waiting && !is_readable(input.get_ref()) {
-        let mut fds = [
-            PollFd::new(input.get_ref(), PollFlags::IN),
-            PollFd::new(control, PollFlags::IN),
-        ];
-        // An interrupted poll is looked at like a finished one.
-        poll(&mut fds, None).ok();
-        if control.is_asked() {
-            return false;
-        }
-    }
-    protocol::read_message(input) == Some(Message::Claimed)
 }
 
 /// What the making of a template comes to; whatever happens, its lease comes back with its lock held.
@@ -491,13 +456,4 @@ fn finish_console(threads: Threads, dir: &LeaseDir) -> Vec<String> {
         .map(|stored| stored.record.log_path)
         .unwrap_or_default();
     console::tail(Path::new(&log), CONSOLE_LINES)
-}
-
-/// Whether something can be read, the end of the stream included.
-fn is_readable(input: &impl AsFd) -> bool {
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    poll(&mut [PollFd::new(input, PollFlags::IN)], Some(&now)).is_ok_and(|count| count > 0)
 }
