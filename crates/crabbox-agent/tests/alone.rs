@@ -1,5 +1,11 @@
 //! The agent as a program, spoken to by hand: what no client of ours says, and what becomes of a command whose agent or client goes.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "the exception for tests does not reach their fixtures"
+)]
+
 use std::io::{BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command as Program, Stdio};

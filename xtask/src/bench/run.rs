@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::median;
 use crate::{site, workspace};
-use crabbox_lab::payload::Images;
+use crabbox_lab::payload::{Build, Images};
 
 /// Run on the host. `$1` runs, `$2` another crabbox there, or nothing.
 const SCRIPT: &str = include_str!("run.sh");
@@ -31,7 +31,7 @@ const ROWS: [(&str, &str, bool); 5] = [
 /// Measures and reports. `against` is another crabbox, turn about with ours.
 pub(crate) fn main(lab: &str, runs: usize, against: Option<&Path>) -> Result<ExitCode> {
     ensure!(runs >= 3, "a median of fewer than 3 runs says nothing");
-    let (_, site) = site::choose(Images::Ours, lab)?;
+    let (_, site) = site::choose(Images::Ours, Build::Optimised, lab)?;
     let other = match against {
         Some(program) => {
             site.put_program(program, OTHER)?;

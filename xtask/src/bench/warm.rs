@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::site::{self, Site};
 use crate::workspace;
-use crabbox_lab::payload::Images;
+use crabbox_lab::payload::{Build, Images};
 
 /// How many pairs at least.
 const LEAST: usize = 3;
@@ -58,7 +58,7 @@ struct Condition {
 /// Makes a template, then `count` pairs of leases, and `dropped` pairs for each of which the host's page cache is emptied.
 pub(crate) fn main(lab: &str, count: usize, dropped: usize) -> Result<ExitCode> {
     ensure!(count >= LEAST, "figures of fewer than {LEAST} leases say nothing");
-    let (_, site) = site::choose(Images::Ours, lab)?;
+    let (_, site) = site::choose(Images::Ours, Build::Optimised, lab)?;
     site.script("rm -rf \"$HOME/.config/crabbox/state/firecracker/templates\"")?;
     let made: Value = serde_json::from_str(
         &site
