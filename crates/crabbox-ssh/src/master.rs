@@ -366,6 +366,9 @@ pub fn of_key(key: &Path) -> Result<Vec<PathBuf>, ExitError> {
             found.push(PathBuf::from(control));
         }
     }
+    // One that goes into the background is two processes for a moment.
+    found.sort_unstable();
+    found.dedup();
     Ok(found)
 }
 

@@ -76,8 +76,8 @@ impl Fault for OwnerError {
                     .to_owned(),
             ],
             Self::Far(FarError::Unplaced { .. }) => vec![
-                "crabbox needs a program of its own there, which it puts once into ~/.cache/crabbox: the user of the lease needs a home \
-                 directory with room for 2 MiB, from which programs may run"
+                "a small program has to be there, which is put once into ~/.cache/crabbox: the user of the lease needs a home directory with \
+                 room for 2 MiB, from which programs may run"
                     .to_owned(),
             ],
             _ => Vec::new(),

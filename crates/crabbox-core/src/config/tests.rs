@@ -485,6 +485,7 @@ fn a_repository_sets_no_host_only_key_whatever_it_writes() {
         let mine = match key.kind {
             Kind::Integer | Kind::Port | Kind::Ports => "7",
             Kind::Choice(choice) => named(choice)[1],
+            Kind::Duration => "7m",
             _ => "/mine",
         };
         let set = world()

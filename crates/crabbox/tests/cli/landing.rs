@@ -313,7 +313,7 @@ while True:
     elif tag == RUN: say(79, struct.pack(">I", 0), b"\1")
     elif tag in (CHANGES, LIST, FETCH):
         open(os.environ["HOME"] + "/begun", "w")
-        if tag == FETCH: say(82, struct.pack(">IIqQ", 0, 0o644, 0, 1 << 32))
+        if tag == FETCH: say(82, struct.pack(">IIqQ", 0, 0o644, 0, 1 << 20))
         while True:
             say(1, b"x")
             time.sleep(0.1)

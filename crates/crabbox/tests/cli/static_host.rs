@@ -310,7 +310,7 @@ fn a_home_that_cannot_take_the_agent_is_reported_in_its_own_words_and_keeps_noth
     assert_eq!(run.code, 7, "{}{}", run.out, run.err);
     for says in [
         "cannot put crabbox's agent into ~/.cache/crabbox of the lease",
-        "hint: crabbox needs a program of its own there",
+        "hint: a small program has to be there",
     ] {
         assert!(run.err.contains(says), "{says}: {}", run.err);
     }
