@@ -204,7 +204,7 @@ fn what_cannot_be_swept_exported_or_taken_is_told_and_changes_nothing() {
     for (words, code, said) in cases {
         let done = host
             .sh(&format!(
-                "CRABBOX_FIRECRACKER_BINARY=/srv/fake/firecracker CRABBOX_FIRECRACKER_NETWORK=nat CRABBOX_PROVIDER=firecracker exec crabbox {words}"
+                "CRABBOX_FIRECRACKER_BINARY=/srv/fake/firecracker CRABBOX_FIRECRACKER_NETWORK=nat CRABBOX_FIRECRACKER_WARM=off CRABBOX_PROVIDER=firecracker exec crabbox {words}"
             ));
         assert!(
             done.code == Some(code) && format!("{}{}", done.stdout, done.stderr).contains(said),

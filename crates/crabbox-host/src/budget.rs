@@ -156,6 +156,16 @@ impl Budget {
         self.span.take(bytes)
     }
 
+    /// What one file of it may store.
+    #[must_use]
+    pub fn of_one_file(&self) -> Self {
+        Self {
+            stored: self.each,
+            span: Account::new(u64::MAX, Bound::Span),
+            each: self.each,
+        }
+    }
+
     /// Whether `bytes` could be taken now: for a size that is declared before its bytes come.
     pub fn allows(&self, bytes: u64) -> Result<(), OverBudget> {
         let mut after = *self;

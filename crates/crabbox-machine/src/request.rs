@@ -99,6 +99,8 @@ pub struct Pool {
     pub max_age: Duration,
     /// Whether they may come of a template.
     pub warm: bool,
+    /// How long each of them may take to be made.
+    pub launch_timeout: Duration,
     /// This program's own file, which makes new ones.
     pub exe: PathBuf,
     /// Whether the lease that is asked for is made to wait in it. Otherwise it is somebody's, and has the pool filled up once it is.

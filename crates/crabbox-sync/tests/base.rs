@@ -16,7 +16,7 @@ use std::sync::Mutex;
 use crabbox_host::command::Cmd;
 use crabbox_sync::SyncEvents;
 use crabbox_sync::transfer::Options;
-use world::World;
+use world::{World, settle};
 
 #[derive(Default)]
 struct Heard(Mutex<Vec<String>>);
@@ -89,6 +89,8 @@ fn the_branch_of_the_origin_is_there_with_the_history_up_to_the_fork() {
     // What an earlier sync cut off is joined again.
     assert_eq!(based(&world, ""), [""; 0]);
     assert_eq!(said(&world.workdir(), "rev-list --count HEAD").1, "1");
+    // A file that was just written would be sent once more.
+    settle();
     assert_eq!(based(&world, "main"), [""; 0]);
     check(&world, "origin/main");
     let patches = "log -p --format=%H origin/main..HEAD";

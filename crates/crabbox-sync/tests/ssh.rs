@@ -186,7 +186,7 @@ fn a_login_shell_that_does_something_else_is_told_with_what_it_printed() {
     let TransferError::Compare { source, .. } = error else {
         panic!("{error:?}")
     };
-    let said = source.to_string();
+    let said = crabbox_core::fault::chain(&source);
     assert!(
         said.contains("exited with 3") && said.contains("only backups here"),
         "{said}"

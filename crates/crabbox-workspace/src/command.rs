@@ -22,7 +22,7 @@ use crabbox_ssh::target::Target;
 
 use crate::files::{self, FetchError, Fetched, Wanted};
 use crate::owner::Owner;
-use crate::stream::{Sparse, Words, budget};
+use crate::stream::{Sparse, Words, budget, expect};
 
 /// How long making the directory of a run without a sync may take.
 const MKDIR_LIMIT: Duration = Duration::from_mins(2);
@@ -337,7 +337,7 @@ pub fn download(
         said,
     };
     let mut placing = place.begin()?;
-    let budget = budget(target, placing.file()).map_err(failed)?;
+    let mut budget = budget(target, placing.file()).map_err(failed)?;
     let (mut came, mut problem) = (None, None);
     let wanted = Wanted {
         dir: workdir,
@@ -345,13 +345,14 @@ pub fn download(
         follow: true,
         limit: None,
     };
-    let mut file = Sparse::new(placing.file(), budget);
+    let mut sparse = Sparse::of(&budget);
+    let file = &*placing.file();
     let fetched = files::fetch(owner.far(), &wanted, &mut |event| match event {
         Fetched::Begins(begun) => {
             came = Some(begun.clone());
-            file.expect(begun.size)
+            expect(&budget, begun.size)
         }
-        Fetched::Piece(piece) => file.take(piece),
+        Fetched::Piece(piece) => sparse.take(file, &mut budget, piece),
         Fetched::Problem { text, lost, .. } => {
             // One that somebody still writes to came as it was.
             if lost {
@@ -360,7 +361,7 @@ pub fn download(
             Ok(())
         }
     });
-    let fetched = fetched.and_then(|()| file.finish().map_err(FetchError::Sink));
+    let fetched = fetched.and_then(|()| sparse.finish(file).map_err(FetchError::Sink));
     match fetched {
         Ok(()) => {}
         Err(FetchError::Far(FarError::Cancelled)) => return Err(RemoteError::Interrupted { path }),

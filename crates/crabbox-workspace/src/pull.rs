@@ -3,7 +3,7 @@
 //! A file here gives way only when it is the one that was sent, which is looked at once more in the moment of the exchange;
 //! what git does not have is kept beside. Nothing is written through a link, and no link is made.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use rustix::fs::{AtFlags, RenameFlags};
 
 use crate::files::{self, FetchError, Fetched, Wanted};
 use crate::owner::Owner;
-use crate::stream::budget;
+use crate::stream::{Sparse, budget};
 use crate::sync::{self, Destination, Repo};
 use crabbox_ssh::target::Target;
 
@@ -263,11 +263,36 @@ struct Taking<'a> {
     wanted: &'a [&'a Change],
     stage: &'a Beneath,
     budget: Budget,
-    open: Option<(Placing, bool)>,
+    open: Option<Coming>,
     count: usize,
     /// The first thing that was wrong with one.
     problem: Option<String>,
     error: Option<PullError>,
+}
+
+/// A file that comes.
+struct Coming {
+    placing: Placing,
+    sparse: Sparse,
+    executable: bool,
+    /// As a message shows it.
+    name: String,
+}
+
+impl Coming {
+    /// Whose fault it is that a part of it is not here.
+    fn blame(&self, source: io::Error) -> PullError {
+        match OverBudget::of(&source) {
+            Some(over) => PullError::Over {
+                name: self.name.clone(),
+                over,
+            },
+            None => PullError::Local {
+                path: self.placing.path(),
+                source,
+            },
+        }
+    }
 }
 
 impl Taking<'_> {
@@ -276,21 +301,25 @@ impl Taking<'_> {
             Fetched::Begins(coming) => {
                 self.end()?;
                 let change = self.wanted[coming.number];
-                self.budget.take(coming.size).map_err(|over| PullError::Over {
-                    name: String::from_utf8_lossy(&change.path).into_owned(),
+                let name = String::from_utf8_lossy(&change.path).into_owned();
+                let over = |over| PullError::Over {
+                    name: name.clone(),
                     over,
-                })?;
+                };
+                self.budget.allows(coming.size).map_err(over)?;
                 let placing = self.stage.begin(&numbered("", coming.number)?, FILE)?;
-                self.open = Some((placing, change.executable));
+                self.open = Some(Coming {
+                    placing,
+                    sparse: Sparse::of(&self.budget),
+                    executable: change.executable,
+                    name,
+                });
                 Ok(())
             }
             Fetched::Piece(piece) => match &mut self.open {
-                Some((placing, _)) => {
-                    let path = placing.path();
-                    placing
-                        .file()
-                        .write_all(piece)
-                        .map_err(|source| PullError::Local { path, source })
+                Some(open) => {
+                    let taken = open.sparse.take(open.placing.file(), &mut self.budget, piece);
+                    taken.map_err(|source| open.blame(source))
                 }
                 None => Ok(()),
             },
@@ -303,11 +332,13 @@ impl Taking<'_> {
 
     /// Puts the file that is open into its place.
     fn end(&mut self) -> Result<(), PullError> {
-        if let Some((placing, executable)) = self.open.take() {
-            if executable {
-                placing.make_executable()?;
+        if let Some(mut open) = self.open.take() {
+            let ended = open.sparse.finish(open.placing.file());
+            ended.map_err(|source| open.blame(source))?;
+            if open.executable {
+                open.placing.make_executable()?;
             }
-            placing.commit(Existing::Refuse)?;
+            open.placing.commit(Existing::Refuse)?;
             self.count += 1;
         }
         Ok(())

@@ -27,37 +27,41 @@ pub(crate) fn budget(target: &Target, into: impl AsFd) -> io::Result<Budget> {
 
 /// A file that is written in order, with holes where there are zeros, and takes no more than it may.
 #[derive(Debug)]
-pub(crate) struct Sparse<'a> {
-    file: &'a mut File,
-    budget: Budget,
+pub(crate) struct Sparse {
+    /// What of it may be stored: that is the other side's disk at most.
+    each: Budget,
     end: u64,
 }
 
-impl<'a> Sparse<'a> {
-    /// Into a file that has nothing yet.
-    pub(crate) fn new(file: &'a mut File, budget: Budget) -> Self {
-        Self { file, budget, end: 0 }
+impl Sparse {
+    /// One of the files that `budget` is for, which has nothing yet.
+    pub(crate) fn of(budget: &Budget) -> Self {
+        Self {
+            each: budget.of_one_file(),
+            end: 0,
+        }
     }
 
-    /// Whether so many bytes may come.
-    pub(crate) fn expect(&self, bytes: u64) -> io::Result<()> {
-        self.budget.allows(bytes).map_err(too_large)
-    }
-
-    /// Takes the next bytes. Those of a hole count too: whoever sends them can send others.
-    pub(crate) fn take(&mut self, piece: &[u8]) -> io::Result<()> {
-        self.budget.take(piece.len() as u64).map_err(too_large)?;
+    /// Takes the next bytes. Those of a hole count too for what there is room for: whoever sends them can send others.
+    pub(crate) fn take(&mut self, file: &File, budget: &mut Budget, piece: &[u8]) -> io::Result<()> {
+        budget.take(piece.len() as u64).map_err(too_large)?;
         if piece.iter().any(|byte| *byte != 0) {
-            self.file.write_all_at(piece, self.end)?;
+            self.each.take(piece.len() as u64).map_err(too_large)?;
+            file.write_all_at(piece, self.end)?;
         }
         self.end += piece.len() as u64;
         Ok(())
     }
 
     /// Gives it its length.
-    pub(crate) fn finish(self) -> io::Result<()> {
-        self.file.set_len(self.end)
+    pub(crate) fn finish(&self, file: &File) -> io::Result<()> {
+        file.set_len(self.end)
     }
+}
+
+/// Whether so many bytes may come.
+pub(crate) fn expect(budget: &Budget, bytes: u64) -> io::Result<()> {
+    budget.allows(bytes).map_err(too_large)
 }
 
 fn too_large(over: OverBudget) -> io::Error {

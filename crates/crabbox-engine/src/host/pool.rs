@@ -12,14 +12,14 @@ use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::LeaseId;
 use crabbox_host::lock::{FileLock, LockError};
 use crabbox_host::signals::Interrupts;
-use crabbox_host::{digest, random};
+use crabbox_host::{clock, digest, random};
 use crabbox_machine::context::Engine;
 use crabbox_machine::failpoint::Who;
 use crabbox_machine::lifecycle::client::{self, ClientError};
 use crabbox_machine::lifecycle::pool::{self, Member};
 use crabbox_machine::lifecycle::release::{Decision, ReleaseError, Subject};
 use crabbox_machine::lifecycle::teardown::Actor;
-use crabbox_machine::request::{AcquireRequest, GuestSource, Pool};
+use crabbox_machine::request::{AcquireRequest, GuestSource, Pool, Start};
 use crabbox_store::leases::RecordError;
 
 use crate::host::prepare::{self, NewLease, PrepareError};
@@ -53,9 +53,15 @@ pub enum PoolError {
         #[source]
         source: ClientError,
     },
-    /// Somebody else fills it.
+    /// Its lock cannot be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// Somebody else fills it.
+    #[error("another command fills the pool")]
+    Busy,
+    /// The user interrupted while it was waited for.
+    #[error("interrupted while another command filled the pool")]
+    Interrupted,
     /// The records cannot be listed.
     #[error(transparent)]
     Records(#[from] RecordError),
@@ -86,7 +92,8 @@ impl Fault for PoolError {
             Self::Prepare(error) => error.kind(),
             Self::Machine { source, .. } => source.kind(),
             Self::Release(error) => error.kind(),
-            Self::Lock(_) => Kind::Unavailable,
+            Self::Lock(_) | Self::Busy => Kind::Unavailable,
+            Self::Interrupted => Kind::Passthrough(130),
             Self::None | Self::Facts(_) | Self::Records(_) | Self::Random(_) => Kind::Usage,
         }
     }
@@ -99,7 +106,7 @@ impl Fault for PoolError {
             Self::None => {
                 vec!["set firecracker.pool in your own configuration, or say --firecracker-pool 2".to_owned()]
             }
-            Self::Lock(_) => vec!["another command fills the pool: try again when it is done".to_owned()],
+            Self::Busy => vec!["try again when it is done".to_owned()],
             _ => Vec::new(),
         }
     }
@@ -119,6 +126,7 @@ pub(crate) fn of(
         size: plan.pool,
         max_age: plan.pool_max_age.to_std(),
         warm: plan.warm,
+        launch_timeout: request.launch_timeout,
         exe: engine.exe.clone(),
         member: false,
     }))
@@ -218,7 +226,7 @@ pub fn fill(
         .map_err(PoolError::Facts)?
         .ok_or(PoolError::None)?;
     order.pool = Some(pool.clone());
-    let lock = FileLock::acquire_within(&engine.places.pool_lock(&pool.key), LOCK_LIMIT)?;
+    let lock = lock(&engine.places.pool_lock(&pool.key), interrupts)?;
     let making = Making {
         engine,
         order: &order,
@@ -239,7 +247,10 @@ pub fn fill(
 /// Fills the pool of `order` up for whoever comes next, unless somebody is at it: started by a lease that has become somebody's.
 pub fn refill(engine: &Engine, order: &AcquireRequest, interrupts: &Interrupts) -> Result<(), PoolError> {
     let Some(pool) = &order.pool else { return Ok(()) };
-    pool::tell_used(&pool::members(&engine.places)?, &pool.key);
+    // One that has only come of age was taken by nobody: a pool that is not used any more is empty after that time.
+    if !pool.member {
+        pool::tell_used(&pool::members(&engine.places)?, &pool.key);
+    }
     let making = Making {
         engine,
         order,
@@ -253,9 +264,23 @@ pub fn refill(engine: &Engine, order: &AcquireRequest, interrupts: &Interrupts) 
         };
         let outcome = making.fill(&mut |_| ());
         lock.remove_while_held()?;
-        outcome?;
+        // Leases that come of age or end as fast as they are made would be made for ever.
+        if !outcome?.is_empty() {
+            return Ok(());
+        }
     }
     Ok(())
+}
+
+/// The lock of a pool, which somebody may hold who fills it; an interrupt ends the wait.
+fn lock(path: &Path, interrupts: &Interrupts) -> Result<FileLock, PoolError> {
+    let taken = clock::poll_until(LOCK_LIMIT, || match FileLock::try_acquire(path) {
+        Ok(Some(lock)) => Some(Ok(lock)),
+        Ok(None) if interrupts.caught().is_some() => Some(Err(PoolError::Interrupted)),
+        Ok(None) => None,
+        Err(error) => Some(Err(error.into())),
+    });
+    taken.unwrap_or(Err(PoolError::Busy))
 }
 
 fn size(pool: &Pool) -> usize {
@@ -291,9 +316,10 @@ impl Making<'_> {
     fn fill(&self, on_made: &mut dyn FnMut(&str)) -> Result<Vec<String>, PoolError> {
         self.sweep()?;
         let mut made = Vec::new();
+        let wanted = size(self.pool).saturating_sub(self.members()?.len());
         loop {
             let count = self.members()?.len();
-            if count >= size(self.pool) {
+            if count >= size(self.pool) || made.len() >= wanted {
                 return Ok(made);
             }
             let id = self.one().map_err(|error| match error {
@@ -321,7 +347,7 @@ impl Making<'_> {
 
     /// Makes one lease: of a template where one fits, and else by a boot.
     fn one(&self) -> Result<String, OneError> {
-        let (started, limit) = (Instant::now(), self.order.launch_timeout);
+        let (started, limit) = (Instant::now(), self.pool.launch_timeout);
         let mut request = self.member()?;
         let source = warm::choose(self.engine, self.pool.warm, &mut request);
         let Source::Restored { key, token } = source else {
@@ -361,7 +387,10 @@ impl Making<'_> {
             keep: false,
             // Its supervisor ends it in time; these are for whoever finds it without one.
             idle: self.pool.max_age,
-            ttl: self.pool.max_age + self.order.launch_timeout,
+            ttl: self.pool.max_age + self.pool.launch_timeout,
+            // The order may be of a lease that came of a template, within what was left of its time.
+            launch_timeout: self.pool.launch_timeout,
+            start: Start::Boot,
             delete_on_release: true,
             pool: Some(Pool {
                 member: true,

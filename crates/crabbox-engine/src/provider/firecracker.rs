@@ -21,6 +21,7 @@ use crabbox_machine::protocol::{Event, Ready, Stage, Whose};
 use crabbox_machine::request::{AcquireRequest, GuestSource, Start};
 
 use crabbox_core::fault;
+use crabbox_core::id::Slug;
 use crabbox_core::labels::{self, Labels};
 use crabbox_core::state::LeaseState;
 use crabbox_host::clock;
@@ -123,6 +124,14 @@ impl Firecracker {
         on_notice: &mut dyn FnMut(&Notice<'_>),
     ) -> Option<AcquiredLease> {
         let pool = request.pool.as_ref()?;
+        // What is wrong with the wish itself is told where a lease is made, and costs none that waits.
+        if request
+            .slug
+            .as_deref()
+            .is_some_and(|slug| Slug::requested(slug).is_err())
+        {
+            return None;
+        }
         for lease_id in pool::waiting(&self.engine, &pool.key) {
             let wish = AcquireRequest {
                 lease_id,

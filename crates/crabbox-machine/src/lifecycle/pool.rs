@@ -18,6 +18,7 @@ use crate::lease::allocate::AllocateError;
 use crate::lease::ownership::OwnedLease;
 use crate::lifecycle::release::ReleaseError;
 use crate::lifecycle::teardown::{self, Actor, Extent};
+use crate::resource::network::SubnetError;
 
 /// A lease that waits in a pool, or is being made for one.
 #[derive(Debug, Clone)]
@@ -136,6 +137,6 @@ pub(crate) fn evict_oldest(places: &Places, actor: Actor<'_>) -> bool {
 pub(crate) fn wants_room(error: &AllocateError) -> bool {
     matches!(
         error,
-        AllocateError::NoRoom(_) | AllocateError::NoUid { .. } | AllocateError::Subnet(_)
+        AllocateError::NoRoom(_) | AllocateError::NoUid { .. } | AllocateError::Subnet(SubnetError::Full(_))
     )
 }

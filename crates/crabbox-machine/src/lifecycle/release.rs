@@ -78,6 +78,12 @@ pub enum ReleaseError {
     /// Its journal cannot be read.
     #[error(transparent)]
     Journal(#[from] JournalFileError),
+    /// It waited in a pool when it was named, and is somebody's by now.
+    #[error("lease {id} was taken from its pool meanwhile and is somebody's now; nothing was stopped")]
+    Taken {
+        /// The lease.
+        id: String,
+    },
     /// Some of it is left.
     #[error("lease {id} could not be taken back completely: {}", .leftovers.join("; "))]
     Leftovers {
@@ -116,6 +122,7 @@ impl Fault for ReleaseError {
                 )]
             }
             Self::Orphan(error) => error.hints(),
+            Self::Taken { id } => vec![format!("`crabbox stop {id}` stops it, if it is yours")],
             Self::Leftovers { .. } => {
                 vec!["fix the cause and run `crabbox cleanup --provider firecracker`: it goes on where this stopped".to_owned()]
             }
@@ -158,7 +165,10 @@ pub fn stop(engine: &Engine, text: &str, discard: bool) -> Result<Released, Rele
     let guard = locks::lease(&engine.places, id.as_str(), LOCK_LIMIT)?;
     let lease = OwnedLease::prove(&engine.places, &id, guard)?;
     // Somebody else may have stopped it while we waited; then there is nothing left to do, and that is a success.
+    let waits = |stored: &leases::StoredLease| labels::pool(&stored.record.labels).is_some();
+    let waited = found.stored.as_ref().is_some_and(waits);
     let extent = match leases::read(lease.dir()) {
+        Ok(stored) if waited && !waits(&stored) => return Err(ReleaseError::Taken { id: found.id }),
         Ok(stored) if !discard && labels::pool(&stored.record.labels).is_none() => Extent::of(&stored.record),
         Ok(_) | Err(RecordError::Missing { .. }) => Extent::Everything,
         Err(source) => {

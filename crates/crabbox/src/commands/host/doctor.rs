@@ -153,7 +153,7 @@ fn look(ctx: &Ctx<'_>, args: &DoctorArgs, flags: &[FlagValue]) -> Result<Report,
     let mut checks = doctor::run(&engine, &settings, &options);
     if let Some(lease) = &args.id {
         let provider = route::of_lease(&engine::looking(ctx)?, &settings, lease, "doctor")?;
-        let remote = doctor::remote(&provider.resolve(lease, Purpose::Use)?)?;
+        let remote = doctor::remote(&provider.resolve(lease, Purpose::Look)?)?;
         let place = checks
             .iter()
             .position(|check| check.check == "ssh-key")
