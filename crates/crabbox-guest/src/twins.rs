@@ -24,7 +24,7 @@ const AGE: Duration = Duration::from_secs(40);
 const NAP: Duration = Duration::from_secs(5);
 
 /// How many numbers each machine draws. The kernel draws for itself as well, for its allocators, in one machine sooner than in the other: the
-/// same sequence is then met a few steps further on.
+/// same sequence may be met a few steps further on.
 const DRAWS: usize = 32;
 
 /// Waits to be frozen, draws, reseeds, draws and ends the machine, when the command line asks for it. `/proc` must be mounted.
