@@ -110,6 +110,20 @@ fn is_alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
+/// Whether a process that would compute without an end does not: every pipe on its way is full.
+fn stands_still(pid: u32) -> bool {
+    // The 14th and 15th field of proc_pid_stat(5), the third being the first behind the name.
+    let computed = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let words = stat.rsplit_once(") ").unwrap().1.split(' ').skip(11).take(2);
+        words.map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>()
+    };
+    let before = computed();
+    // Ten ticks, of which it would have most.
+    std::thread::sleep(Duration::from_millis(100));
+    computed() == before
+}
+
 fn within(limit: Duration, is_so: impl Fn() -> bool) -> bool {
     let started = Instant::now();
     while started.elapsed() < limit {
@@ -120,9 +134,6 @@ fn within(limit: Duration, is_so: impl Fn() -> bool) -> bool {
     }
     false
 }
-
-/// Begins, says its number, and does not end by itself.
-const LASTING: [&str; 3] = ["sh", "-c", "echo $$; exec sleep 1000"];
 
 #[test]
 fn a_command_is_not_started_where_nobody_could_see_it() {
@@ -149,15 +160,20 @@ fn a_client_that_does_not_listen_is_heard() {
     assert_eq!(agent.reply(), Reply::Owned { recovered: false });
     agent.run(&["sh", "-c", "echo $$; exec yes"]);
     let pid = agent.number();
-    // By now every pipe on the way is full.
-    std::thread::sleep(Duration::from_millis(500));
+    assert!(
+        within(Duration::from_secs(5), || stands_still(pid)),
+        "nothing holds it up"
+    );
     agent.say(&Request::Stop {});
     assert!(within(Duration::from_secs(5), || !is_alive(pid)), "it goes on");
     assert_eq!(agent.reply(), Reply::Stopped { gone: true });
     // And one that goes instead.
     agent.run(&["sh", "-c", "echo $$; exec yes"]);
     let pid = agent.number();
-    std::thread::sleep(Duration::from_millis(200));
+    assert!(
+        within(Duration::from_secs(5), || stands_still(pid)),
+        "nothing holds it up"
+    );
     agent.input = None;
     assert!(within(Duration::from_secs(5), || !is_alive(pid)), "it goes on");
 }
@@ -167,7 +183,13 @@ fn a_command_whose_agent_was_killed_ends_before_the_next_client_has_the_tree() {
     let home = tempfile::tempdir().unwrap();
     let mut agent = Agent::owning(home.path());
     assert_eq!(agent.reply(), Reply::Owned { recovered: false });
-    agent.run(&LASTING);
+    // It leaves a word where it comes to its own end.
+    let ended = home.path().join("ended");
+    agent.run(&[
+        "sh",
+        "-c",
+        &format!("echo $$; sleep 20; touch {}", ended.display()),
+    ]);
     let pid = agent.number();
     agent.process.kill().unwrap();
     agent.process.wait().unwrap();
@@ -175,7 +197,7 @@ fn a_command_whose_agent_was_killed_ends_before_the_next_client_has_the_tree() {
     let mut next = Agent::owning(home.path());
     assert_eq!(next.reply(), Reply::Child {});
     assert_eq!(next.reply(), Reply::Owned { recovered: true });
-    assert!(!is_alive(pid));
+    assert!(!is_alive(pid) && !ended.exists(), "it was waited for, not ended");
     // A command that cannot be started leaves no note that somebody could be waited for by.
     next.run(&["/no/such/program"]);
     assert!(matches!(next.reply(), Reply::Unstarted { absent: true, .. }));
