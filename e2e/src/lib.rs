@@ -22,7 +22,8 @@ use crabbox_lab::site::{self, Prepared};
 use crabbox_testkit::schemas;
 
 /// How long one command on the host may take: several leases under emulation.
-const LIMIT: Duration = Duration::from_mins(5);
+/// Longer than the longest `--firecracker-launch-timeout` of a test: what runs out of time should be the program, which says why.
+const LIMIT: Duration = Duration::from_mins(12);
 /// How long a test waits for a host that others have: all tests of the last rung on one emulated host.
 const PATIENCE: Duration = Duration::from_hours(1);
 
