@@ -22,6 +22,7 @@ use std::time::Instant;
 use anyhow::{Result, bail, ensure};
 use crabbox_host::command::Cmd;
 use crabbox_lab::lab::{self, packages};
+use crabbox_lab::payload::PROGRAMS_OF;
 use crabbox_lab::site::{LOCAL, Prepared};
 
 use crate::workspace;
@@ -31,16 +32,6 @@ use step::{Ended, Measured, Started};
 
 /// Tests for which the host is reset as a power cut would: nothing to be done to a machine that somebody works on.
 const RESETS: &str = "after_a_power_cut_one_cleanup_is_enough";
-
-/// Files with tests on pretended hosts only, which have nothing to do with the lab.
-const PRETENDED: [&str; 6] = [
-    "fake",
-    "first_run",
-    "image_store",
-    "room",
-    "supervisor",
-    "templates",
-];
 
 /// Samples for what reads bytes of others, many more than in a developer's loop: about a minute.
 const CASES: &str = "12000";
@@ -136,9 +127,15 @@ impl Run {
             .into_iter()
             .partition(|executable| executable.package == END_TO_END);
         let last: Vec<_> = last.into_iter().filter(|file| which.has(&file.target)).collect();
-        let (pretended, real): (Vec<_>, Vec<_>) = last
-            .iter()
-            .partition(|file| PRETENDED.contains(&file.target.as_str()));
+        let (mut pretended, mut real) = (Vec::new(), Vec::new());
+        for file in &last {
+            let those = if file.pretends()? {
+                &mut pretended
+            } else {
+                &mut real
+            };
+            those.push(file);
+        }
         let local = if which.local() { local } else { Vec::new() };
         let Some(hosts) = hosts else {
             self.checks()?;
@@ -202,16 +199,12 @@ impl Run {
         let files = test_files()?;
         if !which.local() {
             // Of the whole workspace all the same: with other features than its own it would be compiled once more.
-            args.extend(files.iter().flat_map(|file| ["--test", file]));
+            let with_programs = PROGRAMS_OF.into_iter().chain(files.iter().map(String::as_str));
+            args.extend(with_programs.flat_map(|file| ["--test", file]));
         }
         let built = Started::stdout_kept("build", &cargo(&args))?.end()?;
         self.count(&built, "build")?;
-        let executables = deal::executables(&built.words)?;
-        let programs = ["crabbox", "fake-firecracker", "fake-jailer"];
-        let mut args = vec!["build", "--quiet", "--workspace"];
-        args.extend(programs.iter().flat_map(|program| ["--bin", program]));
-        self.cargo("programs", &args)?;
-        Ok(executables)
+        deal::executables(&built.words)
     }
 
     /// What looks at the sources.

@@ -19,8 +19,8 @@ use crate::workspace;
 
 mod cloud;
 
-/// The target that the guest's first process is built for; naming it keeps its flags away from build scripts.
-const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Files of tests for which cargo builds our programs as well: those of their packages.
+pub const PROGRAMS_OF: [&str; 2] = ["cli", "fake_vmm"];
 
 /// Everything that a KVM host needs to lease.
 #[derive(Debug)]
@@ -54,80 +54,67 @@ pub enum Images {
     All,
 }
 
-/// The guest's first process, static.
+/// The guest's first process, static: the very one that crabbox carries.
 pub(crate) fn guest_binary() -> Result<PathBuf> {
     stage("building crabbox-guest", || {
-        cargo(
-            &[
-                "build",
-                "--profile",
-                "guest",
-                "-p",
-                "crabbox-guest",
-                "--target",
-                GUEST_TARGET,
-            ],
-            &[("RUSTFLAGS", Path::new("-C target-feature=+crt-static"))],
-        )
-    })?;
-    found(&format!("{GUEST_TARGET}/guest/crabbox-guest"))
+        Ok(crabbox_embed::built(
+            env!("CARGO").as_ref(),
+            workspace::root(),
+            &workspace::target_dir(),
+            "crabbox-guest",
+        )?)
+    })
 }
 
 /// How the program is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Build {
-    /// With the optimisation of what is measured and tested, and with the guest's first process inside: all is compiled once more.
+    /// With the optimisation of what is measured: all is compiled once more.
     Optimised,
+    /// As the tests are, of which almost all is there already; with what checks its arithmetic.
+    Tested,
     /// As xtask itself is, of which almost all is there already: for whoever waits for a first look.
     Quick,
 }
 
 /// The program as `build` says.
-pub(crate) fn program(build: Build, guest: &Path) -> Result<PathBuf> {
+pub(crate) fn program(build: Build) -> Result<PathBuf> {
     match build {
-        Build::Optimised => optimised(guest),
-        Build::Quick => quick(),
+        Build::Optimised => {
+            stage("building crabbox", || {
+                cargo(&["build", "--profile", "lab", "-p", "crabbox"])
+            })?;
+            found("lab/crabbox")
+        }
+        Build::Tested => small(&development_binary()?),
+        // What it needs beyond xtask is compiled; the two together have the same features as xtask alone has.
+        Build::Quick => {
+            stage("building crabbox", || {
+                cargo(&["build", "-p", "xtask", "-p", "crabbox", "--bin", "crabbox"])
+            })?;
+            small(&found("debug/crabbox")?)
+        }
     }
 }
 
-fn optimised(guest: &Path) -> Result<PathBuf> {
-    stage("building crabbox", || {
-        cargo(
-            &["build", "--profile", "lab", "-p", "crabbox"],
-            &[("CRABBOX_GUEST_BINARY", guest)],
-        )
-    })?;
-    found("lab/crabbox")
-}
-
-/// What it needs beyond xtask is compiled; the two together have the same features as xtask alone has. Without what is there for debuggers it
-/// is a third of the size, and it has to be copied into a lab.
-fn quick() -> Result<PathBuf> {
-    stage("building crabbox", || {
-        cargo(
-            &["build", "-p", "xtask", "-p", "crabbox", "--bin", "crabbox"],
-            &[],
-        )
-    })?;
-    let (built, small) = (
-        found("debug/crabbox")?,
-        workspace::target_dir().join("quick/crabbox"),
-    );
+/// A copy of the program `built` without what is there for debuggers: a third of the size, and it has to be copied into a lab.
+fn small(built: &Path) -> Result<PathBuf> {
+    let small = workspace::target_dir().join("quick/crabbox");
     std::fs::create_dir_all(small.with_file_name(""))?;
     let stripped = Cmd::inheriting("strip")
         .args(["--strip-all", "-o"])
-        .args([&small, &built])
+        .args([&small, built])
         .run();
     // Whoever links has binutils, as a rule; without them it is the larger one.
-    Ok(stripped.map_or(built, |_| small))
+    Ok(stripped.map_or_else(|_| built.to_owned(), |_| small))
 }
 
 /// The program as `cargo test` builds it: quick to build, and with the same messages.
 pub fn development_binary() -> Result<PathBuf> {
-    // With the features of the whole workspace, as the tests build it; with its own alone it would be compiled once more.
-    stage("building crabbox", || {
-        cargo(&["build", "--workspace", "--bin", "crabbox"], &[])
-    })?;
+    // With the features that the tests of the whole workspace have, and in their way; in any other all would be compiled once more.
+    let mut args = vec!["test", "--no-run", "--workspace"];
+    args.extend(PROGRAMS_OF.iter().flat_map(|file| ["--test", file]));
+    stage("building crabbox", || cargo(&args))?;
     found("debug/crabbox")
 }
 
@@ -203,16 +190,13 @@ fn image_key(guest: &Path) -> Result<String> {
 }
 
 /// Runs cargo with its own output, so that a failed build shows why.
-fn cargo(args: &[&str], env: &[(&str, &Path)]) -> Result<()> {
-    let mut cmd = Cmd::inheriting(env!("CARGO"))
+fn cargo(args: &[&str]) -> Result<()> {
+    let cmd = Cmd::inheriting(env!("CARGO"))
         .arg("--quiet")
         .args(args)
-        .cwd(workspace::root());
-    // Where cargo builds must not depend on who calls: the products are looked for in one place.
-    cmd = cmd.env("CARGO_TARGET_DIR", workspace::target_dir());
-    for (name, value) in env {
-        cmd = cmd.env(name, value);
-    }
+        .cwd(workspace::root())
+        // Where cargo builds must not depend on who calls: the products are looked for in one place.
+        .env("CARGO_TARGET_DIR", workspace::target_dir());
     let mut command = cmd.to_std();
     let status = cmd.spawn(&mut command)?.wait()?;
     ensure!(status.success(), "`cargo {}` failed", args.join(" "));

@@ -131,7 +131,7 @@ pub fn choose(images: Images, build: Build, name: &str) -> Result<(Payload, Site
 
 /// The same for the end-to-end tests, which can use several labs side by side.
 pub fn choose_for_tests(names: &[&str]) -> Result<()> {
-    let (payload, kvm_works) = prepare(Images::All, Build::Optimised)?;
+    let (payload, kvm_works) = prepare(Images::All, Build::Tested)?;
     if kvm_works {
         Site::here(&payload)?;
         return are_current(&[LOCAL]);
@@ -165,7 +165,7 @@ fn prepare(images: Images, build: Build) -> Result<(Payload, bool)> {
                 anyhow::Ok((artefacts, works))
             }
         });
-        let crabbox = payload::program(build, &guest)?;
+        let crabbox = payload::program(build)?;
         let (artefacts, works) = joined(made)?;
         let payload = Payload {
             crabbox,

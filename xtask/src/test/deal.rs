@@ -15,6 +15,12 @@ use super::step::{Ended, Started};
 /// The environment variable by which a test knows its host; `crabbox-e2e` reads it.
 const HOST: &str = "CRABBOX_E2E_HOST";
 
+/// How a test asks for the host that was prepared for it.
+const PREPARED: &str = "Host::alone()";
+
+/// Tests of a file at a time, for each processor: most of them wait for processes, for each other's and for time limits.
+const THREADS: usize = 2;
+
 /// The package of the last rung.
 pub(super) const END_TO_END: &str = "crabbox-e2e";
 
@@ -39,11 +45,23 @@ impl Executable {
         format!("{package}/{}{unit}", self.target)
     }
 
+    /// Whether its tests make the hosts that they use, and so have nothing to do with the lab: it never asks for the one that was prepared.
+    pub(super) fn pretends(&self) -> Result<bool> {
+        if self.unit {
+            return Ok(true);
+        }
+        let source = self.dir.join("tests").join(&self.target).with_extension("rs");
+        let text =
+            std::fs::read_to_string(&source).with_context(|| format!("cannot read {}", source.display()))?;
+        Ok(!text.contains(PREPARED))
+    }
+
     /// It, with `args` of libtest, as cargo would run it.
     pub(super) fn cmd<S: AsRef<str>>(&self, args: &[S]) -> Cmd {
         Cmd::inheriting(&self.path)
             .args(args.iter().map(AsRef::as_ref))
             .env("CARGO_MANIFEST_DIR", &self.dir)
+            .env("RUST_TEST_THREADS", threads().to_string())
             .cwd(&self.dir)
             .dies_with_us()
     }
@@ -55,6 +73,10 @@ impl Executable {
         let names = text.lines().filter_map(|line| line.strip_suffix(": test"));
         Ok(names.map(str::to_owned).collect())
     }
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get) * THREADS
 }
 
 /// The files of tests among what cargo says it built (`--message-format=json`), in its order.
@@ -251,6 +273,18 @@ mod tests {
         assert_eq!(names, ["core/crabbox_core (unit)", "e2e/crash"]);
         assert_eq!(found[1].dir, PathBuf::from("/w/e2e"));
         assert!(executables("").is_err());
+    }
+
+    #[test]
+    fn a_file_pretends_until_it_asks_for_the_host_that_was_prepared() {
+        let e2e = crate::workspace::root().join("e2e");
+        let of = |name: &str| Executable {
+            dir: e2e.clone(),
+            ..unit(name, "true").executable
+        };
+        assert!(of("fake").pretends().unwrap() && of("pool").pretends().unwrap());
+        assert!(!of("crash").pretends().unwrap() && !of("warm").pretends().unwrap());
+        assert!(of("no such file").pretends().is_err());
     }
 
     #[test]

@@ -71,9 +71,9 @@ pub enum ImagesError {
         /// The image, as it was named.
         image: String,
     },
-    /// This program carries no first process for a guest.
-    #[error("this crabbox was built without crabbox-guest, the guest's first process")]
-    NoGuestBinary,
+    /// The guest's first process that this program carries is damaged.
+    #[error("this crabbox is damaged: its crabbox-guest cannot be unpacked")]
+    Guest(#[source] std::io::Error),
     /// The agent that this program carries is damaged.
     #[error("this crabbox is damaged: its agent cannot be unpacked")]
     Agent(#[source] std::io::Error),
@@ -106,7 +106,6 @@ impl Fault for ImagesError {
 
     fn hints(&self) -> Vec<String> {
         let hint = match self {
-            Self::NoGuestBinary => "name it with --guest-binary PATH",
             Self::NoDownloads { .. } => "download it yourself and name the file",
             Self::InUse { .. } => "stop them first, or add --force: running leases keep their disks",
             #[cfg(feature = "download")]
@@ -276,7 +275,7 @@ impl FirstProcess {
         if let Some(path) = given {
             return Ok(Self::Given(path.to_owned()));
         }
-        let bytes = guest_binary::bytes().ok_or(ImagesError::NoGuestBinary)?;
+        let bytes = guest_binary::bytes().map_err(ImagesError::Guest)?;
         let carried = tempfile::Builder::new()
             .prefix(".crabbox-guest-")
             .tempfile_in(store.root())

@@ -158,33 +158,28 @@ pub(super) fn remembered(engine: &Engine, vmm: &Vmm, guest: &Guest) -> Option<Ve
     )
 }
 
-/// Boots a guest: with the kernel that leases will have, and the first process that this program carries or the image has.
+/// Boots a guest: with the kernel that leases will have, and the first process that this program carries.
 pub(super) fn probe(engine: &Engine, vmm: &Vmm, guest: &Guest) -> Seen<Judged> {
     let firecracker = vmm.firecracker.as_ref().map_err(Clone::clone)?;
     let cache = &engine.places.cache;
-    let beside = guest.kernel.path.with_file_name(manifest::INITRD);
-    let made = cache.join("kvm-probe-initrd.img");
-    let initrd = match (guest_binary::bytes(), &guest.image) {
-        (Some(bytes), _) => {
-            let written = files::create_private_dir(cache)
-                .and_then(|()| files::write_atomic(&made, &probe::initrd(&bytes), 0o600));
-            written.map_err(|error| Trouble::chain(&error))?;
-            &made
-        }
-        (None, Image::Ours { .. }) => &beside,
-        (None, _) => return Err(Trouble::new("this crabbox was built without a guest to boot")),
-    };
+    let initrd = cache.join("kvm-probe-initrd.img");
+    let written = guest_binary::bytes().map_err(|error| {
+        Trouble::new(&format!(
+            "this crabbox is damaged: its guest cannot be unpacked: {error}"
+        ))
+    })?;
+    files::create_private_dir(cache)
+        .and_then(|()| files::write_atomic(&initrd, &probe::initrd(&written), 0o600))
+        .map_err(|error| Trouble::chain(&error))?;
     let verdict = probe::boot(&Probe {
         cache,
         firecracker: &firecracker.path,
         kernel: &guest.kernel.path,
-        initrd,
+        initrd: &initrd,
         limit: probe::LIMIT,
     });
-    if *initrd == made {
-        // Left behind it would do no harm: the next probe writes it anew.
-        std::fs::remove_file(&made).ok();
-    }
+    // Left behind it would do no harm: the next probe writes it anew.
+    std::fs::remove_file(&initrd).ok();
     verdict
         .map(|verdict| Judged {
             verdict,
