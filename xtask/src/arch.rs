@@ -4,6 +4,7 @@
 //! files in a crate. It must never be loosened to let a build pass without the picture being changed first.
 
 mod circles;
+mod features;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -158,6 +159,13 @@ pub(crate) fn main() -> Result<ExitCode> {
         bail!(
             "circles of files that are not what xtask/src/arch.rs knows:\n  {}",
             unknown.join("\n  ")
+        );
+    }
+    let twice = features::compiled_twice()?;
+    if !twice.is_empty() {
+        bail!(
+            "compiled twice, because the tests have them with other features than xtask (say them in crabbox-lab's manifest):\n  {}",
+            twice.join("\n  ")
         );
     }
     println!(

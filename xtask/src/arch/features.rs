@@ -1,0 +1,52 @@
+//! Crates that the developers' tasks have with other features than the tests: cargo compiles them, and all that use them, twice.
+//!
+//! It compares what cargo resolves for both; it never judges which features there should be.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
+use crabbox_host::command::Cmd;
+
+use crate::workspace;
+
+/// The crates that both have, each with its features, that are not alike.
+pub(super) fn compiled_twice() -> Result<Vec<String>> {
+    let tasks = resolved(&["--package", "xtask", "--edges", "normal,build"])?;
+    let tests = resolved(&["--workspace", "--edges", "normal,build,dev"])?;
+    Ok(apart(&tasks, &tests))
+}
+
+/// Those of `tasks` that are not among `tests`.
+fn apart(tasks: &BTreeSet<String>, tests: &BTreeSet<String>) -> Vec<String> {
+    tasks.difference(tests).cloned().collect()
+}
+
+/// A line for each crate and its features.
+fn resolved(of: &[&str]) -> Result<BTreeSet<String>> {
+    let out = Cmd::inheriting(env!("CARGO"))
+        .args(["tree", "--offline", "--prefix", "none", "--format", "{p} [{f}]"])
+        .args(of)
+        .cwd(workspace::root())
+        .run()?;
+    let text = out.stdout_text();
+    let lines: BTreeSet<String> = text
+        .lines()
+        .map(|line| line.trim_end_matches(" (*)").to_owned())
+        .filter(|line| !line.is_empty())
+        .collect();
+    ensure!(!lines.is_empty(), "cargo tree shows no crates");
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crate_with_other_features_is_found_and_one_that_only_the_tests_have_is_not() {
+        let of = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();
+        let tasks = of(&["a v1 []", "b v1 [std]"]);
+        let tests = of(&["a v1 [fuzzing]", "b v1 [std]", "c v1 []"]);
+        assert_eq!(apart(&tasks, &tests), ["a v1 []"]);
+    }
+}
