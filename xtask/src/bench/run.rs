@@ -14,7 +14,7 @@ use crate::{site, workspace};
 use crabbox_lab::payload::{Build, Images};
 
 /// Run on the host. `$1` runs, `$2` another crabbox there, or nothing.
-const SCRIPT: &str = include_str!("run.sh");
+const SCRIPT: &str = concat!(include_str!("timed.sh"), include_str!("run.sh"));
 
 /// The other program there.
 const OTHER: &str = "crabbox-other";

@@ -1,16 +1,7 @@
 # Runs commands in microVMs and prints `name microseconds` or `name count` lines; $1 runs, $2 another crabbox or nothing. What fails ends it. The home
 # directory is one that xtask made, in the lab or below `target/`.
-set -eu
 runs=$1 other=${2-}
 work=$HOME/bench-run
-ms() {
-    name=$1
-    shift
-    begun=$(date +%s%N)
-    "$@" >"$work/out" 2>&1 || { echo "$name failed: $*" >&2; cat "$work/out" >&2; exit 1; }
-    echo "$name $((($(date +%s%N) - begun) / 1000))"
-}
-quiet() { "$@" >"$work/out" 2>&1 || { cat "$work/out" >&2; exit 1; }; }
 end() {
     for slug in bench-ours bench-other; do crabbox stop $slug >/dev/null 2>&1 || true; done
     rm -rf "$work"

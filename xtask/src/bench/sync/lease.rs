@@ -12,7 +12,7 @@ use crate::site;
 use crabbox_lab::payload::{Build, Images};
 
 /// Run on the host. `$1` files, `$2` runs.
-const SCRIPT: &str = include_str!("lease.sh");
+const SCRIPT: &str = concat!(include_str!("../timed.sh"), include_str!("lease.sh"));
 
 /// Measures and reports.
 pub(crate) fn main(lab: &str, files: usize, runs: usize) -> Result<ExitCode> {

@@ -1,16 +1,7 @@
 # Syncs a tree into a microVM and prints `name microseconds` lines; $1 files, $2 runs. What fails ends it. The home directory is one
 # that xtask made, in the lab or below `target/`.
-set -eu
 files=$1 runs=$2
 work=$HOME/bench-sync
-ms() {
-    name=$1
-    shift
-    begun=$(date +%s%N)
-    "$@" >"$work/out" 2>&1 || { echo "$name failed: $*" >&2; cat "$work/out" >&2; exit 1; }
-    echo "$name $((($(date +%s%N) - begun) / 1000))"
-}
-quiet() { "$@" >"$work/out" 2>&1 || { cat "$work/out" >&2; exit 1; }; }
 end() {
     [ ! -e "$work/rsh" ] || "$work/rsh" lease -O exit >/dev/null 2>&1 || true
     crabbox stop bench-sync >/dev/null 2>&1 || true
