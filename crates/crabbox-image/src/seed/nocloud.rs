@@ -166,6 +166,9 @@ fn user_data(seed: &NoCloud) -> String {
         "package_update: false\npackage_upgrade: false\nssh_pwauth: false\nmanage_etc_hosts: \"localhost\""
             .into(),
     );
+    // A quarter of the time that cloud-init takes: no boot loader starts this machine, and nobody needs its keys on the console, as the
+    // host has made them.
+    line("grub_dpkg:\n  enabled: false\nno_ssh_fingerprints: true\nssh:\n  emit_keys_to_console: false".into());
     line("users:".into());
     line(format!("  - name: {}", quoted(&seed.user)));
     line("    groups: [sudo]\n    shell: /bin/bash\n    lock_passwd: true".into());
@@ -216,6 +219,8 @@ fn ready_script(seed: &NoCloud) -> String {
 /// Runs once, as root, at the end of the first boot. Packages are installed only when a tool is missing: an image that has
 /// them all needs neither network nor package lists.
 ///
+/// A server that is enabled is not enabled again: where a SysV script lies beside its unit, that takes longer than all the rest.
+///
 /// A name server of the network configuration reaches `resolv.conf` only where a program for that is installed. Where the file is a
 /// link one is at work; where it is a file, it is the image builder's.
 fn setup_script(seed: &NoCloud) -> String {
@@ -247,7 +252,8 @@ fn setup_script(seed: &NoCloud) -> String {
          mkdir -p \"$work_root\" /var/cache/crabbox/pnpm /var/cache/crabbox/npm /var/lib/crabbox\n\
          chown \"$user:\" \"$work_root\" /var/cache/crabbox/pnpm /var/cache/crabbox/npm\n\
          for unit in ssh sshd; do\n  \
-           timeout 30 systemctl enable \"$unit\" && timeout 30 systemctl restart \"$unit\" && break\n\
+           {{ systemctl is-enabled -q \"$unit\" || timeout 30 systemctl enable \"$unit\"; }} &&\n    \
+             timeout 30 systemctl restart \"$unit\" && break\n\
          done\n\
          touch {BOOTSTRAPPED}\n\
          {READY}\n",
