@@ -11,7 +11,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
-use crabbox_host::command::Cmd;
 use serde::Deserialize;
 
 use crate::workspace;
@@ -136,9 +135,8 @@ struct Dependency {
 
 /// Checks the workspace; one line for each edge that is not in the picture.
 pub(crate) fn main() -> Result<ExitCode> {
-    let out = Cmd::inheriting("cargo")
+    let out = workspace::cargo()
         .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
-        .cwd(workspace::root())
         .run()?;
     let metadata: Metadata = serde_json::from_slice(&out.stdout).context("cannot read cargo metadata")?;
     let wrong = violations(&metadata);

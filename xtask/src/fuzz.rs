@@ -39,7 +39,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
     let dir = workspace::root().join("fuzz");
     let targets = targets(&dir.join("corpus"), arguments.target.as_deref())?;
     println!("fuzz: building");
-    Cmd::inheriting(env!("CARGO"))
+    workspace::cargo()
         .args(["build", "--quiet", "--release", "--locked", "--target", PLATFORM])
         .env("RUSTFLAGS", INSTRUMENTATION)
         .cwd(&dir)

@@ -6,7 +6,6 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use crabbox_host::command::Cmd;
 use serde_json::Value;
 
 use crate::workspace;
@@ -19,9 +18,8 @@ pub(crate) fn main() -> Result<ExitCode> {
         std::fs::read_to_string(workspace::root().join("deny.toml")).context("cannot read deny.toml")?;
     let allowed = allow_list(&deny);
     ensure!(!allowed.is_empty(), "deny.toml allows no licence at all");
-    let out = Cmd::inheriting(env!("CARGO"))
+    let out = workspace::cargo()
         .args(["metadata", "--format-version", "1", "--filter-platform", PLATFORM])
-        .cwd(workspace::root())
         .run()?;
     let metadata: Value = serde_json::from_slice(&out.stdout).context("cannot read cargo metadata")?;
     // A package without a source is ours.

@@ -429,7 +429,7 @@ fn provision(names: &[String]) -> Cmd {
 }
 
 fn cargo(args: &[&str]) -> Cmd {
-    Cmd::inheriting(env!("CARGO")).args(args).cwd(workspace::root())
+    workspace::cargo().args(args)
 }
 
 /// The names of the files with tests of the last rung.

@@ -191,10 +191,9 @@ fn image_key(guest: &Path) -> Result<String> {
 
 /// Runs cargo with its own output, so that a failed build shows why.
 fn cargo(args: &[&str]) -> Result<()> {
-    let cmd = Cmd::inheriting(env!("CARGO"))
+    let cmd = workspace::cargo()
         .arg("--quiet")
         .args(args)
-        .cwd(workspace::root())
         // Where cargo builds must not depend on who calls: the products are looked for in one place.
         .env("CARGO_TARGET_DIR", workspace::target_dir());
     let mut command = cmd.to_std();

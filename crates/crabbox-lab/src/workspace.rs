@@ -2,6 +2,29 @@
 
 use std::path::{Path, PathBuf};
 
+use crabbox_host::command::Cmd;
+
+/// What cargo says of a package to the program of it that it runs (<https://doc.rust-lang.org/cargo/reference/environment-variables.html>).
+const OF_PACKAGE: [&str; 17] = [
+    "CARGO_MANIFEST_DIR",
+    "CARGO_MANIFEST_LINKS",
+    "CARGO_MANIFEST_PATH",
+    "CARGO_PKG_AUTHORS",
+    "CARGO_PKG_DESCRIPTION",
+    "CARGO_PKG_HOMEPAGE",
+    "CARGO_PKG_LICENSE",
+    "CARGO_PKG_LICENSE_FILE",
+    "CARGO_PKG_NAME",
+    "CARGO_PKG_README",
+    "CARGO_PKG_REPOSITORY",
+    "CARGO_PKG_RUST_VERSION",
+    "CARGO_PKG_VERSION",
+    "CARGO_PKG_VERSION_MAJOR",
+    "CARGO_PKG_VERSION_MINOR",
+    "CARGO_PKG_VERSION_PATCH",
+    "CARGO_PKG_VERSION_PRE",
+];
+
 /// The directory of the root `Cargo.toml`.
 pub fn root() -> &'static Path {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -18,4 +41,37 @@ pub(crate) fn lab_dir() -> PathBuf {
 /// The directory that our own builds go to, wherever the caller's cargo builds.
 pub fn target_dir() -> PathBuf {
     root().join("target")
+}
+
+/// The cargo that built this, in the workspace, as if somebody called it who is no program of cargo's: a build script that asks for a
+/// variable about its package (`ring`'s does) would be run again because xtask's is another, and half the house compiled after it.
+pub fn cargo() -> Cmd {
+    OF_PACKAGE
+        .iter()
+        .fold(Cmd::inheriting(env!("CARGO")), Cmd::env_remove)
+        .cwd(root())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn cargo_hears_nothing_of_the_package_that_calls_it() {
+        let command = super::cargo().to_std();
+        #[expect(clippy::disallowed_methods, reason = "cargo has set what this test is about")]
+        let kept: Vec<_> = std::env::vars_os()
+            .filter_map(|(name, _)| name.into_string().ok())
+            .filter(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+            .filter(|name| {
+                !command
+                    .get_envs()
+                    .any(|(of, value)| of == name.as_str() && value.is_none())
+            })
+            .collect();
+        assert!(kept.is_empty(), "{kept:?}");
+        assert!(
+            command
+                .get_envs()
+                .any(|(name, value)| name == "CARGO_PKG_NAME" && value.is_none())
+        );
+    }
 }

@@ -5,7 +5,6 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
-use crabbox_host::command::Cmd;
 
 use crate::workspace;
 
@@ -23,10 +22,9 @@ fn apart(tasks: &BTreeSet<String>, tests: &BTreeSet<String>) -> Vec<String> {
 
 /// A line for each crate and its features.
 fn resolved(of: &[&str]) -> Result<BTreeSet<String>> {
-    let out = Cmd::inheriting(env!("CARGO"))
+    let out = workspace::cargo()
         .args(["tree", "--offline", "--prefix", "none", "--format", "{p} [{f}]"])
         .args(of)
-        .cwd(workspace::root())
         .run()?;
     let text = out.stdout_text();
     let lines: BTreeSet<String> = text

@@ -34,10 +34,9 @@ struct Bench {
 
 impl Bench {
     fn new(files: usize) -> Result<Self> {
-        Cmd::inheriting("cargo")
+        workspace::cargo()
             .args(["build", "--profile", "lab", "-p", "crabbox", "--target-dir"])
             .arg(workspace::target_dir())
-            .cwd(workspace::root())
             .limit(LIMIT)
             .run()?;
         let bench = Self {

@@ -168,7 +168,9 @@ fn user_data(seed: &NoCloud) -> String {
     );
     // A quarter of the time that cloud-init takes: no boot loader starts this machine, and nobody needs its keys on the console, as the
     // host has made them.
-    line("grub_dpkg:\n  enabled: false\nno_ssh_fingerprints: true\nssh:\n  emit_keys_to_console: false".into());
+    line(
+        "grub_dpkg:\n  enabled: false\nno_ssh_fingerprints: true\nssh:\n  emit_keys_to_console: false".into(),
+    );
     line("users:".into());
     line(format!("  - name: {}", quoted(&seed.user)));
     line("    groups: [sudo]\n    shell: /bin/bash\n    lock_passwd: true".into());
