@@ -103,6 +103,8 @@ messages! {
             path: Vec<u8>,
             /// Permission bits.
             mode: u32,
+            /// When it was modified, unix seconds, where it is to keep that.
+            seconds: Option<i64>,
         },
         /// A file, whose pieces and holes follow.
         22 => File {
@@ -166,7 +168,7 @@ messages! {
         /// The contents of files, whose paths follow as a list: [`Reply::File`] and its pieces, or [`Reply::Problem`], for each in its order;
         /// then [`Reply::End`].
         32 => Fetch {
-            /// The directory that they are below, absolute.
+            /// The directory that they are below, as in [`Request::Tree`].
             dir: String,
             /// Whether a link in the last place of a path is followed.
             follow: bool,
@@ -175,6 +177,34 @@ messages! {
         },
         /// Make a directory, with those above it. [`Reply::Made`].
         33 => Make {
+            /// The directory, absolute.
+            dir: String,
+        },
+        /// What there is at a path and below it, the path itself first. A list of `<kind><path>` records, NUL after each: the kind is the letter of
+        /// `find -type`, the path is seen from the first one, whose own is empty.
+        34 => Tree {
+            /// The path; `~` and what begins with `~/` is in the home directory, and what is relative is seen from where a login begins.
+            path: String,
+            /// Whether what links lead to is meant, in the place of the links.
+            follow: bool,
+        },
+        /// Copy something to a path. Names follow as a list, by whose numbers files and links are meant; then directories, files and links as in a
+        /// sync, all of them at or below `c`, and [`Request::Received`]. [`Reply::Received`] when all of it is in its place.
+        35 => Put {
+            /// Where, as in [`Request::Tree`].
+            to: String,
+            /// What it is called in a directory that is there.
+            name: String,
+            /// Whether a directory is meant, which is made.
+            make: bool,
+        },
+        /// How much a directory takes on the disk. [`Reply::Sized`].
+        36 => Size {
+            /// The directory, absolute.
+            dir: String,
+        },
+        /// Remove all that is in a directory, but not itself, and not through a link in its place. [`Reply::Cleared`].
+        37 => Clear {
             /// The directory, absolute.
             dir: String,
         },
@@ -283,5 +313,14 @@ messages! {
         },
         /// The directory is there.
         84 => Made {},
+        /// What a directory takes on the disk.
+        85 => Sized {
+            /// Whether there is such a directory.
+            found: bool,
+            /// How much, as far as it can be looked at; what has two names there counts once.
+            bytes: u64,
+        },
+        /// It is empty, or not there.
+        86 => Cleared {},
     }
 }

@@ -50,6 +50,21 @@ impl Failure {
         writeln!(io::stderr(), "crabbox-agent: {}", self.why()).ok();
     }
 
+    /// The same of what will be at or below `to`, and is made at or below `made`.
+    pub(crate) fn elsewhere(self, made: &Path, to: &Path) -> Self {
+        match self {
+            Self::System { path, source } => Self::System {
+                path: match path.strip_prefix(made) {
+                    Ok(below) if below.as_os_str().is_empty() => to.to_owned(),
+                    Ok(below) => to.join(below),
+                    Err(_) => path,
+                },
+                source,
+            },
+            other => other,
+        }
+    }
+
     /// Whether the system could not write or read something.
     pub(crate) fn is_of_the_disk(&self) -> bool {
         matches!(self, Self::System { .. })

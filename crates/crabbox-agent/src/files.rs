@@ -12,6 +12,7 @@ use crabbox_agent_protocol::{PIECE, Reply, Stream};
 use rustix::fs::OFlags;
 
 use crate::bytes::{listed, path, push, show};
+use crate::copy::at_home;
 use crate::failure::{At as _, Failure, said};
 use crate::seen::{Seen, Time};
 use crate::talk::Talk;
@@ -141,7 +142,8 @@ pub(crate) struct Taste {
 /// Sends the files that the client names.
 pub(crate) fn fetch(talk: &mut Talk, dir: &str, taste: &Taste) -> Result<(), Failure> {
     let names = talk.list()?;
-    std::env::set_current_dir(dir).at(Path::new(dir))?;
+    let dir = at_home(dir)?;
+    std::env::set_current_dir(&dir).at(&dir)?;
     for (number, name) in (0_u32..).zip(listed(&names)) {
         if let Err(failure) = send(talk, number, name, taste) {
             if matches!(failure, Failure::Gone) {

@@ -5,8 +5,10 @@
 //! something, or believe a number that the client has not sent.
 
 mod bytes;
+mod caches;
 mod changes;
 mod command;
+mod copy;
 mod failure;
 mod files;
 #[cfg(feature = "fuzzing")]
@@ -103,6 +105,10 @@ fn serve() -> Result<(), Failure> {
             Request::Make { dir } => {
                 sync::make_private(Path::new(&dir)).and_then(|()| talk.say(&Reply::Made {}))
             }
+            Request::Tree { path, follow } => copy::tree(&mut talk, &path, follow),
+            Request::Put { to, name, make } => copy::put(&mut talk, &to, &name, make),
+            Request::Size { dir } => caches::size(&mut talk, Path::new(&dir)),
+            Request::Clear { dir } => caches::clear(&mut talk, Path::new(&dir)),
             // What belongs to a conversation that has failed, or to a command that has ended.
             _ => Ok(()),
         };

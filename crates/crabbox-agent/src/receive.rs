@@ -15,15 +15,22 @@ use rustix::io::Errno;
 
 use crate::bytes::{discard, path};
 use crate::failure::{At as _, Failure};
-use crate::record::Place;
-use crate::rows::Rows;
 use crate::talk::{Heard, Talk, out_of_order};
 
+/// Where what comes is made.
+pub(crate) struct Into<'a> {
+    /// What the names are seen from.
+    pub(crate) root: &'a Path,
+    /// Where something is made whose place is taken.
+    pub(crate) aside: PathBuf,
+    /// The names by their numbers.
+    pub(crate) name: &'a dyn Fn(usize) -> Option<PathBuf>,
+}
+
 /// Takes all until [`Request::Received`]; `first` was heard already.
-pub(crate) fn receive(talk: &mut Talk, place: &Place, rows: &Rows, first: Request) -> Result<(), Failure> {
+pub(crate) fn receive(talk: &mut Talk, into: &Into<'_>, first: Request) -> Result<(), Failure> {
     let mut taking = Taking {
-        place,
-        rows,
+        into,
         file: None,
         late: Vec::new(),
     };
@@ -48,11 +55,10 @@ fn take_all(talk: &mut Talk, taking: &mut Taking<'_>, first: Request) -> Result<
 }
 
 struct Taking<'a> {
-    place: &'a Place,
-    rows: &'a Rows,
+    into: &'a Into<'a>,
     file: Option<Open>,
-    /// Directories that get their mode when they are full.
-    late: Vec<(PathBuf, u32)>,
+    /// Directories that get their mode, and some their time, when they are full.
+    late: Vec<(PathBuf, u32, Option<i64>)>,
 }
 
 /// A file on its way.
@@ -77,7 +83,11 @@ impl Taking<'_> {
             other => return Err(out_of_order(other)),
         }
         match request {
-            Request::Directory { path: name, mode } => self.directory(path(&name), mode),
+            Request::Directory {
+                path: name,
+                mode,
+                seconds,
+            } => self.directory(&self.into.root.join(path(&name)), mode, seconds),
             Request::File {
                 number,
                 mode,
@@ -117,14 +127,14 @@ impl Taking<'_> {
     }
 
     fn path(&self, number: u32) -> Result<PathBuf, Failure> {
-        let row = usize::try_from(number)
+        let name = usize::try_from(number)
             .ok()
-            .and_then(|number| self.rows.get(number));
-        row.map(|row| path(row.path).to_owned())
-            .ok_or_else(|| Failure::Refused(format!("the manifest has no entry {number}")))
+            .and_then(|number| (self.into.name)(number));
+        name.map(|name| self.into.root.join(name))
+            .ok_or_else(|| Failure::Refused(format!("the client has not named an entry {number}")))
     }
 
-    fn directory(&mut self, name: &Path, mode: u32) -> Result<(), Failure> {
+    fn directory(&mut self, name: &Path, mode: u32, seconds: Option<i64>) -> Result<(), Failure> {
         match std::fs::DirBuilder::new().mode(mode | 0o700).create(name) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
             made => made.at(name)?,
@@ -136,9 +146,9 @@ impl Taking<'_> {
         let now = meta.permissions().mode() & 0o7777;
         if now & 0o300 != 0o300 {
             std::fs::set_permissions(name, std::fs::Permissions::from_mode(now | 0o700)).at(name)?;
-            self.late.push((name.to_owned(), mode));
-        } else if now != mode {
-            self.late.push((name.to_owned(), mode));
+            self.late.push((name.to_owned(), mode, seconds));
+        } else if now != mode || seconds.is_some() {
+            self.late.push((name.to_owned(), mode, seconds));
         }
         Ok(())
     }
@@ -147,7 +157,7 @@ impl Taking<'_> {
     fn made<T>(&self, to: &Path, make: impl Fn(&Path) -> Result<T, Errno>) -> Result<(PathBuf, T), Failure> {
         match make(to) {
             Err(Errno::EXIST) => {
-                let at = self.place.of("tmp/file");
+                let at = self.into.aside.clone();
                 discard(&at)?;
                 let made = make(&at).at(to)?;
                 Ok((at, made))
@@ -196,8 +206,17 @@ impl Taking<'_> {
     fn end(&mut self) -> Result<(), Failure> {
         self.finish()?;
         // A directory that nobody may write to gets its mode when it is full.
-        for (name, mode) in self.late.iter().rev() {
+        for (name, mode, seconds) in self.late.iter().rev() {
             std::fs::set_permissions(name, std::fs::Permissions::from_mode(*mode)).at(name)?;
+            if let Some(seconds) = seconds {
+                rustix::fs::utimensat(
+                    CWD,
+                    name,
+                    &times(timespec(*seconds, 0)),
+                    AtFlags::SYMLINK_NOFOLLOW,
+                )
+                .at(name)?;
+            }
         }
         Ok(())
     }
@@ -210,7 +229,7 @@ fn timespec(seconds: i64, nanoseconds: u32) -> Timespec {
     }
 }
 
-fn times(modified: Timespec) -> Timestamps {
+pub(crate) fn times(modified: Timespec) -> Timestamps {
     Timestamps {
         last_access: Timespec {
             tv_sec: 0,

@@ -13,10 +13,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crabbox_agent_protocol::{Reply, Request, SyncRequest};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 
-use crate::bytes::{discard, push, show, write};
+use crate::bytes::{discard, path, push, show, write};
 use crate::failure::{At as _, Failure};
 use crate::index::{HOLLOW, Tree, Work};
-use crate::receive::receive;
+use crate::receive::{Into, receive};
 use crate::record::{Head, Place, is_unchanged};
 use crate::remove::{prune, remove_tree};
 use crate::rows::Rows;
@@ -256,7 +256,13 @@ fn bring(
                 | Request::Link { .. }
                 | Request::Received {}),
             ) => {
-                receive(talk, place, way.rows(), first)?;
+                let rows = way.rows();
+                let into = Into {
+                    root: Path::new(""),
+                    aside: place.of("tmp/file"),
+                    name: &|number| rows.get(number).map(|row| path(row.path).to_owned()),
+                };
+                receive(talk, &into, first)?;
                 talk.say(&Reply::Received {})?;
             }
             Heard::Request(other) => return Err(out_of_order(&other)),

@@ -6,12 +6,14 @@
     reason = "the exception for tests does not reach their fixtures"
 )]
 
+use std::fs;
 use std::io::{BufReader, Write as _};
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command as Program, Stdio};
 use std::time::{Duration, Instant};
 
-use crabbox_agent_protocol::{Command, Frame, Frames, HELLO, Reply, Request, Stream};
+use crabbox_agent_protocol::{Command, Frame, Frames, HELLO, Reply, Request, Stream, put_bytes};
 
 /// A conversation.
 struct Agent {
@@ -82,6 +84,79 @@ impl Agent {
                 Frame::Bytes(..) => {}
             }
         }
+    }
+
+    /// A list, to its end; what could not be done instead of it.
+    fn list(&mut self) -> Result<Vec<u8>, String> {
+        let mut list = Vec::new();
+        loop {
+            match self.frames.frame().unwrap().expect("the agent has gone") {
+                Frame::Bytes(Stream::Data, bytes) => list.extend_from_slice(bytes),
+                Frame::Message(tag, payload) => match Reply::take(tag, payload).unwrap() {
+                    Reply::End {} => return Ok(list),
+                    Reply::Failed { why } => return Err(why),
+                    other => panic!("{other:?}"),
+                },
+                other @ Frame::Bytes(..) => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn tree(&mut self, path: &Path, follow: bool) -> Result<Vec<String>, String> {
+        self.say(&Request::Tree {
+            path: path.to_str().unwrap().to_owned(),
+            follow,
+        });
+        let list = String::from_utf8(self.list()?).unwrap();
+        let mut records: Vec<String> = list.split_terminator('\0').map(str::to_owned).collect();
+        records[1..].sort();
+        Ok(records)
+    }
+
+    fn piece(&mut self, bytes: &[u8]) {
+        let mut frame = Vec::new();
+        put_bytes(&mut frame, Stream::Data, bytes);
+        self.input.as_mut().unwrap().write_all(&frame).unwrap();
+    }
+
+    /// Begins a copy of a directory, with a file in it that says `text` and another one in a directory of its own.
+    fn begin_copy(&mut self, to: &str, make: bool, text: &str) {
+        self.say(&Request::Put {
+            to: to.to_owned(),
+            name: "name".to_owned(),
+            make,
+        });
+        self.piece(b"c/f\0c/d/g\0c/l\0");
+        self.say(&Request::End {});
+        let directory = |path: &[u8], mode| Request::Directory {
+            path: path.to_vec(),
+            mode,
+            seconds: Some(1_000_000),
+        };
+        let file = |number, mode| Request::File {
+            number,
+            mode,
+            seconds: 2_000_000,
+            nanoseconds: 5,
+        };
+        self.say(&directory(b"c", 0o555));
+        self.say(&file(0, 0o640));
+        self.piece(text.as_bytes());
+        self.say(&Request::Hole { bytes: 4 });
+        self.say(&directory(b"c/d", 0o755));
+        self.say(&file(1, 0o711));
+        self.say(&Request::Link {
+            number: 2,
+            seconds: 3_000_000,
+            nanoseconds: 0,
+            target: b"f".to_vec(),
+        });
+    }
+
+    fn copy(&mut self, to: &str, make: bool, text: &str) -> Reply {
+        self.begin_copy(to, make, text);
+        self.say(&Request::Received {});
+        self.reply()
     }
 
     /// The number that the command prints first.
@@ -215,4 +290,248 @@ fn what_is_no_message_ends_the_conversation_and_says_so() {
         let status = agent.process.wait().unwrap();
         assert_eq!(status.code(), Some(1), "{bytes:?}");
     }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// A directory in which copies are put, and an agent whose home it is.
+fn copying() -> (tempfile::TempDir, Agent) {
+    let home = tempfile::tempdir().unwrap();
+    let agent = Agent::start(home.path(), &[]);
+    (home, agent)
+}
+
+#[test]
+fn a_copy_has_its_modes_and_times_and_is_merged_into_what_is_there() {
+    let (home, mut agent) = copying();
+    let at = |name: &str| home.path().join(name);
+    assert_eq!(agent.copy("~/to", false, "text"), Reply::Received {});
+    let look = |name: &str| {
+        let meta = at(name).symlink_metadata().unwrap();
+        (meta.mode() & 0o7777, meta.mtime())
+    };
+    assert_eq!(
+        (look("to"), look("to/d")),
+        ((0o555, 1_000_000), (0o755, 1_000_000))
+    );
+    assert_eq!(
+        (look("to/f"), look("to/d/g")),
+        ((0o640, 2_000_000), (0o711, 2_000_000))
+    );
+    assert_eq!(look("to/l").1, 3_000_000);
+    assert_eq!(at("to/f").metadata().unwrap().mtime_nsec(), 5);
+    assert_eq!(fs::read(at("to/f")).unwrap(), b"text\0\0\0\0");
+    assert_eq!(fs::read_link(at("to/l")).unwrap(), Path::new("f"));
+    // Into a directory it goes under its own name; what is only there stays.
+    fs::create_dir_all(at("in/name/d")).unwrap();
+    fs::write(at("in/name/d/own"), "own").unwrap();
+    fs::write(at("in/name/l"), "gives way").unwrap();
+    let path = at("in").to_str().unwrap().to_owned();
+    assert_eq!(agent.copy(&path, false, "new"), Reply::Received {});
+    assert_eq!(names(&at("in/name")), ["d", "f", "l"]);
+    assert_eq!(names(&at("in/name/d")), ["g", "own"]);
+    assert_eq!(
+        (look("in/name"), look("in/name/l").1),
+        ((0o555, 1_000_000), 3_000_000)
+    );
+    // A slash makes one, with those above it.
+    let path = at("made/deep/").to_str().unwrap().to_owned();
+    assert_eq!(agent.copy(&path, true, "new"), Reply::Received {});
+    assert_eq!(names(&at("made/deep")), ["name"]);
+    assert_eq!(names(home.path()), ["in", "made", "to"], "nothing else is left");
+}
+
+#[test]
+fn what_is_in_the_way_of_a_copy_leaves_everything_as_it_was() {
+    let (home, mut agent) = copying();
+    let at = |name: &str| home.path().join(name);
+    fs::create_dir_all(at("in/name/d/g")).unwrap();
+    fs::write(at("in/name/f"), "old").unwrap();
+    fs::create_dir(at("links")).unwrap();
+    symlink("../in", at("links/name")).unwrap();
+    fs::write(at("file"), "old").unwrap();
+    for (to, says) in [
+        ("in", "in/name/d/g is there already and is a directory"),
+        ("links", "links/name is there already and is not a directory"),
+        ("file", "file is there already and is not a directory"),
+    ] {
+        let path = at(to).to_str().unwrap().to_owned();
+        let Reply::Failed { why } = agent.copy(&path, false, "new") else {
+            panic!("{to}: it was put")
+        };
+        assert_eq!(why, at("").join(says).to_str().unwrap());
+    }
+    assert_eq!(fs::read(at("in/name/f")).unwrap(), b"old");
+    assert_eq!(fs::read(at("file")).unwrap(), b"old");
+    assert_eq!(
+        (names(&at("in/name")), names(&at("in"))),
+        (vec!["d".into(), "f".into()], vec!["name".into()])
+    );
+    // A client that goes before all of it was sent wants nothing of it.
+    agent.begin_copy(at("half").to_str().unwrap(), false, "half");
+    let staged = || {
+        names(home.path())
+            .iter()
+            .any(|name| name.starts_with(".crabbox-cp"))
+    };
+    assert!(within(Duration::from_secs(5), staged), "it has not begun");
+    agent.input = None;
+    assert!(within(Duration::from_secs(5), || !staged()), "it is left over");
+    assert_eq!(names(home.path()), ["file", "in", "links"]);
+}
+
+/// An empty file system; needs root.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn new(at: std::path::PathBuf) -> Self {
+        let mut mount = Program::new("mount");
+        mount.args(["-t", "tmpfs", "crabbox-test"]).arg(&at);
+        assert!(mount.status().unwrap().success());
+        Self(at)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        Program::new("umount").arg("-l").arg(&self.0).status().ok();
+    }
+}
+
+#[test]
+fn a_copy_into_another_file_system_has_its_modes_and_times_too() {
+    let (home, mut agent) = copying();
+    let at = |name: &str| home.path().join(name);
+    fs::create_dir_all(at("in/name")).unwrap();
+    let _mounted = Mounted::new(at("in/name"));
+    fs::write(at("in/name/f"), "old").unwrap();
+    assert_eq!(agent.copy("~/in", false, "new"), Reply::Received {});
+    assert_eq!(names(&at("in/name")), ["d", "f", "l"]);
+    assert_eq!(fs::read(at("in/name/f")).unwrap(), b"new\0\0\0\0");
+    for (name, mode, seconds) in [
+        ("f", 0o640, 2_000_000),
+        ("d", 0o755, 1_000_000),
+        ("d/g", 0o711, 2_000_000),
+    ] {
+        let meta = at("in/name").join(name).metadata().unwrap();
+        assert_eq!((meta.mode() & 0o7777, meta.mtime()), (mode, seconds), "{name}");
+    }
+    assert_eq!(fs::read_link(at("in/name/l")).unwrap(), Path::new("f"));
+}
+
+#[test]
+fn a_tree_is_told_by_kinds_and_whole_or_not_at_all() {
+    let (home, mut agent) = copying();
+    let at = |name: &str| home.path().join(name);
+    fs::create_dir_all(at("t/d\n")).unwrap();
+    fs::write(at("t/d\n/f"), "x").unwrap();
+    symlink("d\n", at("t/l")).unwrap();
+    assert!(Program::new("mkfifo").arg(at("t/p")).status().unwrap().success());
+    let _socket = std::os::unix::net::UnixListener::bind(at("t/s")).unwrap();
+    assert_eq!(
+        agent.tree(&at("t"), false).unwrap(),
+        ["d", "dd\n", "fd\n/f", "ll", "pp", "ss"]
+    );
+    assert_eq!(
+        agent.tree(&at("t"), true).unwrap(),
+        ["d", "dd\n", "dl", "fd\n/f", "fl/f", "pp", "ss"]
+    );
+    assert_eq!(agent.tree(&at("t/d\n/f"), false).unwrap(), ["f"]);
+    symlink("..", at("t/d\n/up")).unwrap();
+    symlink("nothing", at("t/none")).unwrap();
+    for (path, follow, says) in [
+        ("t/missing", true, "t/missing does not exist"),
+        ("t/l", false, "t/l is a symbolic link; -L copies what it leads to"),
+        (
+            "t/d\n",
+            true,
+            "t/d\n/up/d\n leads back to a directory that it is in",
+        ),
+        ("t", true, ""),
+    ] {
+        let why = agent.tree(&at(path), follow).unwrap_err();
+        let want = if says.is_empty() {
+            String::new()
+        } else {
+            at(says).display().to_string()
+        };
+        assert!(why.starts_with(&want), "{why}");
+    }
+}
+
+#[test]
+fn a_cache_is_measured_once_a_name_and_emptied_without_following_a_link() {
+    let (home, mut agent) = copying();
+    let at = |name: &str| home.path().join(name);
+    let text = |name: &str| at(name).to_str().unwrap().to_owned();
+    fs::create_dir_all(at("npm/.hidden")).unwrap();
+    fs::write(at("npm/.hidden/x"), vec![1; 70_000]).unwrap();
+    fs::hard_link(at("npm/.hidden/x"), at("npm/again")).unwrap();
+    fs::create_dir(at("elsewhere")).unwrap();
+    fs::write(at("elsewhere/kept"), vec![1; 70_000]).unwrap();
+    symlink("../elsewhere", at("npm/link")).unwrap();
+    symlink("elsewhere", at("pnpm")).unwrap();
+    let mut size = |name: &str| {
+        agent.say(&Request::Size { dir: text(name) });
+        match agent.reply() {
+            Reply::Sized { found, bytes } => (found, bytes),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (found, bytes) = size("npm");
+    assert!(found && (70_000..140_000).contains(&bytes), "{bytes}");
+    assert!(size("pnpm").0 && size("pnpm").1 < 70_000);
+    assert_eq!(size("git"), (false, 0));
+    for name in ["npm", "pnpm", "git"] {
+        agent.say(&Request::Clear { dir: text(name) });
+        assert_eq!(agent.reply(), Reply::Cleared {}, "{name}");
+    }
+    assert!(names(&at("npm")).is_empty());
+    assert_eq!(names(&at("pnpm")), ["kept"]);
+}
+
+#[test]
+fn on_a_host_without_flock_an_earlier_version_and_this_one_keep_each_other_out() {
+    let home = tempfile::tempdir().unwrap();
+    let lock = home
+        .path()
+        .join(".crabbox/workspace-owners")
+        .join("ab".repeat(32))
+        .with_added_extension("lock");
+    fs::create_dir_all(&lock).unwrap();
+    // As a shell of that version would: its number, and the 22nd field of its stat.
+    let own = std::process::id();
+    let stat = fs::read_to_string(format!("/proc/{own}/stat")).unwrap();
+    let began = stat
+        .rsplit_once(") ")
+        .unwrap()
+        .1
+        .split(' ')
+        .nth(19)
+        .unwrap()
+        .to_owned();
+    let mark = lock.join(format!("{own}.{began}"));
+    fs::write(&mark, "").unwrap();
+    let mut agent = Agent::start(home.path(), &["env", "PATH=/nowhere"]);
+    agent.own();
+    assert_eq!(agent.reply(), Reply::Busy {});
+    assert!(mark.exists());
+    fs::remove_file(&mark).unwrap();
+    assert!(matches!(agent.reply(), Reply::Owned { .. }));
+    // And that version finds the directory full, of a process that lives.
+    let held = names(&lock);
+    assert!(
+        held.len() == 1 && held[0].starts_with(&format!("{}.", agent.process.id())),
+        "{held:?}"
+    );
+    agent.say(&Request::Release {});
+    assert_eq!(agent.reply(), Reply::Released {});
+    assert!(names(&lock).is_empty());
 }

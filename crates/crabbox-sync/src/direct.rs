@@ -270,6 +270,7 @@ impl<'a, T: To> Stream<'a, T> {
         self.out.ask(&Request::Directory {
             path: dir.to_vec(),
             mode,
+            seconds: None,
         })?;
         self.dirs.insert(dir.to_vec());
         Ok(())

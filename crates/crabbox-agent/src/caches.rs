@@ -1,0 +1,60 @@
+//! Directories that package managers keep beside the tree: how much they take, and emptying them.
+//!
+//! It must never follow a link out of one, nor remove the directory itself.
+
+use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use crabbox_agent_protocol::Reply;
+use rustix::fs::{CWD, Mode, OFlags};
+
+use crate::bytes::is_absent;
+use crate::failure::{At as _, Failure};
+use crate::remove::remove_tree;
+use crate::talk::Talk;
+
+/// Blocks of files are counted in this many bytes, see inode(7).
+const BLOCK: u64 = 512;
+
+/// Says how much a directory takes on the disk.
+pub(crate) fn size(talk: &mut Talk, dir: &Path) -> Result<(), Failure> {
+    let (mut bytes, mut known) = (0, HashSet::new());
+    // What a link in its place leads to is somebody else's.
+    let mut todo: Vec<PathBuf> = vec![dir.to_owned()];
+    while let Some(at) = todo.pop() {
+        // What cannot be looked at does not count.
+        let Ok(meta) = at.symlink_metadata() else {
+            continue;
+        };
+        if !meta.is_dir() && meta.nlink() > 1 && !known.insert((meta.dev(), meta.ino())) {
+            continue;
+        }
+        bytes += meta.blocks() * BLOCK;
+        if meta.is_dir() {
+            let below = std::fs::read_dir(&at).into_iter().flatten().flatten();
+            todo.extend(below.map(|entry| entry.path()));
+        }
+    }
+    talk.say(&Reply::Sized {
+        found: dir.is_dir(),
+        bytes,
+    })
+}
+
+/// Removes all that is in a directory.
+pub(crate) fn clear(talk: &mut Talk, dir: &Path) -> Result<(), Failure> {
+    match dir.symlink_metadata() {
+        Ok(meta) if meta.is_dir() => {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let handle = rustix::fs::openat(CWD, dir, flags, Mode::empty()).at(dir)?;
+            for entry in std::fs::read_dir(dir).at(dir)? {
+                let leaf = entry.at(dir)?.file_name();
+                remove_tree(&handle, Path::new(&leaf))?;
+            }
+        }
+        Err(error) if !is_absent(&error) => return Err(error).at(dir),
+        _ => {}
+    }
+    talk.say(&Reply::Cleared {})
+}
