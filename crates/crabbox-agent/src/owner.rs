@@ -6,6 +6,8 @@
 //! alone, which the kernel gives back whatever becomes of us: our owner file has expired from the start, so that the Go program recovers at
 //! once when we are gone.
 
+mod older;
+
 use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -22,6 +24,7 @@ use crate::failure::{At as _, Failure};
 use crate::process::{Stat, end_group, lstart};
 use crate::seen::{Seen, Time};
 use crate::talk::Talk;
+use older::Older;
 
 /// How often is looked again at what somebody else has.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -33,6 +36,8 @@ const OWNER_PAUSE: Duration = Duration::from_millis(500);
 pub(crate) struct Owner {
     gate: File,
     files: Files,
+    /// What keeps earlier versions out on a host that has no flock(1).
+    _older: Option<Older>,
     /// When the last command began, by the clock of the file system.
     pub(crate) began: Option<Time>,
 }
@@ -78,6 +83,10 @@ pub(crate) fn own(talk: &mut Talk, key: &str, token: &str) -> Result<Owner, Fail
     let files = Files(dir.join(key));
     let gate = private().append(true).open(files.gate()).at(&files.gate())?;
     let mut waiting = Waiting { talk, said: None };
+    let older = Older::of(&files);
+    if let Some(older) = &older {
+        waiting.until(PAUSE, &Reply::Busy {}, || older.take())?;
+    }
     loop {
         waiting.until(PAUSE, &Reply::Busy {}, || take(&gate, &files))?;
         if is_vacant(&files) {
@@ -109,6 +118,7 @@ pub(crate) fn own(talk: &mut Talk, key: &str, token: &str) -> Result<Owner, Fail
     Ok(Owner {
         gate,
         files,
+        _older: older,
         began: None,
     })
 }
