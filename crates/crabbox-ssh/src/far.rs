@@ -92,10 +92,12 @@ pub enum FarError {
         said: String,
     },
     /// The agent ended.
-    #[error("the agent in the lease ended ({status}): {said}")]
+    #[error("the agent in the lease ended ({end}): {said}")]
     Broke {
         /// How.
-        status: String,
+        end: End,
+        /// Whether it had begun to speak.
+        greeted: bool,
         /// The last line that it said.
         said: String,
     },
@@ -124,6 +126,73 @@ impl From<ExecError> for FarError {
     }
 }
 
+impl FarError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Unplaced { .. } => Some(
+                "a small program has to be there, which is put once into ~/.cache/crabbox: the user of the lease needs a home directory with \
+                 room for 2 MiB, from which programs may run",
+            ),
+            Self::Broke { end, greeted, said } => end.hint(*greeted, said),
+            _ => None,
+        }
+    }
+}
+
+/// How an agent ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// With this exit code.
+    Exited(u8),
+    /// By a signal.
+    Killed,
+    /// Not at all, though it says nothing more.
+    Lingers,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(out, "exit code {code}"),
+            Self::Killed => out.write_str("killed"),
+            Self::Lingers => out.write_str("it does not end"),
+        }
+    }
+}
+
+impl End {
+    /// What most often makes an agent end so. Shells have their own words and codes for a program that the system does not run.
+    fn hint(self, greeted: bool, said: &str) -> Option<&'static str> {
+        let is_said = |words: &[&str]| words.iter().any(|word| said.contains(word));
+        match self {
+            // 128 and the number of a signal.
+            Self::Killed | Self::Exited(129..=192) => Some(
+                "a signal ended it: the kernel does that when memory runs out (dmesg there tells); take a lease with more of it \
+                 (--firecracker-memory-mib), or lift what limits the user there (ulimit -a, the control group)",
+            ),
+            Self::Exited(2 | 126 | 127)
+                if !greeted
+                    && is_said(&[
+                        "xec format error",
+                        "cannot execute binary",
+                        "yntax error",
+                        "not found",
+                    ]) =>
+            {
+                Some(
+                    "the lease runs no x86_64 programs, although `uname -m` there says x86_64: crabbox has no agent for another machine",
+                )
+            }
+            Self::Exited(126 | 127) if !greeted => Some(
+                "the system there does not let it run: the home directory must not be mounted with noexec, nor a security policy (SELinux, \
+                 AppArmor, fapolicyd) forbid programs in ~/.cache/crabbox",
+            ),
+            _ => None,
+        }
+    }
+}
+
 /// How putting the agent in its place ended, and what was said there.
 type Placed = Result<(RemoteStatus, String), FarError>;
 
@@ -147,6 +216,7 @@ pub struct Far {
     /// How long an answer may take.
     limit: Option<Duration>,
     is_noisy: bool,
+    has_greeted: bool,
     has_rsync: bool,
     /// Nothing more is said or believed.
     is_over: bool,
@@ -156,7 +226,18 @@ impl Far {
     /// Starts the agent of `target`, and puts it there first where it is not. `cancel` ends every wait of the conversation when it becomes
     /// readable.
     pub fn open(target: &Target, cancel: Option<BorrowedFd<'_>>) -> Result<Self, FarError> {
+        Self::open_asking(target, &[], cancel)
+    }
+
+    /// The same, and asks the first questions before the agent has greeted, so that they cost no way of their own. They must hold no secret: what is
+    /// in the place of an agent would hear them.
+    pub fn open_asking(
+        target: &Target,
+        first: &[Request],
+        cancel: Option<BorrowedFd<'_>>,
+    ) -> Result<Self, FarError> {
         Self::greeted(
+            first,
             &mut |script| Way::ssh(target, script, cancel),
             &mut |script, program| way::place(target, script, program, PLACE_LIMIT, cancel),
         )
@@ -169,16 +250,19 @@ impl Far {
 
     /// The same for a user with this home directory.
     pub(crate) fn local_in(home: Option<&Path>) -> Result<Self, FarError> {
-        Self::greeted(&mut |script| Way::local(script, home), &mut |script, program| {
-            way::place_here(script, program, home)
-        })
+        Self::greeted(
+            &[],
+            &mut |script| Way::local(script, home),
+            &mut |script, program| way::place_here(script, program, home),
+        )
     }
 
     fn greeted(
+        first: &[Request],
         open: &mut dyn FnMut(&str) -> Result<way::Opened, FarError>,
         place: &mut dyn FnMut(&str, &[u8]) -> Placed,
     ) -> Result<Self, FarError> {
-        let mut far = Self::begin(open)?;
+        let mut far = Self::begin(first, open)?;
         match far.greet() {
             Err(FarError::Broke { said, .. }) if far.way.code() == Some(agent::ABSENT) => {
                 if said != agent::MACHINE {
@@ -197,7 +281,8 @@ impl Far {
                         });
                     }
                 }
-                far = Self::begin(open)?;
+                // Whoever was not there has heard nothing.
+                far = Self::begin(first, open)?;
                 far.greet()?;
             }
             greeted => greeted?,
@@ -205,25 +290,33 @@ impl Far {
         Ok(far)
     }
 
-    fn begin(open: &mut dyn FnMut(&str) -> Result<way::Opened, FarError>) -> Result<Self, FarError> {
+    fn begin(
+        first: &[Request],
+        open: &mut dyn FnMut(&str) -> Result<way::Opened, FarError>,
+    ) -> Result<Self, FarError> {
         let opened = open(&agent::start())?;
-        Ok(Self {
+        let mut far = Self {
             way: opened.way,
             input: Some(opened.input),
             frames: Frames::new(BufReader::with_capacity(AHEAD, opened.output)),
             waiting: Vec::new(),
             limit: None,
             is_noisy: opened.is_noisy,
+            has_greeted: false,
             has_rsync: false,
             is_over: false,
-        })
+        };
+        for request in first {
+            far.ask(request)?;
+        }
+        Ok(far)
     }
 
     fn greet(&mut self) -> Result<(), FarError> {
         self.limit = Some(START_LIMIT);
         let greeted = match self.reply()? {
             Reply::Hello { word: HELLO, rsync } => {
-                self.has_rsync = rsync;
+                (self.has_rsync, self.has_greeted) = (rsync, true);
                 Ok(())
             }
             other => Err(nonsense(&other)),
@@ -412,11 +505,12 @@ impl Far {
         match ended {
             RemoteStatus::ConnectionLost => FarError::Connection { said },
             ended => FarError::Broke {
-                status: match ended {
-                    RemoteStatus::Exited(code) => format!("exit code {code}"),
-                    RemoteStatus::Killed => "killed".to_owned(),
-                    _ => "it does not end".to_owned(),
+                end: match ended {
+                    RemoteStatus::Exited(code) => End::Exited(code),
+                    RemoteStatus::Killed => End::Killed,
+                    _ => End::Lingers,
                 },
+                greeted: self.has_greeted,
                 said,
             },
         }

@@ -21,7 +21,7 @@ use crabbox_ssh::far::{FarError, Ran, Streams};
 use crabbox_ssh::target::Target;
 
 use crate::files::{self, FetchError, Fetched, Wanted};
-use crate::owner::Owner;
+use crate::owner::{Owner, far_hints};
 use crate::stream::{Sparse, Words, budget, expect};
 
 /// How long making the directory of a run without a sync may take.
@@ -162,7 +162,7 @@ fn shell(
 
 /// As much of a stream as a script of ours may print.
 #[derive(Debug, Default)]
-struct Kept(Vec<u8>);
+pub(crate) struct Kept(pub(crate) Vec<u8>);
 
 impl std::io::Write for Kept {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -203,6 +203,10 @@ impl Fault for RemoteError {
             | Self::Over { .. } => Kind::Remote,
             Self::Interrupted { .. } | Self::Cancelled => Kind::Passthrough(130),
         }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        far_hints(self)
     }
 }
 

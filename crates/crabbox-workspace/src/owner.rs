@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use crabbox_agent_protocol::{Reply, Request};
-use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::fault::{Fault, Kind, causes};
 use crabbox_ssh::exec::ExecError;
 use crabbox_ssh::far::{Far, FarError};
 use crabbox_ssh::target::Target;
@@ -75,14 +75,18 @@ impl Fault for OwnerError {
                  room, and must own what is in that one"
                     .to_owned(),
             ],
-            Self::Far(FarError::Unplaced { .. }) => vec![
-                "a small program has to be there, which is put once into ~/.cache/crabbox: the user of the lease needs a home directory with \
-                 room for 2 MiB, from which programs may run"
-                    .to_owned(),
-            ],
-            _ => Vec::new(),
+            _ => far_hints(self),
         }
     }
+}
+
+/// What can be done about the agent's part in an error.
+pub(crate) fn far_hints(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
+    let mut far = causes(error).filter_map(|cause| cause.downcast_ref::<FarError>());
+    far.find_map(FarError::hint)
+        .map(str::to_owned)
+        .into_iter()
+        .collect()
 }
 
 /// The tree of a lease, ours until this is released or abandoned.
@@ -105,8 +109,7 @@ pub fn own(
 ) -> Result<Owner, OwnerError> {
     let started = Instant::now();
     let token = crabbox_host::digest::hex(&crabbox_host::random::bytes::<32>()?);
-    let mut far = Far::open(target, Some(cancel))?;
-    far.ask(&Request::Own { key: key(id), token })?;
+    let mut far = Far::open_asking(target, &[Request::Own { key: key(id), token }], Some(cancel))?;
     let (mut tell, mut state) = (started + TELL_EVERY, None);
     let recovered = loop {
         let now = Instant::now();

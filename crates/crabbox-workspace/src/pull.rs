@@ -21,7 +21,7 @@ pub use crabbox_sync::pull::{Act, Left, Plan};
 use rustix::fs::{AtFlags, RenameFlags};
 
 use crate::files::{self, FetchError, Fetched, Wanted};
-use crate::owner::Owner;
+use crate::owner::{Owner, far_hints};
 use crate::stream::{Sparse, budget};
 use crate::sync::{self, Destination, Repo};
 use crabbox_ssh::target::Target;
@@ -95,6 +95,10 @@ impl Fault for PullError {
             Self::Local { .. } | Self::Beneath(_) => Kind::Usage,
             Self::Interrupted => Kind::Passthrough(130),
         }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        far_hints(self)
     }
 }
 

@@ -24,7 +24,7 @@ use crabbox_sync::transfer::{self, GitSeed, Options, TransferError};
 pub use crabbox_sync::transfer::{Begun, Destination, Outcome};
 pub use crabbox_sync::{Progress, Stage, SyncEvents};
 
-use crate::owner::Owner;
+use crate::owner::{Owner, far_hints};
 
 /// Why the tree could not be brought over.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +67,10 @@ impl Fault for SyncError {
             Self::Interrupted => Kind::Passthrough(130),
             _ => Kind::Sync,
         }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        far_hints(self)
     }
 }
 
