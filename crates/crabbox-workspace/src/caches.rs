@@ -6,12 +6,13 @@
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use crabbox_ssh::exec::Stdin;
+use crabbox_agent_protocol::{Command, Reply, Request};
+use crabbox_ssh::exec::RemoteStatus;
+use crabbox_ssh::far::{Far, FarError, Ran, Streams};
 use crabbox_ssh::target::Target;
 
-use crate::command::RemoteError;
-use crabbox_ssh::capture::{self, Captured};
-use crabbox_ssh::exec::RemoteStatus;
+use crate::command::{Kept, RemoteError};
+use crate::stream::Words;
 
 /// The directory of the caches in a lease.
 const ROOT: &str = "/var/cache/crabbox";
@@ -74,101 +75,120 @@ pub fn measure(
     if kinds.is_empty() {
         return Ok(Vec::new());
     }
-    let script = measuring(ROOT, kinds);
-    let seen = ask(target, &script, Some(MEASURE_LIMIT), cancel)?;
-    if !seen.success() {
-        return Err(failed("measure", seen.stderr_text()));
+    let mut far = Far::open(target, Some(cancel))?;
+    far.limit(Some(MEASURE_LIMIT));
+    let mut found = Vec::new();
+    for kind in kinds {
+        let name = kind.name().to_owned();
+        if *kind == CacheKind::Docker {
+            let (status, said, _) = docker(&mut far, DISK_USE, cancel)?;
+            if matches!(status, RemoteStatus::Exited(code) if code != ABSENT) {
+                found.push(CacheEntry {
+                    kind: name,
+                    path: String::new(),
+                    bytes: None,
+                    note: note(&said),
+                });
+            }
+            continue;
+        }
+        let path = format!("{ROOT}/{name}");
+        let asked = far.ask(&Request::Size { dir: path.clone() });
+        match asked.and_then(|()| far.reply()) {
+            Ok(Reply::Sized { found: false, .. }) => {}
+            Ok(Reply::Sized { found: true, bytes }) => found.push(CacheEntry {
+                kind: name,
+                path,
+                bytes: Some(bytes),
+                note: String::new(),
+            }),
+            Ok(other) => return Err(far.out_of_order(&other).into()),
+            Err(error) => return Err(failed("measure", error)),
+        }
     }
-    let lines = String::from_utf8_lossy(&seen.stdout);
-    Ok(lines.lines().filter_map(entry).collect())
+    far.leave();
+    Ok(found)
 }
 
-/// Empties `kinds` in the lease.
+/// Empties `kinds` in the lease. Ends with the first failure.
 pub fn purge(target: &Target, kinds: &[CacheKind], cancel: BorrowedFd<'_>) -> Result<(), RemoteError> {
     if kinds.is_empty() {
         return Ok(());
     }
-    let script = purging(ROOT, kinds);
-    let seen = ask(target, &script, None, cancel)?;
-    if !seen.success() {
-        return Err(failed("empty", seen.stderr_text()));
+    let mut far = Far::open(target, Some(cancel))?;
+    for kind in kinds {
+        if *kind == CacheKind::Docker {
+            match docker(&mut far, PRUNE, cancel)? {
+                (RemoteStatus::Exited(0 | ABSENT), ..) => continue,
+                (_, _, why) => return Err(failed("empty", FarError::Failed { why })),
+            }
+        }
+        let dir = format!("{ROOT}/{}", kind.name());
+        let asked = far.ask(&Request::Clear { dir });
+        match asked.and_then(|()| far.reply()) {
+            Ok(Reply::Cleared {}) => {}
+            Ok(other) => return Err(far.out_of_order(&other).into()),
+            Err(error) => return Err(failed("empty", error)),
+        }
     }
+    far.leave();
     Ok(())
 }
 
-/// Runs a script of ours without the tree; stops when `cancel` becomes readable.
-fn ask(
-    target: &Target,
+/// The exit code of our scripts where there is no Docker.
+const ABSENT: u8 = 71;
+
+/// What Docker says of what it keeps: a line of a word and a size each.
+const DISK_USE: &str = "command -v docker >/dev/null 2>&1 || exit 71; docker system df --format '{{.Type}}={{.Size}}' 2>/dev/null";
+
+/// Removes what Docker does not use.
+const PRUNE: &str = "command -v docker >/dev/null 2>&1 || exit 71; docker system prune -af >/dev/null";
+
+/// Runs a script about Docker; how it ended, what it printed, and the end of what it complained of.
+fn docker(
+    far: &mut Far,
     script: &str,
-    limit: Option<Duration>,
     cancel: BorrowedFd<'_>,
-) -> Result<Captured, RemoteError> {
-    let answer = capture::capture_until(target, script, Stdin::Null, limit, Some(cancel))?;
-    match answer.status {
-        RemoteStatus::Cancelled { .. } => Err(RemoteError::Cancelled),
-        _ => Ok(answer),
-    }
-}
-
-fn failed(attempt: &'static str, said: String) -> RemoteError {
-    RemoteError::File {
-        attempt,
-        path: ROOT.to_owned(),
-        said,
-    }
-}
-
-/// A line a kind that is there: its name, its directory, and its size or what its program says.
-fn measuring(root: &str, kinds: &[CacheKind]) -> String {
-    let one = |kind: &CacheKind| {
-        match kind {
-        CacheKind::Docker => "if command -v docker >/dev/null 2>&1; then \
-             printf 'docker\\t\\t%s\\n' \"$(docker system df --format '{{.Type}}={{.Size}}' 2>/dev/null | tr '\\n' ',')\"; fi"
-            .to_owned(),
-        CacheKind::Pnpm | CacheKind::Npm | CacheKind::Git => {
-            let name = kind.name();
-            format!(
-                "if [ -d {root}/{name} ]; then kib=$(du -sk {root}/{name} 2>/dev/null | cut -f 1); \
-                 printf '{name}\\t{root}/{name}\\t%s\\n' \"${{kib:+$((kib * 1024))}}\"; fi"
-            )
-        }
-    }
+) -> Result<(RemoteStatus, Vec<u8>, String), RemoteError> {
+    let command = Command {
+        workdir: "/".to_owned(),
+        words: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        env: Vec::new(),
+        tells: String::new(),
+        input: false,
+        noted: false,
     };
-    kinds.iter().map(one).collect::<Vec<_>>().join("\n")
-}
-
-/// Everything in the directories, hidden files too; what Docker does not use. Ends with the first failure.
-fn purging(root: &str, kinds: &[CacheKind]) -> String {
-    let one = |kind: &CacheKind| match kind {
-        CacheKind::Docker => {
-            "if command -v docker >/dev/null 2>&1; then docker system prune -af >/dev/null; fi".to_owned()
-        }
-        // Without -H a link in the place of the directory is not followed.
-        CacheKind::Pnpm | CacheKind::Npm | CacheKind::Git => {
-            let name = kind.name();
-            format!("if [ -d {root}/{name} ]; then find {root}/{name} -mindepth 1 -delete; fi")
-        }
+    let (mut printed, mut said) = (Kept::default(), Words::default());
+    let streams = Streams {
+        out: &mut printed,
+        err: &mut said,
     };
-    let lines: Vec<String> = kinds.iter().map(one).collect();
-    format!("set -e\n{}", lines.join("\n"))
+    match far.run(command, None, streams, Some(cancel))? {
+        Ran::Ended {
+            status: RemoteStatus::Cancelled { .. },
+            ..
+        } => Err(RemoteError::Cancelled),
+        Ran::Ended { status, .. } => Ok((status, printed.0, said.text())),
+        Ran::Unstarted { why, .. } => Err(RemoteError::Unstarted { why }),
+    }
 }
 
-/// One line of [`measuring`]; anything else is nothing of ours.
-fn entry(line: &str) -> Option<CacheEntry> {
-    let mut fields = line.splitn(3, '\t');
-    let (kind, path, rest) = (fields.next()?, fields.next()?, fields.next()?);
-    CacheKind::by_name(kind)?;
-    let is_directory = !path.is_empty();
-    Some(CacheEntry {
-        kind: kind.to_owned(),
-        path: path.to_owned(),
-        bytes: is_directory.then(|| rest.parse().ok()).flatten(),
-        note: if is_directory {
-            String::new()
-        } else {
-            rest.trim_end_matches(',').to_owned()
+/// The lines of a text, with commas between them.
+fn note(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+    lines.join(",")
+}
+
+fn failed(attempt: &'static str, error: FarError) -> RemoteError {
+    match error {
+        FarError::Failed { why } => RemoteError::File {
+            attempt,
+            path: ROOT.to_owned(),
+            said: why,
         },
-    })
+        error => error.into(),
+    }
 }
 
 #[cfg(test)]
@@ -176,71 +196,48 @@ mod tests {
     use super::*;
 
     use std::fs;
-    use std::os::unix::fs::{PermissionsExt as _, symlink};
-    use std::path::Path;
+    use std::os::unix::fs::PermissionsExt as _;
 
     use crabbox_host::command::Cmd;
 
-    /// Runs `script` with a Docker that says what it is asked.
-    fn run(script: &str, dir: &Path) -> (bool, String) {
-        let bin = dir.join("bin");
-        fs::create_dir_all(&bin).unwrap();
-        let docker = bin.join("docker");
-        let said = format!(
-            "#!/bin/sh\necho \"$*\" >> {}\n[ \"$2\" = prune ] || printf 'Images=2GB\\nContainers=0B\\n'\n",
-            dir.join("asked").display()
-        );
-        fs::write(&docker, said).unwrap();
-        fs::set_permissions(&docker, fs::Permissions::from_mode(0o755)).unwrap();
-        let done = Cmd::new("sh")
+    /// Runs `script` where Docker, if there is any, says what it is asked for.
+    fn run(script: &str, any: bool) -> (Option<i32>, String, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let asked = dir.path().join("asked");
+        if any {
+            let said = format!(
+                "#!/bin/sh\necho \"$*\" >> {}\n[ \"$2\" = prune ] || printf 'Images=2GB\\nContainers=0B\\n'\n",
+                asked.display()
+            );
+            let docker = dir.path().join("docker");
+            fs::write(&docker, said).unwrap();
+            fs::set_permissions(&docker, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let done = Cmd::new("/bin/sh")
             .args(["-c", script])
-            .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
+            .env("PATH", dir.path())
             .capture()
             .unwrap();
-        (done.status.success(), done.stdout_text())
+        let asked = fs::read_to_string(asked).unwrap_or_default();
+        (done.status.code(), note(&done.stdout), asked)
     }
 
     #[test]
-    fn what_is_there_is_measured_and_what_is_not_is_left_out() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().to_str().unwrap();
-        fs::create_dir_all(dir.path().join("npm/_cacache")).unwrap();
-        fs::write(dir.path().join("npm/_cacache/x"), vec![1; 70_000]).unwrap();
-        let (ok, out) = run(&measuring(root, &CacheKind::ALL), dir.path());
-        assert!(ok, "{out}");
-        let entries: Vec<CacheEntry> = out.lines().filter_map(entry).collect();
-        let kinds: Vec<&str> = entries.iter().map(|entry| entry.kind.as_str()).collect();
-        assert_eq!(kinds, ["npm", "docker"]);
-        assert!(entries[0].bytes.unwrap() >= 70_000, "{entries:?}");
-        assert_eq!(entries[0].path, format!("{root}/npm"));
+    fn docker_is_asked_where_there_is_one() {
         assert_eq!(
-            (entries[1].bytes, entries[1].note.as_str()),
-            (None, "Images=2GB,Containers=0B")
+            run(DISK_USE, false),
+            (Some(ABSENT.into()), String::new(), String::new())
         );
-        assert_eq!(entry("motd of the machine"), None);
-        assert_eq!(entry("x\ty\t1"), None);
-    }
-
-    #[test]
-    fn a_purge_takes_hidden_files_too_and_follows_no_link() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().to_str().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        fs::create_dir_all(path("npm/.hidden")).unwrap();
-        fs::create_dir_all(path("git")).unwrap();
-        fs::create_dir_all(path("elsewhere")).unwrap();
-        fs::write(path("elsewhere/kept"), "x").unwrap();
-        fs::write(path("git/kept"), "x").unwrap();
-        symlink("../elsewhere", path("npm/link")).unwrap();
-        symlink("elsewhere", path("pnpm")).unwrap();
-        let (ok, _) = run(&purging(root, &[CacheKind::Pnpm, CacheKind::Npm]), dir.path());
-        assert!(ok);
-        assert_eq!(fs::read_dir(path("npm")).unwrap().count(), 0);
-        for kept in ["elsewhere/kept", "git/kept", "pnpm"] {
-            assert!(path(kept).exists(), "{kept}");
-        }
-        assert!(!path("asked").exists(), "Docker was not asked for");
-        assert!(run(&purging(root, &[CacheKind::Docker]), dir.path()).0);
-        assert_eq!(fs::read_to_string(path("asked")).unwrap(), "system prune -af\n");
+        assert_eq!(
+            run(PRUNE, false),
+            (Some(ABSENT.into()), String::new(), String::new())
+        );
+        let (code, said, _) = run(DISK_USE, true);
+        assert_eq!((code, said.as_str()), (Some(0), "Images=2GB,Containers=0B"));
+        let (code, said, asked) = run(PRUNE, true);
+        assert_eq!(
+            (code, said.as_str(), asked.as_str()),
+            (Some(0), "", "system prune -af\n")
+        );
     }
 }

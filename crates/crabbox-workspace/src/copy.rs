@@ -1,8 +1,8 @@
 //! Copying files and directories into and out of a lease: `crabbox cp`.
 //!
-//! Both ways a tar stream goes over the lease's shared connection into a fresh directory beside the destination, and only a
-//! complete one is put in place. What a guest sends is never trusted: nothing but files and directories is taken from it, and
-//! no name of it can lead out of that fresh directory.
+//! Both ways the files go through the lease's agent into a fresh directory beside the destination, and only all of them are put
+//! in place. What a guest sends is never trusted: nothing but files and directories is taken from it, and no name of it can lead
+//! out of that fresh directory.
 
 mod download;
 mod upload;
@@ -11,17 +11,22 @@ use std::io;
 use std::path::PathBuf;
 
 use crabbox_core::fault::{Fault, Kind};
-use crabbox_host::archive::{ArchiveError, MemberKind};
 use crabbox_host::beneath::BeneathError;
 use crabbox_host::budget::OverBudget;
 use crabbox_host::place::PlaceError;
-use crabbox_ssh::exec::{ExecError, RemoteStatus};
-use crabbox_ssh::quote;
+use crabbox_ssh::exec::ExecError;
+use crabbox_ssh::far::FarError;
 
 pub use download::download;
 pub use upload::upload;
 
-use crate::stream::Words;
+use crate::owner::far_hints;
+
+/// What the copy is called where it is made, on either side.
+const COPY: &str = "c";
+
+/// What of a lease is refused, and what can be copied in its place.
+const LINK: &str = "a symbolic link";
 
 /// Why nothing was copied.
 #[derive(Debug, thiserror::Error)]
@@ -92,9 +97,6 @@ pub enum CopyError {
         #[source]
         over: OverBudget,
     },
-    /// What the lease sent is not an archive, or not a whole one.
-    #[error("cannot read what the lease sent")]
-    Garbled(#[source] ArchiveError),
     /// The copy has no place here, or could not be put there.
     #[error(transparent)]
     Place(#[from] PlaceError),
@@ -108,9 +110,12 @@ pub enum CopyError {
         /// What it said.
         said: String,
     },
-    /// The lease could not be spoken to.
+    /// The connection could not be opened.
     #[error(transparent)]
-    Exec(#[from] ExecError),
+    Exec(ExecError),
+    /// The lease could not be spoken to.
+    #[error("cannot speak to the lease")]
+    Far(#[source] FarError),
     /// The user interrupted.
     #[error("interrupted; nothing was copied")]
     Interrupted,
@@ -126,64 +131,57 @@ impl Fault for CopyError {
     fn kind(&self) -> Kind {
         match self {
             Self::Interrupted => Kind::Passthrough(130),
-            Self::Refused { .. }
-            | Self::Over { .. }
-            | Self::Garbled(_)
-            | Self::Remote { .. }
-            | Self::Exec(_) => Kind::Remote,
+            Self::Refused { .. } | Self::Over { .. } | Self::Remote { .. } | Self::Exec(_) | Self::Far(_) => {
+                Kind::Remote
+            }
             _ => Kind::Usage,
         }
     }
 
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::Refused { what, .. } if what == MemberKind::Symlink.describe() => {
+            Self::Refused { what, .. } if what == LINK => {
                 vec!["-L copies what links lead to".to_owned()]
             }
-            _ => Vec::new(),
+            _ => far_hints(self),
         }
     }
 }
 
-/// How the remote side ended, as a result.
-fn judge(status: RemoteStatus, attempt: &'static str, path: &str, said: &Words) -> Result<(), CopyError> {
-    let failed = |why: &str| {
-        let said = said.text();
-        let said = if said.is_empty() { why.to_owned() } else { said };
-        Err(CopyError::Remote {
-            attempt,
-            path: path.to_owned(),
-            said,
-        })
+/// What the other side's part in a copy ended with.
+fn failed(error: FarError, attempt: &'static str, path: &str) -> CopyError {
+    let remote = |said| CopyError::Remote {
+        attempt,
+        path: path.to_owned(),
+        said,
     };
-    match status {
-        RemoteStatus::Exited(0) => Ok(()),
-        RemoteStatus::Exited(code) => failed(&format!("the remote side ended with exit code {code}")),
-        RemoteStatus::Killed => failed("the remote side was killed"),
-        RemoteStatus::ConnectionLost => failed("the connection was lost"),
-        RemoteStatus::Cancelled { .. } | RemoteStatus::TimedOut { .. } => Err(CopyError::Interrupted),
+    match error {
+        FarError::Cancelled => CopyError::Interrupted,
+        FarError::Failed { why } => remote(why),
+        FarError::Connection { .. } => remote("the connection was lost".to_owned()),
+        FarError::Exec(error) => CopyError::Exec(error),
+        error => CopyError::Far(error),
     }
 }
 
-/// A remote path for a shell script: quoted, without slashes at its end, and never to be taken for an option. `~` is the home
-/// directory there, as people expect of a path that they write.
+/// A path in the lease as its agent takes it: without slashes at its end, and one that is relative begins with `./`. A tilde at
+/// its beginning is the home directory there, as people expect of a path that they write.
 fn remote_path(path: &str) -> String {
-    if let Some(below) = path.strip_prefix("~/").or((path == "~").then_some("")) {
-        return format!(
-            "\"$HOME\"{}",
-            quote::single(&format!("/{}", below.trim_matches('/')))
-        );
-    }
     let trimmed = path.trim_end_matches('/');
-    let path = if trimmed.is_empty() && path.starts_with('/') {
-        "/"
-    } else {
-        trimmed
-    };
-    if path.starts_with('/') {
-        quote::single(path)
-    } else {
-        quote::single(&format!("./{path}"))
+    match trimmed {
+        "" if path.starts_with('/') => "/".to_owned(),
+        "~" => "~".to_owned(),
+        path if path.starts_with('/') || path.starts_with("~/") => path.to_owned(),
+        path => format!("./{path}"),
+    }
+}
+
+/// The directory that a path of [`remote_path`] is in, and its name there.
+fn split(path: &str) -> (&str, &str) {
+    match path.rsplit_once('/') {
+        Some(("", name)) => ("/", name),
+        Some(parts) => parts,
+        None => (".", path),
     }
 }
 
@@ -213,18 +211,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn remote_paths_are_words_and_never_options() {
-        assert_eq!(remote_path("-rf"), "'./-rf'");
-        assert_eq!(remote_path("a b/[1]//"), "'./a b/[1]'");
-        assert_eq!(
-            (remote_path("/"), remote_path("//x/")),
-            ("'/'".into(), "'//x'".into())
-        );
-        assert_eq!(remote_path(""), "'./'");
+    fn remote_paths_have_one_spelling_and_a_tilde_that_is_somebody_s_is_refused() {
+        for (given, path, parts) in [
+            ("-rf", "./-rf", (".", "-rf")),
+            ("a b/[1]//", "./a b/[1]", ("./a b", "[1]")),
+            ("/x", "/x", ("/", "x")),
+            ("//x/", "//x", ("/", "x")),
+            ("~/a b/", "~/a b", ("~", "a b")),
+            ("a/~", "./a/~", ("./a", "~")),
+        ] {
+            let path_of = remote_path(given);
+            assert_eq!((path_of.as_str(), split(&path_of)), (path, parts), "{given}");
+        }
+        assert_eq!(remote_path("/"), "/");
+        assert_eq!(remote_path("~"), "~");
         assert_eq!(name_of("/a/b/").unwrap(), "b");
-        assert_eq!(remote_path("~/a b/"), "\"$HOME\"'/a b'");
-        assert_eq!(remote_path("~"), "\"$HOME\"'/'");
-        assert_eq!(remote_path("a/~"), "'./a/~'");
         for good in ["~", "~/x", "./~x", "a/~x", "/~x"] {
             assert!(checked(good).is_ok(), "{good}");
         }

@@ -1,16 +1,14 @@
-//! A command of ours on the other side whose output is taken in while it comes.
+//! What is taken in from the other side while it comes: files, and the words of a command of ours.
 //!
-//! The taker runs in a thread of its own and may stop at any byte; it must be told nothing by the other side that it has not
-//! checked. What the other side says on its standard error is bounded.
+//! It must never take more than there is room for here, nor keep more words than a message has use for.
 
 use std::fs::File;
-use std::io::{self, PipeReader};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt as _;
 
 use crabbox_host::budget::{Bound, Budget, OverBudget};
 
-use crabbox_ssh::exec::{self, Exec, ExecError, RemoteStatus, Sink, Stdin};
 use crabbox_ssh::target::Target;
 
 /// How much of what the other side says is kept, in bytes.
@@ -66,47 +64,6 @@ pub(crate) fn expect(budget: &Budget, bytes: u64) -> io::Result<()> {
 
 fn too_large(over: OverBudget) -> io::Error {
     io::Error::new(io::ErrorKind::FileTooLarge, over)
-}
-
-/// What came of it.
-#[derive(Debug)]
-pub(crate) struct Streamed<T> {
-    /// What the taker made of the output.
-    pub(crate) taken: T,
-    /// How the command ended; [`ExecError::Output`] when the taker stopped early.
-    pub(crate) status: Result<RemoteStatus, ExecError>,
-    /// The end of its standard error.
-    pub(crate) said: Words,
-}
-
-/// Runs `script` and gives its output to `take`. Stops when `cancel` becomes readable.
-pub(crate) fn stream<T: Send>(
-    target: &Target,
-    script: String,
-    stdin: Stdin<'_>,
-    cancel: Option<BorrowedFd<'_>>,
-    take: impl FnOnce(PipeReader) -> T + Send,
-) -> io::Result<Streamed<T>> {
-    let (reader, mut writer) = io::pipe()?;
-    let mut said = Words::default();
-    let (taken, status) = std::thread::scope(|scope| {
-        let taking = scope.spawn(move || take(reader));
-        let exec = Exec {
-            script,
-            stdin,
-            stdout: Sink::Writer(&mut writer),
-            stderr: Sink::Writer(&mut said),
-            cancel,
-            limit: None,
-        };
-        let status = exec::run(target, exec);
-        drop(writer);
-        let taken = taking
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        (taken, status)
-    });
-    Ok(Streamed { taken, status, said })
 }
 
 /// The last words of the other side.

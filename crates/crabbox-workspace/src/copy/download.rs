@@ -1,34 +1,35 @@
 //! Out of a lease. The archive comes from a machine that may be hostile.
 
-use std::io::{self, PipeReader};
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use crabbox_host::archive::{ArchiveError, MemberKind, Reader};
-use crabbox_host::beneath::{Beneath, Existing};
-use crabbox_host::budget::Budget;
+use crabbox_agent_protocol::Request;
+use crabbox_host::beneath::{Beneath, Existing, Placing};
+use crabbox_host::budget::{Budget, OverBudget};
 use crabbox_host::entry_path::{EntryPath, EntryPathError};
 use crabbox_host::place::{Access, Place};
-use crabbox_host::{files, random};
-use crabbox_ssh::exec::{ExecError, Stdin};
+use crabbox_host::{files as host_files, random};
+use crabbox_ssh::far::Far;
 use crabbox_ssh::target::Target;
 use rustix::fs::{FileType, RenameFlags};
 
-use super::{CopyError, checked, judge, name_of, remote_path};
-use crate::stream::{budget, stream};
+use super::{COPY, CopyError, LINK, checked, failed, name_of, remote_path, split};
+use crate::files::{self, FetchError, Fetched, Wanted};
+use crate::stream::{Sparse, budget};
 
 /// Permission bits of new files and directories, less the umask; a program gets those to run it, too.
 const FILE: u32 = 0o666;
 const DIRECTORY: u32 = 0o777;
 /// Permission bits of the directory that the copy is made in.
 const PRIVATE: u32 = 0o700;
-/// What the copy is called there.
-const COPY: &[u8] = b"c";
 
 /// Copies `remote` to `local`, following symbolic links of the lease if `follow`; without that a link is refused. A directory
 /// that is there gets the copy under its own name; one that would be the copy gets the files added. Below `repository` no link
 /// of this side is followed. Modes are those of new files here, but a program stays one. Stops when `cancel` becomes readable.
+///
+/// Returns the sockets, which are left out.
 pub fn download(
     target: &Target,
     remote: &str,
@@ -36,40 +37,39 @@ pub fn download(
     repository: &Path,
     follow: bool,
     cancel: BorrowedFd<'_>,
-) -> Result<(), CopyError> {
+) -> Result<Vec<PathBuf>, CopyError> {
     let to = destination(checked(remote)?, local)?;
     let (dir, leaf) = Place::new(repository, &to, Access::Shared)?.directory()?;
-    let failed = |source| CopyError::Local {
+    let write = |source| CopyError::Local {
         attempt: "write to",
         path: dir.path().to_owned(),
         source,
     };
+    let path = remote_path(remote);
+    let mut far = Far::open(target, Some(cancel)).map_err(|error| failed(error, "from", remote))?;
+    let listed = far
+        .ask(&Request::Tree {
+            path: path.clone(),
+            follow,
+        })
+        .and_then(|()| far.list());
+    // All that there is, or nothing: what could not be looked at is a failure of the whole, and no problem beside it.
+    let (list, _) = listed.map_err(|error| failed(error, "from", remote))?;
+    let tree = Tree::parse(&list, split(&path).1)?;
     let stage = Stage::new(&dir)?;
-    let budget = budget(target, &dir).map_err(failed)?;
-    let into = &stage.dir;
-    let streamed = stream(
-        target,
-        script(remote, follow),
-        Stdin::Null,
-        Some(cancel),
-        |pipe| take(pipe, into, budget),
-    )
-    .map_err(failed)?;
-    let taken = streamed.taken;
-    match (streamed.status, &taken) {
-        // We stopped reading, and why is said below.
-        (Err(ExecError::Output { .. }), Err(_)) => {}
-        // The other side's own words say more than an archive that is not there.
-        (status, Ok(()) | Err(CopyError::Garbled(_))) => {
-            judge(status?, "from", remote, &streamed.said)?;
-        }
-        _ => {}
-    }
-    taken?;
-    let copy = entry(COPY)?;
+    let budget = budget(target, &dir).map_err(write)?;
+    take(&mut far, (&path, remote), follow, &tree, &stage.dir, budget)?;
+    // Nothing else is asked of it, and its end is waited for by nobody.
+    far.leave();
+    let copy = entry(COPY.as_bytes())?;
     // All of it is looked at first, so that what is in the way leaves everything as it was.
     fits(&stage.dir, &copy, &dir, &leaf)?;
-    put(&stage.dir, &copy, &dir, &leaf)
+    put(&stage.dir, &copy, &dir, &leaf)?;
+    Ok(tree
+        .sockets
+        .iter()
+        .map(|socket| socket.as_path().to_owned())
+        .collect())
 }
 
 /// What the copy will be called.
@@ -104,7 +104,7 @@ impl Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         // What stays is private and has a name that says what it is.
-        files::remove_tree(self.dir.path()).ok();
+        host_files::remove_tree(self.dir.path()).ok();
     }
 }
 
@@ -115,115 +115,234 @@ fn entry(path: &[u8]) -> Result<EntryPath, CopyError> {
     })
 }
 
-/// The other side's part: an archive of `.` for a directory, of one name for a file.
-fn script(remote: &str, follow: bool) -> String {
-    let src = remote_path(remote);
-    let (links, check) = if follow {
-        ("-h", "")
-    } else {
-        (
-            "",
-            "[ ! -L \"$src\" ] || fail \"$src is a symbolic link; -L copies what it leads to\"",
-        )
-    };
-    format!(
-        r#"set -eu
-src={src}
-fail() {{ echo "$1" >&2; exit 3; }}
-[ -e "$src" ] || [ -L "$src" ] || fail "$src does not exist"
-{check}
-hard=--hard-dereference
-tar -c $hard -f /dev/null -T /dev/null 2>/dev/null || hard=
-if [ -d "$src" ]; then
-  cd "$src"
-  exec tar -c $hard {links} -f - .
-fi
-cd "${{src%/*}}/"
-exec tar -c $hard {links} -f - "./${{src##*/}}"
-"#
-    )
+/// What the lease says there is to be copied: all of its names lead below one directory.
+#[derive(Debug, PartialEq, Eq)]
+struct Tree {
+    /// Whether it is one file; then there is nothing else.
+    is_file: bool,
+    /// The directories, without the top.
+    dirs: Vec<EntryPath>,
+    /// The files; of one file it is what it is called there.
+    files: Vec<EntryPath>,
+    /// What is left out.
+    sockets: Vec<EntryPath>,
 }
 
-/// Unpacks what the lease sends as [`COPY`] in `stage`, which is empty.
-fn take(pipe: PipeReader, stage: &Beneath, mut budget: Budget) -> Result<(), CopyError> {
-    let mut archive = Reader::new(io::BufReader::with_capacity(64 * 1024, pipe));
-    let top = entry(COPY)?;
-    let mut taken = Taken::Nothing;
-    while let Some(member) = archive.next_member().map_err(CopyError::Garbled)? {
-        let refused = |what: &str| CopyError::Refused {
-            name: String::from_utf8_lossy(&member.path).into_owned(),
+impl Tree {
+    /// Reads `<kind><path>` records, of which the first is the top. `top` is what that is called in messages.
+    fn parse(list: &[u8], top: &str) -> Result<Self, CopyError> {
+        let refused = |path: &[u8], what: &str| CopyError::Refused {
+            name: match path {
+                b"" => format!("./{top}"),
+                path => format!("./{}", String::from_utf8_lossy(path)),
+            },
             what: what.to_owned(),
         };
-        let below = match EntryPath::normal(&member.path) {
-            Ok(below) => Some(below),
-            Err(EntryPathError::Empty) => None,
-            Err(why) => return Err(refused(&why.to_string())),
-        };
-        match (member.kind, &taken, below) {
-            (MemberKind::Directory, Taken::Nothing, None) => {
-                taken = Taken::Directory(stage.make_dirs(Some(&top), DIRECTORY)?);
+        let mut tree: Option<Self> = None;
+        for record in list.strip_suffix(b"\0").unwrap_or(list).split(|byte| *byte == 0) {
+            let (kind, path) = record.split_first().unwrap_or((&b'?', b""));
+            let below = match EntryPath::exact(path) {
+                Ok(below) => Some(below),
+                Err(EntryPathError::Empty) => None,
+                Err(why) => return Err(refused(path, &why.to_string())),
+            };
+            match (*kind, &mut tree, below) {
+                (b'd' | b'f', None, None) => {
+                    tree = Some(Self {
+                        is_file: *kind == b'f',
+                        dirs: Vec::new(),
+                        files: Vec::new(),
+                        sockets: Vec::new(),
+                    });
+                }
+                (b'd', Some(tree), Some(below)) if !tree.is_file => tree.dirs.push(below),
+                (b'f', Some(tree), Some(below)) if !tree.is_file => tree.files.push(below),
+                // A socket is nothing without the program behind it.
+                (b's', Some(tree), Some(below)) if !tree.is_file => tree.sockets.push(below),
+                (b'd' | b'f', ..) => return Err(refused(path, "not where it belongs")),
+                (b'l', ..) => return Err(refused(path, LINK)),
+                (b'p', ..) => return Err(refused(path, "a named pipe")),
+                (b'b' | b'c', ..) => return Err(refused(path, "a device")),
+                (b's', ..) => return Err(refused(path, "a socket")),
+                _ => return Err(refused(path, "neither a file nor a directory")),
             }
-            (MemberKind::Directory, Taken::Directory(dir), Some(below)) => {
-                dir.make_dirs(Some(&below), DIRECTORY)?;
+        }
+        match tree {
+            Some(mut tree) if tree.is_file => {
+                tree.files.push(entry(top.as_bytes())?);
+                Ok(tree)
             }
-            (MemberKind::File, Taken::Directory(dir), Some(below)) => {
-                let mut placing = dir.begin(&below, FILE)?;
-                let path = placing.path();
-                let done = archive.extract(&member, placing.file(), &mut budget);
-                done.map_err(|error| blame(error, path))?;
-                finish(placing, member.mode)?;
-            }
-            // A single file; what it is called there says nothing here.
-            (MemberKind::File, Taken::Nothing, _) => {
-                let mut placing = stage.begin(&top, FILE)?;
-                let path = placing.path();
-                let done = archive.extract(&member, placing.file(), &mut budget);
-                done.map_err(|error| blame(error, path))?;
-                finish(placing, member.mode)?;
-                taken = Taken::File;
-            }
-            (MemberKind::File | MemberKind::Directory, ..) => return Err(refused("not where it belongs")),
-            (kind, ..) => return Err(refused(kind.describe())),
+            Some(tree) => Ok(tree),
+            None => Err(refused(b"", "neither a file nor a directory")),
         }
     }
-    if matches!(taken, Taken::Nothing) {
-        let cut = io::ErrorKind::UnexpectedEof.into();
-        return Err(CopyError::Garbled(ArchiveError::Read(cut)));
-    }
-    // What follows the archive's end is padding, and a writer without a reader would fail.
-    archive.finish().map_err(CopyError::Garbled)?;
-    Ok(())
 }
 
-fn finish(placing: crabbox_host::beneath::Placing, mode: u32) -> Result<(), CopyError> {
-    if mode & 0o111 != 0 {
-        placing.make_executable()?;
+/// Fetches what `tree` names as [`COPY`] in `stage`, which is empty. `remote` is the path as it was given.
+fn take(
+    far: &mut Far,
+    (path, remote): (&str, &str),
+    follow: bool,
+    tree: &Tree,
+    stage: &Beneath,
+    budget: Budget,
+) -> Result<(), CopyError> {
+    let top = entry(COPY.as_bytes())?;
+    let mut taking = Taking {
+        into: None,
+        stage,
+        top,
+        files: &tree.files,
+        budget,
+        open: None,
+        count: 0,
+        problem: None,
+        error: None,
+    };
+    if !tree.is_file {
+        taking.into = Some(stage.make_dirs(Some(&taking.top), DIRECTORY)?);
     }
-    placing.commit(Existing::Refuse)?;
-    Ok(())
+    for dir in &tree.dirs {
+        if let Some(into) = &taking.into {
+            into.make_dirs(Some(dir), DIRECTORY)?;
+        }
+    }
+    if tree.files.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<Vec<u8>> = tree
+        .files
+        .iter()
+        .map(|file| file.as_path().as_os_str().as_bytes().to_vec())
+        .collect();
+    let wanted = Wanted {
+        dir: if tree.is_file { split(path).0 } else { path },
+        names: &names,
+        follow,
+        limit: None,
+    };
+    let fetched = files::fetch(far, &wanted, &mut |event| {
+        taking.take(event).map_err(|error| {
+            taking.error = Some(error);
+            io::ErrorKind::Other.into()
+        })
+    });
+    match fetched {
+        Err(FetchError::Far(error)) => return Err(failed(error, "from", remote)),
+        // Why nothing more was taken is in `taking`.
+        Ok(()) | Err(FetchError::Sink(_)) => {}
+    }
+    if let Some(error) = taking.error.take() {
+        return Err(error);
+    }
+    taking.end()?;
+    let said = match taking.problem.take() {
+        Some(said) => said,
+        None if taking.count == names.len() => return Ok(()),
+        None => "not all of it came".to_owned(),
+    };
+    Err(CopyError::Remote {
+        attempt: "from",
+        path: remote.to_owned(),
+        said,
+    })
 }
 
-/// Whose fault it is that a member is not at `path`.
-fn blame(error: ArchiveError, path: PathBuf) -> CopyError {
-    match error {
-        ArchiveError::Write { source, .. } => CopyError::Local {
-            attempt: "write",
-            path,
-            source,
-        },
-        ArchiveError::Over { path, over } => CopyError::Over {
-            name: String::from_utf8_lossy(&path).into_owned(),
-            over,
-        },
-        error => CopyError::Garbled(error),
+/// Files on their way into the stage.
+struct Taking<'a> {
+    /// The directory that is copied; none where it is one file.
+    into: Option<Beneath>,
+    stage: &'a Beneath,
+    top: EntryPath,
+    files: &'a [EntryPath],
+    budget: Budget,
+    open: Option<Coming>,
+    count: usize,
+    /// What did not come, the first of it.
+    problem: Option<String>,
+    error: Option<CopyError>,
+}
+
+/// A file that comes.
+struct Coming {
+    placing: Placing,
+    sparse: Sparse,
+    is_program: bool,
+    /// What the lease calls it.
+    name: String,
+}
+
+impl Coming {
+    /// Whose fault it is that it is not here.
+    fn blame(&mut self, source: io::Error) -> CopyError {
+        match OverBudget::of(&source) {
+            Some(over) => CopyError::Over {
+                name: self.name.clone(),
+                over,
+            },
+            None => CopyError::Local {
+                attempt: "write",
+                path: self.placing.path(),
+                source,
+            },
+        }
     }
 }
 
-/// What has been taken so far.
-enum Taken {
-    Nothing,
-    File,
-    Directory(Beneath),
+impl Taking<'_> {
+    fn take(&mut self, event: Fetched<'_>) -> Result<(), CopyError> {
+        match event {
+            Fetched::Begins(coming) => {
+                self.end()?;
+                let file = &self.files[coming.number];
+                let name = format!("./{}", file.as_path().display());
+                let over = |over| CopyError::Over {
+                    name: name.clone(),
+                    over,
+                };
+                self.budget.allows(coming.size).map_err(over)?;
+                let placing = match &self.into {
+                    Some(into) => into.begin(file, FILE)?,
+                    None => self.stage.begin(&self.top, FILE)?,
+                };
+                self.open = Some(Coming {
+                    placing,
+                    sparse: Sparse::of(&self.budget),
+                    is_program: coming.mode & 0o111 != 0,
+                    name,
+                });
+                Ok(())
+            }
+            Fetched::Piece(piece) => match &mut self.open {
+                Some(open) => {
+                    let taken = open.sparse.take(open.placing.file(), &mut self.budget, piece);
+                    taken.map_err(|source| open.blame(source))
+                }
+                None => Ok(()),
+            },
+            Fetched::Problem { text, lost, .. } => {
+                // One that somebody still writes to came as it was.
+                if lost {
+                    self.problem.get_or_insert_with(|| text.to_owned());
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Puts the file that is open into the stage.
+    fn end(&mut self) -> Result<(), CopyError> {
+        if let Some(mut open) = self.open.take() {
+            let ended = open.sparse.finish(open.placing.file());
+            ended.map_err(|source| open.blame(source))?;
+            if open.is_program {
+                open.placing.make_executable()?;
+            }
+            open.placing.commit(Existing::Refuse)?;
+            self.count += 1;
+        }
+        Ok(())
+    }
 }
 
 /// Whether [`put`] will find nothing in its way.
@@ -269,124 +388,64 @@ fn put(from: &Beneath, name: &EntryPath, dir: &Beneath, leaf: &EntryPath) -> Res
 mod tests {
     use super::*;
     use std::fs;
-    use std::io::Write as _;
 
-    use crabbox_host::budget::Bound;
-
-    /// What [`take`] makes of an archive.
-    fn taken(archive: &[u8]) -> (tempfile::TempDir, Result<(), CopyError>) {
-        let dir = tempfile::tempdir().unwrap();
-        let (reader, mut writer) = io::pipe().unwrap();
-        let archive = archive.to_vec();
-        let writing = std::thread::spawn(move || writer.write_all(&archive).ok());
-        let stage = Beneath::open(dir.path()).unwrap();
-        let outcome = take(reader, &stage, Budget::of(1 << 20, Bound::Lease));
-        writing.join().unwrap();
-        (dir, outcome)
-    }
-
-    /// An archive of these entries; names go in as they are, however bad.
-    fn archive(entries: &[(tar::EntryType, &str, &str)]) -> Vec<u8> {
-        let mut builder = tar::Builder::new(Vec::new());
-        for (kind, name, content) in entries {
-            let mut header = tar::Header::new_gnu();
-            header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
-            header.set_entry_type(*kind);
-            header.set_mode(0o6777);
-            header.set_size(content.len() as u64);
-            if kind.is_symlink() || kind.is_hard_link() {
-                header.set_link_name("/etc").unwrap();
-            }
-            header.set_cksum();
-            builder.append(&header, content.as_bytes()).unwrap();
-        }
-        builder.into_inner().unwrap()
-    }
-
-    /// One file of mode 0640.
-    fn plain() -> Vec<u8> {
-        let mut builder = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(0o640);
-        header.set_size(1);
-        builder.append_data(&mut header, "f", &b"x"[..]).unwrap();
-        builder.into_inner().unwrap()
+    fn tree(list: &[u8]) -> Result<Tree, CopyError> {
+        Tree::parse(list, "top")
     }
 
     #[test]
-    fn a_file_larger_than_there_is_room_for_is_refused_and_leaves_nothing() {
-        let mut header = tar::Header::new_gnu();
-        header.set_path("f").unwrap();
-        header.set_size(1 << 40);
-        header.set_cksum();
-        let (dir, outcome) = taken(&[header.as_bytes().as_slice(), &[1; 4096]].concat());
-        assert!(matches!(outcome, Err(CopyError::Over { .. })), "{outcome:?}");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-
-    const DIR: tar::EntryType = tar::EntryType::Directory;
-    const FILE: tar::EntryType = tar::EntryType::Regular;
-
-    #[test]
-    fn files_and_directories_are_taken_with_modes_of_our_own() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let (dir, outcome) = taken(&archive(&[
-            (DIR, "./", ""),
-            (DIR, "./d/", ""),
-            (FILE, "./d/f", "x"),
-        ]));
-        outcome.unwrap();
-        let file = dir.path().join("c/d/f");
-        assert_eq!(fs::read(&file).unwrap(), b"x");
-        // A program stays one; set-id bits and what the umask keeps back do not come along.
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
-        assert_eq!((mode(&file) & 0o7000, mode(&file) & 0o700), (0, 0o700));
-        let (dir, outcome) = taken(&plain());
-        outcome.unwrap();
-        assert_eq!(mode(&dir.path().join("c")) & 0o7711, 0o600);
+    fn a_tree_of_files_and_directories_is_taken_and_of_one_file_its_name() {
+        let entries = |names: &[&str]| -> Vec<EntryPath> {
+            names.iter().map(|name| entry(name.as_bytes()).unwrap()).collect()
+        };
+        let want = Tree {
+            is_file: false,
+            dirs: entries(&["d", "d/e\n"]),
+            files: entries(&["d/f", "g"]),
+            sockets: entries(&["d/socket"]),
+        };
+        assert_eq!(tree(b"d\0dd\0dd/e\n\0fd/f\0fg\0sd/socket\0").unwrap(), want);
+        let want = Tree {
+            is_file: true,
+            dirs: Vec::new(),
+            files: entries(&["top"]),
+            sockets: Vec::new(),
+        };
+        assert_eq!(tree(b"f\0").unwrap(), want);
     }
 
     #[test]
-    fn what_could_leave_the_copy_is_refused() {
-        let bad: &[&[(tar::EntryType, &str, &str)]] = &[
-            &[(DIR, "./", ""), (FILE, "../evil", "x")],
-            &[(DIR, "./", ""), (FILE, "a/../../evil", "x")],
-            &[(DIR, "./", ""), (FILE, "/evil", "x")],
-            &[(FILE, "../evil", "x")],
-            &[
-                (DIR, "./", ""),
-                (tar::EntryType::Symlink, "./l", ""),
-                (FILE, "./l/evil", "x"),
-            ],
-            &[(DIR, "./", ""), (tar::EntryType::Link, "./l", "")],
-            &[(DIR, "./", ""), (tar::EntryType::Fifo, "./p", "")],
-            &[(DIR, "./", ""), (tar::EntryType::Char, "./p", "")],
-            &[(FILE, "f", "x"), (FILE, "g", "y")],
-            &[(FILE, "f", "x"), (DIR, "./", "")],
-            &[(DIR, "./d/", "")],
-        ];
-        for entries in bad {
-            let (dir, outcome) = taken(&archive(entries));
+    fn what_could_leave_the_copy_or_is_no_copy_is_refused() {
+        for list in [
+            &b"d\0f../evil\0"[..],
+            b"d\0fa/../../evil\0",
+            b"d\0f/evil\0",
+            b"d\0f./evil\0",
+            b"d\0fa//evil\0",
+            b"d\0d..\0",
+            b"d\0ll\0fl/evil\0",
+            b"d\0pp\0",
+            b"d\0bp\0",
+            b"d\0cp\0",
+            b"d\0?p\0",
+            b"d\0d\0",
+            b"f\0fg\0",
+            b"f\0d\0",
+            b"fa\0",
+            b"l\0",
+            b"s\0",
+            b"\0",
+            b"",
+        ] {
+            let refused = tree(list);
             assert!(
-                matches!(outcome, Err(CopyError::Refused { .. })),
-                "{entries:?}: {outcome:?}"
-            );
-            assert!(!dir.path().join("evil").exists() && !Path::new("/evil").exists());
-        }
-    }
-
-    #[test]
-    fn an_archive_that_is_cut_short_or_empty_is_no_copy() {
-        let whole = archive(&[(DIR, "./", ""), (FILE, "./f", &"x".repeat(3000))]);
-        for length in [0, 100, 512 + 512 + 1000] {
-            let (_dir, outcome) = taken(&whole[..length]);
-            assert!(
-                matches!(outcome, Err(CopyError::Garbled(_))),
-                "{length}: {outcome:?}"
+                matches!(refused, Err(CopyError::Refused { .. })),
+                "{}: {refused:?}",
+                list.escape_ascii()
             );
         }
-        let (_dir, outcome) = taken(&archive(&[]));
-        assert!(matches!(outcome, Err(CopyError::Garbled(_))), "{outcome:?}");
+        let long = [b"d\0f", vec![b'x'; 256].as_slice(), b"\0"].concat();
+        assert!(matches!(tree(&long), Err(CopyError::Refused { .. })));
     }
 
     #[test]

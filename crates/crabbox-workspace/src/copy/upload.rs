@@ -1,21 +1,24 @@
 //! Into a lease.
+//!
+//! What was looked at is sent, in that order; it must never follow a link that nobody asked to be followed.
 
 use std::fs::{self, File, Metadata};
-use std::io::{self, PipeWriter, Read};
+use std::io::{self, Read as _};
 use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use crabbox_ssh::exec::{self, Exec, Sink, Stdin};
-use crabbox_ssh::quote;
+use crabbox_agent_protocol::{PIECE, Reply, Request};
+use crabbox_ssh::far::{Far, FarError};
 use crabbox_ssh::target::Target;
+use rustix::fs::{Mode, OFlags};
 
-use super::{CopyError, Words, checked, judge, remote_path};
+use super::{COPY, CopyError, checked, failed, remote_path};
 
-/// The top of the archive: the file or directory itself, called this whatever its name is.
-const TOP: &str = "c";
-/// The archive's last entry. A stream that was cut short lacks it, and tar would not say so.
-const DONE: &str = "done";
+/// How often is looked whether the other side has something to say before it has all.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Copies `local` to `remote`, following symbolic links if `follow`. A directory that is there gets the copy under its own
 /// name; one that would be the copy gets the files added. Stops when `cancel` becomes readable.
@@ -27,43 +30,79 @@ pub fn upload(
     cancel: BorrowedFd<'_>,
 ) -> Result<(), CopyError> {
     let (name, remote) = (local_name(local)?, checked(remote)?);
-    let archive = Archive {
+    let mut walk = Walk {
         follow,
+        items: Vec::new(),
         parents: Vec::new(),
     };
-    // Looked at before a connection is made: most mistakes are in the name.
-    archive.facts(local)?;
-    let local_error = |source| CopyError::Local {
-        attempt: "make a pipe for",
-        path: local.to_owned(),
-        source,
+    // All of it is looked at before a connection is made: most mistakes are here.
+    walk.add(local, COPY.as_bytes())?;
+    let mut far = Far::open(target, Some(cancel)).map_err(|error| failed(error, "to", remote))?;
+    let put = Request::Put {
+        to: remote_path(remote),
+        name,
+        make: remote.ends_with('/'),
     };
-    let (reader, writer) = io::pipe().map_err(local_error)?;
-    let mut words = Words::default();
-    let exec = Exec {
-        script: script(remote, &name),
-        stdin: Stdin::Reader(Box::new(reader)),
-        stdout: Sink::Discard,
-        stderr: Sink::Writer(&mut words),
-        cancel: Some(cancel),
-        limit: None,
-    };
-    let (written, status) = std::thread::scope(|scope| {
-        let writer = scope.spawn(move || archive.write(local, writer));
-        let status = exec::run(target, exec);
-        (
-            writer
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            status,
-        )
-    });
-    match written {
-        // The other side stopped reading; why is what it says.
-        Err(CopyError::Local { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {}
-        other => other?,
+    match send(&mut far, &put, &walk.items) {
+        Ok(()) | Err(Stop::Answered) => {}
+        Err(Stop::Here(error)) => {
+            // The other side has half of a file, and takes the end of the conversation for a copy that is not wanted.
+            far.give_up();
+            return Err(error);
+        }
+        Err(Stop::Far(error)) => return Err(failed(error, "to", remote)),
     }
-    judge(status?, "to", remote, &words)
+    match far.reply() {
+        Ok(Reply::Received {}) => {
+            far.leave();
+            Ok(())
+        }
+        Ok(other) => Err(failed(far.out_of_order(&other), "to", remote)),
+        Err(error) => Err(failed(error, "to", remote)),
+    }
+}
+
+/// Why nothing more is sent.
+enum Stop {
+    /// Something here cannot be read.
+    Here(CopyError),
+    /// Nobody listens.
+    Far(FarError),
+    /// The other side has something to say, which is that it takes no more.
+    Answered,
+}
+
+impl From<CopyError> for Stop {
+    fn from(error: CopyError) -> Self {
+        Self::Here(error)
+    }
+}
+
+impl From<FarError> for Stop {
+    fn from(error: FarError) -> Self {
+        Self::Far(error)
+    }
+}
+
+fn send(far: &mut Far, put: &Request, items: &[Item]) -> Result<(), Stop> {
+    far.ask(put)?;
+    let mut names = Vec::new();
+    for item in items {
+        names.extend_from_slice(&item.name);
+        names.push(0);
+    }
+    far.send_list(&names)?;
+    drop(names);
+    let (mut block, mut looked) = (vec![0; PIECE], Instant::now());
+    for (number, item) in (0..).zip(items) {
+        if looked.elapsed() >= LOOK_EVERY {
+            looked = Instant::now();
+            heard(far)?;
+        }
+        item.send(far, number, &mut block, &mut looked)?;
+    }
+    far.ask(&Request::Received {})?;
+    Ok(())
 }
 
 /// The name that the copy gets in a directory.
@@ -75,60 +114,13 @@ fn local_name(local: &Path) -> Result<String, CopyError> {
         name.to_owned()
     } else {
         // `.` and `..` have names of their own.
-        let full = local.canonicalize().map_err(failed(local))?;
+        let full = local.canonicalize().map_err(unread(local))?;
         full.file_name().ok_or_else(nameless)?.to_owned()
     };
     name.into_string().map_err(|_| nameless())
 }
 
-/// The other side's part. Extracts into a fresh directory beside the destination, so that a rename puts the copy in place.
-fn script(remote: &str, name: &str) -> String {
-    let (dst, name) = (remote_path(remote), quote::single(name));
-    let make = if remote.ends_with('/') {
-        "mkdir -p -- \"$dst\""
-    } else {
-        ""
-    };
-    format!(
-        r#"set -eu
-umask 022
-dst={dst}
-name={name}
-fail() {{ echo "$1" >&2; exit 3; }}
-{make}
-if [ -d "$dst" ]; then dst=${{dst%/}}/$name; fi
-parent=${{dst%/*}}/
-mkdir -p -- "$parent"
-stage=$(mktemp -d "${{parent}}.crabbox-cp.XXXXXX")
-trap 'rm -rf -- "$stage"' EXIT
-trap 'exit 1' HUP INT TERM
-tar -x -p -o -f - -C "$stage"
-[ -f "$stage/{DONE}" ] || fail "the copy was cut short"
-if [ -d "$stage/{TOP}" ] && [ ! -L "$stage/{TOP}" ]; then
-  if [ -d "$dst" ]; then
-    tar -c -f - -C "$stage/{TOP}" . | tar -x -p -o -f - -C "$dst"
-  elif [ -e "$dst" ] || [ -L "$dst" ]; then
-    fail "$dst is there already and is not a directory"
-  else
-    mv -- "$stage/{TOP}" "$dst"
-  fi
-elif [ -d "$dst" ]; then
-  fail "$dst is there already and is a directory"
-else
-  mv -f -- "$stage/{TOP}" "$dst"
-fi
-"#
-    )
-}
-
-/// The archive in the making.
-struct Archive {
-    follow: bool,
-    /// Device and inode of the directories that we are in, for links that lead back.
-    parents: Vec<(u64, u64)>,
-}
-
-fn failed(path: &Path) -> impl Fn(io::Error) -> CopyError {
+fn unread(path: &Path) -> impl Fn(io::Error) -> CopyError {
     let path = path.to_owned();
     move |source| CopyError::Local {
         attempt: "read",
@@ -137,85 +129,59 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> CopyError {
     }
 }
 
-impl Archive {
-    fn write(mut self, local: &Path, pipe: PipeWriter) -> Result<(), CopyError> {
-        let mut tar = tar::Builder::new(io::BufWriter::with_capacity(64 * 1024, pipe));
-        self.add(&mut tar, local, Path::new(TOP))?;
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(0o600);
-        tar.append_data(&mut header, DONE, io::empty())
-            .map_err(failed(local))?;
-        let buffered = tar.into_inner().map_err(failed(local))?;
-        buffered
-            .into_inner()
-            .map_err(|error| failed(local)(error.into_error()))?;
-        Ok(())
-    }
+/// Something to be copied.
+struct Item {
+    path: PathBuf,
+    /// What it is called where the copy is made.
+    name: Vec<u8>,
+    kind: Kind,
+}
 
-    fn facts(&self, path: &Path) -> Result<Metadata, CopyError> {
-        if self.follow {
+enum Kind {
+    Directory {
+        mode: u32,
+        seconds: i64,
+    },
+    /// With links followed, or not.
+    File {
+        follow: bool,
+    },
+    Link {
+        seconds: i64,
+        nanoseconds: u32,
+    },
+}
+
+/// All of what is to be copied, in the order in which it is sent.
+struct Walk {
+    follow: bool,
+    items: Vec<Item>,
+    /// Device and inode of the directories that we are in, for links that lead back.
+    parents: Vec<(u64, u64)>,
+}
+
+impl Walk {
+    fn add(&mut self, path: &Path, name: &[u8]) -> Result<(), CopyError> {
+        let facts = if self.follow {
             fs::metadata(path)
         } else {
             fs::symlink_metadata(path)
         }
-        .map_err(failed(path))
+        .map_err(unread(path))?;
+        let kind = kind_of(path, &facts, self.follow)?;
+        let is_directory = facts.is_dir();
+        self.items.push(Item {
+            path: path.to_owned(),
+            name: name.to_vec(),
+            kind,
+        });
+        if is_directory {
+            self.enter(path, name, (facts.dev(), facts.ino()))?;
+        }
+        Ok(())
     }
 
-    fn add<W: io::Write>(
-        &mut self,
-        tar: &mut tar::Builder<W>,
-        path: &Path,
-        name: &Path,
-    ) -> Result<(), CopyError> {
-        let facts = self.facts(path)?;
-        let kind = facts.file_type();
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(facts.mode() & 0o777);
-        header.set_mtime(u64::try_from(facts.mtime()).unwrap_or(0));
-        if kind.is_dir() {
-            header.set_entry_type(tar::EntryType::Directory);
-            header.set_size(0);
-            tar.append_data(&mut header, name, io::empty())
-                .map_err(failed(path))?;
-            return self.enter(tar, path, name, (facts.dev(), facts.ino()));
-        }
-        if kind.is_symlink() {
-            header.set_entry_type(tar::EntryType::Symlink);
-            header.set_size(0);
-            let leads_to = fs::read_link(path).map_err(failed(path))?;
-            return tar.append_link(&mut header, name, leads_to).map_err(failed(path));
-        }
-        if !kind.is_file() {
-            let what = match () {
-                () if kind.is_socket() => "a socket",
-                () if kind.is_fifo() => "a named pipe",
-                () => "a device",
-            };
-            return Err(CopyError::Special {
-                path: path.to_owned(),
-                what,
-            });
-        }
-        let file = File::open(path).map_err(failed(path))?;
-        header.set_size(facts.size());
-        tar.append_data(
-            &mut header,
-            name,
-            Exactly {
-                file,
-                left: facts.size(),
-            },
-        )
-        .map_err(failed(path))
-    }
-
-    fn enter<W: io::Write>(
-        &mut self,
-        tar: &mut tar::Builder<W>,
-        path: &Path,
-        name: &Path,
-        identity: (u64, u64),
-    ) -> Result<(), CopyError> {
+    fn enter(&mut self, path: &Path, name: &[u8], identity: (u64, u64)) -> Result<(), CopyError> {
         if self.parents.contains(&identity) {
             return Err(CopyError::Loop {
                 path: path.to_owned(),
@@ -223,34 +189,144 @@ impl Archive {
         }
         self.parents.push(identity);
         let mut children: Vec<PathBuf> = Vec::new();
-        for entry in fs::read_dir(path).map_err(failed(path))? {
-            children.push(entry.map_err(failed(path))?.path());
+        for entry in fs::read_dir(path).map_err(unread(path))? {
+            children.push(entry.map_err(unread(path))?.path());
         }
         children.sort();
         for child in children {
-            let below = name.join(child.file_name().unwrap_or_default());
-            self.add(tar, &child, &below)?;
+            let leaf = child.file_name().unwrap_or_default().as_bytes();
+            self.add(&child, &[name, b"/", leaf].concat())?;
         }
         self.parents.pop();
         Ok(())
     }
 }
 
-/// As many bytes of a file as its header says: one that shrinks meanwhile would shift everything behind it.
-struct Exactly {
-    file: File,
-    left: u64,
+fn kind_of(path: &Path, facts: &Metadata, follow: bool) -> Result<Kind, CopyError> {
+    let kind = facts.file_type();
+    let what = match () {
+        () if kind.is_dir() => {
+            return Ok(Kind::Directory {
+                mode: facts.mode() & 0o777,
+                seconds: facts.mtime(),
+            });
+        }
+        () if kind.is_file() => return Ok(Kind::File { follow }),
+        () if kind.is_symlink() => {
+            return Ok(Kind::Link {
+                seconds: facts.mtime(),
+                nanoseconds: nanoseconds(facts),
+            });
+        }
+        () if kind.is_socket() => "a socket",
+        () if kind.is_fifo() => "a named pipe",
+        () => "a device",
+    };
+    Err(CopyError::Special {
+        path: path.to_owned(),
+        what,
+    })
 }
 
-impl Read for Exactly {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let room = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
-        let count = self.file.read(&mut buffer[..room])?;
-        if count == 0 && room > 0 {
-            return Err(io::Error::other("the file became shorter while it was copied"));
+/// The part of a second of the time of its last change.
+fn nanoseconds(facts: &Metadata) -> u32 {
+    u32::try_from(facts.mtime_nsec()).unwrap_or(0)
+}
+
+impl Item {
+    /// Sends it as the one with this number.
+    fn send(&self, far: &mut Far, number: u32, block: &mut [u8], looked: &mut Instant) -> Result<(), Stop> {
+        match self.kind {
+            Kind::Directory { mode, seconds } => {
+                far.ask(&Request::Directory {
+                    path: self.name.clone(),
+                    mode,
+                    seconds: Some(seconds),
+                })?;
+                Ok(())
+            }
+            Kind::Link { seconds, nanoseconds } => {
+                let target = fs::read_link(&self.path).map_err(unread(&self.path))?;
+                far.ask(&Request::Link {
+                    number,
+                    seconds,
+                    nanoseconds,
+                    target: target.into_os_string().into_vec(),
+                })?;
+                Ok(())
+            }
+            Kind::File { follow } => self.send_file(far, (number, follow), block, looked),
         }
-        self.left -= count as u64;
-        Ok(count)
+    }
+
+    /// As many bytes as it has now: one that grows meanwhile is cut, and one that becomes shorter is an error.
+    fn send_file(
+        &self,
+        far: &mut Far,
+        (number, follow): (u32, bool),
+        block: &mut [u8],
+        looked: &mut Instant,
+    ) -> Result<(), Stop> {
+        let unread = unread(&self.path);
+        // A named pipe that has come into its place meanwhile must not hold us up, nor a link lead elsewhere.
+        let mut flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        if !follow {
+            flags |= OFlags::NOFOLLOW;
+        }
+        let opened = rustix::fs::open(&self.path, flags, Mode::empty());
+        let mut file = File::from(opened.map_err(|errno| unread(errno.into()))?);
+        let facts = file.metadata().map_err(&unread)?;
+        if !facts.is_file() {
+            return Err(kind_of(&self.path, &facts, follow)
+                .err()
+                .map_or_else(|| unread(io::ErrorKind::IsADirectory.into()).into(), Stop::from));
+        }
+        far.ask(&Request::File {
+            number,
+            mode: facts.mode() & 0o777,
+            seconds: facts.mtime(),
+            nanoseconds: nanoseconds(&facts),
+        })?;
+        let mut left = facts.size();
+        while left > 0 {
+            let piece = read(&mut file, block, left).map_err(&unread)?;
+            left -= piece.len() as u64;
+            // A hole costs nothing on the way, and stays one.
+            if piece.iter().all(|byte| *byte == 0) {
+                far.ask(&Request::Hole {
+                    bytes: piece.len() as u64,
+                })?;
+            } else {
+                far.send(piece)?;
+            }
+            if looked.elapsed() >= LOOK_EVERY {
+                *looked = Instant::now();
+                heard(far)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the other side has something to say, or nobody here wants the copy any more: a full disk there is not filled with the rest, and holes
+/// never wait for room on their way.
+fn heard(far: &mut Far) -> Result<(), Stop> {
+    if far.answers_within(Duration::ZERO)? {
+        return Err(Stop::Answered);
+    }
+    Ok(())
+}
+
+/// The next of `left` bytes of a file.
+fn read<'b>(file: &mut File, block: &'b mut [u8], left: u64) -> io::Result<&'b [u8]> {
+    let room = usize::try_from(left).unwrap_or(usize::MAX).min(block.len());
+    loop {
+        match file.read(&mut block[..room]) {
+            Ok(0) => return Err(io::Error::other("the file became shorter while it was copied")),
+            Ok(count) => return Ok(&block[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -263,12 +339,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
         fs::write(&path, "12345").unwrap();
-        let read = |left| {
-            let file = File::open(&path).unwrap();
-            let mut text = String::new();
-            Exactly { file, left }.read_to_string(&mut text).map(|_| text)
-        };
-        assert_eq!(read(3).unwrap(), "123");
-        assert!(read(6).unwrap_err().to_string().contains("shorter"));
+        let mut block = [0; 16];
+        let mut file = File::open(&path).unwrap();
+        assert_eq!(read(&mut file, &mut block, 3).unwrap(), b"123");
+        assert_eq!(read(&mut file, &mut block, 6).unwrap(), b"45");
+        let error = read(&mut file, &mut block, 4).unwrap_err();
+        assert!(error.to_string().contains("shorter"), "{error}");
     }
 }

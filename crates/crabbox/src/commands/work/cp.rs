@@ -70,7 +70,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &CpArgs) -> Result<Exit, Com
             )?;
         }
         Way::Down { remote, local } => {
-            copy::download(
+            let left_out = copy::download(
                 &entry.target,
                 remote,
                 &here.join(local),
@@ -78,6 +78,12 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &CpArgs) -> Result<Exit, Com
                 args.follow_links,
                 cancel,
             )?;
+            for socket in left_out {
+                ctx.printer.warn(format_args!(
+                    "{} is a socket and was not copied",
+                    socket.display()
+                ));
+            }
         }
     }
     // A long copy counts as use until its end; a lease that ended meanwhile has given what was wanted.
