@@ -86,7 +86,7 @@ mod tests {
     fn the_agent_is_what_its_name_says_and_no_larger_than_a_guest_should_bear() {
         let program = program().unwrap();
         assert_eq!(crabbox_host::digest::sha256(&program), DIGEST);
-        assert!(program.len() < 3 << 19, "{} bytes", program.len());
+        assert!(program.len() < 1_500_000, "{} bytes", program.len());
     }
 
     #[test]
