@@ -3,6 +3,7 @@
 //! A name need not be text; it must never be changed on its way.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -55,14 +56,34 @@ pub(crate) fn is_absent(error: &io::Error) -> bool {
 
 /// Replaces a file whole.
 pub(crate) fn write(path: &Path, parts: &[&[u8]]) -> Result<(), Failure> {
-    let mut new = path.as_os_str().to_owned();
-    new.push(".new");
-    let new = PathBuf::from(new);
-    let mut file = std::fs::File::create(&new).at(&new)?;
+    let mut new = Replacing::begin(path)?;
     for part in parts {
-        file.write_all(part).at(&new)?;
+        new.file.write_all(part).at(&new.path)?;
     }
-    std::fs::rename(&new, path).at(path)
+    new.put(path)
+}
+
+/// A file in the making that replaces another one whole.
+#[derive(Debug)]
+pub(crate) struct Replacing {
+    pub(crate) file: File,
+    pub(crate) path: PathBuf,
+}
+
+impl Replacing {
+    /// Beside `path`, with nothing in it.
+    pub(crate) fn begin(path: &Path) -> Result<Self, Failure> {
+        let mut new = path.as_os_str().to_owned();
+        new.push(".new");
+        let path = PathBuf::from(new);
+        let file = File::create(&path).at(&path)?;
+        Ok(Self { file, path })
+    }
+
+    /// Puts it into its place.
+    pub(crate) fn put(self, path: &Path) -> Result<(), Failure> {
+        std::fs::rename(&self.path, path).at(path)
+    }
 }
 
 /// Removes a file that may be there.

@@ -4,21 +4,23 @@
 //! made the two alike there, need not exist here. Everything else has no times, and git compares it. The format is that of
 //! gitformat-index(5), versions 2 and 3; in another one, the guest's, the index is made anew.
 
+mod signed;
+
 use std::collections::{HashMap, HashSet};
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
-use crate::bytes::{discard, listed, parent, path, push, read, write};
+use crate::bytes::{Replacing, discard, listed, parent, path, push, read, write};
 use crate::failure::{At as _, Failure};
 use crate::git::{Feed, INDEX, must_git};
 use crate::record::Place;
 use crate::seed::{hex, known_index, write_seed};
 use crate::seen::{Dirs, Seen};
+use signed::{Signed, digest_of};
 
 /// What a mark says of a path, as the client has it.
 const ASSUMED: u8 = 1;
@@ -42,13 +44,22 @@ const STAT: usize = 40;
 /// Paths that git is asked about one by one; more are asked about all together.
 const ASKED: usize = 1000;
 
-/// One entry: where it, its name and the end of that are.
+/// One entry: where it and the end of its name are. There may be hundreds of thousands.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
-    at: usize,
-    name: usize,
-    stop: usize,
+    at: u32,
+    stop: u32,
     flags: u16,
+}
+
+impl Entry {
+    fn at(&self) -> usize {
+        usize::try_from(self.at).unwrap_or(usize::MAX)
+    }
+
+    fn stop(&self) -> usize {
+        usize::try_from(self.stop).unwrap_or(usize::MAX)
+    }
 }
 
 /// Where the next entry begins: names end with one to eight NULs.
@@ -67,7 +78,6 @@ struct Index {
 
 /// What an entry is to say.
 struct Change {
-    place: usize,
     times: [u8; STAT],
     flags: u16,
     more: u16,
@@ -94,7 +104,11 @@ impl Index {
         if !data.starts_with(b"DIRC") || !matches!(version, 2 | 3) {
             return Err(Failure::Refused(format!("git's index has version {version}")));
         }
-        let (mut at, rest, mut entries) = (12, 42 + ids, Vec::new());
+        // No entry is shorter than this, whatever the count says.
+        let most = usize::try_from(count)
+            .unwrap_or(usize::MAX)
+            .min(data.len() / (42 + ids));
+        let (mut at, rest, mut entries) = (12, 42 + ids, Vec::with_capacity(most));
         for _ in 0..count {
             let flags = data.get(at + rest - 2..at + rest).ok_or_else(short)?;
             let flags = u16::from_be_bytes([flags[0], flags[1]]);
@@ -108,10 +122,12 @@ impl Index {
             if stop > data.len() {
                 return Err(short());
             }
+            let place = |at: usize| {
+                u32::try_from(at).map_err(|_| Failure::Refused("git's index is too long".to_owned()))
+            };
             entries.push(Entry {
-                at,
-                name,
-                stop,
+                at: place(at)?,
+                stop: place(stop)?,
                 flags,
             });
             at = behind(at, stop);
@@ -134,59 +150,70 @@ impl Index {
             if place > 0 {
                 hash.update([0]);
             }
-            hash.update(&self.data[entry.at + 24..entry.at + 28]);
+            hash.update(&self.data[entry.at() + 24..entry.at() + 28]);
             hash.update([0]);
-            hash.update(&self.data[entry.at + STAT..entry.stop]);
+            hash.update(&self.data[entry.at() + STAT..entry.stop()]);
         }
         hex(&hash.finalize())
     }
 
     fn name(&self, entry: &Entry) -> &[u8] {
-        &self.data[entry.name..entry.stop]
+        &self.data[self.name_at(entry)..entry.stop()]
+    }
+
+    fn name_at(&self, entry: &Entry) -> usize {
+        entry.at() + 42 + self.ids + if entry.flags & EXTENDED == 0 { 0 } else { 2 }
     }
 
     fn mode(&self, entry: &Entry) -> u32 {
-        number(&self.data, entry.at + 24).unwrap_or(0)
+        number(&self.data, entry.at() + 24).unwrap_or(0)
     }
 
     fn more(&self, entry: &Entry) -> u16 {
         if entry.flags & EXTENDED == 0 {
             return 0;
         }
-        u16::from_be_bytes([self.data[entry.name - 2], self.data[entry.name - 1]])
+        let name = self.name_at(entry);
+        u16::from_be_bytes([self.data[name - 2], self.data[name - 1]])
     }
 
-    /// Writes it with these in place of what it has.
-    fn write(&self, changes: &[Change]) -> Result<(), Failure> {
+    /// Writes it to `new` with what `change` says of each entry in place of what it has; `extended` when any of that has second flags.
+    fn write(
+        &self,
+        new: &File,
+        extended: bool,
+        mut change: impl FnMut(&Entry) -> Option<Change>,
+    ) -> std::io::Result<()> {
         let data = &self.data;
-        let mut body = Vec::with_capacity(data.len() + 64);
-        let extended = changes.iter().any(|change| change.more != 0)
-            || self.entries.iter().any(|entry| entry.flags & EXTENDED != 0);
-        body.extend_from_slice(b"DIRC");
-        body.extend_from_slice(&(if extended { 3_u32 } else { 2 }).to_be_bytes());
-        body.extend_from_slice(&u32::try_from(self.entries.len()).unwrap_or(0).to_be_bytes());
+        let mut out = Signed::new(new, self.ids);
+        out.put(b"DIRC")?;
+        out.put(&(if extended { 3_u32 } else { 2 }).to_be_bytes())?;
+        out.put(&u32::try_from(self.entries.len()).unwrap_or(0).to_be_bytes())?;
         let mut last = 12;
-        for change in changes {
-            let entry = &self.entries[change.place];
-            body.extend_from_slice(&data[last..entry.at]);
-            let start = body.len();
-            body.extend_from_slice(&change.times);
-            body.extend_from_slice(&data[entry.at + STAT..entry.at + STAT + self.ids]);
+        for entry in &self.entries {
+            let Some(change) = change(entry) else {
+                continue;
+            };
+            let at = entry.at();
+            out.put(&data[last..at])?;
+            out.put(&change.times)?;
+            out.put(&data[at + STAT..at + STAT + self.ids])?;
+            let name = self.name(entry);
+            let mut length = STAT + self.ids + 2 + name.len();
             if change.more == 0 {
-                body.extend_from_slice(&(change.flags & !EXTENDED).to_be_bytes());
+                out.put(&(change.flags & !EXTENDED).to_be_bytes())?;
             } else {
-                body.extend_from_slice(&(change.flags | EXTENDED).to_be_bytes());
-                body.extend_from_slice(&change.more.to_be_bytes());
+                out.put(&(change.flags | EXTENDED).to_be_bytes())?;
+                out.put(&change.more.to_be_bytes())?;
+                length += 2;
             }
-            body.extend_from_slice(self.name(entry));
-            let padding = 8 - (body.len() - start) % 8;
-            body.extend_from_slice(&[0; 8][..padding]);
-            last = behind(entry.at, entry.stop);
+            out.put(name)?;
+            out.put(&[0; 8][..8 - length % 8])?;
+            last = behind(at, entry.stop());
         }
-        body.extend_from_slice(&data[last..self.end]);
-        body.extend_from_slice(self.trees());
-        let digest = digest_of(self.ids, &body);
-        write(Path::new(INDEX), &[&body, &digest])
+        out.put(&data[last..self.end])?;
+        out.put(self.trees())?;
+        out.end()
     }
 
     /// The extension that knows the trees of directories; others are hints, and some hold places in the file.
@@ -208,14 +235,6 @@ impl Index {
 
 fn number(data: &[u8], at: usize) -> Option<u32> {
     data.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes)
-}
-
-fn digest_of(ids: usize, data: &[u8]) -> Vec<u8> {
-    if ids == 20 {
-        Sha1::digest(data).to_vec()
-    } else {
-        Sha256::digest(data).to_vec()
-    }
 }
 
 /// What the index keeps of a file's stat(2): the low 32 bits of each.
@@ -374,13 +393,15 @@ impl Work {
     /// Gives the files that git would have to compare because they are not older than the index, each with when it was modified.
     fn write(&self, index: &Index, tree: &mut dyn Tree) -> Result<HashMap<Vec<u8>, u32>, Failure> {
         let file = Path::new(INDEX);
-        let seconds = || -> Result<u32, Failure> {
-            let written = file.metadata().at(file)?.mtime();
-            Ok(u32::try_from(written).unwrap_or(u32::MAX))
+        let seconds = |meta: std::io::Result<Metadata>| -> Result<u32, Failure> {
+            Ok(u32::try_from(meta.at(file)?.mtime()).unwrap_or(u32::MAX))
         };
-        let (written, mut dirs, mut changes, mut trusted) =
-            (seconds()?, Dirs::default(), Vec::new(), Vec::new());
-        for (place, entry) in index.entries.iter().enumerate() {
+        let written = seconds(file.metadata())?;
+        let new = Replacing::begin(file)?;
+        // The new one will be no older than this.
+        let since = seconds(new.file.metadata())?;
+        let (mut dirs, mut late) = (Dirs::default(), Vec::new());
+        let done = index.write(&new.file, self.is_extended(index), |entry| {
             let name = index.name(entry);
             let (mut flags, mut more) = (entry.flags, index.more(entry));
             let is_staged = flags & STAGE != 0;
@@ -398,7 +419,7 @@ impl Work {
                 (!tree.unlike().contains(name), marks != 0)
             } else {
                 // What git would compare because it is not older than the index must not be trusted for being older than the new one.
-                let late = number(&index.data, entry.at + 8).is_some_and(|modified| modified >= written);
+                let late = number(&index.data, entry.at() + 8).is_some_and(|modified| modified >= written);
                 (
                     self.trusts(tree, name),
                     self.doubts(tree, name) || (late && !is_staged),
@@ -412,7 +433,9 @@ impl Work {
             };
             let times = match times {
                 Some((times, modified)) => {
-                    trusted.push((place, modified));
+                    if modified >= since {
+                        late.push((name.to_vec(), modified));
+                    }
                     times
                 }
                 None if trust || doubt => {
@@ -420,21 +443,25 @@ impl Work {
                     none[24..28].copy_from_slice(&mode.to_be_bytes());
                     none
                 }
-                None => continue,
+                None => return None,
             };
-            changes.push(Change {
-                place,
-                times,
-                flags,
-                more,
-            });
-        }
-        index.write(&changes)?;
-        let written = seconds()?;
-        let late = trusted.into_iter().filter(|(_, modified)| *modified >= written);
-        Ok(late
-            .map(|(place, modified)| (index.name(&index.entries[place]).to_vec(), modified))
-            .collect())
+            Some(Change { times, flags, more })
+        });
+        done.at(&new.path)?;
+        new.put(file)?;
+        let written = seconds(file.metadata())?;
+        late.retain(|(_, modified)| *modified >= written);
+        Ok(late.into_iter().collect())
+    }
+
+    /// Whether an entry has second flags, or is to have some.
+    fn is_extended(&self, index: &Index) -> bool {
+        let is_marked = |entry: &Entry| {
+            let marks = self.anew.as_ref().and_then(|all| all.get(index.name(entry)));
+            marks.is_some_and(|marks| marks & (SKIPPED | INTENDED) != 0)
+        };
+        let mut entries = index.entries.iter();
+        entries.any(|entry| entry.flags & EXTENDED != 0 || is_marked(entry))
     }
 }
 
