@@ -213,7 +213,7 @@ impl Stage {
             match std::fs::DirBuilder::new().mode(0o700).create(&path) {
                 // Whoever guesses the name keeps nobody from another one.
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                    word = word.wrapping_add(1 << 32)
+                    word = word.wrapping_add(1 << 32);
                 }
                 made => {
                     made.at(beside)?;

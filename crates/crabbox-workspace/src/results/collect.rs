@@ -206,6 +206,10 @@ pub fn reports(
 ) -> Result<(Report, Vec<String>), RemoteError> {
     let (mut names, mut problems) = (Vec::new(), Vec::new());
     let is_pattern = |text: &&String| text.contains(['*', '?']);
+    let wanted: Vec<String> = wanted
+        .iter()
+        .map(|text| below(workdir, text).to_owned())
+        .collect();
     for name in wanted.iter().filter(|text| !is_pattern(text)) {
         names.push(name.trim_start_matches("./").as_bytes().to_vec());
     }
@@ -243,6 +247,14 @@ pub fn reports(
         read(owner, workdir, &names, &mut report, &mut problems)?;
     }
     Ok((report, some(problems)))
+}
+
+/// A path as it is seen from the working directory, where it is below that; others stay as they are.
+fn below<'a>(workdir: &str, path: &'a str) -> &'a str {
+    match path.strip_prefix(workdir.trim_end_matches('/')) {
+        Some(rest) if rest.starts_with('/') => rest.trim_start_matches('/'),
+        _ => path,
+    }
 }
 
 /// How the names of reports usually begin and end, as the Go program knows them.

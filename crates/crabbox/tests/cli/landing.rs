@@ -184,10 +184,10 @@ fn what_is_kept_is_private_under_a_loose_umask_and_what_is_downloaded_is_as_the_
 }
 
 /// A file system of 16 MiB, mounted in a place until this is dropped.
-struct Narrow(std::path::PathBuf);
+pub(crate) struct Narrow(pub(crate) std::path::PathBuf);
 
 impl Narrow {
-    fn new(at: std::path::PathBuf) -> Self {
+    pub(crate) fn new(at: std::path::PathBuf) -> Self {
         fs::create_dir(&at).unwrap();
         Cmd::new("mount")
             .args(["-t", "tmpfs", "-o", "size=16m", "tmpfs"])
@@ -281,7 +281,7 @@ fn a_first_interrupt_ends_a_download_and_leaves_nothing() {
 }
 
 /// A lease whose user has this in the place of our agent, which is beside it as `real`.
-fn with_agent(script: &str) -> Entered {
+pub(crate) fn with_agent(script: &str) -> Entered {
     let lease = with_repository(entered());
     // The real one is put there by the first run.
     let first = run(&lease, &[], "true");
@@ -304,14 +304,17 @@ def hear():
     sys.stdin.buffer.read(struct.unpack(">I", head[1:])[0])
     return head[0]
 say(64, b"crb2\0")
-OWN, RELEASE, CHANGES, RUN, LIST, FETCH, MAKE = 16, 17, 28, 29, 31, 32, 33
+OWN, RELEASE, CHANGES, RUN, LIST, FETCH, MAKE, TREE, PUT = 16, 17, 28, 29, 31, 32, 33, 34, 35
 while True:
     tag = hear()
     if tag == OWN: say(67, b"\0")
     elif tag == RELEASE: say(68)
     elif tag == MAKE: say(84)
     elif tag == RUN: say(79, struct.pack(">I", 0), b"\1")
-    elif tag in (CHANGES, LIST, FETCH):
+    elif tag == PUT:
+        open(os.environ["HOME"] + "/begun", "w")
+        time.sleep(600)
+    elif tag in (CHANGES, LIST, FETCH, TREE):
         open(os.environ["HOME"] + "/begun", "w")
         if tag == FETCH: say(82, struct.pack(">IIqQ", 0, 0o644, 0, 1 << 20))
         while True:
@@ -323,11 +326,15 @@ while True:
 fn a_first_interrupt_ends_whatever_a_lease_is_asked_for_though_it_drips() {
     let run = &["run", "--id", "jade-krill", "--no-sync"][..];
     let lease = with_agent(DRIPPING);
+    lease.place.write("repo/large", vec![7; 4 << 20]);
     for words in [
         &["pull", "--id", "jade-krill"][..],
         &[run, &["--artifact-glob", "*.log", "--", "true"]].concat(),
         &[run, &["--junit", "report.xml", "--", "true"]].concat(),
         &[run, &["--download", "a=b", "--", "true"]].concat(),
+        &["cp", "--id", "jade-krill", "SANDBOX:/there", "copy"],
+        // More than any pipe holds, to one who does not listen any more.
+        &["cp", "--id", "jade-krill", "large", "SANDBOX:/there"],
     ] {
         fs::remove_file(lease.sshd.home().join("begun")).ok();
         let mut child = lease

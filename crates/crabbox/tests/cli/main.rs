@@ -5,6 +5,7 @@
     reason = "a test stops at the first thing that does not hold"
 )]
 
+mod agent;
 mod compat;
 mod config;
 mod deaths;

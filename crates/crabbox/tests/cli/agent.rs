@@ -1,0 +1,492 @@
+//! The agent of a lease that is hostile, dies, or never goes; and what of this side's reaches it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use crabbox_host::clock::poll_until;
+use crabbox_host::command::Cmd;
+use crabbox_testkit::sshd::Sshd;
+
+use crate::landing::{Narrow, with_agent};
+use crate::place::Answer;
+use crate::remote::Entered;
+use crate::run::{entered, with_repository};
+
+/// Longer than anything here takes.
+const LONG: Duration = Duration::from_mins(1);
+
+/// What every forged agent begins with: `say` and `hear` frames. Of what it hears it gives the tag.
+const FORGED: &str = r#"#!/usr/bin/python3
+import os, struct, sys, time
+home = os.environ["HOME"]
+def frame(tag, *fields):
+    body = b"".join(fields)
+    return bytes([tag]) + struct.pack(">I", len(body)) + body
+def say(tag, *fields):
+    sys.stdout.buffer.write(frame(tag, *fields))
+    sys.stdout.buffer.flush()
+def hear():
+    head = sys.stdin.buffer.read(5)
+    if len(head) < 5: sys.exit()
+    sys.stdin.buffer.read(struct.unpack(">I", head[1:])[0])
+    return head[0]
+def text(words): return struct.pack(">I", len(words)) + words
+def file(number, size, mode=0o644): return frame(82, struct.pack(">IIqQ", number, mode, 0, size))
+def problem(number, words, lost=b"\1"): return frame(83, struct.pack(">I", number), text(words), lost)
+OWN, RELEASE, END, RUN, FETCH, MAKE, TREE = 16, 17, 20, 29, 32, 33, 34
+say(64, b"crb2\0")
+"#;
+
+fn forged(rest: &str) -> String {
+    format!("{FORGED}{rest}")
+}
+
+fn run(lease: &Entered, flags: &[&str], script: &str) -> Answer {
+    let words = [
+        &["run", "--id", "jade-krill", "--no-sync"],
+        flags,
+        &["--shell", "--", script],
+    ];
+    lease.place.run(&words.concat())
+}
+
+/// The same, and ends what does not end by itself.
+fn run_within(lease: &Entered, limit: Duration, flags: &[&str], script: &str) -> Answer {
+    let words = [
+        &["run", "--id", "jade-krill", "--no-sync"],
+        flags,
+        &["--shell", "--", script],
+    ];
+    let (out, err) = (lease.place.path("outside/out"), lease.place.path("outside/err"));
+    let mut child = lease
+        .place
+        .command(&words.concat())
+        .stdout(fs::File::create(&out).unwrap())
+        .stderr(fs::File::create(&err).unwrap())
+        .spawn()
+        .unwrap();
+    let status = poll_until(limit, || child.try_wait().unwrap());
+    if status.is_none() {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let text = |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
+    assert!(status.is_some(), "it goes on: {}", text(&err));
+    Answer {
+        code: status.and_then(|status| status.code()).unwrap_or(-1),
+        out: text(&out),
+        err: text(&err),
+    }
+}
+
+/// Answers what is asked for files with the bytes that the file `answer` in its home has.
+const ANSWERS: &str = r#"
+while True:
+    tag = hear()
+    if tag == OWN: say(67, b"\0")
+    elif tag == RELEASE: say(68)
+    elif tag == MAKE: say(84)
+    elif tag == RUN: say(79, struct.pack(">I", 0), b"\1")
+    elif tag in (FETCH, TREE):
+        if tag == FETCH:
+            while hear() != END: pass
+        elif tag == TREE:
+            sys.stdout.buffer.write(frame(1, open(home + "/tree", "rb").read()) + frame(78))
+            sys.stdout.buffer.flush()
+            continue
+        sys.stdout.buffer.write(eval(open(home + "/answer").read()))
+        sys.stdout.buffer.flush()
+"#;
+
+#[test]
+fn forged_sizes_numbers_and_problems_of_files_are_believed_nothing() {
+    let lease = with_agent(&forged(ANSWERS));
+    let back = lease.place.path("repo/back");
+    for (answer, says) in [
+        // More than any disk has.
+        ("file(0, 1 << 62)", "that are free here, less a reserve"),
+        ("file(0, (1 << 64) - 1)", "that are free here, less a reserve"),
+        // More, and less, than was announced.
+        ("file(0, 1) + frame(1, b'xx')", "answered"),
+        ("file(0, 2) + frame(1, b'x') + frame(78)", "answered"),
+        ("file(0, 2) + frame(1, b'x') + file(0, 2)", "answered"),
+        // One that nobody asked for, and bytes of none.
+        ("file(1, 1) + frame(1, b'x')", "answered"),
+        ("file(0xffffffff, 1)", "answered"),
+        ("frame(1, b'x')", "answered"),
+        ("frame(2, b'x')", "answered"),
+        // Problems of files that are none, and more of them than there are files.
+        ("problem(1, b'x')", "answered"),
+        ("problem(0, b'x') * 3", "answered"),
+        // Messages that are none: cut, too long, of no such number, and a word that is no text.
+        ("frame(82, b'1234')", "answered"),
+        ("frame(78, b'1')", "answered"),
+        ("frame(250)", "answered"),
+        ("problem(0, b'\\xff')", "answered"),
+        ("problem(0, b'x', b'\\2')", "answered"),
+        ("frame(83, struct.pack('>II', 0, 0xffffffff))", "answered"),
+        // What is told of a file is bounded.
+        (
+            "problem(0, b'a' * ((4 << 20) - 4096)) + frame(78)",
+            "cannot fetch f in the lease: aaa",
+        ),
+        // Nothing comes.
+        ("frame(78)", "it did not come"),
+    ] {
+        fs::write(lease.sshd.home().join("answer"), answer).unwrap();
+        let refused = run(&lease, &["--download", "f=back"], "true");
+        assert_eq!(refused.code, 7, "{answer}: {}", refused.err);
+        assert!(refused.err.contains(says), "{answer}: {}", refused.err);
+        assert!(refused.err.len() < 8000, "{answer}: {}", refused.err.len());
+        assert!(!back.exists(), "{answer}");
+    }
+    // And one that is none of these is believed.
+    fs::write(
+        lease.sshd.home().join("answer"),
+        "file(0, 1) + frame(1, b'x') + frame(78)",
+    )
+    .unwrap();
+    let done = run(&lease, &["--download", "f=back"], "true");
+    assert_eq!(
+        (done.code, fs::read(&back).unwrap()),
+        (0, b"x".to_vec()),
+        "{}",
+        done.err
+    );
+}
+
+#[test]
+fn a_copy_from_a_lease_takes_no_name_that_leads_out_of_it() {
+    let lease = with_agent(&forged(ANSWERS));
+    let home = lease.sshd.home();
+    fs::write(home.join("answer"), "file(0, 1) + frame(1, b'x') + frame(78)").unwrap();
+    let cp = || {
+        lease
+            .place
+            .run(&["cp", "--id", "jade-krill", "SANDBOX:/there", "copy"])
+    };
+    for (tree, says) in [
+        (
+            &b"d\0f../evil\0"[..],
+            "\"./../evil\", which is a path with a part \"..\"",
+        ),
+        (b"d\0f/evil\0", "which is an absolute path"),
+        (b"d\0dx\0fx/../../evil\0", "which is a path with a part \"..\""),
+        (b"d\0ll\0fl/evil\0", "\"./l\", which is a symbolic link"),
+        (b"d\0cnull\0", "\"./null\", which is a device"),
+        (b"f\0fevil\0", "which is not where it belongs"),
+        (b"", "which is neither a file nor a directory"),
+        // The same name twice, as two files and as two things.
+        (b"d\0fx\0fx\0", "not all of it came"),
+        (b"d\0fx\0dx\0", "exists already"),
+    ] {
+        fs::write(home.join("tree"), tree).unwrap();
+        let refused = cp();
+        let shown = tree.escape_ascii().to_string();
+        assert!(
+            [2, 7].contains(&refused.code),
+            "{shown}: {} {}",
+            refused.code,
+            refused.err
+        );
+        assert!(refused.err.contains(says), "{shown}: {}", refused.err);
+        assert!(!lease.place.path("repo/copy").exists(), "{shown}");
+        assert!(!lease.place.path("repo/evil").exists() && !Path::new("/evil").exists());
+        let litter = fs::read_dir(lease.place.path("repo")).unwrap().flatten();
+        let litter: Vec<_> = litter.map(|entry| entry.file_name()).collect();
+        assert!(
+            !litter
+                .iter()
+                .any(|name| name.to_string_lossy().starts_with(".crabbox-cp")),
+            "{litter:?}"
+        );
+    }
+    fs::write(home.join("tree"), "d\0fx\0ss\0").unwrap();
+    let done = cp();
+    assert_eq!(
+        (done.code, done.err.as_str()),
+        (0, "warning: s is a socket and was not copied\n")
+    );
+    assert_eq!(fs::read(lease.place.path("repo/copy/x")).unwrap(), b"x");
+}
+
+#[test]
+fn an_agent_that_ends_at_once_is_told_with_what_helps() {
+    let hint = |answer: &Answer| {
+        let line = answer.err.lines().find(|line| line.starts_with("hint: "));
+        line.unwrap_or_default().to_owned()
+    };
+    for (script, says, helps) in [
+        ("#!/bin/sh\nkill -9 $$", "ended (", "memory"),
+        ("#!/bin/sh\nexit 137", "ended (exit code 137)", "memory"),
+        (
+            "#!/bin/sh\necho 'agent: Permission denied' >&2; exit 126",
+            "Permission denied",
+            "noexec",
+        ),
+        // An ELF file for aarch64, of which there is only the head.
+        (
+            "\u{7f}ELF\u{2}\u{1}\u{1}\0\0\0\0\0\0\0\0\0\u{2}\0\u{37}\0\u{1}\0\0\0",
+            "ended (exit code",
+            "runs no x86_64 programs",
+        ),
+    ] {
+        let lease = with_agent(script);
+        let done = run(&lease, &[], "echo ran");
+        assert_eq!((done.code, done.out.as_str()), (7, ""), "{script}: {}", done.err);
+        assert!(done.err.contains(says), "{script}: {}", done.err);
+        assert!(hint(&done).contains(helps), "{script}: {}", done.err);
+    }
+    // Where programs may not run it is not even put.
+    let lease = with_repository(Entered::new());
+    let agents = lease.sshd.home().join(".cache/crabbox/agents");
+    fs::create_dir_all(agents.parent().unwrap()).unwrap();
+    let _narrow = Narrow::new(agents.clone());
+    fs::set_permissions(&agents, fs::Permissions::from_mode(0o700)).unwrap();
+    Cmd::new("mount")
+        .args(["-o", "remount,noexec"])
+        .arg(&agents)
+        .run()
+        .unwrap();
+    let done = run(&lease, &[], "echo ran");
+    assert_eq!((done.code, done.out.as_str()), (7, ""), "{}", done.err);
+    assert!(done.err.contains("noexec"), "{}", done.err);
+    assert!(
+        hint(&done).contains("from which programs may run"),
+        "{}",
+        done.err
+    );
+}
+
+#[test]
+fn a_session_that_never_closes_after_the_last_answer_is_not_waited_for() {
+    // It has answered all that it was asked, and stays with its streams open.
+    let lease = with_agent(&forged(
+        r#"
+while True:
+    tag = hear()
+    if tag == OWN: say(67, b"\0")
+    elif tag == MAKE: say(84)
+    elif tag == RUN: say(79, struct.pack(">I", 0), b"\1")
+    elif tag == RELEASE: say(68); open(home + "/pid", "w").write(str(os.getpid())); time.sleep(600)
+"#,
+    ));
+    let done = run_within(&lease, LONG, &[], "true");
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(done.err.contains("workspace owner released"), "{}", done.err);
+    let pid = fs::read_to_string(lease.sshd.home().join("pid")).unwrap();
+    assert!(
+        Path::new("/proc").join(pid).exists(),
+        "it has gone, which shows nothing"
+    );
+}
+
+/// Programs of this name are called through one that notes its arguments in `argv` of the home directory.
+fn noting(home: &Path, program: &str) {
+    let script =
+        format!("#!/bin/sh\nprintf '%s\\n' {program} \"$@\" >> \"$HOME/argv\"\nexec /bin/{program} \"$@\"\n");
+    let file = home.join("bin").join(program);
+    fs::write(&file, script).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn values_for_a_helper_stand_in_no_argument_vector_and_reach_it() {
+    let lease = with_agent("#!/bin/sh\nPATH=$HOME/bin:$PATH\nexec \"$HOME/.cache/crabbox/agents/real\"\n");
+    let home = lease.sshd.home();
+    fs::create_dir(home.join("bin")).unwrap();
+    noting(&home, "sh");
+    noting(&home, "bash");
+    lease
+        .place
+        .write("repo/secrets.env", "MY_TOKEN=no-one-reads-this\n");
+    let flags = [
+        "--env-from-profile",
+        "secrets.env",
+        "--allow-env",
+        "MY_TOKEN",
+        "--env-helper",
+        "with",
+    ];
+    let done = run(
+        &lease,
+        &flags,
+        "unset MY_TOKEN; .crabbox/env/with sh -c 'printf %s \"$MY_TOKEN\"'",
+    );
+    assert_eq!(
+        (done.code, done.out.as_str()),
+        (0, "no-one-reads-this"),
+        "{}",
+        done.err
+    );
+    assert!(!done.err.contains("no-one-reads-this"), "{}", done.err);
+    let argv = fs::read_to_string(home.join("argv")).unwrap();
+    assert!(
+        argv.contains("sh\n-s\n") && argv.contains("unset MY_TOKEN"),
+        "{argv}"
+    );
+    assert!(!argv.contains("no-one-reads-this"), "{argv}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_to_its_end_ends_the_sync_and_the_next_one_is_exact() {
+    let lease = entered();
+    for number in 0..20 {
+        lease.place.write(&format!("repo/f{number}"), "text");
+    }
+    let at = lease.place.path("repo/f7");
+    fs::write(&at, vec![b'x'; 4096]).unwrap();
+    // A file of the kernel that says it has 4096 bytes, and fails when it is read.
+    let bad = Path::new("/sys/class/net/lo/speed");
+    assert!(fs::read(bad).is_err() && fs::metadata(bad).unwrap().len() == 4096);
+    Cmd::new("mount").arg("--bind").arg(bad).arg(&at).run().unwrap();
+    let sync = |script: &str| {
+        lease
+            .place
+            .run(&["run", "--id", "jade-krill", "--shell", "--", script])
+    };
+    let failed = sync("echo ran");
+    Cmd::new("umount").arg("-l").arg(&at).run().unwrap();
+    assert_eq!((failed.code, failed.out.as_str()), (6, ""), "{}", failed.err);
+    assert!(failed.err.contains("cannot read f7"), "{}", failed.err);
+    // A copy says the same, and leaves nothing.
+    let next = sync("ls | wc -l; head -c 3 f7; cat f19");
+    assert_eq!((next.code, next.out.as_str()), (0, "20\nxxxtext"), "{}", next.err);
+    let to = format!("SANDBOX:{}", lease.sshd.dir().join("copy").display());
+    let refused = lease
+        .place
+        .run(&["cp", "--id", "jade-krill", bad.to_str().unwrap(), &to]);
+    assert_eq!(refused.code, 2, "{}", refused.err);
+    assert!(
+        refused.err.starts_with("cannot read /sys/class/net/lo/speed"),
+        "{}",
+        refused.err
+    );
+    let left = || {
+        let names = fs::read_dir(lease.sshd.dir()).unwrap().flatten();
+        let mut names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.any(|name| name.starts_with(".crabbox-cp") || name == "copy")
+    };
+    assert!(poll_until(LONG, || (!left()).then_some(())).is_some());
+}
+
+#[test]
+fn a_script_that_is_larger_than_a_message_runs() {
+    let lease = entered();
+    let mut script = "#!/bin/sh\nexit 3\n".to_owned();
+    script.push_str(&"# a line that nobody reads\n".repeat(200_000));
+    assert!(script.len() > 5 << 20);
+    lease.place.write("repo/large.sh", &script);
+    let done = lease
+        .place
+        .run(&["run", "--id", "jade-krill", "--no-sync", "--script", "large.sh"]);
+    assert_eq!(done.code, 3, "{}", done.err);
+}
+
+#[test]
+fn a_capture_for_which_there_is_no_room_ends_the_command() {
+    let lease = entered();
+    let narrow = Narrow::new(lease.place.path("repo/narrow"));
+    // It would go on for good.
+    let done = run_within(
+        &lease,
+        LONG,
+        &["--capture-stdout", "narrow/cap"],
+        "echo $$ > ../pid; exec yes",
+    );
+    assert_ne!(done.code, 0, "{}", done.err);
+    assert!(done.err.contains("free here, less a reserve"), "{}", done.err);
+    let work = lease.sshd.dir().join("work");
+    let found = Cmd::new("find")
+        .arg(&work)
+        .args(["-name", "pid"])
+        .run()
+        .unwrap()
+        .stdout_text();
+    let pid = fs::read_to_string(found.trim()).unwrap();
+    // Somebody may still have to reap it.
+    let runs =
+        || fs::read_to_string(format!("/proc/{}/stat", pid.trim())).is_ok_and(|stat| !stat.contains(") Z "));
+    assert!(
+        poll_until(LONG, || (!runs()).then_some(())).is_some(),
+        "it still runs"
+    );
+    drop(narrow);
+    let next = run(&lease, &[], "echo next");
+    assert_eq!(next.out, "next\n", "{}", next.err);
+}
+
+#[test]
+fn an_interrupt_while_a_login_shell_does_not_begin_ends_the_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let begun = dir.path().join("begun");
+    let config = format!("ForceCommand touch {} && exec sleep 300", begun.display());
+    let lease = with_repository(Entered::on(Sshd::start_with(&config)));
+    let to = format!("SANDBOX:{}", lease.sshd.dir().join("copy").display());
+    for words in [
+        &["run", "--id", "jade-krill", "--no-sync", "--", "true"][..],
+        &["cp", "--id", "jade-krill", "tracked", &to],
+        &["cp", "--id", "jade-krill", &to, "back"],
+    ] {
+        lease.place.write("repo/tracked", "x");
+        fs::remove_file(&begun).ok();
+        let mut child = lease
+            .place
+            .command(words)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let has_begun = poll_until(LONG, || begun.exists().then_some(())).is_some();
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let status = poll_until(Duration::from_secs(30), || child.try_wait().unwrap());
+        child.kill().ok();
+        assert!(has_begun, "{words:?}");
+        let code = status.and_then(|status| status.code());
+        assert_eq!(code, Some(130), "{words:?}: one interrupt is enough");
+    }
+}
+
+#[test]
+fn reports_are_named_by_absolute_paths_too() {
+    let lease = entered();
+    let workdir = run(&lease, &[], "pwd").out.trim().to_owned();
+    let elsewhere = lease.sshd.dir().join("elsewhere.xml");
+    let script = format!(
+        "mkdir -p out; for f in out/a.xml out/b.xml {}; do echo '<testsuite><testcase name=\"'$f'\"/></testsuite>' > $f; done",
+        elsewhere.display()
+    );
+    let tests = |wanted: &str| {
+        let done = run(&lease, &["--junit", wanted], &script);
+        assert_eq!(done.code, 0, "{wanted}: {}", done.err);
+        done
+    };
+    for (wanted, count) in [
+        (format!("{workdir}/out/a.xml"), 1),
+        (format!("{workdir}/out/*.xml"), 2),
+        (elsewhere.display().to_string(), 1),
+        // The same file by two names is one report.
+        (format!("out/a.xml,{workdir}/out/a.xml"), 1),
+    ] {
+        let done = tests(&wanted);
+        assert!(
+            done.err
+                .contains(&format!("test results files={count} tests={count} ")),
+            "{wanted}: {}",
+            done.err
+        );
+        assert!(!done.err.contains("warning"), "{wanted}: {}", done.err);
+    }
+    // A pattern is held against what is below the working directory, and says so.
+    let done = tests("/elsewhere/*.xml");
+    assert!(
+        done.err
+            .contains("incomplete: /elsewhere/*.xml: it must be relative"),
+        "{}",
+        done.err
+    );
+}
