@@ -32,6 +32,8 @@ pub enum Verb {
     },
     /// To end the lease, as SIGTERM does: once it gets the lease's lock it takes back what is left then.
     End,
+    /// To end the lease as long as it is nobody's: it was made ahead, or is being made so, and somebody wants the room that it takes.
+    GiveWay,
     /// For the lease, which was made ahead for this pool: the first who asks gets it, and the connection goes on as that of a lease
     /// that is being made ([`crate::protocol`]).
     Claim {

@@ -11,4 +11,5 @@ pub mod keys;
 pub mod logs;
 pub(crate) mod machine;
 pub mod ownership;
+pub(crate) mod relief;
 pub mod touch;

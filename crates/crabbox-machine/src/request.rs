@@ -93,6 +93,9 @@ impl AcquireRequest {
 pub struct Pool {
     /// What its leases have alike, as a word that a label can hold.
     pub key: String,
+    /// The image of its leases as it was asked for, empty for the usual one: what that is may change while an order waits.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub image: String,
     /// How many there are to be.
     pub size: u32,
     /// How long one of them waits to be taken.

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use crabbox_host::clock;
 use crabbox_host::lock::{FileLock, LockError};
 
 use crate::places::Places;
@@ -31,4 +32,57 @@ pub fn is_busy(places: &Places, id: &str) -> Result<bool, LockError> {
 /// Takes the lock of lease `id`, waiting for its holder at most `limit`.
 pub fn lease(places: &Places, id: &str, limit: Duration) -> Result<FileLock, LockError> {
     FileLock::acquire_within(&places.lease_lock(id), limit)
+}
+
+/// Takes the allocation lock and then that of lease `id`, for whose holder it waits at most `limit`. Meanwhile it holds neither: a lease
+/// that somebody is at must not keep all others from being allocated.
+pub fn allocation_and_lease(
+    places: &Places,
+    id: &str,
+    limit: Duration,
+) -> Result<(FileLock, FileLock), LockError> {
+    let both = || -> Result<Option<(FileLock, FileLock)>, LockError> {
+        if is_busy(places, id)? {
+            return Ok(None);
+        }
+        let allocation = allocation(places)?;
+        Ok(try_lease(places, id)?.map(|lease| (allocation, lease)))
+    };
+    clock::poll_until(limit, || both().transpose()).unwrap_or_else(|| {
+        Err(LockError::Busy {
+            path: places.lease_lock(id),
+            limit,
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_an_allocation_while_somebody_waits_for_a_lease() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = Places::below(dir.path());
+        let id = "cbx_0123456789ab";
+        let held = try_lease(&places, id).unwrap().unwrap();
+        assert!(matches!(
+            allocation_and_lease(&places, id, Duration::ZERO),
+            Err(LockError::Busy { .. })
+        ));
+        std::thread::scope(|threads| {
+            let waiting = threads.spawn(|| allocation_and_lease(&places, id, Duration::from_mins(1)));
+            // Whoever held it while it waits would have it for the whole minute.
+            for _ in 0..20 {
+                let other = FileLock::acquire_within(&places.allocation_lock(), Duration::from_secs(5));
+                drop(other.unwrap());
+                clock::nap(Duration::from_millis(2));
+            }
+            drop(held);
+            let (allocation, lease) = waiting.join().unwrap().unwrap();
+            assert!(is_busy(&places, id).unwrap());
+            assert!(FileLock::is_held(&places.allocation_lock()).unwrap());
+            drop((allocation, lease));
+        });
+    }
 }

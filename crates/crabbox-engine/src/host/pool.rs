@@ -59,8 +59,11 @@ pub enum PoolError {
     /// Somebody else fills it.
     #[error("another command fills the pool")]
     Busy,
-    /// The user interrupted while it was waited for.
-    #[error("interrupted while another command filled the pool")]
+    /// What its leases are made of is another one by now.
+    #[error("the image or the programs of the pool changed meanwhile; nothing was made or ended")]
+    Stale,
+    /// The user interrupted.
+    #[error("interrupted; what was made or ended until then stays so")]
     Interrupted,
     /// The records cannot be listed.
     #[error(transparent)]
@@ -92,7 +95,7 @@ impl Fault for PoolError {
             Self::Prepare(error) => error.kind(),
             Self::Machine { source, .. } => source.kind(),
             Self::Release(error) => error.kind(),
-            Self::Lock(_) | Self::Busy => Kind::Unavailable,
+            Self::Lock(_) | Self::Busy | Self::Stale => Kind::Unavailable,
             Self::Interrupted => Kind::Passthrough(130),
             Self::None | Self::Facts(_) | Self::Records(_) | Self::Random(_) => Kind::Usage,
         }
@@ -107,6 +110,7 @@ impl Fault for PoolError {
                 vec!["set firecracker.pool in your own configuration, or say --firecracker-pool 2".to_owned()]
             }
             Self::Busy => vec!["try again when it is done".to_owned()],
+            Self::Stale => vec!["fill it again".to_owned()],
             _ => Vec::new(),
         }
     }
@@ -123,6 +127,7 @@ pub(crate) fn of(
     }
     Ok(Some(Pool {
         key: key(plan, request)?,
+        image: plan.image.as_str().to_owned(),
         size: plan.pool,
         max_age: plan.pool_max_age.to_std(),
         warm: plan.warm,
@@ -136,7 +141,6 @@ pub(crate) fn of(
 /// ones are the same pool before and after a change of its image or programs.
 fn key(plan: &FirecrackerPlan, request: &AcquireRequest) -> std::io::Result<String> {
     let mut configured = String::from("pool 1\n");
-    let mut found = String::new();
     let network = &request.network;
     let jail = request.programs.jailer.as_ref();
     for (name, value) in [
@@ -168,6 +172,16 @@ fn key(plan: &FirecrackerPlan, request: &AcquireRequest) -> std::io::Result<Stri
         // Writing to a String cannot fail.
         writeln!(configured, "{name}={value}").ok();
     }
+    Ok(format!("{}-{}", half(&configured), found(request)?))
+}
+
+fn half(text: &str) -> String {
+    digest::sha256(text.as_bytes())[..HALF].to_owned()
+}
+
+/// The second half of a key: what `request` means on this host now.
+fn found(request: &AcquireRequest) -> std::io::Result<String> {
+    let mut found = String::new();
     match &request.guest {
         GuestSource::Foreign {
             kernel,
@@ -185,8 +199,24 @@ fn key(plan: &FirecrackerPlan, request: &AcquireRequest) -> std::io::Result<Stri
             found.push_str(&facts::of(image, request.machine, &program).text);
         }
     }
-    let half = |text: &str| digest::sha256(text.as_bytes())[..HALF].to_owned();
-    Ok(format!("{}-{}", half(&configured), half(&found)))
+    Ok(half(&found))
+}
+
+/// Whether what `order` asks for is still what its pool stands for: images and programs may have changed since it was written.
+fn is_current(engine: &Engine, order: &AcquireRequest, pool: &Pool) -> bool {
+    let images = engine.places.images();
+    let named = || prepare::stored_image(&images, &pool.image).ok();
+    let is_same_image = match &order.guest {
+        GuestSource::Ours { digest: image, .. } => {
+            named().is_some_and(|named| named.manifest.digest == *image)
+        }
+        GuestSource::Foreign { kernel, .. } if kernel.starts_with(&images) => {
+            named().is_some_and(|named| named.kernel() == *kernel)
+        }
+        GuestSource::Foreign { .. } => true,
+    };
+    // What cannot be looked at is not what it was.
+    is_same_image && found(order).is_ok_and(|found| pool.key.get(HALF + 1..) == Some(&found))
 }
 
 /// The ids of leases that may be taken from the pool `key`, the oldest first. One that cannot be listed is one that is not taken.
@@ -264,9 +294,13 @@ pub fn refill(engine: &Engine, order: &AcquireRequest, interrupts: &Interrupts) 
         };
         let outcome = making.fill(&mut |_| ());
         lock.remove_while_held()?;
-        // Leases that come of age or end as fast as they are made would be made for ever.
-        if !outcome?.is_empty() {
-            return Ok(());
+        match outcome {
+            // Leases that come of age or end as fast as they are made would be made for ever.
+            Ok(made) if !made.is_empty() => return Ok(()),
+            Ok(_) => {}
+            // Whoever takes a lease of what there is now has that pool filled up.
+            Err(PoolError::Stale) => return Ok(()),
+            Err(error) => return Err(error),
         }
     }
     Ok(())
@@ -337,7 +371,12 @@ impl Making<'_> {
 
     /// Ends leases of the same pool that were made of something else than there is now.
     fn sweep(&self) -> Result<(), PoolError> {
-        for member in pool::members(&self.engine.places)? {
+        // Listed before it is asked whether the order still holds: one that is newer than the order is not among them then.
+        let members = pool::members(&self.engine.places)?;
+        if !is_current(self.engine, self.order, self.pool) {
+            return Err(PoolError::Stale);
+        }
+        for member in members {
             if is_outdated(&member.pool, &self.pool.key) {
                 pool::end(&self.engine.places, &member, actor(self.engine))?;
             }
@@ -428,7 +467,11 @@ fn actor(engine: &Engine) -> Actor<'_> {
 }
 
 /// Ends every lease that waits in a pool of this state directory, and returns the ids; `on_ended` hears of each.
-pub fn drain(engine: &Engine, on_ended: &mut dyn FnMut(&str)) -> Result<Vec<String>, PoolError> {
+pub fn drain(
+    engine: &Engine,
+    interrupts: &Interrupts,
+    on_ended: &mut dyn FnMut(&str),
+) -> Result<Vec<String>, PoolError> {
     let places = &engine.places;
     let mut keys: Vec<String> = pool::members(places)?
         .into_iter()
@@ -439,11 +482,14 @@ pub fn drain(engine: &Engine, on_ended: &mut dyn FnMut(&str)) -> Result<Vec<Stri
     // Whoever fills one is let finish, and nobody begins to until all are empty.
     let locks = keys
         .iter()
-        .map(|key| FileLock::acquire_within(&places.pool_lock(key), LOCK_LIMIT))
+        .map(|key| lock(&places.pool_lock(key), interrupts))
         .collect::<Result<Vec<_>, _>>()?;
     let mut ended = Vec::new();
     let mut failed = None;
     for member in pool::members(places)? {
+        if interrupts.caught().is_some() {
+            return Err(PoolError::Interrupted);
+        }
         match pool::end(places, &member, actor(engine)) {
             Ok(true) => {
                 on_ended(&member.stored.record.lease_id);

@@ -51,6 +51,7 @@ struct Shared {
     log: SupervisorLog,
     seat: Mutex<Seat>,
     pool_used: AtomicBool,
+    gave_way: AtomicBool,
 }
 
 /// Where the one who takes a lease of a pool sits.
@@ -59,6 +60,8 @@ enum Seat {
     /// The lease is not on offer.
     #[default]
     Closed,
+    /// It is being made to wait, and is nobody's.
+    Ahead,
     /// Whoever asks for this pool has it.
     Open(String),
     /// This one has it.
@@ -79,6 +82,17 @@ impl Shared {
             return Ok(());
         }
         Err(stream)
+    }
+
+    /// Closes the seat, unless somebody has it or is about to.
+    fn give_way(&self) -> bool {
+        let mut seat = self.seat();
+        let is_nobodys = matches!(&*seat, Seat::Ahead | Seat::Open(_));
+        if is_nobodys {
+            *seat = Seat::Closed;
+            self.gave_way.store(true, Ordering::Release);
+        }
+        is_nobodys
     }
 }
 
@@ -126,6 +140,7 @@ impl Control {
                 log: log.clone(),
                 seat: Mutex::default(),
                 pool_used: AtomicBool::new(false),
+                gave_way: AtomicBool::new(false),
             }),
             asked,
             wish,
@@ -170,6 +185,16 @@ impl Control {
         self.shared.phase.store(phase as u8, Ordering::Release);
     }
 
+    /// Says that the lease is made to wait: until it does it gives way to whoever wants its room.
+    pub(crate) fn reserve(&self) {
+        *self.shared.seat() = Seat::Ahead;
+    }
+
+    /// Whether it was asked to end in favour of somebody's lease.
+    pub(crate) fn gave_way(&self) -> bool {
+        self.shared.gave_way.load(Ordering::Acquire)
+    }
+
     /// Offers the lease to whoever asks for `pool`, to one of them.
     pub(crate) fn offer(&self, pool: &str) {
         *self.shared.seat() = Seat::Open(pool.to_owned());
@@ -186,7 +211,7 @@ impl Control {
                 (&self.taken).read_exact(&mut [0]).ok();
                 Some(stream)
             }
-            Seat::Open(_) | Seat::Closed => None,
+            Seat::Open(_) | Seat::Ahead | Seat::Closed => None,
         }
     }
 
@@ -270,7 +295,9 @@ fn converse(stream: UnixStream, stop: &dyn Fn() -> bool, ears: &Ears) {
         Ok(Verb::Claim { pool }) => return give_away(stream, &pool, ears),
         Ok(verb) => {
             tracing::debug!(?verb, "asked");
-            (reply(&verb, &ears.shared), verb == Verb::End)
+            let reply = reply(&verb, &ears.shared);
+            let ends = reply == Reply::Done && matches!(verb, Verb::End | Verb::GiveWay);
+            (reply, ends)
         }
         Err(error) => {
             let why = fault::chain(&error);
@@ -338,6 +365,15 @@ fn reply(verb: &Verb, shared: &Shared) -> Reply {
             Reply::Done
         }
         Verb::End => Reply::Done,
+        Verb::GiveWay => {
+            if shared.give_way() {
+                Reply::Done
+            } else {
+                Reply::Refused {
+                    why: "it is somebody's, or is being given to somebody".to_owned(),
+                }
+            }
+        }
         // Answered where the connection is at hand.
         Verb::Claim { .. } => Reply::Refused {
             why: "it is not on offer".to_owned(),

@@ -58,6 +58,7 @@ fn requests_and_replies_have_these_bytes() {
             r#"{"version":1,"verb":"log_level","filter":"debug"}"#,
         ),
         (Verb::End, r#"{"version":1,"verb":"end"}"#),
+        (Verb::GiveWay, r#"{"version":1,"verb":"give_way"}"#),
         (
             Verb::Claim {
                 pool: "a-b".to_owned(),
@@ -264,4 +265,40 @@ fn a_lease_on_offer_goes_to_one_of_all_who_ask_and_to_nobody_of_another_pool() {
     assert!(!control.is_pool_used());
     assert_eq!(ask(&dir, &Verb::PoolUsed).unwrap(), Reply::Done);
     assert!(control.is_pool_used());
+}
+
+#[test]
+fn only_a_lease_that_is_nobodys_gives_way() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = lease(home.path(), false);
+    let gives_way = || match ask(&dir, &Verb::GiveWay).unwrap() {
+        Reply::Done => true,
+        Reply::Refused { .. } => false,
+        other => panic!("{other:?}"),
+    };
+    // One that is made for somebody.
+    let (control, _log, _alive) = listening(&dir);
+    assert!(!gives_way() && !control.is_asked() && !control.gave_way());
+    drop(control);
+    // One that is made ahead.
+    let (control, _log, _alive) = listening(&dir);
+    control.reserve();
+    assert!(gives_way());
+    assert!(clock::poll_until(Duration::from_secs(20), || control.is_asked().then_some(())).is_some());
+    assert!(control.gave_way());
+    drop(control);
+    // One that waits: nobody gets it any more.
+    let (control, _log, _alive) = listening(&dir);
+    control.offer("one");
+    assert!(gives_way());
+    assert!(matches!(claim(&dir, "one"), Err(AskError::Refused { .. })));
+    assert!(control.taker().is_none());
+    drop(control);
+    // One that somebody has, or is being given.
+    let (control, _log, _alive) = listening(&dir);
+    control.offer("one");
+    let _theirs = claim(&dir, "one").unwrap();
+    assert!(!gives_way());
+    assert!(control.taker().is_some());
+    assert!(!gives_way() && !control.is_asked());
 }

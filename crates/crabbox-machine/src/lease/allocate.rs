@@ -236,7 +236,7 @@ fn hold(
 }
 
 /// The first uid of the range that nothing on this host runs under or has a claim to; none without a jail.
-fn free_uid(request: &AcquireRequest, held: &Held) -> Result<Option<u32>, AllocateError> {
+pub(crate) fn free_uid(request: &AcquireRequest, held: &Held) -> Result<Option<u32>, AllocateError> {
     let Some(jail) = &request.programs.jailer else {
         return Ok(None);
     };
@@ -387,14 +387,20 @@ fn taken(places: &Places) -> Result<Taken, AllocateError> {
     for claim in claims::list(places)?.claims {
         taken.slugs.insert(claim.slug);
     }
-    let entries = std::fs::read_dir(places.leases()).map(|entries| entries.filter_map(Result::ok).collect());
-    for entry in entries.unwrap_or_else(|_| Vec::new()) {
+    taken.journals = journals(places);
+    Ok(taken)
+}
+
+/// The journals of all leases here, each with whether somebody is at work on the lease.
+pub(crate) fn journals(places: &Places) -> Vec<(Journal, bool)> {
+    let mut journals = Vec::new();
+    for entry in std::fs::read_dir(places.leases()).into_iter().flatten().flatten() {
         let Ok(Some(journal)) = journal::read(&LeaseDir::at(entry.path()).journal()) else {
             continue;
         };
         // A lock that cannot be looked at must not block everybody; it counts as held.
         let busy = locks::is_busy(places, &entry.file_name().to_string_lossy()).unwrap_or(true);
-        taken.journals.push((journal, busy));
+        journals.push((journal, busy));
     }
-    Ok(taken)
+    journals
 }

@@ -91,12 +91,13 @@ fn stage_span(name: &'static str) -> tracing::span::EnteredSpan {
     tracing::info_span!("stage", name).entered()
 }
 
-/// Gives the request its lease.
+/// Gives the request its lease. `gone` says whether whoever asked for it has gone away.
 pub fn allocate<'a>(
     places: &Places,
     request: &'a AcquireRequest,
     id: &LeaseId,
     events: &'a mut dyn FnMut(Event),
+    gone: &dyn Fn() -> bool,
 ) -> Result<Making<'a>, AcquireError> {
     let stage = Instant::now();
     let _stage = stage_span("allocate");
@@ -105,14 +106,20 @@ pub fn allocate<'a>(
         failpoint: &request.failpoint,
     };
     let made = loop {
-        match allocate::allocate(places, request, id) {
+        let error = match allocate::allocate(places, request, id) {
             Ok(made) => break made,
-            // What waits for somebody gives way to somebody. Each round ends one that waits, so there is a last round.
-            Err(error)
-                if request.member_of().is_none()
-                    && pool::wants_room(&error)
-                    && pool::evict_oldest(places, actor) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => error,
+        };
+        if gone() {
+            return Err(AcquireError::Abandoned);
+        }
+        // What is nobody's gives way to somebody. Those who make more of it do not outlast the time for a launch.
+        let is_in_time = stage.elapsed() < request.launch_timeout;
+        if request.member_of().is_some()
+            || !is_in_time
+            || !pool::make_room(places, request, &error, actor, gone)
+        {
+            return Err(error.into());
         }
     };
     events(Event::Allocated {

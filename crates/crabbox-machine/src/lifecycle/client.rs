@@ -18,8 +18,8 @@ use crabbox_host::environment::Environment;
 use crabbox_host::lock::LockError;
 use crabbox_host::process;
 use crabbox_host::signals::Interrupts;
-use crabbox_store::locks;
 use crabbox_store::places::LeaseDir;
+use crabbox_store::{journal, locks};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::context::Engine;
@@ -32,6 +32,9 @@ use crate::request::AcquireRequest;
 
 /// How long a rollback may take before we stop waiting for it.
 const ROLLBACK_LIMIT: Duration = Duration::from_mins(1);
+
+/// How long a supervisor that was killed may take to be gone once its connections are closed.
+const DYING_LIMIT: Duration = Duration::from_secs(2);
 
 /// Why a lease could not be acquired, as the command line learns it.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +53,12 @@ pub enum ClientError {
         /// Why.
         #[source]
         source: AskError,
+    },
+    /// The supervisor of a lease that waits in a pool hung up, and goes on.
+    #[error("the supervisor of lease {id} hung up and keeps it")]
+    Kept {
+        /// The lease.
+        id: String,
     },
     /// The lease was not made.
     #[error("{}", .0.message)]
@@ -117,9 +126,11 @@ impl Fault for ClientError {
     fn kind(&self) -> Kind {
         match self {
             Self::Failed(failure, _) => failure.kind,
-            Self::Died { .. } | Self::Interrupted { .. } | Self::Speak(_) | Self::Taken { .. } => {
-                Kind::Unavailable
-            }
+            Self::Died { .. }
+            | Self::Interrupted { .. }
+            | Self::Speak(_)
+            | Self::Taken { .. }
+            | Self::Kept { .. } => Kind::Unavailable,
             Self::Start(_) | Self::Lock(_) | Self::Ownership(_) => Kind::Usage,
         }
     }
@@ -184,6 +195,17 @@ pub fn take<'e>(
 fn parse(id: &str) -> Result<LeaseId, ClientError> {
     LeaseId::parse(id)
         .map_err(|error| ClientError::Speak(std::io::Error::new(std::io::ErrorKind::InvalidInput, error)))
+}
+
+/// Whether the supervisor of the lease in `dir` lives, and is not about to be gone: a process that dies closes its sockets first.
+fn lives_on(dir: &LeaseDir) -> bool {
+    let Ok(Some(journal)) = journal::read(&dir.journal()) else {
+        return false;
+    };
+    let supervisor = journal.process("supervisor");
+    supervisor.is_some_and(|supervisor| {
+        clock::poll_until(DYING_LIMIT, || (!process::is_alive(supervisor)).then_some(())).is_none()
+    })
 }
 
 /// Starts the supervisor with its request.
@@ -371,6 +393,13 @@ impl Acquisition<'_> {
             Err(error) => return error.into(),
         };
         match OwnedLease::prove(places, &self.id, guard) {
+            // Of a lease that was taken it is not known why its supervisor says no more; one that lives has its reasons.
+            Ok(lease) if self.child.is_none() && lives_on(lease.dir()) => {
+                lease.release();
+                ClientError::Kept {
+                    id: self.id.to_string(),
+                }
+            }
             Ok(lease) => {
                 let actor = Actor {
                     who: Who::Cli,

@@ -2,23 +2,33 @@
 //!
 //! What a lease's record says counts again under its lock: a lease that somebody has taken meanwhile must never be ended here.
 
+use std::time::Duration;
+
 use crabbox_core::fault;
 use crabbox_core::id::LeaseId;
 use crabbox_core::labels;
 use crabbox_core::record::LeaseRecord;
 use crabbox_core::state::LeaseState;
 use crabbox_core::timestamp;
-use crabbox_host::process;
+use crabbox_host::{clock, process};
 use crabbox_store::leases::{self, RecordError, StoredLease};
 use crabbox_store::places::Places;
 use crabbox_store::{journal, locks};
 
-use crate::control::{Verb, client};
+use crate::control::client::{self, AskError};
+use crate::control::{Reply, Verb};
 use crate::lease::allocate::AllocateError;
 use crate::lease::ownership::OwnedLease;
+use crate::lease::relief;
 use crate::lifecycle::release::ReleaseError;
 use crate::lifecycle::teardown::{self, Actor, Extent};
+use crate::request::AcquireRequest;
 use crate::resource::network::SubnetError;
+
+/// How long a supervisor that has just begun may take until it can be asked.
+const TELL_LIMIT: Duration = Duration::from_secs(1);
+/// How long one may take to take back what it is making.
+const WAY_LIMIT: Duration = Duration::from_secs(30);
 
 /// A lease that waits in a pool, or is being made for one.
 #[derive(Debug, Clone)]
@@ -116,21 +126,63 @@ pub fn end(places: &Places, member: &Member, actor: Actor<'_>) -> Result<bool, R
     }
 }
 
-/// Ends the oldest member that can be ended, so that there is room for somebody's lease; whether there was one.
-pub(crate) fn evict_oldest(places: &Places, actor: Actor<'_>) -> bool {
+/// Makes room for somebody's lease, for which there was none: ends the oldest lease that is nobody's and whose end helps, waiting or in the
+/// making; whether one has ended. None ends where all of them together would not be enough, or once `gone` says that nobody wants it.
+pub(crate) fn make_room(
+    places: &Places,
+    request: &AcquireRequest,
+    error: &AllocateError,
+    actor: Actor<'_>,
+    gone: &dyn Fn() -> bool,
+) -> bool {
+    if !wants_room(error) {
+        return false;
+    }
     let members = members(places).unwrap_or_default();
-    for member in members.iter().filter(|member| member.waits) {
+    let spare = members.iter().map(|member| member.stored.clone()).collect();
+    let useful = relief::useful(places, request, error, spare).unwrap_or_else(|error| {
+        tracing::warn!(
+            "cannot tell whether others can make room: {}",
+            fault::chain(&error)
+        );
+        Vec::new()
+    });
+    let helps = |member: &&Member| {
+        let mut useful = useful.iter();
+        useful.any(|one| one.record.lease_id == member.stored.record.lease_id)
+    };
+    for member in members.iter().filter(helps) {
+        if gone() {
+            return false;
+        }
         let lease = member.stored.record.lease_id.as_str();
         match end(places, member, actor) {
-            Ok(true) => {
+            Ok(false) if !give_way(member, gone) => {}
+            Ok(_) => {
                 tracing::info!(member = lease, "ended, since there was no room for this lease");
                 return true;
             }
-            Ok(false) => {}
             Err(error) => tracing::warn!(member = lease, "cannot make room: {}", fault::chain(&error)),
         }
     }
     false
+}
+
+/// Has a member end that its supervisor is at: one in the making does, one that is being given to somebody does not. Whether it is gone.
+fn give_way(member: &Member, gone: &dyn Fn() -> bool) -> bool {
+    let dir = &member.stored.dir;
+    // Its supervisor has its record before it can be asked.
+    let told = clock::poll_until(TELL_LIMIT, || match client::ask(dir, &Verb::GiveWay) {
+        Ok(Reply::Done) => Some(true),
+        Err(AskError::Absent(_)) if dir.path().exists() && !gone() => None,
+        _ => Some(false),
+    });
+    // It went by itself.
+    if told != Some(true) {
+        return !dir.path().exists();
+    }
+    clock::poll_until(WAY_LIMIT, || (gone() || !dir.path().exists()).then_some(()));
+    !dir.path().exists()
 }
 
 /// Whether a lease could not be made for want of what a member would give up.
@@ -139,4 +191,30 @@ pub(crate) fn wants_room(error: &AllocateError) -> bool {
         error,
         AllocateError::NoRoom(_) | AllocateError::NoUid { .. } | AllocateError::Subnet(SubnetError::Full(_))
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use crabbox_core::admission::Refusal;
+    use crabbox_host::netlink::NetlinkError;
+
+    use super::*;
+
+    #[test]
+    fn nobody_makes_room_for_what_room_does_not_help() {
+        let refused = Refusal::Leases { leases: 1, max: 1 };
+        assert!(wants_room(&AllocateError::NoRoom(refused)));
+        let uids = AllocateError::NoUid {
+            first: 1,
+            count: 1,
+            others: Vec::new(),
+        };
+        assert!(wants_room(&uids));
+        let exists = AllocateError::Exists { id: "i".to_owned() };
+        assert!(!wants_room(&exists));
+        let unread = NetlinkError::Open {
+            source: std::io::ErrorKind::PermissionDenied.into(),
+        };
+        assert!(!wants_room(&AllocateError::Subnet(SubnetError::Routes(unread))));
+    }
 }

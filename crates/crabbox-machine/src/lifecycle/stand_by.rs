@@ -10,12 +10,12 @@
 //! Nothing is locked while it waits. It must never be given to two, nor go back into the pool once somebody was told how to enter it.
 
 use std::fs::File;
-use std::io::{BufReader, Write as _};
+use std::io::BufReader;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use crabbox_core::fault;
+use crabbox_core::fault::{self, Fault};
 use crabbox_core::id::{LeaseId, Slug};
 use crabbox_core::labels;
 use crabbox_core::state::LeaseState;
@@ -76,8 +76,33 @@ pub(super) struct Waiting<'a> {
 pub(super) enum Fate {
     /// It is somebody's, and this is what it was taken with.
     Taken(Box<AcquireRequest>),
-    /// It ends; the lock comes along where the decision was made under it.
-    Ends(End, Option<FileLock>),
+    /// It ends.
+    Ends(End),
+    /// It is nobody's any more, and no use to anybody else.
+    Spoilt(Box<Spoilt>),
+}
+
+/// A lease that was to be somebody's and goes instead. They hear of it when it is gone: until then it takes up the room that they will
+/// ask for next.
+pub(super) struct Spoilt {
+    /// Its lock, under which that was decided.
+    pub(super) lock: FileLock,
+    /// What they hear then.
+    pub(super) word: LastWord,
+}
+
+/// The last that is said to the one who was to have a lease.
+pub(super) struct LastWord {
+    output: File,
+    failure: Failure,
+}
+
+impl LastWord {
+    /// Says why it is not theirs, and what could not be taken back.
+    pub(super) fn tell(mut self, leftovers: Vec<String>) {
+        self.failure.leftovers = leftovers;
+        tell(&self.output, &Event::Failed(self.failure));
+    }
 }
 
 /// What became of somebody's wish to have it.
@@ -86,8 +111,8 @@ enum Handing {
     Done(Box<AcquireRequest>),
     /// It is as it was.
     Spared,
-    /// It is nobody's any more, and no use to anybody else.
-    Spoilt(OwnedLease),
+    /// It goes.
+    Spoilt(Box<Spoilt>),
 }
 
 impl<'a> Waiting<'a> {
@@ -113,18 +138,18 @@ impl<'a> Waiting<'a> {
         loop {
             self.life.control.offer(&self.pool.key);
             if let Some(end) = self.wait(too_old) {
-                return Fate::Ends(end, None);
+                return Fate::Ends(end);
             }
             // Nobody gets it from here on but the one who has it.
             if let Some(stream) = self.life.control.taker() {
                 match self.hand_over(stream) {
                     Handing::Done(request) => return Fate::Taken(request),
                     Handing::Spared => continue,
-                    Handing::Spoilt(lease) => return Fate::Ends(End::Unfinished, Some(lease.into_lock())),
+                    Handing::Spoilt(spoilt) => return Fate::Spoilt(spoilt),
                 }
             }
             if Instant::now() >= too_old {
-                return Fate::Ends(End::Expired("too long in the pool".to_owned()), None);
+                return Fate::Ends(End::Expired("too long in the pool".to_owned()));
             }
         }
     }
@@ -157,6 +182,10 @@ impl<'a> Waiting<'a> {
             Ok(request) => request,
             Err(error) => {
                 tracing::info!("who took it did not say what for: {}", fault::chain(&error));
+                // Without a word they would believe that we have died, and take the lease back.
+                if let Ok(stream) = input.into_inner().into_inner() {
+                    tell(&stream, &failed(&error));
+                }
                 return Handing::Spared;
             }
         };
@@ -164,30 +193,30 @@ impl<'a> Waiting<'a> {
             return Handing::Spared;
         };
         let mut input = BufReader::new(input);
-        let mut tell = |event: &Event| {
-            (&output)
-                .write_all(&protocol::line(event).unwrap_or_default())
-                .ok();
-        };
         let hit = |phase| failpoint::hit(&request.failpoint, Who::Supervisor, "take", phase);
         hit(Phase::Begun);
         let mut taken = match self.take(&request) {
             Ok(taken) => taken,
             Err(error) => {
                 tracing::info!("it is not given away: {}", fault::chain(&error));
-                tell(&Event::Failed(Failure::of(&error, Vec::new(), Vec::new())));
+                tell(&output, &failed(&error));
                 return Handing::Spared;
             }
         };
         hit(Phase::Made);
-        let given = taken.give(self, &request, &mut tell, &mut input, &hit);
+        let given = taken.give(self, &request, &output, &mut input, &hit);
         if let Err(error) = given {
             tracing::error!("it is given up: {}", fault::chain(&error));
-            tell(&Event::Failed(Failure::of(&error, Vec::new(), Vec::new())));
-            return Handing::Spoilt(taken.lease);
+            return Handing::Spoilt(Box::new(Spoilt {
+                lock: taken.lease.into_lock(),
+                word: LastWord {
+                    failure: Failure::of(&error, Vec::new(), Vec::new()),
+                    output,
+                },
+            }));
         }
         taken.lease.release();
-        tell(&Event::Watching);
+        tell(&output, &Event::Watching);
         Handing::Done(Box::new(request))
     }
 
@@ -198,13 +227,14 @@ impl<'a> Waiting<'a> {
                 id: self.life.id.to_string(),
             });
         }
-        // Before the lease's own lock, as always: a slug is handed out under it.
-        let allocation = request
-            .slug
-            .as_ref()
-            .map(|_| locks::allocation(self.life.places))
-            .transpose()?;
-        let guard = locks::lease(self.life.places, self.life.id.as_str(), LOCK_LIMIT)?;
+        let (places, id) = (self.life.places, self.life.id.as_str());
+        // A slug is handed out under the allocation lock.
+        let (allocation, guard) = if request.slug.is_some() {
+            let (allocation, guard) = locks::allocation_and_lease(places, id, LOCK_LIMIT)?;
+            (Some(allocation), guard)
+        } else {
+            (None, locks::lease(places, id, LOCK_LIMIT)?)
+        };
         let lease = OwnedLease::prove(self.life.places, self.life.id, guard)?;
         let journal = JournalFile::open(&lease.dir().journal())?.ok_or(AcquireError::Ending)?;
         if journal.state().note(ENDING).is_some() {
@@ -218,6 +248,15 @@ impl<'a> Waiting<'a> {
             allocation,
         })
     }
+}
+
+/// Says something to the one who takes the lease; that they have gone away shows as the end of what they say.
+fn tell(mut output: impl std::io::Write, event: &Event) {
+    output.write_all(&protocol::line(event).unwrap_or_default()).ok();
+}
+
+fn failed(error: &dyn Fault) -> Event {
+    Event::Failed(Failure::of(error, Vec::new(), Vec::new()))
 }
 
 fn both_ways(stream: UnixStream) -> std::io::Result<(File, File)> {
@@ -242,7 +281,7 @@ impl Taken {
         &mut self,
         waiting: &Waiting<'_>,
         request: &AcquireRequest,
-        tell: &mut dyn FnMut(&Event),
+        output: &File,
         input: &mut BufReader<File>,
         hit: &dyn Fn(Phase),
     ) -> Result<(), AcquireError> {
@@ -256,16 +295,18 @@ impl Taken {
             request,
         )?;
         let record = &self.stored.record;
-        tell(&Event::Allocated {
+        let allocated = Event::Allocated {
             slug: record.slug.clone(),
             name: record.name.clone(),
-        });
-        tell(&Event::Ready(Ready {
+        };
+        tell(output, &allocated);
+        let ready = Event::Ready(Ready {
             control: promised.control.clone(),
             // Nobody waited for them now.
             guest_stages: Vec::new(),
             ..waiting.ready.clone()
-        }));
+        });
+        tell(output, &ready);
         if !says_claimed(input, waiting.life.control) {
             return Err(AcquireError::Abandoned);
         }

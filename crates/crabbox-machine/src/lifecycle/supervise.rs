@@ -45,7 +45,7 @@ use crate::lease::ownership::{OwnedLease, OwnershipError};
 use crate::lifecycle::acquire::{self, AcquireError, Making, Threads};
 use crate::lifecycle::handover::{is_readable, says_claimed};
 use crate::lifecycle::refill;
-use crate::lifecycle::stand_by::{Fate, Life, Waiting};
+use crate::lifecycle::stand_by::{Fate, Life, Spoilt, Waiting};
 use crate::lifecycle::supervisor_log::SupervisorLog;
 use crate::lifecycle::teardown::{self, Actor, Extent};
 use crate::lifecycle::watch::{End, observe};
@@ -147,7 +147,12 @@ fn make_and_watch(input: File, mut output: File, log: &SupervisorLog) -> Result<
         who: Who::Supervisor,
         failpoint: &request.failpoint,
     };
-    let making = match acquire::allocate(&places, &request, &id, &mut tell) {
+    if request.member_of().is_some() {
+        control.reserve();
+    }
+    // What the command line says after its request comes later: now there is nothing to be read but its end.
+    let gone = || interrupts.caught().is_some() || is_readable(input.get_ref());
+    let making = match acquire::allocate(&places, &request, &id, &mut tell, &gone) {
         Ok(making) => making,
         Err(error) => {
             tell(Event::Failed(Failure::of(&error, Vec::new(), Vec::new())));
@@ -233,16 +238,22 @@ impl Life<'_> {
         self.control.enter(Phase::Watching);
         refill::start(request);
         let end = observe(self.places, self.dir, self.vmm, self.interrupts, self.control);
-        self.conclude(end, threads, request)
+        self.conclude(end, threads, request)?;
+        Ok(())
     }
 
     /// Keeps the lease for whoever takes it, and watches it then.
     fn wait(&self, threads: Threads, waiting: &Waiting<'_>) -> Result<(), SuperviseError> {
         match waiting.stand_by() {
             Fate::Taken(request) => self.watch(threads, &request),
-            Fate::Ends(end, guard) => {
+            Fate::Spoilt(spoilt) => {
+                let Spoilt { lock, word } = *spoilt;
+                word.tell(self.conclude((End::Unfinished, Some(lock)), threads, waiting.made_of)?);
+                Ok(())
+            }
+            Fate::Ends(end) => {
                 let is_old = matches!(end, End::Expired(_));
-                self.conclude((end, guard), threads, waiting.made_of)?;
+                self.conclude((end, None), threads, waiting.made_of)?;
                 if is_old && self.control.is_pool_used() {
                     refill::start(waiting.made_of);
                 }
@@ -251,12 +262,13 @@ impl Life<'_> {
         }
     }
 
+    /// Takes the lease back; returns what could not be.
     fn conclude(
         &self,
         end: (End, Option<FileLock>),
         threads: Threads,
         request: &AcquireRequest,
-    ) -> Result<(), SuperviseError> {
+    ) -> Result<Vec<String>, SuperviseError> {
         self.control.enter(Phase::Ending);
         let actor = Actor {
             who: Who::Supervisor,
@@ -287,7 +299,13 @@ fn hand_over(
 ) -> Result<(Outcome, OwnedLease, Threads), SuperviseError> {
     let supervisor = own_identity()?;
     let gone = || interrupts.caught().is_some() || control.is_asked() || is_readable(input.get_ref());
-    let made = making.make(places, &supervisor, &gone);
+    let made = making.make(places, &supervisor, &gone).map_err(|error| {
+        if control.gave_way() {
+            AcquireError::GaveWay
+        } else {
+            error
+        }
+    });
     let outcome = made.and_then(|mut acquired| {
         if let Some(pool) = making.request.member_of() {
             making.pool(pool)?;
@@ -357,7 +375,8 @@ fn adopt(places: &Places, id: &LeaseId, failpoint: &str, log: &SupervisorLog) ->
     };
     if journal.state().note(teardown::ENDING).is_some() || !journal.state().is_claimed() {
         drop((journal, guard));
-        return conclude(places, id, (End::Unfinished, None), Threads::default(), actor);
+        conclude(places, id, (End::Unfinished, None), Threads::default(), actor)?;
+        return Ok(());
     }
     let Some(vmm) = journal.state().process("vmm").cloned() else {
         return Ok(());
@@ -385,7 +404,8 @@ fn adopt(places: &Places, id: &LeaseId, failpoint: &str, log: &SupervisorLog) ->
         None => (End::MachineGone, None),
     };
     control.enter(Phase::Ending);
-    conclude(places, id, end, threads, actor)
+    conclude(places, id, end, threads, actor)?;
+    Ok(())
 }
 
 fn taken_up<T, E: std::error::Error + 'static>(what: &str, outcome: Result<T, E>) -> Option<T> {
@@ -394,18 +414,18 @@ fn taken_up<T, E: std::error::Error + 'static>(what: &str, outcome: Result<T, E>
         .ok()
 }
 
-/// Takes the lease back, unless somebody else is at it or has done it.
+/// Takes the lease back, unless somebody else is at it or has done it; returns what could not be.
 fn conclude(
     places: &Places,
     id: &LeaseId,
     (end, guard): (End, Option<FileLock>),
     threads: Threads,
     actor: Actor<'_>,
-) -> Result<(), SuperviseError> {
+) -> Result<Vec<String>, SuperviseError> {
     tracing::info!(?end, "the watch is over");
     finish(threads);
     if end == End::LeaseGone {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let guard = match guard {
         Some(guard) => guard,
@@ -418,11 +438,11 @@ fn conclude(
         } else {
             lease.forget()?;
         }
-        return Ok(());
+        return Ok(Vec::new());
     };
     if labels::state(&stored.record.labels) == LeaseState::Released {
         lease.release();
-        return Ok(());
+        return Ok(Vec::new());
     }
     // What nobody ever had is nobody's to keep.
     let claimed = journal::read(&lease.dir().journal())
@@ -433,8 +453,7 @@ fn conclude(
         Extent::Everything
     };
     // What is left over stays in the journal, where `cleanup` finds and reports it; the walk has logged it.
-    drop(teardown::teardown(places, lease, extent, actor));
-    Ok(())
+    Ok(teardown::teardown(places, lease, extent, actor).leftovers())
 }
 
 /// Ends the lease's threads: names before the namespace goes, trims before the disk does, the console with all that is in its pipe.

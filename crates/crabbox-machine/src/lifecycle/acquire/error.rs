@@ -73,6 +73,9 @@ pub enum AcquireError {
     /// It is not ours.
     #[error(transparent)]
     Ownership(#[from] OwnershipError),
+    /// It was to wait in a pool, and somebody wanted the room that it takes.
+    #[error("the lease made room for somebody's")]
+    GaveWay,
     /// The command line that asked for the lease is gone, or was interrupted.
     #[error("the lease was given up by the command that asked for it")]
     Abandoned,
@@ -85,9 +88,12 @@ impl Fault for AcquireError {
             Self::Disk(error) => error.kind(),
             Self::Network(error) => error.kind(),
             Self::Vmm(error) => error.kind(),
-            Self::Ready(_) | Self::Identity(_) | Self::Abandoned | Self::Ending | Self::OtherLease { .. } => {
-                Kind::Unavailable
-            }
+            Self::Ready(_)
+            | Self::Identity(_)
+            | Self::Abandoned
+            | Self::GaveWay
+            | Self::Ending
+            | Self::OtherLease { .. } => Kind::Unavailable,
             Self::Key(_)
             | Self::TapGiven
             | Self::Connection(_)
@@ -106,6 +112,10 @@ impl Fault for AcquireError {
             Self::Network(error) => error.hints(),
             Self::Vmm(error) => error.hints(),
             Self::Ready(error) => error.hints(),
+            Self::GaveWay => vec![
+                "fill the pool when there is more room, or raise the limit that was met (firecracker.maxLeases, reserveMemoryMiB, reserveDiskMiB, uidCount)"
+                    .to_owned(),
+            ],
             _ => Vec::new(),
         }
     }

@@ -117,7 +117,7 @@ pub(in crate::commands) fn drain(ctx: &Ctx<'_>, args: &PoolDrainArgs) -> Result<
     // Flags are read for their errors: all pools of this user are meant, whatever their leases are made of.
     ctx.settings_on_leases(&args.keys.values)?;
     let engine = engine::adopting(ctx)?;
-    let drained = pool::drain(&engine, &mut |lease| {
+    let drained = pool::drain(&engine, &engine::interrupts()?, &mut |lease| {
         if !args.json {
             ctx.printer.line(format_args!("drained {lease}"));
         }
