@@ -41,6 +41,7 @@ use crabbox_core::state::LeaseState;
 use crabbox_host::signals::Interrupts;
 use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::ResolveError;
+use crabbox_machine::protocol;
 use crabbox_workspace::owner::Owner;
 use crabbox_workspace::preflight;
 use crabbox_workspace::sync::{self, Repo};
@@ -185,7 +186,7 @@ impl Looked<'_> {
         let Entered {
             provider,
             lease,
-            start,
+            made,
         } = match enter(&entry, request, events) {
             Ok(entered) => entered,
             Err(error) => {
@@ -213,7 +214,9 @@ impl Looked<'_> {
         let mut report = RunReport::default();
         let (entered, took) = (Instant::now(), started.elapsed());
         report.outcome.lease = Some(took);
-        report.outcome.start = start;
+        report.outcome.start = made.start;
+        report.outcome.stages = made.stages;
+        report.outcome.guest_stages = made.guest_stages;
         if new {
             events.start(&StartEvent::Made { lease: &lease, took });
         }
@@ -237,8 +240,19 @@ impl Looked<'_> {
 struct Entered {
     provider: Box<dyn Provider>,
     lease: Lease,
-    /// How its machine started, where it is a new one.
+    /// What is told of how it was made, where it is a new one.
+    made: Made,
+}
+
+/// How a new lease was made; empty for one that was there.
+#[derive(Default)]
+struct Made {
+    /// How its machine started.
     start: Option<MachineStart>,
+    /// Where the time went.
+    stages: Vec<protocol::Stage>,
+    /// What the guest said of its own boot.
+    guest_stages: Vec<(String, u64)>,
 }
 
 /// The lease that was named, or a new one, with its provider.
@@ -254,7 +268,7 @@ fn enter(entry: &Entry<'_>, request: &RunRequest, events: &dyn RunEvents) -> Res
         return Ok(Entered {
             provider,
             lease,
-            start: None,
+            made: Made::default(),
         });
     }
     let (provider, acquired) = entry.new_lease(&Wanted {
@@ -268,7 +282,11 @@ fn enter(entry: &Entry<'_>, request: &RunRequest, events: &dyn RunEvents) -> Res
     Ok(Entered {
         provider,
         lease: acquired.lease,
-        start: acquired.start,
+        made: Made {
+            start: acquired.start,
+            stages: acquired.stages,
+            guest_stages: acquired.guest_stages,
+        },
     })
 }
 

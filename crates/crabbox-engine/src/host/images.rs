@@ -24,6 +24,7 @@ use crabbox_image::source::Source as TreeSource;
 pub use crabbox_image::store::gc::{Policy, Reason};
 pub use crabbox_image::store::{Broken, Image};
 use crabbox_image::store::{Listing, Store, StoreError, gc};
+use crabbox_machine::lifecycle::pool;
 use crabbox_ssh::far::agent;
 use crabbox_store::leases::{self, RecordError};
 use crabbox_store::places::Places;
@@ -84,6 +85,8 @@ pub enum ImagesError {
         image: String,
         /// The leases.
         leases: Vec<String>,
+        /// Whether some of them are nobody's, and wait in a pool.
+        pooled: bool,
     },
     /// The leases cannot be listed, so that nobody knows what is in use.
     #[error(transparent)]
@@ -107,6 +110,9 @@ impl Fault for ImagesError {
     fn hints(&self) -> Vec<String> {
         let hint = match self {
             Self::NoDownloads { .. } => "download it yourself and name the file",
+            Self::InUse { pooled: true, .. } => {
+                "end those that wait with `crabbox pool drain` and stop the others, or add --force: running leases keep their disks"
+            }
             Self::InUse { .. } => "stop them first, or add --force: running leases keep their disks",
             #[cfg(feature = "download")]
             Self::Download(crabbox_host::download::DownloadError::Interrupted { .. }) => {
@@ -170,8 +176,14 @@ pub fn remove(places: &Places, reference: &str, force: bool) -> Result<Image, Im
     let image = store.get(reference)?;
     let leases = leases_of(places, &image)?;
     if !leases.is_empty() && !force {
-        let image = reference.to_owned();
-        return Err(ImagesError::InUse { image, leases });
+        let members = pool::members(places)?;
+        return Err(ImagesError::InUse {
+            image: reference.to_owned(),
+            pooled: members
+                .iter()
+                .any(|member| leases.contains(&member.stored.record.lease_id)),
+            leases,
+        });
     }
     Ok(store.remove(&image.manifest.digest)?)
 }
