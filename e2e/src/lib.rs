@@ -9,7 +9,7 @@
 
 mod pretend;
 
-pub use pretend::PRETEND;
+pub use pretend::{OURS, PRETEND};
 
 use std::fmt::Write as _;
 use std::time::Duration;

@@ -19,6 +19,11 @@ pub const PRETEND: &str = "--provider firecracker --firecracker-binary /srv/fake
      --firecracker-cpus 1 --firecracker-work-root /srv/work --firecracker-cni-conf-dir /srv/cni --firecracker-cni-bin-dir /usr/lib/cni \
      --firecracker-launch-timeout 30s";
 
+/// Options with which a lease of the image of [`Host::pretend_ours`] starts.
+pub const OURS: &str = "--provider firecracker --firecracker-binary /srv/fake/firecracker --firecracker-user root --firecracker-cpus 1 \
+     --firecracker-memory-mib 128 --firecracker-disk-mib 64 --firecracker-work-root /srv/work --firecracker-network nat \
+     --firecracker-launch-timeout 20s";
+
 /// Makes the host; run in the new namespaces. `$1` is the directory with our programs.
 const MAKE: &str = include_str!("pretend.sh");
 
@@ -127,6 +132,54 @@ impl Host {
             killed >= 5,
             "it was over before it could be killed {killed} times"
         );
+    }
+
+    /// A pretended host with an image of ours, whose guests answer and say that they are ready; leases of it start with [`OURS`].
+    #[track_caller]
+    pub fn pretend_ours() -> Self {
+        let host = Self::pretend();
+        host.build_image("default", "word");
+        host.script(r#"{"sshd": true, "ready": true}"#);
+        host
+    }
+
+    /// Has the fake VMM of this host do as `text` says from its next start on.
+    #[track_caller]
+    pub fn script(&self, text: &str) {
+        drop(
+            self.sh(&format!("echo '{text}' > /srv/fake/fake-vmm.json"))
+                .exits(0),
+        );
+    }
+
+    /// What leases could leave behind, once what ends by itself has ended: twice the same.
+    #[track_caller]
+    pub fn settled(&self) -> Vec<String> {
+        let mut last = self.residue();
+        for _ in 0..50 {
+            clock::nap(Duration::from_millis(100));
+            let now = self.residue();
+            if now == last {
+                break;
+            }
+            last = now;
+        }
+        last
+    }
+
+    /// Waits, up to 30 s, until a shell condition is true, and fails the test with what is to be seen if it never is.
+    #[track_caller]
+    pub fn until(&self, condition: &str) {
+        let waited = self.sh(&format!(
+            "for i in $(seq 600); do if {condition}; then exit 0; fi; sleep 0.05; done; exit 1"
+        ));
+        let seen = if waited.code == Some(0) {
+            String::new()
+        } else {
+            self.sh("crabbox list --all; ps ax -o pid,ppid,stat,args; tail -n 40 /srv/.config/crabbox/state/firecracker/leases/*/supervisor.log")
+                .stdout
+        };
+        assert_eq!(waited.code, Some(0), "never became true: {condition}\n{seen}");
     }
 
     /// Builds the image `name` of a small tree with the file `etc/word` and a kernel that is none, from which a fake guest gets ready.

@@ -1,52 +1,12 @@
 //! Leases that are made ahead of their use, on pretended hosts with a fake VMM: who gets one, what becomes of it otherwise, and what is
 //! left by whoever is killed. That one is a lease like any other is shown on a real microVM, in `warm.rs`.
 
-use crabbox_e2e::{Host, KILL_BOTH, assert_nothing_left};
+use crabbox_e2e::{Host, KILL_BOTH, OURS, assert_nothing_left};
 
-/// Options of a lease from the store, of which two wait.
-const OURS: &str = "--provider firecracker --firecracker-binary /srv/fake/firecracker --firecracker-user root --firecracker-cpus 1 \
-     --firecracker-memory-mib 128 --firecracker-disk-mib 64 --firecracker-work-root /srv/work --firecracker-network nat \
-     --firecracker-launch-timeout 20s";
-
-/// A host with an image, whose guests answer and say that they are ready.
-fn host() -> Host {
-    let host = Host::pretend();
-    host.build_image("default", "word");
-    drop(
-        host.sh(r#"echo '{"sshd": true, "ready": true}' > /srv/fake/fake-vmm.json"#)
-            .exits(0),
-    );
-    host
-}
-
-/// Waits on the host, up to 30 s, for a shell condition.
-#[track_caller]
-fn until(host: &Host, condition: &str) {
-    let waited = host.sh(&format!(
-        "for i in $(seq 600); do if {condition}; then exit 0; fi; sleep 0.05; done; exit 1"
-    ));
-    let seen = if waited.code == Some(0) {
-        String::new()
-    } else {
-        host.sh("crabbox list --all; ps ax -o pid,ppid,stat,args; tail -n 40 /srv/.config/crabbox/state/firecracker/leases/*/supervisor.log").stdout
-    };
-    assert_eq!(waited.code, Some(0), "never became true: {condition}\n{seen}");
-}
-
-/// Residue, once what ends by itself has ended: twice the same.
-#[track_caller]
-fn settled(host: &Host) -> Vec<String> {
-    let mut last = host.residue();
-    for _ in 0..50 {
-        drop(host.sh("sleep 0.1"));
-        let now = host.residue();
-        if now == last {
-            break;
-        }
-        last = now;
-    }
-    last
-}
+#[path = "pool/orders.rs"]
+mod orders;
+#[path = "pool/room.rs"]
+mod room;
 
 fn text(value: &serde_json::Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
@@ -72,8 +32,8 @@ fn members(host: &Host) -> Vec<String> {
 
 #[test]
 fn a_lease_is_made_ahead_taken_and_replaced() {
-    let host = host();
-    let before = settled(&host);
+    let host = Host::pretend_ours();
+    let before = host.settled();
     let filled = host
         .crabbox(&format!("pool fill {OURS} --firecracker-pool 2 --json"))
         .exits(0)
@@ -96,17 +56,22 @@ fn a_lease_is_made_ahead_taken_and_replaced() {
     assert!(warmup.stderr.contains("\"leaseSource\":\"pool\""), "{warmup:?}");
     let lease = warmup.lease();
     assert!(first.contains(&lease), "{lease} {first:?}");
+    assert!(warmup.stderr.contains("\"leaseStages\":["), "{warmup:?}");
+    // Its time began when it was taken.
+    let labels = &host.crabbox("inspect --id mine --json").exits(0).json()["labels"];
+    assert_eq!(
+        (&labels["ttl_secs"], &labels["idle_timeout_secs"]),
+        (&"3600".into(), &"600".into()),
+        "{labels}"
+    );
     let ran = host.crabbox("run --id mine --no-sync -- echo alive").exits(0);
     assert_eq!(ran.stdout, "alive\n");
-    until(
-        &host,
-        "test $(crabbox pool list --provider firecracker | grep -c ' pooled ') = 2",
-    );
+    host.until("test $(crabbox pool list --provider firecracker | grep -c ' pooled ') = 2");
     assert!(!members(&host).contains(&lease));
     drop(host.crabbox("stop mine").exits(0));
     let drained = host.crabbox("pool drain --json").exits(0).json();
     assert_eq!(drained["drained"].as_array().unwrap().len(), 2, "{drained}");
-    assert_nothing_left(&before, &settled(&host));
+    assert_nothing_left(&before, &host.settled());
 }
 
 /// Fills the pool with `count` leases, and returns the ids of all that wait, the oldest first.
@@ -120,17 +85,38 @@ fn fill(host: &Host, count: usize) -> Vec<String> {
     members.map(|member| text(&member["leaseId"])).collect()
 }
 
+/// Starts a warmup with `options` under these `variables`, and waits until its supervisor, or that of the lease which it takes, stands
+/// still at `point` (`step:phase`).
+#[track_caller]
+fn held(host: &Host, variables: &str, point: &str, options: &str) {
+    drop(
+        host.sh(&format!(
+            "rm -f /tmp/held.rc; ({variables} CRABBOX_TEST_FAILPOINT=supervisor:{point}:wait crabbox warmup {options} > /tmp/held 2>&1; \
+             echo $? > /tmp/held.rc) < /dev/null > /dev/null 2>&1 &"
+        ))
+        .exits(0),
+    );
+    host.until("pgrep -r T -f '[_]_supervise' >/dev/null");
+}
+
+/// Has it go on, and returns the exit code of the warmup.
+#[track_caller]
+fn go_on(host: &Host) -> String {
+    host.until("pkill -CONT -f '[_]_supervise'; test -s /tmp/held.rc");
+    host.sh("cat /tmp/held.rc").exits(0).stdout.trim().to_owned()
+}
+
 /// Waits until nobody makes anything.
 #[track_caller]
 fn quiet(host: &Host) {
-    until(host, "! pgrep -f '[_]_fill' >/dev/null");
+    host.until("! pgrep -f '[_]_fill' >/dev/null");
 }
 
 #[test]
 fn of_eight_who_want_the_one_that_waits_one_gets_it_and_the_others_a_lease_all_the_same() {
-    let host = host();
+    let host = Host::pretend_ours();
     drop(host.crabbox(&format!("image warm {OURS}")).exits(0));
-    let before = settled(&host);
+    let before = host.settled();
     let waits = fill(&host, 1);
     let storm = host
         .sh(&format!(
@@ -163,13 +149,13 @@ fn of_eight_who_want_the_one_that_waits_one_gets_it_and_the_others_a_lease_all_t
         drop(host.crabbox(&format!("stop s{i}")).exits(0));
     }
     drop(host.crabbox("pool drain").exits(0));
-    assert_nothing_left(&before, &settled(&host));
+    assert_nothing_left(&before, &host.settled());
 }
 
 #[test]
 fn one_that_waits_is_named_by_its_id_alone_and_taken_when_it_is_used() {
-    let host = host();
-    let before = settled(&host);
+    let host = Host::pretend_ours();
+    let before = host.settled();
     let ids = fill(&host, 3);
     let slug = host
         .crabbox(&format!("status --id {} --json", ids[0]))
@@ -205,16 +191,23 @@ fn one_that_waits_is_named_by_its_id_alone_and_taken_when_it_is_used() {
         let other = host.crabbox(&format!(
             "warmup {OURS} {more} --firecracker-pool 1 --slug other --timing-json"
         ));
+        // Nobody can log in as that user: what was asked for was not given, and nothing else either.
+        let expected = if more.contains("user other") {
+            None
+        } else {
+            Some("\"leaseSource\":\"cold\"")
+        };
         assert!(
-            !other.stderr.contains("\"leaseSource\":\"pool\""),
+            expected.map_or(other.code != Some(0), |word| other.code == Some(0)
+                && other.stderr.contains(word)),
             "{more}: {other:?}"
         );
         quiet(&host);
+        assert!(members(&host).contains(&ids[2]), "{more}");
         drop(host.crabbox("stop other"));
     }
-    assert!(members(&host).contains(&ids[2]));
     drop(host.crabbox("pool drain").exits(0));
-    assert_nothing_left(&before, &settled(&host));
+    assert_nothing_left(&before, &host.settled());
     let none = host.crabbox(&format!("pool fill {OURS}")).exits(2);
     assert!(none.stderr.contains("firecracker.pool is 0"), "{none:?}");
     let many = host
@@ -224,55 +217,14 @@ fn one_that_waits_is_named_by_its_id_alone_and_taken_when_it_is_used() {
 }
 
 #[test]
-fn those_that_wait_make_room_the_oldest_first_before_somebody_is_refused() {
-    let host = host();
-    let before = settled(&host);
-    for limit in ["MAX_LEASES=2", "UID_COUNT=2"] {
-        let waits = fill(&host, 2);
-        let lease = host
-            .sh(&format!(
-                "CRABBOX_FIRECRACKER_{limit} crabbox warmup {OURS} --slug one"
-            ))
-            .exits(0);
-        assert_eq!(members(&host), waits[1..], "{limit}: {lease:?}");
-        // Nobody's lease makes room for one that is to wait.
-        let refused = host.sh(&format!(
-            "CRABBOX_FIRECRACKER_{limit} crabbox pool fill {OURS} --firecracker-pool 2"
-        ));
-        assert!(
-            matches!(refused.code, Some(2 | 5)) && refused.stderr.contains("only 1 of 2"),
-            "{limit}: {refused:?}"
-        );
-        assert_eq!(members(&host), waits[1..], "{limit}");
-        drop(
-            host.sh(&format!(
-                "CRABBOX_FIRECRACKER_{limit} crabbox warmup {OURS} --slug two"
-            ))
-            .exits(0),
-        );
-        assert_eq!(members(&host), [""; 0], "{limit}");
-        let refused = host.sh(&format!(
-            "CRABBOX_FIRECRACKER_{limit} crabbox warmup {OURS} --slug three"
-        ));
-        assert!(matches!(refused.code, Some(2 | 5)), "{limit}: {refused:?}");
-        drop(host.crabbox("stop one").exits(0));
-        drop(host.crabbox("stop two").exits(0));
-        assert_nothing_left(&before, &settled(&host));
-    }
-}
-
-#[test]
 fn one_that_waits_too_long_ends_and_has_a_successor_only_where_its_pool_is_used() {
-    let host = host();
-    let before = settled(&host);
+    let host = Host::pretend_ours();
+    let before = host.settled();
     let pool = "--firecracker-pool 2 --firecracker-pool-max-age";
     drop(host.crabbox(&format!("pool fill {OURS} {pool} 2s")).exits(0));
-    until(
-        &host,
-        "test -z \"$(ls /srv/.config/crabbox/state/firecracker/leases)\"",
-    );
-    until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
-    assert_nothing_left(&before, &settled(&host));
+    host.until("test -z \"$(ls /srv/.config/crabbox/state/firecracker/leases)\"");
+    host.until("! pgrep -f '[_]_supervise' >/dev/null");
+    assert_nothing_left(&before, &host.settled());
     // The one that is left hears of the lease that was taken; its successor hears of none.
     drop(host.crabbox(&format!("pool fill {OURS} {pool} 4s")).exits(0));
     let waits = members(&host);
@@ -281,25 +233,20 @@ fn one_that_waits_too_long_ends_and_has_a_successor_only_where_its_pool_is_used(
         .exits(0);
     assert!(taken.stderr.contains("\"leaseSource\":\"pool\""), "{taken:?}");
     let left = waits.iter().find(|id| !taken.stdout.contains(*id)).unwrap();
-    until(
-        &host,
-        &format!(
+    host.until(&format!(
             "test ! -e /srv/.config/crabbox/state/firecracker/leases/{left} && crabbox pool list --provider firecracker | grep -q ' pooled '"
         ),
     );
     drop(host.crabbox("stop one").exits(0));
-    until(
-        &host,
-        "test -z \"$(ls /srv/.config/crabbox/state/firecracker/leases)\"",
-    );
+    host.until("test -z \"$(ls /srv/.config/crabbox/state/firecracker/leases)\"");
     quiet(&host);
-    assert_nothing_left(&before, &settled(&host));
+    assert_nothing_left(&before, &host.settled());
 }
 
 #[test]
 fn what_was_made_of_another_image_is_taken_by_nobody_and_ends() {
-    let host = host();
-    let before = settled(&host);
+    let host = Host::pretend_ours();
+    let before = host.settled();
     let old = fill(&host, 1);
     host.build_image("default", "other");
     let warmup = host
@@ -318,7 +265,7 @@ fn what_was_made_of_another_image_is_taken_by_nobody_and_ends() {
     let cleaned = host.crabbox(&format!("cleanup {OURS}")).exits(0);
     assert!(cleaned.stdout.contains("made_of_what_is_gone"), "{cleaned:?}");
     assert_eq!(members(&host), [""; 0]);
-    let mut after = settled(&host);
+    let mut after = host.settled();
     after.retain(|line| before.contains(line) || !line.contains("/images/"));
     assert_nothing_left(&before, &after);
 }
@@ -334,31 +281,37 @@ const TAKING: [&str; 5] = [
 
 #[test]
 fn whoever_dies_while_one_is_taken_leaves_nothing() {
-    let host = host();
-    let before = settled(&host);
+    let host = Host::pretend_ours();
+    let before = host.settled();
     let options = format!("{OURS} --firecracker-pool 1");
     for point in TAKING {
         // Who takes it dies: it is nobody's, and ends by itself.
-        let waits = fill(&host, 1);
+        drop(fill(&host, 1));
         host.kill_at(point, &options, "kill -9 $cli");
         if point != "claim:made" {
-            until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
-            assert_nothing_left(&before, &settled(&host));
+            host.until("! pgrep -f '[_]_supervise' >/dev/null");
+            assert_nothing_left(&before, &host.settled());
         }
         quiet(&host);
         drop(host.crabbox("stop killed"));
         drop(host.crabbox("pool drain").exits(0));
-        assert_nothing_left(&before, &settled(&host));
+        assert_nothing_left(&before, &host.settled());
         // Its supervisor dies: who wants a lease has another one.
-        drop(fill(&host, 1));
+        let waits = fill(&host, 1);
         host.kill_at(point, &options, "kill -9 $(pgrep -r T -f '[_]_supervise')");
         quiet(&host);
         let ran = host.crabbox("run --id killed --no-sync -- echo alive").exits(0);
         assert_eq!(ran.stdout, "alive\n", "{point}");
+        let inspected = host.crabbox("status --id killed --json").exits(0).json();
+        assert_ne!(
+            text(&inspected["id"]),
+            waits[0],
+            "{point}: it was given back to nobody"
+        );
         assert!(!members(&host).contains(&waits[0]), "{point}");
         drop(host.crabbox("stop killed").exits(0));
         drop(host.crabbox("pool drain").exits(0));
-        assert_nothing_left(&before, &settled(&host));
+        assert_nothing_left(&before, &host.settled());
         // Both die, and with them all others, as with the host: one cleanup.
         drop(fill(&host, 1));
         host.kill_at(point, &options, KILL_BOTH);
@@ -367,14 +320,14 @@ fn whoever_dies_while_one_is_taken_leaves_nothing() {
             cleaned.stdout.contains("remove firecracker lease="),
             "{point}: {cleaned:?}"
         );
-        assert_nothing_left(&before, &settled(&host));
+        assert_nothing_left(&before, &host.settled());
     }
 }
 
 #[test]
 fn whoever_dies_while_one_is_made_or_waits_leaves_what_one_command_sweeps() {
-    let host = host();
-    let before = settled(&host);
+    let host = Host::pretend_ours();
+    let before = host.settled();
     let swept = |what: &str| {
         let mut after = Vec::new();
         for _ in 0..50 {
@@ -399,7 +352,7 @@ fn whoever_dies_while_one_is_made_or_waits_leaves_what_one_command_sweeps() {
         &format!("crabbox pool fill {OURS} --firecracker-pool 1"),
         "crabbox pool drain >/dev/null",
         |limit| {
-            until(&host, "! pgrep -f '[_]_supervise' >/dev/null || crabbox pool list --provider firecracker | grep -q ' pooled '");
+            host.until("! pgrep -f '[_]_supervise' >/dev/null || crabbox pool list --provider firecracker | grep -q ' pooled '");
             drop(host.crabbox("pool drain").exits(0));
             swept(&format!("killed after {limit} s"));
         },

@@ -1,45 +1,9 @@
 //! What becomes of templates and of leases that come of them when anything is wrong, on pretended hosts with a fake VMM whose guest speaks
 //! the handshake. That two restored machines share nothing is shown on real ones, in `warm.rs`.
 
-use crabbox_e2e::{Host, KILL_BOTH, assert_nothing_left};
+use crabbox_e2e::{Host, KILL_BOTH, OURS, assert_nothing_left};
 
-/// Options of a lease from the store.
-const OURS: &str = "--provider firecracker --firecracker-binary /srv/fake/firecracker --firecracker-user root --firecracker-cpus 1 \
-     --firecracker-memory-mib 128 --firecracker-disk-mib 64 --firecracker-work-root /srv/work --firecracker-network nat \
-     --firecracker-launch-timeout 20s";
 const TEMPLATES: &str = "/srv/.config/crabbox/state/firecracker/templates";
-
-/// A host with an image, whose guests answer and say that they are ready.
-fn host() -> Host {
-    let host = Host::pretend();
-    host.build_image("default", "word");
-    script(&host, r#"{"sshd": true, "ready": true}"#);
-    host
-}
-
-/// Has the fake VMM of this host do as `text` says.
-#[track_caller]
-fn script(host: &Host, text: &str) {
-    drop(
-        host.sh(&format!("echo '{text}' > /srv/fake/fake-vmm.json"))
-            .exits(0),
-    );
-}
-
-/// Residue, once what dead processes leave to the kernel is gone: twice the same.
-#[track_caller]
-fn settled(host: &Host) -> Vec<String> {
-    let mut last = host.residue();
-    for _ in 0..50 {
-        drop(host.sh("sleep 0.1"));
-        let now = host.residue();
-        if now == last {
-            break;
-        }
-        last = now;
-    }
-    last
-}
 
 /// The directory of the only template.
 #[track_caller]
@@ -83,11 +47,11 @@ fn doctor(host: &Host) -> String {
 
 #[test]
 fn a_lease_comes_of_a_template_and_both_leave_nothing() {
-    let host = host();
-    let empty = settled(&host);
+    let host = Host::pretend_ours();
+    let empty = host.settled();
     let none = "warning warm=no reason=no_template";
     assert!(doctor(&host).starts_with(none), "{}", doctor(&host));
-    assert_nothing_left(&empty, &settled(&host));
+    assert_nothing_left(&empty, &host.settled());
     assert_eq!(leased(&host).0, "cold", "there is no template yet");
     let made = host.crabbox(&format!("image warm {OURS} --json")).exits(0).json();
     assert_eq!(made["path"].as_str(), Some(template(&host).as_str()), "{made}");
@@ -102,7 +66,7 @@ fn a_lease_comes_of_a_template_and_both_leave_nothing() {
             .exits(0),
     );
     assert!(doctor(&host).starts_with(&ready), "{}", doctor(&host));
-    let before = settled(&host);
+    let before = host.settled();
     let modes = host
         .sh(&format!(
             "cd {} && stat -c '%a %n' .. . memory vmstate layer",
@@ -130,7 +94,7 @@ fn a_lease_comes_of_a_template_and_both_leave_nothing() {
         );
         drop(host.crabbox("stop one").exits(0));
     }
-    assert_nothing_left(&before, &settled(&host));
+    assert_nothing_left(&before, &host.settled());
     // Its image goes, and so does the template.
     drop(host.crabbox("image rm default").exits(0));
     let swept = host.crabbox("image gc --dry-run --json").exits(0).json();
@@ -144,12 +108,12 @@ fn a_lease_comes_of_a_template_and_both_leave_nothing() {
         ))
         .exits(0),
     );
-    assert_nothing_left(&empty, &settled(&host));
+    assert_nothing_left(&empty, &host.settled());
 }
 
 #[test]
 fn a_template_that_is_not_what_it_was_costs_a_boot_and_a_warning() {
-    let host = host();
+    let host = Host::pretend_ours();
     for (damage, said) in [
         (
             "printf x | dd of=memory conv=notrunc status=none",
@@ -172,7 +136,7 @@ fn a_template_that_is_not_what_it_was_costs_a_boot_and_a_warning() {
     ] {
         drop(host.crabbox(&format!("image warm {OURS}")).exits(0));
         drop(host.sh(&format!("cd {} && {damage}", template(&host))).exits(0));
-        let before = settled(&host);
+        let before = host.settled();
         if damage != "rm manifest.json" && !said.contains("other bytes") {
             let seen = doctor(&host);
             assert!(
@@ -184,13 +148,13 @@ fn a_template_that_is_not_what_it_was_costs_a_boot_and_a_warning() {
         assert_eq!(source, "cold", "{damage}: {told}");
         assert_eq!(told.matches("warning: ").count(), 1, "{damage}: {told}");
         assert!(told.contains(said), "{damage}: {told}");
-        assert_nothing_left(&before, &settled(&host));
+        assert_nothing_left(&before, &host.settled());
     }
 }
 
 #[test]
 fn a_machine_that_does_not_come_of_its_template_is_booted_and_the_template_set_aside() {
-    let host = host();
+    let host = Host::pretend_ours();
     drop(host.crabbox(&format!("image warm {OURS}")).exits(0));
     // What the fake freezes is the token: its guest wakes as another template's.
     drop(
@@ -201,7 +165,7 @@ fn a_machine_that_does_not_come_of_its_template_is_booted_and_the_template_set_a
         ))
         .exits(0),
     );
-    let before = settled(&host);
+    let before = host.settled();
     for said in [
         "where \"hello\" was expected",
         "where \"hello\" was expected",
@@ -219,31 +183,30 @@ fn a_machine_that_does_not_come_of_its_template_is_booted_and_the_template_set_a
         seen.starts_with("warning warm=no reason=set_aside failures=2"),
         "{seen}"
     );
-    let after = settled(&host);
+    let after = host.settled();
     let news: Vec<_> = after.iter().filter(|line| !before.contains(line)).collect();
     assert!(news.len() == 1 && news[0].ends_with("/failures"), "{news:?}");
     drop(host.crabbox(&format!("image warm {OURS}")).exits(0));
     assert_eq!(leased(&host).0, "restored", "a new one starts anew");
     for request in ["PUT /snapshot/load", "PATCH /vm"] {
-        script(
-            &host,
-            &format!(r#"{{"sshd": true, "ready": true, "exit_on": "{request}"}}"#),
-        );
+        host.script(&format!(
+            r#"{{"sshd": true, "ready": true, "exit_on": "{request}"}}"#
+        ));
         let (source, told) = leased(&host);
         assert_eq!(
             (source, told.matches("warning: ").count()),
             ("cold", 1),
             "{request}: {told}"
         );
-        script(&host, r#"{"sshd": true, "ready": true}"#);
+        host.script(r#"{"sshd": true, "ready": true}"#);
         assert_eq!(leased(&host).0, "restored", "one failure is none");
     }
 }
 
 #[test]
 fn nothing_is_published_that_was_not_seen_to_work() {
-    let host = host();
-    let before = settled(&host);
+    let host = Host::pretend_ours();
+    let before = host.settled();
     for (text, said) in [
         (
             r#"{"sshd": true, "ready": true, "alike": true}"#,
@@ -258,14 +221,14 @@ fn nothing_is_published_that_was_not_seen_to_work() {
             "a machine that was to come of the template failed",
         ),
     ] {
-        script(&host, text);
+        host.script(text);
         let failed = host.crabbox(&format!("image warm {OURS}")).exits(5);
         assert!(failed.stderr.contains(said), "{text}: {failed:?}");
         let left = host.sh(&format!("ls -A {TEMPLATES}")).exits(0).stdout;
         assert_eq!(left, "make.lock\nprograms\nsecret\n", "{text}");
     }
     drop(host.sh(&format!("rm -r {TEMPLATES}")).exits(0));
-    assert_nothing_left(&before, &settled(&host));
+    assert_nothing_left(&before, &host.settled());
     let foreign = host
         .crabbox(&format!("image warm {}", crabbox_e2e::PRETEND))
         .exits(2);
@@ -285,17 +248,17 @@ fn nothing_is_published_that_was_not_seen_to_work() {
 
 #[test]
 fn setup_makes_a_template_says_so_in_one_line_and_takes_it_away_again() {
-    let host = host();
-    let empty = settled(&host);
+    let host = Host::pretend_ours();
+    let empty = host.settled();
     let setup = format!("setup firecracker {OURS}");
     let planned = host.crabbox(&format!("{setup} --dry-run")).exits(0);
     assert!(
         planned.stdout.starts_with("freeze a machine of 128 MiB"),
         "{planned:?}"
     );
-    assert_nothing_left(&empty, &settled(&host));
+    assert_nothing_left(&empty, &host.settled());
     // Leases can be made all the same.
-    script(&host, r#"{"sshd": true, "ready": true, "alike": true}"#);
+    host.script(r#"{"sshd": true, "ready": true, "alike": true}"#);
     let failed = host.crabbox(&format!("{setup} --yes")).exits(0);
     assert!(
         failed
@@ -303,7 +266,7 @@ fn setup_makes_a_template_says_so_in_one_line_and_takes_it_away_again() {
             .contains("warning: no template was made, so leases boot: two machines that came of the template have the same"),
         "{failed:?}"
     );
-    script(&host, r#"{"sshd": true, "ready": true}"#);
+    host.script(r#"{"sshd": true, "ready": true}"#);
     let made = host.crabbox(&format!("{setup} --yes")).exits(0);
     let line = made.stdout.lines().last().unwrap_or_default();
     assert!(
@@ -320,14 +283,14 @@ fn setup_makes_a_template_says_so_in_one_line_and_takes_it_away_again() {
     assert_eq!(told.stdout.matches("remove template ").count(), 1, "{told:?}");
     drop(template(&host));
     drop(host.crabbox("setup firecracker --remove --yes").exits(0));
-    assert_nothing_left(&empty, &settled(&host));
+    assert_nothing_left(&empty, &host.settled());
     assert_eq!(leased(&host).0, "cold");
 }
 
 #[test]
 fn whoever_is_killed_while_a_template_is_made_or_used_leaves_what_one_command_sweeps() {
-    let host = host();
-    let empty = settled(&host);
+    let host = Host::pretend_ours();
+    let empty = host.settled();
     let swept = |what: &str| {
         // A supervisor whose client has died takes its lease back by itself, and cleanup leaves it to that.
         let mut after = Vec::new();
@@ -354,11 +317,11 @@ fn whoever_is_killed_while_a_template_is_made_or_used_leaves_what_one_command_sw
     // It is there now, unharmed.
     for step in ["jail", "mount", "vmm", "attach"] {
         for phase in ["begun", "made", "done"] {
-            let before = settled(&host);
+            let before = host.settled();
             let point = format!("{step}:{phase}");
             host.kill_at(&point, OURS, KILL_BOTH);
             drop(host.crabbox("cleanup --provider firecracker"));
-            assert_nothing_left(&before, &settled(&host));
+            assert_nothing_left(&before, &host.settled());
         }
     }
     assert_eq!(leased(&host).0, "restored");
