@@ -3,6 +3,9 @@
 
 use crabbox_e2e::{Host, KILL_BOTH, OURS, assert_nothing_left};
 
+#[path = "templates/making.rs"]
+mod making;
+
 const TEMPLATES: &str = "/srv/.config/crabbox/state/firecracker/templates";
 
 /// The directory of the only template.

@@ -6,4 +6,5 @@ pub mod pool;
 pub mod prepare;
 pub mod probe;
 pub mod setup;
+pub mod unowned;
 pub mod warm;

@@ -1,7 +1,8 @@
 //! Crash points for tests: a process can be told to die, as by `kill -9`, or to stand still, exactly at one journal entry.
 //!
 //! A point is spelled `<process>:<step>:<phase>`, for example `supervisor:attach:begun`; phases are `begun` (the intent is
-//! written, the effect is not there) and `done` (the effect is there and marked). With `:wait` behind it the process stops
+//! written, the effect is not there) and `done` (the effect is there and marked). The making of a template has points of its own in the
+//! command line: `cli:seal:begun` and `cli:publish`. With `:wait` behind it the process stops
 //! there until it gets SIGCONT. Nothing else may use this module, and an unarmed one must cost no more than a comparison.
 
 use std::fmt;
@@ -37,7 +38,7 @@ impl fmt::Display for Phase {
 }
 
 /// Dies or stops here if `armed` names this point.
-pub(crate) fn hit(armed: &str, who: Who, step: &str, phase: Phase) {
+pub fn hit(armed: &str, who: Who, step: &str, phase: Phase) {
     if armed.is_empty() {
         return;
     }

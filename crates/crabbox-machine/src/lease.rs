@@ -1,7 +1,7 @@
 //! A lease on disk: what it is, what it alone has, whose it is, and what its files say.
 
 pub mod activity;
-mod admission;
+pub(crate) mod admission;
 pub mod allocate;
 pub mod allocated;
 pub mod capacity;

@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
 use crabbox_core::fault::{Fault, Kind};
-use crabbox_core::id::LeaseId;
 use crabbox_host::lock::{FileLock, LockError};
 use crabbox_host::signals::Interrupts;
-use crabbox_host::{clock, digest, random};
+use crabbox_host::{clock, digest};
 use crabbox_machine::context::Engine;
 use crabbox_machine::failpoint::Who;
 use crabbox_machine::lifecycle::client::{self, ClientError};
@@ -22,7 +21,8 @@ use crabbox_machine::lifecycle::teardown::Actor;
 use crabbox_machine::request::{AcquireRequest, GuestSource, Pool, Start};
 use crabbox_store::leases::RecordError;
 
-use crate::host::prepare::{self, NewLease, PrepareError};
+use crate::host::prepare;
+use crate::host::unowned::{self, UnownedError};
 use crate::host::warm::{self, Source, facts};
 
 /// How long another command may be filling the pool that somebody wants filled or drained.
@@ -33,26 +33,15 @@ const HALF: usize = 16;
 /// Why a pool is not as it was wanted.
 #[derive(Debug, thiserror::Error)]
 pub enum PoolError {
-    /// This host cannot make a lease.
+    /// A lease was not made.
     #[error(transparent)]
-    Prepare(#[from] PrepareError),
+    Unowned(#[from] UnownedError),
     /// None is configured.
     #[error("firecracker.pool is 0: no leases are kept ready")]
     None,
     /// It cannot be told what its leases have alike.
     #[error("cannot look at what the leases are made of")]
     Facts(#[source] std::io::Error),
-    /// A lease was not made.
-    #[error("only {made} of {size} leases wait in the pool")]
-    Machine {
-        /// How many wait.
-        made: usize,
-        /// How many there were to be.
-        size: u32,
-        /// What the next one met.
-        #[source]
-        source: ClientError,
-    },
     /// Its lock cannot be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -71,19 +60,13 @@ pub enum PoolError {
     /// A lease could not be ended.
     #[error(transparent)]
     Release(#[from] ReleaseError),
-    /// No random bytes.
-    #[error("cannot draw a lease id")]
-    Random(#[source] std::io::Error),
 }
 
 impl PoolError {
     /// The end of the console of a machine that did not come up.
     pub fn console(&self) -> &[String] {
         match self {
-            Self::Machine {
-                source: ClientError::Failed(failure, _),
-                ..
-            } => &failure.console,
+            Self::Unowned(error) => error.console(),
             _ => &[],
         }
     }
@@ -92,19 +75,17 @@ impl PoolError {
 impl Fault for PoolError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Prepare(error) => error.kind(),
-            Self::Machine { source, .. } => source.kind(),
+            Self::Unowned(error) => error.kind(),
             Self::Release(error) => error.kind(),
             Self::Lock(_) | Self::Busy | Self::Stale => Kind::Unavailable,
             Self::Interrupted => Kind::Passthrough(130),
-            Self::None | Self::Facts(_) | Self::Records(_) | Self::Random(_) => Kind::Usage,
+            Self::None | Self::Facts(_) | Self::Records(_) => Kind::Usage,
         }
     }
 
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::Prepare(error) => error.hints(),
-            Self::Machine { source, .. } => source.hints(),
+            Self::Unowned(error) => error.hints(),
             Self::Release(error) => error.hints(),
             Self::None => {
                 vec!["set firecracker.pool in your own configuration, or say --firecracker-pool 2".to_owned()]
@@ -251,7 +232,7 @@ pub fn fill(
     if plan.pool == 0 {
         return Err(PoolError::None);
     }
-    let mut order = request(engine, plan)?;
+    let mut order = unowned::request(engine, plan).map_err(UnownedError::from)?;
     let pool = of(engine, plan, &order)
         .map_err(PoolError::Facts)?
         .ok_or(PoolError::None)?;
@@ -321,15 +302,6 @@ fn size(pool: &Pool) -> usize {
     usize::try_from(pool.size).unwrap_or(usize::MAX)
 }
 
-fn request(engine: &Engine, plan: &FirecrackerPlan) -> Result<AcquireRequest, PrepareError> {
-    let new = NewLease {
-        slug: None,
-        keep: false,
-        reclaim: false,
-    };
-    prepare::request(engine, plan, &new)
-}
-
 /// Somebody who fills a pool, whose lock is held.
 struct Making<'a> {
     engine: &'a Engine,
@@ -356,14 +328,7 @@ impl Making<'_> {
             if count >= size(self.pool) || made.len() >= wanted {
                 return Ok(made);
             }
-            let id = self.one().map_err(|error| match error {
-                OneError::Random(source) => PoolError::Random(source),
-                OneError::Machine(source) => PoolError::Machine {
-                    made: count,
-                    size: self.pool.size,
-                    source,
-                },
-            })?;
+            let id = self.one(count)?;
             on_made(&id);
             made.push(id);
         }
@@ -384,13 +349,17 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// Makes one lease: of a template where one fits, and else by a boot.
-    fn one(&self) -> Result<String, OneError> {
+    /// Makes one lease beside `count` that wait: of a template where one fits, and else by a boot.
+    fn one(&self, count: usize) -> Result<String, UnownedError> {
+        let failed = |source| UnownedError::Machine {
+            what: format!("only {count} of {} leases wait in the pool", self.pool.size),
+            source,
+        };
         let (started, limit) = (Instant::now(), self.pool.launch_timeout);
         let mut request = self.member()?;
         let source = warm::choose(self.engine, self.pool.warm, &mut request);
         let Source::Restored { key, token } = source else {
-            return self.make(&request);
+            return self.make(&request).map_err(failed);
         };
         request.launch_timeout = limit / 2;
         match self.make(&request) {
@@ -398,30 +367,27 @@ impl Making<'_> {
                 warm::note_success(self.engine, &key);
                 Ok(id)
             }
-            Err(OneError::Machine(ClientError::Failed(failure, _)))
-                if failure.not_restored && failure.leftovers.is_empty() =>
-            {
+            Err(ClientError::Failed(failure, _)) if failure.not_restored && failure.leftovers.is_empty() => {
                 if failure.blames_template {
                     warm::note_failure(self.engine, &key, &token);
                 }
                 let mut again = self.member()?;
                 again.launch_timeout = limit.saturating_sub(started.elapsed()).max(limit / 2);
-                self.make(&again)
+                self.make(&again).map_err(failed)
             }
-            Err(error) => Err(error),
+            Err(error) => Err(failed(error)),
         }
     }
 
-    fn make(&self, request: &AcquireRequest) -> Result<String, OneError> {
+    fn make(&self, request: &AcquireRequest) -> Result<String, ClientError> {
         client::start(self.engine, request)?.wait_pooled(self.interrupts, &mut |_| ())?;
         Ok(request.lease_id.clone())
     }
 
     /// What is asked for of a lease that is nobody's yet.
-    fn member(&self) -> Result<AcquireRequest, OneError> {
-        let id = LeaseId::from_random(random::bytes().map_err(OneError::Random)?);
+    fn member(&self) -> Result<AcquireRequest, UnownedError> {
         Ok(AcquireRequest {
-            lease_id: id.to_string(),
+            lease_id: unowned::lease_id()?,
             slug: None,
             keep: false,
             // Its supervisor ends it in time; these are for whoever finds it without one.
@@ -438,19 +404,6 @@ impl Making<'_> {
             failpoint: self.engine.failpoint.clone(),
             ..self.order.clone()
         })
-    }
-}
-
-/// Why one lease was not made.
-#[derive(Debug)]
-enum OneError {
-    Machine(ClientError),
-    Random(std::io::Error),
-}
-
-impl From<ClientError> for OneError {
-    fn from(error: ClientError) -> Self {
-        Self::Machine(error)
     }
 }
 
@@ -521,7 +474,7 @@ pub(crate) fn sweep(
     let mut decisions = Vec::new();
     if !members.is_empty() {
         let current = plan.and_then(|plan| {
-            let request = request(engine, plan).ok()?;
+            let request = unowned::request(engine, plan).ok()?;
             key(plan, &request).ok()
         });
         for member in members.iter().filter(|member| member.waits) {

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
 use crabbox_core::fault::{Fault, Kind};
-use crabbox_core::id::LeaseId;
 use crabbox_fc::version::{NoVersion, Version};
 use crabbox_host::command::{Cmd, CommandError};
 use crabbox_host::digest::{self, hex};
@@ -18,7 +17,8 @@ use crabbox_host::signals::Interrupts;
 use crabbox_host::{clock, random};
 use crabbox_image::progress::Progress;
 use crabbox_machine::context::{Engine, Places};
-use crabbox_machine::lifecycle::client::{self, ClientError};
+use crabbox_machine::failpoint::{self, Phase, Who};
+use crabbox_machine::lifecycle::client;
 use crabbox_machine::request::{AcquireRequest, GuestSource, Start};
 use crabbox_machine::resource::identity::Identity;
 use crabbox_machine::resource::network;
@@ -27,7 +27,8 @@ use crabbox_store::templates::{About, Found, Template, TemplateError, Templates}
 pub use crabbox_store::templates::Swept;
 
 use crate::host::images::{self, ImagesError};
-use crate::host::prepare::{self, NewLease, PrepareError};
+use crate::host::prepare;
+use crate::host::unowned::{self, UnownedError};
 
 pub(crate) mod facts;
 
@@ -43,18 +44,9 @@ const CLOCK_LIMIT: Duration = Duration::from_secs(1);
 /// Why there is no template now.
 #[derive(Debug, thiserror::Error)]
 pub enum WarmError {
-    /// This host cannot make a lease.
+    /// The machine that was to be frozen, or one that was to come of it, was not made.
     #[error(transparent)]
-    Prepare(#[from] PrepareError),
-    /// The machine that was to be frozen, or one that was to come of it, failed.
-    #[error("{what} failed")]
-    Machine {
-        /// Which.
-        what: &'static str,
-        /// How.
-        #[source]
-        source: ClientError,
-    },
+    Unowned(#[from] UnownedError),
     /// The store of templates could not be used.
     #[error(transparent)]
     Template(#[from] TemplateError),
@@ -106,19 +98,13 @@ pub enum WarmError {
     /// The user interrupted.
     #[error("interrupted while a template was made")]
     Interrupted,
-    /// No random bytes.
-    #[error("cannot draw a token")]
-    Random(#[source] std::io::Error),
 }
 
 impl WarmError {
     /// The end of the console of the machine that failed.
     pub fn console(&self) -> &[String] {
         match self {
-            Self::Machine {
-                source: ClientError::Failed(failure, _),
-                ..
-            } => &failure.console,
+            Self::Unowned(error) => error.console(),
             _ => &[],
         }
     }
@@ -127,7 +113,7 @@ impl WarmError {
 impl Fault for WarmError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Machine { source, .. } => source.kind(),
+            Self::Unowned(error) => error.kind(),
             Self::Images(error) => error.kind(),
             Self::Interrupted => Kind::Passthrough(130),
             Self::Template(_) | Self::Alike { .. } | Self::Clock { .. } | Self::Nobody | Self::Busy => {
@@ -139,8 +125,7 @@ impl Fault for WarmError {
 
     fn hints(&self) -> Vec<String> {
         let hint = match self {
-            Self::Prepare(error) => return error.hints(),
-            Self::Machine { source, .. } => return source.hints(),
+            Self::Unowned(error) => return error.hints(),
             Self::Images(error) => return error.hints(),
             Self::Template(TemplateError::File(error)) if error.is_out_of_space() => {
                 "a template needs the guest's whole memory as free space while it is made, in the state directory"
@@ -242,7 +227,7 @@ pub fn make(
     if !plan.warm {
         return Err(WarmError::Off);
     }
-    let request = request(engine, plan)?;
+    let request = unowned::request(engine, plan).map_err(UnownedError::from)?;
     if !matches!(request.guest, GuestSource::Ours { .. }) {
         return Err(WarmError::Foreign);
     }
@@ -307,15 +292,6 @@ pub fn sweep(places: &Places, going: &[&str], dry_run: bool) -> Result<Option<Ve
     Ok(Templates::of(places).sweep(&images, &host(), dry_run)?)
 }
 
-fn request(engine: &Engine, plan: &FirecrackerPlan) -> Result<AcquireRequest, PrepareError> {
-    let new = NewLease {
-        slug: None,
-        keep: false,
-        reclaim: false,
-    };
-    prepare::request(engine, plan, &new)
-}
-
 fn check_version(program: &Path) -> Result<(), WarmError> {
     let said = Cmd::new(program)
         .arg("--version")
@@ -351,7 +327,7 @@ impl Making<'_> {
         dir: &Path,
     ) -> Result<(Template, [Identity; 2]), WarmError> {
         let key = templates.key(&facts.text)?;
-        let token = hex(&random::bytes::<16>().map_err(WarmError::Random)?);
+        let token = hex(&random::bytes::<16>().map_err(UnownedError::Random)?);
         self.progress.stage("freeze a machine");
         request.start = Start::Freeze {
             dir: dir.to_owned(),
@@ -359,12 +335,14 @@ impl Making<'_> {
         };
         let frozen = client::start(self.engine, &request)
             .and_then(|making| making.wait_frozen(self.interrupts, &mut |_| ()));
-        let left = frozen.map_err(|source| WarmError::Machine {
-            what: "the machine that was to be frozen",
+        let left = frozen.map_err(|source| UnownedError::Machine {
+            what: "the machine that was to be frozen failed".to_owned(),
             source,
         })?;
         self.leftovers.borrow_mut().extend(left);
         self.progress.stage("seal the template");
+        let hit = |step, phase| failpoint::hit(&self.engine.failpoint, Who::Cli, step, phase);
+        hit("seal", Phase::Begun);
         let (made_at, _) = clock::unix_now();
         let about = About {
             token: token.clone(),
@@ -388,7 +366,11 @@ impl Making<'_> {
         if self.interrupts.caught().is_some() {
             return Err(WarmError::Interrupted);
         }
-        Ok((templates.publish(sealed, lock)?, tried))
+        // All of it is on the disk by now, under a name that is nobody's.
+        hit("publish", Phase::Begun);
+        let published = templates.publish(sealed, lock)?;
+        hit("publish", Phase::Done);
+        Ok((published, tried))
     }
 
     /// Has a machine come up of the parts in `dir`, of all that `frozen` asked for; asks who it is, and gives it back.
@@ -401,13 +383,13 @@ impl Making<'_> {
     ) -> Result<Identity, WarmError> {
         self.progress.stage(stage);
         let mut request = frozen.clone();
-        request.lease_id = LeaseId::from_random(random::bytes().map_err(WarmError::Random)?).to_string();
+        request.lease_id = unowned::lease_id()?;
         request.start = Start::Restore {
             dir: dir.to_owned(),
             token: token.to_owned(),
         };
-        let failed = |source| WarmError::Machine {
-            what: "a machine that was to come of the template",
+        let failed = |source| UnownedError::Machine {
+            what: "a machine that was to come of the template failed".to_owned(),
             source,
         };
         let mut making = client::start(self.engine, &request).map_err(failed)?;

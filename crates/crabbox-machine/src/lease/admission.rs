@@ -18,6 +18,47 @@ const SHARE_BLOCKS: [i64; 2] = [0x9123_683E, 0x5846_5342];
 /// What a template takes on the disk beside the memory, in MiB.
 const TEMPLATE_MIB: u64 = 64;
 
+/// Why a machine is not frozen that was to be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "no room for a template (insufficient_disk): it writes {needed_mib} MiB at once, and of {free_mib} MiB free {reserve_mib} MiB are to stay \
+     free"
+)]
+#[expect(clippy::struct_field_names, reason = "units stand in names")]
+pub struct NoRoomForTemplate {
+    /// What is written at once: the machine's memory, and its disk where blocks are not shared.
+    needed_mib: u64,
+    /// What is free.
+    free_mib: u64,
+    /// `firecracker.reserveDiskMiB`.
+    reserve_mib: u64,
+}
+
+/// Whether the disk holds what the machine of `request` leaves when it is frozen now, with all that was written to its own disk `layer`.
+pub(crate) fn fits_frozen(
+    places: &Places,
+    request: &AcquireRequest,
+    layer: &Path,
+) -> Result<(), NoRoomForTemplate> {
+    // What st_blocks counts: 512 bytes each, holes left out (stat(2)).
+    let layer_mib = std::fs::metadata(layer).map_or(0, |facts| (facts.blocks() * 512).div_ceil(1 << 20));
+    let needed_mib = u64::from(request.machine.memory_mib) + layer_mib + TEMPLATE_MIB;
+    // What cannot be asked is told by the first write.
+    let Ok(free) = files::free_bytes(&places.state) else {
+        return Ok(());
+    };
+    let free_mib = free >> 20;
+    let reserve_mib = request.limits.reserve_disk_mib;
+    if needed_mib + reserve_mib > free_mib {
+        return Err(NoRoomForTemplate {
+            needed_mib,
+            free_mib,
+            reserve_mib,
+        });
+    }
+    Ok(())
+}
+
 /// What `request` needs.
 pub(crate) fn demand(places: &Places, request: &AcquireRequest) -> Demand {
     let copied_mib = match &request.guest {

@@ -28,6 +28,7 @@ use crabbox_store::places::Places;
 pub use error::AcquireError;
 
 use crate::failpoint::{self, Phase, Who};
+use crate::lease::admission;
 use crate::lease::allocate;
 use crate::lease::allocated::Allocated;
 use crate::lease::keys::LeaseKeys;
@@ -248,6 +249,7 @@ impl Making<'_> {
     /// to be taken back like that of any other lease.
     pub(crate) fn freeze(
         &mut self,
+        places: &Places,
         dir: &Path,
         token: &str,
         supervisor: &ProcessId,
@@ -272,6 +274,9 @@ impl Making<'_> {
         self.over("boot", Whose::Guest);
         drop(boot);
         let _freeze = stage_span("freeze");
+        // What was free when the machine was let in may be taken by now, and one that stands still with half of its memory written helps
+        // nobody.
+        admission::fits_frozen(places, self.request, &home.dir.join(disk::DISK))?;
         // Writing the memory of a large machine may take longer than one may take to start.
         let patience = Patience {
             deadline: Instant::now() + vmm::FREEZE_LIMIT,

@@ -429,3 +429,70 @@ impl Acquisition<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crabbox_core::journal::{Entry, Step, VERSION};
+    use crabbox_core::process::ProcessId;
+    use crabbox_host::{files, unix};
+    use crabbox_store::journal::JournalFile;
+    use crabbox_store::places::Places;
+
+    use super::*;
+
+    /// Writes the journal of a lease whose supervisor is this.
+    fn write_journal(dir: &LeaseDir, id: &LeaseId, supervisor: ProcessId) {
+        files::create_private_dir(dir.path()).unwrap();
+        let open = Entry::Open {
+            version: VERSION,
+            lease: id.to_string(),
+            at: 1,
+            uid: None,
+            subnet: None,
+            memory_mib: None,
+        };
+        let mut journal = JournalFile::create(&dir.journal(), &open).unwrap();
+        let pending = journal.begin(Step::Supervisor {}).unwrap();
+        journal.done(pending, Some(supervisor)).unwrap();
+    }
+
+    #[test]
+    fn a_taken_lease_that_falls_silent_is_taken_back_only_if_its_supervisor_is_dead() {
+        let own = process::identify(std::process::id()).unwrap().unwrap();
+        let dead = ProcessId {
+            boot_id: "another boot".to_owned(),
+            ..own.clone()
+        };
+        for (supervisor, lives) in [(own, true), (dead, false)] {
+            let home = tempfile::tempdir().unwrap();
+            let places = Places::below(home.path());
+            let request = crate::protocol::tests::request();
+            let id = LeaseId::parse(&request.lease_id).unwrap();
+            let dir = LeaseDir::at(places.lease(&id));
+            write_journal(&dir, &id, supervisor);
+            let listener = unix::bind(&dir.supervisor_socket()).unwrap();
+            let silent = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut heard = BufReader::new(stream.try_clone().unwrap());
+                heard.read_line(&mut String::new()).unwrap();
+                stream
+                    .write_all(b"{\"version\":1,\"reply\":\"yours\"}\n")
+                    .unwrap();
+                // It hears all of the wish before it hangs up.
+                heard.read_line(&mut String::new()).unwrap();
+            });
+            let engine = Engine {
+                places,
+                exe: "/bin/false".into(),
+                path: std::ffi::OsString::new(),
+                runtime: None,
+                failpoint: String::new(),
+            };
+            let mut taken = take(&engine, &request, "pool").unwrap();
+            silent.join().unwrap();
+            let error = taken.wait_ready(None, &mut |_| ()).unwrap_err();
+            assert_eq!(matches!(error, ClientError::Kept { .. }), lives, "{error:?}");
+            assert_eq!(dir.path().exists(), lives);
+        }
+    }
+}

@@ -162,7 +162,8 @@ fn make_and_watch(input: File, mut output: File, log: &SupervisorLog) -> Result<
     log.enter(making.made.lease.dir());
     control.listen(making.made.lease.dir());
     let (outcome, lease, threads) = if let Start::Freeze { dir, token } = &request.start {
-        let (frozen, lease, threads) = freeze(making, dir, token, &mut input, &interrupts, &control)?;
+        let (frozen, lease, threads) =
+            freeze(making, &places, (dir, token), &mut input, &interrupts, &control)?;
         (frozen.map(|()| None), lease, threads)
     } else {
         let (handle, lease, threads) = hand_over(making, &places, &mut input, &interrupts, &control)?;
@@ -332,15 +333,15 @@ fn hand_over(
 /// What the making of a template comes to; whatever happens, its lease comes back with its lock held.
 fn freeze(
     mut making: Making<'_>,
-    dir: &Path,
-    token: &str,
+    places: &Places,
+    (dir, token): (&Path, &str),
     input: &mut BufReader<File>,
     interrupts: &Interrupts,
     control: &Control,
 ) -> Result<(Result<(), AcquireError>, OwnedLease, Threads), SuperviseError> {
     let supervisor = own_identity()?;
     let gone = || interrupts.caught().is_some() || control.is_asked() || is_readable(input.get_ref());
-    let frozen = making.freeze(dir, token, &supervisor, &gone);
+    let frozen = making.freeze(places, dir, token, &supervisor, &gone);
     let (lease, threads) = making.into_parts();
     Ok((frozen, lease, threads))
 }

@@ -10,7 +10,7 @@ use crate::context::SavedPlaces;
 use crate::request::{GuestSource, Jail, Machine, NetworkRequest, Programs, Start};
 
 /// The request of the golden bytes.
-fn request() -> AcquireRequest {
+pub(crate) fn request() -> AcquireRequest {
     AcquireRequest {
         places: SavedPlaces {
             state: "/s".into(),

@@ -9,6 +9,7 @@ use crabbox_ssh::keys;
 use crabbox_store::journal::JournalFileError;
 use crabbox_store::leases::RecordError;
 
+use crate::lease::admission::NoRoomForTemplate;
 use crate::lease::allocate::AllocateError;
 use crate::lease::ownership::OwnershipError;
 use crate::request::Start;
@@ -46,6 +47,9 @@ pub enum AcquireError {
     /// The network of this host gives each guest a tap and an address of its own, so what is frozen with one is of no use with another.
     #[error("a network whose chain makes the guest's tap cannot be frozen")]
     TapGiven,
+    /// The disk does not hold what a machine that is frozen leaves.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoomForTemplate),
     /// There is no way to name or share an SSH connection to it.
     #[error(transparent)]
     Connection(#[from] ConnectionError),
@@ -92,6 +96,7 @@ impl Fault for AcquireError {
             | Self::Identity(_)
             | Self::Abandoned
             | Self::GaveWay
+            | Self::NoRoom(_)
             | Self::Ending
             | Self::OtherLease { .. } => Kind::Unavailable,
             Self::Key(_)
@@ -112,6 +117,9 @@ impl Fault for AcquireError {
             Self::Network(error) => error.hints(),
             Self::Vmm(error) => error.hints(),
             Self::Ready(error) => error.hints(),
+            Self::NoRoom(_) => vec![
+                "free some space: `crabbox image gc` removes images that no lease uses and templates that are of no use any more".to_owned(),
+            ],
             Self::GaveWay => vec![
                 "fill the pool when there is more room, or raise the limit that was met (firecracker.maxLeases, reserveMemoryMiB, reserveDiskMiB, uidCount)"
                     .to_owned(),

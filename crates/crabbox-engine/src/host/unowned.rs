@@ -1,0 +1,80 @@
+//! Machines that are made for nobody yet, for a template or a pool: how one is asked for, and what goes wrong with it.
+//!
+//! Nothing here may make one; that is for whoever knows what becomes of it.
+
+use crabbox_core::config::firecracker::FirecrackerPlan;
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::id::LeaseId;
+use crabbox_host::random;
+use crabbox_machine::context::Engine;
+use crabbox_machine::lifecycle::client::ClientError;
+use crabbox_machine::request::AcquireRequest;
+
+use crate::host::prepare::{self, NewLease, PrepareError};
+
+/// Why a machine for nobody was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum UnownedError {
+    /// This host cannot make a lease.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    /// It did not come up.
+    #[error("{what}")]
+    Machine {
+        /// What that means.
+        what: String,
+        /// What it met.
+        #[source]
+        source: ClientError,
+    },
+    /// No random bytes.
+    #[error("cannot draw random bytes for a new machine")]
+    Random(#[source] std::io::Error),
+}
+
+impl UnownedError {
+    /// The end of the console of a machine that did not come up.
+    pub fn console(&self) -> &[String] {
+        match self {
+            Self::Machine {
+                source: ClientError::Failed(failure, _),
+                ..
+            } => &failure.console,
+            _ => &[],
+        }
+    }
+}
+
+impl Fault for UnownedError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Prepare(error) => error.kind(),
+            Self::Machine { source, .. } => source.kind(),
+            Self::Random(_) => Kind::Usage,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Prepare(error) => error.hints(),
+            Self::Machine { source, .. } => source.hints(),
+            Self::Random(_) => Vec::new(),
+        }
+    }
+}
+
+/// The request for a machine of `plan` that nobody has asked for.
+pub(crate) fn request(engine: &Engine, plan: &FirecrackerPlan) -> Result<AcquireRequest, PrepareError> {
+    let new = NewLease {
+        slug: None,
+        keep: false,
+        reclaim: false,
+    };
+    prepare::request(engine, plan, &new)
+}
+
+/// A new lease id.
+pub(crate) fn lease_id() -> Result<String, UnownedError> {
+    let bytes = random::bytes().map_err(UnownedError::Random)?;
+    Ok(LeaseId::from_random(bytes).to_string())
+}
