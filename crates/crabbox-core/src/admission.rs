@@ -21,6 +21,24 @@ pub struct Limits {
     pub reserve_disk_mib: u64,
 }
 
+/// What the administrator lets each owner have who comes from another machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Quota {
+    /// Most leases at a time; 0 is no limit. `firecracker.maxLeasesPerOwner`.
+    pub max_leases: u64,
+    /// Most memory in MiB that they take together, that of their VMMs included; 0 is no limit. `firecracker.maxMemoryMiBPerOwner`.
+    pub max_memory_mib: u64,
+}
+
+/// What one owner has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Had {
+    /// Leases, those in the making included.
+    pub leases: u64,
+    /// Memory in MiB that they may take together, that of their VMMs included.
+    pub memory_mib: u64,
+}
+
 /// What a new lease needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demand {
@@ -69,6 +87,30 @@ pub enum Refusal {
         /// `firecracker.reserveMemoryMiB`.
         reserve_mib: u64,
     },
+    /// As many leases as one owner may have.
+    #[error("no further lease for {owner} (quota_exceeded): {leases} of {max} leases are in use")]
+    OwnersLeases {
+        /// The owner.
+        owner: String,
+        /// Leases that the owner has.
+        leases: u64,
+        /// `firecracker.maxLeasesPerOwner`.
+        max: u64,
+    },
+    /// As much memory as one owner may have.
+    #[error(
+        "no further lease for {owner} (quota_exceeded): it may take {needed_mib} MiB, and {had_mib} of {max_mib} MiB are in use"
+    )]
+    OwnersMemory {
+        /// The owner.
+        owner: String,
+        /// Guest and VMM.
+        needed_mib: u64,
+        /// What the owner's leases may take.
+        had_mib: u64,
+        /// `firecracker.maxMemoryMiBPerOwner`.
+        max_mib: u64,
+    },
     /// The disk does not reach.
     #[error(
         "no room for another lease (insufficient_disk): it writes {needed_mib} MiB at once, and of {free_mib} MiB free {reserve_mib} MiB are to \
@@ -89,6 +131,7 @@ impl Refusal {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Leases { .. } => "lease_limit",
+            Self::OwnersLeases { .. } | Self::OwnersMemory { .. } => "quota_exceeded",
             Self::Memory { .. } => "insufficient_memory",
             Self::Disk { .. } => "insufficient_disk",
         }
@@ -104,6 +147,13 @@ impl Fault for Refusal {
         let stop = "stop a lease that `crabbox list` shows, or run `crabbox cleanup`".to_owned();
         let other = match self {
             Self::Leases { .. } => "raise firecracker.maxLeases in your own configuration".to_owned(),
+            Self::OwnersLeases { .. } => "whoever runs that host sets firecracker.maxLeasesPerOwner".to_owned(),
+            Self::OwnersMemory { had_mib, max_mib, .. } => {
+                match max_mib.saturating_sub(had_mib + VMM_OVERHEAD_MIB) {
+                    0 => return vec![stop],
+                    fits => format!("ask for less: --firecracker-memory-mib {fits}"),
+                }
+            }
             Self::Memory {
                 available_mib,
                 promised_mib,
@@ -124,6 +174,28 @@ impl Fault for Refusal {
         };
         vec![stop, other]
     }
+}
+
+/// Lets `owner`, who has `had`, have one lease more, or says why not.
+pub fn admit_owner(quota: &Quota, owner: &str, had: &Had, demand: &Demand) -> Result<(), Refusal> {
+    let owner = || owner.to_owned();
+    if quota.max_leases > 0 && had.leases >= quota.max_leases {
+        return Err(Refusal::OwnersLeases {
+            owner: owner(),
+            leases: had.leases,
+            max: quota.max_leases,
+        });
+    }
+    let needed_mib = demand.memory_mib + VMM_OVERHEAD_MIB;
+    if quota.max_memory_mib > 0 && needed_mib + had.memory_mib > quota.max_memory_mib {
+        return Err(Refusal::OwnersMemory {
+            owner: owner(),
+            needed_mib,
+            had_mib: had.memory_mib,
+            max_mib: quota.max_memory_mib,
+        });
+    }
+    Ok(())
 }
 
 /// Lets a lease in, or says why not.
@@ -211,6 +283,28 @@ mod tests {
             ..LIMITS
         };
         assert_eq!(admit(&no_limit, &DEMAND, &Room { leases: 99, ..ROOM }), Ok(()));
+    }
+
+    #[test]
+    fn an_owner_has_as_much_as_the_quota_says_and_not_one_mebibyte_more() {
+        let quota = Quota {
+            max_leases: 2,
+            max_memory_mib: 2 * (1000 + VMM_OVERHEAD_MIB),
+        };
+        let had = |leases, memory_mib| Had { leases, memory_mib };
+        let ask = |had: &Had| admit_owner(&quota, "alice", had, &DEMAND);
+        let one = had(1, 1000 + VMM_OVERHEAD_MIB);
+        assert_eq!(ask(&one), Ok(()));
+        for over in [had(2, 0), had(1, one.memory_mib + 1)] {
+            let refusal = ask(&over).unwrap_err();
+            assert_eq!((refusal.reason(), refusal.kind()), ("quota_exceeded", Kind::Unavailable));
+            assert!(refusal.to_string().contains("alice") && refusal.to_string().contains("quota_exceeded"));
+        }
+        let none = Quota {
+            max_leases: 0,
+            max_memory_mib: 0,
+        };
+        assert_eq!(admit_owner(&none, "alice", &had(99, 1 << 40), &DEMAND), Ok(()));
     }
 
     #[test]

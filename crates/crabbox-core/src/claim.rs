@@ -22,6 +22,9 @@ pub struct Claim {
     /// The provider that made the lease.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub provider: String,
+    /// Where the provider made it, where that is not this machine: the KVM host, as `ssh://user@host:port`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub provider_scope: String,
     /// The provider's name for the machine.
     #[serde(rename = "cloudID", skip_serializing_if = "String::is_empty")]
     pub cloud_id: String,
@@ -75,6 +78,7 @@ impl Claim {
             revision: text(),
             slug: text(),
             provider: text(),
+            provider_scope: text(),
             cloud_id: text(),
             static_host: text(),
             static_user: text(),

@@ -175,6 +175,28 @@ pub fn set_pool(labels: &mut Labels, key: &str) {
     labels.insert(POOL.to_owned(), sanitise(key));
 }
 
+/// The label of a lease whose owner came from another machine.
+const OWNER: &str = "owner";
+
+/// Who has the lease, where it is somebody who came from another machine.
+pub fn owner(labels: &Labels) -> Option<&str> {
+    labels.get(OWNER).map(String::as_str)
+}
+
+/// Whether `name` can be an owner's: what a label holds as it is, so that no two names become one.
+pub fn is_owner_name(name: &str) -> bool {
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    name.len() <= 32
+        && edge(name.chars().next())
+        && edge(name.chars().next_back())
+        && sanitise(name) == name
+}
+
+/// Says whose the lease is; the name must be one of [`is_owner_name`].
+pub fn set_owner(labels: &mut Labels, name: &str) {
+    labels.insert(OWNER.to_owned(), sanitise(name));
+}
+
 /// Whether the user asked to keep the lease.
 pub fn keep(labels: &Labels) -> bool {
     labels.get("keep").is_some_and(|keep| keep == "true")
@@ -368,6 +390,20 @@ mod tests {
         kept.insert("keep".into(), "true".into());
         kept.insert("state".into(), "failed".into());
         assert_eq!(expired(&kept, NOW), skip("keep=true"));
+    }
+
+    #[test]
+    fn an_owner_s_name_is_one_that_a_label_keeps() {
+        for good in ["alice", "ci.build-7", "a", "A_b"] {
+            assert!(is_owner_name(good), "{good}");
+            let mut labels = Labels::new();
+            set_owner(&mut labels, good);
+            assert_eq!(owner(&labels), Some(good));
+        }
+        let long = "x".repeat(33);
+        for bad in ["", "-a", "a.", "a b", "a/b", "ä", "a\n", long.as_str()] {
+            assert!(!is_owner_name(bad), "{bad:?}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crabbox_core::admission::{Limits, VMM_OVERHEAD_MIB};
+use crabbox_core::admission::{Limits, Quota, VMM_OVERHEAD_MIB};
 use crabbox_core::network::NetworkMode;
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +60,9 @@ pub struct AcquireRequest {
     /// The pool that it is of, or would be; `None` where none is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<Pool>,
+    /// Whose it is, where that is somebody who came from another machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
     /// How long start and readiness may take together.
     pub launch_timeout: Duration,
     /// Whether releasing the lease deletes its directory.
@@ -86,6 +89,17 @@ impl AcquireRequest {
         };
         u64::from(self.machine.memory_mib) + VMM_OVERHEAD_MIB + freezing
     }
+}
+
+/// Somebody who came from another machine and has leases here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// The name, as a label holds it ([`crabbox_core::labels::is_owner_name`]).
+    pub name: String,
+    /// The public key that opens the guest, in OpenSSH's form. The private one stays with its owner.
+    pub public_key: String,
+    /// What one owner may have.
+    pub quota: Quota,
 }
 
 /// Leases that are made ahead of their use, all alike but for what is given to each when it is taken.

@@ -212,7 +212,7 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
     let (stop_in, end_in) = io::pipe().map_err(local)?;
     let (stop_out, end_out) = io::pipe().map_err(local)?;
     let fds = [remote_in.as_fd(), remote_out.as_fd(), remote_err.as_fd()];
-    let mut session = match shared.session(target, &line, fds, deadline, exec.cancel) {
+    let mut session = match shared.session(target, &line.text(), fds, deadline, exec.cancel) {
         Err(ExecError::Connect {
             source: ConnectError::Cancelled { .. },
         }) => return Ok(RemoteStatus::Cancelled { stopped: true }),
@@ -328,7 +328,7 @@ fn watch(
             // The command itself may have the only session of its connection; a private one lasts as long as the question.
             let mut way = Shared::at(control);
             let gone = group::stop(line, until, |line, fds| {
-                way.session(target, line, fds, Some(until), None).ok()
+                way.session(target, &line.text(), fds, Some(until), None).ok()
             })?;
             let closed = closes(session, until)?;
             let stopped = gone && closed;

@@ -22,6 +22,7 @@ pub mod keys;
 pub mod loopback;
 pub mod master;
 mod mux;
+pub mod peer;
 pub mod port;
 pub mod quote;
 pub mod ready;

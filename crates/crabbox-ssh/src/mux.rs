@@ -11,7 +11,6 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::remote_line::RemoteLine;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 const VERSION: u32 = 4;
@@ -189,11 +188,11 @@ impl Client {
         }
     }
 
-    /// Starts `line` with three descriptors of ours as its standard streams; the master copies between them and the
+    /// Starts `command` with three descriptors of ours as its standard streams; the master copies between them and the
     /// network. `limit` bounds the wait for the remote side to accept, which takes one round trip.
     pub(crate) fn session(
         mut self,
-        line: &RemoteLine,
+        command: &str,
         streams: [BorrowedFd<'_>; 3],
         limit: Duration,
     ) -> Result<Session, MuxError> {
@@ -209,7 +208,7 @@ impl Client {
             .number(0)
             .number(NO_ESCAPE)
             .text("")
-            .text(&line.text());
+            .text(command);
         self.send(asked, NEW_SESSION, &body)?;
         for fd in streams {
             self.send_fd(fd)

@@ -13,7 +13,6 @@ use crabbox_host::clock;
 use crate::exec::ExecError;
 use crate::master;
 use crate::mux::{Client, MuxError, Session};
-use crate::remote_line::RemoteLine;
 use crate::target::Target;
 
 /// Limit for opening a connection that should have been there; long because a handshake on an emulated machine is slow.
@@ -72,13 +71,13 @@ impl Shared {
         Ok(shared)
     }
 
-    /// Starts `line` with three descriptors of ours as its standard streams, until `until` at the latest. A master whose connection
+    /// Starts `command` with three descriptors of ours as its standard streams, until `until` at the latest. A master whose connection
     /// has just died may still have its socket; its successor is asked once more. A connection that has no session left gives
     /// way to a private one. Asking again is safe, because nothing was started.
     pub(crate) fn session(
         &mut self,
         target: &Target,
-        line: &RemoteLine,
+        command: &str,
         streams: [BorrowedFd<'_>; 3],
         until: Option<Instant>,
         cancel: Option<BorrowedFd<'_>>,
@@ -92,7 +91,7 @@ impl Shared {
                 .saturating_duration_since(Instant::now())
                 .max(Duration::from_millis(1));
             let attempt =
-                Client::connect(&self.control).and_then(|client| client.session(line, streams, left));
+                Client::connect(&self.control).and_then(|client| client.session(command, streams, left));
             let (reason, wait) = match attempt {
                 Ok(session) => return Ok(session),
                 Err(MuxError::Absent | MuxError::Io { .. }) if !is_reopened => {

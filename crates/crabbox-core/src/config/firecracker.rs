@@ -9,7 +9,7 @@ use super::fit::{self, Unfit};
 use super::layer::Sourced;
 use super::settings::Settings;
 use super::trust::{HostName, HostPath};
-use crate::admission::Limits;
+use crate::admission::{Limits, Quota};
 use crate::duration::GoDuration;
 use crate::fault::{Fault, Kind};
 use crate::labels;
@@ -75,6 +75,8 @@ pub struct FirecrackerPlan {
     pub disk_mib: u64,
     /// When a lease is refused for want of room.
     pub limits: Limits,
+    /// What one owner who comes over SSH may have.
+    pub quota: Quota,
     /// First uid of the range for jailed VMMs.
     pub first_uid: u32,
     /// How many uids the range has.
@@ -225,6 +227,13 @@ pub fn plan(settings: &Settings) -> Result<FirecrackerPlan, InvalidFirecracker> 
             max_leases: amount("firecracker.maxLeases", &firecracker.max_leases)?,
             reserve_memory_mib: amount("firecracker.reserveMemoryMiB", &firecracker.reserve_memory_mib)?,
             reserve_disk_mib: amount("firecracker.reserveDiskMiB", &firecracker.reserve_disk_mib)?,
+        },
+        quota: Quota {
+            max_leases: amount("firecracker.maxLeasesPerOwner", &firecracker.max_leases_per_owner)?,
+            max_memory_mib: amount(
+                "firecracker.maxMemoryMiBPerOwner",
+                &firecracker.max_memory_mib_per_owner,
+            )?,
         },
         first_uid: uid("firecracker.firstUid", &firecracker.first_uid, MAX_UID)?,
         uid_count: uid("firecracker.uidCount", &firecracker.uid_count, MAX_UID_COUNT)?,

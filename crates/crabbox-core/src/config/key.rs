@@ -327,6 +327,9 @@ registry! {
     /// Work root on the static host.
     StaticWorkRoot = row("static.workRoot", Text, "").env(&["CRABBOX_STATIC_WORK_ROOT"]).flag("static-work-root", Target)
         .trust(Destination);
+    /// The KVM host that leases are made on, as user@host or user@host:port; empty: this one.
+    FirecrackerHost = row("firecracker.host", Text, "")
+        .env(&["CRABBOX_FIRECRACKER_HOST"]).flag("firecracker-host", ProviderOptions).host_only();
     /// The Firecracker program.
     FirecrackerBinary = row("firecracker.binary", Program, "firecracker")
         .env(&["CRABBOX_FIRECRACKER_BINARY"]).flag("firecracker-binary", ProviderOptions).host_only();
@@ -384,6 +387,12 @@ registry! {
     /// Most leases at a time; 0 is no limit.
     FirecrackerMaxLeases = row("firecracker.maxLeases", Integer, "0")
         .env(&["CRABBOX_FIRECRACKER_MAX_LEASES"]).host_only();
+    /// Most leases at a time of one owner who comes over SSH; 0 is no limit.
+    FirecrackerMaxLeasesPerOwner = row("firecracker.maxLeasesPerOwner", Integer, "0")
+        .env(&["CRABBOX_FIRECRACKER_MAX_LEASES_PER_OWNER"]).host_only();
+    /// Most memory in MiB that the leases of one such owner may take together, that of their VMMs included; 0 is no limit.
+    FirecrackerMaxMemoryPerOwner = row("firecracker.maxMemoryMiBPerOwner", Integer, "0")
+        .env(&["CRABBOX_FIRECRACKER_MAX_MEMORY_MIB_PER_OWNER"]).host_only();
     /// Memory in MiB that leases leave to the host.
     FirecrackerReserveMemory = row("firecracker.reserveMemoryMiB", Integer, "256")
         .env(&["CRABBOX_FIRECRACKER_RESERVE_MEMORY_MIB"]).host_only();
@@ -457,7 +466,7 @@ mod tests {
             let named = key.path.contains("etwork") || key.path == "firecracker.image";
             let selects = named || matches!(key.kind, Kind::Path | Kind::Program);
             // So is what keeps leases from taking the host over.
-            let guards = [".max", ".reserve", "Uid", "uidCount", ".warm", ".pool"]
+            let guards = [".host", ".max", ".reserve", "Uid", "uidCount", ".warm", ".pool"]
                 .iter()
                 .any(|part| key.path.contains(part));
             assert_eq!(key.trust == Trust::HostOnly, selects || guards, "{}", key.path);

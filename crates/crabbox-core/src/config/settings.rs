@@ -180,6 +180,8 @@ pub struct StaticSettings {
 /// `firecracker.*` as configured; [`super::firecracker::plan`] makes a validated plan of it.
 #[derive(Debug, Clone)]
 pub struct FirecrackerSettings {
+    /// `firecracker.host`: as written, or empty.
+    pub host: Sourced<HostName>,
     /// `firecracker.binary`.
     pub binary: Sourced<HostPath>,
     /// `firecracker.jailer`: empty, `none`, or a program.
@@ -218,6 +220,10 @@ pub struct FirecrackerSettings {
     pub launch_timeout: Sourced<GoDuration>,
     /// `firecracker.maxLeases`.
     pub max_leases: Sourced<i64>,
+    /// `firecracker.maxLeasesPerOwner`.
+    pub max_leases_per_owner: Sourced<i64>,
+    /// `firecracker.maxMemoryMiBPerOwner`.
+    pub max_memory_mib_per_owner: Sourced<i64>,
     /// `firecracker.reserveMemoryMiB`.
     pub reserve_memory_mib: Sourced<i64>,
     /// `firecracker.reserveDiskMiB`.
@@ -445,6 +451,7 @@ impl Reader<'_> {
 
     fn firecracker(&self) -> FirecrackerSettings {
         FirecrackerSettings {
+            host: self.host_name(Name::FirecrackerHost),
             binary: self.host_path(Name::FirecrackerBinary),
             jailer: self.host_path(Name::FirecrackerJailer),
             kernel: self.host_path(Name::FirecrackerKernel),
@@ -464,6 +471,8 @@ impl Reader<'_> {
             cni_bin_dir: self.host_path(Name::FirecrackerCniBinDir),
             launch_timeout: self.duration(Name::FirecrackerLaunchTimeout),
             max_leases: self.integer(Name::FirecrackerMaxLeases),
+            max_leases_per_owner: self.integer(Name::FirecrackerMaxLeasesPerOwner),
+            max_memory_mib_per_owner: self.integer(Name::FirecrackerMaxMemoryPerOwner),
             reserve_memory_mib: self.integer(Name::FirecrackerReserveMemory),
             reserve_disk_mib: self.integer(Name::FirecrackerReserveDisk),
             first_uid: self.integer(Name::FirecrackerFirstUid),

@@ -266,6 +266,7 @@ fn complete(
         failpoint: engine.failpoint.clone(),
         start: Start::Boot,
         pool: None,
+        owner: None,
     })
 }
 

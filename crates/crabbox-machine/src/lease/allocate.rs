@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crabbox_core::admission::Refusal;
+use crabbox_core::admission::{Had, Refusal};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::holding::Holding;
 use crabbox_core::id::{LeaseId, Slug, SlugError};
@@ -145,7 +145,12 @@ pub fn allocate(places: &Places, request: &AcquireRequest, id: &LeaseId) -> Resu
         places,
         taken.journals.iter().map(|(journal, busy)| (journal, *busy)),
     )?;
-    crabbox_core::admission::admit(&request.limits, &admission::demand(places, request), &room)?;
+    let demand = admission::demand(places, request);
+    if let Some(owner) = &request.owner {
+        let had = taken.had(&owner.name);
+        crabbox_core::admission::admit_owner(&owner.quota, &owner.name, &had, &demand)?;
+    }
+    crabbox_core::admission::admit(&request.limits, &demand, &room)?;
     let slug = match &request.slug {
         Some(text) => Slug::requested(text)?,
         None => Slug::for_lease(id),
@@ -291,6 +296,9 @@ fn first_record(request: &AcquireRequest, id: &LeaseId, slug: &Slug, dir: &Lease
     if let Some(pool) = request.member_of() {
         labels::set_pool(&mut labels, &pool.key);
     }
+    if let Some(owner) = &request.owner {
+        labels::set_owner(&mut labels, &owner.name);
+    }
     let (kernel, rootfs) = match &request.guest {
         GuestSource::Ours { dir, .. } => (dir.join("vmlinux"), dir.join("base.ext4")),
         GuestSource::Foreign { kernel, rootfs, .. } => (kernel.clone(), rootfs.clone()),
@@ -376,12 +384,30 @@ struct Taken {
     slugs: BTreeSet<String>,
     /// The journals, and whether somebody is at work on the lease.
     journals: Vec<(Journal, bool)>,
+    /// Leases of owners who came from other machines, with their names.
+    owned: Vec<(LeaseDir, String)>,
+}
+
+impl Taken {
+    /// What `owner` has. A lease whose journal says nothing of memory counts as one all the same.
+    fn had(&self, owner: &str) -> Had {
+        let mut had = Had::default();
+        for (dir, _) in self.owned.iter().filter(|(_, name)| name == owner) {
+            let journal = journal::read(&dir.journal()).ok().flatten();
+            had.leases += 1;
+            had.memory_mib += journal.and_then(|journal| journal.memory_mib).unwrap_or(0);
+        }
+        had
+    }
 }
 
 /// Reads what is in use here. A journal that cannot be read says nothing; the registry's entry of its lease does.
 fn taken(places: &Places) -> Result<Taken, AllocateError> {
     let mut taken = Taken::default();
     for lease in leases::list(&places.leases())?.leases {
+        if let Some(owner) = labels::owner(&lease.record.labels) {
+            taken.owned.push((lease.dir, owner.to_owned()));
+        }
         taken.slugs.insert(lease.record.slug);
     }
     for claim in claims::list(places)?.claims {

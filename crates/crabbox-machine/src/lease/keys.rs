@@ -1,4 +1,4 @@
-//! The SSH keys of a lease: the pair that opens its guest, and the guest's own host key.
+//! The SSH keys of a lease: the one that opens its guest, and the guest's own host key.
 //!
 //! A private key's bytes must never be written anywhere but into its file and the guest's seed.
 
@@ -11,12 +11,12 @@ use crate::resource::network::Outer;
 /// The keys of a lease.
 #[derive(Debug)]
 pub struct LeaseKeys {
-    /// The private key's file.
+    /// The private key's file; none is there when the lease's owner has the key on another machine.
     pub private: PathBuf,
     /// Where the host key is pinned.
     pub known_hosts: PathBuf,
-    /// The key that opens the guest.
-    pub lease: KeyPair,
+    /// The public key that opens the guest, in OpenSSH's form.
+    pub authorized: String,
     /// The guest's own host key.
     pub host: KeyPair,
 }

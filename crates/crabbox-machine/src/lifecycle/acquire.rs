@@ -21,7 +21,8 @@ use crabbox_core::timestamp;
 use crabbox_guest_protocol::{IDENTITY_PORT, READY_PORT};
 use crabbox_host::clock;
 use crabbox_host::console::{self, Recorder};
-use crabbox_ssh::keys;
+use crabbox_host::files;
+use crabbox_ssh::keys::{self, KeyError};
 use crabbox_store::leases::StoredLease;
 use crabbox_store::places::Places;
 
@@ -330,17 +331,25 @@ impl Making<'_> {
         let step = Step::Key {
             dir: dir.to_string_lossy().into_owned(),
         };
-        let pairs = self.effect(step, || {
-            let lease = keys::generate(&format!("crabbox {id}"))?;
-            keys::write_pair(&dir, &lease)?;
-            Ok(((lease, keys::generate(&format!("crabbox host {id}"))?), None))
+        let owner = self.request.owner.as_ref();
+        let keys = self.effect(step, || {
+            let authorized = if let Some(owner) = owner {
+                // Its private half is on the owner's machine; here is only what pins the guest's host key.
+                files::create_private_dir(&dir).map_err(KeyError::from)?;
+                owner.public_key.clone()
+            } else {
+                let lease = keys::generate(&format!("crabbox {id}"))?;
+                keys::write_pair(&dir, &lease)?;
+                lease.public_openssh
+            };
+            Ok(((authorized, keys::generate(&format!("crabbox host {id}"))?), None))
         })?;
         self.over("key", Whose::Ours);
-        let (lease, host) = pairs;
+        let (authorized, host) = keys;
         Ok(LeaseKeys {
             private: dir.join("id_ed25519"),
             known_hosts: dir.join("known_hosts"),
-            lease,
+            authorized,
             host,
         })
     }

@@ -65,6 +65,7 @@ pub(crate) fn request() -> AcquireRequest {
         failpoint: String::new(),
         start: Start::Boot,
         pool: None,
+        owner: None,
     }
 }
 

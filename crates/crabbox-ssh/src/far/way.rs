@@ -72,7 +72,7 @@ impl Way {
         let (our_out, remote_out) = io::pipe().map_err(local)?;
         let (our_err, remote_err) = io::pipe().map_err(local)?;
         let fds = [remote_in.as_fd(), remote_out.as_fd(), remote_err.as_fd()];
-        let session = shared.session(target, &line, fds, None, cancel)?;
+        let session = shared.session(target, &line.text(), fds, None, cancel)?;
         drop((remote_in, remote_out, remote_err));
         let process = Process::Remote { session, shared };
         begin(

@@ -130,6 +130,7 @@ impl World {
             failpoint: String::new(),
             start: crate::request::Start::Boot,
             pool: None,
+            owner: None,
         }
     }
 }
