@@ -11,6 +11,7 @@ pub mod firecracker;
 pub mod heartbeat;
 pub mod lease;
 pub mod registry;
+pub mod remote;
 pub mod route;
 pub mod static_host;
 pub mod terms;
@@ -28,6 +29,7 @@ use crabbox_machine::lifecycle::release::{Decision, Released};
 use crabbox_machine::protocol::Stage;
 use crabbox_ssh::ready::Progress;
 
+use crate::fleet::address::KvmHost;
 use crate::host::doctor::check::{Check, Options};
 use crate::host::prepare::NewLease;
 use crate::provider::capability::Capabilities;
@@ -109,6 +111,17 @@ pub struct Leases {
     pub leases: Vec<Lease>,
     /// What cannot be used, sorted by name.
     pub unusable: Vec<Unusable>,
+    /// KVM hosts that did not tell theirs.
+    pub away: Vec<Away>,
+}
+
+/// A KVM host that does not answer.
+#[derive(Debug)]
+pub struct Away {
+    /// The host.
+    pub host: KvmHost,
+    /// Why.
+    pub error: LeaseError,
 }
 
 /// A lease directory whose record cannot be read, or says what no lease can have.

@@ -3,6 +3,7 @@
 //! The first signal of either kind is noted, in a flag and on a pipe that poll can watch; nothing is done in the handler
 //! itself. A program that installed this must look at it in every wait, or it cannot be stopped with one Ctrl-C.
 
+use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ pub struct SignalError {
 pub struct Interrupts {
     first: Arc<AtomicUsize>,
     pipe: OwnedFd,
+    writer: UnixStream,
 }
 
 impl Interrupts {
@@ -65,6 +67,15 @@ impl Interrupts {
         Ok(Self {
             first,
             pipe: pipe.into(),
+            writer,
+        })
+    }
+
+    /// Who can ask for an end from another thread.
+    pub fn asker(&self) -> std::io::Result<Asker> {
+        Ok(Asker {
+            first: Arc::clone(&self.first),
+            writer: self.writer.try_clone()?,
         })
     }
 
@@ -74,6 +85,25 @@ impl Interrupts {
         ASKING
             .into_iter()
             .find(|signal| usize::try_from(signal.as_raw()) == Ok(number))
+    }
+}
+
+/// Asks for an orderly end as SIGTERM would, for a program whose user has gone without a signal.
+#[derive(Debug)]
+pub struct Asker {
+    first: Arc<AtomicUsize>,
+    writer: UnixStream,
+}
+
+impl Asker {
+    /// Asks. What a signal asked for before stays.
+    pub fn ask(&self) {
+        let term = usize::try_from(Signal::TERM.as_raw()).unwrap_or(0);
+        self.first
+            .compare_exchange(0, term, Ordering::SeqCst, Ordering::SeqCst)
+            .ok();
+        // A pipe that has no room is readable already.
+        (&self.writer).write_all(&[0]).ok();
     }
 }
 

@@ -53,6 +53,13 @@ pub enum KeyError {
         #[source]
         source: ssh_key::Error,
     },
+    /// A public key that came from elsewhere is not one.
+    #[error("not an OpenSSH public key")]
+    Public {
+        /// What the library said.
+        #[source]
+        source: ssh_key::Error,
+    },
     /// A host key to be pinned is not one.
     #[error("the host key for {host} is not an OpenSSH public key")]
     HostKey {
@@ -92,6 +99,15 @@ pub fn generate(comment: &str) -> Result<KeyPair, KeyError> {
     let mut key = PrivateKey::random(&mut OsRng, Algorithm::Ed25519).map_err(failed)?;
     key.set_comment(comment);
     pair_of(&key).map_err(failed)
+}
+
+/// The public key in `text`, written anew with `comment`: nothing of the text but the key itself is left, so that it cannot bring options or
+/// further lines into a file of authorised keys.
+pub fn public(text: &str, comment: &str) -> Result<String, KeyError> {
+    let failed = |source| KeyError::Public { source };
+    let mut key = PublicKey::from_openssh(text.trim()).map_err(failed)?;
+    key.set_comment(comment);
+    key.to_openssh().map_err(failed)
 }
 
 fn pair_of(key: &PrivateKey) -> Result<KeyPair, ssh_key::Error> {
@@ -208,6 +224,23 @@ mod tests {
             "{pair:?}"
         );
         assert!(!format!("{pair:?}").contains("PRIVATE KEY"));
+    }
+
+    #[test]
+    fn of_a_public_key_from_elsewhere_only_the_key_is_left() {
+        let pair = generate("from a laptop").unwrap();
+        let (key, _) = pair.public_openssh.split_at(pair.public_openssh.find(" from").unwrap());
+        assert_eq!(public(&pair.public_openssh, "alice").unwrap(), format!("{key} alice"));
+        for bad in [
+            "",
+            "ssh-ed25519 AAAA",
+            &format!("command=\"sh\" {}", pair.public_openssh),
+            &pair.private_openssh,
+        ] {
+            assert!(matches!(public(bad, "x"), Err(KeyError::Public { .. })), "{bad:?}");
+        }
+        let two = format!("{key} a\n{key} b");
+        assert!(!public(&two, "alice").unwrap_or_default().contains('\n'));
     }
 
     #[test]

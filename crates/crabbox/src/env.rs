@@ -79,6 +79,14 @@ impl Env {
         }
     }
 
+    /// The same for a program that stands in `dir`.
+    pub(crate) fn standing_in(self, dir: &Path) -> Self {
+        Self {
+            cwd: Ok(dir.to_owned()),
+            ..self
+        }
+    }
+
     /// A variable, if it is set and not empty.
     pub(crate) fn os(&self, name: &str) -> Option<&OsStr> {
         self.variables

@@ -3,10 +3,10 @@
 //! Until the claim is written the supervisor holds the lease and takes it back should we die; afterwards it watches it.
 
 mod checks;
+pub(crate) mod entering;
 pub mod error;
 pub mod lookup;
 
-use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -15,21 +15,15 @@ use crabbox_core::config::{Provider as Which, Settings, firecracker};
 use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::{NameError, Purpose, ResolveError};
 use crabbox_machine::lease::touch;
-use crabbox_machine::lifecycle::client::{self, Acquisition};
+use crabbox_machine::lifecycle::client;
 use crabbox_machine::lifecycle::release::{self, Decision, ReleaseError, Released};
-use crabbox_machine::protocol::{Event, Ready, Stage, Whose};
-use crabbox_machine::request::{AcquireRequest, GuestSource, Start};
+use crabbox_machine::request::{AcquireRequest, Owner};
 
 use crabbox_core::fault;
 use crabbox_core::id::Slug;
 use crabbox_core::labels::{self, Labels};
 use crabbox_core::state::LeaseState;
-use crabbox_host::clock;
 use crabbox_host::signals::Interrupts;
-use crabbox_image::READY;
-use crabbox_ssh::capture;
-use crabbox_ssh::exec::Stdin;
-use crabbox_ssh::master;
 use crabbox_store::leases;
 use crabbox_store::places::LeaseDir;
 
@@ -40,16 +34,14 @@ use crate::host::warm::{self, Source};
 use crate::provider::capability::{Capabilities, Capability};
 use crate::provider::claim;
 use crate::provider::error::LeaseError;
+use crate::provider::firecracker::entering::{Here, Taker};
 use crate::provider::firecracker::error::AcquireLeaseError;
 use crate::provider::lease::Lease;
 use crate::provider::terms::Terms;
 use crate::provider::{AcquiredLease, Leases, MachineStart, Notice, Provider};
 
-/// How long one try at the handshake may take; under emulation it takes seconds.
-const HANDSHAKE_LIMIT: Duration = Duration::from_mins(1);
-
 /// The provider's name, as claims have it.
-const NAME: &str = Which::Firecracker.name();
+pub(crate) const NAME: &str = Which::Firecracker.name();
 
 /// Which part of the time for a launch one lease of a pool may take to be entered: those that cannot leave time for a boot.
 const POOL_PART: u32 = 4;
@@ -97,16 +89,16 @@ impl Firecracker {
     fn acquire_one(
         &self,
         request: &AcquireRequest,
-        repo: &Path,
+        taker: &mut dyn Taker,
         interrupts: &Interrupts,
         on_notice: &mut dyn FnMut(&Notice<'_>),
     ) -> Result<AcquiredLease, AcquireLeaseError> {
         let acquisition = client::start(&self.engine, request)?;
-        acquire(
+        entering::acquire(
             &self.engine,
             acquisition,
             request,
-            repo,
+            taker,
             interrupts,
             &mut |stage| {
                 on_notice(&Notice::Stage(stage));
@@ -119,7 +111,7 @@ impl Firecracker {
     fn acquire_pooled(
         &self,
         request: &AcquireRequest,
-        repo: &Path,
+        taker: &mut dyn Taker,
         interrupts: &Interrupts,
         on_notice: &mut dyn FnMut(&Notice<'_>),
     ) -> Option<AcquiredLease> {
@@ -141,9 +133,14 @@ impl Firecracker {
             let acquired = client::take(&self.engine, &wish, &pool.key)
                 .map_err(AcquireLeaseError::from)
                 .and_then(|acquisition| {
-                    acquire(&self.engine, acquisition, &wish, repo, interrupts, &mut |stage| {
-                        on_notice(&Notice::Stage(stage));
-                    })
+                    entering::acquire(
+                        &self.engine,
+                        acquisition,
+                        &wish,
+                        taker,
+                        interrupts,
+                        &mut |stage| on_notice(&Notice::Stage(stage)),
+                    )
                 });
             match acquired {
                 Ok(mut acquired) => {
@@ -160,6 +157,76 @@ impl Firecracker {
             }
         }
         None
+    }
+
+    /// Has a machine ready, and handed over to `taker`; for `owner`, where that is somebody who came from another machine.
+    pub(crate) fn acquire_for(
+        &self,
+        new: &NewLease,
+        owner: Option<&Owner>,
+        taker: &mut dyn Taker,
+        interrupts: &Interrupts,
+        on_notice: &mut dyn FnMut(&Notice<'_>),
+    ) -> Result<AcquiredLease, LeaseError> {
+        let plan = firecracker::plan(&self.settings)?;
+        let mut request = prepare::request(&self.engine, &plan, new)?;
+        request.owner = owner.cloned();
+        // What waits in a pool was made with a key of this machine, and opens to nobody else.
+        if owner.is_none() {
+            match pool::of(&self.engine, &plan, &request) {
+                Ok(pool) => request.pool = pool,
+                // Then it is a lease without one; what is missing is told by the making.
+                Err(error) => on_notice(&Notice::NotPooled {
+                    lease: None,
+                    why: &error.to_string(),
+                }),
+            }
+            if let Some(acquired) = self.acquire_pooled(&request, taker, interrupts, on_notice) {
+                return Ok(acquired);
+            }
+        }
+        let (started, limit) = (Instant::now(), request.launch_timeout);
+        let source = warm::choose(&self.engine, plan.warm, &mut request);
+        let mut why = None;
+        if let Source::Cold(Some(said)) = &source {
+            on_notice(&Notice::Cold {
+                why: said,
+                console: &[],
+            });
+            why = Some(said.clone());
+        }
+        if matches!(source, Source::Restored { .. }) {
+            // One that does not wake leaves time to boot: the limit is one for both.
+            request.launch_timeout /= 2;
+        }
+        let mut acquired = self.acquire_one(&request, taker, interrupts, on_notice);
+        if let Source::Restored { key, token } = &source {
+            match &acquired {
+                Ok(_) => warm::note_success(&self.engine, key),
+                Err(error) if error.blames_template() => warm::note_failure(&self.engine, key, token),
+                Err(_) => {}
+            }
+            if let Some(error) = acquired.as_ref().err().filter(|error| error.is_of_restoring())
+                && interrupts.caught().is_none()
+            {
+                let said = fault::chain(error);
+                on_notice(&Notice::Cold {
+                    why: &said,
+                    console: error.console(),
+                });
+                why = Some(said);
+                let mut again = prepare::request(&self.engine, &plan, new)?;
+                again.pool = request.pool.take();
+                again.owner = request.owner.take();
+                again.launch_timeout = limit.saturating_sub(started.elapsed()).max(limit / 2);
+                acquired = self.acquire_one(&again, taker, interrupts, on_notice);
+            }
+        }
+        let mut acquired = acquired?;
+        if why.is_some() {
+            acquired.start = Some(MachineStart::Cold(why));
+        }
+        Ok(acquired)
     }
 
     /// Takes the lease `id`, which waits in a pool, because it was named.
@@ -197,60 +264,11 @@ impl Provider for Firecracker {
         interrupts: &Interrupts,
         on_notice: &mut dyn FnMut(&Notice<'_>),
     ) -> Result<AcquiredLease, LeaseError> {
-        let plan = firecracker::plan(&self.settings)?;
-        let mut request = prepare::request(&self.engine, &plan, new)?;
-        match pool::of(&self.engine, &plan, &request) {
-            Ok(pool) => request.pool = pool,
-            // Then it is a lease without one; what is missing is told by the making.
-            Err(error) => on_notice(&Notice::NotPooled {
-                lease: None,
-                why: &error.to_string(),
-            }),
-        }
-        if let Some(acquired) = self.acquire_pooled(&request, repo, interrupts, on_notice) {
-            return Ok(acquired);
-        }
-        let (started, limit) = (Instant::now(), request.launch_timeout);
-        let source = warm::choose(&self.engine, plan.warm, &mut request);
-        let mut why = None;
-        if let Source::Cold(Some(said)) = &source {
-            on_notice(&Notice::Cold {
-                why: said,
-                console: &[],
-            });
-            why = Some(said.clone());
-        }
-        if matches!(source, Source::Restored { .. }) {
-            // One that does not wake leaves time to boot: the limit is one for both.
-            request.launch_timeout /= 2;
-        }
-        let mut acquired = self.acquire_one(&request, repo, interrupts, on_notice);
-        if let Source::Restored { key, token } = &source {
-            match &acquired {
-                Ok(_) => warm::note_success(&self.engine, key),
-                Err(error) if error.blames_template() => warm::note_failure(&self.engine, key, token),
-                Err(_) => {}
-            }
-            if let Some(error) = acquired.as_ref().err().filter(|error| error.is_of_restoring())
-                && interrupts.caught().is_none()
-            {
-                let said = fault::chain(error);
-                on_notice(&Notice::Cold {
-                    why: &said,
-                    console: error.console(),
-                });
-                why = Some(said);
-                let mut again = prepare::request(&self.engine, &plan, new)?;
-                again.pool = request.pool.take();
-                again.launch_timeout = limit.saturating_sub(started.elapsed()).max(limit / 2);
-                acquired = self.acquire_one(&again, repo, interrupts, on_notice);
-            }
-        }
-        let mut acquired = acquired?;
-        if why.is_some() {
-            acquired.start = Some(MachineStart::Cold(why));
-        }
-        Ok(acquired)
+        let mut taker = Here {
+            engine: &self.engine,
+            repo,
+        };
+        self.acquire_for(new, None, &mut taker, interrupts, on_notice)
     }
 
     fn resolve(&self, text: &str, purpose: Purpose) -> Result<Lease, LeaseError> {
@@ -324,114 +342,5 @@ impl Provider for Firecracker {
                 .filter(|decision| !ids.contains(&decision.lease)),
         );
         Ok(swept)
-    }
-}
-
-/// Waits until the lease is ready, enters it and claims it for the repository at `repo`.
-fn acquire(
-    engine: &Engine,
-    mut acquisition: Acquisition<'_>,
-    request: &AcquireRequest,
-    repo: &Path,
-    interrupts: &Interrupts,
-    on_stage: &mut dyn FnMut(&Stage),
-) -> Result<AcquiredLease, AcquireLeaseError> {
-    let started = Instant::now();
-    let mut stages = Vec::new();
-    let ready = acquisition.wait_ready(Some(interrupts), &mut |event| {
-        if let Event::Stage(stage) = event {
-            stages.push(stage.clone());
-            on_stage(stage);
-        }
-    })?;
-    let deadline = started + request.launch_timeout;
-    let entered = Instant::now();
-    let outcome = enter(engine, request, &ready, deadline, interrupts).and_then(|lease| {
-        let micros = u64::try_from(entered.elapsed().as_micros()).unwrap_or(u64::MAX);
-        stages.push(Stage {
-            name: "ssh".to_owned(),
-            micros,
-            whose: Whose::Ssh,
-        });
-        claim::claim(&engine.places, &lease, repo, false)?;
-        Ok(lease)
-    });
-    if let Err(error) = outcome {
-        acquisition.abandon();
-        return Err(error);
-    }
-    acquisition.claim()?;
-    // The supervisor has written the last labels; the lease is shown, and its claim kept, with those.
-    let lease = read_back(engine, request)?;
-    claim::claim(&engine.places, &lease, repo, false)?;
-    Ok(AcquiredLease {
-        lease,
-        stages,
-        guest_stages: ready.guest_stages,
-        start: Some(match request.start {
-            Start::Restore { .. } => MachineStart::Restored,
-            Start::Boot | Start::Freeze { .. } => MachineStart::Cold(None),
-        }),
-    })
-}
-
-fn read_back(engine: &Engine, request: &AcquireRequest) -> Result<Lease, AcquireLeaseError> {
-    let stored = leases::read(&LeaseDir::at(engine.places.leases().join(&request.lease_id)))?;
-    Ok(lookup::in_use(engine, &stored.record)?)
-}
-
-/// Opens the shared connection, and waits for a foreign image to finish its set-up.
-fn enter(
-    engine: &Engine,
-    request: &AcquireRequest,
-    ready: &Ready,
-    deadline: Instant,
-    interrupts: &Interrupts,
-) -> Result<Lease, AcquireLeaseError> {
-    let lease = read_back(engine, request)?;
-    let Some(target) = &lease.target else {
-        return Err(ResolveError::NoAddress { id: lease.id }.into());
-    };
-    let host = || ready.address.clone();
-    loop {
-        let left = deadline
-            .saturating_duration_since(Instant::now())
-            .min(HANDSHAKE_LIMIT);
-        match master::open(
-            target,
-            &ready.control,
-            left.max(Duration::from_secs(1)),
-            Some(interrupts.as_fd()),
-        ) {
-            Ok(()) => break,
-            Err(error)
-                if error.is_passing() && Instant::now() < deadline && interrupts.caught().is_none() =>
-            {
-                clock::nap(Duration::from_millis(50));
-            }
-            Err(master::ConnectError::Cancelled { .. }) => {
-                return Err(AcquireLeaseError::Interrupted { id: lease.id });
-            }
-            Err(source) => return Err(AcquireLeaseError::Ssh { host: host(), source }),
-        }
-    }
-    // Our image says `ready` only when everything is in its place; anyone else's is asked.
-    if matches!(request.guest, GuestSource::Ours { .. }) {
-        return Ok(lease);
-    }
-    // The cloud-init data of its seed installs the program that replies, as the Go program's does.
-    let is_ready = format!("{READY} >/tmp/crabbox-ready.log 2>&1");
-    loop {
-        if interrupts.caught().is_some() {
-            return Err(AcquireLeaseError::Interrupted { id: lease.id });
-        }
-        if Instant::now() >= deadline {
-            return Err(AcquireLeaseError::NotReady { host: host() });
-        }
-        let asked = capture::capture(target, &is_ready, Stdin::Null, Some(Duration::from_secs(30)));
-        if asked.is_ok_and(|answer| answer.success()) {
-            return Ok(lease);
-        }
-        clock::nap(Duration::from_millis(50));
     }
 }

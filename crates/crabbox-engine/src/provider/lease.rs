@@ -6,6 +6,8 @@ use crabbox_core::labels::{self, Labels};
 use crabbox_core::state::LeaseState;
 pub use crabbox_ssh::target::Target;
 
+use crate::fleet::address::KvmHost;
+
 /// A leased machine.
 #[derive(Debug, Clone)]
 pub struct Lease {
@@ -25,7 +27,9 @@ pub struct Lease {
     pub state: LeaseState,
     /// Its labels.
     pub labels: Labels,
-    /// Address under which this host reaches it; empty while it has none.
+    /// The KVM host that has it; `None` where that is this machine.
+    pub kvm_host: Option<KvmHost>,
+    /// Address under which this host reaches it, or its id where only a KVM host does; empty while it has none.
     pub address: String,
     /// How to enter it; `None` while it has no address.
     pub target: Option<Target>,

@@ -9,14 +9,15 @@ use crate::host::doctor::check::{Check, Options};
 use crate::provider::Provider;
 use crate::provider::capability::{Capabilities, Capability};
 use crate::provider::error::LeaseError;
-use crate::provider::firecracker::{self, Firecracker};
+use crate::provider::firecracker;
+use crate::provider::remote::Remote;
 use crate::provider::static_host::{self, StaticHost};
 use crate::provider::terms::Terms;
 
 /// The provider `which` with these settings.
 pub fn open(which: Which, engine: &Engine, settings: &Settings) -> Box<dyn Provider> {
     match which {
-        Which::Firecracker => Box::new(Firecracker::new(engine.clone(), settings.clone())),
+        Which::Firecracker => Box::new(Remote::new(engine.clone(), settings.clone())),
         Which::Ssh => Box::new(StaticHost::new(engine.clone(), settings.clone())),
     }
 }

@@ -279,7 +279,7 @@ impl Provider for StaticHost {
         });
         Ok(Leases {
             leases: leases.collect::<Result<_, _>>()?,
-            unusable: Vec::new(),
+            ..Leases::default()
         })
     }
 

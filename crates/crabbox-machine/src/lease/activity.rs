@@ -31,8 +31,12 @@ pub struct Watchpoint {
 }
 
 impl Watchpoint {
-    /// The watchpoint of a lease that has an address.
+    /// The watchpoint of a lease that has an address. One whose owner comes from another machine has none: a connection from afar stays
+    /// open for as long as somebody's laptop is on, so whoever carries its bytes refreshes the lease by these.
     pub fn of(record: &LeaseRecord, journal: &Journal) -> Option<Self> {
+        if labels::owner(&record.labels).is_some() {
+            return None;
+        }
         let control = journal.live.iter().rev().find_map(|live| match &live.step {
             Step::Connection { control } => Some(control.into()),
             _ => None,
@@ -151,6 +155,9 @@ mod tests {
         });
         let with = Watchpoint::of(&record, &journal).unwrap();
         assert_eq!(with.control.as_deref(), Some(std::path::Path::new("/c/x")));
+        let mut owned = record.clone();
+        labels::set_owner(&mut owned.labels, "alice");
+        assert_eq!(Watchpoint::of(&owned, &journal), None);
         // Nobody on this machine is connected there.
         assert!(!with.in_use().unwrap());
     }

@@ -93,7 +93,8 @@ pub struct Cause {
 }
 
 impl Cause {
-    fn chain(causes: &[String]) -> Option<Self> {
+    /// The first of `causes`, outermost first, with the others behind it.
+    pub fn chain(causes: &[String]) -> Option<Self> {
         let (first, rest) = causes.split_first()?;
         Some(Self {
             message: first.clone(),

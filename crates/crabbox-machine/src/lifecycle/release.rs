@@ -295,7 +295,9 @@ pub fn cleanup(
     }
     for claim in claims::list(places)?.claims {
         let id = claim.lease_id.clone();
-        if claim.provider != "firecracker" || places.leases().join(&id).exists() {
+        // Whether a lease on another host is still there only that host knows.
+        let is_elsewhere = !claim.provider_scope.is_empty();
+        if claim.provider != "firecracker" || is_elsewhere || places.leases().join(&id).exists() {
             continue;
         }
         let mut decision = Decision {

@@ -240,3 +240,28 @@ pub(crate) struct SuperviseArgs {
     #[arg(long, value_name = "LEASE")]
     pub(crate) adopt: Option<String>,
 }
+
+/// `__serve`: what a client on another machine is answered by.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Whom it is for; the account it runs as without it
+    #[arg(long = "as", value_name = "NAME")]
+    pub(crate) owner: Option<String>,
+}
+
+/// `__proxy`: what an `ssh` of ours starts to reach a guest on a KVM host.
+#[derive(Debug, Args)]
+pub(crate) struct ProxyArgs {
+    /// The KVM host
+    #[arg(long, value_name = "USER@HOST")]
+    pub(crate) host: String,
+    /// The private key that opens it
+    #[arg(long, value_name = "PATH")]
+    pub(crate) key: Option<PathBuf>,
+    /// Where its host key is remembered
+    #[arg(long, value_name = "PATH")]
+    pub(crate) known_hosts: PathBuf,
+    /// The lease
+    #[arg(value_name = "LEASE")]
+    pub(crate) lease: String,
+}

@@ -32,7 +32,8 @@ pub(crate) use lease::{
 pub(crate) use local::{
     ClaimsCommand, ClaimsListArgs, CompletionsArgs, ConfigCommand, ConfigExplainArgs, ConfigShowArgs,
     DoctorArgs, ProvidersArgs, ProvidersCommand, ProvidersDescribeArgs, ProvidersFilterArgs,
-    ProvidersFiltersArgs, ProvidersRecommendArgs, ReferenceArgs, SuperviseArgs, SyncPlanArgs, VerifyArgs,
+    ProvidersFiltersArgs, ProvidersRecommendArgs, ProxyArgs, ReferenceArgs, ServeArgs, SuperviseArgs,
+    SyncPlanArgs, VerifyArgs,
 };
 pub(crate) use measure::{
     BenchCommand, BenchRecordArgs, BenchReportArgs, BenchRunArgs, CacheCommand, CachePurgeArgs,
@@ -171,6 +172,12 @@ pub(crate) enum Command {
     /// The supervisor of one microVM
     #[command(name = "__supervise", hide = true)]
     Supervise(SuperviseArgs),
+    /// The answers to clients on other machines
+    #[command(name = "__serve", hide = true)]
+    Serve(ServeArgs),
+    /// The way of an ssh to a guest on another machine
+    #[command(name = "__proxy", hide = true)]
+    Proxy(ProxyArgs),
     /// The maker of a pool's leases
     #[command(name = "__fill", hide = true)]
     Fill,

@@ -5,6 +5,7 @@ mod engine;
 mod host;
 mod lease;
 mod reference;
+mod serve;
 mod supervise;
 mod work;
 
@@ -143,6 +144,8 @@ fn dispatch(ctx: &Ctx<'_>, command: Command) -> Result<Exit, CommandError> {
         }
         Command::Reference(args) => reference::run(ctx, &args),
         Command::Supervise(args) => supervise::run(ctx, &args),
+        Command::Serve(args) => serve::run(ctx, &args),
+        Command::Proxy(args) => serve::proxy(ctx, &args),
         Command::Fill => lease::pool::refill(ctx),
     }
 }

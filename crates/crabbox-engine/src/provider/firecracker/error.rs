@@ -49,6 +49,12 @@ pub enum AcquireLeaseError {
     /// It cannot be claimed.
     #[error(transparent)]
     Claim(#[from] TouchError),
+    /// Who asked for it from another machine has gone, or never said that it was claimed.
+    #[error("lease {id} was given up before it was claimed; it was taken back")]
+    GivenUp {
+        /// The lease.
+        id: String,
+    },
     /// The user interrupted.
     #[error("interrupted while lease {id} was being entered; it was taken back")]
     Interrupted {
@@ -61,7 +67,9 @@ impl Fault for AcquireLeaseError {
     fn kind(&self) -> Kind {
         match self {
             Self::Machine(error) => error.kind(),
-            Self::Ssh { .. } | Self::NotReady { .. } | Self::Interrupted { .. } => Kind::Unavailable,
+            Self::Ssh { .. } | Self::NotReady { .. } | Self::GivenUp { .. } | Self::Interrupted { .. } => {
+                Kind::Unavailable
+            }
             Self::Resolve(error) => error.kind(),
             Self::Record(_) | Self::Claim(_) => Kind::Usage,
         }

@@ -41,6 +41,7 @@ pub fn lease(engine: &Engine, record: &LeaseRecord) -> Result<Lease, ResolveErro
         address: record.guest_ip.clone(),
         target,
         work_root: label("work_root"),
+        kvm_host: None,
         unjailed: runs_as_root(record),
     })
 }

@@ -169,6 +169,7 @@ impl Host {
             address: self.address.clone(),
             target: Some(target),
             work_root: self.work_root.clone(),
+            kvm_host: None,
             unjailed: false,
         })
     }

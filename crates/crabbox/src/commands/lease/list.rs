@@ -1,4 +1,4 @@
-//! `list`: the leases of this host.
+//! `list`: the leases of this host, or of KVM hosts elsewhere.
 
 use crabbox_core::labels;
 use crabbox_engine::provider::Leases;
@@ -12,13 +12,24 @@ use crate::ui::{CommandError, Exit};
 
 /// Lists leases; with `all` those that wait in a pool among them.
 pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ListArgs, all: bool) -> Result<Exit, CommandError> {
-    let Leases { mut leases, unusable } = route::to_provider(ctx, &args.keys.values)?.list()?;
+    let Leases {
+        mut leases,
+        unusable,
+        away,
+    } = route::to_provider(ctx, &args.keys.values)?.list()?;
     leases.retain(|lease| all || labels::pool(&lease.labels).is_none());
     for bad in &unusable {
         ctx.printer.warn(format_args!(
             "lease {} is left out: {}",
             bad.name,
             crabbox_core::fault::chain(&bad.error)
+        ));
+    }
+    for away in &away {
+        ctx.printer.warn(format_args!(
+            "leases on {} are left out: {}",
+            away.host,
+            crabbox_core::fault::chain(&away.error)
         ));
     }
     if args.json {
@@ -34,8 +45,9 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ListArgs, all: bool) -> Res
 
 fn line(lease: &Lease) -> String {
     let pool = labels::pool(&lease.labels).map(|pool| format!(" pool={pool}"));
+    let host = lease.kvm_host.as_ref().map(|host| format!(" host={host}"));
     format!(
-        "{:<20} {:<28} {:<12} {:<14} {:<15} lease={} slug={} keep={} target=linux{}",
+        "{:<20} {:<28} {:<12} {:<14} {:<15} lease={} slug={} keep={} target=linux{}{}",
         lease.display_id(),
         lease.name,
         lease.state,
@@ -44,7 +56,8 @@ fn line(lease: &Lease) -> String {
         lease.id,
         lease.slug,
         lease.is_kept(),
-        pool.unwrap_or_default()
+        pool.unwrap_or_default(),
+        host.unwrap_or_default()
     )
 }
 

@@ -18,7 +18,7 @@ pub(in crate::commands) struct ListItem {
     /// The provider, by its canonical name.
     #[serde(rename = "Provider")]
     provider: &'static str,
-    /// Always empty: no provider here has hosts of its own.
+    /// The KVM host that has it, as `firecracker.host` names it; empty where that is this machine.
     #[serde(rename = "HostID")]
     host_id: String,
     /// Always 0: no provider here numbers its machines.
@@ -73,7 +73,7 @@ impl ListItem {
         Self {
             cloud_id: lease.cloud_id.clone(),
             provider: lease.provider,
-            host_id: String::new(),
+            host_id: lease.kvm_host.as_ref().map(ToString::to_string).unwrap_or_default(),
             id: 0,
             name: lease.name.clone(),
             status: lease.state.to_string(),
@@ -224,6 +224,7 @@ pub(in crate::commands) fn sample() -> Lease {
         address: "192.168.127.5".into(),
         target: Some(target),
         work_root: "/work/crabbox".into(),
+        kvm_host: None,
         unjailed: false,
     }
 }

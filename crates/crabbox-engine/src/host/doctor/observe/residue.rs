@@ -12,7 +12,9 @@ use crate::provider::firecracker::lookup;
 /// One text for each thing that was left behind.
 pub(super) fn residue(engine: &Engine) -> Seen<Vec<String>> {
     let places = &engine.places;
-    let Leases { leases, unusable } = lookup::list(engine).map_err(|error| Trouble::chain(&error))?;
+    let Leases {
+        leases, unusable, ..
+    } = lookup::list(engine).map_err(|error| Trouble::chain(&error))?;
     let mut found: Vec<String> = unusable
         .iter()
         .map(|bad| format!("unreadable lease {}", bad.name))
@@ -24,7 +26,9 @@ pub(super) fn residue(engine: &Engine) -> Seen<Vec<String>> {
         .claims;
     let stale = claims
         .iter()
-        .filter(|claim| claim.provider == "firecracker" && !places.leases().join(&claim.lease_id).exists());
+        // Whether a lease on another host is still there only that host knows.
+        .filter(|claim| claim.provider == "firecracker" && claim.provider_scope.is_empty())
+        .filter(|claim| !places.leases().join(&claim.lease_id).exists());
     found.extend(stale.map(|claim| format!("claim {}", claim.lease_id)));
     let objects = orphans::find(places).map_err(|error| Trouble::chain(&error))?;
     found.extend(

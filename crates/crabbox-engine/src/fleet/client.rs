@@ -1,0 +1,368 @@
+//! A conversation with `crabbox __serve` on a KVM host, over one session of the connection to it.
+//!
+//! What comes back is bounded, waited for no longer than its caller wants, and put on a terminal without anything that a terminal would obey.
+//! A conversation that broke off must never be taken up again.
+
+use std::io::{PipeReader, PipeWriter};
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use crabbox_core::fault::{Connectivity, Fault, Kind};
+use crabbox_host::console::harmless;
+use crabbox_host::private_dir::PrivateDir;
+use crabbox_machine::lifecycle::client::Cause;
+use crabbox_machine::protocol::Failure;
+use crabbox_ssh::control::{self, ControlError};
+use crabbox_ssh::exec::ExecError;
+use crabbox_ssh::master::ConnectError;
+use crabbox_ssh::peer::Peer;
+
+use super::address::{Access, HostError, KvmHost};
+use super::lines::{LineError, Lines};
+use super::wire::{Ask, GREETING, Greeting, Odd, Reply, SERVE, SPOKEN};
+
+/// How long a host may take to greet: a login and the start of a program.
+const GREETING_LIMIT: Duration = Duration::from_mins(1);
+
+/// How many lines of a login shell's start-up files are passed over.
+const NOISE: usize = 200;
+
+/// How long a question may take to be heard.
+const ASK_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a host may be at work on what it was asked: a lease that is taken back may be busy for two minutes before.
+pub const ANSWER_LIMIT: Duration = Duration::from_mins(5);
+
+/// How much of one text of a failure is shown, in characters.
+const TEXT: usize = 4000;
+
+/// Why a KVM host did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum FleetError {
+    /// The settings name none.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// There is no place for the socket of the shared connection.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// It is not reached, or does not let us in.
+    #[error("cannot reach the KVM host {host}")]
+    Away {
+        /// The host.
+        host: KvmHost,
+        /// Why.
+        #[source]
+        source: ExecError,
+    },
+    /// It lets us in, and something else than our program answers.
+    #[error("crabbox does not serve on {host}{}: {}", with_code(*.code), or_nothing(.said))]
+    NoServe {
+        /// The host.
+        host: KvmHost,
+        /// The exit code of what ran there.
+        code: Option<u8>,
+        /// What it said.
+        said: String,
+    },
+    /// Its program is too old or too new.
+    #[error(
+        "crabbox {program} on {host} speaks protocol {} to {}, and this crabbox {} speaks {} to {}",
+        theirs.0, theirs.1, env!("CARGO_PKG_VERSION"), SPOKEN.least, SPOKEN.most
+    )]
+    Version {
+        /// The host.
+        host: KvmHost,
+        /// The version of its program.
+        program: String,
+        /// What it speaks.
+        theirs: (u32, u32),
+    },
+    /// The conversation broke off.
+    #[error("the conversation with {host} broke off{}", because(.said))]
+    Broken {
+        /// The host.
+        host: KvmHost,
+        /// What was said on standard error.
+        said: String,
+        /// Why; `None` where it just ended.
+        #[source]
+        source: Option<LineError>,
+    },
+    /// What came back is no reply, or one to something else.
+    #[error("{host} answered what makes no sense here")]
+    Nonsense {
+        /// The host.
+        host: KvmHost,
+        /// Why.
+        #[source]
+        source: Option<serde_json::Error>,
+    },
+    /// What came back is nothing that a lease can have.
+    #[error("{host} told of what cannot be")]
+    Odd {
+        /// The host.
+        host: KvmHost,
+        /// What.
+        #[source]
+        source: Odd,
+    },
+    /// It refused.
+    #[error("{}", .0.message)]
+    Refused(Failure, #[source] Option<Cause>),
+    /// The user interrupted.
+    #[error("interrupted while {host} was at work")]
+    Interrupted {
+        /// The host.
+        host: KvmHost,
+    },
+}
+
+fn with_code(code: Option<u8>) -> String {
+    code.map_or_else(String::new, |code| format!(" (exit code {code})"))
+}
+
+fn or_nothing(said: &str) -> &str {
+    if said.is_empty() { "it said nothing" } else { said }
+}
+
+fn because(said: &str) -> String {
+    if said.is_empty() {
+        String::new()
+    } else {
+        format!(": {said}")
+    }
+}
+
+impl Fault for FleetError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Refused(failure, _) => failure.kind,
+            Self::Host(error) => error.kind(),
+            Self::Control(error) => error.kind(),
+            Self::Version { .. } => Kind::Usage,
+            Self::Away { .. }
+            | Self::NoServe { .. }
+            | Self::Broken { .. }
+            | Self::Nonsense { .. }
+            | Self::Odd { .. }
+            | Self::Interrupted { .. } => Kind::Unavailable,
+        }
+    }
+
+    fn connectivity(&self) -> Option<Connectivity> {
+        matches!(self, Self::Broken { .. }).then_some(Connectivity::Lost)
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            Self::Host(error) => return error.hints(),
+            Self::Control(error) => return error.hints(),
+            Self::Refused(failure, _) => return failure.hints.clone(),
+            Self::Away {
+                source:
+                    ExecError::Connect {
+                        source: ConnectError::HostKeyMismatch { known_hosts, .. },
+                    },
+                ..
+            } => format!(
+                "if the host was set up anew, take its old key out of {}; otherwise somebody may be in between",
+                known_hosts.display()
+            ),
+            Self::Away { host, .. } => format!("try `ssh {host}` by hand; leases there go on without us"),
+            Self::NoServe { code: Some(127), .. } => "install crabbox on that host".to_owned(),
+            Self::NoServe { .. } => format!(
+                "its authorized_keys must let this key run `crabbox {SERVE}`; docs/remote.md says how"
+            ),
+            Self::Version { .. } => {
+                "update the older of the two; each serves its own version and the one before".to_owned()
+            }
+            _ => return Vec::new(),
+        };
+        vec![hint]
+    }
+}
+
+/// A conversation.
+#[derive(Debug)]
+pub struct Talk {
+    host: KvmHost,
+    lines: Lines<Peer>,
+    version: u32,
+    /// What the host said of itself.
+    pub greeting: Greeting,
+}
+
+impl Talk {
+    /// Begins one with `host`; `cancel` ends the wait for it when it becomes readable.
+    pub fn open(
+        host: &KvmHost,
+        access: &Access,
+        control_dir: &PrivateDir,
+        cancel: Option<BorrowedFd<'_>>,
+    ) -> Result<Self, FleetError> {
+        let mut target = host.target(access)?;
+        target.control = Some(control::path(control_dir, &target)?);
+        let peer = Peer::start(&target, &format!("crabbox {SERVE}"), cancel).map_err(|source| match source {
+            ExecError::Connect {
+                source: ConnectError::Cancelled { .. },
+            } => FleetError::Interrupted { host: host.clone() },
+            source => FleetError::Away {
+                host: host.clone(),
+                source,
+            },
+        })?;
+        let mut lines = Lines::new(peer);
+        let greeting = greeted(host, &mut lines, cancel)?;
+        let theirs = greeting.protocol;
+        let version = SPOKEN.common(theirs).ok_or_else(|| FleetError::Version {
+            host: host.clone(),
+            program: shown(&greeting.program),
+            theirs: (theirs.least, theirs.most),
+        })?;
+        Ok(Self {
+            host: host.clone(),
+            lines,
+            version,
+            greeting,
+        })
+    }
+
+    /// Says something.
+    pub fn say(&mut self, ask: &Ask) -> Result<(), FleetError> {
+        let line = ask.line(self.version).map_err(|source| FleetError::Nonsense {
+            host: self.host.clone(),
+            source: Some(source),
+        })?;
+        let until = Instant::now() + ASK_LIMIT;
+        let said = self.lines.get_mut().write(&line, None, until);
+        said.map_err(|error| self.broken(Some(LineError::Io(error))))
+    }
+
+    /// The next reply. A refusal is an error.
+    pub fn hear(&mut self, cancel: Option<BorrowedFd<'_>>, until: Instant) -> Result<Reply, FleetError> {
+        let line = match self.lines.next(cancel, Some(until)) {
+            Ok(Some(line)) => line,
+            Ok(None) => return Err(self.broken(None)),
+            Err(LineError::Cancelled) => {
+                return Err(FleetError::Interrupted {
+                    host: self.host.clone(),
+                });
+            }
+            Err(error) => return Err(self.broken(Some(error))),
+        };
+        match serde_json::from_slice(&line) {
+            Ok(Reply::Failed(failure)) => {
+                let failure = made_harmless(failure);
+                let cause = Cause::chain(&failure.causes);
+                Err(FleetError::Refused(failure, cause))
+            }
+            Ok(reply) => Ok(reply),
+            Err(source) => Err(FleetError::Nonsense {
+                host: self.host.clone(),
+                source: Some(source),
+            }),
+        }
+    }
+
+    /// Asks, and hears one reply after the other until `take` has what it wants.
+    pub fn ask<T>(
+        &mut self,
+        ask: &Ask,
+        mut take: impl FnMut(Reply) -> Option<T>,
+    ) -> Result<T, FleetError> {
+        self.say(ask)?;
+        let until = Instant::now() + ANSWER_LIMIT;
+        let reply = self.hear(None, until)?;
+        take(reply).ok_or_else(|| self.nonsense())
+    }
+
+    /// Closes our side and waits until the host has ended, which takes back what was not claimed.
+    pub fn give_up(mut self, limit: Duration) {
+        self.lines.get_mut().hang_up();
+        let until = Some(Instant::now() + limit);
+        while let Ok(Some(_)) = self.lines.next(None, until) {}
+    }
+
+    /// The streams, once they are something else's, and what came of them already.
+    pub fn into_streams(&mut self) -> Result<(Vec<u8>, PipeWriter, PipeReader), FleetError> {
+        let behind = self.lines.behind();
+        let streams = self.lines.get_mut().streams();
+        let (input, output) = streams.map_err(|error| self.broken(Some(LineError::Io(error))))?;
+        Ok((behind, input, output))
+    }
+
+    /// What came back has no place here.
+    pub fn nonsense(&self) -> FleetError {
+        FleetError::Nonsense {
+            host: self.host.clone(),
+            source: None,
+        }
+    }
+
+    fn broken(&mut self, source: Option<LineError>) -> FleetError {
+        let (_, said) = match source {
+            // It may go on: its end is not waited for.
+            Some(_) => (None, String::new()),
+            None => self.lines.get_mut().end(),
+        };
+        FleetError::Broken {
+            host: self.host.clone(),
+            said: shown(&said),
+            source,
+        }
+    }
+}
+
+/// Waits for the greeting, whatever a login shell prints before it.
+fn greeted(
+    host: &KvmHost,
+    lines: &mut Lines<Peer>,
+    cancel: Option<BorrowedFd<'_>>,
+) -> Result<Greeting, FleetError> {
+    let until = Instant::now() + GREETING_LIMIT;
+    let mut printed = String::new();
+    for _ in 0..NOISE {
+        match lines.next(cancel, Some(until)) {
+            Ok(Some(line)) if line.starts_with(GREETING) => {
+                return serde_json::from_slice(&line).map_err(|source| FleetError::Nonsense {
+                    host: host.clone(),
+                    source: Some(source),
+                });
+            }
+            Ok(Some(line)) => printed = String::from_utf8_lossy(&line).into_owned(),
+            Ok(None) | Err(LineError::Cut { .. }) => break,
+            Err(LineError::Cancelled) => return Err(FleetError::Interrupted { host: host.clone() }),
+            Err(source) => {
+                return Err(FleetError::Broken {
+                    host: host.clone(),
+                    said: shown(&printed),
+                    source: Some(source),
+                });
+            }
+        }
+    }
+    let (code, said) = lines.get_mut().end();
+    Err(FleetError::NoServe {
+        host: host.clone(),
+        code,
+        said: shown(if said.is_empty() { &printed } else { &said }),
+    })
+}
+
+/// A text of the other side as it may be shown: one line, bounded.
+fn shown(text: &str) -> String {
+    let lines: Vec<String> = text.lines().map(|line| harmless(line.trim())).collect();
+    lines.join("; ").chars().take(TEXT).collect()
+}
+
+fn made_harmless(failure: Failure) -> Failure {
+    let all = |texts: Vec<String>| texts.iter().take(100).map(|text| shown(text)).collect();
+    Failure {
+        message: shown(&failure.message),
+        causes: all(failure.causes),
+        hints: all(failure.hints),
+        console: all(failure.console),
+        leftovers: all(failure.leftovers),
+        ..failure
+    }
+}

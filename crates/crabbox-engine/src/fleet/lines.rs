@@ -1,0 +1,242 @@
+//! Lines between two ends that need not be friends: bounded in length and in time, one at a time.
+//!
+//! Whoever speaks too long a line, stops in the middle of one or stands still is told apart, and nothing of such a line is used.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+/// The longest line, in bytes, its end included. A lease with all of its labels has some KiB, the last words of a console some more.
+pub const LIMIT: usize = 256 * 1024;
+
+/// How much is read or written at a time, in bytes: what a pipe that is ready takes at once (`PIPE_BUF`).
+const CHUNK: usize = 4096;
+
+/// Why there is no line.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError {
+    /// It is longer than any line.
+    #[error("a line of more than {LIMIT} bytes")]
+    Long,
+    /// The stream ended in its middle.
+    #[error("a line that broke off after {bytes} bytes")]
+    Cut {
+        /// How much of it came.
+        bytes: usize,
+    },
+    /// It did not come in time.
+    #[error("no line in time")]
+    Late,
+    /// The caller does not want it any more.
+    #[error("interrupted")]
+    Cancelled,
+    /// The stream failed.
+    #[error("the connection failed")]
+    Io(#[source] io::Error),
+}
+
+/// What of two descriptors is ready.
+enum Ready {
+    First,
+    Second,
+    Neither,
+}
+
+/// Waits for `events` of `first`, or until `second` is readable or closed, or until `until`.
+fn wait(
+    first: BorrowedFd<'_>,
+    events: PollFlags,
+    second: Option<BorrowedFd<'_>>,
+    until: Option<Instant>,
+) -> io::Result<Ready> {
+    loop {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        let mut fds = vec![PollFd::from_borrowed_fd(first, events)];
+        fds.extend(second.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        match poll(&mut fds, left.as_ref()) {
+            Ok(0) => return Ok(Ready::Neither),
+            Ok(_) if fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) => return Ok(Ready::Second),
+            Ok(_) => return Ok(Ready::First),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Reads lines.
+#[derive(Debug)]
+pub struct Lines<R> {
+    from: R,
+    /// What has been read and not been given out.
+    ahead: Vec<u8>,
+}
+
+impl<R: Read + AsFd> Lines<R> {
+    /// The lines of `from`.
+    pub fn new(from: R) -> Self {
+        Self {
+            from,
+            ahead: Vec::new(),
+        }
+    }
+
+    /// The next line without its end; `None` at the end of the stream. `cancel` ends the wait when it becomes readable.
+    pub fn next(
+        &mut self,
+        cancel: Option<BorrowedFd<'_>>,
+        until: Option<Instant>,
+    ) -> Result<Option<Vec<u8>>, LineError> {
+        let mut looked = 0;
+        loop {
+            if let Some(at) = self.ahead[looked..].iter().position(|byte| *byte == b'\n') {
+                let mut line: Vec<u8> = self.ahead.drain(..=looked + at).collect();
+                line.pop();
+                return Ok(Some(line));
+            }
+            looked = self.ahead.len();
+            if looked >= LIMIT {
+                return Err(LineError::Long);
+            }
+            match wait(self.from.as_fd(), PollFlags::IN, cancel, until).map_err(LineError::Io)? {
+                Ready::First => {}
+                Ready::Second => return Err(LineError::Cancelled),
+                Ready::Neither => return Err(LineError::Late),
+            }
+            let mut chunk = [0; CHUNK];
+            match self.from.read(&mut chunk) {
+                Ok(0) if looked == 0 => return Ok(None),
+                Ok(0) => return Err(LineError::Cut { bytes: looked }),
+                Ok(count) => self.ahead.extend_from_slice(&chunk[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(LineError::Io(error)),
+            }
+        }
+    }
+
+    /// Whether something, or the end, can be read at once.
+    pub fn is_ready(&self) -> bool {
+        !self.ahead.is_empty()
+            || matches!(
+                wait(self.from.as_fd(), PollFlags::IN, None, Some(Instant::now())),
+                Ok(Ready::First)
+            )
+    }
+
+    /// What lies behind the last line, for a stream that is something else from there on.
+    pub fn behind(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.ahead)
+    }
+
+    /// The stream.
+    pub fn get_mut(&mut self) -> &mut R {
+        &mut self.from
+    }
+}
+
+impl<R: AsFd> AsFd for Lines<R> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.from.as_fd()
+    }
+}
+
+/// Writes all of `bytes` to `to`, which need not be non-blocking, until `until`: who does not read is not waited for.
+pub fn put(to: BorrowedFd<'_>, mut bytes: &[u8], until: Instant) -> Result<(), LineError> {
+    while !bytes.is_empty() {
+        match wait(to, PollFlags::OUT, None, Some(until)).map_err(LineError::Io)? {
+            Ready::First => {}
+            Ready::Second | Ready::Neither => return Err(LineError::Late),
+        }
+        match rustix::io::write(to, &bytes[..bytes.len().min(CHUNK)]) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(errno) => return Err(LineError::Io(errno.into())),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Lines of what `parts` writes, one part at a time, and whether the stream ends behind them.
+    fn read(parts: &[&[u8]], ends: bool) -> (Vec<Vec<u8>>, Option<LineError>) {
+        let (from, mut to) = io::pipe().unwrap();
+        let whole = parts.concat();
+        let writer = std::thread::spawn(move || {
+            // Who reads may stop before the end.
+            to.write_all(&whole).ok();
+            if ends { None } else { Some(to) }
+        });
+        let mut lines = Lines::new(from);
+        let mut all = Vec::new();
+        let until = Instant::now() + Duration::from_millis(if ends { 20_000 } else { 200 });
+        let error = loop {
+            match lines.next(None, Some(until)) {
+                Ok(Some(line)) => all.push(line),
+                Ok(None) => break None,
+                Err(error) => break Some(error),
+            }
+        };
+        drop(lines);
+        drop(writer.join());
+        (all, error)
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_cut_or_late_is_told_apart_and_none_of_it_is_given_out() {
+        let long = vec![b'x'; LIMIT + CHUNK];
+        assert!(matches!(read(&[b"a\n", &long], true), (all, Some(LineError::Long)) if all == [b"a"]));
+        assert!(
+            matches!(read(&[b"a\nbc"], true), (all, Some(LineError::Cut { bytes: 2 })) if all == [b"a"])
+        );
+        assert!(matches!(read(&[b"a\nbc"], false), (all, Some(LineError::Late)) if all == [b"a"]));
+        assert!(matches!(read(&[b""], true), (all, None) if all.is_empty()));
+    }
+
+    #[test]
+    fn who_cancels_is_heard_at_once_and_who_does_not_read_is_not_waited_for() {
+        let (from, _to) = io::pipe().unwrap();
+        let (cancel, ended) = io::pipe().unwrap();
+        drop(ended);
+        let heard = Lines::new(from).next(Some(cancel.as_fd()), None);
+        assert!(matches!(heard, Err(LineError::Cancelled)), "{heard:?}");
+        let (_reader, writer) = io::pipe().unwrap();
+        let until = Instant::now() + Duration::from_millis(50);
+        let put = put(writer.as_fd(), &vec![0; 1 << 20], until);
+        assert!(matches!(put, Err(LineError::Late)), "{put:?}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn lines_come_out_as_they_were_said_and_what_is_behind_them_is_kept(
+            said in prop::collection::vec(prop::collection::vec(1..=255_u8, 0..5000), 0..6),
+            raw in prop::collection::vec(any::<u8>(), 0..100),
+        ) {
+            let said: Vec<Vec<u8>> = said.into_iter().map(|mut line| { line.retain(|byte| *byte != b'\n'); line }).collect();
+            let mut whole: Vec<u8> = said.iter().flat_map(|line| [line.as_slice(), b"\n"].concat()).collect();
+            whole.extend(&raw);
+            let (from, mut to) = io::pipe().unwrap();
+            let writer = std::thread::spawn(move || { to.write_all(&whole).unwrap(); });
+            let mut lines = Lines::new(from);
+            for line in &said {
+                let heard = lines.next(None, None).unwrap();
+                prop_assert_eq!(heard.as_ref(), Some(line));
+            }
+            writer.join().unwrap();
+            let mut behind = lines.behind();
+            lines.get_mut().read_to_end(&mut behind).unwrap();
+            prop_assert_eq!(behind, raw);
+        }
+    }
+}

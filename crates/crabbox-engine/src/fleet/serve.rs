@@ -1,0 +1,385 @@
+//! `crabbox __serve`: the other end of a client's conversation, on the KVM host.
+//!
+//! It speaks for one owner, whom the key said who logged in. What the client says decides what its lease is like and nothing of what runs on
+//! the host; another owner's lease is never listed, named, touched, ended or connected to, and is told apart from none in no reply.
+
+mod carry;
+mod taking;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
+
+use crabbox_core::config::key::{KEYS, Name};
+use crabbox_core::config::{FlagValue, Settings, firecracker};
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::id::normalise;
+use crabbox_core::labels;
+use crabbox_core::state::LeaseState;
+use crabbox_host::signals::Interrupts;
+use crabbox_machine::context::Engine;
+use crabbox_machine::lease::find::{NameError, Purpose, ResolveError};
+use crabbox_machine::lease::touch;
+use crabbox_machine::protocol::{self, Failure};
+use crabbox_machine::request::Owner;
+use crabbox_ssh::keys::{self, KeyError};
+
+use self::taking::{Gone, Taking};
+use super::lines::{self, LineError, Lines};
+use super::wire::{Aim, Ask, AskError, FarLease, Greeting, LEASES, Reply, SAYABLE, SPOKEN};
+use crate::host::prepare::NewLease;
+use crate::provider::error::LeaseError;
+use crate::provider::firecracker::{Firecracker, lookup};
+use crate::provider::lease::Lease;
+use crate::provider::{Notice, Provider as _};
+
+/// How long a client may be silent between two questions.
+const SILENCE: Duration = Duration::from_mins(10);
+
+/// How long a client may take to read what it is told.
+const HEARING: Duration = Duration::from_secs(30);
+
+/// Why a conversation ended that the client had not ended, or what was asked was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The owner's name is none.
+    #[error("an owner is named by up to 32 letters, digits and any of -_. between them, found {name:?}")]
+    Owner {
+        /// The name.
+        name: String,
+    },
+    /// What came is no line.
+    #[error("the client broke off")]
+    Line(#[from] LineError),
+    /// What it said is not served.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// It said something at another time than it has a meaning.
+    #[error("\"claimed\" has no meaning here: no lease waits to be claimed")]
+    OutOfOrder,
+    /// Its public key is none.
+    #[error("the lease's public key cannot be used")]
+    Key(#[from] KeyError),
+    /// It wants to say what is not its to say.
+    #[error("{key} is not a client's to say on this host; those that are: {}", SAYABLE.join(", "))]
+    NotSayable {
+        /// The key of the configuration.
+        key: String,
+    },
+    /// The lease is not to be had, or not to be made.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    /// The lease is not up.
+    #[error("lease {id} cannot be connected to")]
+    Connect {
+        /// The lease.
+        id: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A reply cannot be written.
+    #[error("a reply cannot be put into words")]
+    Words(#[source] serde_json::Error),
+    /// Our own streams cannot be used.
+    #[error("cannot use the standard streams")]
+    Streams(#[source] std::io::Error),
+}
+
+impl ServeError {
+    fn fault(&self) -> Option<&dyn Fault> {
+        match self {
+            Self::Ask(error) => Some(error),
+            Self::Lease(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Whether the conversation is over with it.
+    fn is_the_end(&self) -> bool {
+        matches!(self, Self::Line(_) | Self::Words(_) | Self::Streams(_))
+    }
+}
+
+impl Fault for ServeError {
+    fn kind(&self) -> Kind {
+        match (self.fault(), self) {
+            (Some(fault), _) => fault.kind(),
+            (None, Self::Line(_) | Self::Connect { .. } | Self::Streams(_)) => Kind::Unavailable,
+            (None, _) => Kind::Usage,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        self.fault().map_or_else(Vec::new, Fault::hints)
+    }
+}
+
+/// The settings of this host with what a client says on top; repositories have no say here.
+pub type SettingsWith<'a> = &'a dyn Fn(&[FlagValue]) -> Result<Settings, LeaseError>;
+
+/// One conversation.
+pub struct Serve<'a> {
+    /// Where leases are.
+    pub engine: &'a Engine,
+    /// Whom it is for.
+    pub owner: String,
+    /// The settings of the host.
+    pub settings: SettingsWith<'a>,
+    /// Readable when we are to end.
+    pub interrupts: &'a Interrupts,
+}
+
+impl std::fmt::Debug for Serve<'_> {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Serve").field("owner", &self.owner).finish_non_exhaustive()
+    }
+}
+
+/// The way to the client.
+#[derive(Debug)]
+struct Out<'a>(&'a File);
+
+impl Out<'_> {
+    fn put(&self, reply: &Reply) -> Result<(), ServeError> {
+        let line = protocol::line(reply).map_err(ServeError::Words)?;
+        Ok(lines::put(self.0.as_fd(), &line, Instant::now() + HEARING)?)
+    }
+}
+
+impl Serve<'_> {
+    /// Speaks until the client has nothing more to ask.
+    pub fn run(&self, input: File, output: &File) -> Result<(), ServeError> {
+        if !labels::is_owner_name(&self.owner) {
+            return Err(ServeError::Owner {
+                name: self.owner.clone(),
+            });
+        }
+        let out = Out(output);
+        let greeting = Greeting {
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: SPOKEN,
+            role: "host".to_owned(),
+            owner: self.owner.clone(),
+        };
+        let line = protocol::line(&greeting).map_err(ServeError::Words)?;
+        lines::put(output.as_fd(), &line, Instant::now() + HEARING)?;
+        let mut lines = Lines::new(input);
+        loop {
+            let until = Some(Instant::now() + SILENCE);
+            let line = match lines.next(Some(self.interrupts.as_fd()), until) {
+                Ok(Some(line)) => line,
+                Ok(None) | Err(LineError::Cancelled) => return Ok(()),
+                Err(error) => {
+                    let error = error.into();
+                    out.put(&failed(&error)).ok();
+                    return Err(error);
+                }
+            };
+            match self.serve(&line, &mut lines, &out) {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(error) if error.is_the_end() => return Err(error),
+                Err(error) => out.put(&failed(&error))?,
+            }
+        }
+    }
+
+    /// Does one thing; `false` when the streams have been something else's since.
+    fn serve(&self, line: &[u8], lines: &mut Lines<File>, out: &Out<'_>) -> Result<bool, ServeError> {
+        match Ask::read(line)? {
+            Ask::Acquire {
+                key,
+                settings,
+                slug,
+                keep,
+            } => {
+                let new = NewLease {
+                    slug,
+                    keep,
+                    reclaim: false,
+                };
+                self.acquire(&key, &settings, &new, lines, out)?;
+            }
+            Ask::Claimed => return Err(ServeError::OutOfOrder),
+            Ask::Resolve { lease, aim } => {
+                let lease = self.owned(&lease)?;
+                let purpose = match aim {
+                    Aim::Use => Purpose::Use,
+                    Aim::Look => Purpose::Look,
+                };
+                let lease = self.provider(&[])?.resolve(&lease.id, purpose)?;
+                out.put(&Reply::Lease(far(&lease)?))?;
+            }
+            Ask::List => {
+                for lease in self.leases()?.iter().take(LEASES) {
+                    out.put(&Reply::Lease(far(lease)?))?;
+                }
+                out.put(&Reply::Done)?;
+            }
+            Ask::Touch {
+                lease,
+                state,
+                idle_seconds,
+            } => {
+                let lease = self.owned(&lease)?;
+                let state = state.as_deref().map(LeaseState::from);
+                let idle = idle_seconds.map(Duration::from_secs);
+                let labels = touch::touch(&self.engine.places, &lease.id, state.as_ref(), idle)
+                    .map_err(LeaseError::from)?;
+                out.put(&Reply::Labels { labels })?;
+            }
+            Ask::Release { lease, discard } => {
+                let lease = self.owned(&lease)?;
+                let released = crabbox_machine::lifecycle::release::stop(self.engine, &lease.id, discard)
+                    .map_err(LeaseError::from)?;
+                out.put(&Reply::Released {
+                    id: released.id,
+                    name: released.name,
+                    kept: released.kept.map(|path| path.to_string_lossy().into_owned()),
+                })?;
+            }
+            Ask::Connect { lease } => {
+                let lease = self.owned(&lease)?;
+                let lease = self.provider(&[])?.resolve(&lease.id, Purpose::Use)?;
+                let guest = carry::connect(&lease)?;
+                out.put(&Reply::Lease(far(&lease)?))?;
+                out.put(&Reply::Done)?;
+                carry::carry(self.engine, &lease, guest, lines, out.0)?;
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn acquire(
+        &self,
+        key: &str,
+        settings: &BTreeMap<String, String>,
+        new: &NewLease,
+        lines: &mut Lines<File>,
+        out: &Out<'_>,
+    ) -> Result<(), ServeError> {
+        let settings = (self.settings)(&flags(settings)?)?;
+        let plan = firecracker::plan(&settings).map_err(LeaseError::from)?;
+        let owner = Owner {
+            name: self.owner.clone(),
+            public_key: keys::public(key, &format!("crabbox of {}", self.owner))?,
+            quota: plan.quota,
+        };
+        let provider = Firecracker::new(self.engine.clone(), settings);
+        // A client that goes away while its machine is made has given it up.
+        let gone = Gone::watch(lines.as_fd(), self.interrupts).map_err(ServeError::Streams)?;
+        let mut taking = Taking::new(lines, out, gone);
+        let acquired = provider.acquire_for(new, Some(&owner), &mut taking, self.interrupts, &mut |notice| {
+            let told = match notice {
+                Notice::Stage(stage) => Reply::Stage((*stage).clone()),
+                Notice::Cold { why, .. } => Reply::Cold { why: (*why).to_owned() },
+                _ => return,
+            };
+            // Who does not hear it is not there to claim the lease either.
+            out.put(&told).ok();
+        })?;
+        out.put(&Reply::Lease(far(&acquired.lease)?))?;
+        out.put(&Reply::Done)
+    }
+
+    fn provider(&self, flags: &[FlagValue]) -> Result<Firecracker, LeaseError> {
+        Ok(Firecracker::new(self.engine.clone(), (self.settings)(flags)?))
+    }
+
+    /// The owner's leases, those left out that cannot be read: whose they are nobody can tell.
+    fn leases(&self) -> Result<Vec<Lease>, LeaseError> {
+        let mut all = lookup::list(self.engine)?.leases;
+        all.retain(|lease| labels::owner(&lease.labels) == Some(&self.owner));
+        Ok(all)
+    }
+
+    /// The owner's lease that `text` names.
+    fn owned(&self, text: &str) -> Result<Lease, LeaseError> {
+        let slug = normalise(text);
+        let mut found: Vec<Lease> = self
+            .leases()?
+            .into_iter()
+            .filter(|lease| lease.id == text || lease.name == text || (!slug.is_empty() && lease.slug == slug))
+            .collect();
+        if let Some(exact) = found.iter().position(|lease| lease.id == text) {
+            return Ok(found.swap_remove(exact));
+        }
+        match found.len() {
+            1 => Ok(found.swap_remove(0)),
+            0 => Err(ResolveError::from(NameError::NotFound {
+                text: text.to_owned(),
+            })
+            .into()),
+            _ => Err(ResolveError::from(NameError::Ambiguous {
+                slug,
+                matches: found.iter().map(|lease| format!("lease={}", lease.id)).collect(),
+            })
+            .into()),
+        }
+    }
+}
+
+/// What a client says of its lease, as flags.
+fn flags(said: &BTreeMap<String, String>) -> Result<Vec<FlagValue>, ServeError> {
+    let mut flags = vec![FlagValue {
+        key: Name::ProviderName,
+        values: vec!["firecracker".to_owned()],
+    }];
+    for (path, value) in said {
+        let key = KEYS
+            .iter()
+            .find(|key| key.path == path && SAYABLE.contains(&key.path))
+            .ok_or_else(|| ServeError::NotSayable { key: path.clone() })?;
+        flags.push(FlagValue {
+            key: key.name,
+            values: vec![value.clone()],
+        });
+    }
+    Ok(flags)
+}
+
+fn failed(error: &ServeError) -> Reply {
+    let console = match error {
+        ServeError::Lease(error) => error.console().to_vec(),
+        _ => Vec::new(),
+    };
+    let mut failure = Failure::of(error, console, Vec::new());
+    if let ServeError::Lease(error) = error {
+        failure.machine_ended = error.remedy() == Some(crate::provider::error::Remedy::Again);
+    }
+    Reply::Failed(failure)
+}
+
+/// A lease as its owner sees it.
+fn far(lease: &Lease) -> Result<FarLease, LeaseError> {
+    let not_ours = || {
+        LeaseError::from(ResolveError::from(NameError::NotFound {
+            text: lease.id.clone(),
+        }))
+    };
+    let label = |name: &str| lease.labels.get(name).cloned().unwrap_or_default();
+    let (user, port) = match &lease.target {
+        Some(target) => (target.user.clone(), target.port),
+        None => (label("ssh_user"), label("ssh_port").parse().unwrap_or(22)),
+    };
+    Ok(FarLease {
+        id: crabbox_core::id::LeaseId::parse(&lease.id).map_err(|_| not_ours())?,
+        slug: lease.slug.clone(),
+        name: lease.name.clone(),
+        server_type: lease.server_type.clone(),
+        state: lease.state.to_string(),
+        labels: lease.labels.clone(),
+        user,
+        port,
+        work_root: lease.work_root.clone(),
+        has_address: !lease.address.is_empty(),
+        unjailed: lease.unjailed,
+        capacity: lease.target.as_ref().and_then(|target| target.capacity),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+//! The bytes of every message, which another version reads; and what no honest end says.
+
+use crabbox_testkit::mutate;
+use proptest::prelude::*;
+
+use super::*;
+
+const ASKS: [&str; 7] = [
+    r#"{"protocol":1,"verb":"acquire","key":"ssh-ed25519 AAAA","settings":{"firecracker.cpus":"2"},"slug":"jade-krill","keep":true}"#,
+    r#"{"protocol":1,"verb":"claimed"}"#,
+    r#"{"protocol":1,"verb":"resolve","lease":"jade-krill","aim":"use"}"#,
+    r#"{"protocol":1,"verb":"list"}"#,
+    r#"{"protocol":1,"verb":"touch","lease":"cbx_0123456789ab","state":"running","idle_seconds":60}"#,
+    r#"{"protocol":1,"verb":"release","lease":"cbx_0123456789ab","discard":true}"#,
+    r#"{"protocol":1,"verb":"connect","lease":"cbx_0123456789ab"}"#,
+];
+
+const LEASE: &str = r#"{"reply":"lease","id":"cbx_0123456789ab","slug":"jade-krill","name":"crabbox-jade-krill-1a2b3c4d","server_type":"microvm","state":"ready","labels":{"owner":"alice"},"user":"crabbox","port":22,"work_root":"/work/crabbox","has_address":true,"unjailed":false,"capacity":null}"#;
+
+#[test]
+fn every_request_has_its_bytes_and_its_verb_is_known() {
+    for (line, verb) in ASKS.into_iter().zip(VERBS) {
+        let ask = Ask::read(line.as_bytes()).unwrap();
+        assert_eq!(
+            String::from_utf8(ask.line(1).unwrap()).unwrap(),
+            format!("{line}\n")
+        );
+        assert!(line.contains(&format!(r#""verb":"{verb}""#)), "{line}");
+    }
+    // What may be left out is, and what a later client adds is passed over.
+    let short = br#"{"protocol":1,"verb":"acquire","key":"k","colour":"blue"}"#;
+    assert!(
+        matches!(Ask::read(short), Ok(Ask::Acquire { slug: None, keep: false, settings, .. }) if settings.is_empty())
+    );
+}
+
+#[test]
+fn a_later_verb_is_refused_by_its_name_and_another_version_by_its_number() {
+    let read = |line: &str| Ask::read(line.as_bytes()).unwrap_err();
+    let later = read(r#"{"protocol":1,"verb":"freeze","lease":7}"#);
+    assert!(later.to_string().contains("\"freeze\"") && later.kind() == Kind::Usage, "{later}");
+    for version in [0, 2, 99] {
+        let error = read(&format!(r#"{{"protocol":{version},"verb":"list"}}"#));
+        assert!(error.to_string().contains(&version.to_string()), "{error}");
+        assert!(!error.hints().is_empty());
+    }
+    assert!(matches!(read("{}"), AskError::Headless));
+    assert!(matches!(read("[1]"), AskError::Malformed(_)));
+}
+
+#[test]
+fn the_newest_version_of_both_is_spoken() {
+    let span = |least, most| Span { least, most };
+    for (ours, theirs, common) in [
+        (span(1, 1), span(1, 1), Some(1)),
+        (span(1, 2), span(1, 1), Some(1)),
+        (span(1, 2), span(2, 3), Some(2)),
+        (span(1, 2), span(3, 4), None),
+        (span(3, 4), span(1, 2), None),
+    ] {
+        assert_eq!(ours.common(theirs), common);
+    }
+}
+
+#[test]
+fn a_lease_has_its_bytes_and_what_none_can_have_is_refused() {
+    let reply: Reply = serde_json::from_str(LEASE).unwrap();
+    assert_eq!(serde_json::to_string(&reply).unwrap(), LEASE);
+    for (good, bad) in [
+        ("cbx_0123456789ab", "../../etc"),
+        ("\"jade-krill\"", r#""a\nb""#),
+        ("\"crabbox\",\"port\"", r#""-oProxyCommand=x","port""#),
+        ("\"crabbox\",\"port\"", r#""","port""#),
+        ("\"crabbox\",\"port\"", r#""a b","port""#),
+        ("22", "0"),
+        ("/work/crabbox", "work"),
+        ("/work/crabbox", "/work/../../root"),
+        ("/work/crabbox", r"/work\u001b[2J"),
+        ("\"ready\"", r#""\u001b]0;x""#),
+        ("\"alice\"", r#""a\u0007""#),
+    ] {
+        let line = LEASE.replacen(good, bad, 1);
+        assert_ne!(line, LEASE, "{good}");
+        let error = serde_json::from_str::<Reply>(&line).unwrap_err();
+        assert!(error.to_string().contains("a lease whose"), "{bad}: {error}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_damage_to_a_line_is_more_than_an_error(
+        ask in mutate::damaged(ASKS.map(|line| line.as_bytes().to_vec()).to_vec()),
+        reply in mutate::damaged(vec![LEASE.as_bytes().to_vec()]),
+    ) {
+        if let Ok(ask) = Ask::read(&ask) {
+            prop_assert!(ask.line(1).is_ok());
+        }
+        if let Ok(Reply::Lease(lease)) = serde_json::from_slice::<Reply>(&reply) {
+            prop_assert!(!lease.user.starts_with('-') && lease.work_root.starts_with('/'));
+            prop_assert!(!lease.slug.chars().any(char::is_control));
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! The last part of the way to a lease: a machine that is ready is entered and claimed, by whoever it is for.
+//!
+//! Until it is claimed its supervisor holds it, and takes it back when we die or give it up.
+
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crabbox_host::clock;
+use crabbox_host::signals::Interrupts;
+use crabbox_image::READY;
+use crabbox_machine::context::Engine;
+use crabbox_machine::lease::find::ResolveError;
+use crabbox_machine::lifecycle::client::Acquisition;
+use crabbox_machine::protocol::{Event, Ready, Stage, Whose};
+use crabbox_machine::request::{AcquireRequest, GuestSource, Start};
+use crabbox_ssh::capture;
+use crabbox_ssh::exec::Stdin;
+use crabbox_ssh::master;
+use crabbox_store::leases;
+use crabbox_store::places::LeaseDir;
+
+use super::error::AcquireLeaseError;
+use super::lookup;
+use crate::provider::claim;
+use crate::provider::lease::Lease;
+use crate::provider::{AcquiredLease, MachineStart};
+
+/// How long one try at the handshake may take; under emulation it takes seconds.
+const HANDSHAKE_LIMIT: Duration = Duration::from_mins(1);
+
+/// A machine that says that it is ready.
+#[derive(Debug)]
+pub(crate) struct Made<'a> {
+    /// Its lease.
+    pub(crate) lease: &'a Lease,
+    /// What its supervisor says of it.
+    pub(crate) ready: &'a Ready,
+    /// Whether it says itself when all is in its place.
+    pub(crate) says_ready: bool,
+    /// Until when it may be entered.
+    pub(crate) deadline: Instant,
+}
+
+/// Who a new lease is for.
+pub(crate) trait Taker {
+    /// Enters and claims it.
+    fn take(&mut self, made: &Made<'_>, interrupts: &Interrupts) -> Result<(), AcquireLeaseError>;
+
+    /// It is theirs; its labels are the last ones of its making.
+    fn taken(&mut self, lease: &Lease) -> Result<(), AcquireLeaseError>;
+}
+
+/// A repository of this machine.
+#[derive(Debug)]
+pub(crate) struct Here<'a> {
+    /// Where claims are kept.
+    pub(crate) engine: &'a Engine,
+    /// The root of the repository.
+    pub(crate) repo: &'a Path,
+}
+
+impl Taker for Here<'_> {
+    fn take(&mut self, made: &Made<'_>, interrupts: &Interrupts) -> Result<(), AcquireLeaseError> {
+        enter(made.lease, made.says_ready, made.deadline, interrupts)?;
+        self.taken(made.lease)
+    }
+
+    fn taken(&mut self, lease: &Lease) -> Result<(), AcquireLeaseError> {
+        claim::claim(&self.engine.places, lease, self.repo, false)?;
+        Ok(())
+    }
+}
+
+/// Waits until the lease is ready, and hands it over.
+pub(super) fn acquire(
+    engine: &Engine,
+    mut acquisition: Acquisition<'_>,
+    request: &AcquireRequest,
+    taker: &mut dyn Taker,
+    interrupts: &Interrupts,
+    on_stage: &mut dyn FnMut(&Stage),
+) -> Result<AcquiredLease, AcquireLeaseError> {
+    let started = Instant::now();
+    let mut stages = Vec::new();
+    let ready = acquisition.wait_ready(Some(interrupts), &mut |event| {
+        if let Event::Stage(stage) = event {
+            stages.push(stage.clone());
+            on_stage(stage);
+        }
+    })?;
+    let deadline = started + request.launch_timeout;
+    let entered = Instant::now();
+    let outcome = read_back(engine, request).and_then(|lease| {
+        let made = Made {
+            lease: &lease,
+            ready: &ready,
+            says_ready: matches!(request.guest, GuestSource::Ours { .. }),
+            deadline,
+        };
+        taker.take(&made, interrupts)
+    });
+    stages.push(entering(entered));
+    if let Err(error) = outcome {
+        acquisition.abandon();
+        return Err(error);
+    }
+    acquisition.claim()?;
+    // The supervisor has written the last labels; the lease is shown, and its claim kept, with those.
+    let lease = read_back(engine, request)?;
+    taker.taken(&lease)?;
+    Ok(AcquiredLease {
+        lease,
+        stages,
+        guest_stages: ready.guest_stages,
+        start: Some(match request.start {
+            Start::Restore { .. } => MachineStart::Restored,
+            Start::Boot | Start::Freeze { .. } => MachineStart::Cold(None),
+        }),
+    })
+}
+
+/// The stage of a lease that was entered, from `began` on.
+pub(crate) fn entering(began: Instant) -> Stage {
+    Stage {
+        name: "ssh".to_owned(),
+        micros: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
+        whose: Whose::Ssh,
+    }
+}
+
+fn read_back(engine: &Engine, request: &AcquireRequest) -> Result<Lease, AcquireLeaseError> {
+    let stored = leases::read(&LeaseDir::at(engine.places.leases().join(&request.lease_id)))?;
+    Ok(lookup::in_use(engine, &stored.record)?)
+}
+
+/// Opens the shared connection of `lease` until `deadline`, and waits for an image to finish its set-up that does not say so itself.
+pub(crate) fn enter(
+    lease: &Lease,
+    says_ready: bool,
+    deadline: Instant,
+    interrupts: &Interrupts,
+) -> Result<(), AcquireLeaseError> {
+    let no_address = || ResolveError::NoAddress {
+        id: lease.id.clone(),
+    };
+    let target = lease.target.as_ref().ok_or_else(no_address)?;
+    let control = target.control.as_ref().ok_or_else(no_address)?;
+    let host = || lease.address.clone();
+    loop {
+        let left = deadline
+            .saturating_duration_since(Instant::now())
+            .min(HANDSHAKE_LIMIT);
+        match master::open(
+            target,
+            control,
+            left.max(Duration::from_secs(1)),
+            Some(interrupts.as_fd()),
+        ) {
+            Ok(()) => break,
+            Err(error)
+                if error.is_passing() && Instant::now() < deadline && interrupts.caught().is_none() =>
+            {
+                clock::nap(Duration::from_millis(50));
+            }
+            Err(master::ConnectError::Cancelled { .. }) => {
+                return Err(AcquireLeaseError::Interrupted {
+                    id: lease.id.clone(),
+                });
+            }
+            Err(source) => return Err(AcquireLeaseError::Ssh { host: host(), source }),
+        }
+    }
+    // Our image says `ready` only when everything is in its place; anyone else's is asked.
+    if says_ready {
+        return Ok(());
+    }
+    // The cloud-init data of its seed installs the program that replies, as the Go program's does.
+    let is_ready = format!("{READY} >/tmp/crabbox-ready.log 2>&1");
+    loop {
+        if interrupts.caught().is_some() {
+            return Err(AcquireLeaseError::Interrupted {
+                id: lease.id.clone(),
+            });
+        }
+        if Instant::now() >= deadline {
+            return Err(AcquireLeaseError::NotReady { host: host() });
+        }
+        let asked = capture::capture(target, &is_ready, Stdin::Null, Some(Duration::from_secs(30)));
+        if asked.is_ok_and(|answer| answer.success()) {
+            return Ok(());
+        }
+        clock::nap(Duration::from_millis(50));
+    }
+}

@@ -1,0 +1,795 @@
+//! The `firecracker` provider where leases are on other machines: each is asked over SSH, and what is nobody else's business stays here:
+//! the guest's private key, its pinned host key, the claim.
+//!
+//! A lease goes to the host that its claim names, a new one to the host of the settings; without either it is this machine's. It must never
+//! take a host that does not answer for one that has no lease.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crabbox_core::claim::Claim;
+use crabbox_core::config::layer::{Origin, Sourced};
+use crabbox_core::config::{Settings, firecracker as plans};
+use crabbox_core::fault::{self, Fault as _, Kind};
+use crabbox_core::id::{Slug, normalise};
+use crabbox_core::labels::{self, Labels};
+use crabbox_core::state::LeaseState;
+use crabbox_core::timestamp;
+use crabbox_host::clock;
+use crabbox_host::files;
+use crabbox_host::signals::Interrupts;
+use crabbox_machine::context::Engine;
+use crabbox_machine::lease::find::{NameError, Purpose};
+use crabbox_machine::lifecycle::client::ClientError;
+use crabbox_machine::lifecycle::release::{Decision, ReleaseError, Released, Subject};
+use crabbox_machine::resource::connection::{self, ConnectionError};
+use crabbox_ssh::control;
+use crabbox_ssh::keys;
+use crabbox_ssh::quote;
+use crabbox_ssh::target::Target;
+use crabbox_store::claims::{self, ClaimError};
+
+use crate::fleet::address::{Access, HostError, KvmHost};
+use crate::fleet::client::{ANSWER_LIMIT, FleetError, Talk};
+use crate::fleet::wire::{self, Aim, Ask, FarLease, LEASES, PROXY, Reply};
+use crate::host::doctor::check::{Check, Class, Options, Status};
+use crate::host::doctor::generic;
+use crate::host::prepare::NewLease;
+use crate::provider::capability::Capabilities;
+use crate::provider::claim;
+use crate::provider::error::LeaseError;
+use crate::provider::firecracker::entering;
+use crate::provider::firecracker::error::AcquireLeaseError;
+use crate::provider::firecracker::{self, Firecracker};
+use crate::provider::lease::Lease;
+use crate::provider::{AcquiredLease, Away, Leases, MachineStart, Notice, Provider};
+
+/// How long a host may take to take back what was given up.
+const ROLLBACK_LIMIT: Duration = Duration::from_mins(1);
+
+/// Why something of a remote lease could not be done on this side.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// The host did not do it.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
+    /// The claims cannot be read or changed.
+    #[error(transparent)]
+    Claims(#[from] ClaimError),
+    /// Files here cannot be written or removed.
+    #[error(transparent)]
+    Files(#[from] files::FileError),
+    /// The keys cannot be made or written.
+    #[error("cannot make the lease's SSH keys")]
+    Keys(#[from] keys::KeyError),
+    /// The name is that of several leases.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// It cannot be entered as it is.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// It was made from another machine, and opens to that one.
+    #[error("the key of lease {id} on {host} is not on this machine: only the one that made it can enter it")]
+    KeyElsewhere {
+        /// The lease.
+        id: String,
+        /// Its host.
+        host: KvmHost,
+    },
+    /// The slug asked for is none.
+    #[error(transparent)]
+    Slug(#[from] crabbox_core::id::SlugError),
+    /// The shared connection is still there.
+    #[error("cannot end the shared SSH connection of lease {id}")]
+    Close {
+        /// The lease.
+        id: String,
+        /// Why.
+        #[source]
+        source: crabbox_ssh::master::ExitError,
+    },
+}
+
+impl RemoteError {
+    fn fault(&self) -> Option<&dyn fault::Fault> {
+        match self {
+            Self::Fleet(error) => Some(error),
+            Self::Name(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl fault::Fault for RemoteError {
+    fn kind(&self) -> Kind {
+        match (self.fault(), self) {
+            (Some(fault), _) => fault.kind(),
+            (None, Self::KeyElsewhere { .. }) => Kind::Unavailable,
+            (None, Self::Close { .. }) => Kind::Remote,
+            (None, _) => Kind::Usage,
+        }
+    }
+
+    fn connectivity(&self) -> Option<fault::Connectivity> {
+        self.fault().and_then(fault::Fault::connectivity)
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::KeyElsewhere { id, .. } => vec![format!("`crabbox stop {id}` gives it back from here, too")],
+            _ => self.fault().map_or_else(Vec::new, fault::Fault::hints),
+        }
+    }
+}
+
+impl From<RemoteError> for LeaseError {
+    fn from(error: RemoteError) -> Self {
+        Self::new(error)
+    }
+}
+
+impl From<FleetError> for LeaseError {
+    fn from(error: FleetError) -> Self {
+        RemoteError::from(error).into()
+    }
+}
+
+impl From<HostError> for LeaseError {
+    fn from(error: HostError) -> Self {
+        FleetError::from(error).into()
+    }
+}
+
+/// Where a lease is.
+enum Place {
+    Here,
+    There(KvmHost, Option<Box<Claim>>),
+}
+
+/// Leases of this machine and of others.
+#[derive(Debug)]
+pub struct Remote {
+    engine: Engine,
+    settings: Settings,
+    local: Firecracker,
+    /// Conversations that this command has begun.
+    talks: Mutex<BTreeMap<KvmHost, Talk>>,
+}
+
+impl Remote {
+    /// The provider with these settings.
+    pub fn new(engine: Engine, settings: Settings) -> Self {
+        Self {
+            local: Firecracker::new(engine.clone(), settings.clone()),
+            engine,
+            settings,
+            talks: Mutex::default(),
+        }
+    }
+
+    /// The claims of leases on other machines.
+    fn claims(&self) -> Result<Vec<(KvmHost, Claim)>, RemoteError> {
+        let all = claims::list(&self.engine.places)?.claims;
+        Ok(all.into_iter().filter_map(of_host).collect())
+    }
+
+    /// Where the lease is that `text` names: by its claim, else as the settings have it.
+    fn place(&self, text: &str) -> Result<Place, LeaseError> {
+        let claims = self.claims()?;
+        let slug = normalise(text);
+        let mut found: Vec<_> = claims.iter().filter(|(_, claim)| claim.lease_id == text).collect();
+        if found.is_empty() && !slug.is_empty() {
+            found = claims.iter().filter(|(_, claim)| claim.slug == slug).collect();
+        }
+        match found.as_slice() {
+            [(host, claim)] => return Ok(Place::There(host.clone(), Some(Box::new(claim.clone())))),
+            [] => {}
+            several => {
+                let line = |(host, claim): &&(KvmHost, Claim)| format!("lease={} host={host}", claim.lease_id);
+                let matches = several.iter().map(line).collect();
+                return Err(RemoteError::from(NameError::Ambiguous { slug, matches }).into());
+            }
+        }
+        Ok(match KvmHost::configured(&self.settings)? {
+            Some(host) => Place::There(host, None),
+            None => Place::Here,
+        })
+    }
+
+    fn open(&self, host: &KvmHost, interrupts: Option<&Interrupts>) -> Result<Talk, LeaseError> {
+        let access = Access::of(&self.settings)?;
+        let dir = self.engine.control_dir().map_err(FleetError::from)?;
+        Ok(Talk::open(host, &access, &dir, interrupts.map(|interrupts| interrupts.as_fd()))?)
+    }
+
+    /// Asks `host` over a conversation that goes on, or begins.
+    fn ask<T>(
+        &self,
+        host: &KvmHost,
+        ask: &Ask,
+        take: impl FnMut(Reply) -> Option<T>,
+    ) -> Result<T, LeaseError> {
+        let talks = || self.talks.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = talks().remove(host);
+        let mut talk = match kept {
+            Some(talk) => talk,
+            None => self.open(host, None)?,
+        };
+        let answer = talk.ask(ask, take);
+        // One that broke off is not taken up again.
+        if matches!(answer, Ok(_) | Err(FleetError::Refused(..))) {
+            talks().insert(host.clone(), talk);
+        }
+        Ok(answer?)
+    }
+
+    /// The lease as commands see it.
+    fn lease(&self, host: &KvmHost, told: FarLease) -> Result<Lease, LeaseError> {
+        let access = Access::of(&self.settings)?;
+        let id = told.id.to_string();
+        let has_key = self.engine.places.keys(&id).join("id_ed25519").is_file();
+        let target = (told.has_address && has_key)
+            .then(|| target(&self.engine, host, &access, &told))
+            .transpose()?;
+        Ok(Lease {
+            slug: told.slug,
+            name: told.name.clone(),
+            cloud_id: told.name,
+            provider: firecracker::NAME,
+            server_type: told.server_type,
+            state: LeaseState::from(told.state.as_str()),
+            labels: told.labels,
+            kvm_host: Some(host.clone()),
+            address: if told.has_address { id.clone() } else { String::new() },
+            id,
+            target,
+            work_root: told.work_root,
+            unjailed: told.unjailed,
+        })
+    }
+
+    fn resolve_there(&self, host: &KvmHost, text: &str, aim: Aim) -> Result<Lease, LeaseError> {
+        let ask = Ask::Resolve {
+            lease: text.to_owned(),
+            aim,
+        };
+        let told = self.ask(host, &ask, lease_of)?;
+        self.lease(host, told)
+    }
+
+    /// Every lease on `host`, over a conversation of its own.
+    fn list_there(&self, host: &KvmHost) -> Result<Vec<Lease>, LeaseError> {
+        let mut talk = self.open(host, None)?;
+        talk.say(&Ask::List)?;
+        let until = Instant::now() + ANSWER_LIMIT;
+        let mut leases = Vec::new();
+        loop {
+            match talk.hear(None, until)? {
+                Reply::Lease(told) if leases.len() < LEASES => leases.push(self.lease(host, told)?),
+                Reply::Done => return Ok(leases),
+                _ => return Err(talk.nonsense().into()),
+            }
+        }
+    }
+
+    /// What a client says of its lease: what the user set, and nothing that is a default here.
+    fn sayable(&self) -> Result<BTreeMap<String, String>, LeaseError> {
+        let plan = plans::plan(&self.settings)?;
+        let (settings, own) = (&self.settings, &self.settings.firecracker);
+        let mut said = BTreeMap::new();
+        let mut say = |key: &str, is_default: bool, value: String| {
+            if !is_default {
+                said.insert(key.to_owned(), value);
+            }
+        };
+        let both = |own: &Sourced<String>, general: &Sourced<String>| own.is_default() && general.is_default();
+        say("firecracker.cpus", own.cpus.is_default(), plan.cpus.to_string());
+        say("firecracker.memoryMiB", own.memory_mib.is_default(), plan.memory_mib.to_string());
+        say("firecracker.diskMiB", own.disk_mib.is_default(), plan.disk_mib.to_string());
+        say("firecracker.user", both(&own.user, &settings.ssh.user), plan.user);
+        say("firecracker.workRoot", both(&own.work_root, &settings.work_root), plan.work_root);
+        say("firecracker.launchTimeout", own.launch_timeout.is_default(), plan.launch_timeout.to_string());
+        say("ttl", settings.ttl.is_default(), plan.ttl.to_string());
+        say("idleTimeout", settings.idle_timeout.is_default(), plan.idle_timeout.to_string());
+        say("profile", settings.profile.is_default(), plan.profile);
+        Ok(said)
+    }
+
+    /// Enters and claims the lease that `host` has ready.
+    fn take(
+        &self,
+        host: &KvmHost,
+        pair: &keys::KeyPair,
+        (told, host_key): (FarLease, &str),
+        (says_ready, deadline): (bool, Instant),
+        (repo, interrupts): (&Path, &Interrupts),
+    ) -> Result<Lease, LeaseError> {
+        let dir = self.engine.places.keys(told.id.as_str());
+        keys::write_pair(&dir, pair).map_err(RemoteError::from)?;
+        keys::pin(&dir.join("known_hosts"), told.id.as_str(), told.port, host_key).map_err(RemoteError::from)?;
+        let lease = self.lease(host, told)?;
+        entering::enter(&lease, says_ready, deadline, interrupts)?;
+        self.claim(&lease, repo, false)?;
+        Ok(lease)
+    }
+
+    /// Removes what this machine has of a lease elsewhere.
+    fn forget(&self, lease: Option<&Lease>, id: &str) -> Result<(), RemoteError> {
+        let control = lease.and_then(|lease| lease.target.as_ref()?.control.clone());
+        if let Some(control) = control {
+            connection::close(&control).map_err(|source| RemoteError::Close {
+                id: id.to_owned(),
+                source,
+            })?;
+        }
+        claims::remove(&self.engine.places, id, None)?;
+        files::remove_tree(&self.engine.places.keys(id))?;
+        Ok(())
+    }
+
+    /// Waits for a lease that is being made on `host`, and has it.
+    fn acquire_there(
+        &self,
+        host: &KvmHost,
+        new: &NewLease,
+        repo: &Path,
+        interrupts: &Interrupts,
+        on_notice: &mut dyn FnMut(&Notice<'_>),
+    ) -> Result<AcquiredLease, LeaseError> {
+        let slug = new.slug.as_deref().map(Slug::requested).transpose();
+        let slug = slug.map_err(RemoteError::from)?.map(|slug| slug.to_string());
+        let settings = self.sayable()?;
+        let limit = self.settings.firecracker.launch_timeout.value.to_std() * 2 + ANSWER_LIMIT;
+        // Made before anything is there, so that its public half is all that ever leaves this machine.
+        let pair = keys::generate("crabbox").map_err(RemoteError::from)?;
+        let mut talk = self.open(host, Some(interrupts))?;
+        talk.say(&Ask::Acquire {
+            key: pair.public_openssh.clone(),
+            settings,
+            slug,
+            keep: new.keep,
+        })?;
+        let until = Instant::now() + limit;
+        let (mut stages, mut why) = (Vec::new(), None);
+        let mut entered: Option<(Lease, Vec<(String, u64)>)> = None;
+        let outcome = loop {
+            // A lease that has been entered is almost ours: who interrupts now has it to be stopped.
+            let cancel = entered.is_none().then(|| interrupts.as_fd());
+            match talk.hear(cancel, until) {
+                Ok(Reply::Stage(stage)) => {
+                    on_notice(&Notice::Stage(&stage));
+                    stages.push(stage);
+                }
+                Ok(Reply::Cold { why: said }) => {
+                    let said = crabbox_host::console::harmless(&said);
+                    on_notice(&Notice::Cold {
+                        why: &said,
+                        console: &[],
+                    });
+                    why = Some(said);
+                }
+                Ok(Reply::Ready {
+                    lease,
+                    host_key,
+                    says_ready,
+                    seconds,
+                    guest_stages,
+                }) if entered.is_none() => {
+                    let began = Instant::now();
+                    let id = lease.id.to_string();
+                    let deadline = began + Duration::from_secs(seconds).min(limit);
+                    let parts = (says_ready, deadline);
+                    match self.take(host, &pair, (lease, &host_key), parts, (repo, interrupts)) {
+                        Ok(lease) => {
+                            stages.push(entering::entering(began));
+                            entered = Some((lease, guest_stages));
+                            if let Err(error) = talk.say(&Ask::Claimed) {
+                                break Err(error.into());
+                            }
+                        }
+                        Err(error) => {
+                            // Nothing of it may stay here when it is taken back there.
+                            let lease = self.resolve_target(&id);
+                            self.forget(lease.as_ref(), &id).ok();
+                            break Err(error);
+                        }
+                    }
+                }
+                Ok(Reply::Lease(told)) if entered.is_some() => break Ok(told),
+                Ok(_) => break Err(talk.nonsense().into()),
+                Err(FleetError::Refused(failure, cause)) => {
+                    // In the words, and with the remedy, of a machine that was to be made here.
+                    break Err(AcquireLeaseError::from(ClientError::Failed(failure, cause)).into());
+                }
+                Err(error) => break Err(error.into()),
+            }
+        };
+        match outcome {
+            Ok(told) => {
+                // Its labels are the last ones of its making.
+                let lease = self.lease(host, told)?;
+                self.claim(&lease, repo, false)?;
+                Ok(AcquiredLease {
+                    lease,
+                    stages,
+                    guest_stages: entered.map(|(_, stages)| stages).unwrap_or_default(),
+                    start: Some(MachineStart::Cold(why)),
+                })
+            }
+            Err(error) => {
+                talk.give_up(ROLLBACK_LIMIT);
+                if let Some((lease, _)) = &entered {
+                    self.forget(Some(lease), &lease.id).ok();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// A claim's lease as far as this machine knows it, for its connection to be closed.
+    fn resolve_target(&self, id: &str) -> Option<Lease> {
+        let (host, claim) = self.claims().ok()?.into_iter().find(|(_, claim)| claim.lease_id == id)?;
+        self.lease(&host, told_by(&claim)?).ok()
+    }
+}
+
+/// A lease as its claim has it.
+fn told_by(claim: &Claim) -> Option<FarLease> {
+    let label = |name: &str| claim.labels.get(name).cloned().unwrap_or_default();
+    let value = serde_json::json!({
+        "id": claim.lease_id, "slug": claim.slug, "name": claim.cloud_id, "server_type": label("server_type"),
+        "state": label("state"), "labels": claim.labels, "user": label("ssh_user"), "port": claim.ssh_port,
+        "work_root": label("work_root"), "has_address": true,
+    });
+    serde_json::from_value(value).ok()
+}
+
+fn lease_of(reply: Reply) -> Option<FarLease> {
+    match reply {
+        Reply::Lease(told) => Some(told),
+        _ => None,
+    }
+}
+
+/// The host of a claim, where it is for a lease on another machine.
+fn of_host(claim: Claim) -> Option<(KvmHost, Claim)> {
+    let host = KvmHost::of_scope(&claim.provider_scope).filter(|_| claim.provider == firecracker::NAME)?;
+    Some((host, claim))
+}
+
+/// How a lease on `host` is entered: through our own proxy, with the key and the pinned host key that are here. It has no address that means
+/// anything here, so its id stands for one.
+fn target(
+    engine: &Engine,
+    host: &KvmHost,
+    access: &Access,
+    told: &FarLease,
+) -> Result<Target, RemoteError> {
+    let id = told.id.as_str();
+    let dir = engine.places.keys(id);
+    let failed = |error| RemoteError::Connection(ConnectionError::Target(error));
+    let mut target = Target::new(&told.user, id, told.port, &dir.join("known_hosts")).map_err(failed)?;
+    target.key = Some(dir.join("id_ed25519"));
+    target.host_key_pinned = true;
+    target.capacity = told.capacity;
+    target.proxy_command = Some(proxy_command(engine, host, access, id));
+    let control_dir = engine.control_dir().map_err(ConnectionError::from)?;
+    target.control = Some(control::path(&control_dir, &target).map_err(ConnectionError::from)?);
+    Ok(target)
+}
+
+/// The socket of the shared connection of a lease on `host`; `None` where there is no place for one.
+pub fn control(
+    engine: &Engine,
+    host: &KvmHost,
+    access: &Access,
+    told: &FarLease,
+) -> Option<std::path::PathBuf> {
+    target(engine, host, access, told).ok()?.control
+}
+
+/// The command of ours that leads there. OpenSSH hands it to a shell, and expands `%` before.
+fn proxy_command(engine: &Engine, host: &KvmHost, access: &Access, id: &str) -> String {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let mut words = vec![
+        text(&engine.exe),
+        PROXY.to_owned(),
+        "--host".to_owned(),
+        host.to_string(),
+        "--known-hosts".to_owned(),
+        text(&access.known_hosts),
+    ];
+    if let Some(key) = &access.key {
+        words.extend(["--key".to_owned(), text(key)]);
+    }
+    words.push(id.to_owned());
+    quote::join(words).replace('%', "%%")
+}
+
+impl Provider for Remote {
+    fn name(&self) -> &'static str {
+        firecracker::NAME
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        firecracker::CAPABILITIES
+    }
+
+    fn checks(&self, options: &Options) -> Vec<Check> {
+        let host = match KvmHost::configured(&self.settings) {
+            Ok(None) => return self.local.checks(options),
+            Ok(Some(host)) => host,
+            Err(error) => return vec![generic::invalid(firecracker::NAME, &error)],
+        };
+        // Whether that host can make machines is its own doctor's question.
+        match self.open(&host, None) {
+            Ok(talk) => {
+                let greeting = &talk.greeting;
+                let message = format!(
+                    "host={host} owner={} crabbox={} protocol={}-{}",
+                    greeting.owner, greeting.program, greeting.protocol.least, greeting.protocol.most
+                );
+                let message = crabbox_host::console::harmless(&message);
+                vec![Check::firecracker(Status::Ok, "host", message)]
+            }
+            Err(error) => {
+                let message = fault::chain(&error);
+                vec![
+                    Check::firecracker(Status::Failed, "host", format!("host={host}: {message}"))
+                        .with("class", Class::EnvironmentBlocked.name())
+                        .with("fix", &error.hints().join("; ")),
+                ]
+            }
+        }
+    }
+
+    fn acquire(
+        &self,
+        new: &NewLease,
+        repo: &Path,
+        interrupts: &Interrupts,
+        on_notice: &mut dyn FnMut(&Notice<'_>),
+    ) -> Result<AcquiredLease, LeaseError> {
+        match KvmHost::configured(&self.settings)? {
+            None => self.local.acquire(new, repo, interrupts, on_notice),
+            Some(host) => self.acquire_there(&host, new, repo, interrupts, on_notice),
+        }
+    }
+
+    fn resolve(&self, text: &str, purpose: Purpose) -> Result<Lease, LeaseError> {
+        let (host, claim) = match self.place(text)? {
+            Place::Here => return self.local.resolve(text, purpose),
+            Place::There(host, claim) => (host, claim),
+        };
+        let name = claim.as_ref().map_or(text, |claim| &claim.lease_id);
+        let aim = if purpose == Purpose::Use { Aim::Use } else { Aim::Look };
+        let lease = self.resolve_there(&host, name, aim)?;
+        if purpose == Purpose::Use && lease.target.is_none() {
+            let id = lease.id;
+            return Err(RemoteError::KeyElsewhere { id, host }.into());
+        }
+        Ok(lease)
+    }
+
+    fn is_down(&self, lease: &Lease) -> Option<bool> {
+        let Some(host) = &lease.kvm_host else {
+            return self.local.is_down(lease);
+        };
+        match self.resolve_there(host, &lease.id, Aim::Look) {
+            Ok(lease) => Some(lease.state.is_terminal()),
+            Err(error) if error.kind() == Kind::NotFound => Some(true),
+            Err(_) => None,
+        }
+    }
+
+    fn list(&self) -> Result<Leases, LeaseError> {
+        let configured = KvmHost::configured(&self.settings)?;
+        let mut all = match configured {
+            None => self.local.list()?,
+            Some(_) => Leases::default(),
+        };
+        let mut hosts: BTreeSet<KvmHost> = self.claims()?.into_iter().map(|(host, _)| host).collect();
+        hosts.extend(configured);
+        // Side by side: one that is away costs what it costs once.
+        let told: Vec<_> = std::thread::scope(|scope| {
+            let asked: Vec<_> = hosts
+                .into_iter()
+                .map(|host| {
+                    let asking = scope.spawn({
+                        let host = host.clone();
+                        move || self.list_there(&host)
+                    });
+                    (host, asking)
+                })
+                .collect();
+            asked
+                .into_iter()
+                .filter_map(|(host, asking)| Some((host, asking.join().ok()?)))
+                .collect()
+        });
+        for (host, told) in told {
+            match told {
+                Ok(leases) => all.leases.extend(leases),
+                Err(error) => all.away.push(Away { host, error }),
+            }
+        }
+        Ok(all)
+    }
+
+    fn claim(&self, lease: &Lease, repo: &Path, reclaim: bool) -> Result<(), LeaseError> {
+        let Some(host) = &lease.kvm_host else {
+            return self.local.claim(lease, repo, reclaim);
+        };
+        claim::claim_as(&self.engine.places, lease, repo, reclaim, |_, claim| {
+            claim.provider_scope = host.scope();
+            Ok::<_, LeaseError>(())
+        })?;
+        Ok(())
+    }
+
+    fn touch(
+        &self,
+        lease: &Lease,
+        state: Option<&LeaseState>,
+        idle: Option<Duration>,
+    ) -> Result<Labels, LeaseError> {
+        let Some(host) = &lease.kvm_host else {
+            return self.local.touch(lease, state, idle);
+        };
+        let ask = Ask::Touch {
+            lease: lease.id.clone(),
+            state: state.map(ToString::to_string),
+            idle_seconds: idle.map(|idle| idle.as_secs()),
+        };
+        let told = self.ask(host, &ask, |reply| match reply {
+            Reply::Labels { labels } => Some(labels),
+            _ => None,
+        })?;
+        let labels = wire::judged(told).map_err(|source| FleetError::Odd {
+            host: host.clone(),
+            source,
+        })?;
+        claims::update::<RemoteError>(&self.engine.places, &lease.id, |standing| {
+            Ok(standing.map(|claim| Claim {
+                labels: labels.clone(),
+                last_used_at: timestamp::rfc3339(clock::unix_seconds()),
+                idle_timeout_seconds: labels::idle_seconds(&labels),
+                ..claim.clone()
+            }))
+        })?;
+        Ok(labels)
+    }
+
+    fn release(&self, text: &str) -> Result<Released, LeaseError> {
+        let (host, claim) = match self.place(text)? {
+            Place::Here => return self.local.release(text),
+            Place::There(host, claim) => (host, claim),
+        };
+        let keep = &self.settings.firecracker.delete_on_release;
+        let ask = Ask::Release {
+            lease: claim.as_ref().map_or(text, |claim| &claim.lease_id).to_owned(),
+            discard: keep.value && matches!(keep.origin, Origin::Flag(_)),
+        };
+        let released = self.ask(&host, &ask, |reply| match reply {
+            Reply::Released { id, name, kept } => Some((id, name, kept)),
+            _ => None,
+        });
+        let (id, name, kept) = match (released, &claim) {
+            (Ok(released), _) => released,
+            // It has ended by itself: what is left of it is here.
+            (Err(error), Some(claim)) if error.kind() == Kind::NotFound => {
+                (claim.lease_id.clone(), claim.cloud_id.clone(), None)
+            }
+            (Err(error), _) => return Err(error),
+        };
+        let Ok(id) = crabbox_core::id::LeaseId::parse(&id) else {
+            return Err(FleetError::Nonsense { host, source: None }.into());
+        };
+        self.forget(self.resolve_target(id.as_str()).as_ref(), id.as_str())?;
+        Ok(Released {
+            id: id.to_string(),
+            name: crabbox_host::console::harmless(&name),
+            host: None,
+            kept: kept.map(|path| crabbox_host::console::harmless(&path).into()),
+        })
+    }
+
+    fn cleanup(
+        &self,
+        dry_run: bool,
+        on_decision: &mut dyn FnMut(&Decision),
+    ) -> Result<Vec<Decision>, LeaseError> {
+        // With another host in the settings, this machine need not be one that can have leases.
+        let mut decisions = match KvmHost::configured(&self.settings)? {
+            None => self.local.cleanup(dry_run, on_decision)?,
+            Some(_) => Vec::new(),
+        };
+        for (host, claim) in self.claims()? {
+            let mut decision = Decision {
+                lease: claim.lease_id.clone(),
+                subject: Subject::Claim {
+                    slug: claim.slug.clone(),
+                },
+                remove: false,
+                reason: String::new(),
+                error: None,
+            };
+            match self.resolve_there(&host, &claim.lease_id, Aim::Look) {
+                Ok(lease) => decision.reason = format!("state={} host={host}", lease.state),
+                Err(error) if error.kind() == Kind::NotFound => {
+                    decision.remove = true;
+                    decision.reason = format!("missing_state host={host}");
+                    if !dry_run {
+                        let lease = self.resolve_target(&claim.lease_id);
+                        let forgotten = self.forget(lease.as_ref(), &claim.lease_id);
+                        decision.error = forgotten.err().and_then(|error| match error {
+                            RemoteError::Claims(error) => Some(ReleaseError::Claims(error)),
+                            RemoteError::Files(error) => Some(ReleaseError::Files(error)),
+                            other => Some(ReleaseError::Leftovers {
+                                id: claim.lease_id.clone(),
+                                leftovers: vec![fault::chain(&other)],
+                            }),
+                        });
+                    }
+                }
+                Err(error) => decision.reason = format!("host_away ({})", fault::chain(&error)),
+            }
+            on_decision(&decision);
+            decisions.push(decision);
+        }
+        Ok(decisions)
+    }
+}
+
+/// Whether the claim of `text` is for a lease on another machine, and which one.
+pub fn host_of(engine: &Engine, settings: &Settings, text: &str) -> Result<Option<KvmHost>, LeaseError> {
+    match Remote::new(engine.clone(), settings.clone()).place(text)? {
+        Place::Here => Ok(None),
+        Place::There(host, _) => Ok(Some(host)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_proxy_is_one_word_after_the_other_for_any_shell_and_for_openssh() {
+        let root = tempfile::tempdir().unwrap();
+        let engine = Engine {
+            places: crabbox_store::places::Places::below(root.path()),
+            exe: "/opt/100% sure/crab'box".into(),
+            path: "/nonexistent".into(),
+            runtime: Some(root.path().to_owned()),
+            failpoint: String::new(),
+        };
+        let access = Access {
+            key: Some("/h/my key".into()),
+            known_hosts: "/h/known_hosts".into(),
+        };
+        let host = KvmHost::parse("crabbox@kvm1:2222").unwrap();
+        let line = proxy_command(&engine, &host, &access, "cbx_0123456789ab").replace("%%", "%");
+        let said = crabbox_host::command::Cmd::new("sh")
+            .args(["-c", &format!("printf '%s\\n' {line}")])
+            .run()
+            .unwrap();
+        let words: Vec<_> = said.stdout_text().lines().map(str::to_owned).collect();
+        assert_eq!(
+            words,
+            [
+                "/opt/100% sure/crab'box",
+                "__proxy",
+                "--host",
+                "crabbox@kvm1:2222",
+                "--known-hosts",
+                "/h/known_hosts",
+                "--key",
+                "/h/my key",
+                "cbx_0123456789ab"
+            ]
+        );
+    }
+}
