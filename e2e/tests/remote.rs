@@ -94,54 +94,103 @@ fn until(host: &Host, condition: &str) {
     let waited = host.sh(&format!(
         "for i in $(seq 600); do if {condition}; then exit 0; fi; sleep 0.05; done; ps ax -o pid,ppid,user,args; exit 1"
     ));
-    assert_eq!(waited.code, Some(0), "never became true: {condition}\n{}", waited.stdout);
+    assert_eq!(
+        waited.code,
+        Some(0),
+        "never became true: {condition}\n{}",
+        waited.stdout
+    );
 }
 
 #[test]
 fn a_lease_on_another_host_is_its_owner_s_alone_from_warmup_to_stop() {
     let host = host();
     let before = settled(&host);
-    let lease = with(&host, "alice", "crabbox warmup --slug mine --ttl 1h --idle-timeout 10m")
-        .exits(0)
-        .lease();
+    let lease = with(
+        &host,
+        "alice",
+        "crabbox warmup --slug mine --ttl 1h --idle-timeout 10m",
+    )
+    .exits(0)
+    .lease();
     // The private key is with its owner alone, and the lease says whose it is.
-    drop(host.sh(&format!("test ! -e /srv/.config/crabbox/testboxes/{lease}/id_ed25519")).exits(0));
-    drop(host.sh(&format!("test -e /tmp/alice/.config/crabbox/testboxes/{lease}/id_ed25519")).exits(0));
+    drop(
+        host.sh(&format!(
+            "test ! -e /srv/.config/crabbox/testboxes/{lease}/id_ed25519"
+        ))
+        .exits(0),
+    );
+    drop(
+        host.sh(&format!(
+            "test -e /tmp/alice/.config/crabbox/testboxes/{lease}/id_ed25519"
+        ))
+        .exits(0),
+    );
     let listed = with(&host, "alice", "crabbox list").exits(0).stdout;
-    assert!(listed.contains(&lease) && listed.contains(&format!("host={KVM}")), "{listed}");
+    assert!(
+        listed.contains(&lease) && listed.contains(&format!("host={KVM}")),
+        "{listed}"
+    );
     let item = with(&host, "alice", "crabbox list --json").exits(0).json();
-    assert_eq!((&item[0]["HostID"], &item[0]["labels"]["owner"]), (&KVM.into(), &"alice".into()), "{item}");
+    assert_eq!(
+        (&item[0]["HostID"], &item[0]["labels"]["owner"]),
+        (&KVM.into(), &"alice".into()),
+        "{item}"
+    );
     let status = with(&host, "alice", "crabbox status mine --json").exits(0).json();
-    assert_eq!((&status["ready"], &status["state"]), (&true.into(), &"ready".into()), "{status}");
+    assert_eq!(
+        (&status["ready"], &status["state"]),
+        (&true.into(), &"ready".into()),
+        "{status}"
+    );
     // The claim leads there without the setting.
     let ran = with_host(&host, "alice", "", "crabbox run --id mine -- cat tracked").exits(0);
     assert_eq!(ran.stdout, "alice\n", "{ran:?}");
-    assert_eq!(with(&host, "alice", "crabbox run --id mine --no-sync -- sh -c 'exit 7'").code, Some(7));
+    assert_eq!(
+        with(
+            &host,
+            "alice",
+            "crabbox run --id mine --no-sync -- sh -c 'exit 7'"
+        )
+        .code,
+        Some(7)
+    );
     let pasted = with(&host, "alice", "eval \"$(crabbox ssh mine) echo pasted\"").exits(0);
     assert_eq!(pasted.stdout, "pasted\n", "{pasted:?}");
-    let copied = with(&host, "alice", "crabbox cp tracked mine:/srv/work/copied && crabbox cp mine:/srv/work/copied back && cat back");
+    let copied = with(
+        &host,
+        "alice",
+        "crabbox cp --id mine tracked SANDBOX:/tmp/copied && crabbox cp --id mine SANDBOX:/tmp/copied back && cat back",
+    );
     assert_eq!(copied.exits(0).stdout.lines().last(), Some("alice"));
     drop(with(&host, "alice", "crabbox heartbeat mine").exits(0));
+    let log = with(&host, "alice", "crabbox logs --supervisor mine").exits(0);
+    assert!(log.stdout.contains("attached"), "{log:?}");
     // Bob sees none of it, by no name, and the words are those for a lease that is none.
     assert_eq!(with(&host, "bob", "crabbox list").exits(0).stdout, "");
     for name in ["mine", lease.as_str()] {
-        for verb in ["status", "stop", "ssh", "run --no-sync --id"] {
+        for verb in ["status", "logs", "stop", "ssh", "run --no-sync --id"] {
             let tail = if verb.starts_with("run") { "-- true" } else { "" };
             let done = with(&host, "bob", &format!("crabbox {verb} {name} {tail}")).exits(4);
-            assert!(done.stderr.contains(&format!("not found: {name}")), "{verb}: {done:?}");
+            assert!(
+                done.stderr.contains(&format!("not found: {name}")),
+                "{verb}: {done:?}"
+            );
         }
     }
     let guessed = with(
         &host,
         "bob",
-        &format!("crabbox __proxy --host {KVM} --key /tmp/bob/key --known-hosts /tmp/bob/known_hosts {lease} </dev/null"),
+        &format!(
+            "crabbox __proxy --host {KVM} --key /tmp/bob/key --known-hosts /tmp/bob/known_hosts {lease} </dev/null"
+        ),
     );
     assert!(guessed.exits(4).stderr.contains("not found"));
     // His key opens nothing but our program, and that for himself alone.
     let shell = with(
         &host,
         "bob",
-        "ssh -F none -i key -o IdentitiesOnly=yes -i /tmp/bob/key -o UserKnownHostsFile=/tmp/bob/known_hosts -p 2222 root@127.0.0.1 \
+        "ssh -F none -o IdentitiesOnly=yes -i /tmp/bob/key -o UserKnownHostsFile=/tmp/bob/known_hosts -p 2222 root@127.0.0.1 \
          crabbox __serve --as alice </dev/null",
     );
     assert!(shell.stdout.contains(r#""owner":"bob""#), "{shell:?}");
@@ -156,25 +205,31 @@ fn what_ends_on_the_way_leaves_nothing_and_each_owner_has_a_quota() {
     let host = host();
     let before = settled(&host);
     // A client that is killed before it has claimed its lease has given it up, however it dies.
-    for victim in ["crabbox warmup", "crabbox-ssh-"] {
+    for kill in ["kill -9 $cli", "pkill -9 -u nobody -x ssh"] {
         let killed = with(
             &host,
             "alice",
             &format!(
                 "crabbox warmup --slug gone >/dev/null 2>&1 & cli=$!; \
-                 for i in $(seq 600); do [ \"$(cat /proc/[0-9]*/comm 2>/dev/null | grep -c '^firecracker')\" -gt 0 ] && break; sleep 0.02; done; \
-                 pkill -9 -u nobody -f '{victim}'; wait $cli; true"
+                 for i in $(seq 600); do cat /proc/[0-9]*/comm 2>/dev/null | grep -q '^firecracker' && break; sleep 0.02; done; \
+                 cat /proc/[0-9]*/comm | grep -q '^firecracker' || exit 99; {kill}; wait $cli; true"
             ),
         );
         drop(killed.exits(0));
-        until(&host, "! ls -d /srv/.config/crabbox/state/firecracker/leases/cbx_* >/dev/null 2>&1");
+        until(
+            &host,
+            "! ls -d /srv/.config/crabbox/state/firecracker/leases/cbx_* >/dev/null 2>&1",
+        );
         drop(with(&host, "alice", "crabbox list").exits(0));
     }
     for slug in ["one", "two"] {
         drop(with(&host, "alice", &format!("crabbox warmup --slug {slug}")).exits(0));
     }
     let third = with(&host, "alice", "crabbox warmup --slug three").exits(5);
-    assert!(third.stderr.contains("quota_exceeded") && third.stderr.contains("alice"), "{third:?}");
+    assert!(
+        third.stderr.contains("quota_exceeded") && third.stderr.contains("alice"),
+        "{third:?}"
+    );
     // It is alice's alone.
     drop(with(&host, "bob", "crabbox warmup --slug bobs").exits(0));
     // What only the host decides is not asked for by anybody, and what makes no sense is refused there.
@@ -195,10 +250,15 @@ fn what_ends_on_the_way_leaves_nothing_and_each_owner_has_a_quota() {
 fn a_host_that_is_away_or_another_one_is_told_and_costs_no_other_lease() {
     let host = host();
     drop(settled(&host));
-    let lease = with(&host, "alice", "crabbox warmup --slug mine").exits(0).lease();
+    let lease = with(&host, "alice", "crabbox warmup --slug mine")
+        .exits(0)
+        .lease();
     // Another host is away: one warning, and the list of the one that answers.
     let away = with_host(&host, "alice", "root@127.0.0.1:2", "crabbox list").exits(0);
-    assert!(away.stdout.contains(&lease) && away.stderr.contains("root@127.0.0.1:2 are left out"), "{away:?}");
+    assert!(
+        away.stdout.contains(&lease) && away.stderr.contains("root@127.0.0.1:2 are left out"),
+        "{away:?}"
+    );
     assert_eq!(away.stderr.matches("left out").count(), 1, "{away:?}");
     let new = with_host(&host, "alice", "root@127.0.0.1:2", "crabbox warmup").exits(5);
     assert!(new.stderr.contains("cannot reach the KVM host"), "{new:?}");
@@ -206,14 +266,23 @@ fn a_host_that_is_away_or_another_one_is_told_and_costs_no_other_lease() {
     let other = r#"sed -i "s/exec crabbox __serve --as bob/echo welcome; echo no >\&2; exit 9/" /srv/sshd/authorized"#;
     drop(host.sh(other).exits(0));
     let none = with(&host, "bob", "crabbox list").exits(0);
-    assert!(none.stderr.contains("crabbox does not serve") && none.stderr.contains("exit code 9"), "{none:?}");
+    assert!(
+        none.stderr.contains("crabbox does not serve") && none.stderr.contains("exit code 9"),
+        "{none:?}"
+    );
     // A host with another key is nobody whom we tell anything, and what it says is final.
-    let fresh = "kill $(cat /srv/sshd/pid); pkill -u nobody ssh; pkill -f 'sshd: root'; rm -f /srv/sshd/host /srv/sshd/host.pub; \
+    let fresh = "kill $(cat /srv/sshd/pid); pkill -u nobody ssh; pkill -f '[s]shd: root'; rm -f /srv/sshd/host /srv/sshd/host.pub; \
                  ssh-keygen -q -t ed25519 -N '' -f /srv/sshd/host; /usr/sbin/sshd -f /srv/sshd/config -E /srv/sshd/log";
     drop(host.sh(fresh));
-    until(&host, "grep -q 'Server listening' /srv/sshd/log && ! pgrep -u nobody ssh >/dev/null");
+    until(
+        &host,
+        "test $(grep -c 'Server listening' /srv/sshd/log) = 2 && ! pgrep -u nobody -x ssh >/dev/null",
+    );
     let changed = with(&host, "alice", "crabbox status mine").exits(5);
-    assert!(changed.stderr.contains("host key") && changed.stderr.contains("/tmp/alice/known_hosts"), "{changed:?}");
+    assert!(
+        changed.stderr.contains("host key") && changed.stderr.contains("/tmp/alice/known_hosts"),
+        "{changed:?}"
+    );
     // Its claim stays, and so does the lease: once the host is known again, both are as they were.
     drop(host.sh("rm /tmp/alice/known_hosts").exits(0));
     let back = with(&host, "alice", "crabbox run --id mine --no-sync -- echo back").exits(0);

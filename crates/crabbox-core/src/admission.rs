@@ -147,7 +147,9 @@ impl Fault for Refusal {
         let stop = "stop a lease that `crabbox list` shows, or run `crabbox cleanup`".to_owned();
         let other = match self {
             Self::Leases { .. } => "raise firecracker.maxLeases in your own configuration".to_owned(),
-            Self::OwnersLeases { .. } => "whoever runs that host sets firecracker.maxLeasesPerOwner".to_owned(),
+            Self::OwnersLeases { .. } => {
+                "whoever runs that host sets firecracker.maxLeasesPerOwner".to_owned()
+            }
             Self::OwnersMemory { had_mib, max_mib, .. } => {
                 match max_mib.saturating_sub(had_mib + VMM_OVERHEAD_MIB) {
                     0 => return vec![stop],
@@ -297,7 +299,10 @@ mod tests {
         assert_eq!(ask(&one), Ok(()));
         for over in [had(2, 0), had(1, one.memory_mib + 1)] {
             let refusal = ask(&over).unwrap_err();
-            assert_eq!((refusal.reason(), refusal.kind()), ("quota_exceeded", Kind::Unavailable));
+            assert_eq!(
+                (refusal.reason(), refusal.kind()),
+                ("quota_exceeded", Kind::Unavailable)
+            );
             assert!(refusal.to_string().contains("alice") && refusal.to_string().contains("quota_exceeded"));
         }
         let none = Quota {

@@ -186,10 +186,7 @@ pub fn owner(labels: &Labels) -> Option<&str> {
 /// Whether `name` can be an owner's: what a label holds as it is, so that no two names become one.
 pub fn is_owner_name(name: &str) -> bool {
     let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-    name.len() <= 32
-        && edge(name.chars().next())
-        && edge(name.chars().next_back())
-        && sanitise(name) == name
+    name.len() <= 32 && edge(name.chars().next()) && edge(name.chars().next_back()) && sanitise(name) == name
 }
 
 /// Says whose the lease is; the name must be one of [`is_owner_name`].

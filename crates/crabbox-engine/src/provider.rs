@@ -25,6 +25,7 @@ use crabbox_core::labels::Labels;
 use crabbox_core::state::LeaseState;
 use crabbox_host::signals::Interrupts;
 use crabbox_machine::lease::find::{Purpose, ResolveError};
+use crabbox_machine::lease::logs::Source;
 use crabbox_machine::lifecycle::release::{Decision, Released};
 use crabbox_machine::protocol::Stage;
 use crabbox_ssh::ready::Progress;
@@ -61,6 +62,11 @@ pub trait Provider: fmt::Debug {
 
     /// Whether the machine of `lease` is down; `None` where this host cannot tell.
     fn is_down(&self, lease: &Lease) -> Option<bool>;
+
+    /// The end of a log of the lease that `text` names, where that is on another machine; `None` where the log is a file here.
+    fn far_log(&self, _text: &str, _source: Source) -> Result<Option<String>, LeaseError> {
+        Ok(None)
+    }
 
     /// Every lease.
     fn list(&self) -> Result<Leases, LeaseError>;

@@ -229,15 +229,23 @@ mod tests {
     #[test]
     fn of_a_public_key_from_elsewhere_only_the_key_is_left() {
         let pair = generate("from a laptop").unwrap();
-        let (key, _) = pair.public_openssh.split_at(pair.public_openssh.find(" from").unwrap());
-        assert_eq!(public(&pair.public_openssh, "alice").unwrap(), format!("{key} alice"));
+        let (key, _) = pair
+            .public_openssh
+            .split_at(pair.public_openssh.find(" from").unwrap());
+        assert_eq!(
+            public(&pair.public_openssh, "alice").unwrap(),
+            format!("{key} alice")
+        );
         for bad in [
             "",
             "ssh-ed25519 AAAA",
             &format!("command=\"sh\" {}", pair.public_openssh),
             &pair.private_openssh,
         ] {
-            assert!(matches!(public(bad, "x"), Err(KeyError::Public { .. })), "{bad:?}");
+            assert!(
+                matches!(public(bad, "x"), Err(KeyError::Public { .. })),
+                "{bad:?}"
+            );
         }
         let two = format!("{key} a\n{key} b");
         assert!(!public(&two, "alice").unwrap_or_default().contains('\n'));

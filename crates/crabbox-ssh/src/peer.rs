@@ -35,11 +35,7 @@ pub struct Peer {
 impl Peer {
     /// Has the login shell of `target` run `command`, which every shell must read alike. Opens the connection when it is not open;
     /// `cancel` ends that when it becomes readable.
-    pub fn start(
-        target: &Target,
-        command: &str,
-        cancel: Option<BorrowedFd<'_>>,
-    ) -> Result<Self, ExecError> {
+    pub fn start(target: &Target, command: &str, cancel: Option<BorrowedFd<'_>>) -> Result<Self, ExecError> {
         let local = |source| ExecError::Local { source };
         let mut shared = Shared::open(target, None, cancel)?;
         let (remote_in, input) = io::pipe().map_err(local)?;
@@ -113,8 +109,13 @@ impl Peer {
             }
         }
         // Its standard error ends with the session; one that stays open is not waited for.
-        let said = self.errors.take_if(|_| is_closed).and_then(|thread| thread.join().ok());
-        let said = String::from_utf8_lossy(&said.unwrap_or_default()).trim().to_owned();
+        let said = self
+            .errors
+            .take_if(|_| is_closed)
+            .and_then(|thread| thread.join().ok());
+        let said = String::from_utf8_lossy(&said.unwrap_or_default())
+            .trim()
+            .to_owned();
         (code, said)
     }
 }

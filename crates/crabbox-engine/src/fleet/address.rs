@@ -186,11 +186,24 @@ mod tests {
     #[test]
     fn what_is_no_host_or_would_be_an_option_is_refused() {
         for text in [
-            "kvm1", "@kvm1", "a@", "a@h:0", "a@h:x", "a@h:70000", "-oProxyCommand=x@h", "a@-oProxyCommand=x", "a@[::1",
-            "a@[::1]22", "a b@h", "a@h\nx",
+            "kvm1",
+            "@kvm1",
+            "a@",
+            "a@h:0",
+            "a@h:x",
+            "a@h:70000",
+            "-oProxyCommand=x@h",
+            "a@-oProxyCommand=x",
+            "a@[::1",
+            "a@[::1]22",
+            "a b@h",
+            "a@h\nx",
         ] {
             let error = KvmHost::parse(text).unwrap_err();
-            assert!(error.kind() == Kind::Usage && !error.hints().is_empty(), "{text:?}");
+            assert!(
+                error.kind() == Kind::Usage && !error.hints().is_empty(),
+                "{text:?}"
+            );
         }
         assert_eq!(KvmHost::of_scope("aws:eu-1"), None);
     }

@@ -202,15 +202,16 @@ impl Talk {
     ) -> Result<Self, FleetError> {
         let mut target = host.target(access)?;
         target.control = Some(control::path(control_dir, &target)?);
-        let peer = Peer::start(&target, &format!("crabbox {SERVE}"), cancel).map_err(|source| match source {
-            ExecError::Connect {
-                source: ConnectError::Cancelled { .. },
-            } => FleetError::Interrupted { host: host.clone() },
-            source => FleetError::Away {
-                host: host.clone(),
-                source,
-            },
-        })?;
+        let peer =
+            Peer::start(&target, &format!("crabbox {SERVE}"), cancel).map_err(|source| match source {
+                ExecError::Connect {
+                    source: ConnectError::Cancelled { .. },
+                } => FleetError::Interrupted { host: host.clone() },
+                source => FleetError::Away {
+                    host: host.clone(),
+                    source,
+                },
+            })?;
         let mut lines = Lines::new(peer);
         let greeting = greeted(host, &mut lines, cancel)?;
         let theirs = greeting.protocol;
@@ -265,11 +266,7 @@ impl Talk {
     }
 
     /// Asks, and hears one reply after the other until `take` has what it wants.
-    pub fn ask<T>(
-        &mut self,
-        ask: &Ask,
-        mut take: impl FnMut(Reply) -> Option<T>,
-    ) -> Result<T, FleetError> {
+    pub fn ask<T>(&mut self, ask: &Ask, mut take: impl FnMut(Reply) -> Option<T>) -> Result<T, FleetError> {
         self.say(ask)?;
         let until = Instant::now() + ANSWER_LIMIT;
         let reply = self.hear(None, until)?;

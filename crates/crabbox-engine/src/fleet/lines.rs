@@ -196,9 +196,7 @@ mod tests {
     fn a_line_that_is_too_long_cut_or_late_is_told_apart_and_none_of_it_is_given_out() {
         let long = vec![b'x'; LIMIT + CHUNK];
         assert!(matches!(read(&[b"a\n", &long], true), (all, Some(LineError::Long)) if all == [b"a"]));
-        assert!(
-            matches!(read(&[b"a\nbc"], true), (all, Some(LineError::Cut { bytes: 2 })) if all == [b"a"])
-        );
+        assert!(matches!(read(&[b"a\nbc"], true), (all, Some(LineError::Cut { bytes: 2 })) if all == [b"a"]));
         assert!(matches!(read(&[b"a\nbc"], false), (all, Some(LineError::Late)) if all == [b"a"]));
         assert!(matches!(read(&[b""], true), (all, None) if all.is_empty()));
     }

@@ -20,6 +20,7 @@ use crabbox_core::state::LeaseState;
 use crabbox_host::signals::Interrupts;
 use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::{NameError, Purpose, ResolveError};
+use crabbox_machine::lease::logs::{self, Source};
 use crabbox_machine::lease::touch;
 use crabbox_machine::protocol::{self, Failure};
 use crabbox_machine::request::Owner;
@@ -27,7 +28,7 @@ use crabbox_ssh::keys::{self, KeyError};
 
 use self::taking::{Gone, Taking};
 use super::lines::{self, LineError, Lines};
-use super::wire::{Aim, Ask, AskError, FarLease, Greeting, LEASES, Reply, SAYABLE, SPOKEN};
+use super::wire::{Aim, Ask, AskError, FarLease, Greeting, LEASES, LOG, LogSource, Reply, SAYABLE, SPOKEN};
 use crate::host::prepare::NewLease;
 use crate::provider::error::LeaseError;
 use crate::provider::firecracker::{Firecracker, lookup};
@@ -133,7 +134,9 @@ pub struct Serve<'a> {
 
 impl std::fmt::Debug for Serve<'_> {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Serve").field("owner", &self.owner).finish_non_exhaustive()
+        out.debug_struct("Serve")
+            .field("owner", &self.owner)
+            .finish_non_exhaustive()
     }
 }
 
@@ -240,6 +243,20 @@ impl Serve<'_> {
                     kept: released.kept.map(|path| path.to_string_lossy().into_owned()),
                 })?;
             }
+            Ask::Logs { lease, source } => {
+                let lease = self.owned(&lease)?;
+                let source = match source {
+                    LogSource::Console => Source::Console,
+                    LogSource::Vmm => Source::Vmm,
+                    LogSource::Supervisor => Source::Supervisor,
+                };
+                let opened = logs::open(self.engine, &lease.id, source);
+                let (_, bytes) = opened.map_err(LeaseError::new)?;
+                let last = &bytes[bytes.len().saturating_sub(LOG)..];
+                out.put(&Reply::Log {
+                    text: String::from_utf8_lossy(last).into_owned(),
+                })?;
+            }
             Ask::Connect { lease } => {
                 let lease = self.owned(&lease)?;
                 let lease = self.provider(&[])?.resolve(&lease.id, Purpose::Use)?;
@@ -265,22 +282,25 @@ impl Serve<'_> {
         let plan = firecracker::plan(&settings).map_err(LeaseError::from)?;
         let owner = Owner {
             name: self.owner.clone(),
-            public_key: keys::public(key, &format!("crabbox of {}", self.owner))?,
+            public_key: keys::public(key, "")?,
             quota: plan.quota,
         };
         let provider = Firecracker::new(self.engine.clone(), settings);
         // A client that goes away while its machine is made has given it up.
         let gone = Gone::watch(lines.as_fd(), self.interrupts).map_err(ServeError::Streams)?;
         let mut taking = Taking::new(lines, out, gone);
-        let acquired = provider.acquire_for(new, Some(&owner), &mut taking, self.interrupts, &mut |notice| {
-            let told = match notice {
-                Notice::Stage(stage) => Reply::Stage((*stage).clone()),
-                Notice::Cold { why, .. } => Reply::Cold { why: (*why).to_owned() },
-                _ => return,
-            };
-            // Who does not hear it is not there to claim the lease either.
-            out.put(&told).ok();
-        })?;
+        let acquired =
+            provider.acquire_for(new, Some(&owner), &mut taking, self.interrupts, &mut |notice| {
+                let told = match notice {
+                    Notice::Stage(stage) => Reply::Stage((*stage).clone()),
+                    Notice::Cold { why, .. } => Reply::Cold {
+                        why: (*why).to_owned(),
+                    },
+                    _ => return,
+                };
+                // Who does not hear it is not there to claim the lease either.
+                out.put(&told).ok();
+            })?;
         out.put(&Reply::Lease(far(&acquired.lease)?))?;
         out.put(&Reply::Done)
     }
@@ -302,7 +322,9 @@ impl Serve<'_> {
         let mut found: Vec<Lease> = self
             .leases()?
             .into_iter()
-            .filter(|lease| lease.id == text || lease.name == text || (!slug.is_empty() && lease.slug == slug))
+            .filter(|lease| {
+                lease.id == text || lease.name == text || (!slug.is_empty() && lease.slug == slug)
+            })
             .collect();
         if let Some(exact) = found.iter().position(|lease| lease.id == text) {
             return Ok(found.swap_remove(exact));

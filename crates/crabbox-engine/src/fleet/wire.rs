@@ -40,6 +40,9 @@ const LABELS: usize = 128;
 /// The most leases that one list has.
 pub const LEASES: usize = 10_000;
 
+/// How much of a log crosses, in bytes: a control character takes six in JSON, and all of it is one line.
+pub const LOG: usize = 32 * 1024;
+
 /// The longest path, in bytes (`PATH_MAX` of Linux).
 const PATH: usize = 4096;
 
@@ -101,6 +104,18 @@ pub enum Aim {
     Look,
 }
 
+/// Which log of a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogSource {
+    /// The guest's console.
+    Console,
+    /// What the VMM wrote.
+    Vmm,
+    /// What the supervisor did.
+    Supervisor,
+}
+
 /// What a client asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "snake_case")]
@@ -149,6 +164,13 @@ pub enum Ask {
         #[serde(default)]
         discard: bool,
     },
+    /// The end of a log.
+    Logs {
+        /// The lease's id.
+        lease: String,
+        /// Which log.
+        source: LogSource,
+    },
     /// From the reply on the streams are those of the guest's SSH server.
     Connect {
         /// The lease's id.
@@ -157,8 +179,8 @@ pub enum Ask {
 }
 
 /// The verbs of [`Ask`].
-const VERBS: [&str; 7] = [
-    "acquire", "claimed", "resolve", "list", "touch", "release", "connect",
+const VERBS: [&str; 8] = [
+    "acquire", "claimed", "resolve", "list", "touch", "release", "logs", "connect",
 ];
 
 /// One line of a client.
@@ -249,7 +271,9 @@ impl TryFrom<Unjudged> for FarLease {
         let id = LeaseId::parse(&told.id).map_err(|_| odd("id", &told.id))?;
         let is_word = |text: &str| {
             text.len() <= TEXT
-                && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+                && text
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
         };
         for (field, text) in [
             ("slug", &told.slug),
@@ -337,6 +361,11 @@ pub enum Reply {
         /// The directory on the host that stays with its disk.
         kept: Option<String>,
     },
+    /// The end of a log. What is not UTF-8 in it is U+FFFD.
+    Log {
+        /// Its last bytes, [`LOG`] at most.
+        text: String,
+    },
     /// All is said.
     Done,
     /// It did not work.
@@ -376,7 +405,10 @@ impl Fault for AskError {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::Version { .. } | Self::Unknown { .. } => {
-                vec!["update crabbox on the host: it serves clients of its own version and the one before".to_owned()]
+                vec![
+                    "update crabbox on the host: it serves clients of its own version and the one before"
+                        .to_owned(),
+                ]
             }
             Self::Malformed(_) | Self::Headless => Vec::new(),
         }

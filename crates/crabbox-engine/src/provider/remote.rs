@@ -23,6 +23,7 @@ use crabbox_host::files;
 use crabbox_host::signals::Interrupts;
 use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::{NameError, Purpose};
+use crabbox_machine::lease::logs::Source;
 use crabbox_machine::lifecycle::client::ClientError;
 use crabbox_machine::lifecycle::release::{Decision, ReleaseError, Released, Subject};
 use crabbox_machine::resource::connection::{self, ConnectionError};
@@ -34,7 +35,7 @@ use crabbox_store::claims::{self, ClaimError};
 
 use crate::fleet::address::{Access, HostError, KvmHost};
 use crate::fleet::client::{ANSWER_LIMIT, FleetError, Talk};
-use crate::fleet::wire::{self, Aim, Ask, FarLease, LEASES, PROXY, Reply};
+use crate::fleet::wire::{self, Aim, Ask, FarLease, LEASES, LogSource, PROXY, Reply};
 use crate::host::doctor::check::{Check, Class, Options, Status};
 use crate::host::doctor::generic;
 use crate::host::prepare::NewLease;
@@ -119,7 +120,9 @@ impl fault::Fault for RemoteError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::KeyElsewhere { id, .. } => vec![format!("`crabbox stop {id}` gives it back from here, too")],
+            Self::KeyElsewhere { id, .. } => {
+                vec![format!("`crabbox stop {id}` gives it back from here, too")]
+            }
             _ => self.fault().map_or_else(Vec::new, fault::Fault::hints),
         }
     }
@@ -180,7 +183,10 @@ impl Remote {
     fn place(&self, text: &str) -> Result<Place, LeaseError> {
         let claims = self.claims()?;
         let slug = normalise(text);
-        let mut found: Vec<_> = claims.iter().filter(|(_, claim)| claim.lease_id == text).collect();
+        let mut found: Vec<_> = claims
+            .iter()
+            .filter(|(_, claim)| claim.lease_id == text)
+            .collect();
         if found.is_empty() && !slug.is_empty() {
             found = claims.iter().filter(|(_, claim)| claim.slug == slug).collect();
         }
@@ -188,7 +194,8 @@ impl Remote {
             [(host, claim)] => return Ok(Place::There(host.clone(), Some(Box::new(claim.clone())))),
             [] => {}
             several => {
-                let line = |(host, claim): &&(KvmHost, Claim)| format!("lease={} host={host}", claim.lease_id);
+                let line =
+                    |(host, claim): &&(KvmHost, Claim)| format!("lease={} host={host}", claim.lease_id);
                 let matches = several.iter().map(line).collect();
                 return Err(RemoteError::from(NameError::Ambiguous { slug, matches }).into());
             }
@@ -202,7 +209,12 @@ impl Remote {
     fn open(&self, host: &KvmHost, interrupts: Option<&Interrupts>) -> Result<Talk, LeaseError> {
         let access = Access::of(&self.settings)?;
         let dir = self.engine.control_dir().map_err(FleetError::from)?;
-        Ok(Talk::open(host, &access, &dir, interrupts.map(|interrupts| interrupts.as_fd()))?)
+        Ok(Talk::open(
+            host,
+            &access,
+            &dir,
+            interrupts.map(|interrupts| interrupts.as_fd()),
+        )?)
     }
 
     /// Asks `host` over a conversation that goes on, or begins.
@@ -243,7 +255,11 @@ impl Remote {
             state: LeaseState::from(told.state.as_str()),
             labels: told.labels,
             kvm_host: Some(host.clone()),
-            address: if told.has_address { id.clone() } else { String::new() },
+            address: if told.has_address {
+                id.clone()
+            } else {
+                String::new()
+            },
             id,
             target,
             work_root: told.work_root,
@@ -285,15 +301,36 @@ impl Remote {
                 said.insert(key.to_owned(), value);
             }
         };
-        let both = |own: &Sourced<String>, general: &Sourced<String>| own.is_default() && general.is_default();
+        let both =
+            |own: &Sourced<String>, general: &Sourced<String>| own.is_default() && general.is_default();
         say("firecracker.cpus", own.cpus.is_default(), plan.cpus.to_string());
-        say("firecracker.memoryMiB", own.memory_mib.is_default(), plan.memory_mib.to_string());
-        say("firecracker.diskMiB", own.disk_mib.is_default(), plan.disk_mib.to_string());
+        say(
+            "firecracker.memoryMiB",
+            own.memory_mib.is_default(),
+            plan.memory_mib.to_string(),
+        );
+        say(
+            "firecracker.diskMiB",
+            own.disk_mib.is_default(),
+            plan.disk_mib.to_string(),
+        );
         say("firecracker.user", both(&own.user, &settings.ssh.user), plan.user);
-        say("firecracker.workRoot", both(&own.work_root, &settings.work_root), plan.work_root);
-        say("firecracker.launchTimeout", own.launch_timeout.is_default(), plan.launch_timeout.to_string());
+        say(
+            "firecracker.workRoot",
+            both(&own.work_root, &settings.work_root),
+            plan.work_root,
+        );
+        say(
+            "firecracker.launchTimeout",
+            own.launch_timeout.is_default(),
+            plan.launch_timeout.to_string(),
+        );
         say("ttl", settings.ttl.is_default(), plan.ttl.to_string());
-        say("idleTimeout", settings.idle_timeout.is_default(), plan.idle_timeout.to_string());
+        say(
+            "idleTimeout",
+            settings.idle_timeout.is_default(),
+            plan.idle_timeout.to_string(),
+        );
         say("profile", settings.profile.is_default(), plan.profile);
         Ok(said)
     }
@@ -309,7 +346,8 @@ impl Remote {
     ) -> Result<Lease, LeaseError> {
         let dir = self.engine.places.keys(told.id.as_str());
         keys::write_pair(&dir, pair).map_err(RemoteError::from)?;
-        keys::pin(&dir.join("known_hosts"), told.id.as_str(), told.port, host_key).map_err(RemoteError::from)?;
+        keys::pin(&dir.join("known_hosts"), told.id.as_str(), told.port, host_key)
+            .map_err(RemoteError::from)?;
         let lease = self.lease(host, told)?;
         entering::enter(&lease, says_ready, deadline, interrupts)?;
         self.claim(&lease, repo, false)?;
@@ -431,7 +469,11 @@ impl Remote {
 
     /// A claim's lease as far as this machine knows it, for its connection to be closed.
     fn resolve_target(&self, id: &str) -> Option<Lease> {
-        let (host, claim) = self.claims().ok()?.into_iter().find(|(_, claim)| claim.lease_id == id)?;
+        let (host, claim) = self
+            .claims()
+            .ok()?
+            .into_iter()
+            .find(|(_, claim)| claim.lease_id == id)?;
         self.lease(&host, told_by(&claim)?).ok()
     }
 }
@@ -462,12 +504,7 @@ fn of_host(claim: Claim) -> Option<(KvmHost, Claim)> {
 
 /// How a lease on `host` is entered: through our own proxy, with the key and the pinned host key that are here. It has no address that means
 /// anything here, so its id stands for one.
-fn target(
-    engine: &Engine,
-    host: &KvmHost,
-    access: &Access,
-    told: &FarLease,
-) -> Result<Target, RemoteError> {
+fn target(engine: &Engine, host: &KvmHost, access: &Access, told: &FarLease) -> Result<Target, RemoteError> {
     let id = told.id.as_str();
     let dir = engine.places.keys(id);
     let failed = |error| RemoteError::Connection(ConnectionError::Target(error));
@@ -565,7 +602,11 @@ impl Provider for Remote {
             Place::There(host, claim) => (host, claim),
         };
         let name = claim.as_ref().map_or(text, |claim| &claim.lease_id);
-        let aim = if purpose == Purpose::Use { Aim::Use } else { Aim::Look };
+        let aim = if purpose == Purpose::Use {
+            Aim::Use
+        } else {
+            Aim::Look
+        };
         let lease = self.resolve_there(&host, name, aim)?;
         if purpose == Purpose::Use && lease.target.is_none() {
             let id = lease.id;
@@ -583,6 +624,25 @@ impl Provider for Remote {
             Err(error) if error.kind() == Kind::NotFound => Some(true),
             Err(_) => None,
         }
+    }
+
+    fn far_log(&self, text: &str, source: Source) -> Result<Option<String>, LeaseError> {
+        let Place::There(host, claim) = self.place(text)? else {
+            return Ok(None);
+        };
+        let ask = Ask::Logs {
+            lease: claim.as_ref().map_or(text, |claim| &claim.lease_id).to_owned(),
+            source: match source {
+                Source::Console => LogSource::Console,
+                Source::Vmm => LogSource::Vmm,
+                Source::Supervisor => LogSource::Supervisor,
+            },
+        };
+        let told = self.ask(&host, &ask, |reply| match reply {
+            Reply::Log { text } => Some(text),
+            _ => None,
+        });
+        told.map(Some)
     }
 
     fn list(&self) -> Result<Leases, LeaseError> {
@@ -741,14 +801,6 @@ impl Provider for Remote {
             decisions.push(decision);
         }
         Ok(decisions)
-    }
-}
-
-/// Whether the claim of `text` is for a lease on another machine, and which one.
-pub fn host_of(engine: &Engine, settings: &Settings, text: &str) -> Result<Option<KvmHost>, LeaseError> {
-    match Remote::new(engine.clone(), settings.clone()).place(text)? {
-        Place::Here => Ok(None),
-        Place::There(host, _) => Ok(Some(host)),
     }
 }
 

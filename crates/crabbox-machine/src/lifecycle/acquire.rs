@@ -336,7 +336,7 @@ impl Making<'_> {
             let authorized = if let Some(owner) = owner {
                 // Its private half is on the owner's machine; here is only what pins the guest's host key.
                 files::create_private_dir(&dir).map_err(KeyError::from)?;
-                owner.public_key.clone()
+                keys::public(&owner.public_key, &format!("crabbox {id}"))?
             } else {
                 let lease = keys::generate(&format!("crabbox {id}"))?;
                 keys::write_pair(&dir, &lease)?;

@@ -43,9 +43,11 @@ pub(super) fn connect(lease: &Lease) -> Result<TcpStream, ServeError> {
         source,
     };
     let port = lease.target.as_ref().map_or(22, |target| target.port);
-    let address = lease.address.parse().map_err(|_| failed(io::ErrorKind::AddrNotAvailable.into()))?;
-    let guest =
-        TcpStream::connect_timeout(&SocketAddr::new(address, port), ACCEPT_LIMIT).map_err(failed)?;
+    let address = lease
+        .address
+        .parse()
+        .map_err(|_| failed(io::ErrorKind::AddrNotAvailable.into()))?;
+    let guest = TcpStream::connect_timeout(&SocketAddr::new(address, port), ACCEPT_LIMIT).map_err(failed)?;
     guest.set_nodelay(true).map_err(failed)?;
     Ok(guest)
 }
@@ -100,7 +102,9 @@ pub(super) fn carry(
 
 /// Whether `bytes` in `time` are more than an idle connection says.
 fn is_use(bytes: u64, time: Duration) -> bool {
-    let minutes = u64::try_from(time.as_millis()).unwrap_or(u64::MAX).div_ceil(60_000);
+    let minutes = u64::try_from(time.as_millis())
+        .unwrap_or(u64::MAX)
+        .div_ceil(60_000);
     // Within a short time two questions and their answers may come together.
     bytes > ALIVE.saturating_mul(minutes.max(1))
 }

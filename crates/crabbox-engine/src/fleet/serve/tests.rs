@@ -63,7 +63,7 @@ fn heard(engine: &Engine, owner: &str, said: &[u8]) -> (Vec<String>, Result<(), 
 }
 
 fn ask(verb: &str, lease: &str) -> String {
-    format!(r#"{{"protocol":1,"verb":"{verb}","lease":"{lease}","aim":"look"}}"#) + "\n"
+    format!(r#"{{"protocol":1,"verb":"{verb}","lease":"{lease}","aim":"look","source":"vmm"}}"#) + "\n"
 }
 
 #[test]
@@ -73,17 +73,29 @@ fn an_owner_sees_what_is_theirs_and_cannot_tell_another_s_lease_from_none() {
     let (lines, ended) = heard(&engine, "alice", b"{\"protocol\":1,\"verb\":\"list\"}\n");
     ended.unwrap();
     assert_eq!(lines.len(), 3, "{lines:?}");
-    assert!(lines[0].contains(r#""owner":"alice""#) && lines[0].as_bytes().starts_with(super::super::wire::GREETING));
+    assert!(
+        lines[0].contains(r#""owner":"alice""#)
+            && lines[0].as_bytes().starts_with(super::super::wire::GREETING)
+    );
     assert!(lines[1].contains("cbx_000000000001"), "{lines:?}");
-    for verb in ["resolve", "touch", "release", "connect"] {
+    for verb in ["resolve", "touch", "release", "logs", "connect"] {
         let refusal = |name: &str| {
             let (lines, _) = heard(&engine, "alice", ask(verb, name).as_bytes());
-            assert!(lines[1].contains(r#""reply":"failed","kind":"not_found""#), "{lines:?}");
+            assert!(
+                lines[1].contains(r#""reply":"failed","kind":"not_found""#),
+                "{lines:?}"
+            );
             lines[1].replace(name, "NAME")
         };
         let none = refusal("cbx_00000000000f");
         // By id, slug and name: another owner's, and the host's own.
-        for name in ["cbx_000000000002", "two", "crabbox-two", "cbx_000000000003", "three"] {
+        for name in [
+            "cbx_000000000002",
+            "two",
+            "crabbox-two",
+            "cbx_000000000003",
+            "three",
+        ] {
             assert_eq!(refusal(name), none, "{verb} {name}");
         }
     }
@@ -120,7 +132,10 @@ fn what_is_not_served_is_refused_by_name_and_the_conversation_goes_on() {
         "public key cannot be used",
         "malformed",
     ]) {
-        assert!(line.contains(r#""reply":"failed""#) && line.contains(word), "{word}: {line}");
+        assert!(
+            line.contains(r#""reply":"failed""#) && line.contains(word),
+            "{word}: {line}"
+        );
     }
     assert_eq!(lines.len(), 1 + 7 + 2, "{lines:?}");
 }
@@ -130,8 +145,14 @@ fn a_line_without_an_end_and_an_owner_without_a_name_end_the_conversation() {
     let root = tempfile::tempdir().unwrap();
     let engine = engine(root.path());
     let (lines, ended) = heard(&engine, "alice", b"{\"protocol\":1");
-    assert!(matches!(ended, Err(ServeError::Line(LineError::Cut { .. }))), "{ended:?}");
+    assert!(
+        matches!(ended, Err(ServeError::Line(LineError::Cut { .. }))),
+        "{ended:?}"
+    );
     assert!(lines[1].contains("broke off"), "{lines:?}");
     let (lines, ended) = heard(&engine, "al ice", b"");
-    assert!(matches!(ended, Err(ServeError::Owner { .. })) && lines.is_empty(), "{lines:?}");
+    assert!(
+        matches!(ended, Err(ServeError::Owner { .. })) && lines.is_empty(),
+        "{lines:?}"
+    );
 }

@@ -5,13 +5,14 @@ use proptest::prelude::*;
 
 use super::*;
 
-const ASKS: [&str; 7] = [
+const ASKS: [&str; 8] = [
     r#"{"protocol":1,"verb":"acquire","key":"ssh-ed25519 AAAA","settings":{"firecracker.cpus":"2"},"slug":"jade-krill","keep":true}"#,
     r#"{"protocol":1,"verb":"claimed"}"#,
     r#"{"protocol":1,"verb":"resolve","lease":"jade-krill","aim":"use"}"#,
     r#"{"protocol":1,"verb":"list"}"#,
     r#"{"protocol":1,"verb":"touch","lease":"cbx_0123456789ab","state":"running","idle_seconds":60}"#,
     r#"{"protocol":1,"verb":"release","lease":"cbx_0123456789ab","discard":true}"#,
+    r#"{"protocol":1,"verb":"logs","lease":"cbx_0123456789ab","source":"console"}"#,
     r#"{"protocol":1,"verb":"connect","lease":"cbx_0123456789ab"}"#,
 ];
 
@@ -38,7 +39,10 @@ fn every_request_has_its_bytes_and_its_verb_is_known() {
 fn a_later_verb_is_refused_by_its_name_and_another_version_by_its_number() {
     let read = |line: &str| Ask::read(line.as_bytes()).unwrap_err();
     let later = read(r#"{"protocol":1,"verb":"freeze","lease":7}"#);
-    assert!(later.to_string().contains("\"freeze\"") && later.kind() == Kind::Usage, "{later}");
+    assert!(
+        later.to_string().contains("\"freeze\"") && later.kind() == Kind::Usage,
+        "{later}"
+    );
     for version in [0, 2, 99] {
         let error = read(&format!(r#"{{"protocol":{version},"verb":"list"}}"#));
         assert!(error.to_string().contains(&version.to_string()), "{error}");

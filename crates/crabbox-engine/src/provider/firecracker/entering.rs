@@ -141,9 +141,7 @@ pub(crate) fn enter(
     deadline: Instant,
     interrupts: &Interrupts,
 ) -> Result<(), AcquireLeaseError> {
-    let no_address = || ResolveError::NoAddress {
-        id: lease.id.clone(),
-    };
+    let no_address = || ResolveError::NoAddress { id: lease.id.clone() };
     let target = lease.target.as_ref().ok_or_else(no_address)?;
     let control = target.control.as_ref().ok_or_else(no_address)?;
     let host = || lease.address.clone();
@@ -164,9 +162,7 @@ pub(crate) fn enter(
                 clock::nap(Duration::from_millis(50));
             }
             Err(master::ConnectError::Cancelled { .. }) => {
-                return Err(AcquireLeaseError::Interrupted {
-                    id: lease.id.clone(),
-                });
+                return Err(AcquireLeaseError::Interrupted { id: lease.id.clone() });
             }
             Err(source) => return Err(AcquireLeaseError::Ssh { host: host(), source }),
         }
@@ -179,9 +175,7 @@ pub(crate) fn enter(
     let is_ready = format!("{READY} >/tmp/crabbox-ready.log 2>&1");
     loop {
         if interrupts.caught().is_some() {
-            return Err(AcquireLeaseError::Interrupted {
-                id: lease.id.clone(),
-            });
+            return Err(AcquireLeaseError::Interrupted { id: lease.id.clone() });
         }
         if Instant::now() >= deadline {
             return Err(AcquireLeaseError::NotReady { host: host() });

@@ -34,6 +34,9 @@ enum Usage {
     /// A level for a log that has none.
     #[error("--level needs --supervisor")]
     Level,
+    /// What only the machine can do that has the lease.
+    #[error("{0} is not supported for a lease on another machine; use it there")]
+    Far(&'static str),
     /// The supervisor does not take the level.
     #[error("the supervisor refuses: {0}")]
     Refused(String),
@@ -63,11 +66,19 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &LogsArgs) -> Result<Exit, C
     }
     let source = source(args)?;
     let filter = filter(args)?;
-    let (engine, _) = route::to_lease(ctx, &args.keys.values, name, "logs")?;
-    let (mut log, bytes) = logs::open(&engine, name, source)?;
-    if source == Source::Supervisor {
-        ask(ctx, log.dir(), filter)?;
-    }
+    let (engine, provider) = route::to_lease(ctx, &args.keys.values, name, "logs")?;
+    let (mut log, bytes) = match provider.far_log(name, source)? {
+        Some(_) if args.follow => return Err(Usage::Far("--follow").into()),
+        Some(_) if filter.is_some() => return Err(Usage::Far("--level").into()),
+        Some(text) => (None, text.into_bytes()),
+        None => {
+            let (log, bytes) = logs::open(&engine, name, source)?;
+            if source == Source::Supervisor {
+                ask(ctx, log.dir(), filter)?;
+            }
+            (Some(log), bytes)
+        }
+    };
     if args.json {
         ctx.printer.json(&LogView {
             lease: name.to_owned(),
@@ -82,8 +93,8 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &LogsArgs) -> Result<Exit, C
     }
     let mut shown = Shown::new(ctx.printer);
     shown.put(last_lines(&bytes, args.tail));
-    if args.follow {
-        follow(ctx, &mut log, &mut shown)?;
+    if let Some(log) = log.as_mut().filter(|_| args.follow) {
+        follow(ctx, log, &mut shown)?;
     }
     shown.finish();
     Ok(Exit::SUCCESS)

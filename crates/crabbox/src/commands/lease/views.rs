@@ -73,7 +73,11 @@ impl ListItem {
         Self {
             cloud_id: lease.cloud_id.clone(),
             provider: lease.provider,
-            host_id: lease.kvm_host.as_ref().map(ToString::to_string).unwrap_or_default(),
+            host_id: lease
+                .kvm_host
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             id: 0,
             name: lease.name.clone(),
             status: lease.state.to_string(),

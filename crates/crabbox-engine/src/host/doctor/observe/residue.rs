@@ -12,9 +12,7 @@ use crate::provider::firecracker::lookup;
 /// One text for each thing that was left behind.
 pub(super) fn residue(engine: &Engine) -> Seen<Vec<String>> {
     let places = &engine.places;
-    let Leases {
-        leases, unusable, ..
-    } = lookup::list(engine).map_err(|error| Trouble::chain(&error))?;
+    let Leases { leases, unusable, .. } = lookup::list(engine).map_err(|error| Trouble::chain(&error))?;
     let mut found: Vec<String> = unusable
         .iter()
         .map(|bad| format!("unreadable lease {}", bad.name))
