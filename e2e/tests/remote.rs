@@ -137,7 +137,7 @@ fn a_lease_on_another_host_is_its_owner_s_alone_from_warmup_to_stop() {
         (&KVM.into(), &"alice".into()),
         "{item}"
     );
-    let status = with(&host, "alice", "crabbox status mine --json").exits(0).json();
+    let status = with(&host, "alice", "crabbox status --json mine").exits(0).json();
     assert_eq!(
         (&status["ready"], &status["state"]),
         (&true.into(), &"ready".into()),
@@ -263,7 +263,7 @@ fn a_host_that_is_away_or_another_one_is_told_and_costs_no_other_lease() {
     let new = with_host(&host, "alice", "root@127.0.0.1:2", "crabbox warmup").exits(5);
     assert!(new.stderr.contains("cannot reach the KVM host"), "{new:?}");
     // Somebody answers who is not our program.
-    let other = r#"sed -i "s/exec crabbox __serve --as bob/echo welcome; echo no >\&2; exit 9/" /srv/sshd/authorized"#;
+    let other = r#"sed -i "s/exec crabbox __serve --as bob/echo welcome; echo no >\&2; exit 9/" /srv/sshd/authorized; pkill -u daemon -x ssh"#;
     drop(host.sh(other).exits(0));
     let none = with(&host, "bob", "crabbox list").exits(0);
     assert!(
@@ -288,4 +288,27 @@ fn a_host_that_is_away_or_another_one_is_told_and_costs_no_other_lease() {
     let back = with(&host, "alice", "crabbox run --id mine --no-sync -- echo back").exits(0);
     assert_eq!(back.stdout, "back\n");
     drop(with(&host, "alice", "crabbox stop mine").exits(0));
+}
+
+#[test]
+fn a_silent_command_keeps_a_lease_and_a_connection_that_only_lies_open_does_not() {
+    let host = host();
+    let before = settled(&host);
+    drop(with(&host, "alice", "crabbox warmup --slug mine --idle-timeout 6s").exits(0));
+    // Longer than the idle limit and the time between two looks at it.
+    let silent = with(
+        &host,
+        "alice",
+        "crabbox run --id mine --no-sync -- sh -c 'sleep 14; echo there'",
+    )
+    .exits(0);
+    assert_eq!(silent.stdout, "there\n", "{silent:?}");
+    // The connection to the guest stays open for ten minutes; the lease does not.
+    drop(host.sh("pgrep -u nobody -f '[_]_proxy' >/dev/null").exits(0));
+    until(
+        &host,
+        "! ls -d /srv/.config/crabbox/state/firecracker/leases/cbx_* >/dev/null 2>&1",
+    );
+    drop(with(&host, "alice", "crabbox cleanup").exits(0));
+    assert_nothing_left(&before, &host.residue());
 }

@@ -102,8 +102,10 @@ pub(in crate::commands) fn view(lease: &Lease) -> StatusView {
 /// A VMM that runs as root is one bug of Firecracker away from the host.
 fn warn_of_no_jail(ctx: &Ctx<'_>, lease: &Lease) {
     if lease.unjailed {
+        let host = lease.kvm_host.as_ref();
+        let host = host.map_or_else(|| "this host".to_owned(), ToString::to_string);
         ctx.printer.warn(format_args!(
-            "lease {} runs without a jail: its Firecracker is root on this host (`crabbox doctor --provider firecracker` says why)",
+            "lease {} runs without a jail: its Firecracker is root on {host} (`crabbox doctor --provider firecracker` says why)",
             lease.id
         ));
     }
