@@ -127,6 +127,11 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Whether the owner has had their share, however much room there is: no other lease that ends makes any.
+    pub fn is_of_the_owner(&self) -> bool {
+        matches!(self, Self::OwnersLeases { .. } | Self::OwnersMemory { .. })
+    }
+
     /// The reason's name, for programs.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -299,6 +304,7 @@ mod tests {
         assert_eq!(ask(&one), Ok(()));
         for over in [had(2, 0), had(1, one.memory_mib + 1)] {
             let refusal = ask(&over).unwrap_err();
+            assert!(refusal.is_of_the_owner());
             assert_eq!(
                 (refusal.reason(), refusal.kind()),
                 ("quota_exceeded", Kind::Unavailable)

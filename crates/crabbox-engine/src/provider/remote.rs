@@ -179,31 +179,44 @@ impl Remote {
         Ok(all.into_iter().filter_map(of_host).collect())
     }
 
-    /// Where the lease is that `text` names: by its claim, else as the settings have it.
+    /// Where the lease is that `text` names: by its claim, else as the settings have it. A slug that is claimed on several machines is none:
+    /// it could be the wrong lease that is stopped.
     fn place(&self, text: &str) -> Result<Place, LeaseError> {
-        let claims = self.claims()?;
+        let mut claims = claims::list(&self.engine.places)
+            .map_err(RemoteError::from)?
+            .claims;
+        claims.retain(|claim| claim.provider == firecracker::NAME);
         let slug = normalise(text);
-        let mut found: Vec<_> = claims
+        let mut found: Vec<Claim> = claims
             .iter()
-            .filter(|(_, claim)| claim.lease_id == text)
+            .filter(|claim| claim.lease_id == text)
+            .cloned()
             .collect();
         if found.is_empty() && !slug.is_empty() {
-            found = claims.iter().filter(|(_, claim)| claim.slug == slug).collect();
+            claims.retain(|claim| claim.slug == slug);
+            found = claims;
         }
-        match found.as_slice() {
-            [(host, claim)] => return Ok(Place::There(host.clone(), Some(Box::new(claim.clone())))),
-            [] => {}
-            several => {
-                let line =
-                    |(host, claim): &&(KvmHost, Claim)| format!("lease={} host={host}", claim.lease_id);
-                let matches = several.iter().map(line).collect();
-                return Err(RemoteError::from(NameError::Ambiguous { slug, matches }).into());
+        let hosts: Vec<Option<KvmHost>> = found
+            .iter()
+            .map(|claim| KvmHost::of_scope(&claim.provider_scope))
+            .collect();
+        match (found.as_slice(), hosts.as_slice()) {
+            ([claim], [Some(host)]) => Ok(Place::There(host.clone(), Some(Box::new(claim.clone())))),
+            ([], _) => Ok(match KvmHost::configured(&self.settings)? {
+                Some(host) => Place::There(host, None),
+                None => Place::Here,
+            }),
+            // What is claimed here alone is found here, with what the records say.
+            (_, hosts) if hosts.iter().all(Option::is_none) => Ok(Place::Here),
+            (several, hosts) => {
+                let line = |(claim, host): (&Claim, &Option<KvmHost>)| match host {
+                    Some(host) => format!("lease={} host={host}", claim.lease_id),
+                    None => format!("lease={}", claim.lease_id),
+                };
+                let matches = several.iter().zip(hosts).map(line).collect();
+                Err(RemoteError::from(NameError::Ambiguous { slug, matches }).into())
             }
         }
-        Ok(match KvmHost::configured(&self.settings)? {
-            Some(host) => Place::There(host, None),
-            None => Place::Here,
-        })
     }
 
     fn open(&self, host: &KvmHost, interrupts: Option<&Interrupts>) -> Result<Talk, LeaseError> {
@@ -807,6 +820,58 @@ impl Provider for Remote {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slug_that_is_claimed_on_two_machines_is_nobody_s_and_an_id_leads_to_its_own() {
+        let root = tempfile::tempdir().unwrap();
+        let engine = Engine {
+            places: crabbox_store::places::Places::below(root.path()),
+            exe: "/x".into(),
+            path: "/nonexistent".into(),
+            runtime: Some(root.path().to_owned()),
+            failpoint: String::new(),
+        };
+        let host = KvmHost::parse("a@kvm1").unwrap();
+        let claimed = |id: &str, slug: &str, scope: String| {
+            claims::update::<ClaimError>(&engine.places, id, |_| {
+                Ok(Some(Claim {
+                    slug: slug.to_owned(),
+                    provider: firecracker::NAME.to_owned(),
+                    provider_scope: scope,
+                    ..Claim::default()
+                }))
+            })
+            .unwrap();
+        };
+        claimed("cbx_000000000001", "far", host.scope());
+        claimed("cbx_000000000002", "both", host.scope());
+        claimed("cbx_000000000003", "both", String::new());
+        claimed("cbx_000000000004", "here", String::new());
+        let resolved = crabbox_core::config::resolve(&crabbox_core::config::Inputs {
+            files: &[],
+            environment: &|name| (name == "CRABBOX_FIRECRACKER_HOST").then(|| "a@kvm9".to_owned()),
+            flags: &[],
+            home: Some(Path::new("/h")),
+            cwd: Path::new("/"),
+            user_file: None,
+        });
+        let remote = Remote::new(engine, resolved.unwrap().settings);
+        let place = |text: &str| match remote.place(text) {
+            Ok(Place::Here) => "here".to_owned(),
+            Ok(Place::There(host, claim)) => format!("{host} {}", claim.is_some()),
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(place("far"), "a@kvm1 true");
+        assert_eq!(place("cbx_000000000002"), "a@kvm1 true");
+        assert_eq!(place("cbx_000000000003"), "here");
+        assert_eq!(place("here"), "here");
+        assert_eq!(place("unknown"), "a@kvm9 false");
+        assert!(
+            place("both").contains("multiple active leases"),
+            "{}",
+            place("both")
+        );
+    }
 
     #[test]
     fn the_proxy_is_one_word_after_the_other_for_any_shell_and_for_openssh() {

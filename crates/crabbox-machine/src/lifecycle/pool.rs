@@ -187,10 +187,30 @@ fn give_way(member: &Member, gone: &dyn Fn() -> bool) -> bool {
 
 /// Whether a lease could not be made for want of what a member would give up.
 pub(crate) fn wants_room(error: &AllocateError) -> bool {
-    matches!(
-        error,
-        AllocateError::NoRoom(_) | AllocateError::NoUid { .. } | AllocateError::Subnet(SubnetError::Full(_))
-    )
+    match error {
+        AllocateError::NoRoom(refusal) => !refusal.is_of_the_owner(),
+        AllocateError::NoUid { .. } | AllocateError::Subnet(SubnetError::Full(_)) => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crabbox_core::admission::Refusal;
+
+    use super::*;
+
+    #[test]
+    fn an_owner_who_has_had_their_share_costs_no_lease_that_waits() {
+        let owners = Refusal::OwnersLeases {
+            owner: "alice".to_owned(),
+            leases: 2,
+            max: 2,
+        };
+        assert!(!wants_room(&owners.into()));
+        let hosts = Refusal::Leases { leases: 2, max: 2 };
+        assert!(wants_room(&hosts.into()));
+    }
 }
 
 #[cfg(test)]
