@@ -102,6 +102,39 @@ fn until(host: &Host, condition: &str) {
     );
 }
 
+/// Bob, whom `who` names, sees none of the lease of alice.
+#[track_caller]
+fn learns_nothing(host: &Host, who: &str, lease: &str) {
+    // Bob sees none of it, by no name, and the words are those for a lease that is none.
+    assert_eq!(with(host, who, "crabbox list").exits(0).stdout, "");
+    for name in ["mine", lease] {
+        for verb in ["status", "logs", "stop", "ssh", "run --no-sync --id"] {
+            let tail = if verb.starts_with("run") { "-- true" } else { "" };
+            let done = with(host, who, &format!("crabbox {verb} {name} {tail}")).exits(4);
+            assert!(
+                done.stderr.contains(&format!("not found: {name}")),
+                "{verb}: {done:?}"
+            );
+        }
+    }
+    let guessed = with(
+        host,
+        who,
+        &format!(
+            "crabbox __proxy --host {KVM} --key /tmp/bob/key --known-hosts /tmp/bob/known_hosts {lease} </dev/null"
+        ),
+    );
+    assert!(guessed.exits(4).stderr.contains("not found"));
+    // His key opens nothing but our program, and that for himself alone.
+    let shell = with(
+        host,
+        who,
+        "ssh -F none -o IdentitiesOnly=yes -i /tmp/bob/key -o UserKnownHostsFile=/tmp/bob/known_hosts -p 2222 root@127.0.0.1 \
+         crabbox __serve --as alice </dev/null",
+    );
+    assert!(shell.stdout.contains(r#""owner":"bob""#), "{shell:?}");
+}
+
 #[test]
 fn a_lease_on_another_host_is_its_owner_s_alone_from_warmup_to_stop() {
     let host = host();
@@ -166,34 +199,7 @@ fn a_lease_on_another_host_is_its_owner_s_alone_from_warmup_to_stop() {
     drop(with(&host, "alice", "crabbox heartbeat mine").exits(0));
     let log = with(&host, "alice", "crabbox logs --supervisor mine").exits(0);
     assert!(log.stdout.contains("attached"), "{log:?}");
-    // Bob sees none of it, by no name, and the words are those for a lease that is none.
-    assert_eq!(with(&host, "bob", "crabbox list").exits(0).stdout, "");
-    for name in ["mine", lease.as_str()] {
-        for verb in ["status", "logs", "stop", "ssh", "run --no-sync --id"] {
-            let tail = if verb.starts_with("run") { "-- true" } else { "" };
-            let done = with(&host, "bob", &format!("crabbox {verb} {name} {tail}")).exits(4);
-            assert!(
-                done.stderr.contains(&format!("not found: {name}")),
-                "{verb}: {done:?}"
-            );
-        }
-    }
-    let guessed = with(
-        &host,
-        "bob",
-        &format!(
-            "crabbox __proxy --host {KVM} --key /tmp/bob/key --known-hosts /tmp/bob/known_hosts {lease} </dev/null"
-        ),
-    );
-    assert!(guessed.exits(4).stderr.contains("not found"));
-    // His key opens nothing but our program, and that for himself alone.
-    let shell = with(
-        &host,
-        "bob",
-        "ssh -F none -o IdentitiesOnly=yes -i /tmp/bob/key -o UserKnownHostsFile=/tmp/bob/known_hosts -p 2222 root@127.0.0.1 \
-         crabbox __serve --as alice </dev/null",
-    );
-    assert!(shell.stdout.contains(r#""owner":"bob""#), "{shell:?}");
+    learns_nothing(&host, "bob", &lease);
     drop(with_host(&host, "alice", "", "crabbox stop mine").exits(0));
     let left = host.sh("ls /tmp/alice/.config/crabbox/testboxes /tmp/alice/.config/crabbox/state/claims");
     assert!(!left.stdout.contains("cbx_"), "{left:?}");

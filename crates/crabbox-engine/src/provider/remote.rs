@@ -4,6 +4,9 @@
 //! A lease goes to the host that its claim names, a new one to the host of the settings; without either it is this machine's. It must never
 //! take a host that does not answer for one that has no lease.
 
+mod acquire;
+pub mod error;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -11,10 +14,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crabbox_core::claim::Claim;
-use crabbox_core::config::layer::{Origin, Sourced};
-use crabbox_core::config::{Settings, firecracker as plans};
+use crabbox_core::config::Settings;
+use crabbox_core::config::layer::Origin;
 use crabbox_core::fault::{self, Fault as _, Kind};
-use crabbox_core::id::{Slug, normalise};
+use crabbox_core::id::normalise;
 use crabbox_core::labels::{self, Labels};
 use crabbox_core::state::LeaseState;
 use crabbox_core::timestamp;
@@ -24,16 +27,14 @@ use crabbox_host::signals::Interrupts;
 use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::{NameError, Purpose};
 use crabbox_machine::lease::logs::Source;
-use crabbox_machine::lifecycle::client::ClientError;
 use crabbox_machine::lifecycle::release::{Decision, ReleaseError, Released, Subject};
 use crabbox_machine::resource::connection::{self, ConnectionError};
 use crabbox_ssh::control;
-use crabbox_ssh::keys;
 use crabbox_ssh::quote;
 use crabbox_ssh::target::Target;
-use crabbox_store::claims::{self, ClaimError};
+use crabbox_store::claims;
 
-use crate::fleet::address::{Access, HostError, KvmHost};
+use crate::fleet::address::{Access, KvmHost};
 use crate::fleet::client::{ANSWER_LIMIT, FleetError, Talk};
 use crate::fleet::wire::{self, Aim, Ask, FarLease, LEASES, LogSource, PROXY, Reply};
 use crate::host::doctor::check::{Check, Class, Options, Status};
@@ -42,109 +43,10 @@ use crate::host::prepare::NewLease;
 use crate::provider::capability::Capabilities;
 use crate::provider::claim;
 use crate::provider::error::LeaseError;
-use crate::provider::firecracker::entering;
-use crate::provider::firecracker::error::AcquireLeaseError;
 use crate::provider::firecracker::{self, Firecracker};
 use crate::provider::lease::Lease;
-use crate::provider::{AcquiredLease, Away, Leases, MachineStart, Notice, Provider};
-
-/// How long a host may take to take back what was given up.
-const ROLLBACK_LIMIT: Duration = Duration::from_mins(1);
-
-/// Why something of a remote lease could not be done on this side.
-#[derive(Debug, thiserror::Error)]
-pub enum RemoteError {
-    /// The host did not do it.
-    #[error(transparent)]
-    Fleet(#[from] FleetError),
-    /// The claims cannot be read or changed.
-    #[error(transparent)]
-    Claims(#[from] ClaimError),
-    /// Files here cannot be written or removed.
-    #[error(transparent)]
-    Files(#[from] files::FileError),
-    /// The keys cannot be made or written.
-    #[error("cannot make the lease's SSH keys")]
-    Keys(#[from] keys::KeyError),
-    /// The name is that of several leases.
-    #[error(transparent)]
-    Name(#[from] NameError),
-    /// It cannot be entered as it is.
-    #[error(transparent)]
-    Connection(#[from] ConnectionError),
-    /// It was made from another machine, and opens to that one.
-    #[error("the key of lease {id} on {host} is not on this machine: only the one that made it can enter it")]
-    KeyElsewhere {
-        /// The lease.
-        id: String,
-        /// Its host.
-        host: KvmHost,
-    },
-    /// The slug asked for is none.
-    #[error(transparent)]
-    Slug(#[from] crabbox_core::id::SlugError),
-    /// The shared connection is still there.
-    #[error("cannot end the shared SSH connection of lease {id}")]
-    Close {
-        /// The lease.
-        id: String,
-        /// Why.
-        #[source]
-        source: crabbox_ssh::master::ExitError,
-    },
-}
-
-impl RemoteError {
-    fn fault(&self) -> Option<&dyn fault::Fault> {
-        match self {
-            Self::Fleet(error) => Some(error),
-            Self::Name(error) => Some(error),
-            _ => None,
-        }
-    }
-}
-
-impl fault::Fault for RemoteError {
-    fn kind(&self) -> Kind {
-        match (self.fault(), self) {
-            (Some(fault), _) => fault.kind(),
-            (None, Self::KeyElsewhere { .. }) => Kind::Unavailable,
-            (None, Self::Close { .. }) => Kind::Remote,
-            (None, _) => Kind::Usage,
-        }
-    }
-
-    fn connectivity(&self) -> Option<fault::Connectivity> {
-        self.fault().and_then(fault::Fault::connectivity)
-    }
-
-    fn hints(&self) -> Vec<String> {
-        match self {
-            Self::KeyElsewhere { id, .. } => {
-                vec![format!("`crabbox stop {id}` gives it back from here, too")]
-            }
-            _ => self.fault().map_or_else(Vec::new, fault::Fault::hints),
-        }
-    }
-}
-
-impl From<RemoteError> for LeaseError {
-    fn from(error: RemoteError) -> Self {
-        Self::new(error)
-    }
-}
-
-impl From<FleetError> for LeaseError {
-    fn from(error: FleetError) -> Self {
-        RemoteError::from(error).into()
-    }
-}
-
-impl From<HostError> for LeaseError {
-    fn from(error: HostError) -> Self {
-        FleetError::from(error).into()
-    }
-}
+use crate::provider::remote::error::RemoteError;
+use crate::provider::{AcquiredLease, Away, Leases, Notice, Provider};
 
 /// Where a lease is.
 enum Place {
@@ -304,69 +206,6 @@ impl Remote {
         }
     }
 
-    /// What a client says of its lease: what the user set, and nothing that is a default here.
-    fn sayable(&self) -> Result<BTreeMap<String, String>, LeaseError> {
-        let plan = plans::plan(&self.settings)?;
-        let (settings, own) = (&self.settings, &self.settings.firecracker);
-        let mut said = BTreeMap::new();
-        let mut say = |key: &str, is_default: bool, value: String| {
-            if !is_default {
-                said.insert(key.to_owned(), value);
-            }
-        };
-        let both =
-            |own: &Sourced<String>, general: &Sourced<String>| own.is_default() && general.is_default();
-        say("firecracker.cpus", own.cpus.is_default(), plan.cpus.to_string());
-        say(
-            "firecracker.memoryMiB",
-            own.memory_mib.is_default(),
-            plan.memory_mib.to_string(),
-        );
-        say(
-            "firecracker.diskMiB",
-            own.disk_mib.is_default(),
-            plan.disk_mib.to_string(),
-        );
-        say("firecracker.user", both(&own.user, &settings.ssh.user), plan.user);
-        say(
-            "firecracker.workRoot",
-            both(&own.work_root, &settings.work_root),
-            plan.work_root,
-        );
-        say(
-            "firecracker.launchTimeout",
-            own.launch_timeout.is_default(),
-            plan.launch_timeout.to_string(),
-        );
-        say("ttl", settings.ttl.is_default(), plan.ttl.to_string());
-        say(
-            "idleTimeout",
-            settings.idle_timeout.is_default(),
-            plan.idle_timeout.to_string(),
-        );
-        say("profile", settings.profile.is_default(), plan.profile);
-        Ok(said)
-    }
-
-    /// Enters and claims the lease that `host` has ready.
-    fn take(
-        &self,
-        host: &KvmHost,
-        pair: &keys::KeyPair,
-        (told, host_key): (FarLease, &str),
-        (says_ready, deadline): (bool, Instant),
-        (repo, interrupts): (&Path, &Interrupts),
-    ) -> Result<Lease, LeaseError> {
-        let dir = self.engine.places.keys(told.id.as_str());
-        keys::write_pair(&dir, pair).map_err(RemoteError::from)?;
-        keys::pin(&dir.join("known_hosts"), told.id.as_str(), told.port, host_key)
-            .map_err(RemoteError::from)?;
-        let lease = self.lease(host, told)?;
-        entering::enter(&lease, says_ready, deadline, interrupts)?;
-        self.claim(&lease, repo, false)?;
-        Ok(lease)
-    }
-
     /// Removes what this machine has of a lease elsewhere.
     fn forget(&self, lease: Option<&Lease>, id: &str) -> Result<(), RemoteError> {
         let control = lease.and_then(|lease| lease.target.as_ref()?.control.clone());
@@ -379,105 +218,6 @@ impl Remote {
         claims::remove(&self.engine.places, id, None)?;
         files::remove_tree(&self.engine.places.keys(id))?;
         Ok(())
-    }
-
-    /// Waits for a lease that is being made on `host`, and has it.
-    fn acquire_there(
-        &self,
-        host: &KvmHost,
-        new: &NewLease,
-        repo: &Path,
-        interrupts: &Interrupts,
-        on_notice: &mut dyn FnMut(&Notice<'_>),
-    ) -> Result<AcquiredLease, LeaseError> {
-        let slug = new.slug.as_deref().map(Slug::requested).transpose();
-        let slug = slug.map_err(RemoteError::from)?.map(|slug| slug.to_string());
-        let settings = self.sayable()?;
-        let limit = self.settings.firecracker.launch_timeout.value.to_std() * 2 + ANSWER_LIMIT;
-        // Made before anything is there, so that its public half is all that ever leaves this machine.
-        let pair = keys::generate("crabbox").map_err(RemoteError::from)?;
-        let mut talk = self.open(host, Some(interrupts))?;
-        talk.say(&Ask::Acquire {
-            key: pair.public_openssh.clone(),
-            settings,
-            slug,
-            keep: new.keep,
-        })?;
-        let until = Instant::now() + limit;
-        let (mut stages, mut why) = (Vec::new(), None);
-        let mut entered: Option<(Lease, Vec<(String, u64)>)> = None;
-        let outcome = loop {
-            // A lease that has been entered is almost ours: who interrupts now has it to be stopped.
-            let cancel = entered.is_none().then(|| interrupts.as_fd());
-            match talk.hear(cancel, until) {
-                Ok(Reply::Stage(stage)) => {
-                    on_notice(&Notice::Stage(&stage));
-                    stages.push(stage);
-                }
-                Ok(Reply::Cold { why: said }) => {
-                    let said = crabbox_host::console::harmless(&said);
-                    on_notice(&Notice::Cold {
-                        why: &said,
-                        console: &[],
-                    });
-                    why = Some(said);
-                }
-                Ok(Reply::Ready {
-                    lease,
-                    host_key,
-                    says_ready,
-                    seconds,
-                    guest_stages,
-                }) if entered.is_none() => {
-                    let began = Instant::now();
-                    let id = lease.id.to_string();
-                    let deadline = began + Duration::from_secs(seconds).min(limit);
-                    let parts = (says_ready, deadline);
-                    match self.take(host, &pair, (lease, &host_key), parts, (repo, interrupts)) {
-                        Ok(lease) => {
-                            stages.push(entering::entering(began));
-                            entered = Some((lease, guest_stages));
-                            if let Err(error) = talk.say(&Ask::Claimed) {
-                                break Err(error.into());
-                            }
-                        }
-                        Err(error) => {
-                            // Nothing of it may stay here when it is taken back there.
-                            let lease = self.resolve_target(&id);
-                            self.forget(lease.as_ref(), &id).ok();
-                            break Err(error);
-                        }
-                    }
-                }
-                Ok(Reply::Lease(told)) if entered.is_some() => break Ok(told),
-                Ok(_) => break Err(talk.nonsense().into()),
-                Err(FleetError::Refused(failure, cause)) => {
-                    // In the words, and with the remedy, of a machine that was to be made here.
-                    break Err(AcquireLeaseError::from(ClientError::Failed(failure, cause)).into());
-                }
-                Err(error) => break Err(error.into()),
-            }
-        };
-        match outcome {
-            Ok(told) => {
-                // Its labels are the last ones of its making.
-                let lease = self.lease(host, told)?;
-                self.claim(&lease, repo, false)?;
-                Ok(AcquiredLease {
-                    lease,
-                    stages,
-                    guest_stages: entered.map(|(_, stages)| stages).unwrap_or_default(),
-                    start: Some(MachineStart::Cold(why)),
-                })
-            }
-            Err(error) => {
-                talk.give_up(ROLLBACK_LIMIT);
-                if let Some((lease, _)) = &entered {
-                    self.forget(Some(lease), &lease.id).ok();
-                }
-                Err(error)
-            }
-        }
     }
 
     /// A claim's lease as far as this machine knows it, for its connection to be closed.
@@ -590,7 +330,7 @@ impl Provider for Remote {
                 vec![
                     Check::firecracker(Status::Failed, "host", format!("host={host}: {message}"))
                         .with("class", Class::EnvironmentBlocked.name())
-                        .with("fix", &error.hints().join("; ")),
+                        .with("fix", error.hints().join("; ")),
                 ]
             }
         }
@@ -798,13 +538,13 @@ impl Provider for Remote {
                     if !dry_run {
                         let lease = self.resolve_target(&claim.lease_id);
                         let forgotten = self.forget(lease.as_ref(), &claim.lease_id);
-                        decision.error = forgotten.err().and_then(|error| match error {
-                            RemoteError::Claims(error) => Some(ReleaseError::Claims(error)),
-                            RemoteError::Files(error) => Some(ReleaseError::Files(error)),
-                            other => Some(ReleaseError::Leftovers {
+                        decision.error = forgotten.err().map(|error| match error {
+                            RemoteError::Claims(error) => ReleaseError::Claims(error),
+                            RemoteError::Files(error) => ReleaseError::Files(error),
+                            other => ReleaseError::Leftovers {
                                 id: claim.lease_id.clone(),
                                 leftovers: vec![fault::chain(&other)],
-                            }),
+                            },
                         });
                     }
                 }
@@ -819,6 +559,8 @@ impl Provider for Remote {
 
 #[cfg(test)]
 mod tests {
+    use crabbox_store::claims::ClaimError;
+
     use super::*;
 
     #[test]

@@ -31,6 +31,7 @@ fn engine(root: &Path) -> Engine {
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "it stands for one that may fail")]
 fn settings(flags: &[FlagValue]) -> Result<Settings, LeaseError> {
     let resolution = resolve(&Inputs {
         files: &[] as &[ConfigFile],

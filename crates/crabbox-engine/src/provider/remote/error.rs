@@ -1,0 +1,109 @@
+//! Why something of a lease on another machine could not be done: there, or with what belongs to it here.
+//!
+//! Facts and hints only.
+
+use crabbox_core::fault::{self, Kind};
+use crabbox_host::files;
+use crabbox_machine::lease::find::NameError;
+use crabbox_machine::resource::connection::ConnectionError;
+use crabbox_ssh::keys;
+use crabbox_store::claims::ClaimError;
+
+use crate::fleet::address::{HostError, KvmHost};
+use crate::fleet::client::FleetError;
+use crate::provider::error::LeaseError;
+
+/// Why something of a remote lease could not be done on this side.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// The host did not do it.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
+    /// The claims cannot be read or changed.
+    #[error(transparent)]
+    Claims(#[from] ClaimError),
+    /// Files here cannot be written or removed.
+    #[error(transparent)]
+    Files(#[from] files::FileError),
+    /// The keys cannot be made or written.
+    #[error("cannot make the lease's SSH keys")]
+    Keys(#[from] keys::KeyError),
+    /// The name is that of several leases.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// It cannot be entered as it is.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// It was made from another machine, and opens to that one.
+    #[error("the key of lease {id} on {host} is not on this machine: only the one that made it can enter it")]
+    KeyElsewhere {
+        /// The lease.
+        id: String,
+        /// Its host.
+        host: KvmHost,
+    },
+    /// The slug asked for is none.
+    #[error(transparent)]
+    Slug(#[from] crabbox_core::id::SlugError),
+    /// The shared connection is still there.
+    #[error("cannot end the shared SSH connection of lease {id}")]
+    Close {
+        /// The lease.
+        id: String,
+        /// Why.
+        #[source]
+        source: crabbox_ssh::master::ExitError,
+    },
+}
+
+impl RemoteError {
+    fn fault(&self) -> Option<&dyn fault::Fault> {
+        match self {
+            Self::Fleet(error) => Some(error),
+            Self::Name(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl fault::Fault for RemoteError {
+    fn kind(&self) -> Kind {
+        match (self.fault(), self) {
+            (Some(fault), _) => fault.kind(),
+            (None, Self::KeyElsewhere { .. }) => Kind::Unavailable,
+            (None, Self::Close { .. }) => Kind::Remote,
+            (None, _) => Kind::Usage,
+        }
+    }
+
+    fn connectivity(&self) -> Option<fault::Connectivity> {
+        self.fault().and_then(fault::Fault::connectivity)
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::KeyElsewhere { id, .. } => {
+                vec![format!("`crabbox stop {id}` gives it back from here, too")]
+            }
+            _ => self.fault().map_or_else(Vec::new, fault::Fault::hints),
+        }
+    }
+}
+
+impl From<RemoteError> for LeaseError {
+    fn from(error: RemoteError) -> Self {
+        Self::new(error)
+    }
+}
+
+impl From<FleetError> for LeaseError {
+    fn from(error: FleetError) -> Self {
+        RemoteError::from(error).into()
+    }
+}
+
+impl From<HostError> for LeaseError {
+    fn from(error: HostError) -> Self {
+        FleetError::from(error).into()
+    }
+}
