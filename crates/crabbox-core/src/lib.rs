@@ -11,6 +11,7 @@ pub mod journal;
 pub mod labels;
 pub mod network;
 pub mod process;
+pub mod proof;
 pub mod receipt;
 pub mod record;
 pub mod state;

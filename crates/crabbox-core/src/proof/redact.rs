@@ -1,0 +1,340 @@
+//! What of a command's output may stand in a document that goes to strangers: words of known shapes, and nothing else.
+//!
+//! A word stays because its shape is on the list, not because nobody recognised it. It must never let an address, a path, a key or
+//! a name of the host through, and what it has let through it lets through again, so that a document can be judged by it.
+
+/// The longest line that is kept, in bytes.
+const LINE_LIMIT: usize = 400;
+/// The most letters in a row that can be a word of a language; keys are longer.
+const LETTERS: usize = 20;
+/// The most characters of a word with hyphens in it.
+const WORD: usize = 48;
+/// From this length on a name is found inside a longer word, too.
+const INSIDE: usize = 5;
+
+/// What stands for a word that was hidden.
+const HIDDEN: &str = "hidden";
+const PATH: &str = "path";
+const ADDRESS: &str = "address";
+
+/// Words that stand in every proof, whoever makes it. They tell nothing of anybody, not even of a user who is called like one.
+const VOCABULARY: [&str; 27] = [
+    HIDDEN,
+    PATH,
+    ADDRESS,
+    "crabbox",
+    "proof",
+    "hello",
+    "from",
+    "the",
+    "working",
+    "tree",
+    "last",
+    "commit",
+    "greeting",
+    "untracked",
+    "gone",
+    "Linux",
+    "session",
+    "in",
+    "guest",
+    "copy",
+    "is",
+    "same",
+    "home",
+    "root",
+    "localhost",
+    "exit",
+    "lease",
+];
+
+/// Words with digits in them that are kept as they are.
+const KNOWN: [&str; 6] = ["x86_64", "aarch64", "amd64", "arm64", "ext4", "sha256"];
+
+/// Units that a number may have.
+const UNITS: [&str; 12] = ["", "s", "ms", "us", "ns", "m", "h", "B", "KiB", "MiB", "GiB", "%"];
+
+/// Lets through what may be seen.
+#[derive(Debug, Clone, Default)]
+pub struct Redactor {
+    /// Words that name this host or its user, in lower case.
+    names: Vec<String>,
+}
+
+impl Redactor {
+    /// One that also hides `names`: of the host, its user, the directories that they stand in. Each is taken apart at everything
+    /// that is no letter or digit.
+    pub fn new<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Self {
+        let mut all: Vec<String> = Vec::new();
+        for name in names {
+            let parts = name.as_ref().split(|c: char| !c.is_alphanumeric());
+            all.extend(
+                parts
+                    .filter(|part| part.chars().count() > 1)
+                    .map(str::to_lowercase),
+            );
+        }
+        all.retain(|name| !VOCABULARY.iter().any(|word| word.eq_ignore_ascii_case(name)));
+        all.sort();
+        all.dedup();
+        Self { names: all }
+    }
+
+    /// The line as it may be seen. What is too long for one ends with its last whole word.
+    pub fn line(&self, line: &str) -> String {
+        let mut out = String::new();
+        let mut rest = line.trim_end();
+        while let Some(first) = rest.chars().next() {
+            let end = match rest.find(is_between) {
+                Some(0) => first.len_utf8(),
+                Some(end) => end,
+                None => rest.len(),
+            };
+            let (piece, after) = rest.split_at(end);
+            let piece = if is_between(first) {
+                piece.to_owned()
+            } else {
+                self.word(piece)
+            };
+            if out.len() + piece.len() > LINE_LIMIT {
+                break;
+            }
+            out.push_str(&piece);
+            rest = after;
+        }
+        out.truncate(out.trim_end().len());
+        out
+    }
+
+    /// Whether the line holds nothing that would be hidden, and nothing that a person could not see.
+    pub fn is_clean(&self, line: &str) -> bool {
+        self.line(line) == line
+    }
+
+    /// `word`, or what stands for it. Marks of a sentence at its end, and a flag's hyphens, are none of it.
+    fn word(&self, word: &str) -> String {
+        let core = word.trim_end_matches(['.', ':']);
+        let bare = core.trim_start_matches('-');
+        let (before, after) = (&core[..core.len() - bare.len()], &word[core.len()..]);
+        // More marks than that are an address that ends with zeros, or nothing that anybody has to see.
+        if before.len() > 2 || after.len() > 3 || after.contains("::") {
+            return format!("<{HIDDEN}>");
+        }
+        match self.judge(bare) {
+            None => word.to_owned(),
+            Some(stand_in) => format!("{before}<{stand_in}>{after}"),
+        }
+    }
+
+    /// What stands for `word`; `None` where it is kept.
+    fn judge(&self, word: &str) -> Option<&'static str> {
+        if word.is_empty()
+            || KNOWN.contains(&word)
+            || VOCABULARY.contains(&word)
+            || is_of_a_closed_shape(word)
+        {
+            return None;
+        }
+        if is_plain(word) {
+            return self.names(word).then_some(HIDDEN);
+        }
+        Some(if word.contains('/') || word.starts_with('~') {
+            PATH
+        } else if word.contains(':') || word.matches('.').count() > 1 || word.contains('@') {
+            ADDRESS
+        } else {
+            HIDDEN
+        })
+    }
+
+    /// Whether `word` names the host or its user.
+    fn names(&self, word: &str) -> bool {
+        let word = word.to_lowercase();
+        self.names.iter().any(|name| {
+            word.split(['-', '_']).any(|piece| piece == name)
+                || (name.len() >= INSIDE && word.contains(name.as_str()))
+        })
+    }
+}
+
+/// What stands between words. All of it is printable ASCII, so nothing of it drives a terminal.
+fn is_between(c: char) -> bool {
+    c == ' ' || "\"'()[]{}<>,;=|`*!?&#$^".contains(c)
+}
+
+/// Letters, with hyphens or underscores between them.
+fn is_plain(word: &str) -> bool {
+    word.len() <= WORD
+        && word.split(['-', '_']).all(|piece| {
+            (1..=LETTERS).contains(&piece.len()) && piece.bytes().all(|byte| byte.is_ascii_alphabetic())
+        })
+}
+
+/// Numbers, times, versions, and names that this program itself draws.
+fn is_of_a_closed_shape(word: &str) -> bool {
+    is_number(word) || is_duration(word) || is_version(word) || is_time(word) || is_drawn(word)
+}
+
+fn is_digits(text: &str, most: usize) -> bool {
+    (1..=most).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn is_hex(text: &str, length: usize) -> bool {
+    text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// A number with at most one point in it, and a unit.
+fn is_number(word: &str) -> bool {
+    let end = word
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(word.len());
+    let (number, unit) = word.split_at(end);
+    let plain = match number.split_once('.') {
+        Some((whole, part)) => is_digits(whole, 9) && is_digits(part, 9),
+        None => is_digits(number, 12),
+    };
+    plain && UNITS.contains(&unit)
+}
+
+/// `1h2m3.5s`, as durations are printed.
+fn is_duration(word: &str) -> bool {
+    let mut rest = word;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(rest.len());
+        let (number, after) = rest.split_at(end);
+        let unit = after
+            .find(|c: char| !c.is_ascii_alphabetic())
+            .unwrap_or(after.len());
+        if !is_number(number) || !["h", "m", "s", "ms"].contains(&&after[..unit]) {
+            return false;
+        }
+        rest = &after[unit..];
+    }
+    !word.is_empty()
+}
+
+/// Three short numbers: an address has four. A kernel's has more behind them, of which only the numbers are kept.
+fn is_version(word: &str) -> bool {
+    let word = word.strip_prefix('v').unwrap_or(word);
+    let (version, build) = word.split_once('-').unwrap_or((word, "0"));
+    let parts: Vec<&str> = version.split('.').collect();
+    parts.len() == 3
+        && parts.iter().all(|part| is_digits(part, 4))
+        && (is_digits(build, 4) || ["test", "cloud"].contains(&build))
+}
+
+/// `2026-08-01T00:00:00Z`: in no zone of anybody's.
+fn is_time(word: &str) -> bool {
+    word.len() == 20 && word.ends_with('Z') && crate::timestamp::is_rfc3339(word)
+}
+
+/// Ids and names of leases and runs, and of the machine of a proof's lease.
+fn is_drawn(word: &str) -> bool {
+    let after = |prefix: &str| word.strip_prefix(prefix);
+    after("cbx_")
+        .or_else(|| after("run_"))
+        .is_some_and(|id| is_hex(id, 12))
+        || after("proof-").is_some_and(|slug| is_hex(slug, 6))
+        || after("crabbox-proof-")
+            .and_then(|name| name.split_once('-'))
+            .is_some_and(|(slug, tag)| is_hex(slug, 6) && is_hex(tag, 8))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn alice() -> Redactor {
+        Redactor::new([
+            "alice",
+            "/home/alice/My Projects",
+            "thinkpad.corp.example",
+            "wg",
+            "tree",
+        ])
+    }
+
+    #[test]
+    fn addresses_names_paths_and_keys_are_hidden() {
+        for (line, seen) in [
+            ("host=192.168.127.5 up", "host=<address> up"),
+            (
+                "ssh [fe80::1ff:fe23:4567:890a] and ::1",
+                "ssh [<address>] and <address>",
+            ),
+            ("link 02:fc:0a:d5:00:02", "link <address>"),
+            ("alice@thinkpad: ALICE's", "<address>: <hidden>'s"),
+            ("on thinkpad.corp.example now", "on <address> now"),
+            (
+                "on thinkpad now, my-thinkpads too",
+                "on <hidden> now, <hidden> too",
+            ),
+            ("via wg, not wgx", "via <hidden>, not wgx"),
+            ("in /home/alice/x: ~/y ./z", "in <path>: <path> <path>"),
+            ("key AAAAC3NzaC1lZDI1NTE5AAAAIGd", "key <hidden>"),
+            ("key abcdefghijklmnopqrstuvwxyz", "key <hidden>"),
+            ("sum 0123456789abcdef0123456789abcdef", "sum <hidden>"),
+            ("boot 7d1c1c7e-1111-4222-8333-944455556666", "boot <hidden>"),
+            ("projects", "<hidden>"),
+            (
+                "caf\u{e9} \u{1b}[2J \u{202e}x",
+                "<hidden> <hidden>[<hidden> <hidden>",
+            ),
+            ("a\tb", "<hidden>"),
+            ("2001:db8::2/64", "<path>"),
+            ("port 10.213.0.1:22", "port <address>"),
+            ("https://example.com", "<path>"),
+            ("4.19.0-alice", "<address>"),
+        ] {
+            assert_eq!(alice().line(line), seen, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_program_says_of_itself_is_kept() {
+        for line in [
+            "leased cbx_0123456789ab slug=proof-0a1b2c provider=firecracker type=microvm idle_timeout=10m0s",
+            "deleted lease=cbx_0123456789ab server=crabbox-proof-0a1b2c-0a1b2c3d",
+            "hello from the working tree",
+            "Linux 6.1.128 x86_64",
+            " M greeting",
+            "?? untracked",
+            "remote command exited 7 after 1.5s, 12 ms, 3.4 MiB, 100%",
+            "--timing-json -v: run_0123456789ab at 2026-08-01T00:00:00Z.",
+            "Firecracker v1.12.1",
+        ] {
+            assert_eq!(alice().line(line), line);
+        }
+    }
+
+    #[test]
+    fn a_line_ends_where_a_person_stops_reading() {
+        assert_eq!(alice().line(&"ab ".repeat(1000)).len(), LINE_LIMIT - 2);
+        assert_eq!(alice().line("a  \r\n"), "a");
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_let_through_is_let_through_again(line in "\\PC{0,80}|[a-z0-9.:/@=< >-]{0,60}") {
+            let seen = alice().line(&line);
+            prop_assert!(alice().is_clean(&seen), "{line:?} {seen:?}");
+            prop_assert!(Redactor::default().is_clean(&seen), "{line:?} {seen:?}");
+            prop_assert!(seen.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
+        }
+
+        #[test]
+        fn no_address_of_any_kind_comes_through(
+            v4 in any::<[u8; 4]>(), v6 in any::<[u16; 8]>(), mac in any::<[u8; 6]>(), around in "[a-z =(\\[,'\"]{0,6}",
+        ) {
+            let v4 = std::net::Ipv4Addr::from(v4).to_string();
+            let v6 = std::net::Ipv6Addr::from(v6).to_string();
+            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+            for secret in [v4, v6, mac] {
+                let seen = alice().line(&format!("{around}{secret}{around}"));
+                prop_assert!(!seen.contains(&secret), "{seen}");
+            }
+        }
+    }
+}
