@@ -28,7 +28,7 @@ pub const SESSION: &str = "session in the guest";
 pub const SAME: &str = "the copy is the same";
 
 /// What is done, in this order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum StageName {
     /// A machine is leased.

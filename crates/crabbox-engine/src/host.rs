@@ -5,6 +5,7 @@ pub mod images;
 pub mod pool;
 pub mod prepare;
 pub mod probe;
+pub mod proof;
 pub mod setup;
 pub mod unowned;
 pub mod warm;

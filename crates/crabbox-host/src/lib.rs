@@ -21,6 +21,7 @@ pub mod files;
 pub mod hard_links;
 pub mod hardware;
 pub mod holes;
+pub mod hypervisor;
 pub mod kvm;
 pub mod lock;
 pub mod memory;

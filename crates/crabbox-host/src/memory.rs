@@ -9,6 +9,11 @@ pub fn available_mib() -> Option<u64> {
     kib(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable").map(|kib| kib / 1024)
 }
 
+/// All memory of the host, in MiB: `MemTotal` of the same file.
+pub fn total_mib() -> Option<u64> {
+    kib(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemTotal").map(|kib| kib / 1024)
+}
+
 /// What the process `pid` has in memory that no other has and that could not be read again, in MiB: `RssAnon` and `RssShmem` of
 /// `/proc/<pid>/status` (`proc_pid_status(5)`). Pages of a file are left out: many may have them, and each may still become a private
 /// one. `None` when there is no such process.
@@ -32,7 +37,7 @@ mod tests {
 
     #[test]
     fn this_process_and_this_host_have_memory() {
-        assert!(available_mib().unwrap() > 0);
+        assert!(available_mib().unwrap() > 0 && available_mib() <= total_mib());
         let block = vec![1_u8; 64 << 20];
         assert!(private_mib(std::process::id()).unwrap() >= 64);
         drop(block);

@@ -13,6 +13,16 @@ pub fn of_type(kind: &str) -> io::Result<Vec<PathBuf>> {
     Ok(points(&std::fs::read("/proc/self/mountinfo")?, kind))
 }
 
+/// Every mount point, whatever is mounted there, in the kernel's order.
+pub fn all() -> io::Result<Vec<PathBuf>> {
+    let mountinfo = std::fs::read("/proc/self/mountinfo")?;
+    let lines = mountinfo.split(|byte| *byte == b'\n');
+    Ok(lines
+        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
+        .map(unescaped)
+        .collect())
+}
+
 fn points(mountinfo: &[u8], kind: &str) -> Vec<PathBuf> {
     mountinfo
         .split(|byte| *byte == b'\n')

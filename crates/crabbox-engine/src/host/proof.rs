@@ -1,0 +1,449 @@
+//! A proof: the whole way of a lease gone once, with the program's own commands, and written down for strangers.
+//!
+//! The commands are those that a user types, started as a user starts them, so that what is proved is the program and not a part of
+//! it. It must never keep the machine: whatever happens, the lease is given back before the document is made.
+
+mod facts;
+mod fixture;
+mod residue;
+mod step;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crabbox_core::config::firecracker::FirecrackerPlan;
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::proof::redact::Redactor;
+use crabbox_core::proof::rung::GuestKernel;
+use crabbox_core::proof::{
+    self, LINES, Left, Line, Moment, Program, Proof, ProofError, SAME, SESSION, Seen, Stage,
+    StageName, Version,
+};
+use crabbox_core::timestamp;
+use crabbox_host::command::Cmd;
+use crabbox_host::signals::Interrupts;
+use crabbox_host::{clock, digest, files, process, random};
+use crabbox_machine::context::Engine;
+
+use fixture::Fixture;
+use residue::Before;
+use step::{Ran, Step};
+
+/// How long the lease lives when nobody is left to give it back.
+const TTL: &str = "45m";
+/// How long it may lie idle.
+const IDLE: &str = "20m";
+/// How long what ends by itself may take to be gone, after the last command.
+const SETTLES: Duration = Duration::from_secs(10);
+
+/// What a proof is made with.
+#[derive(Debug)]
+pub struct Wish {
+    /// This program's version.
+    pub version: &'static str,
+    /// Flags of the user's for the lease, as words.
+    pub flags: Vec<OsString>,
+    /// Whether the host is set up first where it never was.
+    pub set_up: bool,
+    /// Names of the host and its user, none of which may be seen.
+    pub names: Vec<String>,
+}
+
+/// Something that a person who waits wants to know.
+#[derive(Debug)]
+pub enum Told<'a> {
+    /// A stage begins.
+    Begins(StageName),
+    /// It is over.
+    Ended(&'a Stage),
+}
+
+/// Why no proof was begun.
+#[derive(Debug, thiserror::Error)]
+pub enum MakeError {
+    /// There is nothing to sync.
+    #[error("cannot make the working tree that the proof syncs")]
+    Fixture(#[from] fixture::FixtureError),
+    /// Nobody could tell afterwards what was left.
+    #[error("cannot look at what is on this host, so nobody could tell afterwards what is left")]
+    Residue(#[from] residue::ResidueError),
+    /// This program's version is none.
+    #[error("this program's version is no version: {0}")]
+    Version(&'static str),
+    /// The clock is wrong.
+    #[error("this host's clock does not tell a time that can be written down")]
+    Clock,
+    /// No random bytes.
+    #[error("cannot draw a name for the lease")]
+    Random(#[source] std::io::Error),
+}
+
+impl Fault for MakeError {
+    fn kind(&self) -> Kind {
+        Kind::General
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Fixture(error) => error.hints(),
+            Self::Residue(_) => vec![
+                "run it as the user who makes leases here; `crabbox doctor` says what is missing".to_owned(),
+            ],
+            Self::Version(_) | Self::Clock | Self::Random(_) => Vec::new(),
+        }
+    }
+}
+
+/// Makes the proof. A stage that fails is a part of it and no error: the machine is given back, and the document says so.
+pub fn make(
+    engine: &Engine,
+    plan: &FirecrackerPlan,
+    wish: &Wish,
+    interrupts: &Interrupts,
+    tell: &mut dyn FnMut(&Told<'_>),
+) -> Result<Proof, MakeError> {
+    let made_at =
+        Moment::try_from(timestamp::rfc3339(clock::unix_seconds())).map_err(|_| MakeError::Clock)?;
+    let version = Version::leading(wish.version).ok_or(MakeError::Version(wish.version))?;
+    let fixture = Fixture::make()?;
+    let before = Before::look(&engine.places)?;
+    let drawn = random::bytes::<3>().map_err(MakeError::Random)?;
+    let mut way = Way {
+        engine,
+        wish,
+        interrupts,
+        tell,
+        redactor: Redactor::new(
+            wish.names
+                .iter()
+                .cloned()
+                .chain([fixture.root().display().to_string()]),
+        ),
+        slug: format!("proof-{}", digest::hex(&drawn)),
+        fixture: &fixture,
+        stages: Vec::new(),
+        lease: None,
+        kernel: GuestKernel::Unseen,
+    };
+    way.there();
+    let interrupted = interrupts.caught().is_some();
+    way.back();
+    let left = way.scan(&before);
+    let Way { stages, kernel, .. } = way;
+    Ok(Proof::of(Seen {
+        made_at,
+        interrupted,
+        program: Program {
+            version,
+            sha256: facts::sha256(&engine.exe),
+        },
+        host: facts::host(),
+        firecracker: facts::vmm(engine, plan),
+        guest: facts::guest(engine, plan, kernel, interrupts),
+        stages,
+        left,
+    }))
+}
+
+/// The way of one lease.
+struct Way<'a> {
+    engine: &'a Engine,
+    wish: &'a Wish,
+    interrupts: &'a Interrupts,
+    tell: &'a mut dyn FnMut(&Told<'_>),
+    redactor: Redactor,
+    slug: String,
+    fixture: &'a Fixture,
+    stages: Vec<Stage>,
+    lease: Option<String>,
+    kernel: GuestKernel,
+}
+
+impl Way<'_> {
+    /// All that is done with the lease. What fails does not keep the rest from being seen, but without a machine there is nothing to see.
+    fn there(&mut self) {
+        let mut warmup = vec!["warmup".into()];
+        warmup.extend(self.wish.flags.iter().cloned());
+        warmup.extend(
+            [
+                "--provider",
+                "firecracker",
+                "--slug",
+                &self.slug,
+                "--ttl",
+                TTL,
+                "--idle-timeout",
+                IDLE,
+                "--firecracker-pool",
+                "0",
+            ]
+            .map(OsString::from),
+        );
+        if self.wish.set_up {
+            warmup.push("--yes".into());
+        }
+        let warmup = self.run(StageName::Warmup, warmup, None);
+        self.lease = lease_in(&warmup.output);
+        if warmup.exit != Some(0) {
+            return;
+        }
+        let slug = self.slug.clone();
+        let run = |script: &str, more: &[&str]| -> Vec<OsString> {
+            let words = ["run", "--id", &slug].into_iter().chain(more.iter().copied());
+            words
+                .chain(["--", "sh", "-c", script])
+                .map(OsString::from)
+                .collect()
+        };
+        let cp = |from: &str, to: &str| ["cp", "--id", &slug, from, to].map(OsString::from).to_vec();
+        let looked = self.run(
+            StageName::Look,
+            run("uname -s; cat /proc/sys/kernel/random/boot_id", &["--no-sync"]),
+            None,
+        );
+        self.kernel = kernel_in(&looked);
+        let read = "cat greeting untracked; test -e removed || echo gone";
+        self.run(StageName::Run, run(read, &[]), None);
+        self.run(StageName::Fail, run("exit 7", &["--no-sync"]), None);
+        let session = format!("echo {SESSION}; exit {}\n", StageName::Connect.expected());
+        self.run(
+            StageName::Connect,
+            ["connect", &slug].map(OsString::from).to_vec(),
+            Some(&session),
+        );
+        let there = "SANDBOX:/tmp/greeting";
+        self.run(StageName::CopyIn, cp("greeting", there), None);
+        let fixture = self.fixture;
+        self.stage(StageName::CopyOut, |way| {
+            let mut ran = way.step(cp(there, "copy"), None, Some(way.interrupts));
+            if ran.exit == Some(0) {
+                let same = fixture.same("greeting", "copy");
+                ran.output
+                    .push_str(if same { SAME } else { "the copy is another" });
+                ran.exit = Some(u8::from(!same));
+            }
+            ran
+        });
+    }
+
+    /// The way back, which nobody interrupts.
+    fn back(&mut self) {
+        let stop = ["stop", &self.slug].map(OsString::from).to_vec();
+        let ran = self.stage(StageName::Stop, |way| way.step(stop, None, None));
+        // Another lease may bear the name's beginning; this one is known by its id, if by anything.
+        if ran.exit != Some(0)
+            && let Some(lease) = self.lease.clone()
+        {
+            self.stages.pop();
+            let again = ["stop", &lease].map(OsString::from).to_vec();
+            self.stage(StageName::Stop, |way| way.step(again, None, None));
+        }
+        let mut cleanup: Vec<OsString> = vec!["cleanup".into()];
+        cleanup.extend(["--provider", "firecracker"].map(OsString::from));
+        self.stage(StageName::Cleanup, |way| way.step(cleanup, None, None));
+    }
+
+    /// What is left; waits for what ends by itself.
+    fn scan(&mut self, before: &Before) -> Vec<Left> {
+        let mut left = Vec::new();
+        let (places, lease, root) = (
+            &self.engine.places,
+            self.lease.clone(),
+            self.fixture.root().to_owned(),
+        );
+        let path = self.engine.path.clone();
+        self.stage(StageName::Scan, |_| {
+            let began = Instant::now();
+            let look = || before.left(places, lease.as_deref(), &root, &path);
+            let settled = clock::poll_until(SETTLES, || Some(look()).filter(Vec::is_empty));
+            left = settled.unwrap_or_else(look);
+            Ran {
+                exit: Some(0),
+                output: if left.is_empty() { "nothing" } else { "something" }.to_owned() + " is left",
+                millis: step::millis(began),
+            }
+        });
+        left
+    }
+
+    /// A stage that is one command, left out once somebody has asked for an end.
+    fn run(&mut self, name: StageName, words: Vec<OsString>, input: Option<&str>) -> Ran {
+        if self.interrupts.caught().is_some() {
+            return Ran::default();
+        }
+        self.stage(name, |way| way.step(words, input, Some(way.interrupts)))
+    }
+
+    fn stage(&mut self, name: StageName, work: impl FnOnce(&Self) -> Ran) -> Ran {
+        if name < StageName::Stop && self.interrupts.caught().is_some() {
+            return Ran::default();
+        }
+        (self.tell)(&Told::Begins(name));
+        let ran = work(self);
+        let lines: Vec<&str> = ran
+            .output
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .collect();
+        let cut = lines.len().saturating_sub(LINES);
+        self.stages.push(Stage {
+            name,
+            exit: ran.exit,
+            millis: ran.millis,
+            cut: u32::try_from(cut).unwrap_or(u32::MAX),
+            transcript: lines[cut..]
+                .iter()
+                .map(|line| Line::seen(&self.redactor, line))
+                .collect(),
+        });
+        if let Some(stage) = self.stages.last() {
+            (self.tell)(&Told::Ended(stage));
+        }
+        ran
+    }
+
+    /// One command of this program in the fixture's tree.
+    fn step(&self, words: Vec<OsString>, input: Option<&str>, interrupts: Option<&Interrupts>) -> Ran {
+        let cmd = Cmd::inheriting(&self.engine.exe)
+            .args(words)
+            .cwd(self.fixture.tree())
+            // Whatever is left of its connections is then seen to be ours.
+            .env("XDG_RUNTIME_DIR", self.fixture.runtime())
+            .env_remove("GIT_DIR")
+            .env_remove("GIT_WORK_TREE")
+            .env_remove("GIT_INDEX_FILE")
+            .own_group()
+            .dies_with_us();
+        Step {
+            cmd,
+            input,
+            interrupts,
+        }
+        .run()
+    }
+}
+
+/// The first lease id in a text.
+fn lease_in(text: &str) -> Option<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let mut ids = words.filter_map(|word| crabbox_core::id::LeaseId::parse(word).ok());
+    ids.next().map(|id| id.to_string())
+}
+
+/// Whose kernel a command ran on that said its boot id.
+fn kernel_in(looked: &Ran) -> GuestKernel {
+    // The kernel writes it as five groups of hexadecimal digits.
+    let is_id = |line: &&str| {
+        line.len() == 36
+            && line.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
+            && line.matches('-').count() == 4
+    };
+    match (
+        looked.exit,
+        looked.output.lines().map(str::trim).find(is_id),
+        process::boot_id(),
+    ) {
+        (Some(0), Some(theirs), Ok(ours)) if theirs == ours.trim() => GuestKernel::Hosts,
+        (Some(0), Some(_), Ok(_)) => GuestKernel::Own,
+        _ => GuestKernel::Unseen,
+    }
+}
+
+/// The file of a proof. A map with keys that are no texts is not in it, so it always has one.
+pub fn file(proof: &Proof) -> String {
+    proof::render(proof, &digest::sha256).unwrap_or_default()
+}
+
+/// Why a file is no proof that can be believed.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// There is no such file, or it cannot be read.
+    #[error("read proof {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not what a proof is.
+    #[error("{} is no proof that can be believed: {source}", path.display())]
+    Proof {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        #[source]
+        source: ProofError,
+    },
+}
+
+impl Fault for CheckError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Proof { .. } => {
+                vec![
+                    "ask whoever made it for the file itself, byte for byte, as `crabbox proof` wrote it"
+                        .to_owned(),
+                ]
+            }
+            Self::Read { .. } => Vec::new(),
+        }
+    }
+}
+
+/// Reads the proof in the file `path`, and holds it against itself.
+pub fn check(path: &Path) -> Result<Proof, CheckError> {
+    let bytes = files::read_regular(path, proof::FILE_LIMIT).map_err(|source| CheckError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    proof::parse(&bytes, &digest::sha256).map_err(|source| CheckError::Proof {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use crabbox_core::proof::DIRTY_TREE;
+
+    use super::*;
+
+    #[test]
+    fn a_kernel_is_the_guest_s_own_only_when_it_said_another_boot_id() {
+        let ran = |exit, output: &str| Ran {
+            exit,
+            output: output.to_owned(),
+            millis: 0,
+        };
+        let ours = process::boot_id().unwrap();
+        let theirs = "7d1c1c7e-1111-4222-8333-944455556666";
+        for (exit, output, kernel) in [
+            (Some(0), format!("Linux\n{ours}\n"), GuestKernel::Hosts),
+            (Some(0), format!("note\nLinux\n{theirs}\n"), GuestKernel::Own),
+            (Some(1), theirs.to_owned(), GuestKernel::Unseen),
+            (None, theirs.to_owned(), GuestKernel::Unseen),
+            (Some(0), "Linux".to_owned(), GuestKernel::Unseen),
+        ] {
+            assert_eq!(kernel_in(&ran(exit, &output)), kernel, "{output}");
+        }
+    }
+
+    #[test]
+    fn the_fixture_s_commands_are_those_that_the_document_shows() {
+        assert!(StageName::Connect.command().contains(SESSION));
+        for line in &DIRTY_TREE[2..] {
+            assert!(StageName::Run.command().contains(line));
+        }
+        assert_eq!(
+            lease_in("leased cbx_0123456789ab slug=x"),
+            Some("cbx_0123456789ab".to_owned())
+        );
+        assert_eq!(lease_in("cbx_012 nothing"), None);
+    }
+}

@@ -1,0 +1,135 @@
+//! The working tree that a proof syncs: a repository with a commit, and changes that nobody committed.
+//!
+//! It is a directory of its own that goes with this value. It must never touch a repository of the user's.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crabbox_core::proof::DIRTY_TREE;
+use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::files::{self, FileError};
+
+/// How long `git` may take for any of it.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Why there is no tree.
+#[derive(Debug, thiserror::Error)]
+pub enum FixtureError {
+    /// There is no place for it.
+    #[error("cannot make a directory for it")]
+    Dir(#[source] std::io::Error),
+    /// A file cannot be written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Git does not work.
+    #[error(transparent)]
+    Git(#[from] CommandError),
+}
+
+impl FixtureError {
+    /// What the user can do about it.
+    pub(super) fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            Self::Dir(_) | Self::File(_) => "set TMPDIR to a directory that can be written",
+            Self::Git(_) => "a proof syncs a tree of git's, as `crabbox run` does: install git",
+        };
+        vec![hint.to_owned()]
+    }
+}
+
+/// The tree.
+#[derive(Debug)]
+pub(super) struct Fixture {
+    dir: tempfile::TempDir,
+}
+
+impl Fixture {
+    pub(super) fn make() -> Result<Self, FixtureError> {
+        let dir = tempfile::Builder::new()
+            .prefix("crabbox-proof-")
+            .tempdir()
+            .map_err(FixtureError::Dir)?;
+        let made = Self { dir };
+        let tree = made.tree();
+        for dir in [&tree, &made.runtime()] {
+            files::create_private_dir(dir)?;
+        }
+        let write = |name: &str, text: &str| {
+            files::write_atomic(&tree.join(name), format!("{text}\n").as_bytes(), 0o644)
+        };
+        write("greeting", "hello from the last commit")?;
+        write("removed", "here")?;
+        made.git(&["init", "--quiet"])?;
+        made.git(&["add", "--all"])?;
+        made.git(&["commit", "--quiet", "--no-verify", "--message", "one"])?;
+        write("greeting", DIRTY_TREE[0])?;
+        write("untracked", DIRTY_TREE[1])?;
+        let removed = tree.join("removed");
+        std::fs::remove_file(&removed).map_err(|source| FileError::io("remove", &removed, source))?;
+        Ok(made)
+    }
+
+    /// All of it.
+    pub(super) fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The repository.
+    pub(super) fn tree(&self) -> PathBuf {
+        self.dir.path().join("tree")
+    }
+
+    /// The directory for sockets of connections.
+    pub(super) fn runtime(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    /// Whether two files of the tree hold the same.
+    pub(super) fn same(&self, one: &str, other: &str) -> bool {
+        let read = |name: &str| std::fs::read(self.tree().join(name)).ok();
+        read(one).is_some() && read(one) == read(other)
+    }
+
+    fn git(&self, words: &[&str]) -> Result<(), CommandError> {
+        // Nothing of the user's own settings has a say: no hooks, no signatures.
+        let set = [
+            "user.name=crabbox",
+            "user.email=proof@crabbox.invalid",
+            "commit.gpgsign=false",
+            "core.autocrlf=false",
+        ];
+        Cmd::new("git")
+            .args(set.iter().flat_map(|set| ["-c", set]))
+            .args(words)
+            .cwd(self.tree())
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .limit(LIMIT)
+            .run()
+            .map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tree_is_dirty_in_three_ways_and_goes_with_its_value() {
+        let fixture = Fixture::make().unwrap();
+        let status = Cmd::new("git")
+            .args(["status", "--short"])
+            .cwd(fixture.tree())
+            .run()
+            .unwrap();
+        assert_eq!(
+            status.stdout_text(),
+            "M greeting\n D removed\n?? untracked".replacen("M g", " M g", 1)
+        );
+        assert!(!fixture.same("greeting", "untracked") && fixture.same("greeting", "greeting"));
+        assert!(!fixture.same("nothing", "nothing"));
+        let root = fixture.root().to_owned();
+        drop(fixture);
+        assert!(!root.exists());
+    }
+}
