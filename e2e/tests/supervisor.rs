@@ -190,3 +190,32 @@ fn an_adopted_supervisor_can_be_asked_and_keeps_its_failpoint() {
     drop(host.crabbox("cleanup --provider firecracker").exits(0));
     assert_nothing_left(&before, &host.residue());
 }
+
+#[test]
+fn an_upgrade_finds_living_leases_alive_and_the_new_program_takes_them_over() {
+    let host = Host::pretend();
+    let before = host.residue();
+    lease(&host, "lived", "");
+    let pid = || host.sh("pgrep -f '[_]_supervise'").exits(0).stdout;
+    let old = pid();
+    // As a package does it: another file under the same name. The supervisor goes on with the one that is gone.
+    drop(
+        host.sh("cp /srv/bin/crabbox /srv/bin/new && mv /srv/bin/new /srv/bin/crabbox")
+            .exits(0),
+    );
+    let ran = host.crabbox("run --id lived --no-sync -- echo alive").exits(0);
+    assert_eq!((ran.stdout.as_str(), pid() == old), ("alive\n", true));
+    let status = host.crabbox("status --id lived --json").exits(0).json();
+    assert_eq!(status["ready"].as_bool(), Some(true), "{status}");
+    // The old one dies, and the next command gives the lease a supervisor of the new program.
+    drop(host.sh("kill -9 $(pgrep -f '[_]_supervise')").exits(0));
+    until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
+    drop(host.crabbox("list --provider firecracker").exits(0));
+    until(&host, "pgrep -f '[_]_supervise' >/dev/null");
+    let program = host.sh("readlink /proc/$(pgrep -f '[_]_supervise')/exe").exits(0);
+    assert_eq!(program.stdout, "/srv/bin/crabbox\n");
+    let again = host.crabbox("run --id lived --no-sync -- echo alive").exits(0);
+    assert_eq!(again.stdout, "alive\n");
+    drop(host.crabbox("stop lived").exits(0));
+    assert_nothing_left(&before, &host.residue());
+}

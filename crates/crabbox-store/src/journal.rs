@@ -45,6 +45,19 @@ pub enum JournalFileError {
     },
 }
 
+impl JournalFileError {
+    /// Whether a later version of this program wrote it.
+    pub fn is_too_new(&self) -> bool {
+        matches!(
+            self,
+            Self::Corrupt {
+                source: JournalError::TooNew { .. },
+                ..
+            }
+        )
+    }
+}
+
 /// An open journal. Only the holder of the lease's lock may have one.
 #[derive(Debug)]
 pub struct JournalFile {

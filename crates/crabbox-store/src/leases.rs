@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crabbox_core::record::LeaseRecord;
+use crabbox_core::record::{LeaseRecord, SCHEMA_VERSION};
 use crabbox_host::files::{self, FileError};
 use serde_json::{Map, Value};
 
@@ -59,6 +59,14 @@ pub enum RecordError {
         /// Where and why.
         #[source]
         source: serde_json::Error,
+    },
+    /// A later version of a program wrote it.
+    #[error("{} is of schemaVersion {found}, and this program knows {SCHEMA_VERSION}: another version of crabbox made the lease", path.display())]
+    TooNew {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u64,
     },
     /// The record names another lease than its directory.
     #[error("{} belongs to lease {found}, not to {expected}", path.display())]
@@ -137,6 +145,12 @@ pub fn read(dir: &LeaseDir) -> Result<StoredLease, RecordError> {
         source,
     };
     let raw: Map<String, Value> = serde_json::from_slice(&text).map_err(decode)?;
+    // Before its fields, which may mean something else there. A record without a version is of the first one.
+    if let Some(found) = raw.get("schemaVersion").and_then(Value::as_u64)
+        && found > u64::from(SCHEMA_VERSION)
+    {
+        return Err(RecordError::TooNew { path, found });
+    }
     let record: LeaseRecord = serde_json::from_value(Value::Object(raw.clone())).map_err(decode)?;
     let record = record.placed_in(&dir.path().to_string_lossy());
     let expected = dir
@@ -236,6 +250,32 @@ mod tests {
         assert_eq!(reasons.len(), 3, "{reasons:?}");
         assert!(reasons[0].contains("is not a lease record") && reasons[1].contains("no metadata.json"));
         assert!(reasons[2].contains("belongs to lease cbx_a"), "{reasons:?}");
+    }
+
+    #[test]
+    fn a_record_of_a_later_version_is_named_and_one_without_a_version_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = lease_dir(root.path(), "cbx_a");
+        std::fs::create_dir_all(dir.path()).unwrap();
+        let with = |version: &str| {
+            std::fs::write(
+                dir.metadata(),
+                format!(r#"{{{version}"leaseID":"cbx_a","sshPort":22}}"#),
+            )
+            .unwrap();
+            read(&dir)
+        };
+        // Its fields may be others there, so the version is what is told.
+        assert!(matches!(
+            with(r#""schemaVersion":2,"#),
+            Err(RecordError::TooNew { found: 2, .. })
+        ));
+        assert!(matches!(
+            with(r#""schemaVersion":1,"#),
+            Err(RecordError::Decode { .. })
+        ));
+        std::fs::write(dir.metadata(), r#"{"leaseID":"cbx_a"}"#).unwrap();
+        assert!(read(&dir).is_ok());
     }
 
     #[test]

@@ -137,6 +137,12 @@ impl Fault for ResolveError {
             Self::Name(NameError::NotFound { .. }) => {
                 vec!["`crabbox list --provider firecracker` shows the leases of this host".to_owned()]
             }
+            Self::Unreadable {
+                source: RecordError::TooNew { .. },
+                ..
+            } => {
+                vec!["use the crabbox that made the lease, or a newer one (`crabbox version` says which this is); it lives on meanwhile".to_owned()]
+            }
             Self::Unreadable { id, .. } => {
                 vec![format!(
                     "`crabbox stop {id}` takes the lease back from its journal, if crabbox made it"

@@ -122,6 +122,9 @@ impl Fault for ReleaseError {
                 )]
             }
             Self::Orphan(error) => error.hints(),
+            Self::Journal(error) if error.is_too_new() => {
+                vec!["use the crabbox that made the lease, or a newer one (`crabbox version` says which this is); nothing was stopped".to_owned()]
+            }
             Self::Taken { id } => vec![format!("`crabbox stop {id}` stops it, if it is yours")],
             Self::Leftovers { .. } => {
                 vec!["fix the cause and run `crabbox cleanup --provider firecracker`: it goes on where this stopped".to_owned()]
@@ -202,6 +205,12 @@ fn told_by_journal(engine: &Engine, lease: &OwnedLease, source: RecordError) -> 
 
 fn take_back(engine: &Engine, lease: OwnedLease, extent: Extent, who: Who) -> Result<(), ReleaseError> {
     let id = lease.id().to_string();
+    // What this program cannot read it cannot take back; whoever can is not to find half of it.
+    if let Err(error) = journal::read(&lease.dir().journal())
+        && error.is_too_new()
+    {
+        return Err(error.into());
+    }
     let actor = Actor {
         who,
         failpoint: &engine.failpoint,

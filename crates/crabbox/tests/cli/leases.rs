@@ -361,6 +361,56 @@ fn list_shows_every_lease_and_tells_about_bad_records() {
 }
 
 #[test]
+fn a_lease_of_a_later_version_is_left_whole_and_says_what_can_take_it_back() {
+    let (place, _machine) = leased();
+    let fix = "use the crabbox that made the lease, or a newer one";
+    // Its record is of a later version: it is told and left out, and costs no other lease.
+    let mut later = Record::new(OTHER, "brisk-crab");
+    later.0["schemaVersion"] = 2.into();
+    let dir = later.write(&place);
+    let list = place.run(&["list", "--provider", "firecracker"]);
+    assert!(list.code == 0 && list.out.contains(ID), "{}", list.err);
+    assert!(
+        list.err
+            .contains("is of schemaVersion 2, and this program knows 1"),
+        "{}",
+        list.err
+    );
+    let status = place.run(&["status", "--provider", "firecracker", OTHER]);
+    assert!(status.code == 2 && status.err.contains(fix), "{}", status.err);
+    let cleaned = place.run(&["cleanup", "--provider", "firecracker"]);
+    assert!(
+        cleaned.err.contains(&format!("skip firecracker lease={OTHER}")),
+        "{}",
+        cleaned.err
+    );
+    // Its journal is: neither stop nor cleanup takes any of it.
+    let mut later = Record::new(OTHER, "brisk-crab");
+    later.0["schemaVersion"] = 1.into();
+    later.write(&place);
+    let opened = format!("{{\"entry\":\"open\",\"version\":2,\"lease\":\"{OTHER}\",\"at\":1}}\n");
+    fs::write(dir.join("journal.jsonl"), opened).unwrap();
+    let stop = place.run(&["stop", "--provider", "firecracker", OTHER]);
+    assert!(
+        stop.code == 2
+            && stop
+                .err
+                .contains("format version 2 is newer than this program's 1")
+            && stop.err.contains(fix),
+        "{} {}",
+        stop.code,
+        stop.err
+    );
+    let cleaned = place.run(&["cleanup", "--provider", "firecracker"]);
+    assert!(
+        cleaned.code == 7 && cleaned.err.contains("format version 2"),
+        "{}",
+        cleaned.err
+    );
+    assert!(dir.join("metadata.json").exists() && dir.join("journal.jsonl").exists());
+}
+
+#[test]
 fn cleanup_tells_the_same_in_text_and_in_one_document() {
     let place = Place::new();
     let machine = Machine::start();

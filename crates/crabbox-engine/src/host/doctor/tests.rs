@@ -221,6 +221,7 @@ fn faults() -> Vec<Fault> {
         Fault("no firecracker", PLAIN, |w| w.vmm = Vmm { firecracker: Err(Trouble::new("exec: \"firecracker\": executable file not found in $PATH")), jailer: Ok(None), ..w.vmm.clone() }, ("binary", Failed, BLOCKED)),
         Fault("firecracker is something else", PLAIN, |w| w.vmm.firecracker.as_mut().unwrap().version = Err(Trouble::new("it printed hello")), ("firecracker-version", Failed, BLOCKED)),
         Fault("firecracker is old", PLAIN, |w| { w.vmm.firecracker.as_mut().unwrap().version = Ok("1.7.0".into()); w.vmm.jailer.as_mut().unwrap().as_mut().unwrap().version = Ok("1.7.0".into()); }, ("firecracker-version", Warning, DEGRADED)),
+        Fault("firecracker is of the future", PLAIN, |w| { w.vmm.firecracker.as_mut().unwrap().version = Ok("2.0.0".into()); w.vmm.jailer.as_mut().unwrap().as_mut().unwrap().version = Ok("2.0.0".into()); }, ("firecracker-version", Warning, DEGRADED)),
         Fault("configured jailer is gone", &[("FIRECRACKER_JAILER", "/x/jailer")], |w| w.vmm.jailer = Err(no_such("/x/jailer")), ("jailer", Failed, BLOCKED)),
         Fault("jailer of another release", PLAIN, |w| w.vmm.jailer = Ok(Some(Binary { version: Ok("1.13.0".into()), ..binary("/j", "j") })), ("jailer-version", Failed, BLOCKED)),
         Fault("jailer does not run", PLAIN, |w| w.vmm.jailer = Ok(Some(Binary { version: Err(Trouble::new("exec format error")), ..binary("/j", "j") })), ("jailer-version", Failed, BLOCKED)),

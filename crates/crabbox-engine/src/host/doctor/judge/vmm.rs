@@ -8,6 +8,8 @@ use super::super::world::{Binary, World};
 
 /// The oldest Firecracker that leases were tried with.
 const OLDEST: Version = Version::new(1, 12, 0);
+/// The first Firecracker of whose changes this program knows nothing ([`crabbox_fc::Feature`]).
+const UNKNOWN: Version = Version::new(1, 18, 0);
 /// The controllers that limit a jailed VMM.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
@@ -56,6 +58,15 @@ fn version(check: &'static str, binary: &Binary, pinned: &str, oldest: Option<Ve
             )
             .trouble(Class::Degraded, "crabbox setup firecracker")
         }
+        Some(_) if text.parse::<Version>().is_ok_and(|version| version >= UNKNOWN) => Check::firecracker(
+            Status::Warning,
+            check,
+            format!("newer than any that this program knows, which end before {UNKNOWN}: {facts}"),
+        )
+        .trouble(
+            Class::Degraded,
+            "`crabbox setup firecracker` (it brings the one that everything is tested with), or a newer crabbox",
+        ),
         _ => Check::firecracker(Status::Ok, check, facts),
     };
     made.with("path", path).with("sha256", digest)
