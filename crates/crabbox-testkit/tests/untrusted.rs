@@ -19,10 +19,15 @@ use crabbox_core::fault::chain;
 use crabbox_core::id::{LeaseId, Slug, normalise};
 use crabbox_core::journal::{Journal, JournalError};
 use crabbox_core::labels::{self, Labels};
+use crabbox_core::network::NetworkMode;
+use crabbox_core::proof::redact::Redactor;
+use crabbox_core::proof::rung::{Firmware, GuestKernel, Hypervisor};
+use crabbox_core::proof::{self, Proof};
 use crabbox_core::receipt::{self, RunReceipt, TerminalReceipt};
 use crabbox_core::record::LeaseRecord;
 use crabbox_core::state::LeaseState;
 use crabbox_core::timestamp;
+use crabbox_host::digest;
 use crabbox_image::store::Store;
 use crabbox_store::places::{LeaseDir, Places};
 use crabbox_store::{claims, journal, leases};
@@ -109,6 +114,75 @@ fn receipt_samples() -> Vec<Vec<u8>> {
     };
     let (key, signature) = ([7; 32], [9; 64]);
     vec![run.file(&key, &signature), terminal.file(&key, &signature)]
+}
+
+/// Files of a proof that passed, and of one that saw nothing.
+fn proof_samples() -> Vec<Vec<u8>> {
+    let redactor = Redactor::new(["alice"]);
+    let digest = |byte: u8| proof::Sha256::try_from(format!("{byte:02x}").repeat(32)).ok();
+    let output = |name| match name {
+        proof::StageName::Warmup => vec!["leased cbx_0123456789ab for alice at 10.0.0.2"],
+        proof::StageName::Run => proof::DIRTY_TREE.to_vec(),
+        proof::StageName::Connect => vec![proof::SESSION],
+        proof::StageName::CopyOut => vec![proof::SAME],
+        _ => Vec::new(),
+    };
+    let stages = proof::StageName::ALL.map(|name| proof::Stage {
+        name,
+        exit: Some(name.expected()),
+        millis: 12,
+        cut: 1,
+        transcript: output(name)
+            .into_iter()
+            .map(|line| proof::Line::seen(&redactor, line))
+            .collect(),
+    });
+    let seen = proof::Seen {
+        made_at: proof::Moment::try_from("2026-08-01T00:00:00Z".to_owned()).unwrap(),
+        interrupted: false,
+        program: proof::Program {
+            version: proof::Version::leading("0.1.0").unwrap(),
+            sha256: digest(1),
+        },
+        host: proof::Host {
+            arch: proof::Arch::X86,
+            kernel: proof::Version::leading("6.1.0-alice"),
+            cpus: 4,
+            memory_gib: 16,
+            hypervisor: Hypervisor::None,
+            firmware: Firmware::Other,
+        },
+        firecracker: Some(proof::Vmm {
+            version: proof::Version::leading("1.12.1"),
+            sha256: digest(2),
+            pinned: true,
+            jailed: false,
+        }),
+        guest: Some(proof::Guest {
+            kernel: GuestKernel::Own,
+            kernel_sha256: digest(3),
+            image_sha256: digest(4),
+            cpus: 1,
+            memory_mib: 256,
+            disk_mib: 2048,
+            network: NetworkMode::Cni,
+        }),
+        stages: stages.into(),
+        left: Vec::new(),
+    };
+    let nothing = proof::Seen {
+        guest: None,
+        firecracker: None,
+        stages: Vec::new(),
+        interrupted: true,
+        ..seen.clone()
+    };
+    let file = |seen| {
+        proof::render(&Proof::of(seen), &digest::sha256)
+            .unwrap()
+            .into_bytes()
+    };
+    vec![file(seen), file(nothing)]
 }
 
 fn record_samples() -> Vec<Vec<u8>> {
@@ -330,6 +404,19 @@ proptest! {
         for broken in &listing.broken {
             let told = chain(&broken.error);
             prop_assert!(told.contains(&"a".repeat(64)) && !told.contains('\n'), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_proof_is_refused_or_says_what_was_seen_to_the_last_byte(bytes in damaged(proof_samples())) {
+        let plain = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace("\r\n", "\n").trim_end_matches('\n').to_owned();
+        match proof::parse(&bytes, &digest::sha256) {
+            Ok(_) => prop_assert!(proof_samples().iter().any(|sample| plain(sample) == plain(&bytes))),
+            Err(error) => {
+                let told = chain(&error);
+                prop_assert!(!told.is_empty() && told.len() < 4096, "{told}");
+                prop_assert!(!told.contains(|c: char| c.is_control()), "{told:?}");
+            }
         }
     }
 

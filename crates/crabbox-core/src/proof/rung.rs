@@ -99,7 +99,8 @@ impl Rung {
             (GuestKernel::Unseen, ..) => (Kind::Unseen, Sureness::Certain),
             (GuestKernel::Hosts, ..) => (Kind::Pretended, Sureness::Certain),
             (GuestKernel::Own, Hypervisor::Tcg, _) => (Kind::Emulated, Sureness::Certain),
-            (GuestKernel::Own, Hypervisor::None, Firmware::Virtual) => {
+            (GuestKernel::Own, Hypervisor::Other | Hypervisor::Unreadable, _)
+            | (GuestKernel::Own, Hypervisor::None, Firmware::Virtual) => {
                 (Kind::Undetermined, Sureness::Doubtful)
             }
             (GuestKernel::Own, Hypervisor::None, _) => (Kind::Hardware, Sureness::Likely),
@@ -108,9 +109,6 @@ impl Rung {
                 Hypervisor::Kvm | Hypervisor::HyperV | Hypervisor::Vmware | Hypervisor::Xen,
                 _,
             ) => (Kind::Nested, Sureness::Likely),
-            (GuestKernel::Own, Hypervisor::Other | Hypervisor::Unreadable, _) => {
-                (Kind::Undetermined, Sureness::Doubtful)
-            }
         };
         let ladder = match kind {
             Kind::Hardware | Kind::Nested => 5,

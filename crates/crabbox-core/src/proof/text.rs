@@ -17,6 +17,9 @@ const LIMITS: Limits = Limits {
     values: 20_000,
 };
 
+/// How much of a message that quotes the file is shown, in characters.
+const QUOTED: usize = 400;
+
 /// The lines that the document stands between.
 const OPENING: &str = "```json";
 const CLOSING: &str = "```";
@@ -247,7 +250,18 @@ pub fn parse(bytes: &[u8], sha256: &dyn Fn(&[u8]) -> String) -> Result<Proof, Pr
         let place = what.rfind(" at line ").unwrap_or(what.len());
         ProofError::Field {
             line: before + 1 + error.line(),
-            what: what[..place].to_owned(),
+            // It quotes what stands there, which is anybody's.
+            what: what[..place]
+                .chars()
+                .take(QUOTED)
+                .map(|c| {
+                    if c.is_control() {
+                        char::REPLACEMENT_CHARACTER
+                    } else {
+                        c
+                    }
+                })
+                .collect(),
         }
     })?;
     if let Some(error) = claims(&proof) {

@@ -17,8 +17,8 @@ use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::proof::redact::Redactor;
 use crabbox_core::proof::rung::GuestKernel;
 use crabbox_core::proof::{
-    self, LINES, Left, Line, Moment, Program, Proof, ProofError, SAME, SESSION, Seen, Stage,
-    StageName, Version,
+    self, LINES, Left, Line, Moment, Program, Proof, ProofError, SAME, SESSION, Seen, Stage, StageName,
+    Version,
 };
 use crabbox_core::timestamp;
 use crabbox_host::command::Cmd;
@@ -353,6 +353,25 @@ fn kernel_in(looked: &Ran) -> GuestKernel {
 /// The file of a proof. A map with keys that are no texts is not in it, so it always has one.
 pub fn file(proof: &Proof) -> String {
     proof::render(proof, &digest::sha256).unwrap_or_default()
+}
+
+/// Names of this host and of the user who runs the program, as the system has them.
+pub fn names_of_host() -> Vec<String> {
+    let system = rustix::system::uname();
+    let mut names: Vec<String> = [system.nodename(), system.domainname()]
+        .map(|name| name.to_string_lossy().into_owned())
+        .into();
+    // What the kernel says of a domain that nobody set.
+    names.retain(|name| name != "(none)");
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let own = process::euid().to_string();
+    // `name:password:uid:gid:what people call them:home:shell` (passwd(5)).
+    let fields = users.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let mine = fields.filter(|fields| fields.get(2) == Some(&own.as_str()));
+    names.extend(
+        mine.flat_map(|fields| [0, 4, 5].map(|at| fields.get(at).copied().unwrap_or_default().to_owned())),
+    );
+    names
 }
 
 /// Why a file is no proof that can be believed.

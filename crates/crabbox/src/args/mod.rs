@@ -10,6 +10,7 @@ mod lease;
 mod local;
 mod measure;
 mod pool;
+mod proof;
 mod refused;
 mod run;
 mod work;
@@ -40,6 +41,7 @@ pub(crate) use measure::{
     CacheStatsArgs, CacheWarmArgs, ColdArgs,
 };
 pub(crate) use pool::{PoolCommand, PoolDrainArgs, PoolFillArgs};
+pub(crate) use proof::ProofArgs;
 pub(crate) use run::{RunArgs, StopAfter};
 pub(crate) use work::{InitArgs, JobCommand, JobListArgs, JobRunArgs, PrewarmArgs, PullArgs, WatchArgs};
 
@@ -162,6 +164,8 @@ pub(crate) enum Command {
     Providers(Box<ProvidersArgs>),
     /// Verify a signed receipt of a run
     Verify(VerifyArgs),
+    /// Go the whole way of a lease once, and write down what was seen for others to check
+    Proof(Box<ProofArgs>),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Print the version

@@ -137,6 +137,7 @@ fn dispatch(ctx: &Ctx<'_>, command: Command) -> Result<Exit, CommandError> {
         Command::Config(ConfigCommand::Explain(args)) => host::config::explain(ctx, &args),
         Command::Providers(args) => host::providers::run(ctx, &args),
         Command::Verify(args) => host::verify::run(ctx, &args),
+        Command::Proof(args) => host::proof::run(ctx, &args),
         Command::Completions(args) => Ok(completions(ctx, &args)),
         Command::Version => {
             ctx.printer.line(env!("CARGO_PKG_VERSION"));

@@ -101,7 +101,7 @@ pub(super) fn guest(
         kernel,
         kernel_sha256,
         image_sha256,
-        cpus: machine.cpus.into(),
+        cpus: machine.cpus,
         memory_mib: machine.memory_mib,
         disk_mib: machine.disk_mib,
         network: prepare::network_request(plan).ok()?.mode,

@@ -10,7 +10,7 @@ use crabbox_host::command::{Cmd, CommandError};
 use crabbox_host::files::{self, FileError};
 
 /// How long `git` may take for any of it.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// Why there is no tree.
 #[derive(Debug, thiserror::Error)]
