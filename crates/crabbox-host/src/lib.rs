@@ -39,6 +39,7 @@ pub mod signals;
 pub mod small;
 pub mod sockets;
 pub mod tap;
+pub mod terminal;
 pub mod tree;
 pub mod unix;
 pub mod watch;

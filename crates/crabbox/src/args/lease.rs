@@ -105,6 +105,9 @@ pub(crate) struct StatusArgs {
     /// How long to wait
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
     pub(crate) wait_timeout: GoDuration,
+    /// Go on showing it until Ctrl-C, or until the lease is gone
+    #[arg(long, conflicts_with = "wait")]
+    pub(crate) watch: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -125,6 +128,9 @@ pub(crate) struct ListArgs {
     /// Look at the machines themselves, not only at the records
     #[arg(long)]
     pub(crate) refresh: bool,
+    /// Go on showing them until Ctrl-C
+    #[arg(long)]
+    pub(crate) watch: bool,
     /// Flags that set configuration keys.
     #[command(flatten)]
     pub(crate) keys: KeyFlags<ListSet>,

@@ -10,6 +10,7 @@ pub(crate) mod logs;
 pub(crate) mod pool;
 pub(crate) mod prewarm;
 pub(crate) mod route;
+pub(crate) mod screen;
 pub(crate) mod stages;
 pub(crate) mod status;
 pub(crate) mod stop;

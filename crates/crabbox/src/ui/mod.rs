@@ -8,12 +8,14 @@ mod events;
 mod json;
 mod log;
 mod printer;
+mod screen;
 
 pub(crate) use error::{CommandError, Exit, told};
 pub(crate) use events::Event;
 pub(crate) use json::Document;
 pub(crate) use log::{Verbosity, filter as log_filter, show as show_log};
 pub(crate) use printer::Printer;
+pub(crate) use screen::Screen;
 
 /// `value` as Go's encoder writes it, for a digest of it.
 pub(crate) fn go_json(value: &impl serde::Serialize) -> Option<String> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crabbox_core::config::key::Name;
 use crabbox_core::config::{FlagValue, Provider as Which, ProviderError};
 use crabbox_core::fault::{Fault, Kind};
-use crabbox_engine::host::doctor::{self, Check, Options};
+use crabbox_engine::host::doctor::{self, Check, Options, Status};
 use crabbox_engine::provider::capability::Capability;
 use crabbox_engine::provider::registry;
 use crabbox_machine::context::Engine;
@@ -180,12 +180,106 @@ fn onlooker(ctx: &Ctx<'_>) -> Result<Engine, EnvError> {
     })
 }
 
-/// The lines that the Go program prints, on standard output; how to fix a check follows on standard error.
+/// The lines that the Go program prints, on standard output; how to fix a check follows on standard error. A person, whom a terminal shows
+/// them to, gets the same lines in groups below a line that says what came of it.
 fn show(ctx: &Ctx<'_>, checks: &[Check]) {
+    if ctx.printer.is_terminal() {
+        for line in grouped(checks) {
+            ctx.printer.line(line);
+        }
+        return;
+    }
     for check in checks {
         ctx.printer.line(check);
         if let Some(fix) = check.details.get("fix") {
             ctx.printer.note(format_args!("        fix: {fix}"));
         }
+    }
+}
+
+/// The groups, what is worst first.
+const GROUPS: [(&str, &[Status]); 4] = [
+    (
+        "To be fixed, before anything can be leased",
+        &[Status::Missing, Status::Failed],
+    ),
+    ("Works, less well than it could", &[Status::Warning]),
+    ("Well", &[Status::Ok]),
+    ("Not looked at", &[Status::Skip]),
+];
+
+/// A summary, then each group that is not empty, with how to fix what is in it.
+fn grouped(checks: &[Check]) -> Vec<String> {
+    let of = |statuses: &[Status]| -> Vec<&Check> {
+        checks
+            .iter()
+            .filter(|check| statuses.contains(&check.status))
+            .collect()
+    };
+    let verdict = if doctor::is_well(checks) {
+        "This host can lease machines"
+    } else {
+        "This host cannot lease machines yet"
+    };
+    let counts = [
+        (0, "to be fixed"),
+        (1, "to be better"),
+        (2, "well"),
+        (3, "not looked at"),
+    ];
+    let counted: Vec<String> = counts
+        .iter()
+        .map(|(group, words)| (of(GROUPS[*group].1).len(), words))
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, words)| format!("{count} {words}"))
+        .collect();
+    let mut lines = vec![format!("{verdict}: {}", counted.join(", "))];
+    for (title, statuses) in GROUPS {
+        let found = of(statuses);
+        if found.is_empty() {
+            continue;
+        }
+        lines.extend([String::new(), title.to_owned()]);
+        for check in found {
+            lines.push(format!("  {check}"));
+            if let Some(fix) = check.details.get("fix") {
+                lines.push(format!("            fix: {fix}"));
+            }
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_person_sees_what_came_of_it_first_and_what_is_worst_before_the_rest() {
+        let check = |status, name, message: &str| Check::generic(status, name, message);
+        let checks = [
+            check(Status::Ok, "git", "version=2.39.5"),
+            check(Status::Warning, "swap", "slow").with("fix", "less of it"),
+            check(Status::Missing, "binary", "none").with("fix", "crabbox setup firecracker"),
+        ];
+        assert_eq!(
+            grouped(&checks),
+            [
+                "This host cannot lease machines yet: 1 to be fixed, 1 to be better, 1 well",
+                "",
+                "To be fixed, before anything can be leased",
+                "  missing binary   none",
+                "            fix: crabbox setup firecracker",
+                "",
+                "Works, less well than it could",
+                "  warning swap     slow",
+                "            fix: less of it",
+                "",
+                "Well",
+                "  ok      git      version=2.39.5",
+            ]
+        );
+        let well = grouped(&checks[..1]);
+        assert_eq!(well[0], "This host can lease machines: 1 well");
     }
 }

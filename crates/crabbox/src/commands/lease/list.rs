@@ -6,18 +6,26 @@ use crabbox_engine::provider::lease::Lease;
 
 use crate::args::ListArgs;
 use crate::commands::lease::route;
+use crate::commands::lease::screen::{Row, Watching};
 use crate::commands::lease::views;
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
 /// Lists leases; with `all` those that wait in a pool among them.
 pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ListArgs, all: bool) -> Result<Exit, CommandError> {
+    let provider = route::to_provider(ctx, &args.keys.values)?;
+    let list = || -> Result<Leases, CommandError> {
+        let mut found = provider.list()?;
+        found
+            .leases
+            .retain(|lease| all || labels::pool(&lease.labels).is_none());
+        Ok(found)
+    };
     let Leases {
-        mut leases,
+        leases,
         unusable,
         away,
-    } = route::to_provider(ctx, &args.keys.values)?.list()?;
-    leases.retain(|lease| all || labels::pool(&lease.labels).is_none());
+    } = list()?;
     for bad in &unusable {
         ctx.printer.warn(format_args!(
             "lease {} is left out: {}",
@@ -32,6 +40,9 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ListArgs, all: bool) -> Res
             crabbox_core::fault::chain(&away.error)
         ));
     }
+    if args.watch {
+        return watch(ctx, args.json, leases, || Ok(list()?.leases));
+    }
     if args.json {
         let views: Vec<views::ListItem> = leases.iter().map(views::ListItem::new).collect();
         ctx.printer.json(&views)?;
@@ -41,6 +52,34 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ListArgs, all: bool) -> Res
         ctx.printer.line(line(lease));
     }
     Ok(Exit::SUCCESS)
+}
+
+/// Goes on listing until somebody ends it.
+fn watch(
+    ctx: &Ctx<'_>,
+    json: bool,
+    mut leases: Vec<Lease>,
+    list: impl Fn() -> Result<Vec<Lease>, CommandError>,
+) -> Result<Exit, CommandError> {
+    let mut watching = Watching::begin(ctx, json)?;
+    loop {
+        let rows: Vec<Row> = leases
+            .iter()
+            .map(|lease| Row {
+                lease: lease.id.clone(),
+                facts: line(lease),
+                line: line(lease),
+            })
+            .collect();
+        if watching.show(&rows, json) && json {
+            ctx.printer
+                .json(&leases.iter().map(views::ListItem::new).collect::<Vec<_>>())?;
+        }
+        if !watching.goes_on() {
+            return Ok(Exit::SUCCESS);
+        }
+        leases = list()?;
+    }
 }
 
 fn line(lease: &Lease) -> String {

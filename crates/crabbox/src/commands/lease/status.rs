@@ -12,6 +12,7 @@ use crabbox_workspace::session;
 
 use crate::args::StatusArgs;
 use crate::commands::lease::route;
+use crate::commands::lease::screen::{Row, Watching};
 use crate::commands::lease::views::StatusView;
 use crate::context::Ctx;
 use crate::go::blank;
@@ -54,6 +55,9 @@ impl Fault for StatusError {
 pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &StatusArgs) -> Result<Exit, CommandError> {
     let name = args.lease.get().ok_or(StatusError::Usage)?;
     let (_, provider) = route::to_lease(ctx, &args.keys.values, name, "status")?;
+    if args.watch {
+        return watch(ctx, args.json, provider.as_ref(), name);
+    }
     let deadline = Instant::now() + args.wait_timeout.to_std();
     loop {
         let lease = provider.resolve(name, Purpose::Look)?;
@@ -89,6 +93,38 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &StatusArgs) -> Result<Exit,
         }
         if Instant::now() >= deadline {
             return Err(StatusError::TimedOut { id: name.to_owned() }.into());
+        }
+    }
+}
+
+/// Goes on showing the lease until somebody ends it, or it is gone.
+fn watch(ctx: &Ctx<'_>, json: bool, provider: &dyn Provider, name: &str) -> Result<Exit, CommandError> {
+    let mut lease = provider.resolve(name, Purpose::Look)?;
+    let id = lease.id.clone();
+    let mut watching = Watching::begin(ctx, json)?;
+    loop {
+        let view = view(&lease);
+        let row = Row {
+            lease: id.clone(),
+            facts: format!("{} {} {} {}", view.state, view.ready, view.host, view.slug),
+            line: line(&view),
+        };
+        if watching.show(&[row], json) && json {
+            ctx.printer.json(&view)?;
+        }
+        if !watching.goes_on() {
+            return Ok(Exit::SUCCESS);
+        }
+        // The id is asked for: a slug may be another lease's by now.
+        match provider.resolve(&id, Purpose::Look) {
+            Ok(now) => lease = now,
+            Err(error) if error.kind() == Kind::NotFound => {
+                watching.show(&[], json);
+                drop(watching);
+                ctx.printer.note(format_args!("lease {id} is gone"));
+                return Ok(Exit::SUCCESS);
+            }
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -1,0 +1,86 @@
+//! One screen on a terminal, drawn again in place when something has changed, and gone when it is over.
+//!
+//! It is the terminal's second screen, so that what was on the first comes back whole. It must never leave the terminal in it.
+
+use crabbox_host::console::harmless;
+use crabbox_host::terminal;
+
+use super::Printer;
+
+/// Second screen, no cursor, and long lines cut instead of wrapped (xterm's private modes 1049, 25 and 7).
+const ENTER: &str = "\u{1b}[?1049h\u{1b}[?25l\u{1b}[?7l";
+/// The way back.
+const LEAVE: &str = "\u{1b}[?7h\u{1b}[?25h\u{1b}[?1049l";
+/// To the upper left corner.
+const HOME: &str = "\u{1b}[H";
+/// Clears the rest of the line, and of the screen.
+const REST_OF_LINE: &str = "\u{1b}[K";
+const REST_OF_SCREEN: &str = "\u{1b}[J";
+/// The lines of a terminal that does not say how many it has.
+const USUAL: u16 = 24;
+
+/// The screen; the terminal is restored when it is dropped.
+pub(crate) struct Screen<'a> {
+    printer: &'a Printer,
+    shown: Vec<String>,
+}
+
+impl<'a> Screen<'a> {
+    /// Enters the screen, where a terminal shows standard output that can.
+    pub(crate) fn enter(printer: &'a Printer, term: Option<&str>) -> Option<Self> {
+        if !printer.is_terminal() || term.is_none_or(|term| term == "dumb") {
+            return None;
+        }
+        printer.bytes(ENTER.as_bytes());
+        Some(Self {
+            printer,
+            shown: Vec::new(),
+        })
+    }
+
+    /// Draws `lines`, unless they are what is to be seen already.
+    pub(crate) fn draw(&mut self, lines: &[String]) {
+        let frame = frame(lines, terminal::rows().unwrap_or(USUAL));
+        if frame == self.shown {
+            return;
+        }
+        self.printer.bytes(drawn(&frame).as_bytes());
+        self.shown = frame;
+    }
+}
+
+impl Drop for Screen<'_> {
+    fn drop(&mut self) {
+        self.printer.bytes(LEAVE.as_bytes());
+    }
+}
+
+/// As many of the lines as there is room for, and how many are not among them.
+fn frame(lines: &[String], rows: u16) -> Vec<String> {
+    let room = usize::from(rows).max(2);
+    let mut frame: Vec<String> = lines.iter().take(room).map(|line| harmless(line)).collect();
+    if lines.len() > room {
+        frame[room - 1] = format!("... and {} more", lines.len() + 1 - room);
+    }
+    frame
+}
+
+fn drawn(frame: &[String]) -> String {
+    let lines: Vec<String> = frame.iter().map(|line| format!("{line}{REST_OF_LINE}")).collect();
+    format!("{HOME}{}{REST_OF_SCREEN}", lines.join("\r\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_no_longer_than_the_terminal_and_says_what_is_not_on_it() {
+        let lines: Vec<String> = (1..=10).map(|line| format!("line {line}")).collect();
+        assert_eq!(frame(&lines, 10).len(), 10);
+        assert_eq!(frame(&lines, 4), ["line 1", "line 2", "line 3", "... and 7 more"]);
+        assert_eq!(frame(&["a\u{1b}[2Jb".to_owned()], 4), ["ab"]);
+        let text = drawn(&frame(&lines, 2));
+        assert_eq!(text, "\u{1b}[Hline 1\u{1b}[K\r\n... and 9 more\u{1b}[K\u{1b}[J");
+    }
+}

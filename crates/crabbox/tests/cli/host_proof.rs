@@ -1,0 +1,68 @@
+//! `proof` where nothing is leased: what it refuses, and what its checker says of a file.
+
+use std::fs;
+
+use crate::place::Place;
+
+#[test]
+fn what_cannot_become_a_proof_is_refused_before_anything_is_leased() {
+    let place = Place::new();
+    let ssh = place.run(&["proof", "--provider", "ssh"]);
+    assert!(
+        ssh.code == 2 && ssh.err.contains("add --provider firecracker"),
+        "{}",
+        ssh.err
+    );
+    place.write("repo/there.md", "mine");
+    let there = place.run(&["proof", "--output", "there.md"]);
+    assert!(
+        there.code == 2 && there.err.contains("there.md exists"),
+        "{}",
+        there.err
+    );
+    assert_eq!(fs::read_to_string(place.path("repo/there.md")).unwrap(), "mine");
+    let both = place.run(&["proof", "--check", "there.md", "--output", "x"]);
+    assert_eq!(both.code, 2, "{}", both.err);
+    // A directory gets the usual name, and one of that is in the way as well.
+    place.write("outside/crabbox-proof.md", "mine");
+    let outside = place.run(&["proof", "--output", "../outside"]);
+    assert!(
+        outside.code == 2 && outside.err.contains("outside/crabbox-proof.md exists"),
+        "{}",
+        outside.err
+    );
+}
+
+#[test]
+fn a_file_that_is_no_proof_is_refused_with_what_is_wrong() {
+    let place = Place::new();
+    for (text, told) in [
+        (&b"hello"[..], "it has no document: no line is \"```json\""),
+        (b"\xff", "it is not UTF-8 from byte 0 on"),
+        (b"```json\n{}\n", "no line is \"```\""),
+        (
+            b"a\n```json\n{\"x\": 1, \"x\": 2}\n```\n",
+            "which begins in line 3, cannot be read",
+        ),
+        (b"a\n```json\n{\n\"x\": 1}\n```\n", "line 4: unknown field `x`"),
+        (
+            b"```json\n{\"schemaVersion\": 9}\n```\n",
+            "its schemaVersion is 9",
+        ),
+    ] {
+        place.write("repo/p.md", text);
+        let checked = place.run(&["proof", "--check", "p.md"]);
+        assert_eq!((checked.code, checked.out.as_str()), (2, ""), "{}", checked.err);
+        assert!(checked.err.contains(told), "{told}: {}", checked.err);
+    }
+    let missing = place.run(&["proof", "--check", "none.md"]);
+    assert!(
+        missing.code == 2 && missing.err.contains("read proof none.md"),
+        "{}",
+        missing.err
+    );
+    let file = fs::File::create(place.path("repo/large.md")).unwrap();
+    file.set_len(5 << 20).unwrap();
+    let large = place.run(&["proof", "--check", "large.md"]);
+    assert_eq!((large.code, large.out.as_str()), (2, ""), "{}", large.err);
+}

@@ -1,0 +1,127 @@
+//! Leases that are watched: `list --watch` and `status --watch`, for a person on a terminal and for a script.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, ChildStdout, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
+
+use crabbox_host::process::Signal;
+use rustix::process::{Pid, kill_process};
+
+use crate::place::Place;
+use crate::world::{Machine, Record, claim};
+
+const ID: &str = "cbx_0123456789ab";
+const OTHER: &str = "cbx_ba9876543210";
+/// How long anything may take to be seen: many times the interval.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn leased() -> (Place, Machine) {
+    let (place, machine) = (Place::new(), Machine::start());
+    Record::new(ID, "jade-krill").on(&machine).write(&place);
+    claim(&place, ID, "jade-krill", "firecracker");
+    (place, machine)
+}
+
+/// The lines of a stream as they come.
+fn lines(out: ChildStdout) -> Receiver<String> {
+    let (send, receive) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(out).lines().map_while(Result::ok) {
+            if send.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receive
+}
+
+fn watching(place: &Place, words: &[&str]) -> (Child, Receiver<String>) {
+    let mut command = place.command(words);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let out = child.stdout.take().unwrap();
+    (child, lines(out))
+}
+
+/// Ctrl-C, and the exit code that it leads to.
+fn interrupted(mut child: Child) -> Option<i32> {
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    child.wait().unwrap().code()
+}
+
+#[test]
+fn a_script_is_told_a_line_a_change_and_nothing_while_only_time_passes() {
+    let (place, _machine) = leased();
+    let (child, lines) = watching(&place, &["list", "--provider", "firecracker", "--watch"]);
+    let next = || lines.recv_timeout(PATIENCE).unwrap();
+    assert!(next().contains(&format!("lease={ID} slug=jade-krill")));
+    let dir = Record::new(OTHER, "brisk-crab").write(&place);
+    // What comes next is about the new lease: the old one has not changed.
+    assert!(next().contains(&format!("lease={OTHER} slug=brisk-crab")));
+    fs::remove_dir_all(dir).unwrap();
+    assert_eq!(next(), format!("gone lease={OTHER}"));
+    assert_eq!(interrupted(child), Some(0));
+    assert!(lines.recv_timeout(PATIENCE).is_err(), "nothing more was told");
+}
+
+#[test]
+fn a_program_is_told_a_document_a_change_and_one_lease_s_watch_ends_with_it() {
+    let (place, _machine) = leased();
+    let dir = Record::new(OTHER, "brisk-crab").write(&place);
+    let words = ["status", "--provider", "firecracker", "--watch", "--json", OTHER];
+    let (mut child, lines) = watching(&place, &words);
+    let first: serde_json::Value = serde_json::from_str(&lines.recv_timeout(PATIENCE).unwrap()).unwrap();
+    assert_eq!(
+        (&first["id"], &first["ready"]),
+        (&OTHER.into(), &false.into()),
+        "{first}"
+    );
+    fs::remove_dir_all(dir).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(lines.recv_timeout(PATIENCE).is_err(), "nothing more was told");
+    let none = place.run(&["status", "--provider", "firecracker", "--watch", OTHER]);
+    assert_eq!(none.code, 4, "{}", none.err);
+    let both = place.run(&["status", "--watch", "--wait", ID]);
+    assert_eq!(both.code, 2, "{}", both.err);
+}
+
+#[test]
+fn a_person_has_one_screen_and_their_terminal_back_after_ctrl_c() {
+    let (place, _machine) = leased();
+    let script = "TERM=xterm; export TERM; script -qefc 'echo $$ > pid; exec crabbox list --provider firecracker --watch' seen >/dev/null & s=$!; \
+         for i in $(seq 600); do grep -q 'slug=jade-krill' seen 2>/dev/null && break; sleep 0.05; done; kill -INT $(cat pid); wait $s; echo code=$?";
+    let seen = place.paste(script);
+    assert!(seen.out.ends_with("code=0\n"), "{} {}", seen.out, seen.err);
+    let seen = fs::read_to_string(place.path("repo/seen")).unwrap();
+    let entered = seen.find("\u{1b}[?1049h").expect("it has a screen of its own");
+    let left = seen.find("\u{1b}[?25h\u{1b}[?1049l").expect("and gives it back");
+    let row = seen.find("slug=jade-krill").unwrap();
+    assert!(entered < row && row < left, "{seen:?}");
+    assert!(
+        seen.contains("1 lease, looked at every 2 s; Ctrl-C ends"),
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn a_person_sees_the_doctor_s_verdict_first_and_a_script_the_lines_of_the_reference() {
+    let place = Place::new();
+    let words = "crabbox doctor --provider firecracker";
+    let person = place.paste(&format!("script -qefc '{words}' /dev/null"));
+    assert!(
+        person.out.starts_with("This host can lease machines: ")
+            || person.out.starts_with("This host cannot lease machines yet: "),
+        "{}",
+        person.out
+    );
+    let script = place.paste(words);
+    let first = script.out.lines().next().unwrap();
+    assert!(
+        ["ok ", "missing ", "failed ", "warning ", "skip "]
+            .iter()
+            .any(|status| first.starts_with(status)),
+        "{first}"
+    );
+    assert!(!script.out.contains("This host"), "{}", script.out);
+}
