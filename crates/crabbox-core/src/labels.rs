@@ -257,7 +257,7 @@ fn seconds(duration: Duration) -> i64 {
 }
 
 /// Trims, folds characters outside `[A-Za-z0-9_.-]` into `_`, keeps 63 characters, names an empty value `unknown`.
-fn sanitise(value: &str) -> String {
+pub(crate) fn sanitise(value: &str) -> String {
     let kept = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     let folded: String = value
         .trim()

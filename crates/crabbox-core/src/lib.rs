@@ -4,6 +4,7 @@ pub mod admission;
 pub mod claim;
 pub mod config;
 pub mod duration;
+pub mod external;
 pub mod fault;
 pub mod holding;
 pub mod id;

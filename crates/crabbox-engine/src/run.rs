@@ -276,6 +276,7 @@ fn enter(entry: &Entry<'_>, request: &RunRequest, events: &dyn RunEvents) -> Res
             slug: wish.slug.clone(),
             keep: wish.keep,
             reclaim: wish.reclaim,
+            external: None,
         },
         set_up: wish.set_up,
     })?;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crabbox_core::admission::{Limits, Quota, VMM_OVERHEAD_MIB};
+use crabbox_core::external::External;
 use crabbox_core::network::NetworkMode;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,9 @@ pub struct AcquireRequest {
     pub lease_id: String,
     /// The slug the user asked for, normalised.
     pub slug: Option<String>,
+    /// What the program calls it that has it made, where that is not this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<External>,
     /// Whether the user asked to keep the lease.
     pub keep: bool,
     /// Time to live.

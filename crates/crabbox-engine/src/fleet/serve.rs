@@ -202,6 +202,7 @@ impl Serve<'_> {
                     slug,
                     keep,
                     reclaim: false,
+                    external: None,
                 };
                 self.acquire(&key, &settings, &new, lines, out)?;
             }

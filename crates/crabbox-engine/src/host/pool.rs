@@ -389,6 +389,8 @@ impl Making<'_> {
         Ok(AcquireRequest {
             lease_id: unowned::lease_id()?,
             slug: None,
+            // The order may be of another program's lease; what waits is nobody's.
+            external: None,
             keep: false,
             // Its supervisor ends it in time; these are for whoever finds it without one.
             idle: self.pool.max_age,

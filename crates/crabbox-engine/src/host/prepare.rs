@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crabbox_core::config::firecracker::{FirecrackerPlan, Jailer};
 use crabbox_core::duration::GoDuration;
+use crabbox_core::external::External;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::LeaseId;
 use crabbox_core::network::NetworkMode;
@@ -167,6 +168,8 @@ pub struct NewLease {
     pub keep: bool,
     /// Whether a claim of another repository is taken over; a new machine has none.
     pub reclaim: bool,
+    /// What the program calls it that has it made, where that is not this one.
+    pub external: Option<External>,
 }
 
 /// Completes the request for a new lease.
@@ -206,6 +209,7 @@ pub(crate) fn request_of(
         slug: None,
         keep: false,
         reclaim: false,
+        external: None,
     };
     let found = Found {
         programs: Programs {
@@ -246,6 +250,7 @@ fn complete(
         control_dir: engine.control_dir()?.path().to_owned(),
         lease_id: id.to_string(),
         slug: new.slug.clone(),
+        external: new.external.clone(),
         keep: new.keep,
         ttl: duration(plan.ttl),
         idle: duration(plan.idle_timeout),

@@ -69,6 +69,7 @@ pub(crate) fn request(engine: &Engine, plan: &FirecrackerPlan) -> Result<Acquire
         slug: None,
         keep: false,
         reclaim: false,
+        external: None,
     };
     prepare::request(engine, plan, &new)
 }

@@ -47,6 +47,12 @@ pub enum AllocateError {
         /// The id.
         id: String,
     },
+    /// Another program has its lease already, or is just getting it.
+    #[error("a lease for {lease} is here already or is being made")]
+    External {
+        /// That program's id of it.
+        lease: String,
+    },
     /// No slug is to be had.
     #[error(transparent)]
     Slug(#[from] SlugError),
@@ -101,6 +107,7 @@ impl Fault for AllocateError {
     fn kind(&self) -> Kind {
         match self {
             Self::NoRoom(refusal) => refusal.kind(),
+            Self::External { .. } => Kind::Unavailable,
             _ => Kind::Usage,
         }
     }
@@ -151,11 +158,7 @@ pub fn allocate(places: &Places, request: &AcquireRequest, id: &LeaseId) -> Resu
         crabbox_core::admission::admit_owner(&owner.quota, &owner.name, &had, &demand)?;
     }
     crabbox_core::admission::admit(&request.limits, &demand, &room)?;
-    let slug = match &request.slug {
-        Some(text) => Slug::requested(text)?,
-        None => Slug::for_lease(id),
-    }
-    .unique(id, |slug| taken.slugs.contains(slug))?;
+    let slug = choose_slug(request, id, |slug| taken.slugs.contains(slug))?;
     let exists = || AllocateError::Exists { id: id.to_string() };
     // Held before the entry is made: an entry whose lease has neither a held lock nor a directory is nobody's.
     let lock = locks::try_lease(places, id.as_str())?.ok_or_else(exists)?;
@@ -181,6 +184,25 @@ pub fn allocate(places: &Places, request: &AcquireRequest, id: &LeaseId) -> Resu
             give_up(places, id, &dir, lock);
             Err(error)
         }
+    }
+}
+
+/// The slug that the lease of `request` gets. One that another program has made stands under that program's id, by which it must be the
+/// only one: a second is refused, and gets no other slug.
+pub(crate) fn choose_slug(
+    request: &AcquireRequest,
+    id: &LeaseId,
+    is_taken: impl Fn(&str) -> bool,
+) -> Result<Slug, AllocateError> {
+    let wanted = match &request.slug {
+        Some(text) => Slug::requested(text)?,
+        None => Slug::for_lease(id),
+    };
+    match &request.external {
+        Some(external) if is_taken(wanted.as_str()) => Err(AllocateError::External {
+            lease: external.lease().to_string(),
+        }),
+        _ => Ok(wanted.unique(id, is_taken)?),
     }
 }
 
@@ -370,7 +392,11 @@ pub(crate) fn first_labels(
         cni_network: cni_network(request),
         exposed: &request.exposed,
     };
-    labels::new_lease(&new, now)
+    let mut labels = labels::new_lease(&new, now);
+    if let Some(external) = &request.external {
+        external.put(&mut labels);
+    }
+    labels
 }
 
 /// The slugs that are in use here.

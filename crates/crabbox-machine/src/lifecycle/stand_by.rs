@@ -16,7 +16,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use crabbox_core::fault::{self, Fault};
-use crabbox_core::id::{LeaseId, Slug};
+use crabbox_core::id::LeaseId;
 use crabbox_core::labels;
 use crabbox_core::state::LeaseState;
 use crabbox_core::timestamp;
@@ -324,12 +324,10 @@ impl Taken {
             ..request.clone()
         };
         let record = &mut self.stored.record;
-        if let Some(text) = &request.slug {
-            let slug = Slug::requested(text).map_err(allocate::AllocateError::from)?;
+        if request.slug.is_some() {
             let taken = allocate::slugs(waiting.life.places)?;
             let is_taken = |slug: &str| slug != record.slug && taken.contains(slug);
-            let slug = slug.unique(waiting.life.id, is_taken);
-            record.slug = slug.map_err(allocate::AllocateError::from)?.to_string();
+            record.slug = allocate::choose_slug(request, waiting.life.id, is_taken)?.to_string();
         }
         let (seconds, nanoseconds) = clock::unix_now();
         let mut labels = allocate::first_labels(&now, waiting.life.id, &record.slug, &record.name, seconds);

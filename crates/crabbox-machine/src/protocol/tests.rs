@@ -21,6 +21,7 @@ pub(crate) fn request() -> AcquireRequest {
         control_dir: "/run/c".into(),
         lease_id: "cbx_0123456789ab".to_owned(),
         slug: Some("jade-krill".to_owned()),
+        external: None,
         keep: true,
         ttl: Duration::from_mins(90),
         idle: Duration::from_millis(1_500),

@@ -17,6 +17,7 @@ pub(crate) fn check(engine: &Engine, plan: &FirecrackerPlan) -> Check {
         slug: None,
         keep: false,
         reclaim: false,
+        external: None,
     };
     let request = match prepare::request(engine, plan, &new) {
         Ok(request) => request,

@@ -85,6 +85,7 @@ impl World {
             control_dir: none.clone(),
             lease_id: id.to_string(),
             slug: None,
+            external: None,
             keep: false,
             ttl: Duration::from_mins(1),
             idle: Duration::from_mins(1),

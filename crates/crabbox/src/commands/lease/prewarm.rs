@@ -41,6 +41,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PrewarmArgs) -> Result<Exit
                 slug: args.slug.clone(),
                 keep: true,
                 reclaim: args.reclaim,
+                external: None,
             },
             set_up: args.yes,
         },

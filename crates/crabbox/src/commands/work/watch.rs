@@ -57,6 +57,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &WatchArgs) -> Result<Exit, 
                 slug: args.slug.clone(),
                 keep: args.keep,
                 reclaim: args.reclaim,
+                external: None,
             },
             set_up: args.yes,
         };
