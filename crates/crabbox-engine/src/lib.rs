@@ -5,6 +5,7 @@
 
 pub mod entry;
 pub mod fleet;
+pub mod external;
 pub mod host;
 pub mod provider;
 pub mod receipt;

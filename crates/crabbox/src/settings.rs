@@ -96,6 +96,15 @@ impl Fault for SettingsError {
 
 /// Loads the configuration of all layers. What cannot be read of a repository's files is left to the caller to judge.
 pub(crate) fn load(env: &Env, flags: &[FlagValue]) -> Result<Loaded, SettingsError> {
+    load_with(env, flags, None)
+}
+
+/// The same with one more file above those that are found.
+pub(crate) fn load_with(
+    env: &Env,
+    flags: &[FlagValue],
+    above: Option<ConfigFile>,
+) -> Result<Loaded, SettingsError> {
     let cwd = env.cwd()?;
     let repository = forms(repository_root(cwd));
     let (user_file, named) = (env.user_config(), env.os(CONFIG_VARIABLE));
@@ -146,6 +155,7 @@ pub(crate) fn load(env: &Env, flags: &[FlagValue]) -> Result<Loaded, SettingsErr
         }
         files.push(ConfigFile { path, layer, text });
     }
+    files.extend(above);
     let resolution = resolve(&Inputs {
         files: &files,
         environment: &|name| env.text(name).map(str::to_owned),

@@ -69,6 +69,8 @@ flag_sets! {
     StopSet: LEASE_GROUPS, refusing &[refused::STOP];
     /// `prewarm`.
     PrewarmSet: NEW_LEASE, refusing &[refused::CREATE, refused::WARMUP, refused::PREWARM];
+    /// `adapter external`.
+    AdapterSet: NEW_LEASE, refusing &[];
     /// `doctor`.
     DoctorSet: &[Group::Provider, Group::ProviderOptions, Group::Target], refusing &[refused::DOCTOR];
     /// `warmup`.

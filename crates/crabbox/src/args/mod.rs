@@ -3,6 +3,7 @@
 //! Flags that set configuration come from the key registry ([`keys`]); flags of features that do not exist here are refused by
 //! name ([`refused`]). A flag must never be accepted and then ignored.
 
+mod adapter;
 mod described;
 mod images;
 mod keys;
@@ -20,6 +21,7 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+pub(crate) use adapter::{AdapterCommand, AdapterExternalArgs};
 pub(crate) use described::{DescribedFlag, FlagType, described_flags};
 pub(crate) use images::{
     ImageBuildArgs, ImageCommand, ImageExportArgs, ImageGcArgs, ImageImportArgs, ImageListArgs,
@@ -162,6 +164,9 @@ pub(crate) enum Command {
     Config(ConfigCommand),
     /// Show the providers
     Providers(Box<ProvidersArgs>),
+    /// Lease machines for another program
+    #[command(subcommand)]
+    Adapter(AdapterCommand),
     /// Verify a signed receipt of a run
     Verify(VerifyArgs),
     /// Go the whole way of a lease once, and write down what was seen for others to check

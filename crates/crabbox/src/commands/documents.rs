@@ -3,6 +3,7 @@
 //! The one list: a type that does not stand here is no [`Document`] and cannot be printed as JSON. The schemas are made from the
 //! types; they must never be written by hand.
 
+use crabbox_engine::external::Answer;
 use schemars::generate::SchemaSettings;
 use schemars::transform::{RecursiveTransform, Transform as _};
 use schemars::{JsonSchema, Schema};
@@ -31,6 +32,7 @@ macro_rules! documents {
 }
 
 documents! {
+    "adapter-external", "adapter external" => Answer;
     "bench-report", "bench report --json" => bench::Report;
     "cache-stats", "cache stats --json" => Vec<cache::CacheView>;
     "claims-list", "claims list --json" => claims::ClaimsView;

@@ -1,5 +1,6 @@
 //! Commands about leases: made, looked at, kept, given back; and how a lease is found for any command.
 
+pub(crate) mod adapter;
 pub(crate) mod cleanup;
 pub(crate) mod entering;
 pub(crate) mod entry;

@@ -17,8 +17,8 @@ use crabbox_engine::provider::capability::Capability;
 use crabbox_engine::provider::registry;
 
 use crate::args::{
-    self, ClaimsCommand, Command, CompletionsArgs, ConfigCommand, MachineCommand, Parsed, PoolCommand,
-    SetupCommand,
+    self, AdapterCommand, ClaimsCommand, Command, CompletionsArgs, ConfigCommand, MachineCommand, Parsed,
+    PoolCommand, SetupCommand,
 };
 use crate::context::Ctx;
 use crate::env::Env;
@@ -136,6 +136,7 @@ fn dispatch(ctx: &Ctx<'_>, command: Command) -> Result<Exit, CommandError> {
         Command::Config(ConfigCommand::Show(args)) => host::config::show(ctx, &args),
         Command::Config(ConfigCommand::Explain(args)) => host::config::explain(ctx, &args),
         Command::Providers(args) => host::providers::run(ctx, &args),
+        Command::Adapter(AdapterCommand::External(args)) => lease::adapter::run(ctx, &args),
         Command::Verify(args) => host::verify::run(ctx, &args),
         Command::Proof(args) => host::proof::run(ctx, &args),
         Command::Completions(args) => Ok(completions(ctx, &args)),

@@ -6,6 +6,7 @@
 )]
 
 mod agent;
+mod adapter;
 mod compat;
 mod config;
 mod deaths;

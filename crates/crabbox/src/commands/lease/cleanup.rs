@@ -105,6 +105,11 @@ fn show(ctx: &Ctx<'_>, dry_run: bool, decision: &Decision) {
     }
 }
 
+/// Says what is done about one lease, where standard output is not for that.
+pub(in crate::commands) fn tell(ctx: &Ctx<'_>, dry_run: bool, decision: &Decision) {
+    ctx.printer.note(line(decision, dry_run));
+}
+
 /// One line a decision, in the Go program's words.
 fn line(decision: &Decision, dry_run: bool) -> String {
     let Decision { lease, reason, .. } = decision;

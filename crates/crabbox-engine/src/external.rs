@@ -1,0 +1,288 @@
+//! Leases for another program: the external protocol of the Go program over the same use cases as this program's own commands.
+//!
+//! One request is served, and its answer handed to `deliver`. Nobody's lease may be touched but those that were made through here, and a
+//! lease whose answer did not arrive must not stay: nobody would know of it.
+
+mod answer;
+pub mod config;
+mod error;
+pub mod input;
+mod inventory;
+pub mod request;
+
+use crabbox_core::external::External;
+use crabbox_core::state::LeaseState;
+use crabbox_machine::lease::find::Purpose;
+use crabbox_machine::lifecycle::adopt;
+use crabbox_machine::lifecycle::release::Decision;
+
+pub use answer::Answer;
+pub use error::AdapterError;
+
+use crate::entry::{Entry, EntryError, Wanted};
+use crate::external::answer::{Extent, LeaseAnswer};
+use crate::external::inventory::Inventory;
+use crate::external::request::{Operation, Release, Request, Resolve};
+use crate::host::doctor::{self, Options};
+use crate::host::prepare::NewLease;
+use crate::provider::error::LeaseError;
+use crate::provider::lease::Lease;
+use crate::provider::{Provider, registry};
+
+/// Hears what is done on the way, and takes the answer.
+pub trait Conversation {
+    /// Takes the answer; whether it arrived.
+    fn deliver(&self, answer: &Answer) -> bool;
+
+    /// A decision of `cleanup`, which is not carried out when `dry_run`.
+    fn decided(&self, dry_run: bool, decision: &Decision);
+}
+
+/// Serves `request` with the provider of `entry`, whose repository is the request's. The answer to a failure is the caller's to give.
+pub fn serve(
+    entry: &Entry<'_>,
+    request: &Request,
+    options: &Options,
+    conversation: &dyn Conversation,
+) -> Result<(), AdapterError> {
+    let which = entry.settings.provider().map_err(EntryError::from)?;
+    let provider = registry::open(which, entry.engine, entry.settings);
+    let adapter = Adapter {
+        entry,
+        provider: provider.as_ref(),
+        conversation,
+    };
+    // What only looks, and what decides itself what becomes of leases, gives none a new supervisor before.
+    if !matches!(request.operation, Operation::Doctor | Operation::Cleanup { .. }) {
+        adopt::orphans(entry.engine).ok();
+    }
+    let answer = match &request.operation {
+        Operation::Doctor => adapter.doctor(options)?,
+        Operation::Acquire { desired, keep } => return adapter.acquire(desired, *keep),
+        Operation::Resolve(resolve) => adapter.resolve(resolve)?,
+        Operation::List => adapter.list()?,
+        Operation::Release(release) => adapter.release(release)?,
+        Operation::Touch { lease, state, idle } => {
+            let inventory = adapter.look()?;
+            let found = inventory.by_id(lease)?.ok_or_else(|| not_found(lease.as_str()))?;
+            let lease = usable(found)?;
+            adapter.provider.touch(lease, state.as_ref(), *idle)?;
+            Answer::done(None)
+        }
+        Operation::Cleanup { dry_run } => adapter.cleanup(*dry_run)?,
+    };
+    // Nothing was made that would be lost with it.
+    conversation.deliver(&answer);
+    Ok(())
+}
+
+struct Adapter<'a> {
+    entry: &'a Entry<'a>,
+    provider: &'a dyn Provider,
+    conversation: &'a dyn Conversation,
+}
+
+impl Adapter<'_> {
+    fn look(&self) -> Result<Inventory, LeaseError> {
+        Inventory::look(self.provider, &self.entry.engine.places)
+    }
+
+    fn doctor(&self, options: &Options) -> Result<Answer, AdapterError> {
+        let checks = self.provider.checks(options);
+        if doctor::is_well(&checks) {
+            let words = checks
+                .iter()
+                .map(|check| format!("{}={}", check.check, check.status.name()));
+            return Ok(Answer::done(Some(words.collect::<Vec<_>>().join(" "))));
+        }
+        let problems = checks
+            .iter()
+            .filter(|check| !doctor::is_well(std::slice::from_ref(check)))
+            .map(|check| format!("{}: {}", check.check, check.message));
+        Err(AdapterError::Problems {
+            problems: problems.collect(),
+        })
+    }
+
+    /// Has a machine ready, once however often it is asked for.
+    fn acquire(&self, desired: &External, keep: bool) -> Result<(), AdapterError> {
+        let id = || desired.lease().to_string();
+        let inventory = self.look()?;
+        if let Some(found) = inventory.by_id(desired.lease())? {
+            let known = usable(found)?;
+            if known.state == LeaseState::Provisioning {
+                return Err(AdapterError::BeingMade { id: id() });
+            }
+            same(&found.external, desired)?;
+            let lease = self.provider.resolve(&known.id, Purpose::Use)?;
+            self.conversation
+                .deliver(&Answer::lease(LeaseAnswer::new(desired, &lease, Extent::Full)));
+            return Ok(());
+        }
+        let (_, acquired) = self.entry.new_lease(&Wanted {
+            lease: NewLease {
+                slug: Some(desired.slug_here()),
+                keep,
+                reclaim: false,
+                external: Some(desired.clone()),
+            },
+            set_up: false,
+        })?;
+        let lease = &acquired.lease;
+        // One that waited may be looked after by a supervisor that knows nothing of other programs.
+        if External::of(&lease.labels).as_ref() != Some(desired) {
+            self.provider.give_back(lease)?;
+            return Err(AdapterError::Unnoted { id: lease.id.clone() });
+        }
+        if self.entry.interrupts.caught().is_some() {
+            return self.give_back(lease, desired, "the request was cancelled");
+        }
+        let answer = Answer::lease(LeaseAnswer::new(desired, lease, Extent::New));
+        if self.conversation.deliver(&answer) {
+            Ok(())
+        } else {
+            self.give_back(lease, desired, "nobody read the answer")
+        }
+    }
+
+    fn give_back(&self, lease: &Lease, desired: &External, why: &'static str) -> Result<(), AdapterError> {
+        self.provider.give_back(lease)?;
+        Err(AdapterError::GivenBack {
+            id: desired.lease().to_string(),
+            why,
+        })
+    }
+
+    fn resolve(&self, wanted: &Resolve) -> Result<Answer, AdapterError> {
+        let inventory = self.look()?;
+        let found = match &wanted.known {
+            Some(known) => inventory.by_id(known.lease())?,
+            None => inventory.by_text(&wanted.text)?,
+        };
+        let Some(found) = found else {
+            return match &wanted.known {
+                // What is gone is given back: the other program is to forget it.
+                Some(known) if wanted.release_only => Ok(Answer::lease(LeaseAnswer::named(
+                    known,
+                    "",
+                    &LeaseState::Released,
+                ))),
+                Some(known) => Err(not_found(known.lease().as_str())),
+                None => Err(not_found(&wanted.text)),
+            };
+        };
+        if let Some(known) = &wanted.known {
+            same(&found.external, known)?;
+        }
+        if wanted.release_only {
+            return Ok(Answer::lease(tell(found, Extent::Identity)));
+        }
+        let lease = self.provider.resolve(&usable(found)?.id, Purpose::Use)?;
+        if wanted.reclaim {
+            self.provider.claim(&lease, self.entry.repo, true)?;
+        }
+        Ok(Answer::lease(LeaseAnswer::new(
+            &found.external,
+            &lease,
+            Extent::Full,
+        )))
+    }
+
+    fn list(&self) -> Result<Answer, AdapterError> {
+        let inventory = self.look()?;
+        let leases = inventory.entries.iter().map(|found| tell(found, Extent::Full));
+        Ok(Answer::leases(leases.collect()))
+    }
+
+    fn release(&self, wanted: &Release) -> Result<Answer, AdapterError> {
+        let inventory = self.look()?;
+        let Some(found) = inventory.by_id(&wanted.lease)? else {
+            return Ok(Answer::done(Some(format!(
+                "lease {} is gone already",
+                wanted.lease
+            ))));
+        };
+        let external = &found.external;
+        let (id, fences) = (external.lease().as_str(), &wanted.fences);
+        for (field, expected, found) in [
+            ("leaseId", &fences.lease, id),
+            ("attemptLeaseId", &fences.attempt, id),
+            ("slug", &fences.slug, external.slug()),
+        ] {
+            expect(id, field, expected, &[found])?;
+        }
+        // The name stands for it where the other program was told none.
+        expect(id, "cloudId", &fences.cloud_id, &[&found.id, external.name()])?;
+        self.provider.release(&found.id)?;
+        Ok(Answer::done(None))
+    }
+
+    fn cleanup(&self, dry_run: bool) -> Result<Answer, AdapterError> {
+        let decisions = self.provider.cleanup(dry_run, &mut |decision| {
+            self.conversation.decided(dry_run, decision);
+        })?;
+        if !dry_run {
+            // What is left lives; one that lost its supervisor gets a new one.
+            adopt::orphans(self.entry.engine).ok();
+        }
+        let count = |which: &dyn Fn(&Decision) -> bool| decisions.iter().filter(|one| which(one)).count();
+        let failed = count(&|one| one.error.is_some());
+        let message = format!(
+            "dry_run={dry_run} removed={} kept={} failed={failed}",
+            count(&|one| one.remove && one.error.is_none()),
+            count(&|one| !one.remove)
+        );
+        if failed > 0 {
+            return Err(AdapterError::Cleanup { message });
+        }
+        Ok(Answer::done(Some(message)))
+    }
+}
+
+fn not_found(text: &str) -> AdapterError {
+    AdapterError::NotFound {
+        text: text.to_owned(),
+    }
+}
+
+/// What is told of a lease in a list, readable or not.
+fn tell(found: &inventory::Entry, extent: Extent) -> LeaseAnswer {
+    match &found.lease {
+        Some(lease) => LeaseAnswer::new(&found.external, lease, extent),
+        None => LeaseAnswer::named(&found.external, &found.id, &LeaseState::from("unreadable")),
+    }
+}
+
+/// The lease, if its machine may still be there.
+fn usable(found: &inventory::Entry) -> Result<&Lease, AdapterError> {
+    let lease = found
+        .lease
+        .as_ref()
+        .ok_or_else(|| AdapterError::Unreadable { id: found.id.clone() })?;
+    if lease.state.is_terminal() {
+        return Err(AdapterError::Ended {
+            id: found.external.lease().to_string(),
+            state: lease.state.to_string(),
+        });
+    }
+    Ok(lease)
+}
+
+/// Refuses a lease that is called otherwise than the one who asks knows it.
+fn same(found: &External, known: &External) -> Result<(), AdapterError> {
+    let id = found.lease().as_str();
+    expect(id, "slug", known.slug(), &[found.slug()])?;
+    expect(id, "name", known.name(), &[found.name()])
+}
+
+fn expect(id: &str, field: &'static str, expected: &str, found: &[&str]) -> Result<(), AdapterError> {
+    if expected.is_empty() || found.contains(&expected) {
+        return Ok(());
+    }
+    Err(AdapterError::Other {
+        id: id.to_owned(),
+        field,
+        expected: expected.to_owned(),
+        found: found.first().copied().unwrap_or_default().to_owned(),
+    })
+}
