@@ -14,12 +14,54 @@ const COMMANDS: &[(&str, &str)] = &[
         "it records a screen, which a microVM has not, and publishes to an object store and a forge with their credentials; \
          `run --artifact-glob`, `run --emit-proof`, `logs` and `cp` bring back what there is",
     ),
+    ("admin", COORDINATOR),
+    ("adapter serve", COORDINATOR),
+    ("attach", COORDINATOR),
+    ("azure", PROVIDER),
     ("cache volumes", NO_VOLUMES),
     (
         "capsule",
         "it is made from a workflow run of a forge; the bundle that a failed `run` leaves has its command, and `run` runs it again",
     ),
+    (
+        "code",
+        "a web editor is an image's own business, and `tunnel` leads to it",
+    ),
+    ("config set-broker", COORDINATOR),
+    ("desktop", SCREEN),
+    ("egress", "what a lease may reach is the same for all of them"),
+    ("events", COORDINATOR),
+    ("history", COORDINATOR),
+    ("login", COORDINATOR),
+    ("logout", COORDINATOR),
+    ("marketplace", PROVIDER),
+    ("media", SCREEN),
+    (
+        "open",
+        "it shows a page of a coordinator, which this program does not have",
+    ),
+    ("pond", COORDINATOR),
+    ("pool borrow", COORDINATOR),
+    ("pool ready", COORDINATOR),
+    ("results", COORDINATOR),
+    ("screenshot", SCREEN),
+    ("share", COORDINATOR),
+    ("unshare", COORDINATOR),
+    ("usage", COORDINATOR),
+    ("vnc", SCREEN),
+    ("webvnc", SCREEN),
+    ("whoami", COORDINATOR),
 ];
+
+/// Why nothing is here that other machines are asked for.
+const COORDINATOR: &str =
+    "it needs a coordinator, which this program does not have: it leases machines of this host";
+
+/// Why nothing is here that is about another provider.
+const PROVIDER: &str = "it is about another provider's machines";
+
+/// Why nothing is here that is to be seen.
+const SCREEN: &str = "a microVM has no screen";
 
 /// Why a lease has no drive that outlives it.
 const NO_VOLUMES: &str = "a microVM's drives end with its lease, for nobody makes a guest write out what it holds before its end; `cp` and \
@@ -36,6 +78,8 @@ const REASONS: &[(&str, &str)] = &[
         "fresh-pr",
         "it has the lease fetch from a forge, with credentials for it there; check the pull request out here, and `run` brings it",
     ),
+    ("market", "it is about the prices of a cloud"),
+    ("pond", COORDINATOR),
     (
         "apply-local-patch",
         "it goes with --fresh-pr; `run` brings the tree as it stands here, patched or not",

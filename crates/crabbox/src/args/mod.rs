@@ -275,6 +275,9 @@ fn explain(error: &clap::Error, vector: &[OsString], root: &clap::Command) -> St
     let invalid = text(ContextKind::InvalidArg);
     let problem = match (error.kind(), invalid, text(ContextKind::InvalidValue)) {
         (ErrorKind::UnknownArgument, Some(word), _) => Problem::Unexpected { word },
+        (ErrorKind::MissingRequiredArgument, ..) => Problem::Other {
+            message: format!("missing {}", missing(error)),
+        },
         (ErrorKind::ValueValidation | ErrorKind::InvalidValue, Some(arg), Some(value)) => {
             let name = arg
                 .trim_start_matches('-')
@@ -297,6 +300,14 @@ fn explain(error: &clap::Error, vector: &[OsString], root: &clap::Command) -> St
         }
     };
     Stop::Usage(UsageError::new(problem, command))
+}
+
+/// The arguments that are not there.
+fn missing(error: &clap::Error) -> String {
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::Strings(names)) => names.join(", "),
+        _ => "argument".to_owned(),
+    }
 }
 
 fn possible_values(error: &clap::Error) -> Option<String> {

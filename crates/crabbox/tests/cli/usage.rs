@@ -94,6 +94,22 @@ fn usage_errors_are_exit_2_on_standard_error() {
             "--cache-volume is not in this program: ",
         ),
         (&["help", "capsule"], "capsule is not in this program: "),
+        (
+            &["pool", "ready"],
+            "pool ready is not in this program: it needs a coordinator",
+        ),
+        (
+            &["desktop"],
+            "desktop is not in this program: a microVM has no screen",
+        ),
+        (
+            &["warmup", "--pond", "p"],
+            "--pond is not in this program: it needs a coordinator",
+        ),
+        (
+            &["completions"],
+            "missing <SHELL>\nusage: crabbox completions <SHELL>",
+        ),
         (&["config", "actions"], "unknown command \"actions\""),
         (
             &["run", "--fresh-pr", "1", "ls"],
