@@ -96,7 +96,7 @@ fn what_cannot_be_acted_on_is_told_with_its_place() {
         ),
         (
             "[]",
-            r#"protocolVersion (none) is not supported: this adapter speaks version 1"#,
+            "protocolVersion (none) is not supported: this adapter speaks version 1",
         ),
         (
             r#"{"protocolVersion":2,"operation":7}"#,
@@ -204,7 +204,7 @@ proptest! {
                     Operation::Acquire { desired, .. } => {
                         let mut labels = Labels::new();
                         desired.put(&mut labels);
-                        prop_assert_eq!(External::of(&labels).as_ref(), Some(&desired));
+                        prop_assert_eq!(External::of(&labels), Some(desired.clone()));
                         let here = desired.slug_here();
                         prop_assert!(Slug::requested(&here).is_ok_and(|slug| slug.as_str() == here));
                     }
