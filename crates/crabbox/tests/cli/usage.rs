@@ -37,6 +37,45 @@ fn the_version_has_three_spellings() {
 }
 
 #[test]
+fn what_will_not_come_is_refused_with_its_reason() {
+    let refused: [(&[&str], &str); 10] = [
+        (
+            &["actions", "hydrate", "--id", "x"],
+            "actions is not in this program: ",
+        ),
+        (&["artifacts", "collect"], "artifacts is not in this program: "),
+        (&["capsule"], "capsule is not in this program: "),
+        (&["cache", "volumes"], "cache volumes is not in this program: "),
+        (
+            &["cache", "volumes", "list"],
+            "cache volumes is not in this program: ",
+        ),
+        (
+            &["run", "--cache-volume", "x", "ls"],
+            "--cache-volume is not in this program: ",
+        ),
+        (&["help", "capsule"], "capsule is not in this program: "),
+        (
+            &["pool", "ready"],
+            "pool ready is not in this program: it needs a coordinator",
+        ),
+        (
+            &["desktop"],
+            "desktop is not in this program: a microVM has no screen",
+        ),
+        (
+            &["warmup", "--pond", "p"],
+            "--pond is not in this program: it needs a coordinator",
+        ),
+    ];
+    for (words, told) in refused {
+        let answer = run(words);
+        assert_eq!((answer.code, answer.out.as_str()), (2, ""), "{words:?}");
+        assert!(answer.err.starts_with(told), "{words:?}: {}", answer.err);
+    }
+}
+
+#[test]
 fn usage_errors_are_exit_2_on_standard_error() {
     let cases: &[(&[&str], &str)] = &[
         (
@@ -78,34 +117,6 @@ fn usage_errors_are_exit_2_on_standard_error() {
             "unknown command \"rum\", did you mean \"run\"?\n",
         ),
         (&["checkpoint", "create"], "unknown command \"checkpoint\""),
-        (
-            &["actions", "hydrate", "--id", "x"],
-            "actions is not in this program: ",
-        ),
-        (&["artifacts", "collect"], "artifacts is not in this program: "),
-        (&["capsule"], "capsule is not in this program: "),
-        (&["cache", "volumes"], "cache volumes is not in this program: "),
-        (
-            &["cache", "volumes", "list"],
-            "cache volumes is not in this program: ",
-        ),
-        (
-            &["run", "--cache-volume", "x", "ls"],
-            "--cache-volume is not in this program: ",
-        ),
-        (&["help", "capsule"], "capsule is not in this program: "),
-        (
-            &["pool", "ready"],
-            "pool ready is not in this program: it needs a coordinator",
-        ),
-        (
-            &["desktop"],
-            "desktop is not in this program: a microVM has no screen",
-        ),
-        (
-            &["warmup", "--pond", "p"],
-            "--pond is not in this program: it needs a coordinator",
-        ),
         (
             &["completions"],
             "missing <SHELL>\nusage: crabbox completions <SHELL>",
