@@ -57,12 +57,13 @@ pub enum Images {
 /// The guest's first process, static: the very one that crabbox carries.
 pub(crate) fn guest_binary() -> Result<PathBuf> {
     stage("building crabbox-guest", || {
-        Ok(crabbox_embed::built(
-            env!("CARGO").as_ref(),
-            workspace::root(),
-            &workspace::target_dir(),
-            "crabbox-guest",
-        )?)
+        let build = crabbox_embed::Build {
+            cargo: env!("CARGO").as_ref(),
+            root: workspace::root(),
+            target: &workspace::target_dir(),
+            platform: &format!("{}-unknown-linux-gnu", std::env::consts::ARCH),
+        };
+        Ok(build.program("crabbox-guest")?)
     })
 }
 
