@@ -10,6 +10,7 @@ mod bench;
 mod cache;
 mod compat;
 mod demo;
+mod dist;
 mod docs;
 mod fuzz;
 mod lab;
@@ -72,6 +73,8 @@ enum Task {
     Docs(docs::Arguments),
     /// Fuzz what reads bytes that others wrote, guided by coverage
     Fuzz(fuzz::Arguments),
+    /// Build what users install: a tarball, a Debian package, a bill of materials, digests
+    Dist(dist::Arguments),
     /// Check the licences of all dependencies against deny.toml
     Licences,
 }
@@ -183,6 +186,7 @@ fn main() -> ExitCode {
         Task::Arch => arch::main(),
         Task::Docs(arguments) => docs::main(&arguments),
         Task::Fuzz(arguments) => fuzz::main(&arguments),
+        Task::Dist(arguments) => dist::main(&arguments),
         Task::Licences => licences::main(),
     };
     result.unwrap_or_else(|error| {

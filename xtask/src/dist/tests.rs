@@ -1,0 +1,497 @@
+//! Packages as dpkg and the install script take them, in trees below a temporary directory: nothing of this host's own dpkg is touched.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+
+use crabbox_host::command::Captured;
+
+use super::*;
+
+/// Says what the program says when it is packed and installed.
+const STAND_IN: &str = r##"#!/bin/sh
+# Needs GLIBC_2.34
+case $1 in
+    --version) echo 'VERSION' ;;
+    completions) echo "# for $2" ;;
+    __reference) mkdir -p "$2/man" && echo '.TH crabbox 1' > "$2/man/crabbox.1" ;;
+    *) exit 2 ;;
+esac
+"##;
+
+/// The version of the workspace, and a later one.
+const VERSIONS: [&str; 2] = [env!("CARGO_PKG_VERSION"), "99.0.0"];
+
+fn components() -> Components {
+    Components::read(TARGET).unwrap()
+}
+
+/// Packs `program` as `version` into `out`.
+fn packed(program: &Path, version: &str, components: &Components, out: &Path) -> Vec<PathBuf> {
+    let release = Release {
+        version,
+        program,
+        components,
+        epoch: 1_700_000_000,
+        releases: "",
+        effort: 1,
+    };
+    pack(&release, out).unwrap()
+}
+
+fn stand_in(dir: &Path, version: &str) -> PathBuf {
+    let path = dir.join(format!("stand-in-{version}"));
+    fs::write(&path, STAND_IN.replace("VERSION", version)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+fn ending<'a>(paths: &'a [PathBuf], ending: &str) -> &'a Path {
+    let found = paths.iter().find(|path| path.to_string_lossy().ends_with(ending));
+    found.expect("the file was packed")
+}
+
+/// Everything below `dir` but directories, relative to it.
+fn files(dir: &Path) -> Vec<String> {
+    let found = Cmd::new("find")
+        .arg(".")
+        .args(["!", "-type", "d"])
+        .cwd(dir)
+        .run()
+        .unwrap();
+    let mut files: Vec<String> = found.stdout_text().lines().map(str::to_owned).collect();
+    files.sort();
+    files
+}
+
+/// A system of nothing but dpkg's own records.
+struct System(tempfile::TempDir);
+
+impl System {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for inner in ["info", "updates", "triggers"] {
+            fs::create_dir_all(dir.path().join("var/lib/dpkg").join(inner)).unwrap();
+        }
+        fs::write(dir.path().join("var/lib/dpkg/status"), "").unwrap();
+        Self(dir)
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.0.path().join(path)
+    }
+
+    /// Dependencies are the host's here, and there is no shell to change root to.
+    fn dpkg(&self, words: &[&str]) -> Captured {
+        let mut root = std::ffi::OsString::from("--root=");
+        root.push(self.0.path());
+        Cmd::new("dpkg")
+            .arg(root)
+            .args(["--force-depends", "--force-script-chrootless", "--log=/dev/null"])
+            .args(words)
+            .capture()
+            .unwrap()
+    }
+
+    fn install(&self, package: &Path) -> Captured {
+        self.dpkg(&["--install", package.to_str().unwrap()])
+    }
+
+    /// What dpkg says of the package.
+    fn state(&self) -> String {
+        let said = Cmd::new("dpkg-query")
+            .arg(format!("--admindir={}", self.at("var/lib/dpkg").display()))
+            .args(["--show", "--showformat=${db:Status-Status} ${Version}", "crabbox"])
+            .capture()
+            .unwrap();
+        said.stdout_text()
+    }
+}
+
+#[track_caller]
+fn ok(done: &Captured) {
+    assert!(
+        done.status.success(),
+        "{}{}",
+        done.stdout_text(),
+        done.stderr_text()
+    );
+}
+
+/// The development program, without what is there for debuggers: compressing that takes long and shows nothing. It is not built from here: a
+/// cargo below a test has another environment, in which it would compile nearly everything anew.
+fn development(dir: &Path) -> PathBuf {
+    let built = workspace::target_dir().join("debug/crabbox");
+    assert!(
+        built.is_file(),
+        "{} is not there: cargo build --workspace --bin crabbox",
+        built.display()
+    );
+    let small = dir.join("crabbox");
+    Cmd::inheriting("strip")
+        .args(["--strip-all", "-o"])
+        .args([&small, &built])
+        .run()
+        .unwrap();
+    small
+}
+
+#[test]
+fn a_package_of_the_program_is_installed_replaced_removed_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let components = components();
+    let program = development(dir.path());
+    let this = packed(&program, VERSIONS[0], &components, &dir.path().join("this"));
+    let later = stand_in(dir.path(), VERSIONS[1]);
+    let later = packed(&later, VERSIONS[1], &components, &dir.path().join("later"));
+    let system = System::new();
+    let before = files(system.0.path());
+
+    ok(&system.install(ending(&this, ".deb")));
+    assert_eq!(system.state(), format!("installed {}", VERSIONS[0]));
+    let installed = system.at("usr/bin/crabbox");
+    let say = |words: &[&str]| Cmd::new(&installed).args(words).env("HOME", dir.path()).run();
+    assert_eq!(say(&["--version"]).unwrap().stdout_text().trim(), VERSIONS[0]);
+    for (path, content) in [
+        ("usr/share/bash-completion/completions/crabbox", "warmup"),
+        ("usr/share/zsh/vendor-completions/_crabbox", "#compdef crabbox"),
+        (
+            "usr/share/fish/vendor_completions.d/crabbox.fish",
+            "complete -c crabbox",
+        ),
+        ("usr/share/doc/crabbox/LICENSES-DEPENDENCIES", "serde"),
+        ("usr/share/doc/crabbox/crabbox.cdx.json", "CycloneDX"),
+        ("usr/share/doc/crabbox/copyright", "LICENSE-MIT"),
+    ] {
+        let text = fs::read_to_string(system.at(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+        assert!(text.contains(content), "{path}");
+    }
+    let page = Cmd::new("gzip")
+        .args(["-dc"])
+        .arg(system.at("usr/share/man/man1/crabbox-warmup.1.gz"))
+        .run()
+        .unwrap();
+    assert!(page.stdout_text().contains(".TH crabbox-warmup 1"));
+    ok(&system.dpkg(&["--verify", "crabbox"]));
+    for example in fs::read_dir(system.at("usr/share/doc/crabbox/examples")).unwrap() {
+        let path = example.unwrap().path();
+        let shown = Cmd::new(&installed)
+            .args(["config", "show"])
+            .cwd(dir.path())
+            .env("HOME", dir.path())
+            .env("CRABBOX_CONFIG", &path)
+            .run()
+            .unwrap();
+        assert_eq!(
+            shown.stderr_text(),
+            "",
+            "{} is taken without a warning",
+            path.display()
+        );
+    }
+
+    // Up, down, and a download that was cut: what was there stays.
+    ok(&system.install(ending(&later, ".deb")));
+    assert_eq!(system.state(), "installed 99.0.0");
+    ok(&system.install(ending(&this, ".deb")));
+    let whole = fs::read(ending(&this, ".deb")).unwrap();
+    let cut = dir.path().join("cut.deb");
+    fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+    assert!(!system.install(&cut).status.success());
+    assert_eq!(say(&["--version"]).unwrap().stdout_text().trim(), VERSIONS[0]);
+    ok(&system.install(ending(&this, ".deb")));
+    assert_eq!(system.state(), format!("installed {}", VERSIONS[0]));
+
+    ok(&system.dpkg(&["--remove", "crabbox"]));
+    assert!(!installed.exists());
+    ok(&system.dpkg(&["--purge", "crabbox"]));
+    assert_eq!(files_of_ours(&system, &before), Vec::<String>::new());
+}
+
+/// What is there that was not there `before`, dpkg's own records left out.
+fn files_of_ours(system: &System, before: &[String]) -> Vec<String> {
+    let now = files(system.0.path()).into_iter();
+    let of_dpkg = |file: &String| file.starts_with("./var/lib/dpkg/");
+    let mut left: Vec<String> = now
+        .filter(|file| !before.contains(file) && !of_dpkg(file))
+        .collect();
+    left.extend(
+        ["usr", "var/lib/crabbox"]
+            .into_iter()
+            .filter(|dir| system.at(dir).exists())
+            .map(str::to_owned),
+    );
+    left
+}
+
+#[test]
+fn a_package_stays_while_leases_live_and_purging_keeps_what_others_put_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = stand_in(dir.path(), VERSIONS[0]);
+    let package = packed(&program, VERSIONS[0], &components(), &dir.path().join("out"));
+    let package = ending(&package, ".deb");
+    let system = System::new();
+    let before = files(system.0.path());
+    ok(&system.install(package));
+    let entries = system.at("var/lib/crabbox/registry/leases");
+    fs::create_dir_all(&entries).unwrap();
+    for lock in ["registry.lock", "network.lock"] {
+        fs::write(entries.with_file_name(lock), "").unwrap();
+    }
+    let entry = entries.join("cbx_0123456789ab.json");
+    fs::write(&entry, "{}").unwrap();
+
+    for action in ["--remove", "--purge"] {
+        let refused = system.dpkg(&[action, "crabbox"]);
+        assert!(!refused.status.success(), "{action}");
+        let said = refused.stderr_text();
+        assert!(
+            said.contains("cbx_0123456789ab") && said.contains("crabbox stop"),
+            "{said}"
+        );
+    }
+    assert_eq!(system.state(), format!("installed {}", VERSIONS[0]));
+    assert!(system.at("usr/bin/crabbox").exists() && entry.exists());
+    ok(&system.install(package));
+    assert!(entry.exists(), "an upgrade leaves leases alone");
+
+    // The lease ended, and somebody else put a file there.
+    fs::remove_file(&entry).unwrap();
+    let foreign = system.at("var/lib/crabbox/notes");
+    fs::write(&foreign, "mine").unwrap();
+    let purged = system.dpkg(&["--purge", "crabbox"]);
+    ok(&purged);
+    assert!(
+        purged.stderr_text().contains("not crabbox's"),
+        "{}",
+        purged.stderr_text()
+    );
+    assert!(foreign.exists() && !entries.exists());
+    fs::remove_file(&foreign).unwrap();
+    fs::remove_dir(system.at("var/lib/crabbox")).unwrap();
+    assert_eq!(files_of_ours(&system, &before), Vec::<String>::new());
+}
+
+#[test]
+fn the_same_release_has_the_same_bytes_whatever_the_place_and_the_umask() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = stand_in(dir.path(), VERSIONS[0]);
+    let components = components();
+    let one = packed(&program, VERSIONS[0], &components, &dir.path().join("one"));
+    // Another place, and other times and rights of what is packed.
+    let moved = dir.path().join("else/where");
+    fs::create_dir_all(&moved).unwrap();
+    let other = stand_in(&moved, VERSIONS[0]);
+    fs::set_permissions(&other, fs::Permissions::from_mode(0o700)).unwrap();
+    let two = packed(&other, VERSIONS[0], &components, &moved.join("two"));
+    let sums = [one, two].map(|paths| fs::read_to_string(ending(&paths, "SHA256SUMS")).unwrap());
+    assert_eq!(sums[0], sums[1]);
+    assert_eq!(sums[0].lines().count(), 4);
+}
+
+mod install {
+    use super::*;
+
+    /// Serves the files below a directory over HTTP on loopback, until it is dropped.
+    struct Server {
+        port: u16,
+        thread: Option<std::thread::JoinHandle<()>>,
+    }
+
+    /// The request that ends it.
+    const END: &str = "/end";
+
+    impl Server {
+        fn start(root: PathBuf) -> Self {
+            let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let serve = move || {
+                for stream in listener.incoming() {
+                    if respond(&root, stream.unwrap()).unwrap_or_default() == END {
+                        return;
+                    }
+                }
+            };
+            let thread = Some(std::thread::spawn(serve));
+            Self { port, thread }
+        }
+
+        fn url(&self) -> String {
+            format!("http://127.0.0.1:{}", self.port)
+        }
+    }
+
+    impl Drop for Server {
+        fn drop(&mut self) {
+            if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) {
+                write!(stream, "GET {END} HTTP/1.0\r\n\r\n").ok();
+            }
+            self.thread.take().map(|thread| thread.join().ok());
+        }
+    }
+
+    /// Sends the file that is asked for, or its first half if there is a file of the same name with `.half` behind it.
+    fn respond(root: &Path, stream: TcpStream) -> std::io::Result<String> {
+        let mut lines = BufReader::new(stream.try_clone()?).lines();
+        let first = lines.next().transpose()?.unwrap_or_default();
+        while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
+        let wanted = first.split(' ').nth(1).unwrap_or_default().to_owned();
+        let path = root.join(wanted.trim_start_matches('/'));
+        let mut stream = stream;
+        let Ok(bytes) = fs::read(&path) else {
+            write!(stream, "HTTP/1.0 404 Not Found\r\nContent-Length: 0\r\n\r\n")?;
+            return Ok(wanted);
+        };
+        let half = PathBuf::from(format!("{}.half", path.display())).exists();
+        let sent = if half { bytes.len() / 2 } else { bytes.len() };
+        write!(
+            stream,
+            "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n",
+            bytes.len()
+        )?;
+        stream.write_all(&bytes[..sent])?;
+        Ok(wanted)
+    }
+
+    /// Releases of both versions behind a server, and a prefix.
+    struct Place {
+        dir: tempfile::TempDir,
+        server: Server,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let components = components();
+            for version in VERSIONS {
+                let program = stand_in(dir.path(), version);
+                packed(
+                    &program,
+                    version,
+                    &components,
+                    &dir.path().join(format!("www/v{version}")),
+                );
+            }
+            let server = Server::start(dir.path().join("www"));
+            Self { dir, server }
+        }
+
+        fn at(&self, path: &str) -> PathBuf {
+            self.dir.path().join(path)
+        }
+
+        fn tarball(&self, version: &str) -> PathBuf {
+            self.at(&format!("www/v{version}/crabbox-{version}-x86_64-linux.tar.gz"))
+        }
+
+        fn sh(&self, version: &str, words: &[&str]) -> Captured {
+            Cmd::new("sh")
+                .arg(self.at(&format!("www/v{version}/install.sh")))
+                .arg("--prefix")
+                .arg(self.at("prefix"))
+                .args(words)
+                .env("TMPDIR", self.dir.path())
+                .env("CRABBOX_REGISTRY_DIR", self.at("registry"))
+                .capture()
+                .unwrap()
+        }
+
+        fn install(&self, version: &str, words: &[&str]) -> Captured {
+            let url = self.server.url();
+            self.sh(version, &[&["--releases", url.as_str()], words].concat())
+        }
+
+        fn installed(&self) -> Option<String> {
+            let said = Cmd::new(self.at("prefix/bin/crabbox")).arg("--version").run();
+            said.ok().map(|said| said.stdout_text().trim().to_owned())
+        }
+
+        /// Asserts that the script refuses with these words and changes nothing.
+        #[track_caller]
+        fn refuses(&self, version: &str, words: &[&str], because: &str) {
+            let before = (files(self.dir.path()), self.installed());
+            let done = self.install(version, words);
+            assert!(!done.status.success(), "{}", done.stdout_text());
+            assert!(done.stderr_text().contains(because), "{}", done.stderr_text());
+            assert_eq!((files(self.dir.path()), self.installed()), before);
+        }
+    }
+
+    #[test]
+    fn the_script_installs_replaces_only_when_told_to_and_takes_all_away() {
+        let [this, later] = VERSIONS;
+        let place = Place::new();
+        fs::create_dir_all(place.at("prefix/bin")).unwrap();
+        fs::write(place.at("prefix/bin/other"), "mine").unwrap();
+        ok(&place.install(this, &[]));
+        assert_eq!(place.installed().as_deref(), Some(this));
+        assert!(place.at("prefix/share/man/man1/crabbox.1.gz").exists());
+        place.refuses(later, &[], "--replace puts");
+        fs::write(
+            place.at("prefix/share/crabbox/installed"),
+            format!(
+                "{}\nshare/old\n",
+                fs::read_to_string(place.at("prefix/share/crabbox/installed"))
+                    .unwrap()
+                    .trim_end()
+            ),
+        )
+        .unwrap();
+        fs::write(place.at("prefix/share/old"), "of an old version").unwrap();
+        ok(&place.install(later, &["--replace"]));
+        assert_eq!(place.installed().as_deref(), Some(later));
+        assert!(
+            !place.at("prefix/share/old").exists(),
+            "a file that is no more goes"
+        );
+        ok(&place.install(this, &["--replace"]));
+
+        fs::create_dir_all(place.at("registry/leases")).unwrap();
+        fs::write(place.at("registry/leases/cbx_0123456789ab.json"), "{}").unwrap();
+        let refused = place.sh(this, &["--remove"]);
+        assert!(
+            refused.stderr_text().contains("cbx_0123456789ab"),
+            "{}",
+            refused.stderr_text()
+        );
+        assert_eq!(place.installed().as_deref(), Some(this));
+        fs::remove_dir_all(place.at("registry")).unwrap();
+        ok(&place.sh(this, &["--remove"]));
+        assert_eq!(files(&place.at("prefix")), ["./bin/other"]);
+    }
+
+    #[test]
+    fn the_script_refuses_what_is_not_whole_not_the_digests_or_not_there() {
+        let [this, _] = VERSIONS;
+        let place = Place::new();
+        place.refuses(this, &["--version", "0.0.1"], "cannot fetch");
+        let tarball = place.tarball(this);
+        let half = format!("{}.half", tarball.display());
+        fs::write(&half, "").unwrap();
+        place.refuses(this, &[], "cannot fetch");
+        fs::remove_file(half).unwrap();
+        let whole = fs::read(&tarball).unwrap();
+        let mut changed = whole.clone();
+        changed[whole.len() / 2] ^= 1;
+        fs::write(&tarball, changed).unwrap();
+        place.refuses(this, &[], "SHA256SUMS says");
+        fs::write(&tarball, whole).unwrap();
+        let sums = tarball.with_file_name("SHA256SUMS");
+        let text = fs::read_to_string(&sums).unwrap();
+        fs::write(&sums, text.replace("tar.gz", "zip")).unwrap();
+        place.refuses(this, &[], "names no");
+        assert!(!place.at("prefix").exists());
+        fs::write(&sums, text).unwrap();
+        // A program that somebody put there by hand.
+        fs::create_dir_all(place.at("prefix/bin")).unwrap();
+        fs::write(place.at("prefix/bin/crabbox"), "#!/bin/sh\necho 7\n").unwrap();
+        place.refuses(this, &[], "did not install");
+        for (words, because) in [
+            (&["--prefix", "here"][..], "not an absolute path"),
+            (&["--what"], "what is --what?"),
+            (&["--releases"], "needs a value"),
+        ] {
+            place.refuses(this, words, because);
+        }
+    }
+}
