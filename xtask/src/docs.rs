@@ -18,6 +18,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail, ensure};
 use crabbox_image::guest::Purpose;
 
+use crate::bench::report;
 use crate::workspace;
 use files::Reference;
 use program::Program;
@@ -81,6 +82,13 @@ pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
         }
     }
     problems.extend(pages_missing(&program)?);
+    let charts = report::settle(!arguments.check)?;
+    if arguments.check {
+        problems.extend(charts.iter().map(|name| format!("{name} is stale")));
+    } else {
+        stale += charts.len();
+    }
+    problems.extend(figures_missing()?);
     problems.extend(promises::check(workspace::root(), "SECURITY.md")?);
     problems.extend(references::check(workspace::root(), &program, crate::command())?);
     if !problems.is_empty() {
@@ -104,9 +112,29 @@ fn generate(program: &Program, reference: &Reference, what: &str) -> Result<Stri
         ("commands", "") => commands(program),
         ("documents", "") => reference.table(),
         ("compatibility", "") => compatibility::generate(program),
+        ("figures", name) => report::block(name),
         ("kernel-arguments", "") => Ok(kernel_arguments()),
         _ => bail!("nothing is known of a block {what:?}"),
     }
+}
+
+/// The page about performance, with the blocks of figures anew.
+pub(crate) fn figures(page: &str) -> Result<String> {
+    blocks::replace(page, |what| match what.split_once(' ') {
+        Some(("figures", name)) => report::block(name),
+        _ => bail!("docs/performance.md has a block {what:?} that is no figure"),
+    })
+}
+
+/// Files of figures that the page about performance does not show.
+fn figures_missing() -> Result<Vec<String>> {
+    let page = fs::read_to_string(workspace::root().join("docs/performance.md"))?;
+    let shown = |name: &String| page.contains(&blocks::opening(&format!("figures {name}")));
+    Ok(report::names()?
+        .into_iter()
+        .filter(|name| !shown(name))
+        .map(|name| format!("docs/performance.md lacks the block `figures {name}`"))
+        .collect())
 }
 
 /// A table of all commands, each with its page.

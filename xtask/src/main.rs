@@ -111,6 +111,8 @@ enum Bench {
         #[arg(long, hide = true)]
         inside: bool,
     },
+    /// Draw what is committed in docs/performance: charts, and the tables of docs/performance.md
+    Report,
     /// What a command costs in a microVM that is there already: time, and processes in the guest
     Run {
         /// Which lab, should this host have no working KVM
@@ -171,6 +173,7 @@ fn main() -> ExitCode {
         }) => bench::boot::args::main(&name, count, &with),
         Task::Bench(Bench::Boot { name, count, .. }) => bench::boot::main(&name, count),
         Task::Bench(Bench::Disk { inside }) => bench::disk::main(inside),
+        Task::Bench(Bench::Report) => bench::report::main(),
         Task::Bench(Bench::Run { name, runs, against }) => bench::run::main(&name, runs, against.as_deref()),
         Task::Bench(Bench::Warm { name, count, dropped }) => bench::warm::main(&name, count, dropped),
         Task::Bench(Bench::Sync {

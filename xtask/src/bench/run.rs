@@ -20,7 +20,7 @@ const SCRIPT: &str = concat!(include_str!("timed.sh"), include_str!("run.sh"));
 const OTHER: &str = "crabbox-other";
 
 /// What is measured: its name in the script and in the document, for a person, whether it is a time.
-const ROWS: [(&str, &str, bool); 5] = [
+pub(super) const ROWS: [(&str, &str, bool); 5] = [
     ("unchanged", "run --id, nothing changed", true),
     ("plain", "run --id --no-sync", true),
     ("trip", "ssh true, one connection", true),
