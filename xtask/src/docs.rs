@@ -4,6 +4,7 @@
 //! never touched. With `--check` nothing is written, and a stale block fails.
 
 mod blocks;
+mod book;
 mod compatibility;
 mod files;
 mod keys;
@@ -89,6 +90,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
         stale += charts.len();
     }
     problems.extend(figures_missing()?);
+    problems.extend(book::check(workspace::root(), &files)?);
     problems.extend(promises::check(workspace::root(), "SECURITY.md")?);
     problems.extend(references::check(workspace::root(), &program, crate::command())?);
     if !problems.is_empty() {
