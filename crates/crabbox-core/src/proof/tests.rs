@@ -92,13 +92,14 @@ fn a_proof_reads_back_as_it_was_and_says_which_rung_it_stands_for() {
 
 #[test]
 fn what_went_wrong_anywhere_is_no_success() {
-    let cases: [(&str, fn(&mut Seen)); 12] = [
+    type Change = fn(&mut Seen);
+    let cases: [(&str, Change); 12] = [
         ("interrupted", |seen| seen.interrupted = true),
         ("no guest", |seen| seen.guest = None),
         ("no vmm", |seen| seen.firecracker = None),
         ("no digest", |seen| seen.program.sha256 = None),
         ("unseen", |seen| {
-            seen.guest.as_mut().unwrap().kernel = GuestKernel::Unseen
+            seen.guest.as_mut().unwrap().kernel = GuestKernel::Unseen;
         }),
         ("exit", |seen| seen.stages[3].exit = Some(0)),
         ("signal", |seen| seen.stages[0].exit = None),
