@@ -125,11 +125,12 @@ pub fn for_build_script(name: &str) -> Result<Vec<u8>> {
     // <target>/[<triple>/]<profile>/build/<this crate>/out
     let is_root = |dir: &&Path| dir.join("CACHEDIR.TAG").is_file();
     let target = out.ancestors().skip(4).find(is_root);
+    let (cargo, platform) = (of_cargo("CARGO")?, of_cargo("TARGET")?);
     let build = Build {
-        cargo: &of_cargo("CARGO")?,
+        cargo: &cargo,
         root,
         target: target.or(out.ancestors().nth(4)).unwrap_or(&out),
-        platform: &of_cargo("TARGET")?.to_string_lossy(),
+        platform: &platform.to_string_lossy(),
     };
     let bytes = std::fs::read(build.program(name)?)?;
     // Half the size; the whole program has to stay small.

@@ -197,6 +197,7 @@ pub(crate) fn wants_room(error: &AllocateError) -> bool {
 #[cfg(test)]
 mod tests {
     use crabbox_core::admission::Refusal;
+    use crabbox_host::netlink::NetlinkError;
 
     use super::*;
 
@@ -211,14 +212,6 @@ mod tests {
         let hosts = Refusal::Leases { leases: 2, max: 2 };
         assert!(wants_room(&hosts.into()));
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use crabbox_core::admission::Refusal;
-    use crabbox_host::netlink::NetlinkError;
-
-    use super::*;
 
     #[test]
     fn nobody_makes_room_for_what_room_does_not_help() {
