@@ -175,13 +175,13 @@ fn a_package_of_the_program_is_installed_replaced_removed_and_leaves_nothing() {
     ok(&system.dpkg(&["--verify", "crabbox"]));
     for example in fs::read_dir(system.at("usr/share/doc/crabbox/examples")).unwrap() {
         let path = example.unwrap().path();
-        // As a user's own file: one that others may read is warned of.
+        // As a user's own file, which others may not read and which is in no repository.
         let own = dir.path().join("config.yaml");
         fs::write(&own, fs::read(&path).unwrap()).unwrap();
         fs::set_permissions(&own, fs::Permissions::from_mode(0o600)).unwrap();
         let shown = Cmd::new(&installed)
             .args(["config", "show"])
-            .cwd(dir.path())
+            .cwd(system.0.path())
             .env("HOME", dir.path())
             .env("CRABBOX_CONFIG", &own)
             .run()
