@@ -235,6 +235,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_tables_that_are_committed_are_those_of_their_figures() {
+        let page = fs::read_to_string(workspace::root().join("docs/performance.md")).unwrap();
+        assert_eq!(figures(&page).unwrap(), page);
+    }
+
+    #[test]
     fn links_that_lead_nowhere_are_found() {
         let file = workspace::root().join("README.md");
         let text = "# Here\n[a](README.md) [b](docs/) [c](nowhere.md) [d](scheme://host) [e](#here) [f](#there) [g](README.md#there)\n";

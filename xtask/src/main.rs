@@ -173,7 +173,7 @@ fn main() -> ExitCode {
         }) => bench::boot::args::main(&name, count, &with),
         Task::Bench(Bench::Boot { name, count, .. }) => bench::boot::main(&name, count),
         Task::Bench(Bench::Disk { inside }) => bench::disk::main(inside),
-        Task::Bench(Bench::Report) => bench::report::main(),
+        Task::Bench(Bench::Report) => bench::report::main(docs::figures),
         Task::Bench(Bench::Run { name, runs, against }) => bench::run::main(&name, runs, against.as_deref()),
         Task::Bench(Bench::Warm { name, count, dropped }) => bench::warm::main(&name, count, dropped),
         Task::Bench(Bench::Sync {

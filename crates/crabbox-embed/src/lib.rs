@@ -56,6 +56,10 @@ impl Build<'_> {
     /// When cargo fails, whose words are on standard error.
     pub fn program(&self, name: &str) -> Result<PathBuf> {
         let dir = self.target.join("agent");
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "cargo, for build scripts, which must wait for none of our crates"
+        )]
         let mut command = Command::new(self.cargo);
         command
             .args(["build", "--quiet", "--locked", "--profile", "guest"])
@@ -119,7 +123,10 @@ pub fn for_build_script(name: &str) -> Result<Vec<u8>> {
         .iter()
         .flat_map(|source| PARTS.map(|part| crates.join(source).join(part)));
     // Of one that is not there cargo would think that it changes all the time.
-    for path in sources.chain([root.join("Cargo.lock")]).filter(|path| path.exists()) {
+    for path in sources
+        .chain([root.join("Cargo.lock")])
+        .filter(|path| path.exists())
+    {
         say(&format!("rerun-if-changed={}", path.display()))?;
     }
     // <target>/[<triple>/]<profile>/build/<this crate>/out

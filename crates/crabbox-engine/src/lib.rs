@@ -4,8 +4,8 @@
 //! print, read the environment, or destroy what it has no proof of owning.
 
 pub mod entry;
-pub mod fleet;
 pub mod external;
+pub mod fleet;
 pub mod host;
 pub mod provider;
 pub mod receipt;

@@ -82,7 +82,7 @@ mod tests {
         writer.join().unwrap();
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         // It ends with the reader, who has had enough.
-        let writer = std::thread::spawn(move || while theirs.write_all(&[b'x'; 1 << 16]).is_ok() {});
+        let writer = std::thread::spawn(move || while theirs.write_all(&[b'x'; 4096]).is_ok() {});
         assert_eq!(take(ours.as_fd(), PATIENCE).unwrap().len(), BYTES + 1);
         drop(ours);
         writer.join().unwrap();

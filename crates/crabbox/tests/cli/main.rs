@@ -5,8 +5,8 @@
     reason = "a test stops at the first thing that does not hold"
 )]
 
-mod agent;
 mod adapter;
+mod agent;
 mod compat;
 mod config;
 mod deaths;

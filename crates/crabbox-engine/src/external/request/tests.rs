@@ -55,7 +55,7 @@ fn the_requests_of_the_go_program_are_read() {
         Operation::Touch {
             lease: LeaseId::parse(ID).unwrap(),
             state: Some(LeaseState::Running),
-            idle: Some(Duration::from_secs(7200))
+            idle: Some(Duration::from_hours(2))
         }
     );
     let release = read(

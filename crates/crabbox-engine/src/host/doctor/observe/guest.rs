@@ -164,7 +164,7 @@ pub(super) fn probe(engine: &Engine, vmm: &Vmm, guest: &Guest) -> Seen<Judged> {
     let cache = &engine.places.cache;
     let initrd = cache.join("kvm-probe-initrd.img");
     let written = guest_binary::bytes().map_err(|error| {
-        Trouble::new(&format!(
+        Trouble::new(format!(
             "this crabbox is damaged: its guest cannot be unpacked: {error}"
         ))
     })?;
