@@ -197,12 +197,13 @@ impl Serve<'_> {
                 settings,
                 slug,
                 keep,
+                external,
             } => {
                 let new = NewLease {
                     slug,
                     keep,
                     reclaim: false,
-                    external: None,
+                    external,
                 };
                 self.acquire(&key, &settings, &new, lines, out)?;
             }

@@ -13,6 +13,7 @@
 
 use std::collections::BTreeMap;
 
+use crabbox_core::external::External;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::LeaseId;
 use crabbox_core::labels::{self, Labels};
@@ -133,6 +134,9 @@ pub enum Ask {
         /// Whether the user asked to keep it.
         #[serde(default)]
         keep: bool,
+        /// What another program calls it, which is judged as it is read.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        external: Option<External>,
     },
     /// The new lease has been entered and claimed.
     Claimed,

@@ -28,6 +28,15 @@ fn every_request_has_its_bytes_and_its_verb_is_known() {
         );
         assert!(line.contains(&format!(r#""verb":"{verb}""#)), "{line}");
     }
+    // Another program's name for it is judged as it is read.
+    let named = |slug: &str| {
+        format!(
+            r#"{{"protocol":1,"verb":"acquire","key":"k","external":{{"lease":"cbx_0123456789ab","slug":"{slug}","name":"n"}}}}"#
+        )
+    };
+    let ask = Ask::read(named("jade-krill").as_bytes()).unwrap();
+    assert!(matches!(ask, Ask::Acquire { external: Some(_), .. }));
+    assert!(Ask::read(named("../krill").as_bytes()).is_err());
     // What may be left out is, and what a later client adds is passed over.
     let short = br#"{"protocol":1,"verb":"acquire","key":"k","colour":"blue"}"#;
     assert!(

@@ -119,6 +119,7 @@ impl Remote {
             settings,
             slug,
             keep: new.keep,
+            external: new.external.clone(),
         })?;
         let until = Instant::now() + limit;
         let (mut stages, mut why) = (Vec::new(), None);
