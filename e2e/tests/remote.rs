@@ -325,17 +325,31 @@ fn another_program_s_lease_on_another_host_is_entered_through_it_and_given_back(
     let before = settled(&host);
     let ask = |who: &str, operation: &str, rest: &str| {
         let request = format!(r#"{{"protocolVersion":1,"operation":"{operation}",{rest}}}"#);
-        with(&host, who, &format!("printf %s '{request}' | crabbox adapter external"))
-            .exits(0)
-            .json()
+        with(
+            &host,
+            who,
+            &format!("printf %s '{request}' | crabbox adapter external"),
+        )
+        .exits(0)
+        .json()
     };
     let desired = r#""desired":{"leaseId":"cbx_0123456789ab","slug":"jade-krill","name":"krill"}"#;
     let made = &ask("alice", "acquire", desired)["lease"];
-    assert_eq!((&made["leaseId"], &made["status"]), (&"cbx_0123456789ab".into(), &"ready".into()), "{made}");
+    assert_eq!(
+        (&made["leaseId"], &made["status"]),
+        (&"cbx_0123456789ab".into(), &"ready".into()),
+        "{made}"
+    );
     let ssh = |field: &str| made["ssh"][field].as_str().unwrap_or_default();
     // It is a lease of alice's and nobody else's.
-    assert_eq!(ask("alice", "list", r#""all":true"#)["leases"][0]["cloudId"], made["cloudId"]);
-    assert_eq!(ask("bob", "list", r#""all":true"#)["leases"], serde_json::json!([]));
+    assert_eq!(
+        ask("alice", "list", r#""all":true"#)["leases"][0]["cloudId"],
+        made["cloudId"]
+    );
+    assert_eq!(
+        ask("bob", "list", r#""all":true"#)["leases"],
+        serde_json::json!([])
+    );
     let entered = with(
         &host,
         "alice",
@@ -349,7 +363,11 @@ fn another_program_s_lease_on_another_host_is_entered_through_it_and_given_back(
         ),
     );
     assert_eq!(entered.exits(0).stdout, "entered\n");
-    drop(ask("alice", "release", r#""lease":{"leaseId":"cbx_0123456789ab"}"#));
+    drop(ask(
+        "alice",
+        "release",
+        r#""lease":{"leaseId":"cbx_0123456789ab"}"#,
+    ));
     assert_eq!(with(&host, "alice", "crabbox list").exits(0).stdout, "");
     assert_nothing_left(&before, &host.residue());
 }

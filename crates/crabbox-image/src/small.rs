@@ -51,7 +51,7 @@ impl Small {
         // What was removed just before may come back a moment later.
         for _ in 0..20 {
             let mut piece = files::free_bytes(&self.path()).unwrap();
-            while piece >= 4096 {
+            while piece >= 1024 {
                 let flags = rustix::fs::FallocateFlags::empty();
                 match rustix::fs::fallocate(&filler, flags, length, piece) {
                     Ok(()) => length += piece,

@@ -318,17 +318,20 @@ pub struct OwnedLink {
     pub tag: String,
 }
 
-/// Every link of ours on the host, whoever made it.
-pub fn owned_links() -> Result<Vec<OwnedLink>, NatError> {
-    let link = |source| NatError::Link {
-        link: format!("{LINK}*"),
-        source,
-    };
+/// The links of the host that have a name like ours.
+fn named_links() -> Result<impl Iterator<Item = crabbox_host::netlink::Link>, NatError> {
     let links = Netlink::open()
         .and_then(|mut netlink| netlink.links())
-        .map_err(link)?;
-    Ok(links
-        .into_iter()
+        .map_err(|source| NatError::Link {
+            link: format!("{LINK}*"),
+            source,
+        })?;
+    Ok(links.into_iter().filter(|link| link.name.starts_with(LINK)))
+}
+
+/// Every link of ours on the host, whoever made it.
+pub fn owned_links() -> Result<Vec<OwnedLink>, NatError> {
+    Ok(named_links()?
         .filter_map(|link| {
             let lease = link.alias.as_deref()?.strip_prefix(LABEL)?.to_owned();
             Some(OwnedLink {
@@ -339,7 +342,22 @@ pub fn owned_links() -> Result<Vec<OwnedLink>, NatError> {
         .collect())
 }
 
-/// The tag of every table of ours on the host.
+/// The tag of every table of ours on the host, but for those of somebody who is just trying the way through it
+/// ([`passage`](passage())): their links bear no label and end with their process, and a table that outlived it is ours.
 pub fn owned_tables() -> Result<Vec<String>, NatError> {
-    rules::tags()
+    // Before and after, so that one that begins or ends meanwhile is seen by either.
+    let mut on_trial = unlabelled_tags()?;
+    let mut tags = rules::tags()?;
+    on_trial.extend(unlabelled_tags()?);
+    tags.retain(|tag| !on_trial.contains(tag));
+    Ok(tags)
+}
+
+/// The tags of links that have a name like ours and no label.
+fn unlabelled_tags() -> Result<Vec<String>, NatError> {
+    let labelled = |alias: Option<&str>| alias.is_some_and(|alias| alias.starts_with(LABEL));
+    Ok(named_links()?
+        .filter(|link| !labelled(link.alias.as_deref()))
+        .filter_map(|link| link.name.strip_prefix(LINK).map(str::to_owned))
+        .collect())
 }

@@ -55,7 +55,7 @@ pub enum FleetError {
         source: ExecError,
     },
     /// It lets us in, and something else than our program answers.
-    #[error("crabbox does not serve on {host}{}: {}", with_code(*.code), or_nothing(.said))]
+    #[error("no crabbox serves on {host}{}: {}", with_code(*.code), or_nothing(.said))]
     NoServe {
         /// The host.
         host: KvmHost,
@@ -66,7 +66,7 @@ pub enum FleetError {
     },
     /// Its program is too old or too new.
     #[error(
-        "crabbox {program} on {host} speaks protocol {} to {}, and this crabbox {} speaks {} to {}",
+        "on {host} crabbox {program} speaks protocol {} to {}, and this crabbox {} speaks {} to {}",
         theirs.0, theirs.1, env!("CARGO_PKG_VERSION"), SPOKEN.least, SPOKEN.most
     )]
     Version {

@@ -394,7 +394,7 @@ pub enum AskError {
     #[error("the request names no protocol version or no verb")]
     Headless,
     /// A verb of a later version.
-    #[error("crabbox {} on this host does not know {verb:?}", env!("CARGO_PKG_VERSION"))]
+    #[error("this host's crabbox {} does not know {verb:?}", env!("CARGO_PKG_VERSION"))]
     Unknown {
         /// The verb.
         verb: String,

@@ -36,6 +36,21 @@ pub(crate) fn lease(lab: &Lab, tag: &str, subnet: &str, policy: Policy) -> (NatS
 }
 
 #[test]
+fn a_table_is_somebody_s_as_long_as_a_link_without_a_label_has_its_tag() {
+    Lab::run(|_| {
+        Cmd::new("nft")
+            .args(["add", "table", "ip", "crabbox_0badcafe"])
+            .run()
+            .unwrap();
+        Netlink::open().unwrap().add_veth("cbx0badcafe", "peer0").unwrap();
+        assert_eq!(nat::owned_tables().unwrap(), Vec::<String>::new());
+        assert_eq!(nat::owned_links().unwrap(), []);
+        Cmd::new("ip").args(["link", "del", "cbx0badcafe"]).run().unwrap();
+        assert_eq!(nat::owned_tables().unwrap(), ["0badcafe"]);
+    });
+}
+
+#[test]
 fn a_guest_is_reached_and_reaches_the_internet_and_nothing_is_left() {
     Lab::run(|lab| {
         let netns = lab.namespace("lease");

@@ -117,12 +117,18 @@ fn sources() -> Vec<PathBuf> {
 }
 
 /// Texts that begin or are marked like a command line and are none.
-const NO_COMMANDS: [&str; 5] = [
+const NO_COMMANDS: [&str; 9] = [
     "crabbox ",
     "crabbox host {id}",
     "crabbox tree 3\n",
     "# Written by `crabbox setup`; yours to change.\nprovider: firecracker\n",
     "provider={provider} does not support `crabbox {command}`",
+    // What a proof shows of what it did.
+    "crabbox run --id proof --no-sync -- sh -c 'uname -s; cat /proc/sys/kernel/random/boot_id'",
+    "crabbox run --id proof -- sh -c 'cat greeting untracked; test -e removed || echo gone'",
+    "crabbox cp --id proof SANDBOX:/tmp/greeting copy && cmp greeting copy",
+    // What is run on another host.
+    "crabbox {SERVE}",
 ];
 
 /// The command lines in a text: what stands between backquotes or quotes and begins with our name; else the whole text if it does.

@@ -35,7 +35,13 @@ fn every_request_has_its_bytes_and_its_verb_is_known() {
         )
     };
     let ask = Ask::read(named("jade-krill").as_bytes()).unwrap();
-    assert!(matches!(ask, Ask::Acquire { external: Some(_), .. }));
+    assert!(matches!(
+        ask,
+        Ask::Acquire {
+            external: Some(_),
+            ..
+        }
+    ));
     assert!(Ask::read(named("../krill").as_bytes()).is_err());
     // What may be left out is, and what a later client adds is passed over.
     let short = br#"{"protocol":1,"verb":"acquire","key":"k","colour":"blue"}"#;
