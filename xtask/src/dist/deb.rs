@@ -99,7 +99,8 @@ fn md5sums(root: &Path) -> Result<String> {
     let mut text = String::new();
     for path in files(root)? {
         let sum = Cmd::inheriting("md5sum").arg(&path).cwd(root).run()?;
-        text.push_str(&sum.stdout_text());
+        text.push_str(sum.stdout_text().trim_end());
+        text.push('\n');
     }
     Ok(text)
 }
