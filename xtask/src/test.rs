@@ -5,7 +5,8 @@
 //!
 //! Two things are at work at a time, because each keeps one processor busy and no more: the hosts of the last rung are made, and then
 //! the first of them takes tests, beside the checks and the tests that need none; when those are done, the second host takes tests,
-//! too. Three at a time make each other wait longer than any host should let a lease wait.
+//! too, and the pretended hosts beside it, which keep nobody busy. More at a time make each other wait longer than any host should let a
+//! lease wait.
 
 mod deal;
 mod examples;
@@ -158,8 +159,12 @@ impl Run {
                     Err(error)
                 }
             };
-            let pretended = rung.on_pretended(&pretended);
+            // They wait for processes and time limits most of the time, and leave the second processor to the second host.
+            let pretended = scope.spawn(|| rung.on_pretended(&pretended));
             let others = rung.on_others();
+            let pretended = pretended
+                .join()
+                .unwrap_or_else(|_| Err(anyhow::anyhow!("the worker on pretended hosts panicked")));
             let first = first
                 .join()
                 .unwrap_or_else(|_| Err(anyhow::anyhow!("the worker on the first host panicked")));

@@ -18,9 +18,6 @@ const HOST: &str = "CRABBOX_E2E_HOST";
 /// How a test asks for the host that was prepared for it.
 const PREPARED: &str = "Host::alone()";
 
-/// Tests of a file at a time, for each processor: most of them wait for processes, for each other's and for time limits.
-const THREADS: usize = 2;
-
 /// The package of the last rung.
 pub(super) const END_TO_END: &str = "crabbox-e2e";
 
@@ -61,7 +58,6 @@ impl Executable {
         Cmd::inheriting(&self.path)
             .args(args.iter().map(AsRef::as_ref))
             .env("CARGO_MANIFEST_DIR", &self.dir)
-            .env("RUST_TEST_THREADS", threads().to_string())
             .cwd(&self.dir)
             .dies_with_us()
     }
@@ -73,10 +69,6 @@ impl Executable {
         let names = text.lines().filter_map(|line| line.strip_suffix(": test"));
         Ok(names.map(str::to_owned).collect())
     }
-}
-
-fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get) * THREADS
 }
 
 /// The files of tests among what cargo says it built (`--message-format=json`), in its order.
