@@ -431,7 +431,10 @@ impl Taken {
 fn taken(places: &Places) -> Result<Taken, AllocateError> {
     let mut taken = Taken::default();
     for lease in leases::list(&places.leases())?.leases {
-        if let Some(owner) = labels::owner(&lease.record.labels) {
+        // What was given back takes nothing of its owner's share, although its directory stays.
+        if let Some(owner) = labels::owner(&lease.record.labels)
+            && labels::state(&lease.record.labels) != LeaseState::Released
+        {
             taken.owned.push((lease.dir, owner.to_owned()));
         }
         taken.slugs.insert(lease.record.slug);
@@ -455,4 +458,28 @@ pub(crate) fn journals(places: &Places) -> Vec<(Journal, bool)> {
         journals.push((journal, busy));
     }
     journals
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_owner_has_given_back_is_not_in_their_share() {
+        let root = tempfile::tempdir().unwrap();
+        let places = Places::below(root.path());
+        for (id, state) in [("cbx_000000000001", "ready"), ("cbx_000000000002", "released")] {
+            let dir = places.leases().join(id);
+            std::fs::create_dir_all(&dir).unwrap();
+            let record = format!(
+                r#"{{"schemaVersion":1,"leaseID":"{id}","slug":"s-{state}","name":"n","vmid":"n","provider":"firecracker",
+                "labels":{{"state":"{state}","owner":"alice"}}}}"#
+            );
+            std::fs::write(dir.join("metadata.json"), record).unwrap();
+        }
+        let taken = taken(&places).unwrap();
+        assert_eq!(taken.had("alice").leases, 1);
+        // Its slug is in use all the same: its directory is there.
+        assert!(taken.slugs.contains("s-released"));
+    }
 }

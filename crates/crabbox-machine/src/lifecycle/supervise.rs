@@ -28,6 +28,7 @@ use std::time::Duration;
 use crabbox_core::fault::{self, Fault, Kind};
 use crabbox_core::id::LeaseId;
 use crabbox_core::labels;
+use crabbox_core::record::LeaseRecord;
 use crabbox_core::state::LeaseState;
 use crabbox_host::console::{self, Recorder};
 use crabbox_host::lock::{FileLock, LockError};
@@ -41,6 +42,7 @@ use crabbox_store::places::{LeaseDir, Places};
 use crate::control::Phase;
 use crate::control::server::Control;
 use crate::failpoint::Who;
+use crate::lease::find::is_running;
 use crate::lease::ownership::{OwnedLease, OwnershipError};
 use crate::lifecycle::acquire::{self, AcquireError, Making, Threads};
 use crate::lifecycle::handover::{is_readable, says_claimed};
@@ -441,7 +443,7 @@ fn conclude(
         }
         return Ok(Vec::new());
     };
-    if labels::state(&stored.record.labels) == LeaseState::Released {
+    if is_taken_back(&stored.record) {
         lease.release();
         return Ok(Vec::new());
     }
@@ -455,6 +457,12 @@ fn conclude(
     };
     // What is left over stays in the journal, where `cleanup` finds and reports it; the walk has logged it.
     Ok(teardown::teardown(places, lease, extent, actor).leftovers())
+}
+
+/// Whether somebody has taken the lease back already: the label says so, and the machine is gone. The label alone is a word that anybody
+/// wrote; a VMM that runs behind it would be nobody's for ever.
+fn is_taken_back(record: &LeaseRecord) -> bool {
+    labels::state(&record.labels) == LeaseState::Released && !is_running(record)
 }
 
 /// Ends the lease's threads: names before the namespace goes, trims before the disk does, the console with all that is in its pipe.
@@ -476,4 +484,21 @@ fn finish_console(threads: Threads, dir: &LeaseDir) -> Vec<String> {
         .map(|stored| stored.record.log_path)
         .unwrap_or_default();
     console::tail(Path::new(&log), CONSOLE_LINES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_whose_machine_runs_is_not_taken_back_whatever_its_label_says() {
+        let mut record = LeaseRecord::default();
+        record.set_process(process::identify(std::process::id()).unwrap());
+        labels::set_state(&mut record.labels, &LeaseState::Released);
+        assert!(is_running(&record) && !is_taken_back(&record));
+        record.set_process(None);
+        assert!(is_taken_back(&record));
+        labels::set_state(&mut record.labels, &LeaseState::Ready);
+        assert!(!is_taken_back(&record));
+    }
 }
