@@ -134,6 +134,16 @@ impl KvmHost {
         format!("{SCHEME}{}", self.with_port())
     }
 
+    /// The command that a user types to enter it: OpenSSH takes no port behind a colon.
+    pub(crate) fn by_hand(&self) -> String {
+        let Self { user, address, port } = self;
+        if *port == PORT {
+            format!("ssh {user}@{address}")
+        } else {
+            format!("ssh -p {port} {user}@{address}")
+        }
+    }
+
     fn with_port(&self) -> String {
         let Self { user, address, port } = self;
         if address.contains(':') {

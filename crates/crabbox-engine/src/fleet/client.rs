@@ -19,7 +19,7 @@ use crabbox_ssh::peer::Peer;
 
 use super::address::{Access, HostError, KvmHost};
 use super::lines::{LineError, Lines};
-use super::wire::{Ask, GREETING, Greeting, Odd, Reply, SERVE, SPOKEN};
+use super::wire::{Ask, GREETING, Greeting, Odd, Reply, SERVE, SPOKEN, crossing};
 
 /// How long a host may take to greet: a login and the start of a program.
 const GREETING_LIMIT: Duration = Duration::from_mins(1);
@@ -168,7 +168,9 @@ impl Fault for FleetError {
                 "if the host was set up anew, take its old key out of {}; otherwise somebody may be in between",
                 known_hosts.display()
             ),
-            Self::Away { host, .. } => format!("try `ssh {host}` by hand; leases there go on without us"),
+            Self::Away { host, .. } => {
+                format!("try `{}` by hand; leases there go on without us", host.by_hand())
+            }
             Self::NoServe { code: Some(127), .. } => "install crabbox on that host".to_owned(),
             Self::NoServe { .. } => format!(
                 "its authorized_keys must let this key run `crabbox {SERVE}`; docs/remote.md says how"
@@ -188,6 +190,7 @@ pub struct Talk {
     host: KvmHost,
     lines: Lines<Peer>,
     version: u32,
+    heard: usize,
     /// What the host said of itself.
     pub greeting: Greeting,
 }
@@ -224,6 +227,7 @@ impl Talk {
             host: host.clone(),
             lines,
             version,
+            heard: 0,
             greeting,
         })
     }
@@ -251,13 +255,17 @@ impl Talk {
             }
             Err(error) => return Err(self.broken(Some(error))),
         };
-        match serde_json::from_slice(&line) {
+        self.heard += line.len();
+        match serde_json::from_slice::<Reply>(&line) {
             Ok(Reply::Failed(failure)) => {
                 let failure = made_harmless(failure);
                 let cause = Cause::chain(&failure.causes);
                 Err(FleetError::Refused(failure, cause))
             }
-            Ok(reply) => Ok(reply),
+            Ok(reply) => reply.judged().map_err(|source| FleetError::Odd {
+                host: self.host.clone(),
+                source,
+            }),
             Err(source) => Err(FleetError::Nonsense {
                 host: self.host.clone(),
                 source: Some(source),
@@ -271,6 +279,11 @@ impl Talk {
         let until = Instant::now() + ANSWER_LIMIT;
         let reply = self.hear(None, until)?;
         take(reply).ok_or_else(|| self.nonsense())
+    }
+
+    /// How many bytes the replies so far had.
+    pub fn heard(&self) -> usize {
+        self.heard
     }
 
     /// Closes our side and waits until the host has ended, which takes back what was not claimed.
@@ -355,11 +368,43 @@ fn shown(text: &str) -> String {
 fn made_harmless(failure: Failure) -> Failure {
     let all = |texts: Vec<String>| texts.iter().take(100).map(|text| shown(text)).collect();
     Failure {
+        kind: crossing(failure.kind),
         message: shown(&failure.message),
         causes: all(failure.causes),
         hints: all(failure.hints),
         console: all(failure.console),
         leftovers: all(failure.leftovers),
         ..failure
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_of_a_host_is_never_a_success() {
+        for code in [0, 9] {
+            let line = format!(
+                r#"{{"kind":{{"passthrough":{code}}},"message":"m","causes":[],"hints":[],"console":[],"leftovers":[]}}"#
+            );
+            let failure: Failure = serde_json::from_str(&line).unwrap();
+            let refused = FleetError::Refused(made_harmless(failure), None);
+            assert_eq!(refused.kind(), Kind::Unavailable);
+        }
+    }
+
+    #[test]
+    fn a_host_that_is_away_is_tried_by_hand_with_its_port() {
+        let hint = |host: &str| {
+            let host = KvmHost::parse(host).unwrap();
+            let source = ExecError::Local {
+                source: std::io::ErrorKind::Other.into(),
+            };
+            FleetError::Away { host, source }.hints().remove(0)
+        };
+        assert!(hint("root@h").contains("`ssh root@h`"));
+        assert!(hint("root@h:2222").contains("`ssh -p 2222 root@h`"));
+        assert!(hint("root@[::1]:2222").contains("`ssh -p 2222 root@::1`"));
     }
 }

@@ -92,6 +92,10 @@ impl<R: Read + AsFd> Lines<R> {
     ) -> Result<Option<Vec<u8>>, LineError> {
         let mut looked = 0;
         loop {
+            // Who never stops speaking always has something to read, and would never be late.
+            if until.is_some_and(|until| Instant::now() >= until) {
+                return Err(LineError::Late);
+            }
             if let Some(at) = self.ahead[looked..].iter().position(|byte| *byte == b'\n') {
                 let mut line: Vec<u8> = self.ahead.drain(..=looked + at).collect();
                 line.pop();
@@ -199,6 +203,30 @@ mod tests {
         assert!(matches!(read(&[b"a\nbc"], true), (all, Some(LineError::Cut { bytes: 2 })) if all == [b"a"]));
         assert!(matches!(read(&[b"a\nbc"], false), (all, Some(LineError::Late)) if all == [b"a"]));
         assert!(matches!(read(&[b""], true), (all, None) if all.is_empty()));
+    }
+
+    #[test]
+    fn who_never_stops_speaking_is_late_all_the_same() {
+        for said in [&b"a\n"[..], &[b'x'; CHUNK]] {
+            let (from, mut to) = io::pipe().unwrap();
+            let writer = std::thread::spawn(move || while to.write_all(said).is_ok() {});
+            let mut lines = Lines::new(from);
+            let began = Instant::now();
+            let until = began + Duration::from_millis(100);
+            let error = loop {
+                match lines.next(None, Some(until)) {
+                    Ok(Some(_)) => assert!(began.elapsed() < Duration::from_secs(10), "never late"),
+                    other => break other,
+                }
+            };
+            // A line without an end is too long before it is late.
+            assert!(
+                matches!(error, Err(LineError::Late | LineError::Long)),
+                "{error:?}"
+            );
+            drop(lines);
+            writer.join().unwrap();
+        }
     }
 
     #[test]

@@ -28,7 +28,9 @@ use crabbox_ssh::keys::{self, KeyError};
 
 use self::taking::{Gone, Taking};
 use super::lines::{self, LineError, Lines};
-use super::wire::{Aim, Ask, AskError, FarLease, Greeting, LEASES, LOG, LogSource, Reply, SAYABLE, SPOKEN};
+use super::wire::{
+    Aim, Ask, AskError, FarLease, Greeting, LEASES, LOG, LogSource, Reply, SAYABLE, SPOKEN, crossing,
+};
 use crate::host::prepare::NewLease;
 use crate::provider::error::LeaseError;
 use crate::provider::firecracker::{Firecracker, lookup};
@@ -36,10 +38,16 @@ use crate::provider::lease::Lease;
 use crate::provider::{Notice, Provider as _};
 
 /// How long a client may be silent between two questions.
-const SILENCE: Duration = Duration::from_mins(10);
+pub(crate) const SILENCE: Duration = Duration::from_mins(10);
 
 /// How long a client may take to read what it is told.
 const HEARING: Duration = Duration::from_secs(30);
+
+/// The longest work root that a guest takes, in bytes.
+const WORK_ROOT: usize = 1024;
+
+/// How much of a state or name that is refused is repeated, in characters.
+const NAME: usize = 80;
 
 /// Why a conversation ended that the client had not ended, or what was asked was not done.
 #[derive(Debug, thiserror::Error)]
@@ -68,9 +76,24 @@ pub enum ServeError {
         /// The key of the configuration.
         key: String,
     },
+    /// It wants its lease to be in a state that is not a client's to give.
+    #[error("a lease is not put into the state {state:?} from afar; it is \"ready\" or \"running\"")]
+    State {
+        /// The state.
+        state: String,
+    },
+    /// Its work root is one that no guest takes.
+    #[error("firecracker.workRoot must be an absolute path below / without dots, of up to {WORK_ROOT} bytes")]
+    WorkRoot,
     /// The lease is not to be had, or not to be made.
     #[error(transparent)]
     Lease(#[from] LeaseError),
+    /// Whose lease it is cannot be told: the record of one here cannot be read, and it may be that one.
+    #[error("some leases here cannot be read, and it may be one of them: {name:?}")]
+    Unreadable {
+        /// What was asked for.
+        name: String,
+    },
     /// The lease is not up.
     #[error("lease {id} cannot be connected to")]
     Connect {
@@ -107,7 +130,9 @@ impl Fault for ServeError {
     fn kind(&self) -> Kind {
         match (self.fault(), self) {
             (Some(fault), _) => fault.kind(),
-            (None, Self::Line(_) | Self::Connect { .. } | Self::Streams(_)) => Kind::Unavailable,
+            (None, Self::Line(_) | Self::Connect { .. } | Self::Streams(_) | Self::Unreadable { .. }) => {
+                Kind::Unavailable
+            }
             (None, _) => Kind::Usage,
         }
     }
@@ -218,7 +243,7 @@ impl Serve<'_> {
                 out.put(&Reply::Lease(far(&lease)?))?;
             }
             Ask::List => {
-                for lease in self.leases()?.iter().take(LEASES) {
+                for lease in self.leases()?.0.iter().take(LEASES) {
                     out.put(&Reply::Lease(far(lease)?))?;
                 }
                 out.put(&Reply::Done)?;
@@ -229,7 +254,7 @@ impl Serve<'_> {
                 idle_seconds,
             } => {
                 let lease = self.owned(&lease)?;
-                let state = state.as_deref().map(LeaseState::from);
+                let state = in_use(state)?;
                 let idle = idle_seconds.map(Duration::from_secs);
                 let labels = touch::touch(&self.engine.places, &lease.id, state.as_ref(), idle)
                     .map_err(LeaseError::from)?;
@@ -311,18 +336,20 @@ impl Serve<'_> {
         Ok(Firecracker::new(self.engine.clone(), (self.settings)(flags)?))
     }
 
-    /// The owner's leases, those left out that cannot be read: whose they are nobody can tell.
-    fn leases(&self) -> Result<Vec<Lease>, LeaseError> {
-        let mut all = lookup::list(self.engine)?.leases;
-        all.retain(|lease| labels::owner(&lease.labels) == Some(&self.owner));
-        Ok(all)
+    /// The owner's leases, and whether there are some that cannot be read: whose they are nobody can tell.
+    fn leases(&self) -> Result<(Vec<Lease>, bool), LeaseError> {
+        let mut all = lookup::list(self.engine)?;
+        all.leases
+            .retain(|lease| labels::owner(&lease.labels) == Some(&self.owner));
+        Ok((all.leases, !all.unusable.is_empty()))
     }
 
-    /// The owner's lease that `text` names.
-    fn owned(&self, text: &str) -> Result<Lease, LeaseError> {
+    /// The owner's lease that `text` names. "Not found" has its client throw the lease's key away, so it is said only when it is certain,
+    /// and in the same words of every name.
+    fn owned(&self, text: &str) -> Result<Lease, ServeError> {
         let slug = normalise(text);
-        let mut found: Vec<Lease> = self
-            .leases()?
+        let (leases, some_unreadable) = self.leases()?;
+        let mut found: Vec<Lease> = leases
             .into_iter()
             .filter(|lease| {
                 lease.id == text || lease.name == text || (!slug.is_empty() && lease.slug == slug)
@@ -333,17 +360,40 @@ impl Serve<'_> {
         }
         match found.len() {
             1 => Ok(found.swap_remove(0)),
-            0 => Err(ResolveError::from(NameError::NotFound {
+            0 if some_unreadable => Err(ServeError::Unreadable {
+                name: text.chars().take(NAME).collect(),
+            }),
+            0 => Err(LeaseError::from(ResolveError::from(NameError::NotFound {
                 text: text.to_owned(),
-            })
+            }))
             .into()),
-            _ => Err(ResolveError::from(NameError::Ambiguous {
+            _ => Err(LeaseError::from(ResolveError::from(NameError::Ambiguous {
                 slug,
                 matches: found.iter().map(|lease| format!("lease={}", lease.id)).collect(),
-            })
+            }))
             .into()),
         }
     }
+}
+
+/// The state that a use gives a lease. Any other is the word of whoever makes, watches and ends it: by `released`, for instance, its
+/// supervisor would leave it alone.
+fn in_use(said: Option<String>) -> Result<Option<LeaseState>, ServeError> {
+    match said.as_deref().map(LeaseState::from) {
+        None => Ok(None),
+        Some(state @ (LeaseState::Ready | LeaseState::Running)) => Ok(Some(state)),
+        Some(state) => Err(ServeError::State {
+            state: state.to_string().chars().take(NAME).collect(),
+        }),
+    }
+}
+
+/// Whether a guest takes `path` for its work root, by its own rule: a guest that refuses costs a machine, and blames what it came of.
+fn is_work_root(path: &str) -> bool {
+    path.starts_with('/')
+        && path.len() <= WORK_ROOT
+        && path.split('/').any(|part| !part.is_empty())
+        && !path.split('/').any(|part| matches!(part, "." | ".."))
 }
 
 /// What a client says of its lease, as flags.
@@ -357,6 +407,9 @@ fn flags(said: &BTreeMap<String, String>) -> Result<Vec<FlagValue>, ServeError> 
             .iter()
             .find(|key| key.path == path && SAYABLE.contains(&key.path))
             .ok_or_else(|| ServeError::NotSayable { key: path.clone() })?;
+        if path == "firecracker.workRoot" && !is_work_root(value) {
+            return Err(ServeError::WorkRoot);
+        }
         flags.push(FlagValue {
             key: key.name,
             values: vec![value.clone()],
@@ -371,6 +424,7 @@ fn failed(error: &ServeError) -> Reply {
         _ => Vec::new(),
     };
     let mut failure = Failure::of(error, console, Vec::new());
+    failure.kind = crossing(failure.kind);
     if let ServeError::Lease(error) = error {
         failure.machine_ended = error.remedy() == Some(crate::provider::error::Remedy::Again);
     }

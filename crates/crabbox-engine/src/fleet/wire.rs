@@ -38,6 +38,12 @@ const TEXT: usize = 256;
 /// The most labels that a lease has.
 const LABELS: usize = 128;
 
+/// The most stages that the making of one lease has, and as many again of its guest's boot.
+pub(crate) const STAGES: usize = 200;
+
+/// The longest form of a host key, in bytes: an RSA key of 16384 bits has 2.8 KiB.
+const HOST_KEY: usize = 4096;
+
 /// The most leases that one list has.
 pub const LEASES: usize = 10_000;
 
@@ -325,6 +331,15 @@ impl TryFrom<Unjudged> for FarLease {
     }
 }
 
+/// The kind of a failure that comes from a host, or goes to a client. Only a command has an exit code to hand through, and none runs at the
+/// other end of this conversation: who says so could have whatever failed end with 0.
+pub(crate) fn crossing(kind: Kind) -> Kind {
+    match kind {
+        Kind::Passthrough(_) => Kind::Unavailable,
+        kind => kind,
+    }
+}
+
 /// What a host replies.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
@@ -374,6 +389,31 @@ pub enum Reply {
     Done,
     /// It did not work.
     Failed(Failure),
+}
+
+impl Reply {
+    /// The same, when an honest host could have said it: what is kept or shown of a reply has its bounds.
+    pub(crate) fn judged(self) -> Result<Self, Odd> {
+        let odd = |field, found: &str| Odd {
+            field,
+            found: found.chars().take(TEXT).collect(),
+        };
+        match &self {
+            Self::Stage(stage) if !is_plain(&stage.name, TEXT) => Err(odd("stage", &stage.name)),
+            Self::Cold { why } if why.len() > PATH => Err(odd("cold start", why)),
+            Self::Ready { host_key, .. } if !is_plain(host_key, HOST_KEY) => Err(odd("host key", host_key)),
+            Self::Ready { guest_stages, .. } if guest_stages.len() > STAGES => {
+                Err(odd("number of stages", &guest_stages.len().to_string()))
+            }
+            Self::Ready { guest_stages, .. } => {
+                match guest_stages.iter().find(|(name, _)| !is_plain(name, TEXT)) {
+                    Some((name, _)) => Err(odd("stage", name)),
+                    None => Ok(self),
+                }
+            }
+            _ => Ok(self),
+        }
+    }
 }
 
 /// Why what a client said is not served.

@@ -10,14 +10,14 @@ pub mod error;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crabbox_core::claim::Claim;
 use crabbox_core::config::Settings;
 use crabbox_core::config::layer::Origin;
 use crabbox_core::fault::{self, Fault as _, Kind};
-use crabbox_core::id::normalise;
+use crabbox_core::id::{LeaseId, normalise};
 use crabbox_core::labels::{self, Labels};
 use crabbox_core::state::LeaseState;
 use crabbox_core::timestamp;
@@ -36,6 +36,7 @@ use crabbox_store::claims;
 
 use crate::fleet::address::{Access, KvmHost};
 use crate::fleet::client::{ANSWER_LIMIT, FleetError, Talk};
+use crate::fleet::serve::SILENCE;
 use crate::fleet::wire::{self, Aim, Ask, FarLease, LEASES, LogSource, PROXY, Reply};
 use crate::host::doctor::check::{Check, Class, Options, Status};
 use crate::host::doctor::generic;
@@ -47,6 +48,13 @@ use crate::provider::firecracker::{self, Firecracker};
 use crate::provider::lease::Lease;
 use crate::provider::remote::error::RemoteError;
 use crate::provider::{AcquiredLease, Away, Leases, Notice, Provider};
+
+/// How long a conversation is kept for the next question: much less than its host lets it be silent ([`SILENCE`]).
+const KEPT: Duration = Duration::from_mins(1);
+const _: () = assert!(KEPT.as_secs() * 5 <= SILENCE.as_secs());
+
+/// How many bytes one list has. A lease has one or two KiB.
+const LISTED: usize = 16 * 1024 * 1024;
 
 /// Where a lease is.
 enum Place {
@@ -60,8 +68,7 @@ pub struct Remote {
     engine: Engine,
     settings: Settings,
     local: Firecracker,
-    /// Conversations that this command has begun.
-    talks: Mutex<BTreeMap<KvmHost, Talk>>,
+    talks: Kept<Talk>,
 }
 
 impl Remote {
@@ -71,7 +78,7 @@ impl Remote {
             local: Firecracker::new(engine.clone(), settings.clone()),
             engine,
             settings,
-            talks: Mutex::default(),
+            talks: Kept::default(),
         }
     }
 
@@ -139,18 +146,22 @@ impl Remote {
         ask: &Ask,
         take: impl FnMut(Reply) -> Option<T>,
     ) -> Result<T, LeaseError> {
-        let talks = || self.talks.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = talks().remove(host);
-        let mut talk = match kept {
+        let mut talk = match self.talks.take(host, Instant::now()) {
             Some(talk) => talk,
             None => self.open(host, None)?,
         };
         let answer = talk.ask(ask, take);
         // One that broke off is not taken up again.
         if matches!(answer, Ok(_) | Err(FleetError::Refused(..))) {
-            talks().insert(host.clone(), talk);
+            self.talks.keep(host, talk, Instant::now());
         }
         Ok(answer?)
+    }
+
+    /// Whether `host` took us a moment ago for the owner of the lease of `claim`. To anybody else it says of that lease that there is none.
+    fn speaks_to_its_owner(&self, host: &KvmHost, claim: &Claim) -> Result<(), RemoteError> {
+        let now = self.talks.look(host, |talk| talk.greeting.owner.clone());
+        is_its_owner(host, claim, now)
     }
 
     /// The lease as commands see it.
@@ -188,6 +199,9 @@ impl Remote {
             aim,
         };
         let told = self.ask(host, &ask, lease_of)?;
+        if !is_answer(text, told.id.as_str()) {
+            return Err(nonsense(host).into());
+        }
         self.lease(host, told)
     }
 
@@ -199,7 +213,9 @@ impl Remote {
         let mut leases = Vec::new();
         loop {
             match talk.hear(None, until)? {
-                Reply::Lease(told) if leases.len() < LEASES => leases.push(self.lease(host, told)?),
+                Reply::Lease(told) if leases.len() < LEASES && talk.heard() <= LISTED => {
+                    leases.push(self.lease(host, told)?);
+                }
                 Reply::Done => return Ok(leases),
                 _ => return Err(talk.nonsense().into()),
             }
@@ -228,6 +244,86 @@ impl Remote {
             .into_iter()
             .find(|(_, claim)| claim.lease_id == id)?;
         self.lease(&host, told_by(&claim)?).ok()
+    }
+}
+
+/// What is kept of each host, for a while: a host ends a conversation in which nothing is said, and its last words would be taken for the
+/// answer to the next question.
+#[derive(Debug)]
+struct Kept<T>(Mutex<BTreeMap<KvmHost, (T, Instant)>>);
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T> Kept<T> {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<KvmHost, (T, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is kept of `host`, where it is young enough at `now`.
+    fn take(&self, host: &KvmHost, now: Instant) -> Option<T> {
+        let (kept, since) = self.all().remove(host)?;
+        (now.saturating_duration_since(since) < KEPT).then_some(kept)
+    }
+
+    fn keep(&self, host: &KvmHost, what: T, now: Instant) {
+        self.all().insert(host.clone(), (what, now));
+    }
+
+    fn look<U>(&self, host: &KvmHost, look: impl FnOnce(&T) -> U) -> Option<U> {
+        self.all().get(host).map(|(kept, _)| look(kept))
+    }
+}
+
+fn nonsense(host: &KvmHost) -> FleetError {
+    FleetError::Nonsense {
+        host: host.clone(),
+        source: None,
+    }
+}
+
+/// Whether a host that was asked for `text` may answer with the lease `id`. By its id a lease is that one or none.
+fn is_answer(text: &str, id: &str) -> bool {
+    LeaseId::parse(text).is_err() || text == id
+}
+
+/// Whether `now`, for whom `host` takes us, is the owner of the lease of `claim`.
+fn is_its_owner(host: &KvmHost, claim: &Claim, now: Option<String>) -> Result<(), RemoteError> {
+    let owner = labels::owner(&claim.labels).unwrap_or_default();
+    match now {
+        Some(now) if now == owner => Ok(()),
+        now => Err(RemoteError::AnotherOwner {
+            id: claim.lease_id.clone(),
+            owner: owner.to_owned(),
+            host: host.clone(),
+            now: now.unwrap_or_default(),
+        }),
+    }
+}
+
+/// Whether what this machine has of the lease `id` goes, which `host` says that it gave back. `asked` is the claim by which it was asked,
+/// `standing` the one that there is of the lease: a host has no say about any other lease, and its keys are here.
+fn is_to_forget(
+    host: &KvmHost,
+    (text, asked): (&str, Option<&Claim>),
+    id: &str,
+    standing: Option<&Claim>,
+) -> Result<bool, FleetError> {
+    match asked {
+        Some(claim) if claim.lease_id == id => Ok(true),
+        Some(_) => Err(nonsense(host)),
+        None if !is_answer(text, id) => Err(nonsense(host)),
+        None => match standing {
+            Some(claim) if claim.provider == firecracker::NAME && claim.provider_scope == host.scope() => {
+                Ok(true)
+            }
+            Some(_) => Err(nonsense(host)),
+            // Made from another machine, which has what there is of it.
+            None => Ok(false),
+        },
     }
 }
 
@@ -494,14 +590,19 @@ impl Provider for Remote {
             (Ok(released), _) => released,
             // It has ended by itself: what is left of it is here.
             (Err(error), Some(claim)) if error.kind() == Kind::NotFound => {
+                self.speaks_to_its_owner(&host, claim)?;
                 (claim.lease_id.clone(), claim.cloud_id.clone(), None)
             }
             (Err(error), _) => return Err(error),
         };
-        let Ok(id) = crabbox_core::id::LeaseId::parse(&id) else {
-            return Err(FleetError::Nonsense { host, source: None }.into());
+        let Ok(id) = LeaseId::parse(&id) else {
+            return Err(nonsense(&host).into());
         };
-        self.forget(self.resolve_target(id.as_str()).as_ref(), id.as_str())?;
+        let standing = claims::read(&self.engine.places, id.as_str()).map_err(RemoteError::from)?;
+        let asked = (text, claim.as_deref());
+        if is_to_forget(&host, asked, id.as_str(), standing.as_ref())? {
+            self.forget(self.resolve_target(id.as_str()).as_ref(), id.as_str())?;
+        }
         Ok(Released {
             id: id.to_string(),
             name: crabbox_host::console::harmless(&name),
@@ -520,6 +621,8 @@ impl Provider for Remote {
             None => self.local.cleanup(dry_run, on_decision)?,
             Some(_) => Vec::new(),
         };
+        // A host that is away is waited for once, however many leases are there.
+        let mut away: BTreeMap<KvmHost, String> = BTreeMap::new();
         for (host, claim) in self.claims()? {
             let mut decision = Decision {
                 lease: claim.lease_id.clone(),
@@ -530,8 +633,19 @@ impl Provider for Remote {
                 reason: String::new(),
                 error: None,
             };
+            if let Some(why) = away.get(&host) {
+                decision.reason = format!("host_away ({why})");
+                on_decision(&decision);
+                decisions.push(decision);
+                continue;
+            }
             match self.resolve_there(&host, &claim.lease_id, Aim::Look) {
                 Ok(lease) => decision.reason = format!("state={} host={host}", lease.state),
+                Err(error)
+                    if error.kind() == Kind::NotFound && self.speaks_to_its_owner(&host, &claim).is_err() =>
+                {
+                    decision.reason = format!("another_owner host={host}");
+                }
                 Err(error) if error.kind() == Kind::NotFound => {
                     decision.remove = true;
                     decision.reason = format!("missing_state host={host}");
@@ -548,7 +662,14 @@ impl Provider for Remote {
                         });
                     }
                 }
-                Err(error) => decision.reason = format!("host_away ({})", fault::chain(&error)),
+                Err(error) => {
+                    let why = fault::chain(&error);
+                    decision.reason = format!("host_away ({why})");
+                    // One with which we still speak is not away: it said something of this lease.
+                    if self.talks.look(&host, |_| ()).is_none() {
+                        away.insert(host.clone(), why);
+                    }
+                }
             }
             on_decision(&decision);
             decisions.push(decision);
@@ -613,6 +734,63 @@ mod tests {
             "{}",
             place("both")
         );
+    }
+
+    #[test]
+    fn a_conversation_is_taken_up_again_only_while_its_host_still_listens() {
+        let kept = Kept::default();
+        let (host, other) = (KvmHost::parse("a@h").unwrap(), KvmHost::parse("b@h").unwrap());
+        let began = Instant::now();
+        kept.keep(&host, "talk", began);
+        assert_eq!(kept.take(&other, began), None);
+        assert_eq!(kept.look(&host, |talk| talk.len()), Some(4));
+        assert_eq!(
+            kept.take(&host, began + KEPT - Duration::from_millis(1)),
+            Some("talk")
+        );
+        // It is one asker's at a time.
+        assert_eq!(kept.take(&host, began), None);
+        kept.keep(&host, "talk", began);
+        assert_eq!(kept.take(&host, began + KEPT), None);
+        assert_eq!(kept.take(&host, began), None);
+    }
+
+    #[test]
+    fn a_host_has_a_say_about_the_lease_that_was_asked_for_and_no_other() {
+        let (host, other) = (KvmHost::parse("a@h").unwrap(), KvmHost::parse("b@h").unwrap());
+        let claim = |id: &str, scope: String| Claim {
+            lease_id: id.to_owned(),
+            provider: firecracker::NAME.to_owned(),
+            provider_scope: scope,
+            ..Claim::default()
+        };
+        let (one, two) = ("cbx_000000000001", "cbx_000000000002");
+        assert!(is_answer("mine", one) && is_answer(one, one) && !is_answer(one, two));
+        let ours = claim(one, host.scope());
+        let forget = |asked: Option<&Claim>, text: &str, id: &str, standing: Option<&Claim>| {
+            is_to_forget(&host, (text, asked), id, standing).ok()
+        };
+        assert_eq!(forget(Some(&ours), "mine", one, Some(&ours)), Some(true));
+        assert_eq!(forget(Some(&ours), "mine", two, None), None);
+        // Without a claim: what was asked for by id is that lease, and the claim of another host's or our own is not this host's to end.
+        assert_eq!(forget(None, "name", one, Some(&ours)), Some(true));
+        assert_eq!(forget(None, two, one, Some(&ours)), None);
+        assert_eq!(forget(None, "name", one, None), Some(false));
+        for scope in [other.scope(), String::new()] {
+            assert_eq!(forget(None, "name", one, Some(&claim(one, scope))), None);
+        }
+    }
+
+    #[test]
+    fn only_to_a_lease_s_owner_a_host_can_say_that_it_is_gone() {
+        let host = KvmHost::parse("a@h").unwrap();
+        let mut claim = Claim::default();
+        let is_owner =
+            |claim: &Claim, now: Option<&str>| is_its_owner(&host, claim, now.map(str::to_owned)).is_ok();
+        assert!(!is_owner(&claim, None) && !is_owner(&claim, Some("alice")));
+        labels::set_owner(&mut claim.labels, "alice");
+        assert!(is_owner(&claim, Some("alice")));
+        assert!(!is_owner(&claim, Some("alice2")) && !is_owner(&claim, None));
     }
 
     #[test]

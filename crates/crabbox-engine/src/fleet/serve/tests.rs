@@ -157,3 +157,74 @@ fn a_line_without_an_end_and_an_owner_without_a_name_end_the_conversation() {
         "{lines:?}"
     );
 }
+
+#[test]
+fn a_use_puts_a_lease_into_no_state_but_ready_and_running() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let touch = |state: &str| {
+        let said = format!(
+            r#"{{"protocol":1,"verb":"touch","lease":"cbx_000000000001","state":"{state}","idle_seconds":60}}"#
+        );
+        heard(&engine, "alice", (said + "\n").as_bytes()).0[1].clone()
+    };
+    for state in [
+        "released",
+        "pooled",
+        "provisioning",
+        "deleting",
+        "",
+        "whatever",
+        "Ready",
+    ] {
+        let line = touch(state);
+        assert!(
+            line.contains(r#""reply":"failed","kind":"usage""#) && line.contains("not put into the state"),
+            "{line}"
+        );
+    }
+    for state in ["running", "ready"] {
+        let line = touch(state);
+        assert!(
+            line.contains(r#""reply":"labels""#) && line.contains(&format!(r#""state":"{state}""#)),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn nothing_is_not_found_while_a_record_cannot_be_read() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path());
+    let damaged = engine.places.leases().join("cbx_000000000004");
+    std::fs::create_dir_all(&damaged).unwrap();
+    std::fs::write(damaged.join("metadata.json"), "{").unwrap();
+    let refusal = |name: &str| {
+        let (lines, _) = heard(&engine, "alice", ask("release", name).as_bytes());
+        assert!(
+            lines[1].contains(r#""kind":"unavailable""#) && lines[1].contains("cannot be read"),
+            "{lines:?}"
+        );
+        lines[1].replace(name, "NAME")
+    };
+    // Of another owner's, of the damaged one and of none alike.
+    let none = refusal("cbx_00000000000f");
+    assert_eq!(refusal("cbx_000000000004"), none);
+    assert_eq!(refusal("cbx_000000000002"), none);
+    // What is certain is said as ever.
+    let (lines, _) = heard(&engine, "alice", ask("resolve", "one").as_bytes());
+    assert!(lines[1].contains(r#""reply":"lease""#), "{lines:?}");
+}
+
+#[test]
+fn a_work_root_that_no_guest_takes_is_refused_before_a_machine_is_made() {
+    let long = "/".to_owned() + &"x".repeat(WORK_ROOT);
+    for path in ["", "work", "/", "//", "/.", "/work/.", "/work/../etc", &long] {
+        assert!(!is_work_root(path), "{path}");
+        let said = BTreeMap::from([("firecracker.workRoot".to_owned(), path.to_owned())]);
+        assert!(matches!(flags(&said), Err(ServeError::WorkRoot)), "{path}");
+    }
+    for path in ["/work/crabbox", "/work/", "/.cache", "/a..b"] {
+        assert!(is_work_root(path), "{path}");
+    }
+}

@@ -105,6 +105,34 @@ fn a_lease_has_its_bytes_and_what_none_can_have_is_refused() {
     }
 }
 
+#[test]
+fn a_reply_has_no_more_stages_and_no_longer_names_than_a_lease_can_have() {
+    let stage = |name: &str| {
+        let line = serde_json::json!({"reply": "stage", "name": name, "micros": 1, "whose": "ours"});
+        serde_json::from_value::<Reply>(line).unwrap().judged()
+    };
+    assert!(stage("boot").is_ok());
+    assert!(stage(&"x".repeat(TEXT + 1)).is_err() && stage("\u{1b}[2J").is_err());
+    let ready = |count: usize, name: &str, key: &str| {
+        let lease: serde_json::Value = serde_json::from_str(LEASE).unwrap();
+        let line = serde_json::json!({
+            "reply": "ready", "lease": lease, "host_key": key, "says_ready": true, "seconds": 1,
+            "guest_stages": vec![(name, 1); count],
+        });
+        serde_json::from_value::<Reply>(line).unwrap().judged()
+    };
+    assert!(ready(STAGES, "init", "ssh-ed25519 AAAA").is_ok());
+    assert!(ready(STAGES + 1, "init", "k").is_err());
+    assert!(ready(1, &"x".repeat(TEXT + 1), "k").is_err());
+    assert!(ready(1, "init", "k\nother").is_err() && ready(1, "init", &"k".repeat(HOST_KEY + 1)).is_err());
+}
+
+#[test]
+fn no_exit_code_crosses() {
+    assert_eq!(crossing(Kind::Passthrough(0)), Kind::Unavailable);
+    assert_eq!(crossing(Kind::NotFound), Kind::NotFound);
+}
+
 proptest! {
     #[test]
     fn no_damage_to_a_line_is_more_than_an_error(

@@ -1,7 +1,7 @@
 //! A new lease on another machine: asked for, entered from here, claimed here.
 //!
 //! The private key is made before anything is there and never leaves this machine. A lease that does not become ours is given up there, and
-//! nothing of it stays here.
+//! nothing of it stays here; of one that may have become ours nothing must be thrown away.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
@@ -14,12 +14,13 @@ use crabbox_core::id::Slug;
 use crabbox_host::signals::Interrupts;
 use crabbox_machine::lifecycle::client::ClientError;
 use crabbox_ssh::keys;
+use crabbox_store::claims;
 
 use super::Remote;
 use super::error::RemoteError;
 use crate::fleet::address::KvmHost;
 use crate::fleet::client::{ANSWER_LIMIT, FleetError};
-use crate::fleet::wire::{Ask, FarLease, Reply};
+use crate::fleet::wire::{Ask, FarLease, Reply, STAGES};
 use crate::host::prepare::NewLease;
 use crate::provider::error::LeaseError;
 use crate::provider::firecracker::entering;
@@ -30,7 +31,22 @@ use crate::provider::{AcquiredLease, MachineStart, Notice, Provider as _};
 /// How long a host may take to take back what was given up.
 const ROLLBACK_LIMIT: Duration = Duration::from_mins(1);
 
+/// How long a host may take to say that a lease is ours once we have said so.
+const CLAIMED_LIMIT: Duration = Duration::from_secs(30);
+
+/// Whether a host has told more of a lease's making than there can be; `told` counts.
+fn is_too_much(told: &mut usize) -> bool {
+    *told += 1;
+    *told > STAGES
+}
+
 impl Remote {
+    /// Whether something of a lease `id` is on this machine already.
+    fn is_known(&self, id: &str) -> Result<bool, RemoteError> {
+        let has_keys = self.engine.places.keys(id).exists();
+        Ok(has_keys || claims::read(&self.engine.places, id)?.is_some())
+    }
+
     /// What a client says of its lease: what the user set, and nothing that is a default here.
     fn sayable(&self) -> Result<BTreeMap<String, String>, LeaseError> {
         let plan = plans::plan(&self.settings)?;
@@ -121,13 +137,17 @@ impl Remote {
             keep: new.keep,
             external: new.external.clone(),
         })?;
-        let until = Instant::now() + limit;
-        let (mut stages, mut why) = (Vec::new(), None);
+        let mut until = Instant::now() + limit;
+        let (mut stages, mut why, mut told) = (Vec::new(), None, 0);
+        let mut is_refused = false;
         let mut entered: Option<(Lease, Vec<(String, u64)>)> = None;
         let outcome = loop {
             // A lease that has been entered is almost ours: who interrupts now has it to be stopped.
             let cancel = entered.is_none().then(|| interrupts.as_fd());
             match talk.hear(cancel, until) {
+                Ok(Reply::Stage(_) | Reply::Cold { .. }) if is_too_much(&mut told) => {
+                    break Err(talk.nonsense().into());
+                }
                 Ok(Reply::Stage(stage)) => {
                     on_notice(&Notice::Stage(&stage));
                     stages.push(stage);
@@ -149,12 +169,19 @@ impl Remote {
                 }) if entered.is_none() => {
                     let began = Instant::now();
                     let id = lease.id.to_string();
+                    match self.is_known(&id) {
+                        Ok(false) => {}
+                        // A new lease has a new id: what stands here by that name is another one's.
+                        Ok(true) => break Err(talk.nonsense().into()),
+                        Err(error) => break Err(error.into()),
+                    }
                     let deadline = began + Duration::from_secs(seconds).min(limit);
                     let parts = (says_ready, deadline);
                     match self.take(host, &pair, (lease, &host_key), parts, (repo, interrupts)) {
                         Ok(lease) => {
                             stages.push(entering::entering(began));
                             entered = Some((lease, guest_stages));
+                            until = until.min(Instant::now() + CLAIMED_LIMIT);
                             if let Err(error) = talk.say(&Ask::Claimed) {
                                 break Err(error.into());
                             }
@@ -167,9 +194,16 @@ impl Remote {
                         }
                     }
                 }
-                Ok(Reply::Lease(told)) if entered.is_some() => break Ok(told),
+                Ok(Reply::Lease(told))
+                    if entered
+                        .as_ref()
+                        .is_some_and(|(lease, _)| lease.id == told.id.as_str()) =>
+                {
+                    break Ok(told);
+                }
                 Ok(_) => break Err(talk.nonsense().into()),
                 Err(FleetError::Refused(failure, cause)) => {
+                    is_refused = true;
                     // In the words, and with the remedy, of a machine that was to be made here.
                     break Err(AcquireLeaseError::from(ClientError::Failed(failure, cause)).into());
                 }
@@ -190,11 +224,65 @@ impl Remote {
             }
             Err(error) => {
                 talk.give_up(ROLLBACK_LIMIT);
-                if let Some((lease, _)) = &entered {
-                    self.forget(Some(lease), &lease.id).ok();
+                match &entered {
+                    Some((lease, _)) if is_refused => {
+                        self.forget(Some(lease), &lease.id).ok();
+                        Err(error)
+                    }
+                    // It may have heard that we have claimed it, and then it lives: its key is nowhere else.
+                    Some((lease, _)) => Err(RemoteError::Unheard {
+                        id: lease.id.clone(),
+                        host: host.clone(),
+                        source: Box::new(error),
+                    }
+                    .into()),
+                    None => Err(error),
                 }
-                Err(error)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crabbox_core::claim::Claim;
+    use crabbox_machine::context::Engine;
+    use crabbox_store::claims::ClaimError;
+
+    use super::*;
+
+    #[test]
+    fn the_stages_that_a_host_tells_have_an_end() {
+        let mut told = 0;
+        assert!((0..STAGES).all(|_| !is_too_much(&mut told)));
+        assert!(is_too_much(&mut told));
+    }
+
+    #[test]
+    fn a_new_lease_never_has_the_id_of_one_whose_keys_or_claim_are_here() {
+        let root = tempfile::tempdir().unwrap();
+        let engine = Engine {
+            places: crabbox_store::places::Places::below(root.path()),
+            exe: "/x".into(),
+            path: "/nonexistent".into(),
+            runtime: Some(root.path().to_owned()),
+            failpoint: String::new(),
+        };
+        let (keyed, claimed) = ("cbx_000000000001", "cbx_000000000002");
+        std::fs::create_dir_all(engine.places.keys(keyed)).unwrap();
+        claims::update::<ClaimError>(&engine.places, claimed, |_| Ok(Some(Claim::default()))).unwrap();
+        let resolved = crabbox_core::config::resolve(&crabbox_core::config::Inputs {
+            files: &[],
+            environment: &|_| None,
+            flags: &[],
+            home: Some(Path::new("/h")),
+            cwd: Path::new("/"),
+            user_file: None,
+        });
+        let remote = Remote::new(engine, resolved.unwrap().settings);
+        assert!(remote.is_known(keyed).unwrap() && remote.is_known(claimed).unwrap());
+        assert!(!remote.is_known("cbx_000000000003").unwrap());
     }
 }

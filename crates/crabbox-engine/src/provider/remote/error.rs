@@ -42,6 +42,31 @@ pub enum RemoteError {
         /// Its host.
         host: KvmHost,
     },
+    /// The host says that there is no such lease to somebody else than its owner.
+    #[error(
+        "lease {id} on {host} belongs to {owner:?}, and the host takes us for {now:?}: it says nothing of it"
+    )]
+    AnotherOwner {
+        /// The lease.
+        id: String,
+        /// Its host.
+        host: KvmHost,
+        /// Its owner.
+        owner: String,
+        /// For whom we were taken.
+        now: String,
+    },
+    /// The conversation ended when the lease may have been ours already.
+    #[error("lease {id} on {host} was entered, and whether it became ours was not heard any more")]
+    Unheard {
+        /// The lease.
+        id: String,
+        /// Its host.
+        host: KvmHost,
+        /// Why.
+        #[source]
+        source: Box<LeaseError>,
+    },
     /// The slug asked for is none.
     #[error(transparent)]
     Slug(#[from] crabbox_core::id::SlugError),
@@ -70,7 +95,9 @@ impl fault::Fault for RemoteError {
     fn kind(&self) -> Kind {
         match (self.fault(), self) {
             (Some(fault), _) => fault.kind(),
-            (None, Self::KeyElsewhere { .. }) => Kind::Unavailable,
+            (None, Self::KeyElsewhere { .. } | Self::AnotherOwner { .. } | Self::Unheard { .. }) => {
+                Kind::Unavailable
+            }
             (None, Self::Close { .. }) => Kind::Remote,
             (None, _) => Kind::Usage,
         }
@@ -85,6 +112,13 @@ impl fault::Fault for RemoteError {
             Self::KeyElsewhere { id, .. } => {
                 vec![format!("`crabbox stop {id}` gives it back from here, too")]
             }
+            Self::AnotherOwner { id, owner, .. } => vec![format!(
+                "its key and claim stay here; whoever runs that host may have renamed {owner:?}, or can stop {id} there"
+            )],
+            Self::Unheard { id, .. } => vec![
+                format!("its key and claim stay here: `crabbox status {id}` asks the host"),
+                format!("`crabbox stop {id}` gives it back, or removes what is here when it is gone there"),
+            ],
             _ => self.fault().map_or_else(Vec::new, fault::Fault::hints),
         }
     }
