@@ -203,7 +203,10 @@ impl Firecracker {
         if let Source::Restored { key, token } = &source {
             match &acquired {
                 Ok(_) => warm::note_success(&self.engine, key),
-                Err(error) if error.blames_template() => warm::note_failure(&self.engine, key, token),
+                // What an owner from afar asks for may be what fails; it must not take the template from everybody.
+                Err(error) if error.blames_template() && owner.is_none() => {
+                    warm::note_failure(&self.engine, key, token);
+                }
                 Err(_) => {}
             }
             if let Some(error) = acquired.as_ref().err().filter(|error| error.is_of_restoring())
