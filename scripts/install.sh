@@ -1,4 +1,5 @@
 #!/bin/sh
+{ # A shell runs a group only when it has all of it: of a download that was cut nothing runs.
 # Installs crabbox @VERSION@ into a prefix, from a release's tarball whose digest SHA256SUMS names; --remove takes away what was installed.
 # Nothing of what is there is touched before everything is fetched, whole and as the digest says.
 set -eu
@@ -68,7 +69,8 @@ take_away() {
 }
 
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/crabbox-install.XXXXXX")
-trap 'rm -rf "$scratch"' EXIT
+half=
+trap 'rm -rf "$scratch"; [ -z "$half" ] || rm -f "$half"' EXIT
 trap 'exit 130' INT TERM
 : >"$scratch/old"
 [ ! -f "$record" ] || sed 1d "$record" | sort >"$scratch/old"
@@ -130,11 +132,19 @@ said=$("$new/bin/crabbox" --version) || fail "the new program does not run on th
 (cd "$new" && find bin share -type f | sort) >"$scratch/files"
 
 mkdir -p "$prefix/share/crabbox" || fail "cannot write below $prefix; as root, or with --prefix DIR"
+# On record before it is there: --remove takes away what an installation that fails half way has put there.
+{ echo "$version"; cat "$scratch/old"; } >"$record.new"
+mv -f "$record.new" "$record"
 while IFS= read -r file; do
-    mkdir -p "$prefix/${file%/*}"
+    mkdir -p "$prefix/${file%/*}" || fail "cannot make $prefix/${file%/*}; --remove takes away what is there by now"
+    [ ! -d "$prefix/$file" ] || fail "$prefix/$file is a directory; --remove takes away what is there by now"
+    [ ! -d "$prefix/$file.new" ] || fail "$prefix/$file.new is a directory; --remove takes away what is there by now"
     # Beside it and then in its place: whoever runs the old program goes on with it.
-    cp -p "$new/$file" "$prefix/$file.new"
-    mv -f "$prefix/$file.new" "$prefix/$file"
+    half=$prefix/$file.new
+    cp -p "$new/$file" "$half" || fail "cannot write $half; --remove takes away what is there by now"
+    echo "$file" >>"$record"
+    mv -f "$half" "$prefix/$file"
+    half=
 done <"$scratch/files"
 # A program of another version may have had files that this one has not.
 comm -23 "$scratch/old" "$scratch/files" >"$scratch/gone"
@@ -142,3 +152,5 @@ take_away "$scratch/gone"
 { echo "$version"; cat "$scratch/files"; } >"$record.new"
 mv -f "$record.new" "$record"
 echo "crabbox $version is in $prefix/bin; next: crabbox setup firecracker"
+exit 0
+}

@@ -169,7 +169,15 @@ fn send_unsized(
     meta: &Metadata,
 ) -> Result<(), Failure> {
     let mut content = Vec::new();
-    file.take(UNSIZED).read_to_end(&mut content).at(at)?;
+    // One byte more tells a file that ends there from one that would be cut.
+    file.take(UNSIZED + 1).read_to_end(&mut content).at(at)?;
+    if content.len() as u64 > UNSIZED {
+        return Err(Failure::Refused(format!(
+            "{}: says that it is empty and has more than {} MiB",
+            show(at),
+            UNSIZED >> 20
+        )));
+    }
     talk.say(&Reply::File {
         number,
         mode: meta.mode() & 0o7777,

@@ -190,6 +190,7 @@ impl Adapter<'_> {
 
     fn list(&self) -> Result<Answer, AdapterError> {
         let inventory = self.look()?;
+        inventory.is_whole()?;
         let leases = inventory.entries.iter().map(|found| tell(found, Extent::Full));
         Ok(Answer::leases(leases.collect()))
     }

@@ -465,6 +465,33 @@ mod install {
     }
 
     #[test]
+    fn a_script_that_was_cut_does_nothing_and_says_so() {
+        let [this, _] = VERSIONS;
+        let place = Place::new();
+        let script = place.at(&format!("www/v{this}/install.sh"));
+        let whole = fs::read_to_string(&script).unwrap();
+        let lines: Vec<&str> = whole.split_inclusive('\n').collect();
+        for count in 2..lines.len() {
+            fs::write(&script, lines[..count].concat()).unwrap();
+            let done = place.install(this, &[]);
+            assert!(!done.status.success(), "cut after line {count}");
+            assert!(!place.at("prefix").exists(), "cut after line {count}");
+        }
+    }
+
+    #[test]
+    fn what_an_installation_that_fails_half_way_has_put_there_can_be_removed() {
+        let [this, _] = VERSIONS;
+        let place = Place::new();
+        fs::create_dir_all(place.at("prefix/share")).unwrap();
+        fs::write(place.at("prefix/share/man"), "mine").unwrap();
+        assert!(!place.install(this, &[]).status.success());
+        assert!(place.at("prefix/bin/crabbox").exists());
+        ok(&place.sh(this, &["--remove"]));
+        assert_eq!(files(&place.at("prefix")), ["./share/man"]);
+    }
+
+    #[test]
     fn the_script_refuses_what_is_not_whole_not_the_digests_or_not_there() {
         let [this, _] = VERSIONS;
         let place = Place::new();

@@ -28,6 +28,14 @@ pub enum AdapterError {
         /// Their ids.
         leases: Vec<String>,
     },
+    /// A host that may have it cannot be asked.
+    #[error("{host} cannot be asked for leases: {why}")]
+    Away {
+        /// The host.
+        host: String,
+        /// What became of asking it.
+        why: String,
+    },
     /// It is there, and was not made for another program.
     #[error("lease {id} was not made through the adapter, which leaves it alone")]
     NotTheirs {
@@ -102,9 +110,11 @@ impl Fault for AdapterError {
             Self::NotFound { .. } | Self::Ambiguous { .. } | Self::NotTheirs { .. } | Self::Other { .. } => {
                 Kind::NotFound
             }
-            Self::BeingMade { .. } | Self::Ended { .. } | Self::Unnoted { .. } | Self::GivenBack { .. } => {
-                Kind::Unavailable
-            }
+            Self::Away { .. }
+            | Self::BeingMade { .. }
+            | Self::Ended { .. }
+            | Self::Unnoted { .. }
+            | Self::GivenBack { .. } => Kind::Unavailable,
             Self::Unreadable { .. } => Kind::Usage,
             Self::Cleanup { .. } => Kind::Remote,
             Self::Problems { .. } => Kind::Problems,

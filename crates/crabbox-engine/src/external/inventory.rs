@@ -4,6 +4,7 @@
 //! to keep or to end. A lease whose record cannot be read is there all the same, as long as its claim says whose it is.
 
 use crabbox_core::external::External;
+use crabbox_core::fault;
 use crabbox_core::id::{LeaseId, normalise};
 use crabbox_core::state::LeaseState;
 use crabbox_store::claims;
@@ -31,6 +32,8 @@ pub(super) struct Inventory {
     /// All of them.
     pub(super) entries: Vec<Entry>,
     others: Vec<String>,
+    /// A host that could not be asked, and why: what is not found may be there.
+    away: Option<(String, String)>,
 }
 
 impl Inventory {
@@ -61,7 +64,26 @@ impl Inventory {
                 });
             }
         }
-        Ok(Self { entries, others })
+        let away = all
+            .away
+            .first()
+            .map(|away| (away.host.to_string(), fault::chain(&away.error)));
+        Ok(Self {
+            entries,
+            others,
+            away,
+        })
+    }
+
+    /// That all hosts were asked. What was not looked for is not gone, and must not be made once more.
+    pub(super) fn is_whole(&self) -> Result<(), AdapterError> {
+        match &self.away {
+            None => Ok(()),
+            Some((host, why)) => Err(AdapterError::Away {
+                host: host.clone(),
+                why: why.clone(),
+            }),
+        }
     }
 
     /// The lease that the other program calls `lease`; `None` where there is none, an error where that is a lease of somebody else.
@@ -71,6 +93,9 @@ impl Inventory {
             return Err(AdapterError::NotTheirs {
                 id: lease.to_string(),
             });
+        }
+        if found.is_none() {
+            self.is_whole()?;
         }
         Ok(found)
     }
@@ -96,7 +121,13 @@ impl Inventory {
             .filter(|entry| entry.external.slug() == slug)
             .collect();
         match of_slug.as_slice() {
-            [] => Ok(self.entries.iter().find(|entry| entry.external.name() == text)),
+            [] => {
+                let found = self.entries.iter().find(|entry| entry.external.name() == text);
+                if found.is_none() {
+                    self.is_whole()?;
+                }
+                Ok(found)
+            }
             [one] => Ok(Some(one)),
             several => Err(AdapterError::Ambiguous {
                 slug,

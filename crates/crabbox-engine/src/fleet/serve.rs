@@ -254,7 +254,7 @@ impl Serve<'_> {
                 idle_seconds,
             } => {
                 let lease = self.owned(&lease)?;
-                let state = in_use(state)?;
+                let state = in_use(state.as_deref())?;
                 let idle = idle_seconds.map(Duration::from_secs);
                 let labels = touch::touch(&self.engine.places, &lease.id, state.as_ref(), idle)
                     .map_err(LeaseError::from)?;
@@ -378,8 +378,8 @@ impl Serve<'_> {
 
 /// The state that a use gives a lease. Any other is the word of whoever makes, watches and ends it: by `released`, for instance, its
 /// supervisor would leave it alone.
-fn in_use(said: Option<String>) -> Result<Option<LeaseState>, ServeError> {
-    match said.as_deref().map(LeaseState::from) {
+fn in_use(said: Option<&str>) -> Result<Option<LeaseState>, ServeError> {
+    match said.map(LeaseState::from) {
         None => Ok(None),
         Some(state @ (LeaseState::Ready | LeaseState::Running)) => Ok(Some(state)),
         Some(state) => Err(ServeError::State {

@@ -184,7 +184,7 @@ impl Way<'_> {
             warmup.push("--yes".into());
         }
         let warmup = self.run(StageName::Warmup, warmup, None);
-        self.lease = lease_in(&warmup.output);
+        self.lease = lease_in(&warmup.output, &self.slug);
         if warmup.exit != Some(0) {
             return;
         }
@@ -324,11 +324,14 @@ impl Way<'_> {
     }
 }
 
-/// The first lease id in a text.
-fn lease_in(text: &str) -> Option<String> {
-    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    let mut ids = words.filter_map(|word| crabbox_core::id::LeaseId::parse(word).ok());
-    ids.next().map(|id| id.to_string())
+/// The lease of `slug`, by the line that says that it was leased. A guest's console is in the same text, with blanks before each of its
+/// lines: no id in there is believed, because what has it is stopped.
+fn lease_in(text: &str, slug: &str) -> Option<String> {
+    text.lines().find_map(|line| {
+        let mut words = line.strip_prefix("leased ")?.split(' ');
+        let id = crabbox_core::id::LeaseId::parse(words.next()?).ok()?;
+        (words.next()? == format!("slug={slug}")).then(|| id.to_string())
+    })
 }
 
 /// Whose kernel a command ran on that said its boot id.
@@ -459,10 +462,20 @@ mod tests {
         for line in &DIRTY_TREE[2..] {
             assert!(StageName::Run.command().contains(line));
         }
-        assert_eq!(
-            lease_in("leased cbx_0123456789ab slug=x"),
-            Some("cbx_0123456789ab".to_owned())
-        );
-        assert_eq!(lease_in("cbx_012 nothing"), None);
+    }
+
+    #[test]
+    fn no_lease_is_taken_for_the_proof_s_because_a_console_names_it() {
+        let said =
+            "provisioned lease=cbx_ffffffffffff\nleased cbx_0123456789ab slug=x provider=firecracker\n";
+        assert_eq!(lease_in(said, "x"), Some("cbx_0123456789ab".to_owned()));
+        for other in [
+            "  cbx_aaaaaaaaaaaa",
+            "  leased cbx_aaaaaaaaaaaa slug=x",
+            "leased cbx_aaaaaaaaaaaa slug=y",
+            "leased cbx_012 slug=x",
+        ] {
+            assert_eq!(lease_in(other, "x"), None, "{other}");
+        }
     }
 }

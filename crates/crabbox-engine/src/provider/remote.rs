@@ -745,7 +745,7 @@ mod tests {
         assert_eq!(kept.take(&other, began), None);
         assert_eq!(kept.look(&host, |talk| talk.len()), Some(4));
         assert_eq!(
-            kept.take(&host, began + KEPT - Duration::from_millis(1)),
+            kept.take(&host, began + KEPT.saturating_sub(Duration::from_millis(1))),
             Some("talk")
         );
         // It is one asker's at a time.

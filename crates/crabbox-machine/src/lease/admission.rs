@@ -77,7 +77,8 @@ pub(crate) fn demand(places: &Places, request: &AcquireRequest) -> Demand {
     }
 }
 
-fn shares_blocks(dir: &Path) -> bool {
+/// Whether the file system of `dir` shares the blocks of a copied file.
+pub(crate) fn shares_blocks(dir: &Path) -> bool {
     rustix::fs::statfs(dir).is_ok_and(|fs| SHARE_BLOCKS.contains(&fs.f_type))
 }
 

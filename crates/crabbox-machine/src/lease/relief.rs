@@ -4,6 +4,7 @@
 //! Only looks. It must never count what a lease that is somebody's has.
 
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use crabbox_core::admission;
 use crabbox_core::journal::Journal;
@@ -15,7 +16,7 @@ use crabbox_store::registry::Registry;
 use crabbox_store::{journal, locks};
 use ipnet::Ipv4Net;
 
-use crate::lease::admission::{demand, room};
+use crate::lease::admission::{demand, room, shares_blocks};
 use crate::lease::allocate::{self, AllocateError};
 use crate::lease::holders;
 use crate::request::AcquireRequest;
@@ -40,8 +41,12 @@ impl Spare {
         vmm.and_then(|vmm| memory::private_mib(vmm.pid)).unwrap_or(0)
     }
 
-    /// Disk that its machine has written, in MiB; `st_blocks` counts 512 bytes each (stat(2)).
+    /// Disk that its end gives back, in MiB; `st_blocks` counts 512 bytes each (stat(2)). Where blocks are shared it counts those of the
+    /// image too, which stay: there nothing is promised.
     fn disk_mib(&self) -> u64 {
+        if shares_blocks(Path::new(&self.stored.record.rootfs_path)) {
+            return 0;
+        }
         let disk = std::fs::symlink_metadata(&self.stored.record.rootfs_path);
         disk.map_or(0, |facts| facts.blocks() * 512 / (1 << 20))
     }

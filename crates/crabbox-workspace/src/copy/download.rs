@@ -1,16 +1,18 @@
 //! Out of a lease. The archive comes from a machine that may be hostile.
 
-use std::io;
+use std::collections::HashMap;
+use std::io::{self, Write as _};
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crabbox_agent_protocol::Request;
 use crabbox_host::beneath::{Beneath, Existing, Placing};
 use crabbox_host::budget::{Budget, OverBudget};
 use crabbox_host::entry_path::{EntryPath, EntryPathError};
 use crabbox_host::place::{Access, Place};
-use crabbox_host::{files as host_files, random};
+use crabbox_host::{clock, files as host_files, random};
 use crabbox_ssh::far::Far;
 use crabbox_ssh::target::Target;
 use rustix::fs::{FileType, RenameFlags};
@@ -24,6 +26,13 @@ const FILE: u32 = 0o666;
 const DIRECTORY: u32 = 0o777;
 /// Permission bits of the directory that the copy is made in.
 const PRIVATE: u32 = 0o700;
+
+/// How many names a copy may have: the list of a hostile lease costs this host memory and inodes for each.
+const NAMES_LIMIT: usize = 1_000_000;
+/// How many parts a path below the copy may have: each costs a descriptor when the tree is put in place or removed.
+const DEPTH_LIMIT: usize = 256;
+/// What a file or directory takes on the disk at least, in bytes, as budgets count it: even an empty one has an inode.
+const ENTRY: u64 = 4096;
 
 /// Copies `remote` to `local`, following symbolic links of the lease if `follow`; without that a link is refused. A directory
 /// that is there gets the copy under its own name; one that would be the copy gets the files added. Below `repository` no link
@@ -39,12 +48,7 @@ pub fn download(
     cancel: BorrowedFd<'_>,
 ) -> Result<Vec<PathBuf>, CopyError> {
     let to = destination(checked(remote)?, local)?;
-    let (dir, leaf) = Place::new(repository, &to, Access::Shared)?.directory()?;
-    let write = |source| CopyError::Local {
-        attempt: "write to",
-        path: dir.path().to_owned(),
-        source,
-    };
+    let place = Place::new(repository, &to, Access::Shared)?;
     let path = remote_path(remote);
     let mut far = Far::open(target, Some(cancel)).map_err(|error| failed(error, "from", remote))?;
     let listed = far
@@ -56,9 +60,23 @@ pub fn download(
     // All that there is, or nothing: what could not be looked at is a failure of the whole, and no problem beside it.
     let (list, _) = listed.map_err(|error| failed(error, "from", remote))?;
     let tree = Tree::parse(&list, split(&path).1)?;
+    drop(list);
+    // Nothing is made here before it is known that there is something to be put there.
+    let (dir, leaf) = place.directory()?;
+    let write = |source| CopyError::Local {
+        attempt: "write to",
+        path: dir.path().to_owned(),
+        source,
+    };
     let stage = Stage::new(&dir)?;
     let budget = budget(target, &dir).map_err(write)?;
-    take(&mut far, (&path, remote), follow, &tree, &stage.dir, budget)?;
+    let wish = Wish {
+        path: &path,
+        remote,
+        follow,
+        cancel,
+    };
+    take(&mut far, &wish, &tree, &stage.dir, budget)?;
     // Nothing else is asked of it, and its end is waited for by nobody.
     far.leave();
     let copy = entry(COPY.as_bytes())?;
@@ -103,8 +121,15 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        // What stays is private and has a name that says what it is.
-        host_files::remove_tree(self.dir.path()).ok();
+        // What stays is private and has a name that says what it is; it may stand in a repository, so the user is told.
+        if let Err(error) = host_files::remove_tree(self.dir.path()) {
+            let path = self.dir.path().display();
+            writeln!(
+                io::stderr(),
+                "warning: {path} could not be removed, remove it: {error}"
+            )
+            .ok();
+        }
     }
 }
 
@@ -139,6 +164,8 @@ impl Tree {
             what: what.to_owned(),
         };
         let mut tree: Option<Self> = None;
+        // Whether each name that was told is a directory.
+        let mut told: HashMap<&[u8], bool> = HashMap::new();
         for record in list.strip_suffix(b"\0").unwrap_or(list).split(|byte| *byte == 0) {
             let (kind, path) = record.split_first().unwrap_or((&b'?', b""));
             let below = match EntryPath::exact(path) {
@@ -146,6 +173,24 @@ impl Tree {
                 Err(EntryPathError::Empty) => None,
                 Err(why) => return Err(refused(path, &why.to_string())),
             };
+            if below.is_some() && tree.is_some() {
+                if told.len() >= NAMES_LIMIT {
+                    return Err(refused(path, &format!("one of more than {NAMES_LIMIT} names")));
+                }
+                if path.split(|byte| *byte == b'/').count() > DEPTH_LIMIT {
+                    return Err(refused(
+                        path,
+                        &format!("more than {DEPTH_LIMIT} directories deep"),
+                    ));
+                }
+                let parent = path.iter().rposition(|byte| *byte == b'/');
+                if parent.is_some_and(|at| told.get(&path[..at]) != Some(&true)) {
+                    return Err(refused(path, "below a directory that it did not name before"));
+                }
+                if told.insert(path, *kind == b'd').is_some() {
+                    return Err(refused(path, "named twice"));
+                }
+            }
             match (*kind, &mut tree, below) {
                 (b'd' | b'f', None, None) => {
                     tree = Some(Self {
@@ -178,15 +223,48 @@ impl Tree {
     }
 }
 
-/// Fetches what `tree` names as [`COPY`] in `stage`, which is empty. `remote` is the path as it was given.
+/// What is wanted of the lease.
+struct Wish<'a> {
+    /// The path as its agent takes it.
+    path: &'a str,
+    /// The path as it was given.
+    remote: &'a str,
+    follow: bool,
+    /// Readable once the user wants no more.
+    cancel: BorrowedFd<'a>,
+}
+
+/// Makes the directories of a copy in `into`. Each takes its part of the budget, and the user can end it.
+fn make_dirs(
+    into: &Beneath,
+    dirs: &[EntryPath],
+    budget: &mut Budget,
+    cancel: BorrowedFd<'_>,
+) -> Result<(), CopyError> {
+    for dir in dirs {
+        if clock::is_readable(cancel, Duration::ZERO) {
+            return Err(CopyError::Interrupted);
+        }
+        budget.take(ENTRY).map_err(|over| CopyError::Over {
+            name: format!("./{}", dir.as_path().display()),
+            over,
+        })?;
+        into.make_dirs(Some(dir), DIRECTORY)?;
+    }
+    Ok(())
+}
+
+/// Fetches what `tree` names as [`COPY`] in `stage`, which is empty.
 fn take(
     far: &mut Far,
-    (path, remote): (&str, &str),
-    follow: bool,
+    wish: &Wish<'_>,
     tree: &Tree,
     stage: &Beneath,
     budget: Budget,
 ) -> Result<(), CopyError> {
+    let Wish {
+        path, remote, follow, ..
+    } = *wish;
     let top = entry(COPY.as_bytes())?;
     let mut taking = Taking {
         into: None,
@@ -202,10 +280,8 @@ fn take(
     if !tree.is_file {
         taking.into = Some(stage.make_dirs(Some(&taking.top), DIRECTORY)?);
     }
-    for dir in &tree.dirs {
-        if let Some(into) = &taking.into {
-            into.make_dirs(Some(dir), DIRECTORY)?;
-        }
+    if let Some(into) = &taking.into {
+        make_dirs(into, &tree.dirs, &mut taking.budget, wish.cancel)?;
     }
     if tree.files.is_empty() {
         return Ok(());
@@ -300,6 +376,7 @@ impl Taking<'_> {
                     name: name.clone(),
                     over,
                 };
+                self.budget.take(ENTRY).map_err(over)?;
                 self.budget.allows(coming.size).map_err(over)?;
                 let placing = match &self.into {
                     Some(into) => into.begin(file, FILE)?,
@@ -388,6 +465,7 @@ fn put(from: &Beneath, name: &EntryPath, dir: &Beneath, leaf: &EntryPath) -> Res
 mod tests {
     use super::*;
     use std::fs;
+    use std::os::fd::AsFd as _;
 
     fn tree(list: &[u8]) -> Result<Tree, CopyError> {
         Tree::parse(list, "top")
@@ -429,6 +507,11 @@ mod tests {
             b"d\0cp\0",
             b"d\0?p\0",
             b"d\0d\0",
+            b"d\0fx\0fx\0",
+            b"d\0dx\0fx\0",
+            b"d\0fa/b\0",
+            b"d\0fa\0fa/b\0",
+            b"d\0da/b\0da\0",
             b"f\0fg\0",
             b"f\0d\0",
             b"fa\0",
@@ -446,6 +529,37 @@ mod tests {
         }
         let long = [b"d\0f", vec![b'x'; 256].as_slice(), b"\0"].concat();
         assert!(matches!(tree(&long), Err(CopyError::Refused { .. })));
+    }
+
+    #[test]
+    fn a_list_without_end_or_floor_is_refused() {
+        let mut deep = b"d\0".to_vec();
+        for depth in 1..=DEPTH_LIMIT {
+            deep.extend([b"d", vec!["a"; depth].join("/").as_bytes(), b"\0"].concat());
+        }
+        assert_eq!(tree(&deep).unwrap().dirs.len(), DEPTH_LIMIT);
+        deep.extend([b"d", vec!["a"; DEPTH_LIMIT + 1].join("/").as_bytes(), b"\0"].concat());
+        assert!(matches!(tree(&deep), Err(CopyError::Refused { what, .. }) if what.contains("deep")));
+        let mut many = b"d\0".to_vec();
+        for number in 0..=NAMES_LIMIT {
+            many.extend(format!("f{number:x}\0").bytes());
+        }
+        assert!(matches!(tree(&many), Err(CopyError::Refused { what, .. }) if what.contains("more than")));
+    }
+
+    #[test]
+    fn directories_cost_their_part_of_the_budget_and_can_be_interrupted() {
+        let dir = tempfile::tempdir().unwrap();
+        let here = Beneath::open(dir.path()).unwrap();
+        let dirs = ["a", "b"].map(|name| entry(name.as_bytes()).unwrap());
+        let (silent, writer) = io::pipe().unwrap();
+        let mut budget = Budget::of(ENTRY, crabbox_host::budget::Bound::Lease);
+        let over = make_dirs(&here, &dirs, &mut budget, silent.as_fd());
+        assert!(matches!(over, Err(CopyError::Over { .. })), "{over:?}");
+        assert!(dir.path().join("a").exists() && !dir.path().join("b").exists());
+        drop(writer);
+        let ended = make_dirs(&here, &dirs, &mut budget, silent.as_fd());
+        assert!(matches!(ended, Err(CopyError::Interrupted)), "{ended:?}");
     }
 
     #[test]

@@ -29,6 +29,9 @@ enum CommandFault {
     /// Another provider has no machine of its own.
     #[error("a proof is one of provider=firecracker, and provider={0} was chosen")]
     Provider(&'static str),
+    /// Leases are made on another machine.
+    #[error("a proof is one of this machine, and firecracker.host is set: leases are made there")]
+    Elsewhere,
     /// It cannot be written there.
     #[error(transparent)]
     Place(#[from] PlaceError),
@@ -48,6 +51,7 @@ impl Fault for CommandFault {
                 vec!["name a file in a directory that can be written, with --output".to_owned()]
             }
             Self::Provider(_) => vec!["add --provider firecracker".to_owned()],
+            Self::Elsewhere => vec!["run it on that machine, or give an empty --firecracker-host".to_owned()],
             Self::Exists(_) => vec!["name another file with --output, or move that one away".to_owned()],
         }
     }
@@ -108,6 +112,9 @@ fn make(ctx: &Ctx<'_>, args: &ProofArgs) -> Result<Exit, CommandError> {
         && chosen != Which::Firecracker
     {
         return Err(CommandFault::Provider(chosen.name()).into());
+    }
+    if !settings.firecracker.host.value.as_str().trim().is_empty() {
+        return Err(CommandFault::Elsewhere.into());
     }
     let plan = firecracker::plan(&settings)?;
     let place = place(ctx, &args.output)?;

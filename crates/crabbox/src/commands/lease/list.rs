@@ -41,7 +41,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ListArgs, all: bool) -> Res
         ));
     }
     if args.watch {
-        return watch(ctx, args.json, leases, || Ok(list()?.leases));
+        return watch(ctx, args.json, leases, list);
     }
     if args.json {
         let views: Vec<views::ListItem> = leases.iter().map(views::ListItem::new).collect();
@@ -59,9 +59,10 @@ fn watch(
     ctx: &Ctx<'_>,
     json: bool,
     mut leases: Vec<Lease>,
-    list: impl Fn() -> Result<Vec<Lease>, CommandError>,
+    list: impl Fn() -> Result<Leases, CommandError>,
 ) -> Result<Exit, CommandError> {
     let mut watching = Watching::begin(ctx, json)?;
+    let mut is_whole = true;
     loop {
         let rows: Vec<Row> = leases
             .iter()
@@ -71,14 +72,25 @@ fn watch(
                 line: line(lease),
             })
             .collect();
-        if watching.show(&rows, json) && json {
+        // Of a look that did not see all there is no document.
+        if is_whole && watching.show(&rows, json) && json {
             ctx.printer
                 .json(&leases.iter().map(views::ListItem::new).collect::<Vec<_>>())?;
         }
         if !watching.goes_on() {
             return Ok(Exit::SUCCESS);
         }
-        leases = list()?;
+        let mut now = list()?;
+        is_whole = !json || now.away.is_empty() && now.unusable.is_empty();
+        // What could not be looked at is not gone.
+        now.leases.extend(leases.into_iter().filter(|old| {
+            now.unusable.iter().any(|bad| bad.name == old.id)
+                || now
+                    .away
+                    .iter()
+                    .any(|away| old.kvm_host.as_ref() == Some(&away.host))
+        }));
+        leases = now.leases;
     }
 }
 
