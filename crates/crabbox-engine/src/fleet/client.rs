@@ -173,7 +173,7 @@ impl Fault for FleetError {
             }
             Self::NoServe { code: Some(127), .. } => "install crabbox on that host".to_owned(),
             Self::NoServe { .. } => format!(
-                "its authorized_keys must let this key run `crabbox {SERVE}`; docs/remote.md says how"
+                "its authorized_keys must let this key run {SERVE} of crabbox there; docs/remote.md says how"
             ),
             Self::Version { .. } => {
                 "update the older of the two; each serves its own version and the one before".to_owned()
