@@ -273,7 +273,7 @@ fn a_host_that_is_away_or_another_one_is_told_and_costs_no_other_lease() {
     drop(host.sh(other).exits(0));
     let none = with(&host, "bob", "crabbox list").exits(0);
     assert!(
-        none.stderr.contains("crabbox does not serve") && none.stderr.contains("exit code 9"),
+        none.stderr.contains("no crabbox serves on") && none.stderr.contains("exit code 9"),
         "{none:?}"
     );
     // A host with another key is nobody whom we tell anything, and what it says is final.
