@@ -1,6 +1,7 @@
 //! Leases for another program: the external protocol of the Go program over the same use cases as this program's own commands.
 //!
-//! One request is served, and its answer handed to `deliver`. Nobody's lease may be touched but those that were made through here, and a
+//! One request is served, and its answer handed to `deliver`. Nobody's lease may be touched but those that were made through here, except
+//! that `cleanup` does for the whole host what the command of that name does, which ends only what is over or nobody's. A
 //! lease whose answer did not arrive must not stay: nobody would know of it.
 
 mod answer;
