@@ -126,7 +126,7 @@ pub struct Stage {
     pub exit: Option<u8>,
     /// How long it took, in milliseconds.
     pub millis: u64,
-    /// How many lines of its output are not shown, because there were too many.
+    /// How many lines of its output are not shown, because there were too many, or they are about other leases.
     pub cut: u32,
     /// What it wrote to both streams, in order, redacted.
     pub transcript: Vec<Line>,
@@ -190,6 +190,31 @@ pub struct Assertion {
     pub name: AssertionName,
     /// Whether it holds.
     pub holds: bool,
+}
+
+/// What keeps a proof from being one of success though every assertion may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lack {
+    /// Somebody asked for an end.
+    Interrupted,
+    /// Nobody could tell what exactly was proved.
+    Unknown,
+    /// A stage was not done, or not in its place.
+    Stages,
+    /// Nobody could tell whether there was a machine.
+    Rung,
+}
+
+impl Lack {
+    /// What it says, as a sentence without its full stop.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Interrupted => "it was interrupted",
+            Self::Unknown => "a digest or a version is not known",
+            Self::Stages => "a stage is missing, or not in its place",
+            Self::Rung => "no command ran in a guest, so it stands for no kind of host",
+        }
+    }
 }
 
 /// A kind of thing that a lease makes on the host.
@@ -361,9 +386,45 @@ pub struct Proof {
     left: Vec<Left>,
 }
 
+impl Seen {
+    fn rung(&self) -> Rung {
+        let kernel = self
+            .guest
+            .as_ref()
+            .map_or(GuestKernel::Unseen, |guest| guest.kernel);
+        Rung::of(kernel, self.host.hypervisor, self.host.firmware)
+    }
+
+    /// All that it lacks beside assertions.
+    fn lacks(&self) -> Vec<Lack> {
+        let known = self.program.sha256.is_some()
+            && self
+                .firecracker
+                .as_ref()
+                .is_some_and(|vmm| vmm.version.is_some() && vmm.sha256.is_some())
+            && self
+                .guest
+                .as_ref()
+                .is_some_and(|guest| guest.kernel_sha256.is_some() && guest.image_sha256.is_some());
+        let in_order = StageName::ALL
+            .into_iter()
+            .eq(self.stages.iter().map(|stage| stage.name));
+        [
+            (Lack::Interrupted, self.interrupted),
+            (Lack::Unknown, !known),
+            (Lack::Stages, !in_order),
+            (Lack::Rung, self.rung().ladder == 0),
+        ]
+        .into_iter()
+        .filter_map(|(lack, is_so)| is_so.then_some(lack))
+        .collect()
+    }
+}
+
 impl Proof {
     /// The proof that follows from what was seen.
     pub fn of(seen: Seen) -> Self {
+        let (rung, lacks) = (seen.rung(), seen.lacks());
         let Seen {
             made_at,
             interrupted,
@@ -374,8 +435,6 @@ impl Proof {
             stages,
             left,
         } = seen;
-        let kernel = guest.as_ref().map_or(GuestKernel::Unseen, |guest| guest.kernel);
-        let rung = Rung::of(kernel, host.hypervisor, host.firmware);
         let assertions: Vec<Assertion> = AssertionName::ALL
             .into_iter()
             .map(|name| Assertion {
@@ -383,22 +442,9 @@ impl Proof {
                 holds: holds(name, &stages, &left),
             })
             .collect();
-        let known = program.sha256.is_some()
-            && firecracker
-                .as_ref()
-                .is_some_and(|vmm| vmm.version.is_some() && vmm.sha256.is_some())
-            && guest
-                .as_ref()
-                .is_some_and(|guest| guest.kernel_sha256.is_some() && guest.image_sha256.is_some());
         Self {
             schema_version: SCHEMA_VERSION,
-            passed: !interrupted
-                && known
-                && rung.ladder > 0
-                && assertions.iter().all(|assertion| assertion.holds)
-                && StageName::ALL
-                    .into_iter()
-                    .eq(stages.iter().map(|stage| stage.name)),
+            passed: lacks.is_empty() && assertions.iter().all(|assertion| assertion.holds),
             rung,
             made_at,
             interrupted,
@@ -415,6 +461,16 @@ impl Proof {
     /// Whether it is one of success.
     pub fn passed(&self) -> bool {
         self.passed
+    }
+
+    /// Whether somebody asked for an end before it was done.
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupted
+    }
+
+    /// What it lacks beside assertions that do not hold; whoever says that it did not pass has to say one or the other.
+    pub fn lacks(&self) -> Vec<Lack> {
+        self.seen().lacks()
     }
 
     /// The rung that it stands for.

@@ -118,7 +118,8 @@ fn receipt_samples() -> Vec<Vec<u8>> {
 
 /// Files of a proof that passed, and of one that saw nothing.
 fn proof_samples() -> Vec<Vec<u8>> {
-    let redactor = Redactor::new(["alice"]);
+    let mut redactor = Redactor::new(["alice"]);
+    redactor.own("cbx_0123456789ab");
     let digest = |byte: u8| proof::Sha256::try_from(format!("{byte:02x}").repeat(32)).ok();
     let output = |name| match name {
         proof::StageName::Warmup => vec!["leased cbx_0123456789ab for alice at 10.0.0.2"],

@@ -18,7 +18,7 @@ const PATH: &str = "path";
 const ADDRESS: &str = "address";
 
 /// Words that stand in every proof, whoever makes it. They tell nothing of anybody, not even of a user who is called like one.
-const VOCABULARY: [&str; 27] = [
+const VOCABULARY: [&str; 29] = [
     HIDDEN,
     PATH,
     ADDRESS,
@@ -46,6 +46,8 @@ const VOCABULARY: [&str; 27] = [
     "localhost",
     "exit",
     "lease",
+    "firecracker",
+    "provider",
 ];
 
 /// Words with digits in them that are kept as they are.
@@ -59,11 +61,13 @@ const UNITS: [&str; 12] = ["", "s", "ms", "us", "ns", "m", "h", "B", "KiB", "MiB
 pub struct Redactor {
     /// Words that name this host or its user, in lower case.
     names: Vec<String>,
+    /// Ids and slugs of the leases that may be seen. `None` is everybody's: who only checks a file cannot know whose they are.
+    own: Option<Vec<String>>,
 }
 
 impl Redactor {
     /// One that also hides `names`: of the host, its user, the directories that they stand in. Each is taken apart at everything
-    /// that is no letter or digit.
+    /// that is no letter or digit. It hides the ids and slugs of all leases but those that [`Redactor::own`] is told.
     pub fn new<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Self {
         let mut all: Vec<String> = Vec::new();
         for name in names {
@@ -77,7 +81,15 @@ impl Redactor {
         all.retain(|name| !VOCABULARY.iter().any(|word| word.eq_ignore_ascii_case(name)));
         all.sort();
         all.dedup();
-        Self { names: all }
+        Self {
+            names: all,
+            own: Some(Vec::new()),
+        }
+    }
+
+    /// Lets `word` through from here on, the id or slug of a lease that the document is about.
+    pub fn own(&mut self, word: impl Into<String>) {
+        self.own.get_or_insert_default().push(word.into());
     }
 
     /// The line as it may be seen. What is too long for one ends with its last whole word.
@@ -135,6 +147,10 @@ impl Redactor {
         {
             return None;
         }
+        // Before the plain words: a slug may happen to be drawn of letters alone.
+        if is_drawn(word) {
+            return (!self.is_own(word)).then_some(HIDDEN);
+        }
         if is_plain(word) {
             return self.names(word).then_some(HIDDEN);
         }
@@ -145,6 +161,17 @@ impl Redactor {
         } else {
             HIDDEN
         })
+    }
+
+    /// Whether `word` is of a lease that may be seen: its id, its slug, or its machine's name, which has the slug in it.
+    fn is_own(&self, word: &str) -> bool {
+        let Some(own) = &self.own else { return true };
+        let of_machine = |name: &str| {
+            word.strip_prefix("crabbox-")?
+                .strip_prefix(name)?
+                .strip_prefix('-')
+        };
+        own.iter().any(|own| own == word || of_machine(own).is_some())
     }
 
     /// Whether `word` names the host or its user.
@@ -170,9 +197,10 @@ fn is_plain(word: &str) -> bool {
         })
 }
 
-/// Numbers, times, versions, and names that this program itself draws.
+/// Numbers, times, versions, and ids of runs, which are in no list of anybody's.
 fn is_of_a_closed_shape(word: &str) -> bool {
-    is_number(word) || is_duration(word) || is_version(word) || is_time(word) || is_drawn(word)
+    let is_run = || word.strip_prefix("run_").is_some_and(|id| is_hex(id, 12));
+    is_number(word) || is_duration(word) || is_version(word) || is_time(word) || is_run()
 }
 
 fn is_digits(text: &str, most: usize) -> bool {
@@ -228,12 +256,10 @@ fn is_time(word: &str) -> bool {
     word.len() == 20 && word.ends_with('Z') && crate::timestamp::is_rfc3339(word)
 }
 
-/// Ids and names of leases and runs, and of the machine of a proof's lease.
+/// Ids of leases, and slugs and machines' names of proofs' leases.
 fn is_drawn(word: &str) -> bool {
     let after = |prefix: &str| word.strip_prefix(prefix);
-    after("cbx_")
-        .or_else(|| after("run_"))
-        .is_some_and(|id| is_hex(id, 12))
+    after("cbx_").is_some_and(|id| is_hex(id, 12))
         || after("proof-").is_some_and(|slug| is_hex(slug, 6))
         || after("crabbox-proof-")
             .and_then(|name| name.split_once('-'))
@@ -247,13 +273,16 @@ mod tests {
     use super::*;
 
     fn alice() -> Redactor {
-        Redactor::new([
+        let mut redactor = Redactor::new([
             "alice",
             "/home/alice/My Projects",
             "thinkpad.corp.example",
             "wg",
             "tree",
-        ])
+        ]);
+        redactor.own("cbx_0123456789ab");
+        redactor.own("proof-0a1b2c");
+        redactor
     }
 
     #[test]
@@ -306,6 +335,24 @@ mod tests {
             "Firecracker v1.12.1",
         ] {
             assert_eq!(alice().line(line), line);
+        }
+    }
+
+    #[test]
+    fn other_leases_are_nobody_s_to_see_and_a_checker_cannot_tell_whose_they_are() {
+        for (line, seen) in [
+            ("kept lease=cbx_ffffffffffff", "kept lease=<hidden>"),
+            (
+                "slug=proof-abcdef and proof-0a1b2c",
+                "slug=<hidden> and proof-0a1b2c",
+            ),
+            (
+                "crabbox-proof-ffffff-0a1b2c3d crabbox-proof-0a1b2c-0a1b2c3d",
+                "<hidden> crabbox-proof-0a1b2c-0a1b2c3d",
+            ),
+        ] {
+            assert_eq!(alice().line(line), seen);
+            assert!(Redactor::default().is_clean(line));
         }
     }
 

@@ -123,6 +123,9 @@ fn what_went_wrong_anywhere_is_no_success() {
         change(&mut seen);
         let proof = Proof::of(seen);
         assert!(!proof.passed(), "{what}");
+        // Whoever is told so is told why.
+        let holds = proof.assertions().iter().all(|assertion| assertion.holds);
+        assert!(!holds || !proof.lacks().is_empty(), "{what}");
         // It is a document all the same, and can be checked.
         let file = render(&proof, &sum).unwrap();
         assert!(file.starts_with("# crabbox proof: did NOT pass"), "{what}");

@@ -130,7 +130,7 @@ pub fn render(proof: &Proof, sha256: &dyn Fn(&[u8]) -> String) -> Result<String,
         )
         .ok();
         if stage.cut > 0 {
-            writeln!(out, "    ({} lines before these)", stage.cut).ok();
+            writeln!(out, "    ({} lines are left out)", stage.cut).ok();
         }
         for line in &stage.transcript {
             writeln!(out, "{}", format!("    {line}").trim_end()).ok();

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
 use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::id::LeaseId;
+use crabbox_core::labels;
 use crabbox_core::proof::redact::Redactor;
 use crabbox_core::proof::rung::GuestKernel;
 use crabbox_core::proof::{
@@ -25,6 +27,8 @@ use crabbox_host::command::Cmd;
 use crabbox_host::signals::Interrupts;
 use crabbox_host::{clock, digest, files, process, random};
 use crabbox_machine::context::Engine;
+use crabbox_store::leases;
+use crabbox_store::places::Places;
 
 use fixture::Fixture;
 use residue::Before;
@@ -57,6 +61,8 @@ pub enum Told<'a> {
     Begins(StageName),
     /// It is over.
     Ended(&'a Stage),
+    /// Somebody asked for an end, and the machine goes back before there is one.
+    GivesBack,
 }
 
 /// Why no proof was begun.
@@ -109,38 +115,45 @@ pub fn make(
     let fixture = Fixture::make()?;
     let before = Before::look(&engine.places)?;
     let drawn = random::bytes::<3>().map_err(MakeError::Random)?;
+    let slug = format!("proof-{}", digest::hex(&drawn));
+    let mut redactor = Redactor::new(
+        wish.names
+            .iter()
+            .cloned()
+            .chain([fixture.root().display().to_string()]),
+    );
+    redactor.own(&slug);
     let mut way = Way {
         engine,
         wish,
         interrupts,
         tell,
-        redactor: Redactor::new(
-            wish.names
-                .iter()
-                .cloned()
-                .chain([fixture.root().display().to_string()]),
-        ),
-        slug: format!("proof-{}", digest::hex(&drawn)),
+        redactor,
+        slug,
         fixture: &fixture,
         stages: Vec::new(),
         lease: None,
         kernel: GuestKernel::Unseen,
     };
     way.there();
-    let interrupted = interrupts.caught().is_some();
+    if interrupts.caught().is_some() && !way.stages.is_empty() {
+        (way.tell)(&Told::GivesBack);
+    }
     way.back();
     let left = way.scan(&before);
     let Way { stages, kernel, .. } = way;
+    let guest = facts::guest(engine, plan, kernel, interrupts);
     Ok(Proof::of(Seen {
         made_at,
-        interrupted,
+        // Asked last of all: the way back, the scan and the digests take long, and whoever ends those has interrupted the proof as well.
+        interrupted: interrupts.caught().is_some(),
         program: Program {
             version,
             sha256: facts::sha256(&engine.exe),
         },
         host: facts::host(),
         firecracker: facts::vmm(engine, plan),
-        guest: facts::guest(engine, plan, kernel, interrupts),
+        guest,
         stages,
         left,
     }))
@@ -156,7 +169,7 @@ struct Way<'a> {
     slug: String,
     fixture: &'a Fixture,
     stages: Vec<Stage>,
-    lease: Option<String>,
+    lease: Option<LeaseId>,
     kernel: GuestKernel,
 }
 
@@ -184,7 +197,6 @@ impl Way<'_> {
             warmup.push("--yes".into());
         }
         let warmup = self.run(StageName::Warmup, warmup, None);
-        self.lease = lease_in(&warmup.output, &self.slug);
         if warmup.exit != Some(0) {
             return;
         }
@@ -231,12 +243,13 @@ impl Way<'_> {
     fn back(&mut self) {
         let stop = ["stop", &self.slug].map(OsString::from).to_vec();
         let ran = self.stage(StageName::Stop, |way| way.step(stop, None, None));
-        // Another lease may bear the name's beginning; this one is known by its id, if by anything.
+        // A slug may name several leases. Which of them is ours only the records say: what the warm-up printed may be the guest's words,
+        // which must never choose the lease that is ended.
         if ran.exit != Some(0)
-            && let Some(lease) = self.lease.clone()
+            && let Some(lease) = recorded(&self.engine.places, &self.slug)
         {
             self.stages.pop();
-            let again = ["stop", &lease].map(OsString::from).to_vec();
+            let again = ["stop", lease.as_str()].map(OsString::from).to_vec();
             self.stage(StageName::Stop, |way| way.step(again, None, None));
         }
         let mut cleanup: Vec<OsString> = vec!["cleanup".into()];
@@ -255,7 +268,7 @@ impl Way<'_> {
         let path = self.engine.path.clone();
         self.stage(StageName::Scan, |_| {
             let began = Instant::now();
-            let look = || before.left(places, lease.as_deref(), &root, &path);
+            let look = || before.left(places, lease.as_ref().map(LeaseId::as_str), &root, &path);
             let settled = clock::poll_until(SETTLES, || Some(look()).filter(Vec::is_empty));
             left = settled.unwrap_or_else(look);
             Ran {
@@ -281,18 +294,22 @@ impl Way<'_> {
         }
         (self.tell)(&Told::Begins(name));
         let ran = work(self);
-        let lines: Vec<&str> = ran
-            .output
-            .lines()
-            .filter(|line| !line.trim().is_empty())
-            .collect();
-        let cut = lines.len().saturating_sub(LINES);
+        if name == StageName::Warmup {
+            self.lease =
+                recorded(&self.engine.places, &self.slug).or_else(|| lease_in(&ran.output, &self.slug));
+            if let Some(lease) = &self.lease {
+                self.redactor.own(lease.as_str());
+            }
+        }
+        let mut own = vec![self.slug.as_str()];
+        own.extend(self.lease.as_ref().map(LeaseId::as_str));
+        let (lines, cut) = shown(name, &ran.output, &own);
         self.stages.push(Stage {
             name,
             exit: ran.exit,
             millis: ran.millis,
             cut: u32::try_from(cut).unwrap_or(u32::MAX),
-            transcript: lines[cut..]
+            transcript: lines
                 .iter()
                 .map(|line| Line::seen(&self.redactor, line))
                 .collect(),
@@ -324,14 +341,36 @@ impl Way<'_> {
     }
 }
 
-/// The lease of `slug`, by the line that says that it was leased. A guest's console is in the same text, with blanks before each of its
-/// lines: no id in there is believed, because what has it is stopped.
-fn lease_in(text: &str, slug: &str) -> Option<String> {
+/// The lease with the slug `slug`, by the line in which the warm-up says that it leased one. The end of a guest's console may be in the
+/// same text and can name any lease, so nothing is ended by what this finds.
+fn lease_in(text: &str, slug: &str) -> Option<LeaseId> {
     text.lines().find_map(|line| {
         let mut words = line.strip_prefix("leased ")?.split(' ');
-        let id = crabbox_core::id::LeaseId::parse(words.next()?).ok()?;
-        (words.next()? == format!("slug={slug}")).then(|| id.to_string())
+        let id = LeaseId::parse(words.next()?).ok()?;
+        (words.next()?.strip_prefix("slug=")? == slug).then_some(id)
     })
+}
+
+/// The lease with the slug `slug`, by the records: in use, not waiting in a pool.
+fn recorded(places: &Places, slug: &str) -> Option<LeaseId> {
+    let all = leases::list(&places.leases()).ok()?.leases;
+    let ours = |record: &&leases::StoredLease| {
+        record.record.slug == slug && labels::pool(&record.record.labels).is_none()
+    };
+    all.iter()
+        .find(ours)
+        .and_then(|found| LeaseId::parse(&found.record.lease_id).ok())
+}
+
+/// The lines of a stage's output that are shown, and how many are not. Cleanup looks at the whole host, so of that only lines with an
+/// `own` word are: other leases are nobody's to see.
+fn shown<'t>(name: StageName, output: &'t str, own: &[&str]) -> (Vec<&'t str>, usize) {
+    let all = || output.lines().filter(|line| !line.trim().is_empty());
+    let is_own = |line: &&str| name != StageName::Cleanup || own.iter().any(|word| line.contains(word));
+    let mut lines: Vec<&str> = all().filter(is_own).collect();
+    lines.drain(..lines.len().saturating_sub(LINES));
+    let cut = all().count() - lines.len();
+    (lines, cut)
 }
 
 /// Whose kernel a command ran on that said its boot id.
@@ -465,17 +504,36 @@ mod tests {
     }
 
     #[test]
-    fn no_lease_is_taken_for_the_proof_s_because_a_console_names_it() {
-        let said =
-            "provisioned lease=cbx_ffffffffffff\nleased cbx_0123456789ab slug=x provider=firecracker\n";
-        assert_eq!(lease_in(said, "x"), Some("cbx_0123456789ab".to_owned()));
-        for other in [
+    fn a_guest_that_names_another_lease_on_its_console_has_it_neither_ended_nor_shown() {
+        let slug = "proof-0a1b2c";
+        let id = |text: &str| lease_in(text, slug).map(|id| id.to_string());
+        for text in [
             "  cbx_aaaaaaaaaaaa",
-            "  leased cbx_aaaaaaaaaaaa slug=x",
-            "leased cbx_aaaaaaaaaaaa slug=y",
-            "leased cbx_012 slug=x",
+            "cbx_aaaaaaaaaaaa",
+            "  leased cbx_aaaaaaaaaaaa slug=proof-0a1b2c",
+            "leased cbx_aaaaaaaaaaaa slug=proof-ffffff",
+            "leased cbx_aaaaaaaaaaaa",
+            "leased cbx_012 slug=proof-0a1b2c",
         ] {
-            assert_eq!(lease_in(other, "x"), None, "{other}");
+            assert_eq!(id(text), None, "{text}");
         }
+        let told = "note\nleased cbx_0123456789ab slug=proof-0a1b2c provider=firecracker";
+        assert_eq!(id(told), Some("cbx_0123456789ab".to_owned()));
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(recorded(&Places::below(dir.path()), slug), None);
+    }
+
+    #[test]
+    fn of_cleanup_only_what_is_about_the_proof_s_own_lease_is_shown() {
+        let own = ["proof-0a1b2c", "cbx_0123456789ab"];
+        let output = "kept lease=cbx_aaaaaaaaaaaa slug=jade-krill\n\nremoved lease=cbx_0123456789ab\n";
+        assert_eq!(
+            shown(StageName::Cleanup, output, &own),
+            (vec!["removed lease=cbx_0123456789ab"], 1)
+        );
+        assert_eq!(shown(StageName::Run, output, &own).0.len(), 2);
+        let many = "a\n".repeat(LINES + 3);
+        let (lines, cut) = shown(StageName::Run, &many, &own);
+        assert_eq!((lines.len(), cut), (LINES, 3));
     }
 }

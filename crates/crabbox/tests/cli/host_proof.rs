@@ -13,6 +13,17 @@ fn what_cannot_become_a_proof_is_refused_before_anything_is_leased() {
         "{}",
         ssh.err
     );
+    // The facts would be this machine's, and the lease another's.
+    let elsewhere = Place::new().env("CRABBOX_FIRECRACKER_HOST", "me@kvm1");
+    let elsewhere = elsewhere.run(&["proof", "--provider", "firecracker"]);
+    assert!(
+        elsewhere.code == 2
+            && elsewhere
+                .err
+                .contains("a proof is one of this machine, and firecracker.host is set"),
+        "{}",
+        elsewhere.err
+    );
     place.write("repo/there.md", "mine");
     let there = place.run(&["proof", "--output", "there.md"]);
     assert!(

@@ -6,12 +6,14 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use crabbox_core::config::firecracker::{FirecrackerPlan, Jailer};
 use crabbox_core::config::key::Kind as KeyKind;
 use crabbox_core::config::{FlagValue, Provider as Which, firecracker};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::proof::Proof;
+use crabbox_engine::fleet::address::KvmHost;
 use crabbox_engine::host::proof::{self, Told, Wish};
-use crabbox_host::beneath::Existing;
+use crabbox_host::beneath::{BeneathError, Existing};
 use crabbox_host::place::{Access, Place, PlaceError};
 
 use crate::args::ProofArgs;
@@ -29,8 +31,8 @@ enum CommandFault {
     /// Another provider has no machine of its own.
     #[error("a proof is one of provider=firecracker, and provider={0} was chosen")]
     Provider(&'static str),
-    /// Leases are made on another machine.
-    #[error("a proof is one of this machine, and firecracker.host is set: leases are made there")]
+    /// The lease would be on another machine than the facts are of.
+    #[error("a proof is one of this machine, and firecracker.host is set")]
     Elsewhere,
     /// It cannot be written there.
     #[error(transparent)]
@@ -38,11 +40,18 @@ enum CommandFault {
     /// A file is in the way.
     #[error("{} exists", .0.display())]
     Exists(PathBuf),
+    /// It was made, and could not be written.
+    #[error("the proof is on standard output, because it could not be written")]
+    Unwritten(#[source] PlaceError),
 }
 
 impl Fault for CommandFault {
     fn kind(&self) -> Kind {
-        Kind::Usage
+        match self {
+            Self::Provider(_) | Self::Elsewhere | Self::Place(_) | Self::Exists(_) => Kind::Usage,
+            Self::Unwritten(PlaceError::Beneath(BeneathError::Exists { .. })) => Kind::Usage,
+            Self::Unwritten(_) => Kind::General,
+        }
     }
 
     fn hints(&self) -> Vec<String> {
@@ -50,8 +59,11 @@ impl Fault for CommandFault {
             Self::Place(_) => {
                 vec!["name a file in a directory that can be written, with --output".to_owned()]
             }
+            Self::Elsewhere => {
+                vec!["run it on that host, or unset firecracker.host to prove this machine".to_owned()]
+            }
+            Self::Unwritten(_) => Vec::new(),
             Self::Provider(_) => vec!["add --provider firecracker".to_owned()],
-            Self::Elsewhere => vec!["run it on that machine, or give an empty --firecracker-host".to_owned()],
             Self::Exists(_) => vec!["name another file with --output, or move that one away".to_owned()],
         }
     }
@@ -98,6 +110,9 @@ fn ended(ctx: &Ctx<'_>, proof: &Proof) -> Exit {
         ctx.printer
             .note(format_args!("does not hold: {}", assertion.name.words()));
     }
+    for lack in proof.lacks() {
+        ctx.printer.note(format_args!("does not pass: {}", lack.words()));
+    }
     if proof.passed() {
         Exit::SUCCESS
     } else {
@@ -113,7 +128,8 @@ fn make(ctx: &Ctx<'_>, args: &ProofArgs) -> Result<Exit, CommandError> {
     {
         return Err(CommandFault::Provider(chosen.name()).into());
     }
-    if !settings.firecracker.host.value.as_str().trim().is_empty() {
+    // The facts would be of this machine, and the lease on another.
+    if KvmHost::configured(&settings)?.is_some() {
         return Err(CommandFault::Elsewhere.into());
     }
     let plan = firecracker::plan(&settings)?;
@@ -124,15 +140,19 @@ fn make(ctx: &Ctx<'_>, args: &ProofArgs) -> Result<Exit, CommandError> {
         version: env!("CARGO_PKG_VERSION"),
         flags: words(&args.keys.values, ctx.env.cwd()?),
         set_up: args.yes,
-        names: names(ctx)?,
+        names: names(ctx, &plan)?,
     };
     let proof = proof::make(&engine, &plan, &wish, &interrupts, &mut |told| show(ctx, told))?;
-    place
-        .write(proof::file(&proof).as_bytes(), Existing::Refuse)
-        .map_err(CommandFault::from)?;
+    let file = proof::file(&proof);
+    if let Err(error) = place.write(file.as_bytes(), Existing::Refuse) {
+        // It took minutes and cannot be made again as it was.
+        ctx.printer.bytes(file.as_bytes());
+        return Err(CommandFault::Unwritten(error).into());
+    }
     ctx.printer.line(verdict(&place.path(), &proof));
     let exit = ended(ctx, &proof);
-    Ok(if interrupts.caught().is_some() {
+    // What the file says, and not what has been asked for since: both have to tell the same.
+    Ok(if proof.is_interrupted() {
         Exit::passed_through(130)
     } else {
         exit
@@ -154,8 +174,10 @@ fn place(ctx: &Ctx<'_>, output: &Path) -> Result<Place, CommandError> {
 }
 
 fn show(ctx: &Ctx<'_>, told: &Told<'_>) {
-    let Told::Ended(stage) = told else {
-        return;
+    let stage = match told {
+        Told::Begins(_) => return,
+        Told::GivesBack => return ctx.printer.note("giving the machine back..."),
+        Told::Ended(stage) => stage,
     };
     let expected = stage.name.expected();
     let mark = if stage.exit == Some(expected) {
@@ -197,8 +219,8 @@ fn words(given: &[FlagValue], cwd: &Path) -> Vec<OsString> {
     words
 }
 
-/// What names this host and its user.
-fn names(ctx: &Ctx<'_>) -> Result<Vec<String>, CommandError> {
+/// What names this host and its user, and what the user called things here: words of a path with blanks look like a language's.
+fn names(ctx: &Ctx<'_>, plan: &FirecrackerPlan) -> Result<Vec<String>, CommandError> {
     let mut names: Vec<String> = [
         "HOME",
         "USER",
@@ -214,6 +236,16 @@ fn names(ctx: &Ctx<'_>) -> Result<Vec<String>, CommandError> {
     .collect();
     names.push(ctx.env.cwd()?.display().to_string());
     names.extend(proof::names_of_host());
+    names.extend([&plan.image, &plan.cni_network].map(|name| name.as_str().to_owned()));
+    let mut paths = vec![
+        plan.binary.as_path(),
+        plan.kernel.value.as_path(),
+        plan.rootfs.value.as_path(),
+    ];
+    if let Jailer::Program(jailer) = &plan.jailer {
+        paths.push(jailer.as_path());
+    }
+    names.extend(paths.iter().map(|path| path.display().to_string()));
     Ok(names)
 }
 
