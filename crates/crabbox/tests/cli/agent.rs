@@ -182,7 +182,10 @@ fn a_copy_from_a_lease_takes_no_name_that_leads_out_of_it() {
         // The same name twice, as two files and as two things.
         (b"d\0fx\0fx\0", "which is named twice"),
         (b"d\0fx\0dx\0", "which is named twice"),
-        (b"d\0fx/y\0", "which is below a directory that it did not name before"),
+        (
+            b"d\0fx/y\0",
+            "which is below a directory that it did not name before",
+        ),
     ] {
         fs::write(home.join("tree"), tree).unwrap();
         let refused = cp();

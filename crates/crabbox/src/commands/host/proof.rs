@@ -48,8 +48,11 @@ enum CommandFault {
 impl Fault for CommandFault {
     fn kind(&self) -> Kind {
         match self {
-            Self::Provider(_) | Self::Elsewhere | Self::Place(_) | Self::Exists(_) => Kind::Usage,
-            Self::Unwritten(PlaceError::Beneath(BeneathError::Exists { .. })) => Kind::Usage,
+            Self::Provider(_)
+            | Self::Elsewhere
+            | Self::Place(_)
+            | Self::Exists(_)
+            | Self::Unwritten(PlaceError::Beneath(BeneathError::Exists { .. })) => Kind::Usage,
             Self::Unwritten(_) => Kind::General,
         }
     }
