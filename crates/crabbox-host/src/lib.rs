@@ -42,4 +42,5 @@ pub mod tap;
 pub mod terminal;
 pub mod tree;
 pub mod unix;
+pub mod wait;
 pub mod watch;

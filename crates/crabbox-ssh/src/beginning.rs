@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 
 use crate::remote_line::{RemoteLine, START_LIMIT, Start};
-use crate::wait::{Ready, wait};
+use crabbox_host::wait::{Ready, wait};
 
 /// When somebody else is taken to read our input, over a connection that is open: a start-up file that asks for a line, or another
 /// shell that it started.

@@ -26,7 +26,7 @@ use crate::remote_line::{RemoteLine, Start};
 use crate::shared::Shared;
 use crate::streams;
 use crate::target::Target;
-use crate::wait::{Ready, wait};
+use crabbox_host::wait::{Ready, wait};
 
 /// How long a cancelled command may take to end and its last output to arrive, as the Go program has it.
 pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(5);

@@ -11,7 +11,7 @@ use rustix::event::PollFlags;
 use crate::beginning::{Beginning, RESCUE_AFTER, await_mark};
 use crate::mux::Session;
 use crate::remote_line::RemoteLine;
-use crate::wait::{Ready, wait};
+use crabbox_host::wait::{Ready, wait};
 
 /// Ends the process group that runs `line`; whether it is known to be gone until then. `open` gives the session.
 pub(crate) fn stop(

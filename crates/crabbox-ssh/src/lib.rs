@@ -31,6 +31,5 @@ mod shared;
 mod streams;
 pub mod target;
 pub mod tunnel;
-mod wait;
 
 pub use mux::MuxError;

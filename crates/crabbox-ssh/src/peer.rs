@@ -14,7 +14,7 @@ use crate::exec::ExecError;
 use crate::mux::{Session, SessionEvent};
 use crate::shared::Shared;
 use crate::target::Target;
-use crate::wait::{Ready, wait};
+use crabbox_host::wait::{Ready, wait};
 
 /// How much of its standard error is kept, in bytes.
 const WORDS: u64 = 16 * 1024;

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use crate::exec::{Sink, Stdin};
 use crate::remote_line::Start;
-use crate::wait::{Ready, wait};
+use crabbox_host::wait::{Ready, wait};
 
 const CHUNK: usize = 64 * 1024;
 

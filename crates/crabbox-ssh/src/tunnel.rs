@@ -20,7 +20,7 @@ use crate::loopback::Loopback;
 use crate::master::{self, ConnectError};
 use crate::remote_line::RemoteLine;
 use crate::target::{ArgvOptions, Target};
-use crate::wait::{Ready, wait};
+use crabbox_host::wait::{Ready, wait};
 
 /// How long a tunnel may take until it accepts connections, as the Go program has it.
 pub(crate) const OPEN_LIMIT: Duration = Duration::from_secs(15);

@@ -6,7 +6,8 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use crabbox_host::wait::{Ready, wait};
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 
 /// The longest line, in bytes, its end included. A lease with all of its labels has some KiB, the last words of a console some more.
@@ -36,35 +37,6 @@ pub enum LineError {
     /// The stream failed.
     #[error("the connection failed")]
     Io(#[source] io::Error),
-}
-
-/// What of two descriptors is ready.
-enum Ready {
-    First,
-    Second,
-    Neither,
-}
-
-/// Waits for `events` of `first`, or until `second` is readable or closed, or until `until`.
-fn wait(
-    first: BorrowedFd<'_>,
-    events: PollFlags,
-    second: Option<BorrowedFd<'_>>,
-    until: Option<Instant>,
-) -> io::Result<Ready> {
-    loop {
-        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let left = left.and_then(|left| Timespec::try_from(left).ok());
-        let mut fds = vec![PollFd::from_borrowed_fd(first, events)];
-        fds.extend(second.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        match poll(&mut fds, left.as_ref()) {
-            Ok(0) => return Ok(Ready::Neither),
-            Ok(_) if fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) => return Ok(Ready::Second),
-            Ok(_) => return Ok(Ready::First),
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
 }
 
 /// Reads lines.

@@ -12,7 +12,7 @@ use rustix::event::PollFlags;
 use super::stream::Input;
 use super::{Far, FarError, Heard};
 use crate::exec::{DRAIN_LIMIT, RemoteStatus};
-use crate::wait::{Ready, wait};
+use crabbox_host::wait::{Ready, wait};
 
 /// Where the streams of a command go, unbuffered.
 pub struct Streams<'a> {

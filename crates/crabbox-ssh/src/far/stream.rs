@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rustix::event::PollFlags;
 
-use crate::wait::{Ready, wait};
+use crabbox_host::wait::{Ready, wait};
 
 /// Why a wait was given up.
 #[derive(Debug)]

@@ -23,7 +23,7 @@ use crate::mux::{Session, SessionEvent};
 use crate::remote_line::{RemoteLine, Start};
 use crate::shared::Shared;
 use crate::target::Target;
-use crate::wait::{Ready, wait};
+use crabbox_host::wait::{Ready, wait};
 
 /// How much of standard error is kept, in bytes.
 const WORDS: usize = 16 * 1024;

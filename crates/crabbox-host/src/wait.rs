@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 /// What a wait ended with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ready {
+pub enum Ready {
     /// The first descriptor.
     First,
     /// The second one.
@@ -22,7 +22,10 @@ pub(crate) enum Ready {
 
 /// Waits until `first` has one of `events` (or an error), or `second` is readable or closed, or until `deadline`.
 /// When both are, the second one counts.
-pub(crate) fn wait(
+///
+/// # Errors
+/// Of poll(2), but for a signal.
+pub fn wait(
     first: BorrowedFd<'_>,
     events: PollFlags,
     second: Option<BorrowedFd<'_>>,
@@ -41,4 +44,12 @@ pub(crate) fn wait(
             Err(errno) => return Err(errno.into()),
         }
     }
+}
+
+/// Waits until `fd` is readable or closed.
+///
+/// # Errors
+/// Of poll(2), but for a signal.
+pub fn readable(fd: BorrowedFd<'_>) -> io::Result<()> {
+    wait(fd, PollFlags::IN, None, None).map(drop)
 }
