@@ -1,7 +1,8 @@
 //! Copies of the user's own: what there is at a path, and putting something there that is sent.
 //!
 //! What comes is made in a private directory beside its place, and only all of it is put there. Nothing may give way to it but files and links, and
-//! what could not be put must leave everything as it was.
+//! what is in its way must leave everything as it was. Where another file system is mounted inside the place, a disk that fills there is
+//! noticed when other parts are in place already.
 
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 
 use crate::entry_path::EntryPath;
@@ -177,6 +177,18 @@ impl Beneath {
         })
     }
 
+    /// Whether something else is mounted on the directory `below`: nothing can be renamed into it from here. Before Linux 5.8, which does
+    /// not tell mounts apart, it is seen by its device alone.
+    pub fn is_mounted_on(&self, below: &EntryPath) -> Result<bool, BeneathError> {
+        let inner = self.dir(below)?;
+        let facts = |dir: &Self| {
+            rustix::fs::statx(dir, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
+                .map(|facts| (facts.stx_dev_major, facts.stx_dev_minor, facts.stx_mnt_id))
+                .map_err(|errno| BeneathError::io("look at", dir.path(), errno))
+        };
+        Ok(facts(self)? != facts(&inner)?)
+    }
+
     /// The directory `below`, made where it or its parents are missing, each with permission bits `mode` less the umask.
     pub fn make_dirs(&self, below: Option<&EntryPath>, mode: u32) -> Result<Self, BeneathError> {
         let mut at = self.again()?;
@@ -252,7 +264,12 @@ impl Beneath {
     ) -> Result<(), BeneathError> {
         let (_, from) = from.split();
         let (_, name) = to.split();
-        rustix::fs::renameat_with(self, from, dir, name, flags).map_err(|errno| match errno {
+        let renamed = if flags == RenameFlags::NOREPLACE {
+            name_anew((self, from), (dir, name))
+        } else {
+            rustix::fs::renameat_with(self, from, dir, name, flags)
+        };
+        renamed.map_err(|errno| match errno {
             Errno::EXIST => BeneathError::Exists { path: dir.full(to) },
             errno => BeneathError::io("write", &dir.full(to), errno),
         })
@@ -372,7 +389,7 @@ impl Placing {
                 }
                 rustix::fs::renameat(at, from, at, to)
             }
-            Existing::Refuse => rustix::fs::renameat_with(at, from, at, to, RenameFlags::NOREPLACE),
+            Existing::Refuse => name_anew((at, from), (at, to)),
         };
         done.map_err(|errno| match errno {
             Errno::EXIST => BeneathError::Exists {
@@ -380,6 +397,34 @@ impl Placing {
             },
             errno => BeneathError::io("write", path, errno),
         })
+    }
+}
+
+/// Gives an entry a name that nobody has. File systems that know no such renaming (NFS, 9p, early FUSE) say that the flag is invalid.
+fn name_anew<P: rustix::path::Arg + Copy, Q: rustix::path::Arg + Copy>(
+    from: (&Beneath, P),
+    to: (&Beneath, Q),
+) -> Result<(), Errno> {
+    match rustix::fs::renameat_with(from.0, from.1, to.0, to.1, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS) => link_anew(from, to),
+        done => done,
+    }
+}
+
+/// The same in two steps, of which the first finds a name that somebody has. A directory has no second name, and some file systems give
+/// none: there it is looked first, and whoever makes that very name in between loses it.
+fn link_anew<P: rustix::path::Arg + Copy, Q: rustix::path::Arg + Copy>(
+    from: (&Beneath, P),
+    to: (&Beneath, Q),
+) -> Result<(), Errno> {
+    match rustix::fs::linkat(from.0, from.1, to.0, to.1, AtFlags::empty()) {
+        Ok(()) => rustix::fs::unlinkat(from.0, from.1, AtFlags::empty()),
+        Err(Errno::EXIST) => Err(Errno::EXIST),
+        Err(_) => match rustix::fs::statat(to.0, to.1, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Err(Errno::EXIST),
+            Err(Errno::NOENT) => rustix::fs::renameat(from.0, from.1, to.0, to.1),
+            Err(errno) => Err(errno),
+        },
     }
 }
 

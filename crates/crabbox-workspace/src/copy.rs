@@ -10,9 +10,10 @@ mod upload;
 use std::io;
 use std::path::PathBuf;
 
-use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::fault::{self, Fault, Kind};
 use crabbox_host::beneath::BeneathError;
 use crabbox_host::budget::OverBudget;
+use crabbox_host::files::FileError;
 use crabbox_host::place::PlaceError;
 use crabbox_ssh::exec::ExecError;
 use crabbox_ssh::far::FarError;
@@ -116,9 +117,27 @@ pub enum CopyError {
     /// The lease could not be spoken to.
     #[error("cannot speak to the lease")]
     Far(#[source] FarError),
+    /// The directory that the copy was made in stays.
+    #[error("{} could not be removed: {why}{}", path.display(), outcome(error.as_deref()))]
+    Leftover {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        why: FileError,
+        /// Why nothing was copied; none when all of it was.
+        error: Option<Box<CopyError>>,
+    },
     /// The user interrupted.
     #[error("interrupted; nothing was copied")]
     Interrupted,
+}
+
+/// What became of a copy whose directory stays.
+fn outcome(error: Option<&CopyError>) -> String {
+    error.map_or_else(
+        || "; the copy is in its place".to_owned(),
+        |error| format!("; nothing was copied: {}", fault::chain(error)),
+    )
 }
 
 impl From<BeneathError> for CopyError {
@@ -131,6 +150,9 @@ impl Fault for CopyError {
     fn kind(&self) -> Kind {
         match self {
             Self::Interrupted => Kind::Passthrough(130),
+            Self::Leftover {
+                error: Some(error), ..
+            } => error.kind(),
             Self::Refused { .. } | Self::Over { .. } | Self::Remote { .. } | Self::Exec(_) | Self::Far(_) => {
                 Kind::Remote
             }
@@ -143,6 +165,7 @@ impl Fault for CopyError {
             Self::Refused { what, .. } if what == LINK => {
                 vec!["-L copies what links lead to".to_owned()]
             }
+            Self::Leftover { .. } => vec!["it is this program's own; remove it".to_owned()],
             _ => far_hints(self),
         }
     }

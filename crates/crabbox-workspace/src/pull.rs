@@ -10,7 +10,7 @@ use std::time::Duration;
 use crabbox_agent_protocol::Request;
 use crabbox_core::config::settings::SyncSettings;
 use crabbox_core::fault::{Fault, Kind};
-use crabbox_host::beneath::{Beneath, BeneathError, Existing, Placing};
+use crabbox_host::beneath::{Beneath, BeneathError};
 use crabbox_host::budget::{Budget, OverBudget};
 use crabbox_host::entry_path::EntryPath;
 use crabbox_ssh::far::FarError;
@@ -22,7 +22,7 @@ use rustix::fs::{AtFlags, RenameFlags};
 
 use crate::files::{self, FetchError, Fetched, Wanted};
 use crate::owner::{Owner, far_hints};
-use crate::stream::{Sparse, budget};
+use crate::stream::{Arriving, Unplaced, budget};
 use crate::sync::{self, Destination, Repo};
 use crabbox_ssh::target::Target;
 
@@ -267,34 +267,19 @@ struct Taking<'a> {
     wanted: &'a [&'a Change],
     stage: &'a Beneath,
     budget: Budget,
-    open: Option<Coming>,
+    open: Option<Arriving>,
     count: usize,
     /// The first thing that was wrong with one.
     problem: Option<String>,
     error: Option<PullError>,
 }
 
-/// A file that comes.
-struct Coming {
-    placing: Placing,
-    sparse: Sparse,
-    executable: bool,
-    /// As a message shows it.
-    name: String,
-}
-
-impl Coming {
-    /// Whose fault it is that a part of it is not here.
-    fn blame(&self, source: io::Error) -> PullError {
-        match OverBudget::of(&source) {
-            Some(over) => PullError::Over {
-                name: self.name.clone(),
-                over,
-            },
-            None => PullError::Local {
-                path: self.placing.path(),
-                source,
-            },
+impl From<Unplaced> for PullError {
+    fn from(unplaced: Unplaced) -> Self {
+        match unplaced {
+            Unplaced::Over { name, over } => Self::Over { name, over },
+            Unplaced::Local { path, source } => Self::Local { path, source },
+            Unplaced::Beneath(error) => error.into(),
         }
     }
 }
@@ -312,19 +297,11 @@ impl Taking<'_> {
                 };
                 self.budget.allows(coming.size).map_err(over)?;
                 let placing = self.stage.begin(&numbered("", coming.number)?, FILE)?;
-                self.open = Some(Coming {
-                    placing,
-                    sparse: Sparse::of(&self.budget),
-                    executable: change.executable,
-                    name,
-                });
+                self.open = Some(Arriving::new(placing, &self.budget, change.executable, name));
                 Ok(())
             }
             Fetched::Piece(piece) => match &mut self.open {
-                Some(open) => {
-                    let taken = open.sparse.take(open.placing.file(), &mut self.budget, piece);
-                    taken.map_err(|source| open.blame(source))
-                }
+                Some(open) => Ok(open.take(&mut self.budget, piece)?),
                 None => Ok(()),
             },
             Fetched::Problem { text, .. } => {
@@ -336,13 +313,8 @@ impl Taking<'_> {
 
     /// Puts the file that is open into its place.
     fn end(&mut self) -> Result<(), PullError> {
-        if let Some(mut open) = self.open.take() {
-            let ended = open.sparse.finish(open.placing.file());
-            ended.map_err(|source| open.blame(source))?;
-            if open.executable {
-                open.placing.make_executable()?;
-            }
-            open.placing.commit(Existing::Refuse)?;
+        if let Some(open) = self.open.take() {
+            open.end()?;
             self.count += 1;
         }
         Ok(())

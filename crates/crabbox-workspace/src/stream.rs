@@ -6,7 +6,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
 
+use crabbox_host::beneath::{BeneathError, Existing, Placing};
 use crabbox_host::budget::{Bound, Budget, OverBudget};
 
 use crabbox_ssh::target::Target;
@@ -54,6 +56,75 @@ impl Sparse {
     /// Gives it its length.
     pub(crate) fn finish(&self, file: &File) -> io::Result<()> {
         file.set_len(self.end)
+    }
+}
+
+/// A file that comes, on its way to its place.
+pub(crate) struct Arriving {
+    placing: Placing,
+    sparse: Sparse,
+    is_program: bool,
+    /// As messages show it.
+    name: String,
+}
+
+/// Why a file that comes is not in its place.
+#[derive(Debug)]
+pub(crate) enum Unplaced {
+    /// It is more than may be kept.
+    Over { name: String, over: OverBudget },
+    /// It could not be written here.
+    Local { path: PathBuf, source: io::Error },
+    /// It could not be put there.
+    Beneath(BeneathError),
+}
+
+impl From<BeneathError> for Unplaced {
+    fn from(error: BeneathError) -> Self {
+        Self::Beneath(error)
+    }
+}
+
+impl Arriving {
+    /// One that `budget` is for, which has nothing yet and will be at `placing`.
+    pub(crate) fn new(placing: Placing, budget: &Budget, is_program: bool, name: String) -> Self {
+        Self {
+            placing,
+            sparse: Sparse::of(budget),
+            is_program,
+            name,
+        }
+    }
+
+    /// Takes the next bytes.
+    pub(crate) fn take(&mut self, budget: &mut Budget, piece: &[u8]) -> Result<(), Unplaced> {
+        let taken = self.sparse.take(self.placing.file(), budget, piece);
+        taken.map_err(|source| self.blame(source))
+    }
+
+    /// Puts it in its place, where nothing may be.
+    pub(crate) fn end(mut self) -> Result<(), Unplaced> {
+        let ended = self.sparse.finish(self.placing.file());
+        ended.map_err(|source| self.blame(source))?;
+        if self.is_program {
+            self.placing.make_executable()?;
+        }
+        self.placing.commit(Existing::Refuse)?;
+        Ok(())
+    }
+
+    /// Whose fault it is that a part of it is not here.
+    fn blame(&self, source: io::Error) -> Unplaced {
+        match OverBudget::of(&source) {
+            Some(over) => Unplaced::Over {
+                name: self.name.clone(),
+                over,
+            },
+            None => Unplaced::Local {
+                path: self.placing.path(),
+                source,
+            },
+        }
     }
 }
 

@@ -114,3 +114,23 @@ fn a_pipe_neither_holds_nor_takes_what_is_appended() {
     let refused = put(&beneath, "pipe", b"x", Existing::Replace).unwrap_err();
     assert!(matches!(refused, BeneathError::InTheWay { .. }), "{refused}");
 }
+
+#[test]
+fn a_new_name_without_the_kernel_s_help_is_one_that_nobody_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let here = Beneath::open(dir.path()).unwrap();
+    std::fs::write(dir.path().join("file"), "new").unwrap();
+    std::fs::create_dir(dir.path().join("tree")).unwrap();
+    std::fs::write(dir.path().join("taken"), "old").unwrap();
+    for name in ["file", "tree"] {
+        assert_eq!(
+            link_anew((&here, name), (&here, "taken")),
+            Err(Errno::EXIST),
+            "{name}"
+        );
+        assert_eq!(link_anew((&here, name), (&here, "moved")), Ok(()));
+        assert!(dir.path().join("moved").exists() && !dir.path().join(name).exists());
+        std::fs::rename(dir.path().join("moved"), dir.path().join(format!("{name} moved"))).unwrap();
+    }
+    assert_eq!(std::fs::read(dir.path().join("taken")).unwrap(), b"old");
+}

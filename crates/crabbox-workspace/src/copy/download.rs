@@ -1,15 +1,15 @@
 //! Out of a lease. The archive comes from a machine that may be hostile.
 
 use std::collections::HashMap;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crabbox_agent_protocol::Request;
-use crabbox_host::beneath::{Beneath, Existing, Placing};
-use crabbox_host::budget::{Budget, OverBudget};
+use crabbox_host::beneath::Beneath;
+use crabbox_host::budget::Budget;
 use crabbox_host::entry_path::{EntryPath, EntryPathError};
 use crabbox_host::place::{Access, Place};
 use crabbox_host::{clock, files as host_files, random};
@@ -19,7 +19,7 @@ use rustix::fs::{FileType, RenameFlags};
 
 use super::{COPY, CopyError, LINK, checked, failed, name_of, remote_path, split};
 use crate::files::{self, FetchError, Fetched, Wanted};
-use crate::stream::{Sparse, budget};
+use crate::stream::{Arriving, Unplaced, budget};
 
 /// Permission bits of new files and directories, less the umask; a program gets those to run it, too.
 const FILE: u32 = 0o666;
@@ -69,20 +69,24 @@ pub fn download(
         source,
     };
     let stage = Stage::new(&dir)?;
-    let budget = budget(target, &dir).map_err(write)?;
     let wish = Wish {
         path: &path,
         remote,
         follow,
         cancel,
     };
-    take(&mut far, &wish, &tree, &stage.dir, budget)?;
-    // Nothing else is asked of it, and its end is waited for by nobody.
-    far.leave();
-    let copy = entry(COPY.as_bytes())?;
-    // All of it is looked at first, so that what is in the way leaves everything as it was.
-    fits(&stage.dir, &copy, &dir, &leaf)?;
-    put(&stage.dir, &copy, &dir, &leaf)?;
+    let copied = budget(target, &dir)
+        .map_err(write)
+        .and_then(|budget| take(&mut far, &wish, &tree, &stage.dir, budget))
+        .and_then(|()| {
+            // Nothing else is asked of it, and its end is waited for by nobody.
+            far.leave();
+            let copy = entry(COPY.as_bytes())?;
+            // All of it is looked at first, so that what is in the way leaves everything as it was.
+            fits(&stage.dir, &copy, &dir, &leaf)?;
+            put(&stage.dir, &copy, &dir, &leaf)
+        });
+    stage.end(copied)?;
     Ok(tree
         .sockets
         .iter()
@@ -103,6 +107,7 @@ fn destination(remote: &str, local: &Path) -> Result<PathBuf, CopyError> {
 /// A private directory beside the destination; it goes with all that is left in it.
 struct Stage {
     dir: Beneath,
+    is_gone: bool,
 }
 
 impl Stage {
@@ -115,20 +120,28 @@ impl Stage {
         let word = u64::from_ne_bytes(random::bytes::<8>().map_err(failed)?);
         let name = entry(format!(".crabbox-cp-{word:016x}").as_bytes())?;
         let dir = beside.make_dirs(Some(&name), PRIVATE)?;
-        Ok(Self { dir })
+        Ok(Self { dir, is_gone: false })
+    }
+
+    /// Removes it, whatever became of the copy. It may stand in a repository, so whoever has it still is told.
+    fn end(mut self, copied: Result<(), CopyError>) -> Result<(), CopyError> {
+        self.is_gone = true;
+        match (host_files::remove_tree(self.dir.path()), copied) {
+            (Ok(()), copied) => copied,
+            (Err(why), copied) => Err(CopyError::Leftover {
+                path: self.dir.path().to_owned(),
+                why,
+                error: copied.err().map(Box::new),
+            }),
+        }
     }
 }
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        // What stays is private and has a name that says what it is; it may stand in a repository, so the user is told.
-        if let Err(error) = host_files::remove_tree(self.dir.path()) {
-            let path = self.dir.path().display();
-            writeln!(
-                io::stderr(),
-                "warning: {path} could not be removed, remove it: {error}"
-            )
-            .ok();
+        // Only where something panicked. What stays is private and has a name that says what it is.
+        if !self.is_gone {
+            host_files::remove_tree(self.dir.path()).ok();
         }
     }
 }
@@ -332,35 +345,23 @@ struct Taking<'a> {
     top: EntryPath,
     files: &'a [EntryPath],
     budget: Budget,
-    open: Option<Coming>,
+    open: Option<Arriving>,
     count: usize,
     /// What did not come, the first of it.
     problem: Option<String>,
     error: Option<CopyError>,
 }
 
-/// A file that comes.
-struct Coming {
-    placing: Placing,
-    sparse: Sparse,
-    is_program: bool,
-    /// What the lease calls it.
-    name: String,
-}
-
-impl Coming {
-    /// Whose fault it is that it is not here.
-    fn blame(&mut self, source: io::Error) -> CopyError {
-        match OverBudget::of(&source) {
-            Some(over) => CopyError::Over {
-                name: self.name.clone(),
-                over,
-            },
-            None => CopyError::Local {
+impl From<Unplaced> for CopyError {
+    fn from(unplaced: Unplaced) -> Self {
+        match unplaced {
+            Unplaced::Over { name, over } => Self::Over { name, over },
+            Unplaced::Local { path, source } => Self::Local {
                 attempt: "write",
-                path: self.placing.path(),
+                path,
                 source,
             },
+            Unplaced::Beneath(error) => error.into(),
         }
     }
 }
@@ -382,19 +383,12 @@ impl Taking<'_> {
                     Some(into) => into.begin(file, FILE)?,
                     None => self.stage.begin(&self.top, FILE)?,
                 };
-                self.open = Some(Coming {
-                    placing,
-                    sparse: Sparse::of(&self.budget),
-                    is_program: coming.mode & 0o111 != 0,
-                    name,
-                });
+                let is_program = coming.mode & 0o111 != 0;
+                self.open = Some(Arriving::new(placing, &self.budget, is_program, name));
                 Ok(())
             }
             Fetched::Piece(piece) => match &mut self.open {
-                Some(open) => {
-                    let taken = open.sparse.take(open.placing.file(), &mut self.budget, piece);
-                    taken.map_err(|source| open.blame(source))
-                }
+                Some(open) => Ok(open.take(&mut self.budget, piece)?),
                 None => Ok(()),
             },
             Fetched::Problem { text, lost, .. } => {
@@ -409,13 +403,8 @@ impl Taking<'_> {
 
     /// Puts the file that is open into the stage.
     fn end(&mut self) -> Result<(), CopyError> {
-        if let Some(mut open) = self.open.take() {
-            let ended = open.sparse.finish(open.placing.file());
-            ended.map_err(|source| open.blame(source))?;
-            if open.is_program {
-                open.placing.make_executable()?;
-            }
-            open.placing.commit(Existing::Refuse)?;
+        if let Some(open) = self.open.take() {
+            open.end()?;
             self.count += 1;
         }
         Ok(())
@@ -434,6 +423,10 @@ fn fits(from: &Beneath, name: &EntryPath, dir: &Beneath, leaf: &EntryPath) -> Re
     match (is_directory, dir.kind(leaf)?) {
         (_, None) | (false, Some(FileType::RegularFile | FileType::Symlink)) => Ok(()),
         (true, Some(FileType::Directory)) => {
+            // Nothing is renamed from one file system to another, and half of a copy would be in place by then.
+            if dir.is_mounted_on(leaf)? {
+                return in_the_way("where another file system is mounted; copy into it by its own path");
+            }
             let (from, dir) = (from.dir(name)?, dir.dir(leaf)?);
             for child in from.names()? {
                 fits(&from, &child, &dir, &child)?;
@@ -560,6 +553,67 @@ mod tests {
         drop(writer);
         let ended = make_dirs(&here, &dirs, &mut budget, silent.as_fd());
         assert!(matches!(ended, Err(CopyError::Interrupted)), "{ended:?}");
+    }
+
+    #[test]
+    fn what_is_mounted_inside_the_destination_is_in_the_way_before_anything_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in ["c/a", "c/z", "to/z"] {
+            fs::create_dir_all(dir.path().join(path)).unwrap();
+        }
+        let mounted = dir.path().join("to/z");
+        let mount = |words: &[&str]| {
+            let done = crabbox_host::command::Cmd::new(words[0])
+                .args(&words[1..])
+                .arg(&mounted)
+                .run();
+            done.unwrap();
+        };
+        let here = Beneath::open(dir.path()).unwrap();
+        let (copy, to) = (entry(b"c").unwrap(), entry(b"to").unwrap());
+        // Another file system, and the same one again, which only the number of its mount tells apart.
+        let bound = dir.path().join("c/a");
+        for how in [
+            &["mount", "-t", "tmpfs", "none"][..],
+            &["mount", "--bind", bound.to_str().unwrap()],
+        ] {
+            mount(how);
+            let refused = fits(&here, &copy, &here, &to);
+            mount(&["umount"]);
+            assert!(
+                matches!(&refused, Err(CopyError::InTheWay { path, .. }) if path.ends_with("to/z")),
+                "{refused:?}"
+            );
+        }
+        fits(&here, &copy, &here, &to).unwrap();
+    }
+
+    #[test]
+    fn who_has_a_stage_that_stays_is_told_where_it_is_and_what_became_of_the_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let here = Beneath::open(dir.path()).unwrap();
+        let stays = |copied| {
+            let stage = Stage::new(&here).unwrap();
+            let path = stage.dir.path().to_owned();
+            // A mount point is the one thing that root cannot remove.
+            let mount = |words: &[&str]| {
+                crabbox_host::command::Cmd::new(words[0])
+                    .args(&words[1..])
+                    .arg(&path)
+                    .run()
+            };
+            mount(&["mount", "-t", "tmpfs", "none"]).unwrap();
+            let ended = stage.end(copied).unwrap_err();
+            mount(&["umount"]).unwrap();
+            assert!(ended.to_string().contains(path.to_str().unwrap()), "{ended}");
+            (ended.to_string(), crabbox_core::fault::Fault::kind(&ended))
+        };
+        let (said, kind) = stays(Err(CopyError::Interrupted));
+        assert!(
+            said.contains("nothing was copied") && kind == crabbox_core::fault::Kind::Passthrough(130),
+            "{said}"
+        );
+        assert!(stays(Ok(())).0.contains("the copy is in its place"));
     }
 
     #[test]
