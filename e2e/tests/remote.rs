@@ -268,6 +268,14 @@ fn a_host_that_is_away_or_another_one_is_told_and_costs_no_other_lease() {
     assert_eq!(away.stderr.matches("left out").count(), 1, "{away:?}");
     let new = with_host(&host, "alice", "root@127.0.0.1:2", "crabbox warmup").exits(5);
     assert!(new.stderr.contains("cannot reach the KVM host"), "{new:?}");
+    // Another program is not told that its lease is gone.
+    let release = r#"{"protocolVersion":1,"operation":"release","lease":{"leaseId":"cbx_0123456789ab"}}"#;
+    let script = format!("printf %s '{release}' | crabbox adapter external");
+    let unasked = with_host(&host, "alice", "root@127.0.0.1:2", &script).exits(5);
+    assert!(
+        unasked.stdout.contains("cannot be asked for leases"),
+        "{unasked:?}"
+    );
     // Somebody answers who is not our program.
     let other = r#"sed -i "s/exec crabbox __serve --as bob/echo welcome; echo no >\&2; exit 9/" /srv/sshd/authorized; pkill -u daemon -x ssh"#;
     drop(host.sh(other).exits(0));

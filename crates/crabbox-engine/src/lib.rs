@@ -5,6 +5,8 @@
 
 pub mod entry;
 pub mod external;
+#[cfg(test)]
+mod fixture;
 pub mod fleet;
 pub mod host;
 pub mod provider;

@@ -11,9 +11,10 @@ use crabbox_store::claims;
 use crabbox_store::places::Places;
 
 use crate::external::error::AdapterError;
-use crate::provider::Provider;
 use crate::provider::error::LeaseError;
 use crate::provider::lease::Lease;
+use crate::provider::remote::error::RemoteError;
+use crate::provider::{Away, Provider};
 
 /// A lease that another program had made.
 #[derive(Debug)]
@@ -32,7 +33,7 @@ pub(super) struct Inventory {
     /// All of them.
     pub(super) entries: Vec<Entry>,
     others: Vec<String>,
-    /// A host that could not be asked, and why: what is not found may be there.
+    /// A host that could not be asked and of which nothing is known here, and why: what is not found may be there.
     away: Option<(String, String)>,
 }
 
@@ -64,10 +65,7 @@ impl Inventory {
                 });
             }
         }
-        let away = all
-            .away
-            .first()
-            .map(|away| (away.host.to_string(), fault::chain(&away.error)));
+        let away = away(&all.away, places, &mut entries)?;
         Ok(Self {
             entries,
             others,
@@ -138,4 +136,35 @@ impl Inventory {
             }),
         }
     }
+}
+
+/// What is known here of leases on hosts that are `away`: their claims, which are added to `entries`. A host without any may have leases all
+/// the same, and is told with what became of asking it.
+fn away(
+    away: &[Away],
+    places: &Places,
+    entries: &mut Vec<Entry>,
+) -> Result<Option<(String, String)>, LeaseError> {
+    if away.is_empty() {
+        return Ok(None);
+    }
+    let claims = claims::list(places).map_err(RemoteError::from)?.claims;
+    let mut unknown = None;
+    for Away { host, error } in away {
+        let here: Vec<_> = claims
+            .iter()
+            .filter(|claim| claim.provider_scope == host.scope())
+            .collect();
+        if here.is_empty() && unknown.is_none() {
+            unknown = Some((host.to_string(), fault::chain(error)));
+        }
+        entries.extend(here.into_iter().filter_map(|claim| {
+            Some(Entry {
+                external: External::of(&claim.labels)?,
+                id: claim.lease_id.clone(),
+                lease: None,
+            })
+        }));
+    }
+    Ok(unknown)
 }

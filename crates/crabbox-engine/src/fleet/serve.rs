@@ -285,16 +285,28 @@ impl Serve<'_> {
                 })?;
             }
             Ask::Connect { lease } => {
-                let lease = self.owned(&lease)?;
-                let lease = self.provider(&[])?.resolve(&lease.id, Purpose::Use)?;
-                let guest = carry::connect(&lease)?;
-                out.put(&Reply::Lease(far(&lease)?))?;
-                out.put(&Reply::Done)?;
-                carry::carry(self.engine, &lease, guest, lines, out.0)?;
+                self.connect(&lease, lines, out)?;
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Makes the streams those of the guest's SSH server.
+    fn connect(&self, text: &str, lines: &mut Lines<File>, out: &Out<'_>) -> Result<(), ServeError> {
+        let lease = self.owned(text)?;
+        let lease = self.provider(&[])?.resolve(&lease.id, Purpose::Use)?;
+        let guest = carry::connect(&lease)?;
+        out.put(&Reply::Lease(far(&lease)?))?;
+        out.put(&Reply::Done)?;
+        let idle = Duration::from_secs(u64::try_from(lease.idle_seconds()).unwrap_or(0));
+        carry::carry(
+            &self.engine.places,
+            (&lease.id, idle),
+            guest,
+            (lines, out.0),
+            self.interrupts.as_fd(),
+        )
     }
 
     fn acquire(

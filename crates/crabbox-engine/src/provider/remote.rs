@@ -6,11 +6,15 @@
 
 mod acquire;
 pub mod error;
+mod kept;
+mod trust;
+mod way;
+
+pub use way::control;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crabbox_core::claim::Claim;
@@ -28,16 +32,12 @@ use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::{NameError, Purpose};
 use crabbox_machine::lease::logs::Source;
 use crabbox_machine::lifecycle::release::{Decision, ReleaseError, Released, Subject};
-use crabbox_machine::resource::connection::{self, ConnectionError};
-use crabbox_ssh::control;
-use crabbox_ssh::quote;
-use crabbox_ssh::target::Target;
+use crabbox_machine::resource::connection;
 use crabbox_store::claims;
 
 use crate::fleet::address::{Access, KvmHost};
 use crate::fleet::client::{ANSWER_LIMIT, FleetError, Talk};
-use crate::fleet::serve::SILENCE;
-use crate::fleet::wire::{self, Aim, Ask, FarLease, LEASES, LogSource, PROXY, Reply};
+use crate::fleet::wire::{self, Aim, Ask, FarLease, LEASES, LogSource, Reply};
 use crate::host::doctor::check::{Check, Class, Options, Status};
 use crate::host::doctor::generic;
 use crate::host::prepare::NewLease;
@@ -47,11 +47,10 @@ use crate::provider::error::LeaseError;
 use crate::provider::firecracker::{self, Firecracker};
 use crate::provider::lease::Lease;
 use crate::provider::remote::error::RemoteError;
+use crate::provider::remote::kept::Kept;
+use crate::provider::remote::trust::{is_answer, is_its_owner, is_to_forget, nonsense};
+use crate::provider::remote::way::{target, told_by};
 use crate::provider::{AcquiredLease, Away, Leases, Notice, Provider};
-
-/// How long a conversation is kept for the next question: much less than its host lets it be silent ([`SILENCE`]).
-const KEPT: Duration = Duration::from_mins(1);
-const _: () = assert!(KEPT.as_secs() * 5 <= SILENCE.as_secs());
 
 /// How many bytes one list has. A lease has one or two KiB.
 const LISTED: usize = 16 * 1024 * 1024;
@@ -247,97 +246,6 @@ impl Remote {
     }
 }
 
-/// What is kept of each host, for a while: a host ends a conversation in which nothing is said, and its last words would be taken for the
-/// answer to the next question.
-#[derive(Debug)]
-struct Kept<T>(Mutex<BTreeMap<KvmHost, (T, Instant)>>);
-
-impl<T> Default for Kept<T> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
-
-impl<T> Kept<T> {
-    fn all(&self) -> MutexGuard<'_, BTreeMap<KvmHost, (T, Instant)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What is kept of `host`, where it is young enough at `now`.
-    fn take(&self, host: &KvmHost, now: Instant) -> Option<T> {
-        let (kept, since) = self.all().remove(host)?;
-        (now.saturating_duration_since(since) < KEPT).then_some(kept)
-    }
-
-    fn keep(&self, host: &KvmHost, what: T, now: Instant) {
-        self.all().insert(host.clone(), (what, now));
-    }
-
-    fn look<U>(&self, host: &KvmHost, look: impl FnOnce(&T) -> U) -> Option<U> {
-        self.all().get(host).map(|(kept, _)| look(kept))
-    }
-}
-
-fn nonsense(host: &KvmHost) -> FleetError {
-    FleetError::Nonsense {
-        host: host.clone(),
-        source: None,
-    }
-}
-
-/// Whether a host that was asked for `text` may answer with the lease `id`. By its id a lease is that one or none.
-fn is_answer(text: &str, id: &str) -> bool {
-    LeaseId::parse(text).is_err() || text == id
-}
-
-/// Whether `now`, for whom `host` takes us, is the owner of the lease of `claim`.
-fn is_its_owner(host: &KvmHost, claim: &Claim, now: Option<String>) -> Result<(), RemoteError> {
-    let owner = labels::owner(&claim.labels).unwrap_or_default();
-    match now {
-        Some(now) if now == owner => Ok(()),
-        now => Err(RemoteError::AnotherOwner {
-            id: claim.lease_id.clone(),
-            owner: owner.to_owned(),
-            host: host.clone(),
-            now: now.unwrap_or_default(),
-        }),
-    }
-}
-
-/// Whether what this machine has of the lease `id` goes, which `host` says that it gave back. `asked` is the claim by which it was asked,
-/// `standing` the one that there is of the lease: a host has no say about any other lease, and its keys are here.
-fn is_to_forget(
-    host: &KvmHost,
-    (text, asked): (&str, Option<&Claim>),
-    id: &str,
-    standing: Option<&Claim>,
-) -> Result<bool, FleetError> {
-    match asked {
-        Some(claim) if claim.lease_id == id => Ok(true),
-        Some(_) => Err(nonsense(host)),
-        None if !is_answer(text, id) => Err(nonsense(host)),
-        None => match standing {
-            Some(claim) if claim.provider == firecracker::NAME && claim.provider_scope == host.scope() => {
-                Ok(true)
-            }
-            Some(_) => Err(nonsense(host)),
-            // Made from another machine, which has what there is of it.
-            None => Ok(false),
-        },
-    }
-}
-
-/// A lease as its claim has it.
-fn told_by(claim: &Claim) -> Option<FarLease> {
-    let label = |name: &str| claim.labels.get(name).cloned().unwrap_or_default();
-    let value = serde_json::json!({
-        "id": claim.lease_id, "slug": claim.slug, "name": claim.cloud_id, "server_type": label("server_type"),
-        "state": label("state"), "labels": claim.labels, "user": label("ssh_user"), "port": claim.ssh_port,
-        "work_root": label("work_root"), "has_address": true,
-    });
-    serde_json::from_value(value).ok()
-}
-
 fn lease_of(reply: Reply) -> Option<FarLease> {
     match reply {
         Reply::Lease(told) => Some(told),
@@ -349,50 +257,6 @@ fn lease_of(reply: Reply) -> Option<FarLease> {
 fn of_host(claim: Claim) -> Option<(KvmHost, Claim)> {
     let host = KvmHost::of_scope(&claim.provider_scope).filter(|_| claim.provider == firecracker::NAME)?;
     Some((host, claim))
-}
-
-/// How a lease on `host` is entered: through our own proxy, with the key and the pinned host key that are here. It has no address that means
-/// anything here, so its id stands for one.
-fn target(engine: &Engine, host: &KvmHost, access: &Access, told: &FarLease) -> Result<Target, RemoteError> {
-    let id = told.id.as_str();
-    let dir = engine.places.keys(id);
-    let failed = |error| RemoteError::Connection(ConnectionError::Target(error));
-    let mut target = Target::new(&told.user, id, told.port, &dir.join("known_hosts")).map_err(failed)?;
-    target.key = Some(dir.join("id_ed25519"));
-    target.host_key_pinned = true;
-    target.capacity = told.capacity;
-    target.proxy_command = Some(proxy_command(engine, host, access, id));
-    let control_dir = engine.control_dir().map_err(ConnectionError::from)?;
-    target.control = Some(control::path(&control_dir, &target).map_err(ConnectionError::from)?);
-    Ok(target)
-}
-
-/// The socket of the shared connection of a lease on `host`; `None` where there is no place for one.
-pub fn control(
-    engine: &Engine,
-    host: &KvmHost,
-    access: &Access,
-    told: &FarLease,
-) -> Option<std::path::PathBuf> {
-    target(engine, host, access, told).ok()?.control
-}
-
-/// The command of ours that leads there. OpenSSH hands it to a shell, and expands `%` before.
-fn proxy_command(engine: &Engine, host: &KvmHost, access: &Access, id: &str) -> String {
-    let text = |path: &Path| path.to_string_lossy().into_owned();
-    let mut words = vec![
-        text(&engine.exe),
-        PROXY.to_owned(),
-        "--host".to_owned(),
-        host.to_string(),
-        "--known-hosts".to_owned(),
-        text(&access.known_hosts),
-    ];
-    if let Some(key) = &access.key {
-        words.extend(["--key".to_owned(), text(key)]);
-    }
-    words.push(id.to_owned());
-    quote::join(words).replace('%', "%%")
 }
 
 impl Provider for Remote {
@@ -687,13 +551,7 @@ mod tests {
     #[test]
     fn a_slug_that_is_claimed_on_two_machines_is_nobody_s_and_an_id_leads_to_its_own() {
         let root = tempfile::tempdir().unwrap();
-        let engine = Engine {
-            places: crabbox_store::places::Places::below(root.path()),
-            exe: "/x".into(),
-            path: "/nonexistent".into(),
-            runtime: Some(root.path().to_owned()),
-            failpoint: String::new(),
-        };
+        let engine = crate::fixture::engine(root.path());
         let host = KvmHost::parse("a@kvm1").unwrap();
         let claimed = |id: &str, slug: &str, scope: String| {
             claims::update::<ClaimError>(&engine.places, id, |_| {
@@ -733,100 +591,6 @@ mod tests {
             place("both").contains("multiple active leases"),
             "{}",
             place("both")
-        );
-    }
-
-    #[test]
-    fn a_conversation_is_taken_up_again_only_while_its_host_still_listens() {
-        let kept = Kept::default();
-        let (host, other) = (KvmHost::parse("a@h").unwrap(), KvmHost::parse("b@h").unwrap());
-        let began = Instant::now();
-        kept.keep(&host, "talk", began);
-        assert_eq!(kept.take(&other, began), None);
-        assert_eq!(kept.look(&host, |talk| talk.len()), Some(4));
-        assert_eq!(
-            kept.take(&host, began + KEPT.saturating_sub(Duration::from_millis(1))),
-            Some("talk")
-        );
-        // It is one asker's at a time.
-        assert_eq!(kept.take(&host, began), None);
-        kept.keep(&host, "talk", began);
-        assert_eq!(kept.take(&host, began + KEPT), None);
-        assert_eq!(kept.take(&host, began), None);
-    }
-
-    #[test]
-    fn a_host_has_a_say_about_the_lease_that_was_asked_for_and_no_other() {
-        let (host, other) = (KvmHost::parse("a@h").unwrap(), KvmHost::parse("b@h").unwrap());
-        let claim = |id: &str, scope: String| Claim {
-            lease_id: id.to_owned(),
-            provider: firecracker::NAME.to_owned(),
-            provider_scope: scope,
-            ..Claim::default()
-        };
-        let (one, two) = ("cbx_000000000001", "cbx_000000000002");
-        assert!(is_answer("mine", one) && is_answer(one, one) && !is_answer(one, two));
-        let ours = claim(one, host.scope());
-        let forget = |asked: Option<&Claim>, text: &str, id: &str, standing: Option<&Claim>| {
-            is_to_forget(&host, (text, asked), id, standing).ok()
-        };
-        assert_eq!(forget(Some(&ours), "mine", one, Some(&ours)), Some(true));
-        assert_eq!(forget(Some(&ours), "mine", two, None), None);
-        // Without a claim: what was asked for by id is that lease, and the claim of another host's or our own is not this host's to end.
-        assert_eq!(forget(None, "name", one, Some(&ours)), Some(true));
-        assert_eq!(forget(None, two, one, Some(&ours)), None);
-        assert_eq!(forget(None, "name", one, None), Some(false));
-        for scope in [other.scope(), String::new()] {
-            assert_eq!(forget(None, "name", one, Some(&claim(one, scope))), None);
-        }
-    }
-
-    #[test]
-    fn only_to_a_lease_s_owner_a_host_can_say_that_it_is_gone() {
-        let host = KvmHost::parse("a@h").unwrap();
-        let mut claim = Claim::default();
-        let is_owner =
-            |claim: &Claim, now: Option<&str>| is_its_owner(&host, claim, now.map(str::to_owned)).is_ok();
-        assert!(!is_owner(&claim, None) && !is_owner(&claim, Some("alice")));
-        labels::set_owner(&mut claim.labels, "alice");
-        assert!(is_owner(&claim, Some("alice")));
-        assert!(!is_owner(&claim, Some("alice2")) && !is_owner(&claim, None));
-    }
-
-    #[test]
-    fn the_proxy_is_one_word_after_the_other_for_any_shell_and_for_openssh() {
-        let root = tempfile::tempdir().unwrap();
-        let engine = Engine {
-            places: crabbox_store::places::Places::below(root.path()),
-            exe: "/opt/100% sure/crab'box".into(),
-            path: "/nonexistent".into(),
-            runtime: Some(root.path().to_owned()),
-            failpoint: String::new(),
-        };
-        let access = Access {
-            key: Some("/h/my key".into()),
-            known_hosts: "/h/known_hosts".into(),
-        };
-        let host = KvmHost::parse("crabbox@kvm1:2222").unwrap();
-        let line = proxy_command(&engine, &host, &access, "cbx_0123456789ab").replace("%%", "%");
-        let said = crabbox_host::command::Cmd::new("sh")
-            .args(["-c", &format!("printf '%s\\n' {line}")])
-            .run()
-            .unwrap();
-        let words: Vec<_> = said.stdout_text().lines().map(str::to_owned).collect();
-        assert_eq!(
-            words,
-            [
-                "/opt/100% sure/crab'box",
-                "__proxy",
-                "--host",
-                "crabbox@kvm1:2222",
-                "--known-hosts",
-                "/h/known_hosts",
-                "--key",
-                "/h/my key",
-                "cbx_0123456789ab"
-            ]
         );
     }
 }

@@ -6,15 +6,19 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use crabbox_core::labels;
+use crabbox_core::state::LeaseState;
 use crabbox_host::clock;
-use crabbox_machine::context::Engine;
+use crabbox_host::wait::{Ready, wait};
 use crabbox_machine::lease::activity;
-use crabbox_store::places::LeaseDir;
+use crabbox_store::leases;
+use crabbox_store::places::{LeaseDir, Places};
+use rustix::event::PollFlags;
 
 use super::ServeError;
 use crate::fleet::lines::Lines;
@@ -52,52 +56,56 @@ pub(super) fn connect(lease: &Lease) -> Result<TcpStream, ServeError> {
     Ok(guest)
 }
 
-/// Copies both ways until either side has ended, or the lease has.
+/// Copies both ways until either side has ended, or the lease has, or `interrupts` asks for an end. Who copies is not waited for: either
+/// may be blocked on somebody who does not listen, and both end with this process.
 pub(super) fn carry(
-    engine: &Engine,
-    lease: &Lease,
+    places: &Places,
+    (id, idle): (&str, Duration),
     guest: TcpStream,
-    lines: &mut Lines<File>,
-    output: &File,
+    (lines, output): (&mut Lines<File>, &File),
+    interrupts: BorrowedFd<'_>,
 ) -> Result<(), ServeError> {
     let guest = Arc::new(guest);
     let moved = Arc::new(AtomicU64::new(0));
     let mut input = lines.get_mut().try_clone().map_err(ServeError::Streams)?;
+    let mut output = output.try_clone().map_err(ServeError::Streams)?;
     let behind = lines.behind();
     (&*guest).write_all(&behind).ok();
     let (up, counted) = (Arc::clone(&guest), Arc::clone(&moved));
-    // Not waited for: it may be blocked on a client that says nothing, and ends with this process.
     std::thread::spawn(move || {
         copy(&mut input, &mut &*up, &counted);
         up.shutdown(Shutdown::Write).ok();
         clock::nap(LINGER);
         up.shutdown(Shutdown::Both).ok();
     });
-    let dir = LeaseDir::at(engine.places.leases().join(&lease.id));
-    let idle = u64::try_from(lease.idle_seconds()).unwrap_or(0);
-    let pause = LOOK.min(Duration::from_secs((idle / 4).max(1)));
-    let (over, ended) = mpsc::channel::<()>();
-    std::thread::scope(|scope| {
-        let (guest, moved, dir) = (&guest, &moved, &dir);
-        scope.spawn(move || {
-            let mut seen = (Instant::now(), 0);
-            while ended.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
-                if !dir.path().exists() {
-                    // A machine that was killed says no farewell.
-                    guest.shutdown(Shutdown::Both).ok();
-                    return;
-                }
-                let (now, all) = (Instant::now(), moved.load(Ordering::Relaxed));
-                if is_use(all - seen.1, now - seen.0) {
-                    activity::renew(&engine.places, dir, &lease.id);
-                }
-                seen = (now, all);
-            }
-        });
-        copy(&mut &**guest, &mut &*output, moved);
-        drop(over);
+    let (down, counted) = (Arc::clone(&guest), Arc::clone(&moved));
+    let (ended, end) = io::pipe().map_err(ServeError::Streams)?;
+    std::thread::spawn(move || {
+        copy(&mut &*down, &mut output, &counted);
+        drop(end);
     });
-    Ok(())
+    let dir = LeaseDir::at(places.leases().join(id));
+    let pause = LOOK.min((idle / 4).max(Duration::from_secs(1)));
+    let mut seen = (Instant::now(), 0);
+    loop {
+        let looks = Some(Instant::now() + pause);
+        match wait(ended.as_fd(), PollFlags::IN, Some(interrupts), looks).map_err(ServeError::Streams)? {
+            Ready::Neither if is_there(&dir) => {}
+            // A machine that was killed says no farewell.
+            _ => return Ok(()),
+        }
+        let (now, all) = (Instant::now(), moved.load(Ordering::Relaxed));
+        if is_use(all - seen.1, now - seen.0) {
+            activity::renew(places, &dir, id);
+        }
+        seen = (now, all);
+    }
+}
+
+/// Whether the lease in `dir` has not been given back; of one whose record cannot be read nobody has said so.
+fn is_there(dir: &LeaseDir) -> bool {
+    dir.path().exists()
+        && !leases::read(dir).is_ok_and(|stored| labels::state(&stored.record.labels) == LeaseState::Released)
 }
 
 /// Whether `bytes` in `time` are more than an idle connection says.
@@ -129,7 +137,51 @@ fn copy(from: &mut impl Read, to: &mut impl Write, moved: &AtomicU64) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::PipeWriter;
+    use std::net::TcpListener;
+    use std::os::fd::OwnedFd;
+    use std::path::Path;
+
     use super::*;
+
+    /// A carried connection of a lease that is there, whose guest speaks without an end to a client that reads nothing, for `while_there` to
+    /// bring to its end.
+    fn unheard(while_there: impl FnOnce(&Path, PipeWriter) -> Option<PipeWriter>) {
+        let root = tempfile::tempdir().unwrap();
+        let places = Places::below(root.path());
+        let dir = places.leases().join("cbx_0123456789ab");
+        std::fs::create_dir_all(&dir).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let guest = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut speaker, _) = listener.accept().unwrap();
+        std::thread::spawn(move || while speaker.write_all(&[b'x'; 4096]).is_ok() {});
+        let (silent, _client) = io::pipe().unwrap();
+        let (_unread, full) = io::pipe().unwrap();
+        let (interrupts, asker) = io::pipe().unwrap();
+        let mut lines = Lines::new(File::from(OwnedFd::from(silent)));
+        let output = File::from(OwnedFd::from(full));
+        std::thread::scope(|scope| {
+            let carried = scope.spawn(|| {
+                let lease = ("cbx_0123456789ab", Duration::from_secs(4));
+                carry(&places, lease, guest, (&mut lines, &output), interrupts.as_fd())
+            });
+            let _asker = while_there(&dir, asker);
+            carried.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_connection_whose_client_does_not_listen_ends_with_its_lease_and_when_it_is_asked_to() {
+        unheard(|_, asker| {
+            drop(asker);
+            None
+        });
+        unheard(|dir, asker| {
+            std::fs::remove_dir(dir).unwrap();
+            // Asks for nothing, and stays.
+            Some(asker)
+        });
+    }
 
     #[test]
     fn what_shows_that_a_connection_is_alive_is_no_use_and_a_few_key_strokes_are() {

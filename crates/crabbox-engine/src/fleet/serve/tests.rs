@@ -22,13 +22,7 @@ fn engine(root: &Path) -> Engine {
         );
         std::fs::write(dir.join("metadata.json"), record).unwrap();
     }
-    Engine {
-        places,
-        exe: "/nonexistent".into(),
-        path: "/nonexistent".into(),
-        runtime: Some(root.to_owned()),
-        failpoint: String::new(),
-    }
+    crate::fixture::engine(root)
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "it stands for one that may fail")]

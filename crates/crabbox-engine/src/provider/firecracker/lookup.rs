@@ -135,13 +135,7 @@ mod tests {
         for id in GOOD {
             write(&places, id, record(id).as_bytes());
         }
-        Engine {
-            places,
-            exe: "/nonexistent".into(),
-            path: "/nonexistent".into(),
-            runtime: Some(root.to_owned()),
-            failpoint: String::new(),
-        }
+        crate::fixture::engine(root)
     }
 
     fn write(places: &Places, id: &str, text: &[u8]) {

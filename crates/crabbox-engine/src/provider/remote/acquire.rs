@@ -91,7 +91,8 @@ impl Remote {
         Ok(said)
     }
 
-    /// Enters and claims the lease that `host` has ready.
+    /// Claims and enters the lease that `host` has ready. The claim is there before the first key: by it a cleanup finds what is left of a
+    /// command that was killed in between.
     fn take(
         &self,
         host: &KvmHost,
@@ -101,6 +102,7 @@ impl Remote {
         (repo, interrupts): (&Path, &Interrupts),
     ) -> Result<Lease, LeaseError> {
         let dir = self.engine.places.keys(told.id.as_str());
+        self.claim(&self.lease(host, told.clone())?, repo, false)?;
         keys::write_pair(&dir, pair).map_err(RemoteError::from)?;
         keys::pin(&dir.join("known_hosts"), told.id.as_str(), told.port, host_key)
             .map_err(RemoteError::from)?;
@@ -248,7 +250,6 @@ mod tests {
     use std::path::Path;
 
     use crabbox_core::claim::Claim;
-    use crabbox_machine::context::Engine;
     use crabbox_store::claims::ClaimError;
 
     use super::*;
@@ -263,13 +264,7 @@ mod tests {
     #[test]
     fn a_new_lease_never_has_the_id_of_one_whose_keys_or_claim_are_here() {
         let root = tempfile::tempdir().unwrap();
-        let engine = Engine {
-            places: crabbox_store::places::Places::below(root.path()),
-            exe: "/x".into(),
-            path: "/nonexistent".into(),
-            runtime: Some(root.path().to_owned()),
-            failpoint: String::new(),
-        };
+        let engine = crate::fixture::engine(root.path());
         let (keyed, claimed) = ("cbx_000000000001", "cbx_000000000002");
         std::fs::create_dir_all(engine.places.keys(keyed)).unwrap();
         claims::update::<ClaimError>(&engine.places, claimed, |_| Ok(Some(Claim::default()))).unwrap();

@@ -1,0 +1,17 @@
+//! What tests of this crate begin with. It must never be used by anything else.
+
+use std::path::Path;
+
+use crabbox_machine::context::Engine;
+use crabbox_store::places::Places;
+
+/// An engine with all of its places below `root`, which starts no program.
+pub(crate) fn engine(root: &Path) -> Engine {
+    Engine {
+        places: Places::below(root),
+        exe: "/nonexistent".into(),
+        path: "/nonexistent".into(),
+        runtime: Some(root.to_owned()),
+        failpoint: String::new(),
+    }
+}
