@@ -180,3 +180,21 @@ fn filling_ends_even_if_none_lasts_and_hears_ctrl_c_while_it_waits() {
     drop(host.crabbox("pool drain").exits(0));
     assert_nothing_left(&before, &host.settled());
 }
+
+#[test]
+fn a_drain_that_leaves_one_behind_says_which() {
+    let host = Host::pretend_ours();
+    let before = host.settled();
+    let lease = fill(&host, 1).remove(0);
+    // Whoever has its lock may be making it or giving it to somebody, and so it is left alone.
+    let drained = host.sh(&format!(
+        "flock $HOME/.config/crabbox/state/firecracker/locks/{lease}.lock timeout 60 crabbox pool drain"
+    ));
+    assert_eq!(drained.code, Some(5), "{drained:?}");
+    assert!(
+        drained.stderr.contains(&format!("somebody is at {lease}")) && drained.stderr.contains("pool drain"),
+        "{drained:?}"
+    );
+    drop(host.crabbox("pool drain").exits(0));
+    assert_nothing_left(&before, &host.settled());
+}

@@ -60,6 +60,12 @@ pub enum PoolError {
     /// A lease could not be ended.
     #[error(transparent)]
     Release(#[from] ReleaseError),
+    /// Leases that wait still: somebody is at them.
+    #[error("somebody is at {}, which may wait in the pool still", .leases.join(", "))]
+    Stay {
+        /// The leases.
+        leases: Vec<String>,
+    },
 }
 
 impl PoolError {
@@ -77,7 +83,7 @@ impl Fault for PoolError {
         match self {
             Self::Unowned(error) => error.kind(),
             Self::Release(error) => error.kind(),
-            Self::Lock(_) | Self::Busy | Self::Stale => Kind::Unavailable,
+            Self::Lock(_) | Self::Busy | Self::Stale | Self::Stay { .. } => Kind::Unavailable,
             Self::Interrupted => Kind::Passthrough(130),
             Self::None | Self::Facts(_) | Self::Records(_) => Kind::Usage,
         }
@@ -91,6 +97,7 @@ impl Fault for PoolError {
                 vec!["set firecracker.pool in your own configuration, or say --firecracker-pool 2".to_owned()]
             }
             Self::Busy => vec!["try again when it is done".to_owned()],
+            Self::Stay { .. } => vec!["`crabbox pool drain` again, when it is done".to_owned()],
             Self::Stale => vec!["fill it again".to_owned()],
             _ => Vec::new(),
         }
@@ -421,6 +428,9 @@ fn actor(engine: &Engine) -> Actor<'_> {
     }
 }
 
+/// How long a lease that is ending may take until it is gone.
+const ENDS_LIMIT: Duration = Duration::from_secs(10);
+
 /// Ends every lease that waits in a pool of this state directory, and returns the ids; `on_ended` hears of each.
 pub fn drain(
     engine: &Engine,
@@ -439,19 +449,19 @@ pub fn drain(
         .iter()
         .map(|key| lock(&places.pool_lock(key), interrupts))
         .collect::<Result<Vec<_>, _>>()?;
-    let mut ended = Vec::new();
+    let (mut ended, mut stay) = (Vec::new(), Vec::new());
     let mut failed = None;
     for member in pool::members(places)? {
         if interrupts.caught().is_some() {
             return Err(PoolError::Interrupted);
         }
         match pool::end(places, &member, actor(engine)) {
-            Ok(true) => {
+            // One that somebody is at may be in the making still, and would wait once it is made.
+            Ok(has_ended) if has_ended || pool::give_way(&member, &|| interrupts.caught().is_some()) => {
                 on_ended(&member.stored.record.lease_id);
                 ended.push(member.stored.record.lease_id);
             }
-            // Somebody has taken it, or is at it.
-            Ok(false) => {}
+            Ok(_) => stay.push(member.stored.record.lease_id),
             // The others go all the same.
             Err(error) => failed = Some(error),
         }
@@ -459,9 +469,22 @@ pub fn drain(
     for lock in locks {
         lock.remove_while_held()?;
     }
-    match failed {
-        Some(error) => Err(error.into()),
-        None => Ok(ended),
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    // One that is ending is gone in a moment, and one that has been taken meanwhile is somebody's.
+    let settled = clock::poll_until(ENDS_LIMIT, || {
+        match pool::members(places) {
+            Ok(left) => stay.retain(|id| left.iter().any(|member| member.stored.record.lease_id == *id)),
+            Err(error) => return Some(Err(error)),
+        }
+        (stay.is_empty() || interrupts.caught().is_some()).then_some(Ok(()))
+    });
+    settled.transpose()?;
+    if stay.is_empty() {
+        Ok(ended)
+    } else {
+        Err(PoolError::Stay { leases: stay })
     }
 }
 

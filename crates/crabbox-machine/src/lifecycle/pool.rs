@@ -169,7 +169,7 @@ pub(crate) fn make_room(
 }
 
 /// Has a member end that its supervisor is at: one in the making does, one that is being given to somebody does not. Whether it is gone.
-fn give_way(member: &Member, gone: &dyn Fn() -> bool) -> bool {
+pub fn give_way(member: &Member, gone: &dyn Fn() -> bool) -> bool {
     let dir = &member.stored.dir;
     // Its supervisor has its record before it can be asked.
     let told = clock::poll_until(TELL_LIMIT, || match client::ask(dir, &Verb::GiveWay) {
