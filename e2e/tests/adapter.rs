@@ -22,21 +22,6 @@ fn host() -> Host {
     host
 }
 
-/// Residue, once what ends by itself has ended: twice the same.
-#[track_caller]
-fn settled(host: &Host) -> Vec<String> {
-    let mut last = host.residue();
-    for _ in 0..100 {
-        drop(host.sh("sleep 0.1"));
-        let now = host.residue();
-        if now == last {
-            break;
-        }
-        last = now;
-    }
-    last
-}
-
 /// The answer to `request`, and the exit code.
 #[track_caller]
 fn ask(host: &Host, request: &str) -> (Value, Option<i32>) {
@@ -99,7 +84,7 @@ fn differences(at: &str, expected: &Value, answer: &Value, here: &str) -> Vec<St
 fn the_recorded_conversation_is_answered_and_leaves_nothing() {
     let host = host();
     host.repository("app");
-    let before = settled(&host);
+    let before = host.settled();
     let steps: Vec<Value> = serde_json::from_str(include_str!("conversation.json")).unwrap();
     assert!(steps.len() >= 12);
     let mut here = String::new();
@@ -116,7 +101,7 @@ fn the_recorded_conversation_is_answered_and_leaves_nothing() {
         let expected = step["code"].as_i64().unwrap_or_default();
         assert_eq!(code.map(i64::from), Some(expected), "{}", step["what"]);
     }
-    assert_nothing_left(&before, &settled(&host));
+    assert_nothing_left(&before, &host.settled());
 }
 
 /// Enters the lease of an answer with nothing but what the answer says, as the Go program does: its host key lies beside the key, and the
@@ -152,7 +137,7 @@ fn a_lease_is_given_back_when_its_request_is_cancelled_or_killed_or_nobody_reads
     let host = host();
     assert_eq!(ask(&host, ACQUIRE).1, Some(0));
     assert_eq!(ask(&host, RELEASE), (json!({"protocolVersion": 1}), Some(0)));
-    let before = settled(&host);
+    let before = host.settled();
     // Stands still where the machine is about to start, is told to end, and goes on.
     for (signal, code) in [("INT", 5), ("TERM", 5), ("KILL", 137)] {
         let stands = "pgrep -r T -f '[_]_supervise' >/dev/null";
@@ -167,7 +152,7 @@ fn a_lease_is_given_back_when_its_request_is_cancelled_or_killed_or_nobody_reads
             ACQUIRE.as_bytes(),
         );
         assert_eq!(done.stdout.trim(), code.to_string(), "{signal}: {done:?}");
-        assert_nothing_left(&before, &settled(&host));
+        assert_nothing_left(&before, &host.settled());
     }
     // A pipe whose reader has gone.
     let deaf = host
@@ -182,13 +167,13 @@ fn a_lease_is_given_back_when_its_request_is_cancelled_or_killed_or_nobody_reads
         "{deaf:?}"
     );
     assert_eq!(deaf.stdout.trim(), "5", "{deaf:?}");
-    assert_nothing_left(&before, &settled(&host));
+    assert_nothing_left(&before, &host.settled());
 }
 
 #[test]
 fn of_four_who_ask_for_one_lease_at_once_none_gets_another_and_one_that_waits_is_taken() {
     let host = host();
-    let before = settled(&host);
+    let before = host.settled();
     let filled = host
         .crabbox(&format!(
             "pool fill --provider firecracker {FLAGS} --firecracker-pool 1 --json"
@@ -232,5 +217,5 @@ fn of_four_who_ask_for_one_lease_at_once_none_gets_another_and_one_that_waits_is
     assert_eq!(leases.filter(theirs).count(), 1, "{pooled}");
     assert_eq!(ask(&host, RELEASE), (json!({"protocolVersion": 1}), Some(0)));
     drop(host.crabbox("pool drain").exits(0));
-    assert_nothing_left(&before, &settled(&host));
+    assert_nothing_left(&before, &host.settled());
 }

@@ -13,25 +13,10 @@ fn host() -> Host {
     host
 }
 
-/// Residue, once what ends by itself has ended: twice the same.
-#[track_caller]
-fn settled(host: &Host) -> Vec<String> {
-    let mut last = host.residue();
-    for _ in 0..50 {
-        drop(host.sh("sleep 0.1"));
-        let now = host.residue();
-        if now == last {
-            break;
-        }
-        last = now;
-    }
-    last
-}
-
 #[test]
 fn a_proof_of_a_pretended_host_says_so_and_a_forged_one_is_refused() {
     let host = host();
-    let before = settled(&host);
+    let before = host.settled();
     let made = host
         .sh(&format!(
             "cd /srv && crabbox proof {OURS} --firecracker-work-root /srv/work"
@@ -45,7 +30,7 @@ fn a_proof_of_a_pretended_host_says_so_and_a_forged_one_is_refused() {
         made.stderr.contains("run       ok exit=0 expected=0 "),
         "{made:?}"
     );
-    assert_nothing_left(&before, &settled(&host));
+    assert_nothing_left(&before, &host.settled());
     let proof = host.sh("cat crabbox-proof.md").exits(0).stdout;
     assert!(proof.starts_with("# crabbox proof: passed, rung 2\n"), "{proof}");
     for seen in [
@@ -80,7 +65,7 @@ fn a_proof_of_a_pretended_host_says_so_and_a_forged_one_is_refused() {
 #[test]
 fn a_proof_that_fails_half_way_gives_its_machine_back_and_says_what_was_seen() {
     let host = host();
-    let before = settled(&host);
+    let before = host.settled();
     // The machine is leased, and no command finds a place to work there.
     let failed = host
         .sh(&format!(
@@ -101,7 +86,7 @@ fn a_proof_that_fails_half_way_gives_its_machine_back_and_says_what_was_seen() {
     ] {
         assert!(failed.stderr.contains(told), "{told}: {failed:?}");
     }
-    assert_nothing_left(&before, &settled(&host));
+    assert_nothing_left(&before, &host.settled());
     let checked = host.crabbox("proof --check failed.md").exits(1);
     assert!(checked.stdout.starts_with("FAIL failed.md "), "{checked:?}");
     // No machine at all.
@@ -112,13 +97,13 @@ fn a_proof_that_fails_half_way_gives_its_machine_back_and_says_what_was_seen() {
         .exits(1);
     assert!(none.stdout.contains(" rung=0 kind=unseen "), "{none:?}");
     drop(host.crabbox("proof --check none.md").exits(1));
-    assert_nothing_left(&before, &settled(&host));
+    assert_nothing_left(&before, &host.settled());
 }
 
 #[test]
 fn ctrl_c_gives_the_machine_back_and_leaves_what_was_seen() {
     let host = host();
-    let before = settled(&host);
+    let before = host.settled();
     let ended = host
         .sh(&format!(
             "cd /srv && crabbox proof {OURS} --firecracker-work-root /srv/work --output cut.md & proof=$!; \
@@ -126,7 +111,7 @@ fn ctrl_c_gives_the_machine_back_and_leaves_what_was_seen() {
         ))
         .exits(0);
     assert!(ended.stdout.ends_with("code=130\n"), "{ended:?}");
-    assert_nothing_left(&before, &settled(&host));
+    assert_nothing_left(&before, &host.settled());
     let proof = host.sh("cat cut.md").exits(0).stdout;
     assert!(proof.contains("- Interrupted: yes\n"), "{proof}");
     drop(host.crabbox("proof --check cut.md").exits(1));

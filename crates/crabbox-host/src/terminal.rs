@@ -1,9 +1,19 @@
-//! The size of the terminal that shows standard output. Only looks; it must never change a setting of the terminal.
+//! Who shows or reads standard output. Only looks; it must never change a setting of the terminal.
 
 use std::io;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// How many lines it has; `None` where standard output is no terminal, or one that does not say.
 pub fn rows() -> Option<u16> {
     let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
     Some(size.ws_row).filter(|rows| *rows > 0)
+}
+
+/// Whether somebody may read standard output still: `false` once the other end of a pipe is closed, or a terminal has hung up (poll(2)).
+pub fn is_read() -> bool {
+    let out = io::stdout();
+    let mut fds = [PollFd::new(&out, PollFlags::empty())];
+    let looked = poll(&mut fds, Some(&Timespec::default()));
+    !(looked.is_ok() && fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP))
 }

@@ -2,8 +2,14 @@
 //!
 //! It is the terminal's second screen, so that what was on the first comes back whole. It must never leave the terminal in it.
 
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crabbox_host::console::harmless;
 use crabbox_host::terminal;
+use crabbox_host::wait;
 
 use super::Printer;
 
@@ -19,29 +25,42 @@ const REST_OF_SCREEN: &str = "\u{1b}[J";
 /// The lines of a terminal that does not say how many it has.
 const USUAL: u16 = 24;
 
-/// The screen; the terminal is restored when it is dropped.
+/// The screen; the terminal is restored when it is dropped, and at once when somebody asks for an end: whoever asks twice ends the program
+/// wherever it is.
 pub(crate) struct Screen<'a> {
     printer: &'a Printer,
     shown: Vec<String>,
+    is_left: Arc<AtomicBool>,
 }
 
 impl<'a> Screen<'a> {
-    /// Enters the screen, where a terminal shows standard output that can.
-    pub(crate) fn enter(printer: &'a Printer, term: Option<&str>) -> Option<Self> {
+    /// Enters the screen, where a terminal shows standard output that can. `asked` becomes readable when somebody asks for an end.
+    pub(crate) fn enter(printer: &'a Printer, term: Option<&str>, asked: BorrowedFd<'_>) -> Option<Self> {
         if !printer.is_terminal() || term.is_none_or(|term| term == "dumb") {
             return None;
         }
+        let asked = asked.try_clone_to_owned().ok()?;
         printer.bytes(ENTER.as_bytes());
+        let is_left = Arc::new(AtomicBool::new(false));
+        let left = Arc::clone(&is_left);
+        // Ends with the program, whose look at a host that does not answer may take longer than anybody waits.
+        std::thread::spawn(move || {
+            if wait::readable(asked.as_fd()).is_ok() && !left.swap(true, Ordering::SeqCst) {
+                let mut out = io::stdout();
+                out.write_all(LEAVE.as_bytes()).and_then(|()| out.flush()).ok();
+            }
+        });
         Some(Self {
             printer,
             shown: Vec::new(),
+            is_left,
         })
     }
 
     /// Draws `lines`, unless they are what is to be seen already.
     pub(crate) fn draw(&mut self, lines: &[String]) {
         let frame = frame(lines, terminal::rows().unwrap_or(USUAL));
-        if frame == self.shown {
+        if frame == self.shown || self.is_left.load(Ordering::SeqCst) {
             return;
         }
         self.printer.bytes(drawn(&frame).as_bytes());
@@ -51,7 +70,9 @@ impl<'a> Screen<'a> {
 
 impl Drop for Screen<'_> {
     fn drop(&mut self) {
-        self.printer.bytes(LEAVE.as_bytes());
+        if !self.is_left.swap(true, Ordering::SeqCst) {
+            self.printer.bytes(LEAVE.as_bytes());
+        }
     }
 }
 

@@ -44,15 +44,6 @@ fn forged(rest: &str) -> String {
     format!("{FORGED}{rest}")
 }
 
-fn run(lease: &Entered, flags: &[&str], script: &str) -> Answer {
-    let words = [
-        &["run", "--id", "jade-krill", "--no-sync"],
-        flags,
-        &["--shell", "--", script],
-    ];
-    lease.place.run(&words.concat())
-}
-
 /// The same, and ends what does not end by itself.
 fn run_within(lease: &Entered, limit: Duration, flags: &[&str], script: &str) -> Answer {
     let words = [
@@ -137,7 +128,7 @@ fn forged_sizes_numbers_and_problems_of_files_are_believed_nothing() {
         ("frame(78)", "it did not come"),
     ] {
         fs::write(lease.sshd.home().join("answer"), answer).unwrap();
-        let refused = run(&lease, &["--download", "f=back"], "true");
+        let refused = lease.script(&["--download", "f=back"], "true");
         assert_eq!(refused.code, 7, "{answer}: {}", refused.err);
         assert!(refused.err.contains(says), "{answer}: {}", refused.err);
         assert!(refused.err.len() < 8000, "{answer}: {}", refused.err.len());
@@ -149,7 +140,7 @@ fn forged_sizes_numbers_and_problems_of_files_are_believed_nothing() {
         "file(0, 1) + frame(1, b'x') + frame(78)",
     )
     .unwrap();
-    let done = run(&lease, &["--download", "f=back"], "true");
+    let done = lease.script(&["--download", "f=back"], "true");
     assert_eq!(
         (done.code, fs::read(&back).unwrap()),
         (0, b"x".to_vec()),
@@ -239,7 +230,7 @@ fn an_agent_that_ends_at_once_is_told_with_what_helps() {
         ),
     ] {
         let lease = with_agent(script);
-        let done = run(&lease, &[], "echo ran");
+        let done = lease.script(&[], "echo ran");
         assert_eq!((done.code, done.out.as_str()), (7, ""), "{script}: {}", done.err);
         assert!(done.err.contains(says), "{script}: {}", done.err);
         assert!(hint(&done).contains(helps), "{script}: {}", done.err);
@@ -255,7 +246,7 @@ fn an_agent_that_ends_at_once_is_told_with_what_helps() {
         .arg(&agents)
         .run()
         .unwrap();
-    let done = run(&lease, &[], "echo ran");
+    let done = lease.script(&[], "echo ran");
     assert_eq!((done.code, done.out.as_str()), (7, ""), "{}", done.err);
     assert!(done.err.contains("noexec"), "{}", done.err);
     assert!(
@@ -419,7 +410,7 @@ fn a_capture_for_which_there_is_no_room_ends_the_command() {
         "it still runs"
     );
     drop(narrow);
-    let next = run(&lease, &[], "echo next");
+    let next = lease.script(&[], "echo next");
     assert_eq!(next.out, "next\n", "{}", next.err);
 }
 
@@ -458,14 +449,14 @@ fn an_interrupt_while_a_login_shell_does_not_begin_ends_the_wait() {
 #[test]
 fn reports_are_named_by_absolute_paths_too() {
     let lease = entered();
-    let workdir = run(&lease, &[], "pwd").out.trim().to_owned();
+    let workdir = lease.script(&[], "pwd").out.trim().to_owned();
     let elsewhere = lease.sshd.dir().join("elsewhere.xml");
     let script = format!(
         "mkdir -p out; for f in out/a.xml out/b.xml {}; do echo '<testsuite><testcase name=\"'$f'\"/></testsuite>' > $f; done",
         elsewhere.display()
     );
     let tests = |wanted: &str| {
-        let done = run(&lease, &["--junit", wanted], &script);
+        let done = lease.script(&["--junit", wanted], &script);
         assert_eq!(done.code, 0, "{wanted}: {}", done.err);
         done
     };

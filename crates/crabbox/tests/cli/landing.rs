@@ -22,15 +22,6 @@ fn trapped() -> Entered {
     lease
 }
 
-fn run(lease: &Entered, flags: &[&str], script: &str) -> Answer {
-    let words = [
-        &["run", "--id", "jade-krill", "--no-sync"],
-        flags,
-        &["--shell", "--", script],
-    ];
-    lease.place.run(&words.concat())
-}
-
 fn is_empty(path: &Path) -> bool {
     fs::read_dir(path).unwrap().next().is_none()
 }
@@ -65,7 +56,7 @@ fn nothing_of_a_run_goes_through_a_link_of_the_repository() {
         &["--capture-stderr", "git/f"],
         &["--timing-record", "out/f"],
     ] {
-        let refused = run(&lease, flags, "echo x > f; chmod 755 f");
+        let refused = lease.script(flags, "echo x > f; chmod 755 f");
         assert_ne!(refused.code, 0, "{flags:?}: {}", refused.err);
         assert!(
             refused.err.contains("symbolic link"),
@@ -79,7 +70,7 @@ fn nothing_of_a_run_goes_through_a_link_of_the_repository() {
     // The link itself gives way, and what it leads to is whole.
     fs::write(outside.join("precious"), "old").unwrap();
     symlink("../outside/precious", lease.place.path("repo/link")).unwrap();
-    let replaced = run(&lease, &["--download", "f=link"], "echo x > f");
+    let replaced = lease.script(&["--download", "f=link"], "echo x > f");
     assert_eq!(replaced.code, 0, "{}", replaced.err);
     assert_eq!(fs::read(outside.join("precious")).unwrap(), b"old");
     assert_eq!(fs::read(lease.place.path("repo/link")).unwrap(), b"x\n");
@@ -95,13 +86,13 @@ fn a_committed_crabbox_directory_that_is_a_link_gets_nothing() {
             fs::create_dir(lease.place.path("repo/.crabbox")).unwrap();
         }
         symlink(&outside, lease.place.path("repo").join(link)).unwrap();
-        let refused = run(&lease, &["--artifact-glob", "f"], "echo x > f");
+        let refused = lease.script(&["--artifact-glob", "f"], "echo x > f");
         assert_ne!(refused.code, 0, "{}", refused.err);
         assert!(refused.err.contains("symbolic link"), "{}", refused.err);
         assert!(is_empty(&outside), "{link}");
     }
     symlink(&outside, lease.place.path("repo/.crabbox/captures")).unwrap();
-    let failed = run(&lease, &[], "exit 3");
+    let failed = lease.script(&[], "exit 3");
     assert_eq!(failed.code, 3, "{}", failed.err);
     assert!(
         failed.err.contains("warning: no failure bundle was written: "),
@@ -217,14 +208,14 @@ fn more_than_there_is_room_for_is_refused_and_what_was_there_is_whole() {
         "truncate -s 1G big; mkdir d; truncate -s 8T d/huge; echo x > d/small",
     );
     assert_eq!(made.code, 0, "{}", made.err);
-    let refused = run(&lease, &["--download", "big=narrow/f"], "true");
+    let refused = lease.script(&["--download", "big=narrow/f"], "true");
     assert_eq!(refused.code, 7, "{}", refused.err);
     assert!(
         refused.err.contains("that are free here, less a reserve"),
         "{}",
         refused.err
     );
-    let workdir = run(&lease, &[], "pwd");
+    let workdir = lease.script(&[], "pwd");
     let workdir = workdir.out.trim();
     for (there, to) in [("big", "narrow/f"), ("d", "narrow/d")] {
         let there = format!("SANDBOX:{workdir}/{there}");
@@ -238,7 +229,7 @@ fn more_than_there_is_room_for_is_refused_and_what_was_there_is_whole() {
     }
     // 64 MiB that do not compress go through the archive of artifacts and the capture of a stream.
     let endless = "head -c 67108864 /dev/urandom";
-    let captured = run(&lease, &["--capture-stdout", "narrow/cap"], endless);
+    let captured = lease.script(&["--capture-stdout", "narrow/cap"], endless);
     assert_ne!(captured.code, 0, "{}", captured.err);
     assert!(fs::metadata(narrow.0.join("cap")).unwrap().len() < 16 << 20);
     fs::remove_file(narrow.0.join("cap")).unwrap();
@@ -250,7 +241,7 @@ fn more_than_there_is_room_for_is_refused_and_what_was_there_is_whole() {
 #[test]
 fn a_first_interrupt_ends_a_download_and_leaves_nothing() {
     let lease = entered();
-    let made = run(&lease, &[], "truncate -s 4G big");
+    let made = lease.script(&[], "truncate -s 4G big");
     assert_eq!(made.code, 0, "{}", made.err);
     fs::create_dir(lease.place.path("repo/to")).unwrap();
     let words = [
@@ -284,7 +275,7 @@ fn a_first_interrupt_ends_a_download_and_leaves_nothing() {
 pub(crate) fn with_agent(script: &str) -> Entered {
     let lease = with_repository(entered());
     // The real one is put there by the first run.
-    let first = run(&lease, &[], "true");
+    let first = lease.script(&[], "true");
     assert_eq!(first.code, 0, "{}", first.err);
     let dir = lease.sshd.home().join(".cache/crabbox/agents");
     let agent = fs::read_dir(&dir).unwrap().next().unwrap().unwrap().path();
@@ -369,7 +360,7 @@ fn an_agent_that_is_none_is_named_and_believed_nothing() {
         ("#!/bin/sh\nexec cat /dev/zero", "answered"),
     ] {
         let lease = with_agent(script);
-        let done = run(&lease, &[], "echo ran");
+        let done = lease.script(&[], "echo ran");
         assert_eq!((done.code, done.out.as_str()), (7, ""), "{script}: {}", done.err);
         assert!(done.err.contains(says), "{script}: {}", done.err);
     }
@@ -496,7 +487,7 @@ fn an_artifact_that_grows_while_it_is_packed_is_a_warning() {
     let lease = entered();
     let growing = "mkdir out; (i=0; while [ $i -lt 400 ]; do head -c 400000 /dev/zero; i=$((i+1)); done > out/server.log </dev/null) >/dev/null 2>&1 & \
                    while [ ! -s out/server.log ]; do :; done; echo r > out/report";
-    let done = run(&lease, &["--artifact-glob", "out/*"], growing);
+    let done = lease.script(&["--artifact-glob", "out/*"], growing);
     assert_eq!(done.code, 0, "{}", done.err);
     let listed = Cmd::new("tar")
         .args(["-tzf"])
@@ -515,7 +506,7 @@ fn a_policy_on_tests_fails_where_nothing_says_that_they_passed() {
     let lease = entered();
     let policy = |flags: &[&str], script: &str| {
         let flags = [&["--fail-on-test-failures"], flags].concat();
-        run(&lease, &flags, script)
+        lease.script(&flags, script)
     };
     let last = |answer: &Answer| {
         let mut lines = answer.err.lines().filter(|line| !line.starts_with("hint: "));
@@ -558,7 +549,7 @@ fn a_policy_on_tests_fails_where_nothing_says_that_they_passed() {
             failed.err
         );
     }
-    let without = run(&lease, &["--junit", "none/*.xml"], "true");
+    let without = lease.script(&["--junit", "none/*.xml"], "true");
     assert_eq!(without.code, 0, "{}", without.err);
 }
 

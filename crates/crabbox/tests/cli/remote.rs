@@ -30,6 +30,16 @@ impl Entered {
         Self::on(Sshd::start())
     }
 
+    /// A run of `script` in the lease's directory as it is, with `flags`.
+    pub(crate) fn script(&self, flags: &[&str], script: &str) -> Answer {
+        let words = [
+            &["run", "--id", "jade-krill", "--no-sync"],
+            flags,
+            &["--shell", "--", script],
+        ];
+        self.place.run(&words.concat())
+    }
+
     /// One whose machine is this server.
     pub(crate) fn on(sshd: Sshd) -> Self {
         let machine = Machine::start();

@@ -125,3 +125,17 @@ fn a_person_sees_the_doctor_s_verdict_first_and_a_script_the_lines_of_the_refere
     );
     assert!(!script.out.contains("This host"), "{}", script.out);
 }
+
+#[test]
+fn a_watch_that_nobody_reads_ends_though_nothing_changes() {
+    let (place, _machine) = leased();
+    let mut command = place.command(&["list", "--provider", "firecracker", "--watch"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut first = String::new();
+    out.read_line(&mut first).unwrap();
+    assert!(first.contains(ID), "{first}");
+    drop(out);
+    let ended = crabbox_host::clock::poll_until(PATIENCE, || child.try_wait().unwrap());
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
+}

@@ -1,13 +1,16 @@
 //! The working tree that a proof syncs: a repository with a commit, and changes that nobody committed.
 //!
-//! It is a directory of its own that goes with this value. It must never touch a repository of the user's.
+//! It is a directory of its own that goes with this value, and is locked meanwhile: one whose lock is free was left by a proof that was killed,
+//! and goes when the next one is made. It must never touch a repository of the user's.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crabbox_core::proof::DIRTY_TREE;
 use crabbox_host::command::{Cmd, CommandError};
 use crabbox_host::files::{self, FileError};
+use crabbox_host::lock::{FileLock, LockError};
 
 /// How long `git` may take for any of it.
 const LIMIT: Duration = Duration::from_mins(1);
@@ -21,6 +24,9 @@ pub enum FixtureError {
     /// A file cannot be written.
     #[error(transparent)]
     File(#[from] FileError),
+    /// It cannot be locked.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// Git does not work.
     #[error(transparent)]
     Git(#[from] CommandError),
@@ -30,26 +36,35 @@ impl FixtureError {
     /// What the user can do about it.
     pub(super) fn hints(&self) -> Vec<String> {
         let hint = match self {
-            Self::Dir(_) | Self::File(_) => "set TMPDIR to a directory that can be written",
+            Self::Dir(_) | Self::File(_) | Self::Lock(_) => "set TMPDIR to a directory that can be written",
             Self::Git(_) => "a proof syncs a tree of git's, as `crabbox run` does: install git",
         };
         vec![hint.to_owned()]
     }
 }
 
+/// How the directory's name begins.
+const PREFIX: &str = "crabbox-proof-";
+
+/// The lock in it.
+const LOCK: &str = "lock";
+
 /// The tree.
 #[derive(Debug)]
 pub(super) struct Fixture {
     dir: tempfile::TempDir,
+    _lock: FileLock,
 }
 
 impl Fixture {
     pub(super) fn make() -> Result<Self, FixtureError> {
+        sweep(&std::env::temp_dir());
         let dir = tempfile::Builder::new()
-            .prefix("crabbox-proof-")
+            .prefix(PREFIX)
             .tempdir()
             .map_err(FixtureError::Dir)?;
-        let made = Self { dir };
+        let lock = FileLock::acquire(&dir.path().join(LOCK))?;
+        let made = Self { dir, _lock: lock };
         let tree = made.tree();
         for dir in [&tree, &made.runtime()] {
             files::create_private_dir(dir)?;
@@ -110,9 +125,59 @@ impl Fixture {
     }
 }
 
+/// Removes what proofs of this user that were killed have left in `temporary`: directories of our name and user with a lock that nobody has.
+/// What cannot be looked at or removed stays; it is in nobody's way.
+fn sweep(temporary: &Path) {
+    let Ok(entries) = std::fs::read_dir(temporary) else {
+        return;
+    };
+    let user = rustix::process::geteuid().as_raw();
+    for entry in entries.filter_map(Result::ok) {
+        let is_of_a_proof = entry.file_name().to_string_lossy().starts_with(PREFIX);
+        let is_ours = entry
+            .metadata()
+            .is_ok_and(|facts| facts.is_dir() && facts.uid() == user);
+        let lock = entry.path().join(LOCK);
+        if is_of_a_proof
+            && is_ours
+            && lock.is_file()
+            && let Ok(Some(_held)) = FileLock::try_acquire(&lock)
+        {
+            files::remove_tree(&entry.path()).ok();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_killed_proof_has_left_goes_and_nothing_that_is_in_use_or_another_s() {
+        let dir = tempfile::tempdir().unwrap();
+        let make = |name: &str, has_lock: bool| {
+            let made = dir.path().join(name);
+            std::fs::create_dir_all(made.join("tree")).unwrap();
+            if has_lock {
+                std::fs::write(made.join(LOCK), "").unwrap();
+            }
+            made
+        };
+        let (left, used) = (
+            make("crabbox-proof-left00", true),
+            make("crabbox-proof-used00", true),
+        );
+        let (unlocked, other) = (make("crabbox-proof-none00", false), make("my-proof", true));
+        std::os::unix::fs::symlink(&other, dir.path().join("crabbox-proof-link00")).unwrap();
+        let theirs = make("crabbox-proof-theirs", true);
+        std::os::unix::fs::chown(&theirs, Some(65534), None).unwrap();
+        let _held = FileLock::acquire(&used.join(LOCK)).unwrap();
+        sweep(dir.path());
+        assert!(!left.exists());
+        for stays in [&used, &unlocked, &other, &theirs] {
+            assert!(stays.join("tree").exists(), "{}", stays.display());
+        }
+    }
 
     #[test]
     fn the_tree_is_dirty_in_three_ways_and_goes_with_its_value() {

@@ -20,6 +20,7 @@ use crate::args::ProofArgs;
 use crate::commands::engine;
 use crate::context::Ctx;
 use crate::go;
+use crate::settings::CONFIG_VARIABLE;
 use crate::ui::{CommandError, Exit};
 
 /// The name of the file in a directory that was named.
@@ -34,6 +35,11 @@ enum CommandFault {
     /// The lease would be on another machine than the facts are of.
     #[error("a proof is one of this machine, and firecracker.host is set")]
     Elsewhere,
+    /// The commands of a proof run in a tree of its own, where the file is another one, or is trusted more.
+    #[error(
+        "{CONFIG_VARIABLE} names a file of this repository or one relative to it, and a proof runs outside of it"
+    )]
+    Config,
     /// It cannot be written there.
     #[error(transparent)]
     Place(#[from] PlaceError),
@@ -50,6 +56,7 @@ impl Fault for CommandFault {
         match self {
             Self::Provider(_)
             | Self::Elsewhere
+            | Self::Config
             | Self::Place(_)
             | Self::Exists(_)
             | Self::Unwritten(PlaceError::Beneath(BeneathError::Exists { .. })) => Kind::Usage,
@@ -61,6 +68,11 @@ impl Fault for CommandFault {
         match self {
             Self::Place(_) => {
                 vec!["name a file in a directory that can be written, with --output".to_owned()]
+            }
+            Self::Config => {
+                vec![format!(
+                    "put the file outside of the repository, and its whole path into {CONFIG_VARIABLE}"
+                )]
             }
             Self::Elsewhere => {
                 vec!["run it on that host, or unset firecracker.host to prove this machine".to_owned()]
@@ -135,13 +147,22 @@ fn make(ctx: &Ctx<'_>, args: &ProofArgs) -> Result<Exit, CommandError> {
     if KvmHost::configured(&settings)?.is_some() {
         return Err(CommandFault::Elsewhere.into());
     }
+    let root = ctx.root()?;
+    let is_of_here = |path: &str| !Path::new(path).is_absolute() || Path::new(path).starts_with(&root);
+    let config = ctx.env.text(CONFIG_VARIABLE).unwrap_or_default();
+    if !config.is_empty() && is_of_here(config) {
+        return Err(CommandFault::Config.into());
+    }
     let plan = firecracker::plan(&settings)?;
     let place = place(ctx, &args.output)?;
     let engine = engine::adopting(ctx)?;
     let interrupts = engine::interrupts()?;
     let wish = Wish {
         version: env!("CARGO_PKG_VERSION"),
-        flags: words(&args.keys.values, ctx.env.cwd()?),
+        flags: sizes(&plan)
+            .into_iter()
+            .chain(words(&args.keys.values, ctx.env.cwd()?))
+            .collect(),
         set_up: args.yes,
         names: names(ctx, &plan)?,
     };
@@ -196,6 +217,18 @@ fn show(ctx: &Ctx<'_>, told: &Told<'_>) {
         stage.name.word(),
         go::milliseconds(std::time::Duration::from_millis(stage.millis))
     ));
+}
+
+/// The sizes of the machine as flags: the commands of a proof do not read the files of the user's repository, which may have chosen them.
+fn sizes(plan: &FirecrackerPlan) -> Vec<OsString> {
+    [
+        ("--firecracker-cpus", plan.cpus.to_string()),
+        ("--firecracker-memory-mib", plan.memory_mib.to_string()),
+        ("--firecracker-disk-mib", plan.disk_mib.to_string()),
+    ]
+    .into_iter()
+    .flat_map(|(flag, value)| [flag.into(), value.into()])
+    .collect()
 }
 
 /// The user's flags as words for the commands of the proof, which are started in another directory: a path stays the same file.

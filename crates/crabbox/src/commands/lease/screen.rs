@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crabbox_host::clock;
 use crabbox_host::signals::Interrupts;
+use crabbox_host::terminal;
 
 use crate::commands::engine::{self, EngineError};
 use crate::context::Ctx;
@@ -76,7 +77,7 @@ impl<'a> Watching<'a> {
         let screen = if json {
             None
         } else {
-            Screen::enter(ctx.printer, ctx.env.text("TERM"))
+            Screen::enter(ctx.printer, ctx.env.text("TERM"), interrupts.as_fd())
         };
         Ok(Self {
             ctx,
@@ -115,7 +116,8 @@ impl<'a> Watching<'a> {
         while Instant::now() < next && self.interrupts.caught().is_none() {
             clock::is_readable(self.interrupts.as_fd(), Duration::from_millis(50));
         }
-        self.interrupts.caught().is_none() && !self.ctx.printer.is_deaf()
+        // Where nothing changes nothing is written, so that a reader who has gone is not noticed by that.
+        self.interrupts.caught().is_none() && !self.ctx.printer.is_deaf() && terminal::is_read()
     }
 }
 
