@@ -306,8 +306,7 @@ fn values_for_a_helper_stand_in_no_argument_vector_and_reach_it() {
         "--env-helper",
         "with",
     ];
-    let done = run(
-        &lease,
+    let done = lease.script(
         &flags,
         "unset MY_TOKEN; .crabbox/env/with sh -c 'printf %s \"$MY_TOKEN\"'",
     );
