@@ -228,6 +228,24 @@ fn what_ends_on_the_way_leaves_nothing_and_each_owner_has_a_quota() {
         );
         drop(with(&host, "alice", "crabbox list").exits(0));
     }
+    // Killed between its claim and its keys, and before it could enter: one cleanup finds what is left here.
+    for point in ["cli:keys:begun", "cli:keys:done"] {
+        drop(
+            with(
+                &host,
+                "alice",
+                &format!("CRABBOX_TEST_FAILPOINT={point} crabbox warmup --slug gone; test $? -gt 128"),
+            )
+            .exits(0),
+        );
+        until(
+            &host,
+            "! ls -d /srv/.config/crabbox/state/firecracker/leases/cbx_* >/dev/null 2>&1",
+        );
+        drop(with(&host, "alice", "crabbox cleanup").exits(0));
+        let left = host.sh("find /tmp/alice/.config /tmp/alice/.local 2>/dev/null | grep cbx_; true");
+        assert!(!left.stdout.contains("cbx_"), "{point}: {left:?}");
+    }
     for slug in ["one", "two"] {
         drop(with(&host, "alice", &format!("crabbox warmup --slug {slug}")).exits(0));
     }

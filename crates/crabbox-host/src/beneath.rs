@@ -419,7 +419,6 @@ fn link_anew<P: rustix::path::Arg + Copy, Q: rustix::path::Arg + Copy>(
 ) -> Result<(), Errno> {
     match rustix::fs::linkat(from.0, from.1, to.0, to.1, AtFlags::empty()) {
         Ok(()) => rustix::fs::unlinkat(from.0, from.1, AtFlags::empty()),
-        Err(Errno::EXIST) => Err(Errno::EXIST),
         Err(_) => match rustix::fs::statat(to.0, to.1, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => Err(Errno::EXIST),
             Err(Errno::NOENT) => rustix::fs::renameat(from.0, from.1, to.0, to.1),

@@ -2,7 +2,8 @@
 //!
 //! A point is spelled `<process>:<step>:<phase>`, for example `supervisor:attach:begun`; phases are `begun` (the intent is
 //! written, the effect is not there) and `done` (the effect is there and marked). The making of a template has points of its own in the
-//! command line: `cli:seal:begun` and `cli:publish`. With `:wait` behind it the process stops
+//! command line: `cli:seal:begun` and `cli:publish`, that of a lease on another machine
+//! `cli:keys:begun` and `cli:keys:done`. With `:wait` behind it the process stops
 //! there until it gets SIGCONT. Nothing else may use this module, and an unarmed one must cost no more than a comparison.
 
 use std::fmt;

@@ -202,8 +202,7 @@ fn more_than_there_is_room_for_is_refused_and_what_was_there_is_whole() {
     let target = narrow.0.join("f");
     fs::write(&target, "old").unwrap();
     // Zeros that take no room there, and a size that no disk has.
-    let made = run(
-        &lease,
+    let made = lease.script(
         &[],
         "truncate -s 1G big; mkdir d; truncate -s 8T d/huge; echo x > d/small",
     );
@@ -463,8 +462,7 @@ fn unprivileged() -> Entered {
 fn what_cannot_be_read_there_is_named_and_costs_neither_the_others_nor_the_success() {
     let lease = unprivileged();
     let script = "mkdir -p out data; echo r > out/report; echo s > out/secret; echo d > data/f; chmod 000 out/secret data";
-    let done = run(
-        &lease,
+    let done = lease.script(
         &["--artifact-glob", "out/*", "--require-artifact", "out/report"],
         script,
     );

@@ -7,22 +7,11 @@ use std::path::Path;
 use crabbox_host::digest;
 use serde_json::Value;
 
-use crate::place::{Answer, Place};
-use crate::remote::Entered;
+use crate::place::Place;
 use crate::run::entered;
 
 /// A receipt that the Go program's format was worked out for by hand; OpenSSL signed it.
 const SIGNED_ELSEWHERE: &str = include_str!("receipt-openssl.json");
-
-fn run(lease: &Entered, flags: &[&str], script: &str) -> Answer {
-    let words = [
-        &["run", "--id", "jade-krill", "--no-sync"],
-        flags,
-        &["--shell", "--", script],
-    ]
-    .concat();
-    lease.place.run(&words)
-}
 
 fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().mode() & 0o7777
@@ -35,8 +24,7 @@ fn read(path: &Path) -> Value {
 #[test]
 fn a_run_leaves_a_receipt_that_verifies_until_a_letter_of_it_is_changed() {
     let lease = entered();
-    let done = run(
-        &lease,
+    let done = lease.script(
         &["--attest", "out/r.json", "--timing-json"],
         "echo '<a>'; echo & >&2; wait",
     );
@@ -96,7 +84,7 @@ fn a_run_leaves_a_receipt_that_verifies_until_a_letter_of_it_is_changed() {
     );
 
     // The next run is signed by the same key, and takes the file's place.
-    assert_eq!(run(&lease, &["--attest", "out/r.json"], "true").code, 0);
+    assert_eq!(lease.script(&["--attest", "out/r.json"], "true").code, 0);
     let again = lease.place.run(&["verify", "out/r.json"]);
     assert!(again.out.contains(signer), "{}", again.out);
 }
@@ -104,7 +92,7 @@ fn a_run_leaves_a_receipt_that_verifies_until_a_letter_of_it_is_changed() {
 #[test]
 fn a_run_that_fails_leaves_a_receipt_of_that() {
     let lease = entered();
-    let failed = run(&lease, &["--attest", "r.json"], "echo out; exit 17");
+    let failed = lease.script(&["--attest", "r.json"], "echo out; exit 17");
     assert_eq!(failed.code, 17, "{}", failed.err);
     assert!(
         failed.err.contains("artifact kind=receipt path=r.json bytes="),
@@ -138,11 +126,7 @@ fn a_run_that_fails_leaves_a_receipt_of_that() {
     assert_eq!((good.code, good.out), (0, format!("PASS r.json {end}")));
 
     // The command did well, and the run did not.
-    let missing = run(
-        &lease,
-        &["--attest", "m.json", "--require-artifact", "none"],
-        "true",
-    );
+    let missing = lease.script(&["--attest", "m.json", "--require-artifact", "none"], "true");
     assert_eq!(missing.code, 7, "{}", missing.err);
     assert_eq!(read(&lease.place.path("repo/m.json"))["exit_code"], 7);
 }
@@ -191,19 +175,19 @@ fn a_receipt_that_others_signed_verifies_and_one_that_is_none_is_named() {
 #[test]
 fn a_key_that_others_could_have_had_signs_nothing() {
     let lease = entered();
-    assert_eq!(run(&lease, &["--attest", "r.json"], "true").code, 0);
+    assert_eq!(lease.script(&["--attest", "r.json"], "true").code, 0);
     let own = lease.place.path("home/.config/crabbox/attest/id_ed25519.pem");
     let key = lease.place.path("repo/key.pem");
     lease.place.write("repo/key.pem", fs::read(&own).unwrap());
     let with_key = &["--attest", "k.json", "--attest-key", "key.pem"];
-    assert_eq!(run(&lease, with_key, "true").code, 0);
+    assert_eq!(lease.script(with_key, "true").code, 0);
     assert_eq!(
         read(&lease.place.path("repo/k.json"))["public_key"],
         read(&lease.place.path("repo/r.json"))["public_key"]
     );
     fs::remove_file(lease.place.path("repo/k.json")).unwrap();
     let refused = |flags: &[&str], why: &str| {
-        let answer = run(&lease, flags, "touch ran");
+        let answer = lease.script(flags, "touch ran");
         assert_eq!(answer.code, 2, "{}", answer.err);
         assert!(answer.err.contains(why), "{}", answer.err);
     };
@@ -237,6 +221,6 @@ fn a_key_that_others_could_have_had_signs_nothing() {
     refused(&["--attest", "away/k.json"], "symbolic link");
     refused(&["--attest-key", "key.pem"], "--attest-key requires --attest");
     assert!(!lease.place.path("repo/k.json").exists() && !lease.place.path("home/k.json").exists());
-    let ran = run(&lease, &[], "test ! -e ran");
+    let ran = lease.script(&[], "test ! -e ran");
     assert_eq!(ran.code, 0, "nothing ran: {}", ran.err);
 }

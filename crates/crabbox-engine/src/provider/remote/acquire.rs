@@ -12,6 +12,7 @@ use crabbox_core::config::firecracker as plans;
 use crabbox_core::config::layer::Sourced;
 use crabbox_core::id::Slug;
 use crabbox_host::signals::Interrupts;
+use crabbox_machine::failpoint::{self, Phase, Who};
 use crabbox_machine::lifecycle::client::ClientError;
 use crabbox_ssh::keys;
 use crabbox_store::claims;
@@ -103,9 +104,12 @@ impl Remote {
     ) -> Result<Lease, LeaseError> {
         let dir = self.engine.places.keys(told.id.as_str());
         self.claim(&self.lease(host, told.clone())?, repo, false)?;
+        let hit = |phase| failpoint::hit(&self.engine.failpoint, Who::Cli, "keys", phase);
+        hit(Phase::Begun);
         keys::write_pair(&dir, pair).map_err(RemoteError::from)?;
         keys::pin(&dir.join("known_hosts"), told.id.as_str(), told.port, host_key)
             .map_err(RemoteError::from)?;
+        hit(Phase::Done);
         let lease = self.lease(host, told)?;
         entering::enter(&lease, says_ready, deadline, interrupts)?;
         self.claim(&lease, repo, false)?;
