@@ -110,7 +110,7 @@ const CIRCLES: &[(&str, &[&str], &str)] = &[
 ];
 
 /// Crates that may use everything, and that nothing which ships may use.
-const TOOLS: &[&str] = &["e2e", "lab", "testkit", "xtask"];
+const TOOLS: &[&str] = &["e2e", "lab", "testbase", "testkit", "xtask", "xtask-launch"];
 
 /// The part of `cargo metadata` that is read.
 #[derive(Debug, Deserialize)]
@@ -162,7 +162,7 @@ pub(crate) fn main() -> Result<ExitCode> {
     let twice = features::compiled_twice()?;
     if !twice.is_empty() {
         bail!(
-            "compiled twice, because the tests have them with other features than xtask (say them in crabbox-lab's manifest):\n  {}",
+            "compiled twice, because the tests have them with other features than xtask (see crates/crabbox-lab: Cargo.toml, and `AS_TESTED` in src/payload.rs):\n  {}",
             twice.join("\n  ")
         );
     }

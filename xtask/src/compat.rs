@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
-use crabbox_testkit::compat::{self, Verdict};
+use crabbox_testbase::compat::{self, Verdict};
 
 /// Builds the program, runs every case on it and prints the table.
 pub(crate) fn main() -> Result<ExitCode> {

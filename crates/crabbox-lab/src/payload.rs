@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use crabbox_host::command::Cmd;
+use crabbox_host::digest::{sha256, sha256_file};
 use crabbox_image::build::{Agent, BuildRecipe, build_debian};
 use crabbox_image::fetch;
 use crabbox_image::store::{Image, Store};
-use crabbox_ssh::far::agent;
 use sha2::{Digest as _, Sha256};
 
 use crate::cache::Cache;
@@ -21,6 +21,15 @@ mod cloud;
 
 /// Files of tests for which cargo builds our programs as well: those of their packages.
 pub const PROGRAMS_OF: [&str; 2] = ["cli", "fake_vmm"];
+
+/// Crates of the program that the tests have with a feature, by which cargo would compile them twice.
+const AS_TESTED: [(&str, &str); 5] = [
+    ("crabbox-image", "crabbox-image/fuzzing"),
+    ("crabbox-machine", "crabbox-machine/fuzzing"),
+    ("crabbox-net", "crabbox-net/fuzzing"),
+    ("crabbox-ssh", "crabbox-ssh/fuzzing"),
+    ("crabbox-sync", "crabbox-sync/fuzzing"),
+];
 
 /// Everything that a KVM host needs to lease.
 #[derive(Debug)]
@@ -54,16 +63,28 @@ pub enum Images {
     All,
 }
 
-/// The guest's first process, static: the very one that crabbox carries.
-pub(crate) fn guest_binary() -> Result<PathBuf> {
-    stage("building crabbox-guest", || {
+/// What the program carries inside itself, as files.
+#[derive(Debug, Clone)]
+pub(crate) struct Carried {
+    /// The guest's first process.
+    pub(crate) guest: PathBuf,
+    /// The far side of a lease.
+    agent: PathBuf,
+}
+
+/// The guest's first process and the agent, static: the very ones that crabbox carries.
+pub(crate) fn carried() -> Result<Carried> {
+    stage("building crabbox-guest and crabbox-agent", || {
         let build = crabbox_embed::Build {
             cargo: env!("CARGO").as_ref(),
             root: workspace::root(),
             target: &workspace::target_dir(),
             platform: &format!("{}-unknown-linux-gnu", std::env::consts::ARCH),
         };
-        Ok(build.program("crabbox-guest")?)
+        Ok(Carried {
+            guest: build.program("crabbox-guest")?,
+            agent: build.program("crabbox-agent")?,
+        })
     })
 }
 
@@ -88,14 +109,21 @@ pub(crate) fn program(build: Build) -> Result<PathBuf> {
             found("lab/crabbox")
         }
         Build::Tested => small(&development_binary()?),
-        // What it needs beyond xtask is compiled; the two together have the same features as xtask alone has.
         Build::Quick => {
-            stage("building crabbox", || {
-                cargo(&["build", "-p", "xtask", "-p", "crabbox", "--bin", "crabbox"])
-            })?;
+            let args = [&["build", "--bin", "crabbox"], &quick_packages()[..]].concat();
+            stage("building crabbox", || cargo(&args))?;
             small(&found("debug/crabbox")?)
         }
     }
+}
+
+/// Which packages cargo is asked for to have the program, in such a way that the tests, once somebody runs them, find all of it compiled.
+pub fn quick_packages() -> Vec<&'static str> {
+    let mut args = vec!["--package", "crabbox", "--package", "xtask"];
+    for (package, feature) in AS_TESTED {
+        args.extend(["--package", package, "--features", feature]);
+    }
+    args
 }
 
 /// A copy of the program `built` without what is there for debuggers: a third of the size, and it has to be copied into a lab.
@@ -120,25 +148,29 @@ pub fn development_binary() -> Result<PathBuf> {
 }
 
 /// Whether [`artefacts`] would have to make something.
-pub(crate) fn is_missing(guest: &Path, images: Images) -> Result<bool> {
-    let (cache, key) = (Cache::of_user(), image_key(guest)?);
+pub(crate) fn is_missing(carried: &Carried, images: Images) -> Result<bool> {
+    let (cache, key) = (Cache::of_user(), image_key(carried)?);
     let all = images == Images::All && !cache.has("payload-all", &cloud::key(&key));
     Ok(all || !cache.has("payload", &key))
 }
 
-/// A directory with Firecracker, the jailer and the images that the first process `guest` is in.
-pub(crate) fn artefacts(guest: &Path, images: Images) -> Result<PathBuf> {
+/// A directory with Firecracker, the jailer and the images that what is `carried` is in.
+pub(crate) fn artefacts(carried: &Carried, images: Images) -> Result<PathBuf> {
     crate::lab::packages::ensure_tools()?;
     let cache = Cache::of_user();
-    let key = image_key(guest)?;
+    let key = image_key(carried)?;
     let ours = cache.entry("payload", &key, |dir| {
         stage("fetching firecracker", || {
             Ok(fetch::ensure_firecracker(&dir.join("bin"), &quiet)?)
         })?;
         let store = Store::open(&dir.join("images"))?;
         stage("building the guest image", || {
-            let mut recipe = BuildRecipe::debian(guest);
-            recipe.agent = Some(agent()?);
+            let mut recipe = BuildRecipe::debian(&carried.guest);
+            let program = std::fs::read(&carried.agent)?;
+            recipe.agent = Some(Agent {
+                digest: sha256(&program),
+                program,
+            });
             Ok(build_debian(&recipe, &store, &quiet)?)
         })?;
         Ok(())
@@ -151,25 +183,17 @@ pub(crate) fn artefacts(guest: &Path, images: Images) -> Result<PathBuf> {
             .args(["-a", "--sparse=always", "--no-target-directory"])
             .args([&ours, dir])
             .run()?;
-        cloud::ensure(&Store::open(&dir.join("images"))?, guest, &cache)
-    })
-}
-
-/// The agent of the program that will lease the images.
-fn agent() -> Result<Agent> {
-    Ok(Agent {
-        digest: agent::DIGEST.to_owned(),
-        program: agent::program()?,
+        cloud::ensure(&Store::open(&dir.join("images"))?, &carried.guest, &cache)
     })
 }
 
 fn quiet(_stage: &str) {}
 
-/// What the images depend on: the first process, Firecracker's version, and the recipe's own sources.
-fn image_key(guest: &Path) -> Result<String> {
+/// What the images depend on: the two programs in them, Firecracker's version, and the recipe's own sources.
+fn image_key(carried: &Carried) -> Result<String> {
     let mut digest = Sha256::new();
-    digest.update(std::fs::read(guest)?);
-    digest.update(agent::DIGEST);
+    digest.update(std::fs::read(&carried.guest)?);
+    digest.update(sha256_file(&carried.agent)?);
     digest.update(fetch::VERSION);
     let mut todo = vec![workspace::root().join("crates/crabbox-image/src")];
     let mut files = Vec::new();

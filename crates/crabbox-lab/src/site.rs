@@ -10,9 +10,7 @@ use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use crabbox_engine::host::probe::{self, Probe};
 use crabbox_host::command::{Captured, Cmd};
-use crabbox_image::store::Store;
 use serde::{Deserialize, Serialize};
 
 use crate::lab::{self, Lab, Options, packages};
@@ -144,34 +142,31 @@ pub fn choose_for_tests(names: &[&str]) -> Result<()> {
 
 /// Builds what is missing, and finds out whether this machine's KVM works. To install packages, to make an image and to wait for a guest keep
 /// one processor busy at most, so the program is compiled beside that; and the lab's own system is made beside the image where this is a
-/// virtual machine, whose KVM seldom works: waiting for the verdict first would take as long as making it does.
+/// virtual machine, whose KVM seldom works: waiting for the verdict first would take as long as making it does. The verdict is the program's.
 fn prepare(images: Images, build: Build) -> Result<(Payload, bool)> {
     std::thread::scope(|scope| {
         let tools = scope.spawn(packages::ensure_tools);
-        let guest = payload::guest_binary()?;
-        let made = scope.spawn({
-            let guest = guest.clone();
-            move || {
-                joined(tools)?;
-                let ahead = payload::is_missing(&guest, images)? && is_virtual();
-                let lab = ahead.then(|| scope.spawn(lab::prepare));
-                let artefacts = payload::artefacts(&guest, images)?;
-                let works = kvm_works(&guest, &artefacts)?;
-                match lab {
-                    Some(lab) => joined(lab)?,
-                    None if works => {}
-                    None => lab::prepare()?,
-                }
-                anyhow::Ok((artefacts, works))
-            }
+        let carried = payload::carried()?;
+        let guest = carried.guest.clone();
+        let made = scope.spawn(move || {
+            joined(tools)?;
+            let ahead = payload::is_missing(&carried, images)? && is_virtual();
+            let lab = ahead.then(|| scope.spawn(lab::prepare));
+            let artefacts = payload::artefacts(&carried, images)?;
+            lab.map_or(Ok(()), joined)?;
+            anyhow::Ok((artefacts, ahead))
         });
         let crabbox = payload::program(build)?;
-        let (artefacts, works) = joined(made)?;
+        let (artefacts, prepared) = joined(made)?;
         let payload = Payload {
             crabbox,
             guest,
             artefacts,
         };
+        let works = kvm_works(&payload)?;
+        if !works && !prepared {
+            lab::prepare()?;
+        }
         Ok((payload, works))
     })
 }
@@ -190,27 +185,39 @@ fn is_virtual() -> bool {
     flags.any(|line| line.split_ascii_whitespace().any(|flag| flag == "hypervisor"))
 }
 
+/// What the program's probe found (`crabbox __probe`).
+#[derive(Debug, Deserialize)]
+struct Judged {
+    works: bool,
+    words: String,
+    remembered: bool,
+}
+
 /// Finds out by booting a tiny guest on this machine, and says why it is this machine or not.
-fn kvm_works(guest: &Path, artefacts: &Path) -> Result<bool> {
-    let image = Store::open(&artefacts.join("images"))?.get("default")?;
-    let initrd = workspace::target_dir().join("probe-initrd.img");
-    fs::write(&initrd, probe::initrd(&fs::read(guest)?))?;
-    let judged = stage("asking this host's KVM to boot a guest", || {
-        Ok(probe::verdict(&Probe {
-            cache: &workspace::target_dir().join("probe"),
-            firecracker: &artefacts.join("bin/firecracker"),
-            kernel: &image.kernel(),
-            initrd: &initrd,
-            limit: BOOT_LIMIT,
-        })?)
+fn kvm_works(payload: &Payload) -> Result<bool> {
+    let image = payload.image()?;
+    let judged: Judged = stage("asking this host's KVM to boot a guest", || {
+        let out = Cmd::inheriting(&payload.crabbox)
+            .args(["__probe", "--cache"])
+            .arg(workspace::target_dir().join("probe"))
+            .arg("--firecracker")
+            .arg(payload.program("firecracker"))
+            .arg("--kernel")
+            .arg(image.kernel())
+            .arg("--guest")
+            .arg(&payload.guest)
+            .args(["--limit-millis", &BOOT_LIMIT.as_millis().to_string()])
+            .limit(LIMIT)
+            .run()?;
+        serde_json::from_slice(&out.stdout).context("cannot read what the probe found")
     })?;
     let remembered = if judged.remembered {
         " (as found earlier since this boot)"
     } else {
         ""
     };
-    eprintln!("xtask: {}{remembered}", judged.verdict);
-    if judged.verdict.works() && rustix::process::geteuid().is_root() {
+    eprintln!("xtask: {}{remembered}", judged.words);
+    if judged.works && rustix::process::geteuid().is_root() {
         packages::ensure_host_tools()?;
         return Ok(true);
     }

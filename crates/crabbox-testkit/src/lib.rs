@@ -1,8 +1,8 @@
 //! Fakes, residue scanner, failpoints: for tests only.
 
-pub mod compat;
+pub use crabbox_testbase::{compat, sshd};
+
 pub mod fake_vmm;
 pub mod mutate;
 pub mod schemas;
-pub mod sshd;
 pub mod trees;

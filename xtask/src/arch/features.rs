@@ -10,7 +10,10 @@ use crate::workspace;
 
 /// The crates that both have, each with its features, that are not alike.
 pub(super) fn compiled_twice() -> Result<Vec<String>> {
-    let tasks = resolved(&["--package", "xtask", "--edges", "normal,build"])?;
+    let mut tasks = resolved(&["--package", "xtask", "--edges", "normal,build"])?;
+    // And the program that the demo leases with.
+    let program = crate::payload::quick_packages();
+    tasks.extend(resolved(&[&program[..], &["--edges", "normal,build"]].concat())?);
     let tests = resolved(&["--workspace", "--edges", "normal,build,dev"])?;
     Ok(apart(&tasks, &tests))
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use crabbox_host::clock::poll_until;
 use crabbox_host::command::Cmd;
-use crabbox_testkit::sshd::Sshd;
+use crabbox_testbase::sshd::Sshd;
 use serde_json::json;
 
 use super::median;

@@ -23,22 +23,23 @@ const SYSTEMD: &str = "/run/systemd/system";
 
 /// Makes sure that the tools of a lab are installed.
 pub(crate) fn ensure_tools() -> Result<()> {
-    ensure(recipe::TOOLS, "the lab needs")
+    ensure(&[recipe::TOOLS], "the lab needs")
 }
 
 /// Makes sure that leases can be made on this host itself.
 pub(crate) fn ensure_host_tools() -> Result<()> {
-    ensure(recipe::HOST_TOOLS, "leases on this host need")
+    ensure(&[recipe::HOST_TOOLS], "leases on this host need")
 }
 
 /// Makes sure that what the tests call is installed, all of the above among it.
 pub fn ensure_test_tools() -> Result<()> {
-    let all = [recipe::TOOLS, recipe::HOST_TOOLS, recipe::TEST_TOOLS].concat();
+    let all = [recipe::TOOLS, recipe::HOST_TOOLS, recipe::TEST_TOOLS];
     ensure(&all, "the tests need")
 }
 
-fn ensure(wanted: &[&'static str], needs: &str) -> Result<()> {
-    let missing = missing(wanted)?;
+fn ensure(lists: &[&'static str], needs: &str) -> Result<()> {
+    let wanted: Vec<&str> = lists.iter().flat_map(|list| list.lines()).collect();
+    let missing = missing(&wanted)?;
     if missing.is_empty() {
         return Ok(());
     }

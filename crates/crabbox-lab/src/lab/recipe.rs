@@ -15,35 +15,14 @@ pub(super) const KERNEL_META_PACKAGE: &str = "linux-image-cloud-amd64";
 /// Size of the root disk in bytes; sparse, room for several leases.
 pub(super) const DISK_BYTES: u64 = 8 << 30;
 
-/// Packages of this machine that build and run a lab.
-pub(super) const TOOLS: &[&str] = &[
-    "qemu-system-x86",
-    "qemu-utils",
-    "mmdebstrap",
-    "e2fsprogs",
-    "cpio",
-    "kmod",
-    "openssh-client",
-    "python3-pip",
-    "rsync",
-];
+/// Packages of this machine that build and run a lab, one a line; `cargo xtask` reads them too, before it is compiled.
+pub(super) const TOOLS: &str = include_str!("packages/lab.list");
 
 /// What a host needs on which leases are made, and looked for after them.
-pub(super) const HOST_TOOLS: &[&str] = &["git", "iproute2", "nftables", "procps"];
+pub(super) const HOST_TOOLS: &str = include_str!("packages/host.list");
 
 /// What the tests call besides: a server to speak to and login shells for it, plugins, firewalls of others, archives and disks to look at.
-pub(super) const TEST_TOOLS: &[&str] = &[
-    "busybox-static",
-    "containernetworking-plugins",
-    "iptables",
-    "jq",
-    "openssh-server",
-    "python3",
-    "tcsh",
-    "xfsprogs",
-    "xz-utils",
-    "zstd",
-];
+pub(super) const TEST_TOOLS: &str = include_str!("packages/tests.list");
 
 /// Packages inside the lab, on top of Debian's minimal set.
 pub(super) const PACKAGES: &[&str] = &[

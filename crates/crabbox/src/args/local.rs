@@ -233,6 +233,26 @@ pub(crate) struct ReferenceArgs {
     pub(crate) dir: PathBuf,
 }
 
+/// `__probe`.
+#[derive(Debug, Args)]
+pub(crate) struct ProbeArgs {
+    /// Where the verdict is kept
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: PathBuf,
+    /// The Firecracker program
+    #[arg(long, value_name = "PATH")]
+    pub(crate) firecracker: PathBuf,
+    /// The guest's kernel
+    #[arg(long, value_name = "PATH")]
+    pub(crate) kernel: PathBuf,
+    /// The guest's first process
+    #[arg(long, value_name = "PATH")]
+    pub(crate) guest: PathBuf,
+    /// How long the guest may be silent, in milliseconds
+    #[arg(long, value_name = "N")]
+    pub(crate) limit_millis: u64,
+}
+
 /// `__supervise`: what the engine hands to the supervisor it starts.
 #[derive(Debug, Args)]
 pub(crate) struct SuperviseArgs {

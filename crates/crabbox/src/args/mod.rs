@@ -34,7 +34,7 @@ pub(crate) use lease::{
 };
 pub(crate) use local::{
     ClaimsCommand, ClaimsListArgs, CompletionsArgs, ConfigCommand, ConfigExplainArgs, ConfigShowArgs,
-    DoctorArgs, ProvidersArgs, ProvidersCommand, ProvidersDescribeArgs, ProvidersFilterArgs,
+    DoctorArgs, ProbeArgs, ProvidersArgs, ProvidersCommand, ProvidersDescribeArgs, ProvidersFilterArgs,
     ProvidersFiltersArgs, ProvidersRecommendArgs, ProxyArgs, ReferenceArgs, ServeArgs, SuperviseArgs,
     SyncPlanArgs, VerifyArgs,
 };
@@ -190,6 +190,9 @@ pub(crate) enum Command {
     /// The maker of a pool's leases
     #[command(name = "__fill", hide = true)]
     Fill,
+    /// Whether a guest boots on this machine
+    #[command(name = "__probe", hide = true)]
+    Probe(ProbeArgs),
 }
 
 /// `machine cleanup`, another name of `cleanup`.

@@ -5,6 +5,7 @@ pub(crate) mod config;
 pub(crate) mod doctor;
 pub(crate) mod image;
 pub(crate) mod init;
+pub(crate) mod probe;
 pub(crate) mod proof;
 pub(crate) mod providers;
 pub(crate) mod setup;

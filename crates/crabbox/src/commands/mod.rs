@@ -149,6 +149,7 @@ fn dispatch(ctx: &Ctx<'_>, command: Command) -> Result<Exit, CommandError> {
         Command::Serve(args) => serve::run(ctx, &args),
         Command::Proxy(args) => serve::proxy(ctx, &args),
         Command::Fill => lease::pool::refill(ctx),
+        Command::Probe(args) => host::probe::run(ctx, &args),
     }
 }
 

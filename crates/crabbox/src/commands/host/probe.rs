@@ -1,0 +1,66 @@
+//! `__probe`: whether this machine's KVM boots a guest, for the developers' tasks, which choose by it where leases are made.
+//!
+//! It prints one line of JSON, which is no contract with users. It must never judge by anything but a boot, nor leave anything but the verdict in the cache it was given.
+
+use std::fs;
+use std::time::Duration;
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_engine::host::probe::{self, Probe, ProbeError};
+use crabbox_host::files::{self, FileError};
+use serde::Serialize;
+
+use crate::args::ProbeArgs;
+use crate::context::Ctx;
+use crate::ui::{CommandError, Exit};
+
+/// The verdict, as the developers' tasks read it.
+#[derive(Debug, Serialize)]
+struct JudgedView {
+    works: bool,
+    /// For a person.
+    words: String,
+    /// Whether it was found earlier, since this boot.
+    remembered: bool,
+}
+
+/// Nothing was found out.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot find out whether this machine's KVM boots a guest")]
+enum Error {
+    File(#[from] FileError),
+    Probe(#[from] ProbeError),
+    Json(#[from] serde_json::Error),
+}
+
+impl Fault for Error {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+}
+
+/// Boots a guest that does nothing but speak, or remembers what came of it.
+pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ProbeArgs) -> Result<Exit, CommandError> {
+    let judged = judge(args).and_then(|judged| Ok(serde_json::to_string(&judged)?))?;
+    ctx.printer.line(judged);
+    Ok(Exit::SUCCESS)
+}
+
+fn judge(args: &ProbeArgs) -> Result<JudgedView, Error> {
+    let guest = fs::read(&args.guest).map_err(|source| FileError::io("read", &args.guest, source))?;
+    files::create_private_dir(&args.cache)?;
+    let initrd = args.cache.join("initrd.img");
+    files::write_atomic(&initrd, &probe::initrd(&guest), 0o600)?;
+    let judged = probe::verdict(&Probe {
+        cache: &args.cache,
+        firecracker: &args.firecracker,
+        kernel: &args.kernel,
+        initrd: &initrd,
+        limit: Duration::from_millis(args.limit_millis),
+    })?;
+    Ok(JudgedView {
+        works: judged.verdict.works(),
+        words: judged.verdict.to_string(),
+        remembered: judged.remembered,
+    })
+}

@@ -1,0 +1,112 @@
+//! What `cargo xtask` runs first: it has the tasks compiled and becomes them.
+//!
+//! That takes minutes the first time, so it says so, and the Debian packages that the task will miss are installed meanwhile. It needs
+//! nothing but the standard library, and must never decide anything that the tasks do not look at themselves.
+#![expect(
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "it is compiled before anything of the house is, and by itself"
+)]
+
+use std::env;
+use std::ffi::OsString;
+use std::io::{Error, IsTerminal as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+/// Packages of this machine that build and run a lab, one a line.
+const LAB: &str = include_str!("../../../crates/crabbox-lab/src/lab/packages/lab.list");
+
+/// Installs what it is given; `update` first, because a fresh machine has no lists.
+const INSTALL: &str = "apt-get update -qq && exec apt-get install -y -qq --no-install-recommends \"$@\"";
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = env::args_os().skip(1).collect();
+    let task = arguments.first().and_then(|word| word.to_str());
+    let first = !built().is_file();
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.arg("run");
+    if first {
+        eprintln!("xtask: compiling the developers' tasks, which takes a few minutes the first time");
+        install_ahead(&needed(task));
+    }
+    // cargo draws its progress for a person who waits.
+    if !first || !std::io::stderr().is_terminal() {
+        cargo.arg("--quiet");
+    }
+    cargo.args(["--package", "xtask", "--"]).args(arguments);
+    // What cargo says of this package is not about the next one: build scripts that ask for it would run again.
+    for (name, _) in env::vars_os() {
+        let of_package = name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"));
+        if of_package {
+            cargo.env_remove(name);
+        }
+    }
+    let error: Error = cargo.exec();
+    eprintln!("xtask: cannot start {}: {error}", env!("CARGO"));
+    ExitCode::FAILURE
+}
+
+/// Where the tasks are once they are compiled.
+fn built() -> PathBuf {
+    let here = env::current_exe().unwrap_or_default();
+    here.with_file_name("xtask")
+}
+
+/// The packages that a task will not do without.
+fn needed(task: Option<&str>) -> Vec<&'static str> {
+    match task {
+        // No more of them: a server among what the tests need is to be kept from starting.
+        Some("demo" | "provision" | "test") => LAB.lines().collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Starts to install packages and does not wait: the task asks for those that are missing by then, and tells what went wrong.
+fn install_ahead(packages: &[&str]) {
+    let is_there = |program: &str| Path::new("/usr/bin").join(program).is_file();
+    if packages.is_empty() || !is_there("apt-get") {
+        return;
+    }
+    // dpkg-query fails when it does not know one, or when one was removed; without the rights to install apt fails by itself.
+    let query = Command::new("dpkg-query")
+        .args(["--show", "--showformat", "${db:Status-Status}\n"])
+        .args(packages)
+        .stderr(Stdio::null())
+        .output();
+    let installed = |text: &[u8]| {
+        String::from_utf8_lossy(text)
+            .lines()
+            .all(|line| line == "installed")
+    };
+    if query.is_ok_and(|out| out.status.success() && installed(&out.stdout)) {
+        return;
+    }
+    let started = Command::new("sh")
+        .args(["-c", INSTALL, "sh"])
+        .args(["-o", "DPkg::Lock::Timeout=300", "-o", "APT::Sandbox::User=root"])
+        .args(packages)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    // The process that this one becomes does not know of it, and need not: it ends by itself.
+    drop(started);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_tasks_that_lease_wait_for_packages() {
+        assert!(needed(Some("demo")).contains(&"qemu-system-x86"));
+        assert!(needed(Some("test")).contains(&"mmdebstrap"));
+        assert_eq!(needed(Some("docs")), [""; 0]);
+        assert_eq!(needed(None), [""; 0]);
+    }
+}
