@@ -1,4 +1,5 @@
-//! What every use case needs: where state is kept, and which program we are.
+//! The environment of every use case: where state is stored, and the path of this program. It is passed in by the
+//! binary and must never be read from the process environment here.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -8,7 +9,7 @@ use crabbox_ssh::control::{self, ControlError};
 pub use crabbox_store::places::{LeaseDir, Places};
 use serde::{Deserialize, Serialize};
 
-/// The surroundings of the engine, read once by the binary.
+/// Paths and settings of the environment, read once by the binary.
 #[derive(Debug, Clone)]
 pub struct Engine {
     /// Where state, keys and caches are.
@@ -24,8 +25,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Where the control sockets of shared SSH connections go. Made only by those who are about to use it, so that a command
-    /// which only looks changes nothing.
+    /// Directory for the control sockets of shared SSH connections. It is created only by a caller that is about to use
+    /// it, so that a read-only command changes nothing.
     pub fn control_dir(&self) -> Result<PrivateDir, ControlError> {
         control::directory(self.runtime.as_deref())
     }

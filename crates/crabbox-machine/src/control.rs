@@ -1,8 +1,10 @@
-//! How a lease's supervisor is asked: one request and one reply, a JSON document a line each, over a socket in the lease's directory.
+//! The control protocol of a lease's supervisor: one request and one reply, each one line of JSON, over a socket in the
+//! lease's directory.
 //!
-//! A reply is a courtesy and never a proof: nothing may be taken back, ended or kept because of what a supervisor says. What decides
-//! is the lease's lock, its journal and the identity of its processes. A lease of an earlier release has no socket, and one whose
-//! supervisor was killed a dead one: every caller can do without the reply.
+//! A reply is informational and never a proof: nothing may be torn down, ended or kept because of what a supervisor
+//! says. The lease's lock, its journal and the identity of its processes decide. A lease made by an earlier release has
+//! no socket, and the socket of a killed supervisor refuses connections: every caller must be able to work without the
+//! reply.
 
 pub mod client;
 pub(crate) mod server;
@@ -14,78 +16,80 @@ use serde::{Deserialize, Serialize};
 
 /// The version of requests and replies.
 pub const VERSION: u32 = 1;
-/// How long a request and its reply may take together, on either side: nothing that is asked here takes longer than a moment.
+/// Limit for a request and its reply together, on either side. No request here takes long.
 const LIMIT: Duration = Duration::from_secs(2);
 /// The longest line, in bytes.
 const LINE_LIMIT: u64 = 4096;
 
-/// What a supervisor is asked.
+/// A request to a supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "snake_case")]
 pub enum Verb {
-    /// Whether it listens, and what it does.
+    /// Asks for a sign of life and for what the supervisor is doing.
     Ping,
-    /// From now on its log gets what this filter lets through ([`crate::log_filter::LogFilter`]).
+    /// Changes the filter of the supervisor's log ([`crate::log_filter::LogFilter`]).
     LogLevel {
         /// The filter as `CRABBOX_LOG` spells it.
         filter: String,
     },
-    /// To end the lease, as SIGTERM does: once it gets the lease's lock it takes back what is left then.
+    /// Ends the lease, as SIGTERM does: once the supervisor gets the lease's lock it tears down what is then left.
     End,
-    /// To end the lease as long as it is nobody's: it was made ahead, or is being made so, and somebody wants the room that it takes.
+    /// Ends the lease unless somebody has taken it: it is a pool member, finished or in the making, and another lease
+    /// needs the room that it takes.
     GiveWay,
-    /// For the lease, which was made ahead for this pool: the first who asks gets it, and the connection goes on as that of a lease
+    /// Claims a lease of this pool: the first client to ask gets it, and the connection continues as that of a lease
     /// that is being made ([`crate::protocol`]).
     Claim {
         /// The pool's key.
         pool: String,
     },
-    /// Nothing: it is told that a lease of its pool was taken, so that the pool is of use.
+    /// Changes nothing: reports that a lease of its pool was taken, so that the supervisor knows that the pool is in
+    /// use.
     PoolUsed,
 }
 
-/// What it replies.
+/// A reply of a supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
     /// It listens.
     Pong(Pong),
-    /// It has done, or begins to do, what it was asked.
+    /// It has carried out the request, or has started to.
     Done,
-    /// The lease is the asker's.
+    /// The lease belongs to the client that asked.
     Yours,
-    /// It does not.
+    /// It refuses the request.
     Refused {
         /// Why.
         why: String,
     },
 }
 
-/// What a supervisor says of itself.
+/// A supervisor's description of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pong {
-    /// Its process.
+    /// Its process id.
     pub pid: u32,
     /// The release of its program.
     pub program: String,
-    /// What it is at.
+    /// Its current activity.
     pub phase: Phase,
     /// The filter of its log.
     pub log: String,
 }
 
-/// What a supervisor is at; the picture is in [`crate::lifecycle::supervise`].
+/// The phases of a supervisor; see the diagram in [`crate::lifecycle::supervise`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum Phase {
     /// It makes the lease, or hands it over.
     Making,
-    /// It keeps the lease for whoever takes it.
+    /// It keeps the lease as a pool member.
     Pooled,
     /// It watches the lease.
     Watching,
-    /// It takes the lease back.
+    /// It tears the lease down.
     Ending,
 }
 
@@ -108,19 +112,19 @@ struct Versioned<T> {
     what: T,
 }
 
-/// What is read of a line before anything else in it means something.
+/// The part of a line that is read before the rest is interpreted.
 #[derive(Debug, Deserialize)]
 struct Version {
     version: u32,
 }
 
-/// Why a line is no request or reply.
+/// Why a line is not a request or a reply.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
     /// It could not be read, or not in time.
     #[error("nothing came, or not in time")]
     Read(#[from] io::Error),
-    /// It ends in the middle, or is longer than any.
+    /// It is truncated, or too long.
     #[error("the line is cut off or longer than {LINE_LIMIT} bytes")]
     Cut,
     /// It is not JSON, or none of the known documents.

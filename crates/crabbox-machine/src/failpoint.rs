@@ -1,10 +1,10 @@
-//! Crash points for tests: a process can be told to die, as by `kill -9`, or to stand still, exactly at one journal entry.
+//! Crash points for tests: they make a process die, as by `kill -9`, or stop, exactly at one journal entry.
 //!
-//! A point is spelled `<process>:<step>:<phase>`, for example `supervisor:attach:begun`; phases are `begun` (the intent is
-//! written, the effect is not there) and `done` (the effect is there and marked). The making of a template has points of its own in the
-//! command line: `cli:seal:begun` and `cli:publish`, that of a lease on another machine
-//! `cli:keys:begun` and `cli:keys:done`. With `:wait` behind it the process stops
-//! there until it gets SIGCONT. Nothing else may use this module, and an unarmed one must cost no more than a comparison.
+//! A point is written `<process>:<step>:<phase>`, for example `supervisor:attach:begun`; phases are `begun` (the intent
+//! is written, the effect has not happened) and `done` (the effect has happened and is marked). The creation of a
+//! template has its own points in the command line: `cli:seal:begun` and `cli:publish`, that of a lease on another
+//! machine `cli:keys:begun` and `cli:keys:done`. With the suffix `:wait` the process stops there until it gets SIGCONT.
+//! Only tests may arm a failpoint, and an unarmed one must cost no more than a comparison.
 
 use std::fmt;
 
@@ -17,14 +17,14 @@ pub enum Who {
     Supervisor,
 }
 
-/// Where in a step the point stands.
+/// The position of a point within a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// The intent is in the journal, the effect has not begun.
     Begun,
-    /// The effect is there, the journal does not say so yet.
+    /// The effect has happened, but the journal does not say so yet.
     Made,
-    /// The journal says that the effect is there.
+    /// The journal says that the effect has happened.
     Done,
 }
 

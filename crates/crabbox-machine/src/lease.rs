@@ -1,4 +1,4 @@
-//! A lease on disk: what it is, what it alone has, whose it is, and what its files say.
+//! A lease on disk: its directory, its exclusive resources, its owner, and its files.
 
 pub mod activity;
 pub(crate) mod admission;

@@ -1,7 +1,7 @@
-//! A microVM's life on this host: a request becomes a lease, a lease is watched, and nothing of it is left.
+//! The lifecycle of a microVM on this host: acquisition, supervision and teardown of a lease.
 //!
-//! Every effect has its journal entry before it, and every destructive step takes a proof of ownership. Nothing here may print,
-//! read configuration or the environment, or know that there are other providers.
+//! Every effect has a journal entry before it, and every destructive step takes a proof of ownership. Nothing here may
+//! print, read configuration or the environment, or know other providers.
 
 pub mod context;
 pub mod control;

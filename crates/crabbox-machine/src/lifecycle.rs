@@ -1,4 +1,5 @@
-//! The stages of a lease's life, each a walk over the journal: made, watched, adopted, taken back.
+//! The stages of a lease's life: acquired, watched, adopted, torn down. Each works through the lease's journal; none
+//! may have an effect without an entry.
 
 pub mod acquire;
 pub mod adopt;

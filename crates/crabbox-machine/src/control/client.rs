@@ -1,4 +1,4 @@
-//! Asking a lease's supervisor, within one deadline.
+//! The client of a supervisor's control socket. Every request has one deadline for connection, request and reply.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
@@ -12,22 +12,22 @@ use super::{LIMIT, LineError, Reply, Verb};
 /// Why there is no reply.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// Nobody listens: the supervisor is gone, or of a release without a socket.
+    /// Nobody listens: the supervisor has ended, or belongs to a release without a control socket.
     #[error("no supervisor listens on {}", .0.display())]
     Absent(std::path::PathBuf),
-    /// The socket cannot be reached, or is somebody else's.
+    /// The socket cannot be reached, or belongs to another user.
     #[error("cannot reach the lease's supervisor")]
     Socket(#[source] SocketError),
     /// It was reached, and the request could not be sent.
     #[error("cannot ask the lease's supervisor")]
     Send(#[source] std::io::Error),
-    /// It does not give its lease away.
+    /// The supervisor refuses to give its lease away.
     #[error("the lease is not to be had: {why}")]
     Refused {
         /// Why.
         why: String,
     },
-    /// What came back is no reply.
+    /// The answer is not a valid reply.
     #[error("the lease's supervisor gave no proper reply")]
     Reply(#[source] LineError),
 }
@@ -47,12 +47,13 @@ impl Fault for AskError {
     }
 }
 
-/// Asks the supervisor of the lease in `dir`. The reply must not decide about anything that is lost or kept.
+/// Sends a request to the supervisor of the lease in `dir`. The reply must not decide whether anything is destroyed or
+/// kept.
 pub fn ask(dir: &LeaseDir, verb: &Verb) -> Result<Reply, AskError> {
     say(dir, verb).map(|(reply, _)| reply)
 }
 
-/// Takes the lease in `dir`, which waits in `pool`; the connection is that of a lease that is being made from here on.
+/// Takes the lease in `dir`, a member of `pool`. From here on the connection is that of a lease that is being made.
 pub(crate) fn claim(dir: &LeaseDir, pool: &str) -> Result<UnixStream, AskError> {
     let verb = Verb::Claim {
         pool: pool.to_owned(),

@@ -1,7 +1,8 @@
-//! The supervisor's side: a thread that serves one request after the other, each within one deadline.
+//! The server of a supervisor's control socket: a thread that serves one request after the other, each within one
+//! deadline.
 //!
-//! Only processes of this user are listened to. The thread must never touch the lease: it turns the log up or down, says what
-//! the supervisor is at, and passes a wish to end, or the one who takes a lease that is on offer, on to the thread that decides.
+//! It accepts only processes of the same user. The thread must never touch the lease: it changes the log level, reports
+//! what the supervisor is doing, and passes requests to end or to take the lease to the thread that decides.
 
 use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -24,19 +25,19 @@ use super::{LIMIT, Phase, Pong, Reply, Verb};
 use crate::lifecycle::supervisor_log::SupervisorLog;
 use crate::log_filter::LogFilter;
 
-/// How long the service rests when it cannot accept, as when there is no descriptor left.
+/// Pause after a failed accept, for example when there is no file descriptor left.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Why a supervisor cannot be asked.
+/// Why a supervisor has no control socket.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ControlError {
-    /// The lease's directory is open to others.
+    /// Other users can access the lease's directory.
     #[error(transparent)]
     Directory(#[from] PrivateDirError),
     /// The socket cannot be made.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The socket cannot be put in its place.
+    /// The socket cannot be renamed to its final path.
     #[error("cannot put the control socket in its place")]
     Place(#[source] io::Error),
     /// The thread cannot be started.
@@ -44,7 +45,7 @@ pub(crate) enum ControlError {
     Thread(#[source] io::Error),
 }
 
-/// What the supervisor and its service share.
+/// State shared between the supervisor and its control thread.
 #[derive(Debug)]
 struct Shared {
     phase: AtomicU8,
@@ -54,17 +55,17 @@ struct Shared {
     gave_way: AtomicBool,
 }
 
-/// Where the one who takes a lease of a pool sits.
+/// The place of the client that takes a pool member. It holds at most one.
 #[derive(Debug, Default)]
 enum Seat {
-    /// The lease is not on offer.
+    /// The lease cannot be taken.
     #[default]
     Closed,
-    /// It is being made to wait, and is nobody's.
+    /// The lease is being made for a pool and has not been taken.
     Ahead,
-    /// Whoever asks for this pool has it.
+    /// The lease can be taken by the first client that asks for this pool.
     Open(String),
-    /// This one has it.
+    /// This client has it.
     Taken(UnixStream),
 }
 
@@ -74,7 +75,7 @@ impl Shared {
         self.seat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives the seat to `stream` if it is open for `pool`; otherwise the stream comes back.
+    /// Gives the seat to `stream` if it is open for `pool`; otherwise returns the stream.
     fn take_seat(&self, pool: &str, stream: UnixStream) -> Result<(), UnixStream> {
         let mut seat = self.seat();
         if matches!(&*seat, Seat::Open(key) if key == pool) {
@@ -84,7 +85,7 @@ impl Shared {
         Err(stream)
     }
 
-    /// Closes the seat, unless somebody has it or is about to.
+    /// Closes the seat, unless a client has it or is about to get it.
     fn give_way(&self) -> bool {
         let mut seat = self.seat();
         let is_nobodys = matches!(&*seat, Seat::Ahead | Seat::Open(_));
@@ -96,20 +97,22 @@ impl Shared {
     }
 }
 
-/// What others may ask of this supervisor. Readable in poll once it was asked to end, and it stays so.
+/// The requests to this supervisor, as seen by the deciding thread. Readable in poll(2) after a request to end, and
+/// stays readable.
 #[derive(Debug)]
 pub(crate) struct Control {
     shared: Arc<Shared>,
     asked: PipeReader,
-    /// The thread's end; without a service the pipe stays silent because this is open.
+    /// The control thread's end of the pipe. It keeps the pipe open, and therefore silent, when there is no control
+    /// thread.
     wish: PipeWriter,
     taken: PipeReader,
-    /// The thread's end, likewise.
+    /// The control thread's end of the second pipe, likewise.
     bell: PipeWriter,
     service: Option<Service>,
 }
 
-/// The thread and its socket, which end when this is dropped.
+/// The thread and its socket; both end when this is dropped.
 #[derive(Debug)]
 struct Service {
     path: PathBuf,
@@ -130,7 +133,7 @@ impl Drop for Service {
 }
 
 impl Control {
-    /// Nobody can ask yet.
+    /// No client can connect yet.
     pub(crate) fn new(log: &SupervisorLog) -> io::Result<Self> {
         let (asked, wish) = io::pipe()?;
         let (taken, bell) = io::pipe()?;
@@ -150,8 +153,8 @@ impl Control {
         })
     }
 
-    /// Listens in the lease's directory from here on, whose lock the caller holds: a socket that a killed supervisor left is replaced.
-    /// A lease is whole without it.
+    /// Starts to listen in the lease's directory, whose lock the caller holds. Replaces a socket that a killed
+    /// supervisor left. A failure does not affect the lease.
     pub(crate) fn listen(&mut self, dir: &LeaseDir) {
         if let Err(error) = self.serve(dir) {
             tracing::warn!("nobody can ask this supervisor: {}", fault::chain(&error));
@@ -180,28 +183,29 @@ impl Control {
         Ok(())
     }
 
-    /// Says what the supervisor is at from here on.
+    /// Sets the activity that the supervisor reports.
     pub(crate) fn enter(&self, phase: Phase) {
         self.shared.phase.store(phase as u8, Ordering::Release);
     }
 
-    /// Says that the lease is made to wait: until it does it gives way to whoever wants its room.
+    /// Marks the lease as one that is being made for a pool: until it is finished, it gives way to any request for its
+    /// room.
     pub(crate) fn reserve(&self) {
         *self.shared.seat() = Seat::Ahead;
     }
 
-    /// Whether it was asked to end in favour of somebody's lease.
+    /// Whether it was asked to end to make room for another lease.
     pub(crate) fn gave_way(&self) -> bool {
         self.shared.gave_way.load(Ordering::Acquire)
     }
 
-    /// Offers the lease to whoever asks for `pool`, to one of them.
+    /// Offers the lease to the first client that asks for `pool`.
     pub(crate) fn offer(&self, pool: &str) {
         *self.shared.seat() = Seat::Open(pool.to_owned());
         self.enter(Phase::Pooled);
     }
 
-    /// Offers the lease no longer; the one who has taken it, if there is one.
+    /// Withdraws the offer; returns the client that has taken the lease, if there is one.
     pub(crate) fn taker(&self) -> Option<UnixStream> {
         let seat = std::mem::take(&mut *self.shared.seat());
         self.enter(Phase::Making);
@@ -215,17 +219,17 @@ impl Control {
         }
     }
 
-    /// Readable in poll once somebody has taken the lease that is on offer.
+    /// Readable in poll(2) once a client has taken the offered lease.
     pub(crate) fn bell(&self) -> BorrowedFd<'_> {
         self.taken.as_fd()
     }
 
-    /// Whether a lease of the pool was taken since this one is in it.
+    /// Whether a lease of the pool was taken since this one joined it.
     pub(crate) fn is_pool_used(&self) -> bool {
         self.shared.pool_used.load(Ordering::Acquire)
     }
 
-    /// Whether somebody has asked for the end.
+    /// Whether an end was requested.
     pub(crate) fn is_asked(&self) -> bool {
         is_readable(self.asked.as_fd(), Some(Duration::ZERO))
     }
@@ -237,7 +241,7 @@ impl AsFd for Control {
     }
 }
 
-/// A listener at `path` that only this user can connect to. It gets its name when it has its mode.
+/// A listener at `path` that only this user can connect to. The socket gets its mode before its final name.
 fn bind(path: &Path) -> Result<UnixListener, ControlError> {
     let dir = path.parent().unwrap_or(path);
     PrivateDir::open(dir)?;
@@ -252,7 +256,7 @@ fn bind(path: &Path) -> Result<UnixListener, ControlError> {
     Ok(listener)
 }
 
-/// What the thread has to tell the one that decides.
+/// What the control thread passes to the deciding thread.
 struct Ears {
     shared: Arc<Shared>,
     wish: PipeWriter,
@@ -280,7 +284,7 @@ fn accept(listener: &UnixListener, stopped: BorrowedFd<'_>, ears: &Ears) {
     }
 }
 
-/// Serves one peer: one request, one reply, and then what was asked.
+/// Serves one client: one request, one reply, and then carries out the request.
 fn converse(stream: UnixStream, stop: &dyn Fn() -> bool, ears: &Ears) {
     match unix::is_own_peer(&stream) {
         Ok(true) => {}
@@ -315,7 +319,7 @@ fn converse(stream: UnixStream, stop: &dyn Fn() -> bool, ears: &Ears) {
     }
 }
 
-/// Seats the one who asks for the lease, and says so only then: nobody else is told the same.
+/// Seats the client that asks for the lease, and replies only afterwards, so that no second client gets the same reply.
 fn give_away(stream: DeadlineStream<'_>, pool: &str, ears: &Ears) {
     let answer = |stream: &mut dyn io::Write, reply| {
         super::line(reply)
@@ -381,7 +385,7 @@ fn reply(verb: &Verb, shared: &Shared) -> Reply {
     }
 }
 
-/// Whether `fd` has something within `limit`, its end included.
+/// Whether `fd` becomes readable within `limit`; end of file counts.
 fn is_readable(fd: BorrowedFd<'_>, limit: Option<Duration>) -> bool {
     let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];

@@ -1,4 +1,4 @@
-//! The bytes of requests and replies, and a supervisor's service with peers that do not play by them.
+//! The bytes of requests and replies, and a supervisor's control thread with clients that violate the protocol.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -37,7 +37,7 @@ fn listening(dir: &LeaseDir) -> (Control, SupervisorLog, impl Sized) {
     (control, log, subscriber)
 }
 
-/// What comes back for these bytes.
+/// The reply to these bytes.
 fn raw(dir: &LeaseDir, bytes: &[u8]) -> String {
     let mut stream = unix::connect(&dir.supervisor_socket()).unwrap();
     stream.write_all(bytes).unwrap();

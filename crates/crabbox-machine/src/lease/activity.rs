@@ -1,8 +1,8 @@
-//! Whether somebody is using a lease right now, so that its idle limit never ends work.
+//! Detects whether a lease is in use right now, so that the idle timeout never interrupts work.
 //!
-//! In use means: a connection to the guest's SSH port that is not our shared connection lying idle. A run, a shell, a tunnel, a
-//! copy and a plain `ssh` all hold one. The label `running` does not count: a run that was killed leaves it behind for good.
-//! It must never say "not in use" because it could not look.
+//! A lease is in use if there is a connection to the guest's SSH port other than our own idle shared connection. A run,
+//! a shell, a tunnel, a copy and a plain `ssh` all hold one. The label `running` does not count: a killed run leaves it
+//! behind. It must never report "not in use" because a check failed.
 
 use std::net::SocketAddrV4;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ use crabbox_store::places::{LeaseDir, Places};
 /// The longest time between two refreshes of a lease that is in use.
 const RENEW_EVERY: Duration = Duration::from_mins(1);
 
-/// Where the activity of one lease shows.
+/// Where to look for the activity of one lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Watchpoint {
     peer: SocketAddrV4,
@@ -31,8 +31,9 @@ pub struct Watchpoint {
 }
 
 impl Watchpoint {
-    /// The watchpoint of a lease that has an address. One whose owner comes from another machine has none: a connection from afar stays
-    /// open for as long as somebody's laptop is on, so whoever carries its bytes refreshes the lease by these.
+    /// The watchpoint of a lease that has an address. A lease of a remote owner has no watchpoint: a connection from
+    /// another machine can stay open for as long as a laptop is on, so the process that relays its bytes refreshes the
+    /// lease.
     pub fn of(record: &LeaseRecord, journal: &Journal) -> Option<Self> {
         if labels::owner(&record.labels).is_some() {
             return None;
@@ -58,7 +59,8 @@ impl Watchpoint {
     }
 }
 
-/// Moves the expiry of a lease that is in use on, as a command would; busy with something else, it waits for the next look.
+/// Extends the expiry of a lease that is in use, as a command would. If the lease is locked by another command, the
+/// next check does it.
 pub fn renew(places: &Places, dir: &LeaseDir, id: &str) {
     let Ok(Some(_guard)) = locks::try_lease(places, id) else {
         return;
@@ -79,15 +81,15 @@ pub fn renew(places: &Places, dir: &LeaseDir, id: &str) {
     }
 }
 
-/// Whether the last refresh is so long ago that another one is needed: a quarter of the idle limit, at most a minute.
+/// Whether the last refresh is too long ago: a quarter of the idle timeout, at most a minute.
 fn is_due(labels: &Labels, now: i64) -> bool {
     let most = i64::try_from(RENEW_EVERY.as_secs()).unwrap_or(i64::MAX);
     let pause = (labels::idle_seconds(labels) / 4).min(most);
     labels::time(labels, "last_touched_at").is_none_or(|last| now.saturating_sub(last) >= pause)
 }
 
-/// Whether a lease that was just found not to be in use, or was renewed, has expired. `keep` does not keep it past what its
-/// `expires` line promised, and the label `running` of a run that has died not past its idle limit.
+/// Whether a lease that is not in use, or was just renewed, has expired. `keep` does not extend a lease past its
+/// printed `expires` time, and the label `running` of a dead run does not extend it past its idle timeout.
 pub fn expiry(labels: &Labels, now: i64) -> Verdict {
     let mut labels = labels.clone();
     labels.remove("keep");

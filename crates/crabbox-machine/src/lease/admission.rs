@@ -1,5 +1,5 @@
-//! Looks at what a host has and what its leases may still take, so that core can decide whether one more fits. Runs under the
-//! allocation lock; it must never make or change anything.
+//! Observes the host's resources and the promises made to its leases, so that `core` can decide whether one more fits.
+//! Runs under the allocation lock; it must never create or change anything.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -15,10 +15,10 @@ use crate::request::{AcquireRequest, GuestSource, Start};
 /// `f_type` of file systems that share the blocks of a copied file (`statfs(2)`).
 const SHARE_BLOCKS: [i64; 2] = [0x9123_683E, 0x5846_5342];
 
-/// What a template takes on the disk beside the memory, in MiB.
+/// Disk space of a template in addition to the memory, in MiB.
 const TEMPLATE_MIB: u64 = 64;
 
-/// Why a machine is not frozen that was to be.
+/// Why a machine is not snapshotted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "no room for a template (insufficient_disk): it writes {needed_mib} MiB at once, and of {free_mib} MiB free {reserve_mib} MiB are to stay \
@@ -26,15 +26,16 @@ const TEMPLATE_MIB: u64 = 64;
 )]
 #[expect(clippy::struct_field_names, reason = "units stand in names")]
 pub struct NoRoomForTemplate {
-    /// What is written at once: the machine's memory, and its disk where blocks are not shared.
+    /// What is written at once: the machine's memory, and its disk if the file system does not share blocks.
     needed_mib: u64,
-    /// What is free.
+    /// Free space.
     free_mib: u64,
     /// `firecracker.reserveDiskMiB`.
     reserve_mib: u64,
 }
 
-/// Whether the disk holds what the machine of `request` leaves when it is frozen now, with all that was written to its own disk `layer`.
+/// Whether the disk has room for a snapshot of the machine of `request` now, including all that was written to its
+/// private disk `layer`.
 pub(crate) fn fits_frozen(
     places: &Places,
     request: &AcquireRequest,
@@ -59,7 +60,7 @@ pub(crate) fn fits_frozen(
     Ok(())
 }
 
-/// What `request` needs.
+/// The needs of `request`.
 pub(crate) fn demand(places: &Places, request: &AcquireRequest) -> Demand {
     let copied_mib = match &request.guest {
         GuestSource::Foreign { rootfs, .. } if !shares_blocks(&places.state) => {
@@ -77,12 +78,12 @@ pub(crate) fn demand(places: &Places, request: &AcquireRequest) -> Demand {
     }
 }
 
-/// Whether the file system of `dir` shares the blocks of a copied file.
+/// Whether the file system of `dir` shares the blocks of a copied file (reflink).
 pub(crate) fn shares_blocks(dir: &Path) -> bool {
     rustix::fs::statfs(dir).is_ok_and(|fs| SHARE_BLOCKS.contains(&fs.f_type))
 }
 
-/// What the host has, given the journals of all leases on it and whether each is in the making.
+/// The host's resources, given the journals of all leases on it and whether each is still being made.
 pub(crate) fn room<'a>(
     places: &Places,
     leases: impl Iterator<Item = (&'a Journal, bool)>,
@@ -101,7 +102,8 @@ pub(crate) fn room<'a>(
     Ok(room)
 }
 
-/// What a lease may still take: all while it is being made, the rest while it runs, nothing when its machine has ended.
+/// What a lease may still consume: everything while it is being made, the remainder while it runs, nothing after its
+/// machine has ended.
 fn promised(journal: &Journal, busy: bool) -> u64 {
     let all = journal.memory_mib.unwrap_or(0);
     match journal.process("vmm") {

@@ -1,8 +1,8 @@
-//! Allocation: what a lease gets for its life and no other may have: slug, uid, subnet, directory.
+//! Allocation of a lease's exclusive resources: slug, uid, subnet, directory.
 //!
-//! All of it happens under the allocation lock of the state directory, uid and subnet under the lock of the host's registry as well; both
-//! are held for milliseconds. What is in use is read from records, journals and the registry, where a lease has its entry before it has a
-//! directory: nothing may be handed out that any lease on this host has.
+//! It runs under the allocation lock of the state directory; uid and subnet also under the lock of the host's registry.
+//! Both are held for milliseconds. Records, journals and the registry show what is in use; a lease's registry entry
+//! exists before its directory. It must never hand out anything that another lease on this host has.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -47,13 +47,13 @@ pub enum AllocateError {
         /// The id.
         id: String,
     },
-    /// Another program has its lease already, or is just getting it.
+    /// Another program has its lease already, or is getting it.
     #[error("a lease for {lease} is here already or is being made")]
     External {
-        /// That program's id of it.
+        /// That program's id of the lease.
         lease: String,
     },
-    /// No slug is to be had.
+    /// No free slug was found.
     #[error(transparent)]
     Slug(#[from] SlugError),
     /// Existing records could not be read.
@@ -78,10 +78,10 @@ pub enum AllocateError {
         first: u32,
         /// How many it has.
         count: u32,
-        /// Other state directories whose leases have some.
+        /// Other state directories whose leases use part of the range.
         others: Vec<PathBuf>,
     },
-    /// Another lease on this host has the same tag, by which its objects are named.
+    /// Another lease on this host has the same tag, from which the names of its objects are made.
     #[error("lease {id} would have the tag {tag}, which another lease on this host has")]
     Tag {
         /// The id.
@@ -89,7 +89,7 @@ pub enum AllocateError {
         /// Its tag.
         tag: String,
     },
-    /// It cannot be told what others hold.
+    /// It is unknown what other state directories hold.
     #[error(transparent)]
     Holders(#[from] HoldersError),
     /// The host's registry cannot be used.
@@ -98,7 +98,7 @@ pub enum AllocateError {
     /// The host has no room for it.
     #[error(transparent)]
     NoRoom(#[from] Refusal),
-    /// No subnet is to be had.
+    /// No free subnet was found.
     #[error(transparent)]
     Subnet(#[from] network::SubnetError),
 }
@@ -132,7 +132,7 @@ impl Fault for AllocateError {
     }
 }
 
-/// Which other state directories have what is missing here.
+/// Other state directories that use the missing resource.
 fn elsewhere(others: &[PathBuf]) -> String {
     if others.is_empty() {
         return String::new();
@@ -141,7 +141,7 @@ fn elsewhere(others: &[PathBuf]) -> String {
     format!(", some of them by leases of {}", list.join(", "))
 }
 
-/// Gives `request` a lease directory. When it cannot, nothing of the lease is left.
+/// Makes the lease directory for `request`. On failure nothing of the lease is left.
 pub fn allocate(places: &Places, request: &AcquireRequest, id: &LeaseId) -> Result<Allocated, AllocateError> {
     for dir in [&places.state, &places.config, &places.leases()] {
         files::create_private_dir(dir)?;
@@ -187,8 +187,8 @@ pub fn allocate(places: &Places, request: &AcquireRequest, id: &LeaseId) -> Resu
     }
 }
 
-/// The slug that the lease of `request` gets. One that another program has made stands under that program's id, by which it must be the
-/// only one: a second is refused, and gets no other slug.
+/// The slug for the lease of `request`. A lease of another program is identified by that program's id, which must be
+/// unique: a second request is refused and does not get another slug.
 pub(crate) fn choose_slug(
     request: &AcquireRequest,
     id: &LeaseId,
@@ -206,7 +206,7 @@ pub(crate) fn choose_slug(
     }
 }
 
-/// Takes back what an allocation made that failed. On a full disk even this may fail; `cleanup` knows such directories, entries and
+/// Rolls back a failed allocation. On a full disk even this may fail; `cleanup` handles such directories, entries and
 /// locks, too.
 fn give_up(places: &Places, id: &LeaseId, dir: &LeaseDir, lock: FileLock) {
     files::remove_tree(dir.path()).ok();
@@ -214,15 +214,15 @@ fn give_up(places: &Places, id: &LeaseId, dir: &LeaseDir, lock: FileLock) {
     lock.remove_while_held().ok();
 }
 
-/// What a lease gets for its life.
+/// The exclusive resources of a lease.
 struct Share {
     slug: Slug,
     uid: Option<u32>,
     subnet: Option<ipnet::Ipv4Net>,
 }
 
-/// Chooses uid and subnet that no lease on this host has, and enters them in the host's registry. The registry's lock is the last that is
-/// taken, and nothing is waited for while it is held.
+/// Chooses a uid and a subnet that no lease on this host has, and enters them in the host's registry. The registry's
+/// lock is the last one taken, and nothing is waited for while it is held.
 fn hold(
     places: &Places,
     request: &AcquireRequest,
@@ -262,7 +262,7 @@ fn hold(
     Ok((uid, subnet))
 }
 
-/// The first uid of the range that nothing on this host runs under or has a claim to; none without a jail.
+/// The first uid of the range that no process runs under and no lease has; `None` without a jail.
 pub(crate) fn free_uid(request: &AcquireRequest, held: &Held) -> Result<Option<u32>, AllocateError> {
     let Some(jail) = &request.programs.jailer else {
         return Ok(None);
@@ -307,7 +307,7 @@ fn open(
     Ok((journal, stored))
 }
 
-/// The record of a lease that is being made.
+/// The record of a lease in the making.
 fn first_record(request: &AcquireRequest, id: &LeaseId, slug: &Slug, dir: &LeaseDir) -> LeaseRecord {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let name = id.vm_name(slug);
@@ -357,7 +357,7 @@ fn first_record(request: &AcquireRequest, id: &LeaseId, slug: &Slug, dir: &Lease
     }
 }
 
-/// The CNI network of a lease; empty where it has another.
+/// The CNI network of a lease; empty for other network modes.
 fn cni_network(request: &AcquireRequest) -> &str {
     match request.network.mode {
         NetworkMode::Cni => &request.network.cni_network,
@@ -365,7 +365,7 @@ fn cni_network(request: &AcquireRequest) -> &str {
     }
 }
 
-/// The labels of a lease that `request` gets at `now` (unix seconds).
+/// The labels of a lease of `request` at `now` (Unix time in seconds).
 pub(crate) fn first_labels(
     request: &AcquireRequest,
     id: &LeaseId,
@@ -399,23 +399,23 @@ pub(crate) fn first_labels(
     labels
 }
 
-/// The slugs that are in use here.
+/// The slugs in use in this state directory.
 pub(crate) fn slugs(places: &Places) -> Result<BTreeSet<String>, AllocateError> {
     Ok(taken(places)?.slugs)
 }
 
-/// What leases of this state directory have.
+/// The resources of leases of this state directory.
 #[derive(Debug, Default)]
 struct Taken {
     slugs: BTreeSet<String>,
-    /// The journals, and whether somebody is at work on the lease.
+    /// The journals, each with whether another process holds the lease's lock.
     journals: Vec<(Journal, bool)>,
-    /// Leases of owners who came from other machines, with their names.
+    /// Leases of remote owners, with the owners' names.
     owned: Vec<(LeaseDir, String)>,
 }
 
 impl Taken {
-    /// What `owner` has. A lease whose journal says nothing of memory counts as one all the same.
+    /// The leases and resources of `owner`. A lease whose journal does not record its memory still counts as a lease.
     fn had(&self, owner: &str) -> Had {
         let mut had = Had::default();
         for (dir, _) in self.owned.iter().filter(|(_, name)| name == owner) {
@@ -427,7 +427,8 @@ impl Taken {
     }
 }
 
-/// Reads what is in use here. A journal that cannot be read says nothing; the registry's entry of its lease does.
+/// Reads what is in use in this state directory. An unreadable journal contributes nothing; the registry entry of its
+/// lease does.
 fn taken(places: &Places) -> Result<Taken, AllocateError> {
     let mut taken = Taken::default();
     for lease in leases::list(&places.leases())?.leases {
@@ -446,7 +447,7 @@ fn taken(places: &Places) -> Result<Taken, AllocateError> {
     Ok(taken)
 }
 
-/// The journals of all leases here, each with whether somebody is at work on the lease.
+/// The journals of all leases of this state directory, each with whether another process holds the lease's lock.
 pub(crate) fn journals(places: &Places) -> Vec<(Journal, bool)> {
     let mut journals = Vec::new();
     for entry in std::fs::read_dir(places.leases()).into_iter().flatten().flatten() {

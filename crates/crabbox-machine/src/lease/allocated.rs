@@ -1,6 +1,6 @@
-//! A lease that has been allocated: the proof that it is ours, its record, its journal, and what it alone has.
+//! An allocated lease: the proof of ownership, its record, its journal, and its exclusive resources.
 //!
-//! It is what every later step of the making works on. Only [`crate::lease::allocate`] may make one.
+//! Every later step of the acquisition works on it. Only [`crate::lease::allocate`] may make one.
 
 use crabbox_store::journal::JournalFile;
 use crabbox_store::leases::StoredLease;
@@ -10,13 +10,13 @@ use crate::lease::ownership::OwnedLease;
 /// A lease that has its directory and journal, and whose lock is held.
 #[derive(Debug)]
 pub struct Allocated {
-    /// The proof.
+    /// The proof of ownership.
     pub lease: OwnedLease,
     /// Its record, as written.
     pub stored: StoredLease,
-    /// uid and gid of its VMM, when it is jailed.
+    /// uid and gid of its VMM, if it is jailed.
     pub uid: Option<u32>,
-    /// Its /30, with built-in networking.
+    /// Its /30, with built-in NAT.
     pub subnet: Option<ipnet::Ipv4Net>,
     /// Its journal, open.
     pub journal: JournalFile,

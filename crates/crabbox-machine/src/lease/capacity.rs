@@ -1,7 +1,7 @@
-//! How much one file of a lease can store: what its disks and its memory hold together.
+//! The upper limit for one file of a lease: the size of its disks and its memory together.
 //!
-//! It bounds each file that a guest sends, so it must never be less than a guest can honestly have; where any part is not known,
-//! nothing is.
+//! It bounds each file that a guest sends, so it must never be less than a guest can legitimately have. If any part is
+//! unknown, there is no limit.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crabbox_store::places::LeaseDir;
 
 use crate::resource::disk::SHARED_BASE;
 
-/// The bytes that the lease of `record` can hold at most; `None` where that is not known, as of the Go program's leases.
+/// The maximum number of bytes that the lease of `record` can hold; `None` if unknown, as for leases of the Go program.
 pub fn of(record: &LeaseRecord) -> Option<u64> {
     let journal = journal::read(&LeaseDir::at(&record.state_dir).journal()).ok()??;
     of_parts(record, &journal)
@@ -32,7 +32,7 @@ fn of_parts(record: &LeaseRecord, journal: &Journal) -> Option<u64> {
     disk.checked_add(base)?.checked_add(memory)
 }
 
-/// The length of a regular file that is no link.
+/// The length of a regular file that is not a link.
 fn length(path: &str) -> Option<u64> {
     let facts = Path::new(path).symlink_metadata().ok()?;
     facts.is_file().then_some(facts.len())

@@ -1,6 +1,7 @@
-//! Finding a lease by what the user typed, and seeing what state it is in.
+//! Finds a lease by the user's text, and computes its state.
 //!
-//! Liveness is computed from the process every time and never stored. One unreadable record never hides another lease.
+//! Liveness is computed from the process every time and never stored. One unreadable record must never hide another
+//! lease.
 
 use crabbox_core::claim::Claim;
 use crabbox_core::fault::{Fault, Kind};
@@ -17,18 +18,18 @@ use crabbox_store::places::Places;
 
 use crate::resource::connection;
 
-/// What the lease is wanted for; a dead one can be looked at and released, not used.
+/// The purpose of a lookup: a dead lease can be inspected and released, but not used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// To run something in it.
+    /// Use: run something in it.
     Use,
-    /// To look at it.
+    /// Inspect it.
     Look,
-    /// To give it back.
+    /// Release it.
     Release,
 }
 
-/// What was found.
+/// The result of a lookup.
 #[derive(Debug, Clone)]
 pub struct Found {
     /// The lease id.
@@ -39,7 +40,7 @@ pub struct Found {
     pub claim: Option<Claim>,
 }
 
-/// Why a name names no lease.
+/// Why a name does not identify a lease.
 #[derive(Debug, thiserror::Error)]
 pub enum NameError {
     /// No lease of that id, slug or name.
@@ -48,23 +49,23 @@ pub enum NameError {
         /// What the user typed.
         text: String,
     },
-    /// A slug of several leases.
+    /// The slug belongs to several leases.
     #[error("slug {slug:?} matches multiple active leases:{}", lines(.matches))]
     Ambiguous {
         /// The slug.
         slug: String,
-        /// One line a lease.
+        /// One line per lease.
         matches: Vec<String>,
     },
 }
 
-/// Why nothing, or not one thing, was found.
+/// Why no lease, or more than one, was found.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
-    /// The name is that of no lease, or of several.
+    /// The name matches no lease, or several.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// A claim without a lease.
+    /// There is a claim without a lease.
     #[error(
         "firecracker lease {id:?} has a stale local claim but no local state; run `crabbox cleanup --provider firecracker`"
     )]
@@ -103,7 +104,7 @@ pub enum ResolveError {
     /// The claims cannot be read.
     #[error(transparent)]
     Claims(#[from] ClaimError),
-    /// The lock cannot be looked at.
+    /// The lock cannot be inspected.
     #[error(transparent)]
     Lock(#[from] LockError),
     /// It cannot be reached by SSH.
@@ -253,12 +254,12 @@ fn describe(record: &LeaseRecord) -> String {
     )
 }
 
-/// Whether the record's VMM is running: same pid, same start time, same boot.
+/// Whether the record's VMM is running: same pid, start time and boot id.
 pub fn is_running(record: &LeaseRecord) -> bool {
     record.process().is_some_and(|vmm| process::is_alive(&vmm))
 }
 
-/// The state of a lease: its label's, `stopped` when the machine is gone.
+/// The state of a lease: that of its label, or `stopped` when the machine has ended.
 pub fn state(places: &Places, record: &LeaseRecord) -> Result<LeaseState, LockError> {
     let labelled = labels::state(&record.labels);
     if labelled.is_settled() || is_running(record) {

@@ -1,8 +1,9 @@
-//! Who holds what on this host: leases of this state directory, leases of others by the host's registry, and leases of others that have
-//! no entry there, since an earlier version made them; those are found by the namespaces that they have mounted.
+//! Which lease holds which resource on this host: leases of this state directory, leases of other state directories by
+//! the host's registry, and leases of other state directories without an entry, because an earlier version made them;
+//! those are found by their mounted namespaces.
 //!
-//! Looks, and judges with `core::holding`. It must never wait for a lock of a lease, and never take away more than an entry whose lease
-//! is gone.
+//! Observes, and decides with `core::holding`. It must never wait for a lock of a lease, and must remove only entries
+//! whose lease no longer exists.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
@@ -18,39 +19,39 @@ use crabbox_store::places::{LeaseDir, Places};
 use crabbox_store::registry::{Listing, Registry, RegistryError};
 use ipnet::Ipv4Net;
 
-/// The most bytes of another state directory's journal; its first line is what counts.
+/// The maximum number of bytes read of another state directory's journal; only its first line is needed.
 const JOURNAL_LIMIT: u64 = 1 << 20;
 
-/// What is held on this host.
+/// The resources held on this host.
 #[derive(Debug, Default)]
 pub(crate) struct Held {
-    /// uids of leases, and those that processes run under.
+    /// uids of leases, and those under which processes run.
     pub uids: BTreeSet<u32>,
-    /// Blocks of addresses of leases.
+    /// Address blocks of leases.
     pub blocks: Vec<Ipv4Net>,
-    /// The tags of leases of other state directories, and of those here that have an entry.
+    /// The tags of leases of other state directories, and of leases of this one that have an entry.
     pub tags: BTreeSet<String>,
-    /// Other state directories that hold something.
+    /// Other state directories that hold resources.
     pub others: BTreeSet<PathBuf>,
-    /// Leases with an entry of which nothing else is left.
+    /// Leases of which only the entry is left.
     pub gone: Vec<LeaseId>,
 }
 
-/// Why it cannot be told who holds what.
+/// Why the holders of resources cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub enum HoldersError {
     /// The registry cannot be used.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// Processes cannot be looked at.
+    /// Processes cannot be listed.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// Mounts cannot be looked at.
+    /// Mounts cannot be listed.
     #[error("cannot look for the namespaces of leases")]
     Mounts(#[source] std::io::Error),
 }
 
-/// Everything that is held, by the entries of `listing` and by what stands on the host.
+/// All held resources, from the entries of `listing` and from objects on the host.
 pub(crate) fn look(places: &Places, listing: &Listing) -> Result<Held, HoldersError> {
     let processes = process::list()?;
     let own = owner(places);
@@ -96,8 +97,9 @@ pub(crate) fn look(places: &Places, listing: &Listing) -> Result<Held, HoldersEr
     Ok(held)
 }
 
-/// The same with the registry in hand: entries of leases that are gone are removed, and leases of this state directory that have none,
-/// since an earlier version made them or it was damaged, get one. `own` has their journals.
+/// The same with the registry locked: removes entries of leases that no longer exist, and makes entries for leases of
+/// this state directory that have none (made by an earlier version, or the entry was damaged). `own` has their
+/// journals.
 pub(crate) fn settle<'a>(
     places: &Places,
     registry: &Registry,
@@ -132,7 +134,7 @@ pub(crate) fn settle<'a>(
     Ok(held)
 }
 
-/// Removes the entry of `lease` if nothing else is left of it now.
+/// Removes the entry of `lease` if nothing else of it is left.
 pub(crate) fn reclaim(places: &Places, lease: &LeaseId) -> Result<(), HoldersError> {
     let registry = Registry::lock(places)?;
     if look(places, &registry.list()?)?.gone.contains(lease) {
@@ -141,7 +143,7 @@ pub(crate) fn reclaim(places: &Places, lease: &LeaseId) -> Result<(), HoldersErr
     Ok(())
 }
 
-/// This state directory, if there is one.
+/// This state directory, if it exists.
 pub(crate) fn owner(places: &Places) -> Option<Owner> {
     let state = places.state.canonicalize().ok()?;
     let facts = state.metadata().ok()?;
@@ -168,7 +170,7 @@ impl Held {
             .extend(subnet.and_then(|subnet| subnet.parse::<Ipv4Net>().ok()));
     }
 
-    /// What the first line of the journal in `dir` says, which may be another user's directory.
+    /// The first line of the journal in `dir`, which may be another user's directory.
     fn take_journal(&mut self, dir: &Path) {
         let path = LeaseDir::at(dir).journal();
         let name = path.file_name().map_or(&*path, Path::new);
@@ -182,7 +184,8 @@ impl Held {
     }
 }
 
-/// What is seen of a lease. The lock is looked at before the directory, since its maker holds the one until the other is there.
+/// The observed state of a lease. The lock is checked before the directory, because a lease's maker holds the lock
+/// until the directory exists.
 fn sight(dir: &Path, lock: &Path, process: bool) -> Sight {
     // What cannot be looked for may be there.
     let there = || dir.try_exists().unwrap_or(true);
@@ -199,7 +202,8 @@ fn sight(dir: &Path, lock: &Path, process: bool) -> Sight {
     }
 }
 
-/// Whether a process runs under the lease's uid, or is its machine by name and ours or root's: what others call theirs holds nothing.
+/// Whether a process runs under the lease's uid, or is its machine by name and belongs to us or root. The arguments of
+/// other users' processes prove nothing.
 fn bears(processes: &[ProcessInfo], lease: &LeaseId, uid: Option<u32>) -> bool {
     let us = rustix::process::geteuid().as_raw();
     processes.iter().any(|process| {
@@ -212,7 +216,7 @@ fn bears(processes: &[ProcessInfo], lease: &LeaseId, uid: Option<u32>) -> bool {
     })
 }
 
-/// Leases whose namespaces are mounted and whose directories are there.
+/// Leases with mounted namespaces and an existing directory.
 fn mounted() -> Result<Vec<(LeaseId, PathBuf)>, HoldersError> {
     let mounts = mounts::of_type("nsfs").map_err(HoldersError::Mounts)?;
     Ok(mounts

@@ -1,7 +1,7 @@
-//! The logs of a lease: its guest's serial console, what its VMM wrote, and what its supervisor did.
+//! The logs of a lease: the guest's serial console, the VMM's log, and the supervisor's log.
 //!
-//! The first two are written by what runs in the lease or around it, so a file is only read when it is a regular one and no link,
-//! and what it says must be made harmless before it reaches a terminal.
+//! The lease itself or its VMM writes the first two, so a file is read only if it is a regular file and not a link, and
+//! its text must be neutralised before it reaches a terminal.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -18,7 +18,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::context::Engine;
 use crate::lease::find::{self, Purpose, ResolveError};
 
-/// How much of one file is read at first, in bytes: the newest part of it. The console is bounded far below this.
+/// Bytes of one file that are read at first, counted from its end. The console is limited to far less.
 const FIRST_LIMIT: u64 = 64 << 20;
 
 /// Which log.
@@ -26,9 +26,9 @@ const FIRST_LIMIT: u64 = 64 << 20;
 pub enum Source {
     /// The guest's serial console.
     Console,
-    /// What the VMM wrote.
+    /// The VMM's log.
     Vmm,
-    /// What the lease's supervisor did.
+    /// The supervisor's log.
     Supervisor,
 }
 
@@ -45,10 +45,10 @@ pub enum LogsError {
         id: String,
         /// Which log.
         what: &'static str,
-        /// Where it would be.
+        /// Its expected path.
         path: PathBuf,
     },
-    /// What stands in its place is no regular file.
+    /// The path is not a regular file.
     #[error("{} is not a regular file, so it is not read", path.display())]
     NotAFile {
         /// The path.
@@ -90,12 +90,12 @@ impl Fault for LogsError {
 pub struct Log {
     dir: LeaseDir,
     path: PathBuf,
-    /// The file that is read now and stands at its end, unless more was written since.
+    /// The file being read; its offset is at the end of what has been read.
     file: File,
     inode: u64,
 }
 
-/// Opens the log and reads what it holds by now.
+/// Opens the log and reads its current contents.
 pub fn open(engine: &Engine, text: &str, source: Source) -> Result<(Log, Vec<u8>), LogsError> {
     let found = find::find(&engine.places, text, Purpose::Look)?;
     let Some(stored) = found.stored else {
@@ -138,7 +138,7 @@ impl Log {
         &self.dir
     }
 
-    /// What was written since the last look; follows a log that was turned over.
+    /// Returns what was written since the last call; follows a rotated log.
     pub fn more(&mut self) -> Result<Vec<u8>, LogsError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -158,7 +158,7 @@ impl Log {
         Ok(bytes)
     }
 
-    /// Whether nothing more can come: the lease is gone or its machine does not run.
+    /// Whether the log is complete: the lease is gone or its machine does not run.
     pub fn is_over(&self) -> bool {
         // A lease that is being made has no process yet; its record says so.
         leases::read(&self.dir).map_or(true, |stored| {
@@ -168,7 +168,7 @@ impl Log {
     }
 }
 
-/// Opens a regular file, `None` where there is none. Never follows a link and never waits for the writer of a pipe.
+/// Opens a regular file; `None` if it does not exist. Never follows a link and never waits for the writer of a pipe.
 fn open_regular(path: &Path) -> Result<Option<(File, u64)>, LogsError> {
     let failed = |source: io::Error| LogsError::Read {
         path: path.to_owned(),

@@ -1,7 +1,7 @@
-//! The machines that run on sockets of lease directories, found among the processes of this host.
+//! Finds machines among the processes of this host by the socket path in a lease directory.
 //!
-//! For leases whose record does not say, or no longer says, which process is theirs: the Go program starts its VMM with the lease's
-//! socket as its only mark. Nothing here may end a process.
+//! It is for leases whose record does not name their process: the Go program starts its VMM with the lease's socket as
+//! its only mark. Nothing here may end a process.
 
 use std::path::{Path, PathBuf};
 
@@ -9,11 +9,11 @@ use crabbox_core::id::LeaseId;
 use crabbox_core::process::ProcessId;
 use crabbox_host::process::{self, ProcessError, ProcessInfo};
 
-/// The option by which Firecracker is told its socket.
+/// The Firecracker option for its API socket.
 const SOCKET_OPTION: &str = "--api-sock";
 
-/// The lease below `leases` on whose socket `candidate` runs. Other users' processes are never a machine of ours: their arguments are
-/// what they like.
+/// The lease below `leases` whose socket `candidate` uses. Processes of other users are never accepted, because they
+/// can choose their arguments freely.
 pub(crate) fn lease_of(candidate: &ProcessInfo, leases: &Path) -> Option<LeaseId> {
     if candidate.uid != rustix::process::geteuid().as_raw() {
         return None;
@@ -29,7 +29,7 @@ pub(crate) fn lease_of(candidate: &ProcessInfo, leases: &Path) -> Option<LeaseId
     LeaseId::parse(name).ok()
 }
 
-/// The machines that run on a socket in the directory of lease `id` below `leases`.
+/// The machines that use a socket in the directory of lease `id` below `leases`.
 pub(crate) fn running_on(leases: &Path, id: &LeaseId) -> Result<Vec<ProcessId>, ProcessError> {
     let all = process::list()?.into_iter();
     Ok(all

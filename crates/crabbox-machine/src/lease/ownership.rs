@@ -1,7 +1,8 @@
-//! Proof that a lease directory is ours to destroy.
+//! Proof that this process may destroy a lease directory.
 //!
-//! An [`OwnedLease`] exists only while the lease's lock is held and only for a directory that is what its name says. Every
-//! destructive step takes one; there must be no other way to reach them.
+//! An [`OwnedLease`] exists only while the lease's lock is held, and only for a directory whose name is a lease id and
+//! that is not a link and belongs to this user. Every destructive step takes one; there must be no other way to call
+//! it.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ pub struct OwnedLease {
     lock: FileLock,
 }
 
-/// Why a directory is not ours to destroy.
+/// Why a directory may not be destroyed.
 #[derive(Debug, thiserror::Error)]
 pub enum OwnershipError {
     /// Its name is not a lease id.
@@ -41,7 +42,7 @@ pub enum OwnershipError {
         /// The uid it belongs to.
         owner: u32,
     },
-    /// It cannot be looked at.
+    /// It cannot be inspected.
     #[error("cannot look at {}", path.display())]
     Look {
         /// The path.
@@ -53,7 +54,7 @@ pub enum OwnershipError {
 }
 
 impl OwnedLease {
-    /// Takes a lease whose `lock` is held. A directory that is not there is fine: the claim and keys may still be.
+    /// Takes a lease whose `lock` is held. The directory may be missing: claim and keys can still exist.
     pub fn prove(places: &Places, id: &LeaseId, lock: FileLock) -> Result<Self, OwnershipError> {
         let path = places.lease(id);
         match std::fs::symlink_metadata(&path) {
@@ -85,12 +86,12 @@ impl OwnedLease {
         &self.dir
     }
 
-    /// Gives the lock back, the lease going on.
+    /// Releases the lock; the lease continues.
     pub fn release(self) {
         drop(self.lock);
     }
 
-    /// The lock, for whoever takes the lease again.
+    /// The lock, for a process that takes the lease again.
     pub(crate) fn into_lock(self) -> FileLock {
         self.lock
     }

@@ -1,7 +1,7 @@
-//! What leases that are nobody's would give back: whether the end of all of them makes room for a lease that was refused, and whose end
-//! helps.
+//! Computes which unclaimed leases would have to end to make room for a refused lease, and whether ending all of them
+//! would be enough.
 //!
-//! Only looks. It must never count what a lease that is somebody's has.
+//! It only observes. It must never count resources of a claimed lease.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -22,27 +22,27 @@ use crate::lease::holders;
 use crate::request::AcquireRequest;
 use crate::resource::network;
 
-/// A lease that is nobody's, and what it has.
+/// An unclaimed lease and its resources.
 struct Spare {
     stored: StoredLease,
     journal: Journal,
 }
 
 impl Spare {
-    /// `None` for one whose journal cannot be read: what it has is not known.
+    /// `None` if its journal cannot be read, so that its resources are unknown.
     fn look(stored: StoredLease) -> Option<Self> {
         let journal = journal::read(&stored.dir.journal()).ok()??;
         Some(Self { stored, journal })
     }
 
-    /// Memory that its machine has taken, in MiB.
+    /// Memory used by its machine, in MiB.
     fn memory_mib(&self) -> u64 {
         let vmm = self.journal.process("vmm").filter(|vmm| process::is_alive(vmm));
         vmm.and_then(|vmm| memory::private_mib(vmm.pid)).unwrap_or(0)
     }
 
-    /// Disk that its end gives back, in MiB; `st_blocks` counts 512 bytes each (stat(2)). Where blocks are shared it counts those of the
-    /// image too, which stay: there nothing is promised.
+    /// Disk space that its end frees, in MiB; `st_blocks` counts 512-byte units (stat(2)). On file systems with shared
+    /// blocks that number includes blocks of the image, which stay; there the value is 0.
     fn disk_mib(&self) -> u64 {
         if shares_blocks(Path::new(&self.stored.record.rootfs_path)) {
             return 0;
@@ -51,7 +51,7 @@ impl Spare {
         disk.map_or(0, |facts| facts.blocks() * 512 / (1 << 20))
     }
 
-    /// Whether its uid is one that a lease of `request` may have.
+    /// Whether its uid is in the range of `request`.
     fn has_uid_for(&self, request: &AcquireRequest) -> bool {
         let jail = request.programs.jailer.as_ref();
         jail.zip(self.journal.uid).is_some_and(|(jail, uid)| {
@@ -59,7 +59,7 @@ impl Spare {
         })
     }
 
-    /// Whether its block of addresses is one that a lease of `request` may have.
+    /// Whether its address block is in the range of `request`.
     fn has_block_for(&self, request: &AcquireRequest) -> bool {
         let block = self.journal.subnet.as_deref();
         let block = block.and_then(|block| block.parse::<Ipv4Net>().ok());
@@ -67,8 +67,8 @@ impl Spare {
     }
 }
 
-/// Those of `spare` whose end helps `request`, which was refused with `error`, in the same order; none where it would be refused all the
-/// same if all of them ended.
+/// The leases of `spare` whose end helps `request`, which was refused with `error`, in the same order; empty if it
+/// would be refused even if all of them ended.
 pub(crate) fn useful(
     places: &Places,
     request: &AcquireRequest,
@@ -87,7 +87,7 @@ pub(crate) fn useful(
     Ok(spare.into_iter().map(|one| one.stored).collect())
 }
 
-/// Whether `request` would be let in if all of `spare` ended.
+/// Whether `request` would be admitted if all of `spare` ended.
 fn suffices(places: &Places, request: &AcquireRequest, spare: &[Spare]) -> Result<bool, AllocateError> {
     let _allocation = locks::allocation(places)?;
     let journals = allocate::journals(places);

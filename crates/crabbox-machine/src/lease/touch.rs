@@ -1,7 +1,7 @@
-//! Refreshing a lease: state, last use, expiry; and tying it to a repository.
+//! Refreshes a lease (state, last use, expiry) and ties it to a repository.
 //!
-//! Both the record and the claim are changed under their locks, from what stands on disk, so that a touch can neither undo
-//! another's change nor bring a removed lease back.
+//! Record and claim are changed under their locks, starting from their contents on disk, so that a touch can neither
+//! undo another process's change nor bring a removed lease back.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crabbox_store::leases::{self, RecordError};
 use crabbox_store::locks;
 use crabbox_store::places::{LeaseDir, Places};
 
-/// How long a lease may be busy with something else.
+/// How long to wait for another command that holds the lease.
 const LOCK_LIMIT: Duration = Duration::from_secs(20);
 
 /// Why a lease could not be refreshed.
@@ -50,7 +50,7 @@ impl Fault for TouchError {
     }
 }
 
-/// Refreshes the lease and returns its labels as they are now.
+/// Refreshes the lease and returns its new labels.
 pub fn touch(
     places: &Places,
     id: &str,

@@ -22,10 +22,11 @@ use crate::lifecycle::teardown::{Actor, Extent, teardown};
 use crate::request::{AcquireRequest, GuestSource, Jail, Machine, NetworkRequest, Programs};
 use crabbox_core::network::NetworkMode;
 
-/// Where the ranges of uids begin that worlds take, far above what any process runs under.
+/// First uid of the test ranges, far above any uid with a running process.
 const UIDS: u32 = 1_950_000_000;
 
-/// How many worlds there were. Mounts and processes are the whole machine's, so no two worlds may have a uid, a block or a lease in common.
+/// Number of test worlds so far. Mounts and processes are visible on the whole machine, so no two worlds may share a
+/// uid, a block or a lease.
 static WORLDS: AtomicU32 = AtomicU32::new(0);
 
 struct World {
@@ -65,7 +66,7 @@ impl World {
         allocate(&places, &self.request(&places, id, uids), id)
     }
 
-    /// The block of that number of its range, from 0.
+    /// Block number n of the range, counted from 0.
     fn block(&self, number: usize) -> Ipv4Net {
         self.blocks.subnets(30).unwrap().nth(number).unwrap()
     }
@@ -136,7 +137,7 @@ impl World {
     }
 }
 
-/// A new id; processes and mounts of other tests must not bear it.
+/// A new id; processes and mounts of other tests must not have it in their names.
 fn id() -> LeaseId {
     LeaseId::from_random(crabbox_host::random::bytes().unwrap())
 }
@@ -373,14 +374,14 @@ fn whoever_makes_a_lease_has_its_lock_before_its_entry_and_the_registry_waits_fo
     assert_eq!(world.allocate("b", 5).unwrap().uid, Some(world.first_uid + 1));
 }
 
-/// What happens to the leases of two state directories.
+/// An event in the life of leases of two state directories.
 #[derive(Debug, Clone)]
 enum Event {
-    /// One more, in the first or the second.
+    /// A new lease in the first or the second.
     Allocate(bool),
-    /// One is taken back.
+    /// A lease is torn down.
     TakeBack(usize),
-    /// One's taking back dies between the directory and the entry.
+    /// A teardown dies after removing the directory and before removing the entry.
     Dies(usize),
 }
 
