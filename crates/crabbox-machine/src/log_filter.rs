@@ -1,7 +1,7 @@
 //! Which diagnostics are wanted: the value of `CRABBOX_LOG`, of `-v`, and of a supervisor's log level.
 //!
-//! A list of `TARGET=LEVEL` and bare levels, as `debug` or `info,crabbox_machine=trace`. It must never take a misspelt level for
-//! the name of a target, which would silence what somebody wanted to hear.
+//! The syntax is a list of `TARGET=LEVEL` and bare levels, for example `debug` or `info,crabbox_machine=trace`. It must
+//! never interpret a misspelt level as the name of a target, which would silently disable logging.
 
 use std::str::FromStr;
 
@@ -9,17 +9,17 @@ use crabbox_core::fault::{Fault, Kind};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 
-/// How all targets of this program begin; libraries say nothing here.
+/// Common prefix of all targets of this program; libraries are not logged.
 const OURS: &str = "crabbox";
 
-/// The longest filter that is read, in bytes: one for each module would be shorter.
+/// The longest accepted filter, in bytes; one entry for each module would be shorter.
 const LIMIT: usize = 1024;
 
-/// A choice of diagnostics.
+/// A parsed filter.
 #[derive(Debug, Clone)]
 pub struct LogFilter(Targets);
 
-/// Why a text is no filter.
+/// Why a text is not a valid filter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("invalid log filter {filter:?}: {reason}")]
 pub struct LogFilterError {
@@ -41,12 +41,12 @@ impl Fault for LogFilterError {
 }
 
 impl LogFilter {
-    /// Everything of ours of at least `level`.
+    /// A filter for all targets of this program at `level` and above.
     pub fn level(level: LevelFilter) -> Self {
         Self(Targets::new().with_target(OURS, level))
     }
 
-    /// The filter as subscribers take it.
+    /// The filter in the form that subscribers need.
     pub fn into_targets(self) -> Targets {
         self.0
     }

@@ -1,4 +1,4 @@
-//! How a lease is asked for and what is said while it is made: request, events, ready, claimed. One JSON document a line.
+//! The protocol of an acquisition: request, events, ready, claimed. Each message is one line of JSON.
 //!
 //! ```text
 //!  client                                              supervisor
@@ -11,11 +11,11 @@
 //!                                  <───────────────   {"event":"pooled"}: a lease was made ahead, and waits for whoever takes it
 //!                 at any time      <───────────────   {"event":"failed",..}: it is the last
 //! ```
-//! The line runs over the two pipes of a child process, or over the control socket of a lease that was made ahead and is taken
-//! (`control.rs`); nothing here depends on that. A failure crosses it as text with its
-//! kind, because the error values themselves cannot. The client that goes away before `claimed` has given the lease up. The first
-//! message names the version: one that is not known is refused by name, and nothing is made. After `watching` nothing is
-//! written, so that a client which has gone away never blocks the supervisor.
+//! The transport is the two pipes of a child process, or the control socket of a pool member that a client takes
+//! (`control.rs`); nothing here may depend on which. A failure is sent as text with its kind, because error values
+//! cannot be sent. A client that goes away before `claimed` gives the lease up. The first message contains the version:
+//! an unknown version is refused by name, and nothing is made. After `watching` nothing is written, so that a client
+//! that has gone away never blocks the supervisor.
 
 use std::io::{BufRead, Read as _};
 use std::path::PathBuf;
@@ -27,24 +27,25 @@ use serde::{Deserialize, Serialize};
 use crate::request::AcquireRequest;
 use crate::resource::identity::Identity;
 
-/// The hidden command under which this program is a supervisor.
+/// The hidden command that runs this program as a supervisor.
 pub(crate) const SUPERVISE: &str = "__supervise";
-/// The hidden command under which this program fills a pool up; its order is the first message, of a lease of that pool.
+/// The hidden command that runs this program to fill a pool; its input is the first message, a request for a lease of
+/// that pool.
 pub(crate) const FILL: &str = "__fill";
-/// The version of this protocol. It rises when a message changes so that an older reader would misunderstand it; a field that may be left
-/// out is no such change.
+/// The version of this protocol. Increase it when an older reader would misunderstand a changed message; a new optional
+/// field needs no increase.
 pub const VERSION: u32 = 1;
-/// The longest line of a client, in bytes: a request is a few KiB.
+/// The longest line from a client, in bytes; a request is a few KiB.
 const LINE_LIMIT: u64 = 1 << 20;
 
-/// The first message: a version and what is asked for.
+/// The first message: version and request.
 #[derive(Debug, Serialize)]
 struct Opening<'a> {
     version: u32,
     acquire: &'a AcquireRequest,
 }
 
-/// What is read of a first message before anything else in it means something.
+/// The part of a first message that is read before the rest is interpreted.
 #[derive(Debug, Deserialize)]
 struct Versioned {
     version: Option<u32>,
@@ -56,24 +57,24 @@ struct Opened {
     acquire: AcquireRequest,
 }
 
-/// What the client says after its request.
+/// A message from the client after its request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "snake_case")]
 pub enum Message {
-    /// The lease has been entered and claimed: it is the client's own.
+    /// The lease has been entered and claimed: it belongs to the client.
     Claimed,
 }
 
-/// Why a request is not served.
+/// Why a request is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
     /// It could not be read.
     #[error("cannot read the lease request")]
     Read(#[source] std::io::Error),
-    /// It ends in the middle, or is longer than any request.
+    /// It is truncated, or too long.
     #[error("the lease request is cut off or longer than {LINE_LIMIT} bytes")]
     Cut,
-    /// It is not JSON, or lacks something.
+    /// It is not JSON, or lacks a field.
     #[error("the lease request is malformed")]
     Malformed(#[source] serde_json::Error),
     /// It is of another version of the protocol.
@@ -82,7 +83,7 @@ pub enum RequestError {
         /// The version that it names.
         found: u32,
     },
-    /// It names none.
+    /// It contains no version.
     #[error("the lease request names no protocol version")]
     Unversioned,
 }
@@ -105,7 +106,7 @@ impl Fault for RequestError {
     }
 }
 
-/// The first line of a client, its newline included.
+/// The first line from a client, including its newline.
 pub fn opening(request: &AcquireRequest) -> Result<Vec<u8>, serde_json::Error> {
     line(&Opening {
         version: VERSION,
@@ -113,7 +114,7 @@ pub fn opening(request: &AcquireRequest) -> Result<Vec<u8>, serde_json::Error> {
     })
 }
 
-/// A message of the protocol as its line, the newline included.
+/// A message as its line, including the newline.
 pub fn line(message: &impl Serialize) -> Result<Vec<u8>, serde_json::Error> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
@@ -141,7 +142,8 @@ pub fn read_request(input: &mut impl BufRead) -> Result<AcquireRequest, RequestE
     Ok(opened.acquire)
 }
 
-/// Reads what a client says after its request; `None` for its end, and for what is none of its messages.
+/// Reads a message that a client sends after its request; `None` at end of input, and for anything that is not a
+/// message.
 pub(crate) fn read_message(input: &mut impl BufRead) -> Option<Message> {
     let mut line = Vec::new();
     input.take(LINE_LIMIT).read_until(b'\n', &mut line).ok()?;

@@ -1,7 +1,7 @@
-//! What the command line asks the supervisor to make: a lease, described completely.
+//! The request from the command line to the supervisor: a complete description of a lease.
 //!
-//! Everything is resolved before the request is written: absolute paths, chosen images, network mode. The supervisor must
-//! never read configuration or the environment.
+//! Everything is resolved before the request is written: absolute paths, chosen images, network mode. The supervisor
+//! must never read configuration or the environment.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,20 +18,20 @@ use crate::context::SavedPlaces;
 pub struct AcquireRequest {
     /// Where state is kept.
     pub places: SavedPlaces,
-    /// Where the control socket of the lease's shared SSH connection goes.
+    /// Where the control socket of the lease's shared SSH connection is made.
     pub control_dir: PathBuf,
-    /// The lease id, drawn by the caller so that it can clean up after a dead supervisor.
+    /// The lease id, chosen by the caller so that the caller can clean up after a dead supervisor.
     pub lease_id: String,
     /// The slug the user asked for, normalised.
     pub slug: Option<String>,
-    /// What the program calls it that has it made, where that is not this one.
+    /// The identity that another program gives the lease, if another program has it made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external: Option<External>,
     /// Whether the user asked to keep the lease.
     pub keep: bool,
     /// Time to live.
     pub ttl: Duration,
-    /// Idle limit.
+    /// Idle timeout.
     pub idle: Duration,
     /// Configuration profile; a label.
     pub profile: String,
@@ -39,7 +39,7 @@ pub struct AcquireRequest {
     pub class: String,
     /// Machine type; a label.
     pub server_type: String,
-    /// Ports that it is said to offer; a label, empty for none.
+    /// Ports that the lease is declared to offer; a label, empty for none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub exposed: String,
     /// User to make in the guest and to log in as.
@@ -50,42 +50,42 @@ pub struct AcquireRequest {
     pub work_root: String,
     /// Size of the machine.
     pub machine: Machine,
-    /// When it is refused for want of room.
+    /// The limits for admission.
     pub limits: Limits,
     /// Programs that run on the host.
     pub programs: Programs,
-    /// What boots in it.
+    /// The image or kernel that boots.
     pub guest: GuestSource,
     /// How its machine starts.
     #[serde(default, skip_serializing_if = "Start::is_boot")]
     pub start: Start,
     /// How it reaches the network.
     pub network: NetworkRequest,
-    /// The pool that it is of, or would be; `None` where none is kept.
+    /// The pool that the lease belongs to, or would; `None` if pools are off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<Pool>,
-    /// Whose it is, where that is somebody who came from another machine.
+    /// The owner, if the lease was requested from another machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
-    /// How long start and readiness may take together.
+    /// Time limit for start and readiness together.
     pub launch_timeout: Duration,
     /// Whether releasing the lease deletes its directory.
     pub delete_on_release: bool,
-    /// The failpoint that is armed; empty for none.
+    /// The armed failpoint; empty for none.
     pub failpoint: String,
 }
 
-/// What a VMM takes beyond what it may have otherwise while it writes its guest's memory to a file, in MiB: the file's pages count as its own
-/// until they are on the disk.
+/// Additional memory for a VMM while it writes its guest's memory to a file, in MiB: the file's pages are charged to
+/// its control group until they are on the disk.
 const FREEZING_MIB: u64 = 256;
 
 impl AcquireRequest {
-    /// The pool for which this lease is made ahead of its use.
+    /// The pool for which this lease is made, if it is made for one.
     pub(crate) fn member_of(&self) -> Option<&Pool> {
         self.pool.as_ref().filter(|pool| pool.member)
     }
 
-    /// The most memory that its lease takes up, in MiB: its control group's limit.
+    /// The memory limit of the lease's control group, in MiB.
     pub(crate) fn most_memory_mib(&self) -> u64 {
         let freezing = match self.start {
             Start::Freeze { .. } => FREEZING_MIB,
@@ -95,36 +95,37 @@ impl AcquireRequest {
     }
 }
 
-/// Somebody who came from another machine and has leases here.
+/// A remote owner of leases on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
-    /// The name, as a label holds it ([`crabbox_core::labels::is_owner_name`]).
+    /// The name, in the form that a label can hold ([`crabbox_core::labels::is_owner_name`]).
     pub name: String,
-    /// The public key that opens the guest, in OpenSSH's form. The private one stays with its owner.
+    /// The public login key for the guest, in OpenSSH format. The private key stays with its owner.
     pub public_key: String,
-    /// What one owner may have.
+    /// The quota of one owner.
     pub quota: Quota,
 }
 
-/// Leases that are made ahead of their use, all alike but for what is given to each when it is taken.
+/// A pool: leases made before they are needed, identical except for what is set when one is taken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pool {
-    /// What its leases have alike, as a word that a label can hold.
+    /// The key of the pool: identifies the common properties, in the form that a label can hold.
     pub key: String,
-    /// The image of its leases as it was asked for, empty for the usual one: what that is may change while an order waits.
+    /// The image of its leases as requested, empty for the default one, which may change while a request to fill the
+    /// pool waits.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub image: String,
-    /// How many there are to be.
+    /// The number of members.
     pub size: u32,
-    /// How long one of them waits to be taken.
+    /// The maximum age of a member.
     pub max_age: Duration,
-    /// Whether they may come of a template.
+    /// Whether members may be restored from a template.
     pub warm: bool,
-    /// How long each of them may take to be made.
+    /// Launch timeout of a member.
     pub launch_timeout: Duration,
-    /// This program's own file, which makes new ones.
+    /// The path of this program, which makes new members.
     pub exe: PathBuf,
-    /// Whether the lease that is asked for is made to wait in it. Otherwise it is somebody's, and has the pool filled up once it is.
+    /// Whether the requested lease becomes a member. Otherwise it is claimed, and causes a refill afterwards.
     pub member: bool,
 }
 
@@ -153,9 +154,9 @@ pub struct Programs {
 pub struct Jail {
     /// The jailer, absolute.
     pub jailer: PathBuf,
-    /// First uid (and gid) of the range that leases draw from.
+    /// First uid (and gid) of the range from which leases get theirs.
     pub first_uid: u32,
-    /// How many uids the range has.
+    /// Number of uids in the range.
     pub uid_count: u32,
 }
 
@@ -170,13 +171,13 @@ pub enum GuestSource {
         /// Its digest or name, for the record.
         digest: String,
     },
-    /// Anyone's kernel and root file system, seeded through NoCloud.
+    /// A foreign kernel and root file system, seeded through NoCloud.
     Foreign {
         /// An ELF kernel.
         kernel: PathBuf,
         /// An ext4 image.
         rootfs: PathBuf,
-        /// The initrd of ours that a kernel with its disk drivers as modules needs.
+        /// Our initrd, for a kernel with its disk drivers as modules.
         initrd: Option<PathBuf>,
     },
 }
@@ -188,33 +189,33 @@ pub enum Start {
     /// Its kernel boots.
     #[default]
     Boot,
-    /// It boots, and is frozen before it is anybody's: no lease comes of it but the parts of a template.
+    /// It boots, and is snapshotted before it has an identity: the result is the parts of a template, not a lease.
     Freeze {
         /// The empty directory for the parts, on the file system of the leases.
         dir: PathBuf,
-        /// What its guest knows the template by.
+        /// The token by which its guest identifies the template.
         token: String,
     },
-    /// It goes on from a template.
+    /// It is restored from a template.
     Restore {
         /// The template's directory.
         dir: PathBuf,
-        /// What its guest knows the template by.
+        /// The token by which its guest identifies the template.
         token: String,
     },
 }
 
 impl Start {
-    /// Whether its kernel boots, and that is all.
+    /// Whether it is an ordinary boot.
     pub fn is_boot(&self) -> bool {
         matches!(self, Self::Boot)
     }
 }
 
-/// The network mode and what it needs.
+/// The network mode and its settings.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NetworkRequest {
-    /// Which mode; `auto` is decided before a request is written.
+    /// The mode; `auto` is resolved before a request is written.
     pub mode: NetworkMode,
     /// CNI configuration directory.
     pub cni_conf_dir: PathBuf,
@@ -222,6 +223,6 @@ pub struct NetworkRequest {
     pub cni_bin_dirs: Vec<PathBuf>,
     /// CNI network name.
     pub cni_network: String,
-    /// Range that built-in networking takes its /30s from.
+    /// Range from which built-in NAT takes its /30s.
     pub nat_range: ipnet::Ipv4Net,
 }

@@ -1,4 +1,5 @@
-//! What a lease is made of: network, disk, control group, VMM, connection. Each file makes one thing and knows its undoing.
+//! The resources of a lease: network, disk, control group, VMM, connection. Each file makes one kind of resource and
+//! contains its undo.
 
 pub mod cgroup;
 pub mod connection;

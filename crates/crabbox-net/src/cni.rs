@@ -1,8 +1,8 @@
-//! The `cni` mode: an outer address from the CNI plugins of the host, whatever their chain.
+//! The `cni` mode: an outer address from any chain of the host's CNI plugins.
 //!
-//! The plan is made once, from the configuration, and saved; attaching and detaching work from the plan. A chain that yields
-//! anything but one IPv4 address for the interface is undone at once, never left half attached. What the plugins make on the host is
-//! theirs; of ours there is one table, which closes the host itself to the guest.
+//! The plan is made once, from the configuration, and saved; attach and detach work from the plan. A chain with any other
+//! result than one IPv4 address for the interface is undone at once, and must never stay half attached. The plugins own what
+//! they make on the host; we add one table, which closes the host itself to the guest.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -17,26 +17,26 @@ use crate::nat::{self, NatError};
 use crate::nft::NftError;
 use crate::outer::{Outer, TapPartner};
 
-/// What the configuration says about CNI, for one lease.
+/// The CNI settings of one lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CniSpec {
     /// Where networks are configured, `/etc/cni/net.d`.
     pub conf_dir: PathBuf,
-    /// Where plugins are, in the order they are looked for: `/opt/cni/bin`, `/usr/lib/cni`.
+    /// Plugin directories in search order: `/opt/cni/bin`, `/usr/lib/cni`.
     pub bin_dirs: Vec<PathBuf>,
     /// The name of the network.
     pub network: String,
-    /// The container that the plugins get, one a lease; it ends in `-` and the lease's tag.
+    /// The container id for the plugins, one per lease; it ends in `-` and the lease's tag.
     pub container_id: String,
     /// The file of the namespace.
     pub netns: PathBuf,
     /// The interface to make there, `veth0`.
     pub ifname: String,
-    /// Where results are cached, in the lease's own directory.
+    /// The result cache, in the lease's own directory.
     pub cache_dir: PathBuf,
 }
 
-/// Why a CNI network did not yield an outer address. The attachment was undone, or `undo` says what was not.
+/// Why a CNI network yielded no outer address. The attachment was undone; `undo` lists what was not.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachCniError {
     /// The chain failed.
@@ -44,21 +44,21 @@ pub enum AttachCniError {
     Add {
         /// The network.
         network: String,
-        /// What happened; says what could not be undone.
+        /// The failure, including what could not be undone.
         #[source]
         source: AddError,
     },
-    /// The chain ran and its result is not one that a lease can use.
+    /// The chain ran, but a lease cannot use its result.
     #[error("the CNI network {network} cannot carry a lease: {why}{}", undone(.undo.as_deref()))]
     Unfit {
         /// The network.
         network: String,
-        /// What is amiss with the result.
+        /// What is wrong with the result.
         why: Misfit,
         /// What went wrong while the chain was undone.
         undo: Option<Box<DetachCniError>>,
     },
-    /// The chain ran and the host could not be closed to the guest.
+    /// The chain ran, but the host could not be closed to the guest.
     #[error("cannot close the host to a lease of the CNI network {network}{}", undone(.undo.as_deref()))]
     Close {
         /// The network.
@@ -69,7 +69,7 @@ pub enum AttachCniError {
         #[source]
         source: NftError,
     },
-    /// The chain ran and the interface cannot be looked at.
+    /// The chain ran, but the interface could not be inspected.
     #[error("cannot look at the interface {ifname} that the CNI network {network} made{}", undone(.undo.as_deref()))]
     Look {
         /// The network.
@@ -84,10 +84,10 @@ pub enum AttachCniError {
     },
 }
 
-/// What is amiss with the result of a chain.
+/// What is wrong with the result of a chain.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Misfit {
-    /// There has to be one IPv4 address, and there are none or several.
+    /// Exactly one IPv4 address is required; there are none or several.
     #[error("it has to yield one IPv4 address for {ifname}, and yields {}", counted(.addresses))]
     Addresses {
         /// The interface.
@@ -101,7 +101,7 @@ pub enum Misfit {
         /// The interface.
         ifname: String,
     },
-    /// The container's name does not end in a tag, by which its table on the host would be found again.
+    /// The container id does not end in a tag, from which the name of its table on the host is made.
     #[error("its container {container} does not end in the tag of a lease")]
     NoTag {
         /// The container.
@@ -112,10 +112,10 @@ pub enum Misfit {
     GuestInterfaces {
         /// The container.
         container: String,
-        /// How many there are.
+        /// The number of interfaces.
         count: usize,
     },
-    /// A guest interface needs a tap of the same name beside it.
+    /// A guest interface needs a tap of the same name.
     #[error("it yields the guest interface {name} without a tap of that name, as tc-redirect-tap makes it")]
     NoTap {
         /// The interface.
@@ -123,27 +123,27 @@ pub enum Misfit {
     },
 }
 
-/// Why a CNI network could not be taken off.
+/// Why a CNI network could not be detached.
 #[derive(Debug, thiserror::Error)]
 pub enum DetachCniError {
-    /// The chain failed. The host stays closed to what may still be attached.
+    /// The chain failed. The host stays closed to the guest, which may still be attached.
     #[error(transparent)]
     Del(#[from] DelError),
-    /// The table that closes the host could not be dropped.
+    /// The table that closes the host could not be removed.
     #[error(transparent)]
     Filter(#[from] NatError),
 }
 
-/// Why an interface could not be looked at.
+/// Why an interface could not be inspected.
 #[derive(Debug, thiserror::Error)]
 pub enum LookError {
     /// The namespace cannot be entered.
     #[error(transparent)]
     Namespace(#[from] NetnsError),
-    /// The kernel could not be asked.
+    /// The kernel could not be queried.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// The chain says that it made the interface and it is not there.
+    /// The chain reports the interface as made, but it does not exist.
     #[error("there is no such interface in the namespace")]
     Absent,
 }
@@ -164,7 +164,7 @@ fn counted(addresses: &[IpNet]) -> String {
         .join(" and ")
 }
 
-/// Reads the network's configuration into the attachment that is to be saved before [`attach_cni`].
+/// Reads the network's configuration into an attachment, which the caller saves before [`attach_cni`].
 pub fn plan_cni(spec: &CniSpec) -> Result<Attachment, LoadError> {
     let conf = crabbox_cni::load(&spec.conf_dir, &spec.network)?;
     Ok(Attachment::new(
@@ -227,20 +227,20 @@ pub fn attach_cni(attachment: &Attachment) -> Result<Outer, AttachCniError> {
     Ok(outer)
 }
 
-/// The lease's tag, with which its container's name ends.
+/// The lease's tag at the end of its container id.
 fn tag_of(attachment: &Attachment) -> Option<&str> {
     let (_, tag) = attachment.container_id.rsplit_once('-')?;
     nat::is_tag(tag).then_some(tag)
 }
 
-/// Takes the namespace off its network. Anything that is gone already is fine.
+/// Detaches the namespace from its network. Succeeds if the attachment is already gone.
 pub fn detach_cni(attachment: &Attachment) -> Result<(), DetachCniError> {
     crabbox_cni::del(attachment)?;
     // A container of the Go program may have another name, and never has a table.
     tag_of(attachment).map_or(Ok(()), |tag| Ok(nat::open_host(tag)?))
 }
 
-/// What the kernel says about the interface.
+/// The kernel's state of the interface.
 #[derive(Debug, Clone, Copy)]
 struct Seen {
     mtu: u32,
@@ -309,8 +309,8 @@ fn outer_of(attachment: &Attachment, result: &CniResult, seen: Seen) -> Result<O
     })
 }
 
-/// The tap of a chain that ends in `tc-redirect-tap`: the result names the guest's interface, whose sandbox is the container id, and
-/// beside it the tap of the same name.
+/// The tap of a chain that ends in `tc-redirect-tap`: the result has the guest's interface, whose sandbox is the container
+/// id, and the tap of the same name.
 fn guest_tap(result: &CniResult, container: &str) -> Result<Option<TapPartner>, Misfit> {
     let guests: Vec<_> = result
         .interfaces

@@ -1,8 +1,9 @@
-//! Name service for a guest: a forwarder that listens inside the namespace of the lease and asks the host's resolvers from outside.
+//! DNS for a guest: a forwarder that listens inside the lease's namespace and queries the host's resolvers from outside.
 //!
-//! The guest may reach no network of the host, and the host's resolver may be a stub on loopback; so each question is taken at the
-//! guest's gateway and asked anew by the host. Answers are passed on as they are, nothing is cached. The forwarder must never pass on
-//! anything but plain questions, never wait without a limit, and never work on more questions at once than its slots allow.
+//! The guest may not reach any network of the host, and the host's resolver may be a stub on loopback; so the forwarder
+//! accepts each query at the guest's gateway and sends a new one from the host. Answers are passed on unchanged and not
+//! cached. The forwarder must never pass on anything but plain queries, never wait without a limit, and never work on more
+//! queries at once than its slots allow.
 
 mod message;
 mod resolvers;
@@ -24,22 +25,22 @@ use crate::inner::TAP_ADDRESS;
 
 pub use resolvers::Resolvers;
 
-/// Where the guest asks.
+/// The port of DNS.
 pub const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(TAP_ADDRESS), 53);
 
-/// How many questions may be open over UDP; more are dropped, and asked again by the guest's resolver.
+/// Maximum number of open UDP queries; more are dropped, and the guest's resolver retries.
 const UDP_SLOTS: usize = 64;
 
-/// How many TCP connections may be open, whose guest may say nothing for [`IDLE`].
+/// Maximum number of open TCP connections; each may be idle for [`IDLE`].
 const TCP_SLOTS: usize = 16;
 
-/// How long a TCP connection may take for a question, the silence before it included, and for taking its answer.
+/// Time limit of a TCP connection for one query, including the idle time before it, and for reading its answer.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// The longest message over UDP, and with its two bytes of length over TCP (RFC 1035, section 4.2).
+/// The longest message over UDP, and over TCP with its two bytes of length (RFC 1035, section 4.2).
 const LONGEST: usize = 65_535;
 
-/// Why the forwarder could not start or go on.
+/// Why the forwarder could not start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum DnsError {
     /// The namespace cannot be entered.
@@ -51,7 +52,7 @@ pub enum DnsError {
         #[source]
         source: NetnsError,
     },
-    /// The address cannot be listened on.
+    /// The address cannot be bound.
     #[error("cannot listen for names on {address} in {}", netns.display())]
     Listen {
         /// The file of the namespace.
@@ -62,7 +63,7 @@ pub enum DnsError {
         #[source]
         source: io::Error,
     },
-    /// The wait for questions failed.
+    /// Waiting for queries failed.
     #[error("cannot wait for names to be asked for")]
     Wait {
         /// The system's error.
@@ -71,14 +72,14 @@ pub enum DnsError {
     },
 }
 
-/// The sockets that the guest asks at. They belong to the namespace and keep it alive while they are open.
+/// The sockets for the guest's queries. They belong to the namespace and keep it alive while they are open.
 #[derive(Debug)]
 pub struct Listeners {
     udp: Arc<UdpSocket>,
     tcp: TcpListener,
 }
 
-/// Opens both sockets inside the namespace, whose tap must have its address. The caller stays outside.
+/// Opens both sockets inside the namespace; its tap must have its address. The calling thread stays outside.
 pub fn listen(netns: &Path, address: SocketAddr) -> Result<Listeners, DnsError> {
     netns::within(netns, || {
         let udp = UdpSocket::bind(address)?;
@@ -102,8 +103,8 @@ pub fn listen(netns: &Path, address: SocketAddr) -> Result<Listeners, DnsError> 
     })
 }
 
-/// Answers questions until `stop` can be read or its other end is closed. It must run in the network namespace of the host. Questions
-/// that are open then end by themselves, within [`Resolvers::patience`].
+/// Serves queries until `stop` is readable or its other end is closed. Must run in the network namespace of the host. Open
+/// queries then end by themselves, within [`Resolvers::patience`].
 pub fn serve(listeners: &Listeners, resolvers: &Resolvers, stop: BorrowedFd<'_>) -> Result<(), DnsError> {
     let resolvers = Arc::new(resolvers.clone());
     let (udp_slots, tcp_slots) = (Slots::new(UDP_SLOTS), Slots::new(TCP_SLOTS));
@@ -153,7 +154,8 @@ pub fn serve(listeners: &Listeners, resolvers: &Resolvers, stop: BorrowedFd<'_>)
     }
 }
 
-/// Runs `work`, which keeps `slot` until it ends. Without a thread for it the question is lost, as on a bad line.
+/// Runs `work` in a thread, which keeps `slot` until it ends. If no thread can be started, the query is lost, as by packet
+/// loss.
 fn on_thread(slot: Slot, work: impl FnOnce() + Send + 'static) {
     let body = move || {
         work();
@@ -166,7 +168,7 @@ fn on_thread(slot: Slot, work: impl FnOnce() + Send + 'static) {
         .ok();
 }
 
-/// The questions of one TCP connection, one after the other.
+/// Serves the queries of one TCP connection, one after the other.
 fn converse(mut stream: TcpStream, resolvers: &Resolvers) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     loop {
@@ -178,8 +180,8 @@ fn converse(mut stream: TcpStream, resolvers: &Resolvers) -> io::Result<()> {
     }
 }
 
-/// A stream whose next message must be over by one deadline: a limit for each single read would let a peer that sends a byte now and then
-/// keep its slot for ever.
+/// A stream whose next message must be complete by one deadline: with a limit per read, a client that sends single bytes
+/// could keep its slot forever.
 struct Until<'a> {
     stream: &'a mut TcpStream,
     deadline: Instant,
@@ -203,7 +205,7 @@ impl Write for Until<'_> {
     }
 }
 
-/// The time until `deadline`; an error when there is none.
+/// The time until `deadline`; an error once it has passed.
 fn left(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
@@ -213,7 +215,7 @@ fn left(deadline: Instant) -> io::Result<Duration> {
     }
 }
 
-/// One message behind its two bytes of length, whole by `deadline`.
+/// Reads one message with its two bytes of length, complete by `deadline`.
 fn read_framed(stream: &mut TcpStream, deadline: Instant) -> io::Result<Vec<u8>> {
     let mut stream = Until { stream, deadline };
     let mut length = [0; 2];
@@ -223,7 +225,7 @@ fn read_framed(stream: &mut TcpStream, deadline: Instant) -> io::Result<Vec<u8>>
     Ok(message)
 }
 
-/// Sends `message` behind its two bytes of length, whole by `deadline`.
+/// Sends `message` with its two bytes of length, complete by `deadline`.
 fn write_framed(stream: &mut TcpStream, message: &[u8], deadline: Instant) -> io::Result<()> {
     let length = u16::try_from(message.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
     let mut framed = length.to_be_bytes().to_vec();
@@ -231,13 +233,13 @@ fn write_framed(stream: &mut TcpStream, message: &[u8], deadline: Instant) -> io
     Until { stream, deadline }.write_all(&framed)
 }
 
-/// A bound on work that goes on at once.
+/// A limit on concurrent work.
 #[derive(Debug, Clone)]
 struct Slots {
     free: Arc<AtomicUsize>,
 }
 
-/// One of them, given back when it is dropped.
+/// One slot, released when dropped.
 #[derive(Debug)]
 struct Slot {
     free: Arc<AtomicUsize>,
@@ -266,7 +268,7 @@ impl Drop for Slot {
     }
 }
 
-/// What a message of `bytes` is as a question and as an answer; only a reader that panics is of interest.
+/// Parses `bytes` as a query and as an answer, for fuzzing; only a panic matters.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn read_as_both(bytes: &[u8]) {
     let (asked, answer) = bytes.split_at(bytes.len() / 2);

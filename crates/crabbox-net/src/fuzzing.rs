@@ -1,6 +1,6 @@
-//! Doors to this crate's private readers, for fuzzing alone. Nothing that ships may go through them.
+//! Access to this crate's private parsers, only for fuzzing. Production code must not use it.
 
-/// Reads `bytes` as a guest's question, and as a resolver's answer to it.
+/// Parses `bytes` as a guest's query, and as a resolver's answer to it.
 pub fn dns(bytes: &[u8]) {
     crate::dns::read_as_both(bytes);
 }

@@ -1,11 +1,12 @@
-//! The `nft` program: one atomic transaction at a time, in the namespace of the calling thread.
+//! The `nft` program: one atomic transaction per call, in the namespace of the calling thread. No change may be split into
+//! two calls.
 
 use std::path::Path;
 use std::time::Duration;
 
 use crabbox_host::command::{Captured, Cmd, CommandError};
 
-/// Distributions keep `nft` where users without privileges do not look, so it is looked for here before `PATH`.
+/// Path of `nft` on most distributions, where the `PATH` of unprivileged users does not lead; searched before `PATH`.
 const PLACES: [&str; 4] = [
     "/usr/sbin/nft",
     "/sbin/nft",
@@ -13,10 +14,11 @@ const PLACES: [&str; 4] = [
     "/usr/bin/nft",
 ];
 
-/// A transaction takes milliseconds; a kernel that loads its modules for the first time, a second or two.
+/// Time limit: a transaction takes milliseconds, but a kernel that loads its modules for the first time needs a second or
+/// two.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Why a change of the packet filter did not happen. It is all or nothing.
+/// Why a change of the packet filter failed. A change is all or nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum NftError {
     /// There is no `nft`.
@@ -25,7 +27,7 @@ pub enum NftError {
     /// It refused, or could not be run.
     #[error("cannot {action}")]
     Refused {
-        /// What was to be done.
+        /// The attempted operation.
         action: &'static str,
         /// The underlying error.
         #[source]

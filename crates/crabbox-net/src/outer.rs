@@ -1,11 +1,12 @@
-//! The outer side of a lease's network: what a network mode has to yield, whichever it is.
+//! The outer side of a lease's network: the result that every network mode must yield. It holds values only and must never
+//! look at the host.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-/// Where a lease gets its outer address from.
+/// The source of a lease's outer address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
@@ -13,7 +14,7 @@ pub enum Mode {
     Cni,
     /// Our own veth pair and masquerade.
     Nat,
-    /// CNI when its network loads, else our own.
+    /// CNI if its network loads, otherwise our own.
     #[default]
     Auto,
 }
@@ -23,18 +24,18 @@ pub enum Mode {
 pub struct Outer {
     /// The interface in the namespace.
     pub ifname: String,
-    /// The address that the host reaches the guest at.
+    /// The address at which the host reaches the guest.
     pub address: Ipv4Addr,
     /// The prefix length of its subnet.
     pub prefix: u8,
-    /// The next hop, which with the usual chains is the host itself.
+    /// The next hop; with the usual chains, the host itself.
     pub gateway: Ipv4Addr,
-    /// Name servers that the network asks to use; often none.
+    /// Name servers that the network suggests; often none.
     pub dns: Vec<IpAddr>,
     /// The MTU of the interface, in bytes.
     pub mtu: u32,
-    /// Set when the chain ended in `tc-redirect-tap` or its like: the guest itself has `address`, on this tap. There is no inner
-    /// network then, [`crate::map_inner`] has nothing to do, and no policy of ours applies.
+    /// Set if the chain ended in `tc-redirect-tap` or similar: the guest itself has `address`, on this tap. Then there is no
+    /// inner network, [`crate::map_inner`] has nothing to do, and no policy of ours applies.
     pub guest_tap: Option<TapPartner>,
 }
 
@@ -47,11 +48,11 @@ impl Outer {
     }
 }
 
-/// A tap that a chain has made for the guest.
+/// A tap that the chain made for the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TapPartner {
     /// Its name in the namespace: the host device of the VMM.
     pub tap: String,
-    /// The hardware address that the guest must use; empty when the chain leaves it open.
+    /// The hardware address that the guest must use; empty if the chain does not set one.
     pub mac: String,
 }

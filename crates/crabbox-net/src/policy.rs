@@ -1,7 +1,7 @@
 //! What a guest may reach and who may reach it, as an nft rule set for the namespace of its lease.
 //!
-//! Only the host itself may open connections to the guest; the guest reaches the internet, and neither the host, its networks nor other
-//! leases. The rule set is text made from typed values only: nothing that a user or a guest wrote may enter it unchecked.
+//! Only the host itself may open connections to the guest. The guest reaches the internet, but not the host, its networks or
+//! other leases. The rule set is text made only from typed values: no text from a user or a guest may enter it unchecked.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -15,8 +15,8 @@ use crate::inner::{GUEST_ADDRESS, Inner, TAP_ADDRESS};
 /// The networks of a site: private (RFC 1918) and carrier-grade NAT (RFC 6598) ranges.
 const SITE: [&str; 4] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"];
 
-/// What is never the internet, whatever the rest of the policy says: the blocks of the IANA special-purpose registry (RFC 6890) that are
-/// not globally reachable, multicast, and the addresses at which clouds serve a machine's credentials outside of those blocks.
+/// Ranges that are closed under every policy: the blocks of the IANA special-purpose registry (RFC 6890) that are not
+/// globally reachable, multicast, and the addresses outside of those blocks at which clouds serve a machine's credentials.
 const SPECIAL: [&str; 12] = [
     "0.0.0.0/8",
     // Alibaba Cloud's metadata, inside a range that `lan` opens.
@@ -37,23 +37,25 @@ const SPECIAL: [&str; 12] = [
     "224.0.0.0/3",
 ];
 
-/// How many connections a guest may have open beyond its namespace. The host's connection tracking, whose table is one for everybody
-/// (65,536 on a host with 2 GiB, `nf_conntrack_max`), has room for sixteen such guests; a build has some hundreds.
+/// Maximum number of open connections from a guest beyond its namespace. The host's connection tracking table, which all
+/// programs share (65,536 entries on a host with 2 GiB, `nf_conntrack_max`), has room for sixteen such guests; a build needs
+/// some hundreds.
 const MOST_FLOWS: u32 = 4096;
 
-/// How many connections a second a guest may begin, and how many at once before that counts. A package manager begins some dozens.
+/// Rate of new connections per second from a guest, and the burst before the rate applies. A package manager opens some
+/// dozens.
 const NEW_FLOWS: &str = "300/second burst 2048 packets";
 
-/// How many questions a second a guest may put to the forwarder, each of which is a flow of the host's own.
+/// DNS queries per second from a guest to the forwarder; each is a flow of the host's own.
 const QUESTIONS: &str = "200/second burst 1000 packets";
 
-/// Where every rule that lets a new flow of the guest out ends, so that none passes uncounted.
+/// The chain in which every rule for a new outgoing flow ends, so that each flow is counted.
 const ADMIT: &str = "goto admit";
 
-/// The usual MTU of Ethernet, which the guest assumes, in bytes.
+/// The usual MTU of Ethernet in bytes, which the guest assumes.
 const ETHERNET_MTU: u32 = 1500;
 
-/// What a guest may reach and who may reach it.
+/// The access policy of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Policy {
@@ -61,12 +63,12 @@ pub struct Policy {
     pub internet: bool,
     /// The guest may also reach private ranges beyond the host, but not the host and not its neighbours on the outer subnet.
     pub lan: bool,
-    /// Destinations that the guest may reach whatever the rest says.
+    /// Destinations that the guest may reach regardless of the other settings.
     pub allow: Vec<Ipv4Net>,
-    /// The guest may ask the DNS forwarder at its gateway.
+    /// The guest may query the DNS forwarder at its gateway.
     pub dns: bool,
-    /// The host's own addresses (`crabbox_host::netlink::own_addresses`): the guest may not reach them, though some are public, and
-    /// connections from them to the guest are the host's.
+    /// The host's own addresses (`crabbox_host::netlink::own_addresses`): the guest may not reach them, even public ones,
+    /// and connections from them to the guest count as the host's.
     pub host_addresses: Vec<Ipv4Addr>,
 }
 
@@ -82,7 +84,7 @@ impl Default for Policy {
     }
 }
 
-/// The rule set for `inner`, replacing an earlier one.
+/// The rule set for `inner`; replaces an earlier one.
 pub(crate) fn ruleset(inner: &Inner) -> String {
     let (outer, tap, policy) = (&inner.outer.ifname, &inner.tap, &inner.policy);
     let address = inner.outer.address;
@@ -137,7 +139,7 @@ table ip crabbox {{
     rules
 }
 
-/// IPv6 is off in the namespace; this is the second lock on the same door.
+/// IPv6 is off in the namespace; this rule blocks it as well.
 const NO_IPV6: &str = "table ip6 crabbox
 delete table ip6 crabbox
 table ip6 crabbox {
@@ -150,7 +152,7 @@ table ip6 crabbox {
 }
 ";
 
-/// Rules for new connections from the guest to beyond the namespace.
+/// Rules for new connections from the guest to destinations outside the namespace.
 fn outgoing(inner: &Inner) -> String {
     let policy = &inner.policy;
     let mut rules = String::new();
@@ -180,7 +182,7 @@ fn outgoing(inner: &Inner) -> String {
     rules
 }
 
-/// Rules for what the guest sends to the namespace itself.
+/// Rules for packets from the guest to the namespace itself.
 fn incoming(inner: &Inner) -> String {
     let mut rules = String::new();
     let from_guest = format!(
@@ -195,7 +197,8 @@ fn incoming(inner: &Inner) -> String {
     rules
 }
 
-/// The guest believes in 1500 bytes; where the outer network carries less, connections must agree on less from the start.
+/// The guest assumes an MTU of 1500 bytes; if the outer network carries less, connections must negotiate a smaller segment
+/// size.
 fn mss_clamp(inner: &Inner) -> String {
     let mut rules = String::new();
     if (1..ETHERNET_MTU).contains(&inner.outer.mtu) {

@@ -1,7 +1,7 @@
-//! Claim files: `<state>/claims/<id>.json`, shared with the Go program, byte for byte in its format.
+//! Claim files: `<state>/claims/<id>.json`, shared with the Go program, in exactly its format.
 //!
-//! Every access holds the claim's lock; every change is made on the file as it stands under that lock and only if it is
-//! still what the caller saw. Fields of other programs are carried along.
+//! Every access holds the claim's lock. A change must start from the file's current contents under that lock, and happen
+//! only if they are what the caller saw. Unknown fields of other programs are preserved.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,22 +14,22 @@ use serde_json::{Map, Value};
 
 use crate::places::Places;
 
-/// How long the holder of a claim lock may take.
+/// How long to wait for the holder of a claim lock.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
 
-/// Largest claim in bytes, as the Go program has it.
+/// Largest claim in bytes, the same limit as in the Go program.
 const SIZE_LIMIT: u64 = 1 << 20;
 
 /// Why a claim cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
-    /// The id cannot name a file.
+    /// The id cannot be used as a file name.
     #[error("{id:?} is not a valid claim id")]
     InvalidId {
         /// The id.
         id: String,
     },
-    /// The lock cannot be had.
+    /// The lock cannot be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
     /// The file cannot be read.
@@ -50,7 +50,7 @@ pub enum ClaimError {
         #[source]
         source: serde_json::Error,
     },
-    /// What has a claim's name is a link, a directory, a pipe or a device.
+    /// The path of a claim is a link, a directory, a pipe or a device.
     #[error("claim {} is not a regular file", path.display())]
     NotAFile {
         /// The path.
@@ -76,7 +76,7 @@ pub enum ClaimError {
         /// The lease it names.
         found: String,
     },
-    /// Somebody changed it since the caller looked.
+    /// Another process changed it since the caller read it.
     #[error("lease {id} claim changed; retry")]
     Changed {
         /// The lease.
@@ -90,25 +90,25 @@ pub enum ClaimError {
     Random(#[source] std::io::Error),
 }
 
-/// A claim file that cannot be used, beside those that can.
+/// An unusable claim file, listed with the usable ones.
 #[derive(Debug)]
 pub struct Problem {
     /// The file's name.
     pub file: String,
-    /// Why.
+    /// The reason.
     pub error: ClaimError,
 }
 
 /// Every claim, sorted by file name.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// Those that can be used.
+    /// The usable claims.
     pub claims: Vec<Claim>,
-    /// Those that cannot.
+    /// The unusable ones.
     pub problems: Vec<Problem>,
 }
 
-/// Reads the claim of lease `id`, `None` where there is none.
+/// Reads the claim of lease `id`; `None` if it does not exist.
 pub fn read(places: &Places, id: &str) -> Result<Option<Claim>, ClaimError> {
     let guard = lock(places, id)?;
     let claim = load(places, id)?.map(|(claim, _)| claim);
@@ -119,8 +119,8 @@ pub fn read(places: &Places, id: &str) -> Result<Option<Claim>, ClaimError> {
     Ok(claim)
 }
 
-/// Changes the claim of lease `id` under its lock. `change` gets the claim as it stands (`None` where there is none) and
-/// returns the new one, or `None` to leave everything as it is. A fresh revision is drawn.
+/// Changes the claim of lease `id` under its lock. `change` gets the current claim (`None` if it does not exist) and returns
+/// the new one, or `None` to change nothing. The new claim gets a new random revision.
 pub fn update<E: From<ClaimError>>(
     places: &Places,
     id: &str,
@@ -144,7 +144,7 @@ pub fn update<E: From<ClaimError>>(
     Ok(Some(claim))
 }
 
-/// Removes the claim of lease `id`; with `seen`, only if it is still the one that the caller saw.
+/// Removes the claim of lease `id`; with `seen`, only if it is still the claim that the caller saw.
 pub fn remove(places: &Places, id: &str, seen: Option<&Claim>) -> Result<bool, ClaimError> {
     let guard = lock(places, id)?;
     if let (Some(seen), Some((standing, _))) = (seen, load(places, id)?)
@@ -201,7 +201,7 @@ fn path_of(places: &Places, id: &str) -> PathBuf {
     places.claims().join(format!("{id}.json"))
 }
 
-/// A claim, and the file's whole content with fields of other programs.
+/// A claim with the file's complete contents, including fields of other programs.
 type Loaded = (Claim, Map<String, Value>);
 
 fn load(places: &Places, id: &str) -> Result<Option<Loaded>, ClaimError> {

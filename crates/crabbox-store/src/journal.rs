@@ -1,8 +1,9 @@
-//! The journal file of a lease, `journal.jsonl`: one line an entry, appended before and after each effect.
+//! The journal file of a lease, `journal.jsonl`: one line per entry, appended before and after each effect.
 //!
-//! The first write creates the file and is synced to disk with its directory, so that a lease is never without a journal.
-//! Later lines are one `write` each and are not synced: they must survive the death of our processes, which the page cache
-//! does; after a crash of the host none of the kernel's objects exist any more, and files are found by their paths.
+//! The first write creates the file and syncs it and its directory to disk, so that a lease must never be without a journal.
+//! Later lines are one `write` each and are not synced unless their effect survives a reboot: they only need to survive the
+//! death of our processes, and in the page cache they do. After a crash of the host none of the kernel's objects exist any
+//! more, and files are found by their paths.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -46,7 +47,7 @@ pub enum JournalFileError {
 }
 
 impl JournalFileError {
-    /// Whether a later version of this program wrote it.
+    /// Whether a newer version of this program wrote it.
     pub fn is_too_new(&self) -> bool {
         matches!(
             self,
@@ -66,8 +67,8 @@ pub struct JournalFile {
     state: Journal,
 }
 
-/// An effect that is about to happen. It must be closed with [`Pending::done`] once the effect is there; dropping it
-/// leaves the step live, which is what a failed effect needs: its undo bears a half-made effect.
+/// An effect that is about to happen. Close it with [`Pending::done`] once the effect has happened. Dropping it leaves the
+/// step live, which is right for a failed effect: its undo also handles a partial effect.
 #[derive(Debug)]
 #[must_use = "an effect that happened must be marked done"]
 pub struct Pending {
@@ -101,7 +102,7 @@ impl JournalFile {
         Ok(journal)
     }
 
-    /// Opens the journal of an existing lease; `None` where there is none (a lease of the Go program).
+    /// Opens the journal of an existing lease; `None` if there is none (a lease of the Go program).
     pub fn open(path: &Path) -> Result<Option<Self>, JournalFileError> {
         let Some(state) = read(path)? else { return Ok(None) };
         let fail = |source| JournalFileError::Write {
@@ -119,12 +120,12 @@ impl JournalFile {
         }))
     }
 
-    /// What the journal says now.
+    /// The state that the journal describes.
     pub fn state(&self) -> &Journal {
         &self.state
     }
 
-    /// Writes that `step` is about to happen.
+    /// Writes the intent of `step`.
     pub fn begin(&mut self, step: Step) -> Result<Pending, JournalFileError> {
         let seq = self.state.next_seq;
         let durable = step.outlives_boot();
@@ -138,19 +139,19 @@ impl JournalFile {
         Ok(Pending { seq })
     }
 
-    /// Writes that the effect is there, with the process it started.
+    /// Writes the mark of the effect, with the process that it started.
     #[expect(clippy::needless_pass_by_value, reason = "what is done is pending no more")]
     pub fn done(&mut self, pending: Pending, process: Option<ProcessId>) -> Result<(), JournalFileError> {
         let Pending { seq } = pending;
         self.append(&Entry::Done { seq, process })
     }
 
-    /// Writes that step `seq` was taken back.
+    /// Writes that step `seq` was undone.
     pub fn undone(&mut self, seq: u32) -> Result<(), JournalFileError> {
         self.append(&Entry::Undone { seq })
     }
 
-    /// Writes a fact worth keeping.
+    /// Writes a fact for later use.
     pub fn note(&mut self, name: &str, value: &str) -> Result<(), JournalFileError> {
         self.append(&Entry::Note {
             name: name.to_owned(),
@@ -175,7 +176,7 @@ impl JournalFile {
     }
 }
 
-/// Reads a journal without the right to change it; `None` where there is none.
+/// Reads a journal without the right to change it; `None` if there is none.
 pub fn read(path: &Path) -> Result<Option<Journal>, JournalFileError> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
@@ -197,7 +198,7 @@ pub fn read(path: &Path) -> Result<Option<Journal>, JournalFileError> {
     Ok(Some(journal))
 }
 
-/// How many bytes are whole lines.
+/// Number of bytes up to the last complete line.
 fn whole_lines(bytes: &[u8]) -> usize {
     bytes
         .iter()

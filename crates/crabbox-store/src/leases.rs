@@ -1,7 +1,7 @@
-//! Lease records, `metadata.json`, one directory a lease.
+//! Lease records, `metadata.json`, one directory per lease.
 //!
-//! A record is rewritten whole and atomically; fields that this program does not know are carried along. Reading a list
-//! never fails because of one record: what cannot be read is returned beside the rest with its reason.
+//! A record is rewritten whole and atomically; unknown fields are preserved. Reading a list must never fail because of one
+//! record: an unreadable record is returned with its reason.
 
 use std::path::{Path, PathBuf};
 
@@ -11,32 +11,32 @@ use serde_json::{Map, Value};
 
 use crate::places::LeaseDir;
 
-/// A lease directory whose record could be read.
+/// A lease directory with a readable record.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredLease {
     /// Its directory.
     pub dir: LeaseDir,
     /// Its record.
     pub record: LeaseRecord,
-    /// The record as it stands on disk, with fields of other programs.
+    /// The record as it is on disk, with fields of other programs.
     raw: Map<String, Value>,
 }
 
-/// A lease directory whose record cannot be used.
+/// A lease directory with an unusable record.
 #[derive(Debug)]
 pub struct Unreadable {
-    /// The directory's name, most likely a lease id.
+    /// The directory's name, usually a lease id.
     pub name: String,
     /// The directory.
     pub path: PathBuf,
-    /// Why it cannot be used.
+    /// The reason.
     pub error: RecordError,
 }
 
 /// Why a record cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// The directory has no `metadata.json`: somebody died before writing it.
+    /// The directory has no `metadata.json`: its maker died before writing it.
     #[error("{} has no metadata.json", dir.display())]
     Missing {
         /// The lease directory.
@@ -60,7 +60,7 @@ pub enum RecordError {
         #[source]
         source: serde_json::Error,
     },
-    /// A later version of a program wrote it.
+    /// A newer version of a program wrote it.
     #[error("{} is of schemaVersion {found}, and this program knows {SCHEMA_VERSION}: another version of crabbox made the lease", path.display())]
     TooNew {
         /// The file.
@@ -83,7 +83,7 @@ pub enum RecordError {
     Write(#[from] FileError),
 }
 
-/// All that stands below the lease directory, sorted by name.
+/// The contents of the lease directory, sorted by name.
 #[derive(Debug, Default)]
 pub struct Listing {
     /// Leases with a record.
@@ -92,7 +92,7 @@ pub struct Listing {
     pub unreadable: Vec<Unreadable>,
 }
 
-/// Reads every lease directory below `leases`; a missing directory holds none.
+/// Reads every lease directory in `leases`; a missing directory counts as empty.
 pub fn list(leases: &Path) -> Result<Listing, RecordError> {
     let fail = |source| RecordError::Read {
         path: leases.to_owned(),
@@ -183,7 +183,7 @@ impl StoredLease {
         }
     }
 
-    /// Writes the record. The lease directory must exist: a write never brings a removed lease back.
+    /// Writes the record. The lease directory must exist: a write never restores a removed lease.
     pub fn save(&mut self) -> Result<(), RecordError> {
         let path = self.dir.metadata();
         let encode = |source| RecordError::Decode {

@@ -1,7 +1,7 @@
-//! Lease, claim and journal records on disk; locks; versions.
+//! Storage of leases, claims and journals on disk; locks; versions.
 //!
-//! Everything is laid out as the Go program lays it out ([`places::Places`]), so that both can work on one host. Nothing
-//! here decides what to do with a record: it is read, written and locked, and one bad record never hides the others.
+//! The layout is the Go program's ([`places::Places`]), so that both can work on one host. Nothing here decides what to do
+//! with a record: it only reads, writes and locks. One bad record must never hide the others.
 
 pub mod claims;
 pub mod journal;

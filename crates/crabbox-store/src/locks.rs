@@ -1,8 +1,8 @@
-//! Locks between crabbox processes on one state directory: one a lease, and a short one for allocations.
+//! Locks between crabbox processes on one state directory: one per lease, and a short one for allocations.
 //!
-//! All are `flock` locks on files that are never the data they guard. The order is allocation before lease before host network
-//! before claim before registry ([`crate::registry`] has the two that are the host's); nobody may wait for an earlier one while
-//! holding a later one, so that whoever holds the registry's waits for nobody.
+//! All are `flock` locks on files that are never the data they guard. The order is allocation before lease before host
+//! network before claim before registry ([`crate::registry`] has the two locks of the host). Nobody may wait for an earlier
+//! one while holding a later one, so the holder of the registry lock never waits.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crabbox_host::lock::{FileLock, LockError};
 
 use crate::places::Places;
 
-/// How long an allocation may take before we say that somebody is stuck.
+/// How long to wait for another allocation before reporting that it is stuck.
 const ALLOCATION_LIMIT: Duration = Duration::from_mins(1);
 
 /// Takes the allocation lock.
@@ -19,23 +19,23 @@ pub fn allocation(places: &Places) -> Result<FileLock, LockError> {
     FileLock::acquire_within(&places.allocation_lock(), ALLOCATION_LIMIT)
 }
 
-/// Takes the lock of lease `id` if nobody holds it.
+/// Takes the lock of lease `id` if it is free.
 pub fn try_lease(places: &Places, id: &str) -> Result<Option<FileLock>, LockError> {
     FileLock::try_acquire(&places.lease_lock(id))
 }
 
-/// Whether somebody is at lease `id` right now. Leaves nothing behind.
+/// Whether a process holds the lock of lease `id` right now. Leaves no file behind.
 pub fn is_busy(places: &Places, id: &str) -> Result<bool, LockError> {
     FileLock::is_held(&places.lease_lock(id))
 }
 
-/// Takes the lock of lease `id`, waiting for its holder at most `limit`.
+/// Takes the lock of lease `id`; waits at most `limit` for its holder.
 pub fn lease(places: &Places, id: &str, limit: Duration) -> Result<FileLock, LockError> {
     FileLock::acquire_within(&places.lease_lock(id), limit)
 }
 
-/// Takes the allocation lock and then that of lease `id`, for whose holder it waits at most `limit`. Meanwhile it holds neither: a lease
-/// that somebody is at must not keep all others from being allocated.
+/// Takes the allocation lock and then that of lease `id`, for whose holder it waits at most `limit`. It holds neither lock
+/// while it waits: a busy lease must not block all allocations.
 pub fn allocation_and_lease(
     places: &Places,
     id: &str,

@@ -1,13 +1,14 @@
-//! Where things are kept: the Go program's directories, so that both find each other's leases and claims.
+//! The paths of all files of crabbox. They are the Go program's, so that both programs find each other's leases and claims;
+//! nothing here may create one.
 
 use std::path::{Path, PathBuf};
 
 use crabbox_core::id::LeaseId;
 
-/// How the name of a pool's lock begins.
+/// Prefix of the name of a pool's lock.
 const POOL_LOCK: &str = "pool-";
 
-/// The roots of crabbox's files and the paths below them.
+/// The root directories of crabbox's files, and the paths in them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Places {
     /// `$XDG_STATE_HOME/crabbox`, or `state` in the configuration directory.
@@ -16,12 +17,12 @@ pub struct Places {
     pub config: PathBuf,
     /// `$XDG_CACHE_HOME/crabbox`, or `~/.cache/crabbox`: images and fetched programs.
     pub cache: PathBuf,
-    /// `/var/lib/crabbox/registry` for root: what leases of all state directories on this host hold.
+    /// `/var/lib/crabbox/registry` for root: the registry of the leases of all state directories on this host.
     pub registry: PathBuf,
 }
 
 impl Places {
-    /// Places of their own below `root`, as tests have them: nothing of the user's, and no other lease of this host.
+    /// Separate places in `root` for tests: no files of the user, and no other lease of this host.
     pub fn below(root: &Path) -> Self {
         Self {
             state: root.join("state"),
@@ -41,22 +42,22 @@ impl Places {
         self.leases().join(id.as_str())
     }
 
-    /// The lock of one lease. It stands beside the lease directories, so that it outlives the one it guards.
+    /// The lock of one lease. It is outside the lease directory, so that it outlives the directory.
     pub fn lease_lock(&self, id: &str) -> PathBuf {
         self.state.join("firecracker/locks").join(format!("{id}.lock"))
     }
 
-    /// The lock under which ids, slugs, addresses and uids are handed out.
+    /// The lock under which ids, slugs, addresses and uids are allocated.
     pub fn allocation_lock(&self) -> PathBuf {
         self.state.join("firecracker/allocation.lock")
     }
 
-    /// The lock of whoever fills the pool with this key.
+    /// The lock of the process that fills the pool with this key.
     pub fn pool_lock(&self, key: &str) -> PathBuf {
         self.state.join(format!("firecracker/{POOL_LOCK}{key}.lock"))
     }
 
-    /// The locks of pools that are there.
+    /// The locks of existing pools.
     pub fn pool_locks(&self) -> Vec<PathBuf> {
         let is_one = |path: &PathBuf| {
             let name = path.file_name().and_then(|name| name.to_str());
@@ -73,7 +74,7 @@ impl Places {
         self.state.join("claims")
     }
 
-    /// The lock of one claim file, where the Go program has it.
+    /// The lock of one claim file, at the Go program's path.
     pub(crate) fn claim_lock(&self, id: &str) -> PathBuf {
         self.state.join("claim-locks").join(format!("{id}.json.lock"))
     }
@@ -88,18 +89,18 @@ impl Places {
         self.cache.join("images")
     }
 
-    /// What is remembered of working trees.
+    /// The memories of working trees.
     pub fn trees(&self) -> PathBuf {
         self.cache.join("trees")
     }
 
-    /// Firecracker and jailer as fetched by us.
+    /// Firecracker and jailer as downloaded by `setup`.
     pub fn firecracker(&self) -> PathBuf {
         self.cache.join("firecracker")
     }
 }
 
-/// Files of one lease directory.
+/// The files of one lease directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseDir(PathBuf);
 
@@ -114,7 +115,7 @@ impl LeaseDir {
         &self.0
     }
 
-    /// The record that the Go program reads too.
+    /// The record, which the Go program reads too.
     pub fn metadata(&self) -> PathBuf {
         self.0.join("metadata.json")
     }
@@ -134,27 +135,27 @@ impl LeaseDir {
         self.0.join("cni-cache")
     }
 
-    /// The guest's serial console, bounded.
+    /// The guest's serial console, limited in size.
     pub fn console(&self) -> PathBuf {
         self.0.join("console.log")
     }
 
-    /// What Firecracker logs.
+    /// Firecracker's log.
     pub fn vmm_log(&self) -> PathBuf {
         self.0.join("firecracker.log")
     }
 
-    /// What its supervisor logs, bounded.
+    /// The supervisor's log, limited in size.
     pub fn supervisor_log(&self) -> PathBuf {
         self.0.join("supervisor.log")
     }
 
-    /// Where its supervisor can be asked.
+    /// The supervisor's control socket.
     pub fn supervisor_socket(&self) -> PathBuf {
         self.0.join("supervisor.sock")
     }
 
-    /// Where the jailer builds its chroots.
+    /// The directory in which the jailer makes its chroots.
     pub fn jails(&self) -> PathBuf {
         self.0.join("jail")
     }

@@ -1,11 +1,11 @@
-//! The registry of this host: one entry for each lease of any state directory, with the uid, the addresses and the tag that it alone has.
+//! The registry of this host: one entry for each lease of any state directory, with its exclusive uid, addresses and tag.
 //!
 //! ```text
 //!   <registry>/leases/<id>.json   written before the lease's directory, removed after it
 //!   <registry>/registry.lock      held for the look at all entries and the one change that follows from it
 //!   <registry>/network.lock       what leases share of the host's network
 //! ```
-//! It must never wait for anything while its lock is held, nor believe a directory that another user could change.
+//! It must never wait for anything while its lock is held, or trust a directory that another user can change.
 
 use std::path::Path;
 use std::time::Duration;
@@ -20,31 +20,32 @@ use crabbox_host::small::{self, SmallError};
 
 use crate::places::Places;
 
-/// How long others may be at the registry before we say that somebody is stuck; each is for milliseconds.
+/// How long to wait for the registry lock before reporting that its holder is stuck; it is normally held for milliseconds.
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// How long others may be at the host's network before we say that somebody is stuck.
+/// How long to wait for the host network lock before reporting that its holder is stuck.
 const HOST_NETWORK_LIMIT: Duration = Duration::from_mins(1);
 
-/// The most bytes of an entry: its longest part is a path of at most 4096 (`PATH_MAX`), each byte of which JSON may write as six.
+/// Maximum size of an entry in bytes: its longest part is a path of at most 4096 bytes (`PATH_MAX`), each of which JSON may
+/// write as six.
 const ENTRY_LIMIT: u64 = 32 * 1024;
 
-/// Where the entries are, in the registry.
+/// The directory of the entries in the registry.
 const ENTRIES: &str = "leases";
 
 /// Why the registry cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// Its directory is not ours alone.
+    /// Other users could change its directory.
     #[error("the registry of this host's leases cannot be used")]
     Directory(#[from] PrivateDirError),
     /// A file of it could not be made, read or removed.
     #[error(transparent)]
     Files(#[from] FileError),
-    /// Another crabbox holds a lock of it.
+    /// Another crabbox holds one of its locks.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// An entry has no written form: the path of the state directory is no text.
+    /// An entry cannot be serialised: the path of the state directory is not UTF-8.
     #[error("cannot write the entry of lease {lease}")]
     Form {
         /// The lease.
@@ -69,35 +70,35 @@ impl RegistryError {
     }
 }
 
-/// The registry, with nobody else at it.
+/// The registry with its lock held.
 #[derive(Debug)]
 pub struct Registry {
     entries: PrivateDir,
     lock: FileLock,
 }
 
-/// What the registry has.
+/// The contents of the registry.
 #[derive(Debug, Default)]
 pub struct Listing {
     /// The entries, by lease.
     pub holdings: Vec<Holding>,
-    /// Leases whose entries cannot be read, with the reasons. What they hold is not known.
+    /// Leases whose entries cannot be read, with the reasons. Their resources are unknown.
     pub damaged: Vec<(LeaseId, EntryError)>,
 }
 
 /// Why an entry cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum EntryError {
-    /// The file is none that we made.
+    /// The file was not made by crabbox.
     #[error(transparent)]
     File(#[from] SmallError),
-    /// The text is no entry.
+    /// The text is not a valid entry.
     #[error(transparent)]
     Text(#[from] HoldingError),
 }
 
 impl Registry {
-    /// Takes the registry, making it where it is missing.
+    /// Locks the registry, and creates it if it is missing.
     pub fn lock(places: &Places) -> Result<Self, RegistryError> {
         let home = home(places)?;
         Ok(Self {
@@ -106,7 +107,7 @@ impl Registry {
         })
     }
 
-    /// Everything in it. What writers left that died is removed.
+    /// All entries. Temporary files of dead writers are removed.
     pub fn list(&self) -> Result<Listing, RegistryError> {
         let (listing, strange) = read(&self.entries)?;
         for name in strange {
@@ -118,7 +119,7 @@ impl Registry {
         Ok(listing)
     }
 
-    /// Writes the entry of a lease, in place of an earlier one. It is on the disk when this returns.
+    /// Writes or replaces the entry of a lease. It is synced to disk when this returns.
     pub fn put(&self, holding: &Holding) -> Result<(), RegistryError> {
         let text = serde_json::to_vec(holding).map_err(|source| RegistryError::Form {
             lease: holding.lease.clone(),
@@ -131,7 +132,7 @@ impl Registry {
         )?)
     }
 
-    /// Removes the entry of `lease`; none is fine.
+    /// Removes the entry of `lease`; succeeds if there is none.
     pub fn remove(&self, lease: &LeaseId) -> Result<(), RegistryError> {
         self.remove_file(&file_name(lease))
     }
@@ -142,7 +143,7 @@ impl Registry {
     }
 }
 
-/// Everything in the registry as it stands. Takes no lock and makes nothing.
+/// All entries as they are now. Takes no lock and creates nothing.
 pub fn look(places: &Places) -> Result<Listing, RegistryError> {
     let entries = places.registry.join(ENTRIES);
     if !is_there(&entries) {
@@ -151,8 +152,9 @@ pub fn look(places: &Places) -> Result<Listing, RegistryError> {
     Ok(read(&PrivateDir::open(&entries)?)?.0)
 }
 
-/// Removes the entry of `lease` when the lease is gone. A host without a registry costs a look and gets none. Whether there is an entry is
-/// seen under the lock alone: whoever has it may be about to write one, for a lease that it saw a moment ago.
+/// Removes the entry of `lease` when the lease is gone. On a host without a registry it only checks that there is none. The
+/// existence of an entry is checked only under the lock: its holder may be about to write one, for a lease that it saw a
+/// moment ago.
 pub fn forget(places: &Places, lease: &LeaseId) -> Result<(), RegistryError> {
     if !is_there(&places.registry.join(ENTRIES)) {
         return Ok(());
@@ -160,8 +162,8 @@ pub fn forget(places: &Places, lease: &LeaseId) -> Result<(), RegistryError> {
     Registry::lock(places)?.remove(lease)
 }
 
-/// Takes the lock on what leases of all state directories share of the host's network: forwarding of its uplinks, and the tables of
-/// built-in networking. Whoever makes or takes back a lease's network holds that lease's lock already.
+/// Takes the lock for network state of the host that leases of all state directories share: forwarding of its uplinks, and
+/// the tables of built-in NAT. The caller already holds the lock of the lease whose network it makes or removes.
 pub fn host_network(places: &Places) -> Result<FileLock, RegistryError> {
     Ok(FileLock::acquire_within(
         &home(places)?.join("network.lock"),
@@ -169,7 +171,7 @@ pub fn host_network(places: &Places) -> Result<FileLock, RegistryError> {
     )?)
 }
 
-/// Removes a registry without entries, as it was before the first lease.
+/// Removes a registry without entries, so that the host is as before the first lease.
 pub fn dissolve(places: &Places) -> Result<(), RegistryError> {
     if !is_there(&places.registry) {
         return Ok(());
@@ -186,7 +188,7 @@ pub fn dissolve(places: &Places) -> Result<(), RegistryError> {
     Ok(removed(&places.registry, std::fs::remove_dir(&places.registry))?)
 }
 
-/// What became of the removal of `path`. That nothing is there is fine, and a directory with something in it that is not ours stays.
+/// The result of removing `path`. A missing path is a success, and a directory with foreign contents is kept.
 fn removed(path: &Path, outcome: std::io::Result<()>) -> Result<(), FileError> {
     use std::io::ErrorKind::{DirectoryNotEmpty, NotFound};
     match outcome {
@@ -197,7 +199,7 @@ fn removed(path: &Path, outcome: std::io::Result<()>) -> Result<(), FileError> {
     }
 }
 
-/// The registry's directory, made where it is missing and proven to be ours.
+/// The registry's directory, created if missing and checked to belong to us.
 fn home(places: &Places) -> Result<PrivateDir, RegistryError> {
     if let Some(parent) = places.registry.parent() {
         files::make_dirs(parent, 0o755)?;
@@ -215,7 +217,7 @@ fn file_name(lease: &LeaseId) -> String {
     format!("{lease}.json")
 }
 
-/// The entries, and the names that are none of an entry.
+/// The entries, and the names of files that are not entries.
 fn read(entries: &PrivateDir) -> Result<(Listing, Vec<String>), RegistryError> {
     let failed = |source| FileError::io("list", entries, source);
     let (mut listing, mut strange) = (Listing::default(), Vec::new());

@@ -1,4 +1,4 @@
-//! Templates: machines that were frozen before they knew who they were, each below the key of all that it depends on.
+//! Templates: snapshots of guests without an identity, each stored under a key of everything that it depends on.
 //!
 //! ```text
 //! <state>/firecracker/templates/
@@ -8,8 +8,8 @@
 //!     .making-<random>/  one that is not finished; without the lock it is nobody's
 //!     <key>/             memory, vmstate, layer, manifest.json; and `checked`, `failures`
 //! ```
-//! A template appears under its key in one rename, whole, or not at all. Nothing of one may be used that is not, file by file, what its
-//! manifest says; whatever is wrong with one makes it absent, and never an error of the lease that would have used it.
+//! A template appears under its key in one rename, complete or not at all. It must never be used unless every file matches
+//! its manifest. A damaged template counts as absent and never causes an error of a lease.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -33,87 +33,87 @@ mod program;
 
 use check::{Depth, allocated, check, failures, is_unused, manifest, modified, note_checked};
 
-/// The machine's memory.
+/// The guest memory.
 pub const MEMORY: &str = "memory";
 /// The state of the machine and its devices, as Firecracker wrote it.
 pub const VMSTATE: &str = "vmstate";
-/// The private disk at the moment when the machine stood still.
+/// The private disk at the moment of the snapshot.
 pub const LAYER: &str = "layer";
 
 const SECRET: &str = "secret";
 const LOCK: &str = "make.lock";
 const MANIFEST: &str = "manifest.json";
-/// Holds the boot of the host during which every byte was last read.
+/// The boot id of the host during which every byte was last verified.
 const CHECKED: &str = "checked";
-/// Has a byte for each machine that did not come of it.
+/// Has one byte for each failed restore.
 const FAILURES: &str = "failures";
 const MAKING: &str = ".making-";
 const VERSION: u32 = 1;
-/// The longest manifest that is read, in bytes; ours have about one KiB.
+/// The longest accepted manifest, in bytes; ours have about one KiB.
 const MANIFEST_LIMIT: u64 = 64 * 1024;
-/// The shortest run of zeros that is not kept, in bytes: less would make more extents than it saves room.
+/// The shortest run of zeros that becomes a hole, in bytes: shorter holes would cost more in extents than they save.
 const LEAST_HOLE: u64 = 64 * 1024;
-/// After how many failures one after the other a template is set aside.
+/// Number of consecutive failures after which a template is no longer used.
 pub const MOST_FAILURES: u64 = 2;
-/// How long a template is kept that nobody uses.
+/// How long an unused template is kept.
 pub const UNUSED_LIMIT: Duration = Duration::from_hours(14 * 24);
 
-/// What is wrong with the store, or with a template that is to be made.
+/// Errors of the store, or of a template that is being made.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
     /// A file could not be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A part of it is no file of our own alone.
+    /// A part is not a regular file of our own without other links.
     #[error(transparent)]
     Hole(#[from] HoleError),
-    /// The lock cannot be had.
+    /// The lock cannot be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The host's boot cannot be told.
+    /// The host's boot id cannot be read.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// No random bytes.
+    /// The kernel returned no random bytes.
     #[error("cannot draw random bytes for a template")]
     Random(#[source] std::io::Error),
-    /// The secret is not one.
+    /// The secret is not valid.
     #[error("{} does not hold the secret of this host; remove it, and all templates become invalid", path.display())]
     Secret {
         /// The file.
         path: PathBuf,
     },
-    /// Whoever makes it gave up.
+    /// The maker was told to stop.
     #[error("interrupted while the template was sealed")]
     Stopped,
-    /// Its description cannot be written.
+    /// Its manifest cannot be written.
     #[error("cannot describe the template")]
     Describe(#[source] serde_json::Error),
 }
 
-/// Why there is a template and it is not used.
+/// Why an existing template is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
-    /// Machines did not come of it.
+    /// Restores from it have failed.
     #[error("it was set aside after {failures} machines did not come of it")]
     SetAside {
-        /// How many.
+        /// How often.
         failures: u64,
     },
-    /// Its description cannot be read.
+    /// Its manifest cannot be read.
     #[error("its manifest cannot be read: {why}")]
     Manifest {
         /// Why.
         why: String,
     },
-    /// A part of it is not what it was.
+    /// A part has changed.
     #[error("its {name} is not what it was ({what})")]
     Changed {
-        /// Which.
+        /// The part.
         name: String,
         /// What differs.
         what: &'static str,
     },
-    /// It could not be looked at.
+    /// It could not be inspected.
     #[error(transparent)]
     Look(#[from] TemplateError),
 }
@@ -124,7 +124,7 @@ impl From<FileError> for Unusable {
     }
 }
 
-/// A part as it was published.
+/// The manifest's facts about one part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Part {
     bytes: u64,
@@ -135,12 +135,12 @@ struct Part {
     sha256: String,
 }
 
-/// What is written down about a template.
+/// The manifest of a template.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct About {
-    /// The token that its guest keeps.
+    /// The token that its guest knows.
     pub token: String,
-    /// The digest of the image that it runs.
+    /// The digest of its image.
     pub image: String,
     /// The digest of the host's facts.
     pub host: String,
@@ -157,38 +157,38 @@ struct Manifest {
     parts: BTreeMap<String, Part>,
 }
 
-/// A template that may be used.
+/// A usable template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
     /// Its directory.
     pub dir: PathBuf,
     /// Its key.
     pub key: String,
-    /// What is written down about it.
+    /// Its manifest.
     pub about: About,
-    /// Bytes that its files take up.
+    /// Disk space of its files, in bytes.
     pub allocated: u64,
 }
 
-/// What is there under a key.
+/// The state of a key.
 #[derive(Debug)]
 pub enum Found {
-    /// It may be used.
+    /// A usable template.
     Ready(Template),
-    /// It may not.
+    /// An unusable template.
     Unusable(Unusable),
-    /// Nothing is.
+    /// No template.
     Absent,
 }
 
-/// What a sweep did with a template.
+/// A template removed by garbage collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Swept {
     /// Its key.
     pub key: String,
-    /// Why it went.
+    /// The reason.
     pub why: &'static str,
-    /// Bytes that it took up.
+    /// Disk space that it used, in bytes.
     pub bytes: u64,
 }
 
@@ -203,29 +203,29 @@ pub struct Templates {
 }
 
 impl Templates {
-    /// Those of `places`. Nothing is made before it is needed.
+    /// The templates of `places`. Nothing is created before it is needed.
     pub fn of(places: &Places) -> Self {
         Self {
             dir: places.state.join("firecracker/templates"),
         }
     }
 
-    /// Whether a secret was drawn here, with which the first template begins.
+    /// Whether this host has a secret, which is made for the first template.
     pub fn is_there(&self) -> bool {
         self.dir.join(SECRET).is_file()
     }
 
-    /// The key of what `facts` describe: it follows from them and from this host's secret, which is made when it is missing.
+    /// The key for `facts`, computed from them and from this host's secret, which is made if it is missing.
     pub fn key(&self, facts: &str) -> Result<String, TemplateError> {
         Ok(key(&self.secret()?, facts))
     }
 
-    /// The same for those who only look; `None` where there is no secret, and so nothing that has a key.
+    /// The same without making the secret; `None` if there is none, in which case no template exists.
     pub fn known_key(&self, facts: &str) -> Result<Option<String>, TemplateError> {
         Ok(self.drawn_secret()?.map(|secret| key(&secret, facts)))
     }
 
-    /// The secret, if it was drawn.
+    /// The secret, if it exists.
     fn drawn_secret(&self) -> Result<Option<String>, TemplateError> {
         let path = self.dir.join(SECRET);
         match files::read_regular(&path, 128) {
@@ -260,7 +260,7 @@ impl Templates {
         self.drawn_secret()?.ok_or(TemplateError::Secret { path })
     }
 
-    /// What is there under `key` by what the file system says of it: no byte is read, and nothing is written down.
+    /// The state of `key` according to file attributes only: no contents are read, and nothing is written.
     pub fn look(&self, key: &str) -> Found {
         self.found(key, Depth::Look)
     }
@@ -276,13 +276,13 @@ impl Templates {
         }
     }
 
-    /// What is there under `key`. Every byte is read where this boot of the host has not done so yet; later a look at each file is
-    /// enough, since nobody but root can change one.
+    /// The state of `key`. If this boot of the host has not verified the contents yet, every byte is read; afterwards file
+    /// attributes are enough, since only root can change a file.
     pub fn find(&self, key: &str) -> Found {
         self.found(key, Depth::OncePerBoot)
     }
 
-    /// Every key that has something, sorted.
+    /// Every key with a directory, sorted.
     pub fn keys(&self) -> Vec<String> {
         let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
         let mut keys: Vec<String> = entries
@@ -293,18 +293,18 @@ impl Templates {
         keys
     }
 
-    /// The SHA-256 of a program that templates depend on, remembered as long as its file stays untouched.
+    /// The SHA-256 of a program on which templates depend, cached as long as its file is unchanged.
     pub fn program_digest(&self, program: &Path) -> Result<String, FileError> {
         program::digest(&self.dir, program)
     }
 
-    /// Removes the template of `key`, if there is one. Leases that came of it have names of their own for what they use.
+    /// Removes the template of `key`, if there is one. Leases restored from it have their own links to its files.
     pub fn remove(&self, key: &str) -> Result<(), TemplateError> {
         let dir = self.dir.join(key);
         if dir.is_dir() { remove(&dir) } else { Ok(()) }
     }
 
-    /// Removes what a store without templates still has; nothing where it has one, or while somebody makes one.
+    /// Removes what remains in a store without templates; does nothing if there is a template, or while one is being made.
     pub fn dissolve(&self) -> Result<(), TemplateError> {
         if !self.dir.is_dir() {
             return Ok(());
@@ -338,13 +338,13 @@ impl Templates {
         check(&self.dir.join(key), key, Depth::EveryByte)
     }
 
-    /// The lock of whoever makes a template; `None` if somebody does.
+    /// The lock for making a template; `None` if another process holds it.
     pub fn try_make(&self) -> Result<Option<FileLock>, TemplateError> {
         files::create_private_dir(&self.dir)?;
         Ok(FileLock::try_acquire(&self.dir.join(LOCK))?)
     }
 
-    /// An empty directory for the parts of a new one; what died in the making is removed. Under the lock.
+    /// An empty directory for the parts of a new template; removes leftovers of dead makers. The caller holds the lock.
     pub fn workplace(&self, _lock: &FileLock) -> Result<PathBuf, TemplateError> {
         self.remove_unfinished()?;
         let name = hex(&random::bytes::<8>().map_err(TemplateError::Random)?);
@@ -353,7 +353,7 @@ impl Templates {
         Ok(dir)
     }
 
-    /// Removes what makers left that died; nothing while somebody makes one, and where nobody ever did.
+    /// Removes leftovers of dead makers; does nothing while a template is being made, or if none was ever made.
     pub fn remove_dead(&self) -> Result<(), TemplateError> {
         if self.dir.is_dir()
             && let Some(_lock) = self.try_make()?
@@ -379,8 +379,8 @@ impl Templates {
         Ok(())
     }
 
-    /// Makes the parts in `workplace` unchangeable, without their zeros, and describes them there. All of the memory is read for it, so it
-    /// takes seconds: `stop` is asked all the time whether to give it up.
+    /// Seals the parts in `workplace`: punches out their zeros, makes them read-only, and writes the manifest. It reads the
+    /// whole memory, which takes seconds; `stop` is polled all the time.
     pub fn seal(
         &self,
         workplace: &Path,
@@ -428,7 +428,7 @@ impl Templates {
         })
     }
 
-    /// Puts a sealed template in its place, instead of whatever was there. Under the lock.
+    /// Publishes a sealed template and replaces an earlier one. The caller holds the lock.
     pub fn publish(&self, sealed: Template, _lock: &FileLock) -> Result<Template, TemplateError> {
         let place = self.dir.join(&sealed.key);
         let fail = |errno: Errno| FileError::io("publish", &place, errno);
@@ -445,7 +445,8 @@ impl Templates {
         Ok(Template { dir: place, ..sealed })
     }
 
-    /// Notes that a machine did not come of the template of `key` that has this token; one that took its place meanwhile is not blamed.
+    /// Records a failed restore from the template of `key` with this token; a template that has replaced it meanwhile is not
+    /// affected.
     pub fn note_failure(&self, key: &str, token: &str) -> Result<(), TemplateError> {
         let dir = self.dir.join(key);
         if !manifest(&dir).is_ok_and(|manifest| manifest.about.token == token) {
@@ -457,7 +458,7 @@ impl Templates {
         Ok(files::write_atomic(&path, marks.as_bytes(), 0o600)?)
     }
 
-    /// Notes that one did: what went wrong before had nothing to do with it.
+    /// Records a successful restore, which clears earlier failures.
     pub fn note_success(&self, key: &str) {
         let path = self.dir.join(key).join(FAILURES);
         if path.exists() {
@@ -470,8 +471,8 @@ impl Templates {
         }
     }
 
-    /// Removes what is of no use: half-made ones, those of another image or host than `images` and `host` say, those that nobody has used for
-    /// long, and those that are broken. `None` where somebody is making one.
+    /// Removes unusable templates: unfinished ones, those of an image or host not in `images` and `host`, those unused for
+    /// long, and damaged ones. `None` while a template is being made.
     pub fn sweep(
         &self,
         images: &[String],
@@ -511,7 +512,7 @@ impl Templates {
     }
 }
 
-/// Removes a template: out of its name first, so that nobody finds half of it.
+/// Removes a template; it is renamed first, so that nobody sees a partial one.
 fn remove(dir: &Path) -> Result<(), TemplateError> {
     let fail = |source| FileError::io("remove", dir, source);
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -4,7 +4,8 @@
 //!  allocate ─ key ─ network ─ disk ─ vmm ─ boot ─ ready         every arrow: journal entry, effect, journal entry
 //!      └───────┴───────┴───────┴──────┴──────┴──> on any error: teardown::teardown
 //! ```
-//! Nothing here may be made before its journal entry, and no stage may sleep: each waits for what it needs to become true.
+//! No effect may happen before its journal entry, and no stage may sleep for a fixed time: each waits for its
+//! condition.
 
 pub(crate) mod error;
 
@@ -46,13 +47,13 @@ use crate::resource::ready;
 use crate::resource::trim::{self, Trims};
 use crate::resource::vmm::{self, Patience, Running};
 
-/// A lease in the making: what rollback needs, filled as the stages go.
+/// A lease in the making, with all that a rollback needs; filled as the stages proceed.
 pub struct Making<'a> {
-    /// What was asked for.
+    /// The request.
     pub request: &'a AcquireRequest,
     /// The allocated lease.
     pub made: Allocated,
-    /// Where events go.
+    /// Receives the events.
     pub events: &'a mut dyn FnMut(Event),
     recorder: Option<Recorder>,
     names: Option<NameServer>,
@@ -68,14 +69,14 @@ impl std::fmt::Debug for Making<'_> {
     }
 }
 
-/// What runs for a lease in its supervisor.
+/// Services that run for a lease in its supervisor.
 #[derive(Debug, Default)]
 pub struct Threads {
-    /// Keeps the console.
+    /// Records the console.
     pub recorder: Option<Recorder>,
-    /// Answers the guest's questions for names.
+    /// Forwards the guest's DNS queries.
     pub names: Option<NameServer>,
-    /// Takes blocks back that the guest has freed.
+    /// Returns freed blocks of the guest to the host.
     pub trims: Option<Trims>,
 }
 
@@ -84,16 +85,16 @@ pub struct Threads {
 pub struct Acquired {
     /// Its VMM.
     pub vmm: Running,
-    /// What the command line is told.
+    /// What the command line needs to enter the lease.
     pub ready: Ready,
 }
 
-/// A stage in the log. Entered until it is dropped.
+/// The log span of a stage, entered until it is dropped.
 fn stage_span(name: &'static str) -> tracing::span::EnteredSpan {
     tracing::info_span!("stage", name).entered()
 }
 
-/// Gives the request its lease. `gone` says whether whoever asked for it has gone away.
+/// Allocates the lease of the request. `gone` says whether the requesting client has gone away.
 pub fn allocate<'a>(
     places: &Places,
     request: &'a AcquireRequest,
@@ -142,7 +143,7 @@ pub fn allocate<'a>(
 }
 
 impl Making<'_> {
-    /// Makes everything else. `cancelled` is asked while the guest boots.
+    /// Makes everything else. `cancelled` is polled while the guest boots.
     pub fn make(
         &mut self,
         places: &Places,
@@ -216,7 +217,7 @@ impl Making<'_> {
         Ok(Acquired { vmm, ready })
     }
 
-    /// Promises the lease, which is ready, to the command line.
+    /// Hands the ready lease to the command line.
     pub(crate) fn promise(
         &mut self,
         places: &Places,
@@ -228,7 +229,7 @@ impl Making<'_> {
         Ok(promised)
     }
 
-    /// Puts the lease, which is ready, into the pool that it was made for.
+    /// Puts the ready lease into the pool for which it was made.
     pub(crate) fn pool(&mut self, pool: &Pool) -> Result<(), AcquireError> {
         let armed = self.request.failpoint.as_str();
         let hit = |phase| failpoint::hit(armed, Who::Supervisor, "pool", phase);
@@ -246,8 +247,8 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// Boots a guest that waits before it is anybody's, stops it there, and puts what a machine can go on from into `dir`. The rest is
-    /// to be taken back like that of any other lease.
+    /// Boots a guest without an identity, snapshots it, and stores the parts of the template in `dir`. The lease itself
+    /// must be torn down afterwards like any other.
     pub(crate) fn freeze(
         &mut self,
         places: &Places,
@@ -292,7 +293,7 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// The lease and its threads, when the making is over, one way or the other.
+    /// The lease and its service threads when the acquisition has ended, successfully or not.
     pub(crate) fn into_parts(self) -> (OwnedLease, Threads) {
         (
             self.made.lease,
@@ -304,18 +305,18 @@ impl Making<'_> {
         )
     }
 
-    /// Tells the command line something.
+    /// Sends an event to the command line.
     pub fn tell(&mut self, event: Event) {
         (self.events)(event);
     }
 
-    /// The command line has entered and claimed the lease: what it promised is there.
+    /// Records that the command line has entered and claimed the lease: the promised effects exist.
     pub(crate) fn claimed(&mut self, promised: Promised) -> Result<(), AcquireError> {
         let made = &mut self.made;
         promised.keep(&mut made.journal, &mut made.stored, self.request)
     }
 
-    /// Opens the console pipe for the VMM and starts to record what comes out of it.
+    /// Opens the VMM's console pipe and starts to record its output.
     fn record_console(&mut self) -> Result<File, AcquireError> {
         let dir = self.made.lease.dir();
         let path = dir.path().join("console.pipe");
@@ -354,7 +355,7 @@ impl Making<'_> {
         })
     }
 
-    /// Makes the namespace and plans what gives it its outer address: a network that is not there is told now.
+    /// Makes the namespace and plans the attachment of its outer address; a missing network is reported now.
     fn namespace(&mut self) -> Result<SavedAttach, AcquireError> {
         let _stage = stage_span("namespace");
         let dir = self.made.lease.dir().clone();
@@ -379,7 +380,7 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// Attaches the namespace, maps its address onto the guest, and serves names in it.
+    /// Attaches the namespace, maps its address onto the guest, and serves DNS in it.
     fn attach(&mut self, places: &Places, plan: &SavedAttach) -> Result<Outer, AcquireError> {
         let _stage = stage_span("network");
         let netns = self.made.lease.dir().netns();
@@ -401,8 +402,8 @@ impl Making<'_> {
         Ok(outer)
     }
 
-    /// Tells where the time between the machine's start and `ready` went: the network was made meanwhile, and counts as ours only
-    /// where the guest was ready before it.
+    /// Reports the time between the machine's start and `ready`. The network is made in parallel and counts as ours
+    /// only if the guest was ready before it.
     fn booted(&mut self, attached: Duration, stages: &[(String, u64)]) {
         let whole = self.stage.elapsed();
         let guest = stages
@@ -415,7 +416,7 @@ impl Making<'_> {
         self.stage = Instant::now();
     }
 
-    /// Makes the VMM's directory, in which `prepare` puts what is the lease's own.
+    /// Makes the VMM's directory; `prepare` fills it with the lease's private files.
     fn disk(
         &mut self,
         prepare: impl FnOnce(&disk::Plan<'_>) -> Result<disk::Home, DiskError>,
@@ -487,7 +488,7 @@ impl Making<'_> {
         Ok((plan, vmm))
     }
 
-    /// Journals `step`, lets `make` bring it about, and journals that it is there.
+    /// Journals the intent of `step`, runs `make`, and journals the mark.
     fn effect<T>(
         &mut self,
         step: Step,

@@ -1,8 +1,9 @@
-//! Leases whose supervisor has died: the machine lives on, and the next command gives it a new one. A lease that died in the
-//! making, or while it was taken back, is ended by the new one.
+//! Leases whose supervisor has died: the machine keeps running, and the next command starts a new supervisor for it. If
+//! the old one died during acquisition or teardown, the new one ends the lease.
 //!
-//! Costs one look at each journal. It must never start a supervisor for a lease that somebody is making or taking back: the new
-//! one takes the lease's lock first and looks again ([`crate::lifecycle::supervise::watch`]).
+//! The cost is one read of each journal. It must never start a supervisor for a lease that another process is making or
+//! tearing down: the new supervisor takes the lease's lock first and checks again
+//! ([`crate::lifecycle::supervise::watch`]).
 
 use std::process::Stdio;
 
@@ -18,7 +19,7 @@ use crate::context::Engine;
 use crate::lifecycle::teardown::ENDING;
 use crate::protocol::SUPERVISE;
 
-/// Starts a supervisor for each lease that has lost its own, and returns their ids. What cannot be read is left to `cleanup`.
+/// Starts a supervisor for each lease without one, and returns their ids. Unreadable records are left to `cleanup`.
 pub fn orphans(engine: &Engine) -> Result<Vec<String>, RecordError> {
     let mut adopted = Vec::new();
     for stored in leases::list(&engine.places.leases())?.leases {

@@ -1,8 +1,8 @@
-//! The command line's side of an acquisition: starts the supervisor, or takes a lease that waits from the one it has, follows the events,
-//! claims the lease or gives it up.
+//! The command line's side of an acquisition: starts the supervisor, or takes a pool member from its supervisor,
+//! follows the events, and claims the lease or gives it up.
 //!
-//! Dropping an [`Acquisition`] that was not claimed closes the supervisor's input, upon which it takes the lease back. If the
-//! supervisor itself dies, this side does that work.
+//! Dropping an unclaimed [`Acquisition`] closes the supervisor's input, and the supervisor then rolls back. If the
+//! supervisor itself dies, this side must do the rollback.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -30,22 +30,22 @@ use crate::lifecycle::teardown::{self, Actor, Extent};
 use crate::protocol::{self, Event, Failure, Message, Ready, SUPERVISE};
 use crate::request::AcquireRequest;
 
-/// How long a rollback may take before we stop waiting for it.
+/// How long to wait for a rollback.
 const ROLLBACK_LIMIT: Duration = Duration::from_mins(1);
 
-/// How long a supervisor that was killed may take to be gone once its connections are closed.
+/// How long a killed supervisor may take to disappear after its connections have closed.
 const DYING_LIMIT: Duration = Duration::from_secs(2);
 
-/// Why a lease could not be acquired, as the command line learns it.
+/// Why a lease could not be acquired, as seen by the command line.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The supervisor could not be started.
     #[error("cannot start the lease's supervisor")]
     Start(#[source] CommandError),
-    /// The supervisor could not be spoken to.
+    /// Communication with the supervisor failed.
     #[error("cannot speak to the lease's supervisor")]
     Speak(#[source] std::io::Error),
-    /// A lease that waits in a pool was not given away.
+    /// A pool member was not given away.
     #[error("cannot take lease {id} from its pool")]
     Taken {
         /// The lease.
@@ -54,7 +54,7 @@ pub enum ClientError {
         #[source]
         source: AskError,
     },
-    /// The supervisor of a lease that waits in a pool hung up, and goes on.
+    /// The supervisor of a pool member closed the connection but keeps running.
     #[error("the supervisor of lease {id} hung up and keeps it")]
     Kept {
         /// The lease.
@@ -63,12 +63,12 @@ pub enum ClientError {
     /// The lease was not made.
     #[error("{}", .0.message)]
     Failed(Failure, #[source] Option<Cause>),
-    /// The supervisor died; what it had made was taken back.
+    /// The supervisor died; its effects were rolled back.
     #[error("the supervisor of lease {id} died while it made the lease{}", left_over(.leftovers))]
     Died {
         /// The lease.
         id: String,
-        /// What could not be taken back.
+        /// What could not be removed.
         leftovers: Vec<String>,
     },
     /// The lease's lock cannot be had.
@@ -85,7 +85,7 @@ pub enum ClientError {
     },
 }
 
-/// A cause that crossed the pipe as text.
+/// A cause that was sent over the pipe as text.
 #[derive(Debug)]
 pub struct Cause {
     message: String,
@@ -93,7 +93,7 @@ pub struct Cause {
 }
 
 impl Cause {
-    /// The first of `causes`, outermost first, with the others behind it.
+    /// The first of `causes`, outermost first, with the others as its sources.
     pub fn chain(causes: &[String]) -> Option<Self> {
         let (first, rest) = causes.split_first()?;
         Some(Self {
@@ -161,13 +161,14 @@ impl Fault for ClientError {
 pub struct Acquisition<'e> {
     engine: &'e Engine,
     id: LeaseId,
-    /// The supervisor, where it is our child.
+    /// The supervisor, if it is our child process.
     child: Option<Child>,
     input: Option<File>,
     output: BufReader<File>,
 }
 
-/// Takes the lease that waits in the pool of `request` under its id; what it was made with stays, the rest is as in `request`.
+/// Takes the member of the pool of `request` under its id. What it was made with stays; the rest is set as in
+/// `request`.
 pub fn take<'e>(
     engine: &'e Engine,
     request: &AcquireRequest,
@@ -198,7 +199,8 @@ fn parse(id: &str) -> Result<LeaseId, ClientError> {
         .map_err(|error| ClientError::Speak(std::io::Error::new(std::io::ErrorKind::InvalidInput, error)))
 }
 
-/// Whether the supervisor of the lease in `dir` lives, and is not about to be gone: a process that dies closes its sockets first.
+/// Whether the supervisor of the lease in `dir` is alive and not about to disappear: a dying process closes its sockets
+/// first.
 fn lives_on(dir: &LeaseDir) -> bool {
     let Ok(Some(journal)) = journal::read(&dir.journal()) else {
         return false;
@@ -244,7 +246,7 @@ pub fn start<'e>(engine: &'e Engine, request: &AcquireRequest) -> Result<Acquisi
 }
 
 impl Acquisition<'_> {
-    /// Follows the events until the guest is ready. An interrupt gives the lease up and waits until it is taken back.
+    /// Follows the events until the guest is ready. An interrupt gives the lease up and waits for its rollback.
     pub fn wait_ready(
         &mut self,
         interrupts: Option<&Interrupts>,
@@ -269,7 +271,8 @@ impl Acquisition<'_> {
         }
     }
 
-    /// Follows the events until the template's parts are there and its machine has been taken back; returns what could not be.
+    /// Follows the events until the template's parts exist and its machine has been torn down; returns what could not
+    /// be removed.
     pub fn wait_frozen(
         mut self,
         interrupts: &Interrupts,
@@ -292,7 +295,7 @@ impl Acquisition<'_> {
         }
     }
 
-    /// Follows the events until the lease waits in the pool that it was made for.
+    /// Follows the events until the lease is in its pool.
     pub fn wait_pooled(
         mut self,
         interrupts: &Interrupts,
@@ -312,7 +315,7 @@ impl Acquisition<'_> {
         }
     }
 
-    /// Tells the supervisor that the lease has been entered and claimed, and waits until it watches.
+    /// Tells the supervisor that the lease has been entered and claimed, and waits until it watches the lease.
     pub fn claim(mut self) -> Result<(), ClientError> {
         if let Some(input) = &mut self.input {
             let line = protocol::line(&Message::Claimed).map_err(|error| ClientError::Speak(error.into()))?;
@@ -331,7 +334,7 @@ impl Acquisition<'_> {
         }
     }
 
-    /// Gives the lease up and waits until it is taken back; returns the supervisor's last word.
+    /// Gives the lease up and waits for the rollback; returns the supervisor's last event.
     pub fn abandon(mut self) -> Option<Failure> {
         self.hang_up();
         let mut last = None;
@@ -344,7 +347,7 @@ impl Acquisition<'_> {
         last
     }
 
-    /// The next event; `None` when the supervisor is gone.
+    /// The next event; `None` when the supervisor has ended.
     fn next(&mut self, interrupts: Option<&Interrupts>) -> Result<Option<Event>, ClientError> {
         if let Some(interrupts) = interrupts
             && self.output.buffer().is_empty()
@@ -412,7 +415,7 @@ impl Acquisition<'_> {
         }
     }
 
-    /// Reaps the supervisor if it ends now; it may also go on as somebody else's child.
+    /// Reaps the supervisor if it ends now; it may also continue without us.
     fn finish(&mut self) {
         self.hang_up();
         if let Some(child) = &mut self.child {
@@ -420,7 +423,7 @@ impl Acquisition<'_> {
         }
     }
 
-    /// Ends what the supervisor hears of us; what it says can still be read.
+    /// Closes the supervisor's input; its output can still be read.
     fn hang_up(&mut self) {
         if let Some(input) = self.input.take()
             && self.child.is_none()
@@ -441,7 +444,7 @@ mod tests {
 
     use super::*;
 
-    /// Writes the journal of a lease whose supervisor is this.
+    /// Writes the journal of a lease whose supervisor is this process.
     fn write_journal(dir: &LeaseDir, id: &LeaseId, supervisor: ProcessId) {
         files::create_private_dir(dir.path()).unwrap();
         let open = Entry::Open {

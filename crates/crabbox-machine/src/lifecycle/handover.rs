@@ -1,7 +1,7 @@
-//! The last part of a lease's way to its command line: what the journal promises, and what it says once the lease is claimed.
+//! The handover of a lease to its command line: the journal entries before it, and the state after the claim.
 //!
-//! The connection and the claim are the command line's to make, and the journal is ours. Nothing here may tell the command line that
-//! the lease is its own before the journal does.
+//! The command line makes the connection and the claim; the supervisor writes the journal. Nothing here may tell the
+//! command line that it owns the lease before the journal says so.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -26,16 +26,16 @@ use crate::protocol::{self, Message};
 use crate::request::AcquireRequest;
 use crate::resource::connection;
 
-/// What the command line is going to make, as the journal has it.
+/// The effects that the command line is going to make, as journaled.
 #[derive(Debug)]
 pub(crate) struct Promised {
     steps: Vec<Pending>,
-    /// Where the shared connection's socket belongs.
+    /// Path of the shared connection's socket.
     pub(crate) control: PathBuf,
 }
 
 impl Promised {
-    /// Writes the intents: of the shared connection where `request` wants it, and of the claim.
+    /// Writes the intents: for the shared connection if `request` wants one, and for the claim.
     pub(crate) fn make(
         journal: &mut JournalFile,
         record: &LeaseRecord,
@@ -54,7 +54,7 @@ impl Promised {
         Ok(Self { steps, control })
     }
 
-    /// Writes that all of it is there: the lease is somebody's, and ready.
+    /// Writes the marks of all effects: the lease is claimed and ready.
     pub(crate) fn keep(
         self,
         journal: &mut JournalFile,
@@ -74,8 +74,8 @@ impl Promised {
     }
 }
 
-/// Waits for the command line's message; its end without one is a command line that died or gave up, and who asks for the end of
-/// the lease meanwhile has it.
+/// Waits for the command line's message. End of input without one means that the command line died or gave up; a
+/// request to end the lease is served meanwhile.
 pub(super) fn says_claimed(input: &mut BufReader<File>, control: &Control) -> bool {
     let waiting = input.buffer().is_empty();
     while waiting && !is_readable(input.get_ref()) {
@@ -92,7 +92,7 @@ pub(super) fn says_claimed(input: &mut BufReader<File>, control: &Control) -> bo
     protocol::read_message(input) == Some(Message::Claimed)
 }
 
-/// Whether something can be read, the end of the stream included.
+/// Whether `read` would return at once; end of file counts.
 pub(super) fn is_readable(input: &impl AsFd) -> bool {
     let now = Timespec {
         tv_sec: 0,

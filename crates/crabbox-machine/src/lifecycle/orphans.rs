@@ -1,8 +1,9 @@
-//! The other way of cleanup: objects on the host that bear our tag and belong to no lease.
+//! Orphans: objects on the host that carry our tag and belong to no lease.
 //!
-//! A lease's directory is there before its first object and goes after its last, so an object that was seen and whose directory is not
-//! there afterwards belongs to nobody. Only what carries our tag in its name or place is ever looked at, and nothing is ever taken from a
-//! lease of another state directory: the host's registry and the namespaces that are mounted say what is theirs.
+//! A lease's directory exists before its first object and is removed after its last, so an object that was seen and
+//! whose directory does not exist afterwards is an orphan. Only objects with our tag in their name or path are
+//! considered, and nothing may be taken from a lease of another state directory: the host's registry and mounted
+//! namespaces identify those.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -21,27 +22,27 @@ use crate::lease::holders::{self, HoldersError};
 use crate::lease::machine;
 use crate::resource::cgroup::CGROUPS;
 
-/// How long an orphaned VMM gets between SIGTERM and SIGKILL.
+/// Time between SIGTERM and SIGKILL for an orphaned VMM.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// An object without a lease.
 #[derive(Debug, Clone)]
 pub enum Orphan {
-    /// A process in the directory of a lease that is gone.
+    /// A process in the directory of a lease that no longer exists.
     Process {
         /// Its identity.
         id: ProcessId,
         /// The lease.
         lease: String,
     },
-    /// A link of built-in networking.
+    /// A network link of built-in NAT.
     Link {
         /// Its tag.
         tag: String,
-        /// The lease on its label.
+        /// The lease that its label names.
         lease: String,
     },
-    /// An nft table of built-in networking.
+    /// An nft table of built-in NAT.
     Table {
         /// Its tag.
         tag: String,
@@ -51,12 +52,12 @@ pub enum Orphan {
         /// Its path.
         path: PathBuf,
     },
-    /// The lock file of a lease that is gone.
+    /// The lock file of a lease that no longer exists.
     Lock {
         /// The lease it guarded.
         lease: String,
     },
-    /// An entry of the host's registry whose lease is gone.
+    /// A registry entry whose lease no longer exists.
     Entry {
         /// The lease.
         lease: LeaseId,
@@ -64,7 +65,7 @@ pub enum Orphan {
 }
 
 impl Orphan {
-    /// What it is, in one word.
+    /// Its kind, in one word.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Process { .. } => "process",
@@ -92,16 +93,16 @@ impl Orphan {
 /// Why an orphan could not be found or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum OrphanError {
-    /// Networking could not be looked at or changed.
+    /// The network could not be inspected or changed.
     #[error(transparent)]
     Nat(#[from] NatError),
-    /// Processes could not be looked at or ended.
+    /// Processes could not be listed or ended.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// A lock could not be had.
+    /// A lock could not be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// It cannot be told what leases of other state directories hold.
+    /// It is unknown what leases of other state directories hold.
     #[error(transparent)]
     Holders(#[from] HoldersError),
     /// The host's registry cannot be used.
@@ -128,7 +129,7 @@ impl OrphanError {
     }
 }
 
-/// Finds every orphan. Objects are seen first, leases afterwards.
+/// Finds every orphan. Objects are listed first, leases afterwards.
 pub fn find(places: &Places) -> Result<Vec<Orphan>, OrphanError> {
     let mut seen = processes(places)?;
     for link in nat::owned_links()? {
@@ -159,7 +160,7 @@ pub fn find(places: &Places) -> Result<Vec<Orphan>, OrphanError> {
     Ok(seen)
 }
 
-/// Removes one orphan; gone already is fine.
+/// Removes one orphan; succeeds if it no longer exists.
 pub fn remove(places: &Places, orphan: &Orphan) -> Result<(), OrphanError> {
     match orphan {
         Orphan::Process { id, .. } => {
@@ -200,7 +201,7 @@ fn names(dir: &Path) -> Vec<String> {
         .collect()
 }
 
-/// VMMs whose root or working directory lies in a lease directory, or their socket.
+/// VMMs whose root, working directory or socket is in a lease directory.
 fn processes(places: &Places) -> Result<Vec<Orphan>, OrphanError> {
     let base = places.leases();
     let mut found = Vec::new();
@@ -248,7 +249,7 @@ fn tag_of(path: &Path) -> &str {
         .unwrap_or_default()
 }
 
-/// Control groups named `crabbox-<8 hex>` at the root, as the jailer is told to make them.
+/// Control groups named `crabbox-<8 hex>` at the root of the hierarchy, which is the name that we pass to the jailer.
 fn cgroups() -> Vec<Orphan> {
     let root = Path::new(CGROUPS);
     let ours = |name: &String| {

@@ -1,6 +1,6 @@
-//! Leases that were made ahead and wait: finding them, telling them that their pool is used, and ending them.
+//! Members of pools: finding them, reporting that their pool is used, and ending them.
 //!
-//! What a lease's record says counts again under its lock: a lease that somebody has taken meanwhile must never be ended here.
+//! A member's record is read again under its lock: a lease that a client has taken meanwhile must never be ended here.
 
 use std::time::Duration;
 
@@ -25,25 +25,25 @@ use crate::lifecycle::teardown::{self, Actor, Extent};
 use crate::request::AcquireRequest;
 use crate::resource::network::SubnetError;
 
-/// How long a supervisor that has just begun may take until it can be asked.
+/// How long a newly started supervisor may take to open its control socket.
 const TELL_LIMIT: Duration = Duration::from_secs(1);
-/// How long one may take to take back what it is making.
+/// How long a supervisor may take to roll back a member in the making.
 const WAY_LIMIT: Duration = Duration::from_secs(30);
 
-/// A lease that waits in a pool, or is being made for one.
+/// A pool member, finished or in the making.
 #[derive(Debug, Clone)]
 pub struct Member {
-    /// It.
+    /// The lease.
     pub stored: StoredLease,
     /// The key of its pool.
     pub pool: String,
-    /// When its making began, nanoseconds since 1970; 0 where its record does not say.
+    /// Start of its creation, in nanoseconds since 1970; 0 if its record does not say.
     pub made_at: i128,
-    /// Whether it can be taken.
+    /// Whether it can be taken now.
     pub waits: bool,
 }
 
-/// Every lease that was made ahead and that nobody has taken, the oldest first.
+/// Every unclaimed lease that was made for a pool, the oldest first.
 pub fn members(places: &Places) -> Result<Vec<Member>, RecordError> {
     let mut members: Vec<Member> = leases::list(&places.leases())?
         .leases
@@ -63,7 +63,7 @@ pub fn members(places: &Places) -> Result<Vec<Member>, RecordError> {
     Ok(members)
 }
 
-/// Whether the supervisor of a lease lives.
+/// Whether the supervisor of a lease is alive.
 pub(crate) fn has_supervisor(stored: &StoredLease) -> bool {
     let Ok(Some(journal)) = journal::read(&stored.dir.journal()) else {
         return false;
@@ -71,12 +71,12 @@ pub(crate) fn has_supervisor(stored: &StoredLease) -> bool {
     journal.process("supervisor").is_some_and(process::is_alive)
 }
 
-/// Whether `record` is of a lease that was made ahead and that nobody has taken.
+/// Whether `record` belongs to an unclaimed lease that was made for a pool.
 pub fn is_member(record: &LeaseRecord) -> bool {
     labels::pool(&record.labels).is_some()
 }
 
-/// Tells the members of `pool` that it is used, so that each has a successor when it has waited too long.
+/// Tells the members of `pool` that the pool is in use, so that each is replaced when it ends by age.
 pub fn tell_used(members: &[Member], pool: &str) {
     for member in members
         .iter()
@@ -89,7 +89,7 @@ pub fn tell_used(members: &[Member], pool: &str) {
     }
 }
 
-/// Ends a member, unless somebody has taken it or is at it; whether it has ended.
+/// Ends a member, unless a client has taken it or holds its lock; returns whether it has ended.
 pub fn end(places: &Places, member: &Member, actor: Actor<'_>) -> Result<bool, ReleaseError> {
     let Ok(id) = LeaseId::parse(&member.stored.record.lease_id) else {
         return Ok(false);
@@ -126,8 +126,9 @@ pub fn end(places: &Places, member: &Member, actor: Actor<'_>) -> Result<bool, R
     }
 }
 
-/// Makes room for somebody's lease, for which there was none: ends the oldest lease that is nobody's and whose end helps, waiting or in the
-/// making; whether one has ended. None ends where all of them together would not be enough, or once `gone` says that nobody wants it.
+/// Makes room for a refused lease: ends the oldest unclaimed lease whose end helps, waiting or in the making; returns
+/// whether one has ended. None is ended if all of them together would not make enough room, or once `gone` says that
+/// the client has gone away.
 pub(crate) fn make_room(
     places: &Places,
     request: &AcquireRequest,
@@ -168,7 +169,8 @@ pub(crate) fn make_room(
     false
 }
 
-/// Has a member end that its supervisor is at: one in the making does, one that is being given to somebody does not. Whether it is gone.
+/// Asks the supervisor of a member to end it: a member in the making ends, one that is being handed to a client does
+/// not. Returns whether it is gone.
 pub fn give_way(member: &Member, gone: &dyn Fn() -> bool) -> bool {
     let dir = &member.stored.dir;
     // Its supervisor has its record before it can be asked.
@@ -185,7 +187,7 @@ pub fn give_way(member: &Member, gone: &dyn Fn() -> bool) -> bool {
     !dir.path().exists()
 }
 
-/// Whether a lease could not be made for want of what a member would give up.
+/// Whether a lease failed for lack of a resource that the end of a member would free.
 pub(crate) fn wants_room(error: &AllocateError) -> bool {
     match error {
         AllocateError::NoRoom(refusal) => !refusal.is_of_the_owner(),

@@ -1,7 +1,7 @@
-//! Starting the one who fills a pool up: a process of its own, for which nobody waits.
+//! Starts the process that refills a pool; nobody waits for it.
 //!
-//! It is started when a lease has become somebody's, or has waited too long in a pool that is used. Nothing here may keep a lease from
-//! being watched.
+//! It is started after a lease has been claimed, or when a member of a used pool has ended by age. Nothing here may
+//! delay the watch over a lease.
 
 use std::io::Write as _;
 use std::process::Stdio;
@@ -14,21 +14,21 @@ use crabbox_host::process;
 use crate::protocol::{self, FILL};
 use crate::request::AcquireRequest;
 
-/// Why nobody fills the pool.
+/// Why the pool is not refilled.
 #[derive(Debug, thiserror::Error)]
 enum RefillError {
     /// The process could not be started.
     #[error("cannot start it")]
     Start(#[from] CommandError),
-    /// It could not be told what for.
+    /// The request could not be sent to it.
     #[error("cannot tell it what to make")]
     Tell(#[from] std::io::Error),
-    /// The order could not be written down.
+    /// The request could not be serialised.
     #[error("cannot put what it is to make into words")]
     Words(#[from] serde_json::Error),
 }
 
-/// Has the pool of `request`, if there is one, filled up with leases like the one that it asks for.
+/// Starts a refill of the pool of `request`, if there is one, with leases of the same kind.
 pub(super) fn start(request: &AcquireRequest) {
     if let Err(error) = try_start(request) {
         tracing::warn!("nobody fills the pool up: {}", fault::chain(&error));

@@ -1,7 +1,7 @@
-//! Giving leases back: `stop` for one, `cleanup` for all that nobody needs any more.
+//! Releases leases: `stop` for one, `cleanup` for all that are no longer needed.
 //!
-//! Both are the teardown of the journal. Cleanup goes on after an error, says why it does what it does, and leaves alone
-//! every lease whose lock is held: somebody is making it or taking it back.
+//! Both use the teardown of the journal. Cleanup continues after an error, gives a reason for each decision, and must
+//! not touch a lease whose lock is held: another process is making it or tearing it down.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -29,13 +29,13 @@ use crate::lease::ownership::{OwnedLease, OwnershipError};
 use crate::lifecycle::orphans::{self, OrphanError};
 use crate::lifecycle::teardown::{self, Actor, Extent, Report};
 
-/// How long another command may be busy with the lease that is to be stopped.
+/// How long `stop` waits for another command that holds the lease.
 const LOCK_LIMIT: Duration = Duration::from_mins(2);
 
-/// Why cleanup removes a lease whose maker died before somebody had it.
+/// The reason for removing a lease whose maker died before the claim.
 const NEVER_CLAIMED: &str = "never_claimed";
 
-/// Why a lease could not be given back.
+/// Why a lease could not be released.
 #[derive(Debug, thiserror::Error)]
 pub enum ReleaseError {
     /// There is no such lease.
@@ -59,14 +59,14 @@ pub enum ReleaseError {
     /// An object without a lease could not be found or removed.
     #[error(transparent)]
     Orphan(#[from] OrphanError),
-    /// Neither a record nor a journal says what there is to take back.
+    /// Neither a record nor a journal says what has to be undone.
     #[error("lease {id} is left whole: its record cannot be read, and may name a machine that runs{}", running(.machines))]
     Unknown {
         /// The lease.
         id: String,
         /// Its directory.
         dir: PathBuf,
-        /// Machines on a socket of it.
+        /// Machines that use a socket in it.
         machines: Vec<ProcessId>,
         /// Why the record cannot be read.
         #[source]
@@ -78,13 +78,13 @@ pub enum ReleaseError {
     /// Its journal cannot be read.
     #[error(transparent)]
     Journal(#[from] JournalFileError),
-    /// It waited in a pool when it was named, and is somebody's by now.
+    /// It was a pool member when it was named, and has been claimed since.
     #[error("lease {id} was taken from its pool meanwhile and is somebody's now; nothing was stopped")]
     Taken {
         /// The lease.
         id: String,
     },
-    /// Some of it is left.
+    /// Part of it is left.
     #[error("lease {id} could not be taken back completely: {}", .leftovers.join("; "))]
     Leftovers {
         /// The lease.
@@ -134,21 +134,21 @@ impl Fault for ReleaseError {
     }
 }
 
-/// A lease that was given back.
+/// A released lease.
 #[derive(Debug)]
 pub struct Released {
     /// The lease.
     pub id: String,
     /// Its machine's name.
     pub name: String,
-    /// The host that it was, for a host that exists already.
+    /// The host, for provider `ssh`.
     pub host: Option<String>,
-    /// The directory that stays with its disk (`deleteOnRelease: false`).
+    /// The directory that is kept with its disk (`deleteOnRelease: false`).
     pub kept: Option<PathBuf>,
 }
 
-/// Gives the lease back that `text` names. The directory of a lease that was made to outlive its release stays, however often it is
-/// released, unless `discard`.
+/// Releases the lease that `text` names. If the lease was made with `deleteOnRelease: false`, its directory is kept at
+/// every release, unless `discard`.
 pub fn stop(engine: &Engine, text: &str, discard: bool) -> Result<Released, ReleaseError> {
     let found = find::find(&engine.places, text, Purpose::Release)?;
     let name = match (&found.stored, &found.claim) {
@@ -189,8 +189,8 @@ pub fn stop(engine: &Engine, text: &str, discard: bool) -> Result<Released, Rele
     })
 }
 
-/// Refuses a lease whose record cannot be read, unless a journal says what there is: whoever cannot name a lease's machine must not
-/// forget where it is named.
+/// Refuses a lease with an unreadable record, unless a journal says what has to be undone: if the lease's machine
+/// cannot be identified, the record that may name it must be kept.
 fn told_by_journal(engine: &Engine, lease: &OwnedLease, source: RecordError) -> Result<(), ReleaseError> {
     if journal::read(&lease.dir().journal())?.is_some() {
         return Ok(());
@@ -230,22 +230,22 @@ fn take_back(engine: &Engine, lease: OwnedLease, extent: Extent, who: Who) -> Re
     }
 }
 
-/// What cleanup decided about one thing.
+/// A decision of cleanup about one object.
 #[derive(Debug)]
 pub struct Decision {
     /// The lease.
     pub lease: String,
-    /// What it was about.
+    /// The object.
     pub subject: Subject,
-    /// Whether it is removed, or would be.
+    /// Whether it is removed, or would be with `dry_run` unset.
     pub remove: bool,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// Why the removal did not work out.
+    /// Why the removal failed.
     pub error: Option<ReleaseError>,
 }
 
-/// What a decision is about.
+/// The kinds of object that cleanup decides about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subject {
     /// A lease with a record.
@@ -253,23 +253,23 @@ pub enum Subject {
         /// Its machine's id.
         vmid: String,
     },
-    /// A lease directory whose record cannot be used.
+    /// A lease directory with an unusable record.
     Directory,
     /// A claim without a lease.
     Claim {
         /// Its slug.
         slug: String,
     },
-    /// An object on the host that bears our tag, without a lease.
+    /// An object on the host with our tag but without a lease.
     Object {
-        /// What it is: `process`, `link`, `table`, `cgroup`, `lock`, `entry`.
+        /// Its kind: `process`, `link`, `table`, `cgroup`, `lock`, `entry`.
         kind: &'static str,
         /// Its name.
         name: String,
     },
 }
 
-/// Decides about every lease and claim of the provider, and removes what is to go unless `dry_run`.
+/// Decides about every lease and claim of the provider, and removes what is no longer needed unless `dry_run`.
 pub fn cleanup(
     engine: &Engine,
     dry_run: bool,
@@ -344,7 +344,7 @@ pub fn cleanup(
     Ok(decisions)
 }
 
-/// Removes a claim and its keys, unless the lease is there after all.
+/// Removes a claim and its keys, unless the lease exists after all.
 fn remove_claim(places: &Places, id: &str) -> Result<(), ReleaseError> {
     let Ok(lease) = LeaseId::parse(id) else {
         claims::remove(places, id, None)?;
@@ -362,7 +362,7 @@ fn remove_claim(places: &Places, id: &str) -> Result<(), ReleaseError> {
     Ok(())
 }
 
-/// Decides about a lease with a record; the proof comes along only when it may be removed.
+/// Decides about a lease with a record; returns the proof of ownership only if it may be removed.
 fn look_at_lease(places: &Places, seen: &StoredLease) -> (Decision, Option<OwnedLease>) {
     let id = seen.record.lease_id.clone();
     let decide = |remove: bool, reason: &str| Decision {
@@ -423,7 +423,7 @@ fn look_at_lease(places: &Places, seen: &StoredLease) -> (Decision, Option<Owned
     (decide(true, "process_exited"), Some(lease))
 }
 
-/// Decides about a lease directory whose record cannot be used.
+/// Decides about a lease directory with an unusable record.
 fn look_at_unreadable(places: &Places, bad: &leases::Unreadable) -> (Decision, Option<OwnedLease>) {
     let decide = |remove: bool, reason: String| Decision {
         lease: bad.name.clone(),
@@ -459,7 +459,7 @@ fn look_at_unreadable(places: &Places, bad: &leases::Unreadable) -> (Decision, O
     }
 }
 
-/// Takes a lease if nobody is at it.
+/// Takes a lease's lock if no other process holds it.
 fn own(places: &Places, name: &str) -> Result<Option<OwnedLease>, ReleaseError> {
     let id = LeaseId::parse(name).map_err(|_| OwnershipError::NotALease {
         path: places.leases().join(name),

@@ -1,4 +1,4 @@
-//! A lease that was made ahead of its use, in its supervisor: it waits to be taken, and is made somebody's when it is.
+//! A pool member in its supervisor: it waits until a client takes it, and is then handed over to that client.
 //!
 //! ```text
 //!                            asked for ───> request read ──> locks ──> labels, promises ──> ready ──> claimed ──> watching
@@ -7,7 +7,8 @@
 //!                 │ machine gone, asked to end, too old                       taken back
 //!                 └────────────────────────────────────────────────────────────> ^
 //! ```
-//! Nothing is locked while it waits. It must never be given to two, nor go back into the pool once somebody was told how to enter it.
+//! No lock is held while it waits. It must never be given to two clients, or return to the pool after a client has been
+//! told how to enter it.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -42,14 +43,14 @@ use crate::lifecycle::watch::{End, LOOK_EVERY};
 use crate::protocol::{self, Event, Failure, Ready};
 use crate::request::{AcquireRequest, Pool};
 
-/// How long the one who takes it may need to say what for.
+/// How long a client that takes the member may need to send its request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(2);
-/// How long somebody else may be busy with the lease when it is taken.
+/// How long another process may hold the lease while it is being taken.
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
 
-/// A lease that was made, from here to its end.
+/// A finished lease, from here to its end.
 pub(super) struct Life<'a> {
-    /// Where everything is.
+    /// The state directory and other places.
     pub(super) places: &'a Places,
     /// The lease.
     pub(super) id: &'a LeaseId,
@@ -57,66 +58,67 @@ pub(super) struct Life<'a> {
     pub(super) dir: &'a LeaseDir,
     /// Its VMM.
     pub(super) vmm: &'a ProcessHandle,
-    /// Our signals.
+    /// The signals of this process.
     pub(super) interrupts: &'a Interrupts,
-    /// What others ask of us.
+    /// Requests from the control socket.
     pub(super) control: &'a Control,
 }
 
 /// A lease that waits.
 pub(super) struct Waiting<'a> {
     life: &'a Life<'a>,
-    /// What it was made of.
+    /// The request from which it was made.
     pub(super) made_of: &'a AcquireRequest,
     pool: &'a Pool,
     ready: &'a Ready,
 }
 
-/// What becomes of it.
+/// The outcome of waiting.
 pub(super) enum Fate {
-    /// It is somebody's, and this is what it was taken with.
+    /// It is claimed, with this request.
     Taken(Box<AcquireRequest>),
     /// It ends.
     Ends(End),
-    /// It is nobody's any more, and no use to anybody else.
+    /// Its client has gone away, and no other client may have it.
     Spoilt(Box<Spoilt>),
 }
 
-/// A lease that was to be somebody's and goes instead. They hear of it when it is gone: until then it takes up the room that they will
-/// ask for next.
+/// A lease that was being handed over and is torn down instead. The client is told only afterwards, because until then
+/// the lease occupies the room that the client will request next.
 pub(super) struct Spoilt {
-    /// Its lock, under which that was decided.
+    /// The lease's lock, under which this was decided.
     pub(super) lock: FileLock,
-    /// What they hear then.
+    /// The message for the client.
     pub(super) word: LastWord,
 }
 
-/// The last that is said to the one who was to have a lease.
+/// The final message to the client that was to get a lease.
 pub(super) struct LastWord {
     output: File,
     failure: Failure,
 }
 
 impl LastWord {
-    /// Says why it is not theirs, and what could not be taken back.
+    /// Sends the reason for the refusal, and what could not be removed.
     pub(super) fn tell(mut self, leftovers: Vec<String>) {
         self.failure.leftovers = leftovers;
         tell(&self.output, &Event::Failed(self.failure));
     }
 }
 
-/// What became of somebody's wish to have it.
+/// The outcome of a client's request for it.
 enum Handing {
-    /// It is theirs.
+    /// The client has it.
     Done(Box<AcquireRequest>),
-    /// It is as it was.
+    /// It is unchanged.
     Spared,
-    /// It goes.
+    /// It is torn down.
     Spoilt(Box<Spoilt>),
 }
 
 impl<'a> Waiting<'a> {
-    /// The lease that was made of `made_of` for `pool`, and is entered by what `ready` says but for the shared connection.
+    /// The lease that was made from `made_of` for `pool`. `ready` says how it is entered, except for the shared
+    /// connection.
     pub(super) fn new(
         life: &'a Life<'a>,
         made_of: &'a AcquireRequest,
@@ -154,7 +156,7 @@ impl<'a> Waiting<'a> {
         }
     }
 
-    /// Waits for somebody or for its time; returns why it ends at once.
+    /// Waits for a client or the end of its time; returns the reason if it ends at once.
     fn wait(&self, too_old: Instant) -> Option<End> {
         let left = too_old.saturating_duration_since(Instant::now()).min(LOOK_EVERY);
         let wait = Timespec::try_from(left).ok();
@@ -220,7 +222,7 @@ impl<'a> Waiting<'a> {
         Handing::Done(Box::new(request))
     }
 
-    /// Locks the lease and looks at it again.
+    /// Locks the lease and reads its record again.
     fn take(&self, request: &AcquireRequest) -> Result<Taken, AcquireError> {
         if request.lease_id != self.life.id.as_str() {
             return Err(AcquireError::OtherLease {
@@ -250,7 +252,7 @@ impl<'a> Waiting<'a> {
     }
 }
 
-/// Says something to the one who takes the lease; that they have gone away shows as the end of what they say.
+/// Sends an event to the client; if the client has gone away, its end of input shows it.
 fn tell(mut output: impl std::io::Write, event: &Event) {
     output.write_all(&protocol::line(event).unwrap_or_default()).ok();
 }
@@ -267,7 +269,7 @@ fn both_ways(stream: UnixStream) -> std::io::Result<(File, File)> {
     ))
 }
 
-/// A lease on its way to whoever took it.
+/// A lease that is being handed to a client.
 struct Taken {
     lease: OwnedLease,
     journal: JournalFile,
@@ -276,7 +278,7 @@ struct Taken {
 }
 
 impl Taken {
-    /// Makes it theirs, says how it is entered, and waits until it is claimed.
+    /// Sets its record, tells the client how to enter it, and waits for the claim.
     fn give(
         &mut self,
         waiting: &Waiting<'_>,
@@ -313,7 +315,8 @@ impl Taken {
         promised.keep(&mut self.journal, &mut self.stored, request)
     }
 
-    /// Has the record say what it would if the lease were made for `request` now. What its machine was made with stays.
+    /// Sets the record to what it would be if the lease were made for `request` now. What its machine was made with
+    /// stays.
     fn relabel(&mut self, waiting: &Waiting<'_>, request: &AcquireRequest) -> Result<(), AcquireError> {
         let made_of = waiting.made_of;
         let now = AcquireRequest {

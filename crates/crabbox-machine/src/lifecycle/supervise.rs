@@ -1,8 +1,8 @@
-//! The per-lease supervisor: makes the lease, is the parent of its VMM, and sees to its end.
+//! The supervisor of a lease: acquires the lease, is the parent of its VMM, and tears the lease down.
 //!
-//! It lives in its own session, so that no Ctrl-C reaches it. It speaks to the command line over two pipes until the lease is
-//! claimed; everything it needs to know from then on is in the lease's record. If it is killed the machine lives on, and the
-//! next crabbox command starts another one ([`watch`]).
+//! It runs in its own session, so that no Ctrl-C reaches it. It talks to the command line over two pipes until the
+//! lease is claimed; all that it needs afterwards is in the lease's record. If it is killed, the machine keeps running,
+//! and the next crabbox command starts another supervisor ([`watch`]).
 //!
 //! ```text
 //!             request                    ready                 claimed
@@ -16,9 +16,10 @@
 //!  (adopted) ── lock ──> claimed, not ending, VMM known ───────────────────┘  │
 //!                 └────> never claimed, or its end was begun ─────────────────┘
 //! ```
-//! The lease's lock is held from its allocation to `watching`, while it is adopted, and from the decision to end it to the end; never
-//! while it is watched. Where it holds nothing it must decide nothing: whatever ends a lease is looked at again under the lock.
-//! From `watching` on nobody reads its output, so what goes wrong is in its log (`supervisor_log.rs`).
+//! It holds the lease's lock from the allocation to `watching`, during adoption, and from the decision to end the lease
+//! to its end; never while it watches. Without the lock it must not decide anything: every reason to end a lease is
+//! checked again under the lock. From `watching` on nobody reads its output, so errors go to its log
+//! (`supervisor_log.rs`).
 
 use std::fs::File;
 use std::io::{BufReader, Write as _};
@@ -58,30 +59,30 @@ use crate::resource::network;
 use crate::resource::ready::ReadyError;
 use crate::resource::trim;
 
-/// How many lines of a failed machine's console the user is shown.
+/// Number of console lines of a failed machine that the user is shown.
 const CONSOLE_LINES: usize = 20;
-/// How long a `stop` or `cleanup` may hold the lease while the supervisor waits to clean up itself.
+/// How long a `stop` or `cleanup` may hold the lease while the supervisor waits for its own teardown.
 const LOCK_LIMIT: Duration = Duration::from_mins(2);
 
-/// Why a supervisor could not do its work.
+/// Why a supervisor failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SuperviseError {
-    /// A pipe, to the command line or within this process, is not to be had.
+    /// A pipe, to the command line or within this process, is not available.
     #[error("cannot get a pipe")]
     Pipes(#[source] std::io::Error),
-    /// The request is not served.
+    /// The request is refused.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// The lease id is not one.
     #[error(transparent)]
     LeaseId(#[from] crabbox_core::id::LeaseIdError),
-    /// Signals cannot be watched.
+    /// Signals cannot be received.
     #[error(transparent)]
     Signal(#[from] SignalError),
-    /// Our own identity cannot be read.
+    /// The identity of this process cannot be read.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// The lock cannot be had.
+    /// The lock cannot be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
     /// The lease is not ours.
@@ -90,7 +91,7 @@ pub enum SuperviseError {
     /// The journal cannot be used.
     #[error(transparent)]
     Journal(#[from] JournalFileError),
-    /// This process has no identity.
+    /// This process has no identity (start time, boot id).
     #[error("the supervisor cannot find itself in /proc")]
     NoSelf,
 }
@@ -101,15 +102,15 @@ impl Fault for SuperviseError {
     }
 }
 
-/// Makes the lease that `input` describes in its first line, then watches it to its end. Takes this process over, its log
-/// included, which gets what `filter` lets through.
+/// Makes the lease that the first line of `input` describes, then watches it to its end. Takes over this process
+/// including its log, which records what `filter` selects.
 pub fn run(input: File, output: File, filter: Option<LogFilter>) -> Result<(), SuperviseError> {
     let log = SupervisorLog::install(filter);
     logged(make_and_watch(input, output, &log))
 }
 
-/// Watches a lease whose supervisor has died, under the failpoint that is armed (empty for none). Takes this process over, its log
-/// included.
+/// Watches a lease whose supervisor has died, with the armed failpoint (empty for none). Takes over this process
+/// including its log.
 pub fn watch(
     places: &Places,
     id: &LeaseId,
@@ -121,7 +122,7 @@ pub fn watch(
     logged(adopt(places, id, failpoint, &log))
 }
 
-/// An error that ends the supervisor goes to its log: its standard error is nobody's.
+/// Logs an error that ends the supervisor: nobody reads its standard error.
 fn logged(outcome: Result<(), SuperviseError>) -> Result<(), SuperviseError> {
     match &outcome {
         Ok(()) => tracing::info!("the supervisor ends"),
@@ -213,7 +214,7 @@ fn make_and_watch(input: File, mut output: File, log: &SupervisorLog) -> Result<
     }
 }
 
-/// Takes back what was made of a lease when `error` came.
+/// Rolls back what was made of a lease before `error`.
 fn roll_back(
     places: &Places,
     lease: OwnedLease,
@@ -235,7 +236,7 @@ fn roll_back(
 }
 
 impl Life<'_> {
-    /// Watches the lease, which is somebody's and was asked for with `request`, to its end.
+    /// Watches the claimed lease, which was requested with `request`, to its end.
     fn watch(&self, threads: Threads, request: &AcquireRequest) -> Result<(), SuperviseError> {
         tracing::info!("claimed; the supervisor watches");
         self.control.enter(Phase::Watching);
@@ -245,7 +246,7 @@ impl Life<'_> {
         Ok(())
     }
 
-    /// Keeps the lease for whoever takes it, and watches it then.
+    /// Keeps the lease as a pool member until a client takes it, then watches it.
     fn wait(&self, threads: Threads, waiting: &Waiting<'_>) -> Result<(), SuperviseError> {
         match waiting.stand_by() {
             Fate::Taken(request) => self.watch(threads, &request),
@@ -265,7 +266,7 @@ impl Life<'_> {
         }
     }
 
-    /// Takes the lease back; returns what could not be.
+    /// Tears the lease down; returns what could not be removed.
     fn conclude(
         &self,
         end: (End, Option<FileLock>),
@@ -281,18 +282,18 @@ impl Life<'_> {
     }
 }
 
-/// A lease that was handed over.
+/// A lease that was made.
 struct Handed {
     /// Its VMM.
     vmm: ProcessHandle,
-    /// How it is entered, and where it waits, if it was made ahead; otherwise it is the command line's.
+    /// How it is entered and which pool it is for, if it is a pool member; otherwise it belongs to the command line.
     pooled: Option<(Ready, Pool)>,
 }
 
-/// A lease that was handed over, or why there is none.
+/// A lease that was made, or the reason for the failure.
 type Outcome = Result<Handed, AcquireError>;
 
-/// Makes the lease and hands it to the command line; whatever happens, the lease comes back with its lock held.
+/// Makes the lease and hands it to the command line. In every case the lease is returned with its lock held.
 fn hand_over(
     mut making: Making<'_>,
     places: &Places,
@@ -332,7 +333,7 @@ fn hand_over(
     Ok((outcome, lease, threads))
 }
 
-/// What the making of a template comes to; whatever happens, its lease comes back with its lock held.
+/// The result of making a template. In every case its lease is returned with its lock held.
 fn freeze(
     mut making: Making<'_>,
     places: &Places,
@@ -352,7 +353,7 @@ fn own_identity() -> Result<ProcessId, SuperviseError> {
     process::identify(std::process::id())?.ok_or(SuperviseError::NoSelf)
 }
 
-/// Takes up a lease whose supervisor has died, unless somebody else has.
+/// Adopts a lease whose supervisor has died, unless another process has.
 fn adopt(places: &Places, id: &LeaseId, failpoint: &str, log: &SupervisorLog) -> Result<(), SuperviseError> {
     let interrupts = Interrupts::install()?;
     let supervisor = own_identity()?;
@@ -417,7 +418,7 @@ fn taken_up<T, E: std::error::Error + 'static>(what: &str, outcome: Result<T, E>
         .ok()
 }
 
-/// Takes the lease back, unless somebody else is at it or has done it; returns what could not be.
+/// Tears the lease down, unless another process holds its lock or has done it; returns what could not be removed.
 fn conclude(
     places: &Places,
     id: &LeaseId,
@@ -459,13 +460,14 @@ fn conclude(
     Ok(teardown::teardown(places, lease, extent, actor).leftovers())
 }
 
-/// Whether somebody has taken the lease back already: the label says so, and the machine is gone. The label alone is a word that anybody
-/// wrote; a VMM that runs behind it would be nobody's for ever.
+/// Whether another process has torn the lease down already: the label says so, and the machine has ended. The label
+/// alone is not trusted; otherwise a VMM that still runs could never be removed.
 fn is_taken_back(record: &LeaseRecord) -> bool {
     labels::state(&record.labels) == LeaseState::Released && !is_running(record)
 }
 
-/// Ends the lease's threads: names before the namespace goes, trims before the disk does, the console with all that is in its pipe.
+/// Ends the lease's service threads: DNS before the namespace is removed, trim before the disk is, and the console
+/// after its pipe has been drained.
 fn finish(threads: Threads) {
     drop((threads.names, threads.trims));
     if let Some(recorder) = threads.recorder {
@@ -473,7 +475,7 @@ fn finish(threads: Threads) {
     }
 }
 
-/// The last words of a machine that did not come up: its console's, or the VMM's own where it never said any.
+/// The last lines of a machine that did not come up: of its console, or of the VMM's log if the console is empty.
 fn finish_console(threads: Threads, dir: &LeaseDir) -> Vec<String> {
     finish(threads);
     let console = console::tail(&dir.console(), CONSOLE_LINES);

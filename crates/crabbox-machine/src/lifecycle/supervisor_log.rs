@@ -1,8 +1,9 @@
-//! The supervisor's own log, `supervisor.log` in the lease's directory: what it did, by lease, stage and step, and every error that
-//! nobody is left to be shown.
+//! The supervisor's log, `supervisor.log` in the lease's directory: its work by lease, stage and step, and every error
+//! that cannot be shown to a user.
 //!
-//! What is logged before the lease has a directory is kept and written there first. A supervisor must never wait or fail for
-//! its log, and nothing that a guest or a file said may forge a line of it: one event is one line, without control characters.
+//! Events from before the lease has a directory are buffered and written there first. A supervisor must never wait for
+//! its log or fail because of it, and no text from a guest or a file may forge a line: one event is one line, without
+//! control characters.
 
 use std::fmt;
 use std::io;
@@ -23,11 +24,11 @@ use tracing_subscriber::{Layer as _, Registry, reload};
 
 use crate::log_filter::LogFilter;
 
-/// What is logged where nobody asked for more or less.
+/// The default filter.
 const LEVEL: LevelFilter = LevelFilter::INFO;
-/// The longest line, in bytes: more of one event than anybody reads, and little beside the file's limit.
+/// The longest line, in bytes; small compared with the size limit of the file.
 const LINE_LIMIT: usize = 4096;
-/// How much is kept until the lease has its directory, in bytes: all that happens until then, many times over.
+/// Size of the buffer until the lease has its directory, in bytes; far more than the events until then.
 const EARLY_LIMIT: usize = 64 * 1024;
 
 /// The log of this process. Clones write to the same file.
@@ -37,23 +38,23 @@ pub(crate) struct SupervisorLog {
     filter: reload::Handle<Targets, Registry>,
 }
 
-/// The file's end of it.
+/// The file behind it.
 #[derive(Debug, Clone)]
 struct Lines(Arc<Mutex<Sink>>);
 
-/// Where lines go.
+/// The destination of lines.
 #[derive(Debug)]
 enum Sink {
     /// The lease has no directory yet.
     Early(Vec<u8>),
-    /// Into its directory.
+    /// The lease's directory.
     File(BoundedLog),
-    /// There is no writing there.
+    /// The log cannot be written.
     Nowhere,
 }
 
 impl SupervisorLog {
-    /// Makes this process log here, panics of any of its threads included. Meant to be called once, first of all.
+    /// Makes this process log here, including panics of any thread. Must be called once, before anything else.
     pub(crate) fn install(filter: Option<LogFilter>) -> Self {
         let (log, subscriber) = Self::new(filter.unwrap_or_else(|| LogFilter::level(LEVEL)));
         // Somebody who has installed a subscriber before us logs elsewhere, and that is as good.
@@ -62,7 +63,7 @@ impl SupervisorLog {
         log
     }
 
-    /// A log, and the subscriber that writes what `filter` lets through into it.
+    /// A log, and the subscriber that writes to it what `filter` selects.
     pub(crate) fn new(filter: LogFilter) -> (Self, impl tracing::Subscriber + Send + Sync) {
         let lines = Lines(Arc::new(Mutex::new(Sink::Early(Vec::new()))));
         let (filter, handle) = reload::Layer::new(filter.into_targets());
@@ -78,18 +79,18 @@ impl SupervisorLog {
         (log, tracing_subscriber::registry().with(layer))
     }
 
-    /// From here on `filter` says what is logged.
+    /// Replaces the filter.
     pub(crate) fn set_filter(&self, filter: LogFilter) {
         // Without its subscriber there is nothing that could log.
         self.filter.reload(filter.into_targets()).ok();
     }
 
-    /// What says what is logged, as `CRABBOX_LOG` spells it.
+    /// The current filter, in the syntax of `CRABBOX_LOG`.
     pub(crate) fn filter(&self) -> String {
         self.filter.with_current(ToString::to_string).unwrap_or_default()
     }
 
-    /// From here on the lease has a directory: what was logged so far goes there first.
+    /// Sets the lease's directory and writes the buffered events there first.
     pub(crate) fn enter(&self, dir: &LeaseDir) {
         let opened = BoundedLog::open(&dir.supervisor_log());
         let mut sink = self.lines.sink();
@@ -132,7 +133,7 @@ impl<'a> MakeWriter<'a> for Lines {
     }
 }
 
-/// The text of one event, which becomes one line when it is whole.
+/// The text of one event; it is written as one line when complete.
 #[derive(Debug)]
 pub(crate) struct Event<'a> {
     lines: &'a Lines,
@@ -156,7 +157,7 @@ impl Drop for Event<'_> {
     }
 }
 
-/// The text of an event as one line that a terminal only displays, cut at [`LINE_LIMIT`].
+/// The text of an event as one line without terminal sequences, truncated at [`LINE_LIMIT`].
 fn line(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let mut line = harmless(&text.trim_end().replace('\n', "\\n"));
@@ -168,7 +169,7 @@ fn line(text: &[u8]) -> String {
     line
 }
 
-/// The time of an event, in UTC as everywhere in a lease's files.
+/// The time of an event, in UTC like all times in a lease's files.
 struct WallClock;
 
 impl FormatTime for WallClock {

@@ -1,8 +1,8 @@
-//! Taking a lease back: the journal walked from its end to its beginning.
+//! Teardown of a lease: the journal, read from its end to its beginning.
 //!
-//! Rollback, `stop`, `cleanup` and the supervisor's own clean-up are all this one walk. Every step bears that its effect
-//! never happened or is gone already; an error is collected and never stops the rest; the directory with the journal goes
-//! last, and only when nothing is left that it would be needed for.
+//! Rollback, `stop`, `cleanup` and the supervisor's own teardown are this one walk. Every step must succeed if its
+//! effect never happened or is already undone. An error is collected and never stops the rest. The directory with the
+//! journal is removed last, and only when no step is left that needs it.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,18 +28,18 @@ use crate::lease::ownership::OwnedLease;
 use crate::resource::connection;
 use crate::resource::network::{self, DetachError, SavedAttach};
 
-/// How long a VMM gets between SIGTERM and SIGKILL. Its disk dies with it, so there is nothing for it to save.
+/// Time between SIGTERM and SIGKILL for a VMM. Its disk is deleted anyway, so it has nothing to save.
 const VMM_GRACE: Duration = Duration::from_millis(500);
-/// The journal's note that a lease is being taken back: from then on there is no way but to the end.
+/// The journal entry that a teardown has begun: from then on the lease can only be torn down.
 pub(crate) const ENDING: &str = "ending";
-/// How long a CNI plugin gets whose runtime has died.
+/// Time limit for a CNI plugin whose runtime has died.
 const PLUGIN_GRACE: Duration = Duration::from_secs(10);
-/// How long the kernel gets to let go of an empty control group.
+/// How long to retry removal of an empty control group that the kernel still reports as busy.
 const GROUP_LIMIT: Duration = Duration::from_secs(2);
 /// How long a supervisor gets to notice that its lease is gone.
 const SUPERVISOR_GRACE: Duration = Duration::from_secs(5);
 
-/// Why one step could not be taken back.
+/// Why one step could not be undone.
 #[derive(Debug, thiserror::Error)]
 pub enum UndoError {
     /// A process could not be found or ended.
@@ -57,7 +57,7 @@ pub enum UndoError {
     /// The claim could not be removed.
     #[error(transparent)]
     Claim(#[from] ClaimError),
-    /// The shared SSH connection could not be ended.
+    /// The shared SSH connection could not be closed.
     #[error(transparent)]
     Connection(#[from] crabbox_ssh::master::ExitError),
     /// The control group could not be removed.
@@ -69,7 +69,7 @@ pub enum UndoError {
         #[source]
         source: std::io::Error,
     },
-    /// The journal names something outside the lease's own places: it is not touched.
+    /// The journal names a path outside the lease's own places: it is not touched.
     #[error("the journal names {}, which is not part of this lease", path.display())]
     Outside {
         /// The path.
@@ -89,17 +89,17 @@ pub enum UndoError {
     Registry(#[from] RegistryError),
 }
 
-/// How far a teardown goes.
+/// The extent of a teardown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
-    /// Everything goes.
+    /// Everything is removed.
     Everything,
-    /// The directory with its disk and record stays, marked `released` (`deleteOnRelease: false`).
+    /// The directory with its disk and record is kept, marked `released` (`deleteOnRelease: false`).
     KeepDirectory,
 }
 
 impl Extent {
-    /// How far the release of the lease with this record goes.
+    /// The extent of the teardown when the lease with this record is released.
     pub fn of(record: &LeaseRecord) -> Self {
         if record.delete_on_release {
             Self::Everything
@@ -109,27 +109,27 @@ impl Extent {
     }
 }
 
-/// Who tears down, and under which failpoint.
+/// The process that tears down, and its armed failpoint.
 #[derive(Debug, Clone, Copy)]
 pub struct Actor<'a> {
     /// The process.
     pub who: Who,
-    /// The failpoint that is armed.
+    /// The armed failpoint.
     pub failpoint: &'a str,
 }
 
-/// What became of a teardown.
+/// The result of a teardown.
 #[derive(Debug, Default)]
 #[must_use = "leftovers must be reported"]
 pub struct Report {
-    /// Steps that were taken back, in order.
+    /// Steps that were undone, in order.
     pub undone: Vec<&'static str>,
-    /// Steps that could not be, with their reasons.
+    /// Steps that could not be undone, with their reasons.
     pub errors: Vec<(&'static str, UndoError)>,
 }
 
 impl Report {
-    /// Notes a step that could not be taken back, here and in the log.
+    /// Records a step that could not be undone, here and in the log.
     fn left_over(&mut self, step: &'static str, error: UndoError) {
         tracing::error!(step, "left over: {}", fault::chain(&error));
         self.errors.push((step, error));
@@ -144,7 +144,8 @@ impl Report {
     }
 }
 
-/// Takes back what was done for `lease`. The lock is given up at the end, with its file when the lease is gone.
+/// Undoes all effects of `lease`. The lock is released at the end, and its file removed if nothing of the lease is
+/// left.
 pub fn teardown(places: &Places, lease: OwnedLease, extent: Extent, actor: Actor<'_>) -> Report {
     let _stage = tracing::info_span!("stage", name = "teardown").entered();
     let mut report = Report::default();
@@ -207,8 +208,8 @@ pub fn teardown(places: &Places, lease: OwnedLease, extent: Extent, actor: Actor
     report
 }
 
-/// The last part: directory, entry in the host's registry and lock, or the record of a kept directory, which keeps its entry. The
-/// supervisor is the last to be seen off.
+/// The final part: removes directory, registry entry and lock, or writes the record of a kept directory, which keeps
+/// its entry. Waits for the supervisor last.
 fn finish(
     places: &Places,
     lease: OwnedLease,
@@ -330,8 +331,8 @@ impl Walk<'_> {
         }
     }
 
-    /// Ends the VMM by its identity; where it was never written, by its working directory or root, which is the lease's own, or by its
-    /// socket there.
+    /// Ends the VMM by its identity. If the identity was never written, finds the VMM by its working directory or root,
+    /// which only this lease uses, or by its socket there.
     fn end_vmm(&self, process: Option<&ProcessId>, dir: &Path, vmid: &str) -> Result<(), UndoError> {
         let ids = if let Some(process) = process {
             vec![process.clone()]
@@ -348,12 +349,12 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// `path`, if it lies inside the lease directory.
+    /// Returns `path` if it is inside the lease directory.
     fn inside<'p>(&self, path: &'p str) -> Result<&'p Path, UndoError> {
         within(Path::new(path), self.lease.dir().path())
     }
 
-    /// `path`, if it is the lease's key directory.
+    /// Returns `path` if it is the lease's key directory.
     fn key_dir<'p>(&self, path: &'p str) -> Result<&'p Path, UndoError> {
         let path = Path::new(path);
         if path == self.places.keys(self.lease.id().as_str()) {
@@ -379,8 +380,8 @@ fn within<'p>(path: &'p Path, dir: &Path) -> Result<&'p Path, UndoError> {
     }
 }
 
-/// Waits for the CNI plugins that a maker who died left running, then ends them: one that went on after the detachment would attach
-/// what nobody detaches any more.
+/// Waits for CNI plugins that a dead maker left running, then ends them: a plugin that continued after the detach would
+/// make an attachment that nobody removes.
 fn end_plugins(saved: &SavedAttach) -> Result<(), ProcessError> {
     let SavedAttach::Cni(attachment) = saved else {
         return Ok(());
@@ -402,8 +403,9 @@ fn end_plugins(saved: &SavedAttach) -> Result<(), ProcessError> {
     Ok(())
 }
 
-/// VMMs and their makers whose working directory or root is `dir`: they have the machine's id among their arguments, or are the
-/// supervisor's child that has not become one yet. A user's shell may stand there too and is nothing of ours.
+/// VMMs and their starting processes whose working directory or root is `dir`: either the machine's id is in their
+/// arguments, or they are a child of the supervisor before its exec. A user's shell may also have this working
+/// directory and must not be ended.
 fn at_home_in(dir: &Path, vmid: &str) -> Result<Vec<ProcessId>, ProcessError> {
     let own = std::process::id();
     let mut found = Vec::new();
@@ -441,7 +443,7 @@ fn remove_cgroup(path: &Path, lease: &OwnedLease) -> Result<(), UndoError> {
     remove_group(parent)
 }
 
-/// Removes one control group; the kernel needs a moment after its last process is gone.
+/// Removes one control group; the kernel needs a moment after its last process has ended.
 fn remove_group(path: &Path) -> Result<(), UndoError> {
     let gone = crabbox_host::clock::poll_until(GROUP_LIMIT, || match std::fs::remove_dir(path) {
         Ok(()) => Some(Ok(())),
@@ -457,7 +459,8 @@ fn remove_group(path: &Path) -> Result<(), UndoError> {
         .map_err(failed)
 }
 
-/// What a lease without a journal (made by the Go program, or its maker died before the first line) may have left.
+/// The effects that a lease without a journal may have (made by the Go program, or its maker died before the first
+/// line).
 fn foreign_journal(places: &Places, lease: &OwnedLease) -> Journal {
     let record = leases::read(lease.dir())
         .map(|stored| stored.record)

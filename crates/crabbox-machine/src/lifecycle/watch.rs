@@ -1,7 +1,7 @@
-//! The watch over a lease: waits for its VMM's end, for its expiry, for a signal or a wish to end it.
+//! The watch over a lease: waits for the end of its VMM, its expiry, a signal, or a request to end it.
 //!
-//! Refreshes a lease that is in use. It must never end a lease itself: it says why one ends, and hands on the lock under which that was
-//! decided.
+//! It also refreshes a lease that is in use. It must never end a lease itself: it returns the reason, and the lock
+//! under which that was decided.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::control::server::Control;
 use crate::lease::activity::{self, Watchpoint};
 
-/// How often the record is looked at for its expiry while nothing else happens.
+/// Interval at which the record is checked for expiry.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Why a lease ends.
@@ -30,17 +30,17 @@ pub(super) enum End {
     MachineGone,
     /// It expired.
     Expired(String),
-    /// The supervisor was asked to end.
+    /// The supervisor was asked to end it.
     Asked,
-    /// Somebody else took it back.
+    /// Another process tore it down.
     LeaseGone,
-    /// Its making or its end was broken off by a death.
+    /// Its acquisition or teardown was interrupted by the death of a process.
     Unfinished,
 }
 
 /// Waits for something that ends the lease.
 ///
-/// The lock of an expired lease comes along: the decision was made under it, so no heartbeat can come in between.
+/// For an expired lease the lock is returned too: the decision was made under it, so no heartbeat can intervene.
 pub(super) fn observe(
     places: &Places,
     dir: &LeaseDir,
@@ -96,7 +96,8 @@ pub(super) fn observe(
     }
 }
 
-/// Refreshes a lease that is in use; returns why one has expired. In use or not, its time to live is the end.
+/// Refreshes a lease that is in use; returns the reason if it has expired. The time to live ends the lease even if it
+/// is in use.
 fn expired(places: &Places, stored: &StoredLease) -> Option<String> {
     // What cannot be looked at is taken for in use: better a lease that lives to its time to live than work that is ended.
     let in_use = match journal::read(&stored.dir.journal()) {
@@ -129,7 +130,7 @@ mod tests {
     use crabbox_core::journal::{Entry, VERSION};
     use crabbox_core::record::LeaseRecord;
 
-    /// A lease that was not touched for longer than its idle limit, with the journal `text`.
+    /// A lease that was not refreshed for longer than its idle timeout, with the journal `text`.
     fn idle(home: &std::path::Path, text: &str) -> (Places, StoredLease) {
         let places = Places::below(home);
         let id = "cbx_0123456789ab";

@@ -1,6 +1,6 @@
-//! The SSH connection of a lease: one target and one control socket, the same for whoever computes them.
+//! The SSH connection of a lease: one target and one control socket, the same whichever process computes them.
 //!
-//! The command line opens the connection, every later command shares it, teardown closes it. It must never outlive its lease.
+//! The command line opens the connection, later commands share it, teardown closes it. It must never outlive its lease.
 
 use std::path::{Path, PathBuf};
 
@@ -15,10 +15,10 @@ use crabbox_store::places::Places;
 /// Why a lease cannot be reached by SSH.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectionError {
-    /// The record names a user or host that cannot be used.
+    /// The record names an invalid user or host.
     #[error(transparent)]
     Target(#[from] TargetError),
-    /// There is no place for the control socket.
+    /// There is no usable directory for the control socket.
     #[error(transparent)]
     Control(#[from] ControlError),
     /// The record's port is not a number.
@@ -31,7 +31,7 @@ pub enum ConnectionError {
     },
 }
 
-/// The SSH target of a lease as its record has it, without a shared connection.
+/// The SSH target of a lease according to its record, without a shared connection.
 pub fn target(record: &LeaseRecord, places: &Places) -> Result<Target, ConnectionError> {
     let keys = places.keys(&record.lease_id);
     let port = record.ssh_port.parse().map_err(|_| ConnectionError::Port {
@@ -47,7 +47,7 @@ pub fn target(record: &LeaseRecord, places: &Places) -> Result<Target, Connectio
     Ok(target)
 }
 
-/// The directory for control sockets that a request names, looked at again: it comes from another process.
+/// The directory for control sockets from a request, checked again because the request comes from another process.
 pub(crate) fn control_dir(dir: &Path) -> Result<PrivateDir, ConnectionError> {
     Ok(PrivateDir::open(dir).map_err(ControlError::from)?)
 }
@@ -64,7 +64,8 @@ pub fn shared(record: &LeaseRecord, places: &Places, dir: &PrivateDir) -> Result
     Ok(target)
 }
 
-/// Ends every shared connection that was opened with the key of lease `id`, for a lease whose journal does not tell.
+/// Closes every shared connection that was opened with the key of lease `id`, for a lease whose journal does not name
+/// its socket.
 pub(crate) fn close_all(places: &Places, id: &str) -> Result<(), ExitError> {
     for control in master::of_key(&places.keys(id).join("id_ed25519"))? {
         close(&control)?;
@@ -72,7 +73,7 @@ pub(crate) fn close_all(places: &Places, id: &str) -> Result<(), ExitError> {
     Ok(())
 }
 
-/// Ends the shared connection at `control`, and the forwards of its lease; none there is fine.
+/// Closes the shared connection at `control` and the forwards of its lease; succeeds if there is none.
 pub fn close(control: &Path) -> Result<(), ExitError> {
     let forwards = forwards::forget(control);
     master::exit(control)?;

@@ -1,7 +1,7 @@
-//! The VMM's directory: kernel, initrd with the seed, disks. Everything in it has a name relative to it, jailed or not.
+//! The VMM's directory: kernel, initrd with the seed, disks. Every path in it is relative to it, jailed or not.
 //!
-//! Preparing it costs the same for every image size: the kernel and the base are links, the layer is sparse. It must never
-//! write to an image of the store, and never let a path that Firecracker sees depend on where the lease lives.
+//! The cost is the same for every image size: the kernel and the base are links, the layer is sparse. It must never
+//! write to an image of the store, or let a path that Firecracker sees depend on the lease's location.
 
 use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
@@ -35,7 +35,7 @@ pub const INITRD: &str = "initrd.img";
 pub const BASE: &str = "base.ext4";
 /// The private writable disk's name.
 pub const DISK: &str = "disk.ext4";
-/// The seed drive's name, for anyone's image.
+/// The seed drive's name, for a foreign image.
 pub(crate) const SEED: &str = "cidata.img";
 /// The vsock's name; Firecracker appends `_<port>` for connections from the guest.
 pub(crate) const VSOCK: &str = "vsock.sock";
@@ -44,13 +44,13 @@ pub const LOG: &str = "firecracker.log";
 /// Firecracker's API socket.
 pub const API: &str = "api.sock";
 
-/// Firecracker's names for what it writes of a machine that is frozen; never those of what it was loaded from.
+/// Firecracker's file names for a snapshot that it writes; they differ from the names of the files that it loads.
 pub(crate) const FROZEN: [(&str, &str); 2] = [("frozen.memory", MEMORY), ("frozen.vmstate", VMSTATE)];
 
-/// How the disk of a restored machine is made: a copy of its template's.
+/// The disk method of a restored machine: a copy of its template's disk.
 const TEMPLATE: &str = "template";
 
-/// How the disk of our own image is made: an empty layer above the base that all leases share.
+/// The disk method of our own image: an empty layer above the base that all leases share.
 pub(crate) const SHARED_BASE: &str = "shared-base";
 
 /// Why the directory could not be prepared.
@@ -65,7 +65,7 @@ pub enum DiskError {
     /// A disk could not be made.
     #[error(transparent)]
     Disk(#[from] image_disk::DiskError),
-    /// The kernel is not one.
+    /// The kernel is not valid.
     #[error("{} is not a usable guest kernel", path.display())]
     Kernel {
         /// The file.
@@ -80,7 +80,7 @@ pub enum DiskError {
     /// The socket could not be made.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// A file could not be given to the VMM's user.
+    /// A file could not be given to the VMM's uid.
     #[error("cannot give {} to uid {uid}", path.display())]
     Owner {
         /// The file.
@@ -100,16 +100,16 @@ pub enum DiskError {
         #[source]
         source: std::io::Error,
     },
-    /// Only a machine of our own image can be frozen.
+    /// Only a machine of our own image can be snapshotted.
     #[error("a machine of an image that is not crabbox's own can neither be frozen nor restored")]
     Foreign,
-    /// What the VMM wrote is not what it was asked for.
+    /// The VMM's output is not what was requested.
     #[error("{} is not a file that the VMM wrote for us alone", path.display())]
     NotFrozen {
         /// The file.
         path: PathBuf,
     },
-    /// The kernel gave no randomness for the guest's seed.
+    /// The kernel returned no random bytes for the guest's seed.
     #[error("cannot draw entropy for the guest")]
     Entropy(#[source] std::io::Error),
 }
@@ -132,7 +132,7 @@ impl Fault for DiskError {
     }
 }
 
-/// Whether an error's root is a full file system.
+/// Whether an error's root cause is a full file system.
 fn is_out_of_space(error: &(dyn std::error::Error + 'static)) -> bool {
     let full = |error: &(dyn std::error::Error + 'static)| {
         error
@@ -143,24 +143,25 @@ fn is_out_of_space(error: &(dyn std::error::Error + 'static)) -> bool {
     full(error) || fault::causes(error).any(full)
 }
 
-/// What is to be prepared.
+/// The inputs of the directory.
 #[derive(Debug)]
 pub struct Plan<'a> {
     /// The VMM's directory.
     pub home: PathBuf,
-    /// The jailer's own directory, of which `home` is a part.
+    /// The jailer's own directory, which contains `home`.
     pub jail: Option<PathBuf>,
-    /// Shared files that a hard link may not reach.
+    /// Shared files that may be out of reach of a hard link.
     pub mounts: Vec<Shared>,
     request: &'a AcquireRequest,
-    /// The template that the machine goes on from. Opened once, so that all parts are of one, whatever takes its place meanwhile.
+    /// The template that the machine is restored from. It is opened once, so that all parts belong to the same template
+    /// even if it is replaced meanwhile.
     template: Option<Opened>,
     uid: Option<u32>,
     id: String,
     hostname: String,
 }
 
-/// A directory that stays the same one under another name.
+/// An open directory, which stays the same even when it is renamed.
 #[derive(Debug)]
 struct Opened(std::os::fd::OwnedFd);
 
@@ -190,13 +191,13 @@ pub struct Shared {
 pub struct Home {
     /// Its path on the host.
     pub dir: PathBuf,
-    /// How the private disk was made: a layer above a `shared-base`, a `reflink` or a `sparse-copy` of the whole.
+    /// How the private disk was made: a layer above a `shared-base`, a `reflink` or a `sparse-copy` of the whole image.
     pub method: &'static str,
-    /// The file that carries the seed; a restored guest gets it otherwise.
+    /// The file that carries the seed; a restored guest gets its identity over vsock instead.
     pub seed: Option<&'static str>,
-    /// Whether the guest says `ready` over vsock.
+    /// Whether the guest reports `ready` over vsock.
     pub says_ready: bool,
-    /// The VMM's user, when it has one of its own.
+    /// The VMM's uid, if it has its own.
     pub uid: Option<u32>,
 }
 
@@ -238,7 +239,7 @@ pub fn plan<'a>(request: &'a AcquireRequest, made: &Allocated) -> Result<Plan<'a
     })
 }
 
-/// Makes the directory and all in it but the shared files that need a mount.
+/// Makes the directory with all its contents except shared files that need a mount.
 pub fn prepare(plan: &Plan<'_>, keys: &LeaseKeys, side: &GuestSide) -> Result<Home, DiskError> {
     files::create_private_dir(&plan.home)?;
     let (method, seed, says_ready) = match (&plan.request.guest, &plan.request.start) {
@@ -268,7 +269,7 @@ pub fn prepare(plan: &Plan<'_>, keys: &LeaseKeys, side: &GuestSide) -> Result<Ho
     finish(plan, method, seed, says_ready)
 }
 
-/// The same for a machine that is frozen before it is anybody's, whose guest needs a host key to try its SSH server.
+/// The same for a machine that will be snapshotted, whose guest needs a host key to try its SSH server.
 pub(crate) fn prepare_template(
     plan: &Plan<'_>,
     host_key: &KeyPair,
@@ -289,7 +290,7 @@ pub(crate) fn prepare_template(
     finish(plan, SHARED_BASE, Some(INITRD), true)
 }
 
-/// What every directory has, and whose it is.
+/// The common contents of every directory, and their owner.
 fn finish(
     plan: &Plan<'_>,
     method: &'static str,
@@ -308,7 +309,7 @@ fn finish(
     Ok(home)
 }
 
-/// The files that make a restored machine this lease's.
+/// The files that give a restored machine this lease's identity.
 pub(crate) fn identity(
     plan: &Plan<'_>,
     keys: &LeaseKeys,
@@ -317,8 +318,8 @@ pub(crate) fn identity(
     Ok(lease_seed(plan, keys, side)?.files())
 }
 
-/// Takes a machine that was frozen into `dir`: its disk, and what its VMM wrote of it. Called once the VMM has ended: until then it could
-/// write to them, and put a link in the place of one.
+/// Moves a snapshot into `dir`: the disk, and the files that the VMM wrote. Called only after the VMM has ended: until
+/// then it could write to them, or replace one by a link.
 pub(crate) fn keep(home: &Home, dir: &Path) -> Result<(), DiskError> {
     let us = crabbox_host::process::euid();
     for (written, kept) in FROZEN.into_iter().chain([(DISK, LAYER)]) {
@@ -338,7 +339,7 @@ pub(crate) fn keep(home: &Home, dir: &Path) -> Result<(), DiskError> {
     Ok(())
 }
 
-/// Puts a shared file in its place, read-only: a hard link, or a bind mount across file systems.
+/// Puts a shared file at its path, read-only: by hard link, or by bind mount across file systems.
 pub fn mount(shared: &Shared) -> Result<(), DiskError> {
     files::place_read_only(&shared.source, &shared.target)?;
     Ok(())
@@ -370,7 +371,7 @@ fn lease_seed(plan: &Plan<'_>, keys: &LeaseKeys, side: &GuestSide) -> Result<Lea
     })
 }
 
-/// Kernel, initrd with `seed` behind it, and an empty layer.
+/// Makes the kernel, the initrd followed by `seed`, and an empty layer.
 fn boots(plan: &Plan<'_>, image: &Path, seed: &[u8]) -> Result<(), DiskError> {
     place_kernel(plan, &image.join(KERNEL))?;
     let source = image.join(INITRD);
@@ -419,8 +420,8 @@ fn foreign(
     })
 }
 
-/// Checks the kernel and links it. Where a link cannot reach, or a jailed VMM could not read the file that it shares with
-/// others, the lease gets a copy of its own.
+/// Checks the kernel and links it. If a link is impossible, or a jailed VMM could not read the shared file, the lease
+/// gets its own copy.
 fn place_kernel(plan: &Plan<'_>, kernel: &Path) -> Result<(), DiskError> {
     kernel::check_elf(kernel).map_err(|source| DiskError::Kernel {
         path: kernel.to_owned(),
@@ -435,7 +436,7 @@ fn place_kernel(plan: &Plan<'_>, kernel: &Path) -> Result<(), DiskError> {
     give(plan.uid, &target)
 }
 
-/// Gives a file of the lease's own to the VMM's user, when it has one.
+/// Gives a private file of the lease to the VMM's uid, if it has its own.
 fn give(uid: Option<u32>, path: &Path) -> Result<(), DiskError> {
     let Some(uid) = uid else { return Ok(()) };
     std::os::unix::fs::lchown(path, Some(uid), Some(uid)).map_err(|source| DiskError::Owner {
@@ -465,12 +466,12 @@ impl Home {
         self.dir.join(name)
     }
 
-    /// Listens where Firecracker will connect when the guest speaks to `port`.
+    /// Makes the listener that Firecracker connects to when the guest opens a connection to `port`.
     pub fn listen(&self, port: u32) -> Result<UnixListener, DiskError> {
         listen(&self.join(&format!("{VSOCK}_{port}")), self.uid)
     }
 
-    /// Gives files to the VMM's user, when it has one of its own.
+    /// Gives files to the VMM's uid, if it has its own.
     fn give(&self, names: &[&str]) -> Result<(), DiskError> {
         for path in names
             .iter()
@@ -490,7 +491,7 @@ fn listen(path: &Path, uid: Option<u32>) -> Result<UnixListener, DiskError> {
     Ok(listener)
 }
 
-/// Listens in place of a supervisor that has died, in the directory of `disk`.
+/// Listens in place of a dead supervisor, in the directory of `disk`.
 pub(crate) fn listen_again(disk: &Path, port: u32, uid: Option<u32>) -> Result<UnixListener, DiskError> {
     let path = disk.with_file_name(format!("{VSOCK}_{port}"));
     match std::fs::remove_file(&path) {
@@ -502,7 +503,7 @@ pub(crate) fn listen_again(disk: &Path, port: u32, uid: Option<u32>) -> Result<U
     listen(&path, uid)
 }
 
-/// The kernel's command line for what boots.
+/// The kernel command line for the kind of image.
 pub fn kernel_args(request: &AcquireRequest, side: &GuestSide) -> String {
     match &request.guest {
         GuestSource::Ours { .. } if request.start.is_boot() => guest::kernel_args(),

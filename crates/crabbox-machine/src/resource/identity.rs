@@ -1,8 +1,7 @@
-//! Giving a machine that was frozen before it was anybody's its identity: the host's side of the handshake of
-//! [`crabbox_guest_protocol::identity`].
+//! Gives a restored machine its identity: the host's side of the handshake of [`crabbox_guest_protocol::identity`].
 //!
-//! A guest is believed only with the token of its template, and taken for ready only with the nonce that it was given this time. It must
-//! never wait longer than the lease may take, and never go on with a guest that says anything unexpected.
+//! A guest is accepted only with the token of its template, and is ready only with the nonce of this handshake. It must
+//! never wait longer than the lease's deadline, and never continue with a guest that sends anything unexpected.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -22,36 +21,38 @@ use serde::{Deserialize, Serialize};
 use crate::resource::ready::{self, PAUSE};
 use crate::resource::vmm::{Patience, Running};
 
-/// The version of the handshake, on which a template depends.
+/// The version of the handshake, which is part of a template's key.
 pub const HANDSHAKE: &str = VERSION;
-/// The most lines of a guest's report.
+/// The maximum number of lines in a guest's report.
 const MOST_LINES: usize = 64;
-/// How far its clock may be from ours when it is ready. An emulated guest reads its own a second late now and then.
+/// Maximum difference between the guest's clock and ours when it is ready. An emulated guest sometimes reads its own
+/// clock a second late.
 const CLOCK_LIMIT: Duration = Duration::from_secs(5);
 
-/// By what an instance differs from all others of its template, as the guest itself says.
+/// The properties by which an instance differs from all others of its template, as reported by the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// `/proc/sys/kernel/random/boot_id`, drawn when it is first read.
+    /// `/proc/sys/kernel/random/boot_id`, generated when it is first read.
     pub boot_id: String,
     /// `/etc/machine-id`.
     pub machine_id: String,
     /// 16 bytes of `getrandom`, hexadecimal.
     pub random: String,
-    /// Its clock less the host's when the host heard of it, in milliseconds: how long the report took is part of it.
+    /// Guest clock minus host clock when the report arrived, in milliseconds; it includes the transit time of the
+    /// report.
     pub clock_ms: i64,
 }
 
 /// An instance that is ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Woken {
-    /// The stages that it reported, with the milliseconds since it woke at their end.
+    /// The stages that it reported, each with the milliseconds since the restore at its end.
     pub stages: Vec<(String, u64)>,
-    /// Who it is.
+    /// Its identity.
     pub identity: Identity,
 }
 
-/// Why a guest did not become this lease's.
+/// Why a guest did not get this lease's identity.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// Firecracker ended.
@@ -60,30 +61,30 @@ pub enum IdentityError {
     /// The deadline passed.
     #[error("it did not say {missing:?} in time")]
     TimedOut {
-        /// The word that was waited for.
+        /// The word that was expected.
         missing: &'static str,
     },
     /// The command that asked for the lease is gone or was interrupted.
     #[error("the command that asked for it gave up")]
     Cancelled,
-    /// It said something else.
+    /// It sent something else.
     #[error("it said {said:?} where {wanted:?} was expected")]
     Unexpected {
-        /// What it said.
+        /// The line that it sent.
         said: String,
-        /// What it should have said.
+        /// The expected line.
         wanted: &'static str,
     },
-    /// It said why it will not go on.
+    /// It reported why it cannot continue.
     #[error("it refused to go on: {why}")]
     Refused {
-        /// Its words.
+        /// Its message.
         why: String,
     },
     /// The connection failed.
     #[error("cannot speak with the guest")]
     Speak(#[source] std::io::Error),
-    /// The kernel gave no randomness.
+    /// The kernel returned no random bytes.
     #[error("cannot draw random bytes for the guest")]
     Random(#[source] std::io::Error),
 }
@@ -94,20 +95,21 @@ impl Fault for IdentityError {
     }
 }
 
-/// A token or nonce that nobody can guess, and that no two machines get.
+/// A token or nonce: random, unguessable, different for every machine.
 pub(crate) fn draw() -> Result<String, IdentityError> {
     random::bytes::<16>()
         .map(|bytes| hex(&bytes))
         .map_err(IdentityError::Random)
 }
 
-/// A guest that waits to be frozen. The end of this connection is what wakes it, so it must outlive the machine's last moment.
+/// A parked guest that can be snapshotted. The end of this connection wakes the guest, so it must stay open until the
+/// machine has ended.
 #[derive(Debug)]
 pub(crate) struct Parked {
     _connection: UnixStream,
 }
 
-/// Waits until the guest of a template has done what all leases have alike and waits to be frozen; it keeps `token`.
+/// Waits until the guest of a template has done all work that is common to its leases and has parked; it keeps `token`.
 pub(crate) fn park(
     listener: &UnixListener,
     token: &str,
@@ -131,7 +133,7 @@ fn park_with(
     })
 }
 
-/// Gives the guest that woke with `token` its files, and waits until it says that it is ready.
+/// Sends the files of its lease to the restored guest with `token`, and waits until it is ready.
 pub(crate) fn assign(
     listener: &UnixListener,
     token: &str,
@@ -175,7 +177,7 @@ fn given_up(vmm: &Running, patience: Patience<'_>) -> Option<IdentityError> {
     (Instant::now() >= patience.deadline).then_some(IdentityError::TimedOut { missing: "" })
 }
 
-/// A connection of the guest, read and written without ever waiting longer than `stop` allows.
+/// A connection of the guest; no read or write waits longer than `stop` allows.
 struct Guest<'a> {
     stream: UnixStream,
     heard: Vec<u8>,
@@ -183,7 +185,7 @@ struct Guest<'a> {
 }
 
 impl<'a> Guest<'a> {
-    /// Waits for the guest, which will say `missing` first.
+    /// Waits for the guest's connection; `missing` is the word that it should send first.
     fn accept(
         listener: &UnixListener,
         missing: &'static str,
@@ -207,7 +209,7 @@ impl<'a> Guest<'a> {
         }
     }
 
-    /// The next line, without its end.
+    /// The next line, without its newline.
     fn line(&mut self, missing: &'static str) -> Result<String, IdentityError> {
         loop {
             if let Some(end) = self.heard.iter().position(|byte| *byte == b'\n') {
@@ -238,7 +240,7 @@ impl<'a> Guest<'a> {
         }
     }
 
-    /// Takes the line `word` with exactly these `words` behind it.
+    /// Expects the line `word` followed by exactly these `words`.
     fn expect(&mut self, word: &'static str, words: &[&str]) -> Result<(), IdentityError> {
         let line = self.line(word)?;
         let mut parts = line.split(' ');
@@ -261,7 +263,7 @@ impl<'a> Guest<'a> {
         Ok(())
     }
 
-    /// What the guest says until it is ready with `nonce`.
+    /// Reads the guest's report until it is ready with `nonce`.
     fn report(&mut self, nonce: &str) -> Result<Woken, IdentityError> {
         let (mut stages, mut identity) = (Vec::new(), None);
         for _ in 0..MOST_LINES {
@@ -300,7 +302,8 @@ impl<'a> Guest<'a> {
     }
 }
 
-/// By how many milliseconds the guest's clock, `time` in nanoseconds since 1970, is ahead of ours; `None` if it is too far off.
+/// Milliseconds by which the guest's clock, `time` in nanoseconds since 1970, is ahead of ours; `None` if the
+/// difference is too large.
 fn skew(time: i128) -> Option<i64> {
     let milliseconds = time.checked_sub(now())? / 1_000_000;
     let most = i128::try_from(CLOCK_LIMIT.as_millis()).ok()?;
@@ -309,7 +312,7 @@ fn skew(time: i128) -> Option<i64> {
         .then(|| i64::try_from(milliseconds).ok())?
 }
 
-/// Nanoseconds since 1970.
+/// The host's time in nanoseconds since 1970.
 fn now() -> i128 {
     let (seconds, nanoseconds) = clock::unix_now();
     i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds)
@@ -323,7 +326,7 @@ fn is_passing(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
-/// One look at `source`, unless it is to stop; `missing` is what a deadline is told to lack.
+/// Polls `source` once, unless `stop` ends the wait; an error for the deadline names `missing`.
 fn wait(
     source: &PollFd<'_>,
     missing: &'static str,
@@ -354,7 +357,7 @@ mod tests {
         }]
     }
 
-    /// Runs `host` while `guest` has a connection to it; given up after a hundred looks.
+    /// Runs `host` while `guest` has a connection to it; gives up after a hundred polls.
     fn met<T>(
         host: impl FnOnce(&UnixListener, &dyn Fn() -> Option<IdentityError>) -> T,
         guest: impl FnOnce(BufReader<UnixStream>) + Send,
@@ -396,7 +399,8 @@ mod tests {
         outcome.unwrap();
     }
 
-    /// What comes of a guest that says `hello`, is told who it is, and then `words`, in which `{nonce}` is its nonce.
+    /// The result of a guest that sends `hello`, gets its identity, and then sends `words`, in which `{nonce}` is its
+    /// nonce.
     fn assigned(hello: &str, words: &str) -> Result<Woken, IdentityError> {
         let nonce = "fedcba9876543210fedcba9876543210";
         let words = words.replace("{nonce}", nonce);

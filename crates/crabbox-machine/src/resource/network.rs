@@ -1,7 +1,7 @@
-//! The lease's network as the engine sees it: one saved attachment whichever the mode, and its way back.
+//! The lease's network as the engine sees it: one saved attachment for every mode, and its undo.
 //!
-//! What is saved goes into the journal before the attachment is made, and taking it back needs nothing else. The mode `auto`
-//! is decided here, once, before the request is written.
+//! The saved attachment is journaled before the attachment is made, and the undo must need nothing else. The mode
+//! `auto` is resolved here, once, before the request is written.
 
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
@@ -31,17 +31,17 @@ use crabbox_net::nat;
 use crate::lease::allocated::Allocated;
 use crate::request::NetworkRequest;
 
-/// Where Debian's `containernetworking-plugins` puts the plugins; looked at after the configured directory.
+/// Plugin directory of Debian's `containernetworking-plugins`; searched after the configured directory.
 pub const DEBIAN_CNI: &str = "/usr/lib/cni";
-/// The interface that a network mode makes in the lease's namespace.
+/// The interface that the network mode makes in the lease's namespace.
 const OUTER_INTERFACE: &str = "veth0";
 
-/// The guest's tap in its lease's namespace.
+/// The guest's tap in the lease's namespace.
 pub(crate) const TAP: &str = "tap0";
 /// The host's resolver configuration.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// An attachment as the journal keeps it.
+/// An attachment as stored in the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "mode", content = "attachment", rename_all = "snake_case")]
 pub enum SavedAttach {
@@ -52,13 +52,13 @@ pub enum SavedAttach {
 }
 
 impl SavedAttach {
-    /// The attachment as the journal writes it.
+    /// The attachment as JSON for the journal.
     pub fn to_value(&self) -> Value {
         // Plain data with text keys always has a JSON form.
         serde_json::to_value(self).unwrap_or_default()
     }
 
-    /// Reads what [`SavedAttach::to_value`] wrote.
+    /// Reads the JSON of [`SavedAttach::to_value`].
     pub fn from_value(value: &Value) -> Result<Self, DetachError> {
         serde_json::from_value(value.clone()).map_err(DetachError::Saved)
     }
@@ -85,16 +85,16 @@ pub enum NetworkError {
     /// The host's own addresses cannot be read.
     #[error(transparent)]
     Addresses(#[from] NetlinkError),
-    /// The forwarder for names cannot listen.
+    /// The DNS forwarder cannot listen.
     #[error(transparent)]
     Names(#[from] dns::DnsError),
-    /// The forwarder cannot be told when to end.
+    /// The stop signal for the DNS forwarder cannot be made.
     #[error("cannot make a pipe")]
     Pipe(#[source] std::io::Error),
-    /// Another crabbox holds the host's networking, or its lock cannot be had.
+    /// Another crabbox holds the host network lock, or the lock cannot be taken.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// Built-in networking was asked for without a subnet.
+    /// NAT was requested without a subnet.
     #[error("built-in networking has no subnet")]
     NoSubnet,
 }
@@ -131,7 +131,7 @@ impl Fault for NetworkError {
     }
 }
 
-/// Why a lease's network could not be taken back.
+/// Why a lease's network could not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum DetachError {
     /// The journal's attachment cannot be read.
@@ -143,7 +143,7 @@ pub enum DetachError {
     /// Built-in networking failed.
     #[error(transparent)]
     Nat(#[from] NatError),
-    /// Another crabbox holds the host's networking, or its lock cannot be had.
+    /// Another crabbox holds the host network lock, or the lock cannot be taken.
     #[error(transparent)]
     Registry(#[from] RegistryError),
 }
@@ -187,7 +187,7 @@ pub fn attach(places: &Places, saved: &SavedAttach) -> Result<Outer, NetworkErro
     })
 }
 
-/// Detaches the namespace; what is gone already is fine.
+/// Detaches the namespace; succeeds if nothing is attached.
 pub fn detach(places: &Places, saved: &SavedAttach) -> Result<(), DetachError> {
     match saved {
         SavedAttach::Cni(attachment) => Ok(detach_cni(attachment)?),
@@ -199,8 +199,8 @@ pub fn detach(places: &Places, saved: &SavedAttach) -> Result<(), DetachError> {
     }
 }
 
-/// What maps the outer address onto the guest. Called when the outer side is there, whose gateway is an address of the host
-/// too: the guest reaches none of those.
+/// The mapping of the outer address onto the guest. It is computed when the outer side exists, because the outer
+/// gateway is also an address of the host: the guest may reach none of those.
 pub fn mapping(netns: &Path, outer: &Outer, owner: Option<(u32, u32)>) -> Result<Inner, NetworkError> {
     let own = crabbox_host::netlink::own_addresses()?;
     let host_addresses = own.into_iter().filter_map(|address| match address {
@@ -219,7 +219,7 @@ pub fn mapping(netns: &Path, outer: &Outer, owner: Option<(u32, u32)>) -> Result
     })
 }
 
-/// The forwarder that a guest asks for names; it ends when this is dropped.
+/// The DNS forwarder of a guest; it ends when this is dropped.
 #[derive(Debug)]
 pub struct NameServer {
     stop: Option<std::io::PipeWriter>,
@@ -236,7 +236,7 @@ impl Drop for NameServer {
     }
 }
 
-/// Serves names at the tap's address in the lease's namespace, from this namespace's resolvers.
+/// Serves DNS at the tap's address in the lease's namespace; queries go from this namespace to the host's resolvers.
 pub(crate) fn serve_names(netns: &Path) -> Result<NameServer, NetworkError> {
     let listeners = dns::listen(netns, dns::LISTEN)?;
     let (ended, stop) = std::io::pipe().map_err(NetworkError::Pipe)?;
@@ -255,7 +255,8 @@ pub fn make_tap(netns: &Path, owner: Option<(u32, u32)>) -> Result<(), NetworkEr
     Ok(crabbox_net::make_tap(netns, TAP, owner)?)
 }
 
-/// Maps the outer address onto the guest, and sets its policy. Where the chain made a tap for the guest there is nothing to map.
+/// Maps the outer address onto the guest, and installs its policy. If the chain made a tap for the guest, there is
+/// nothing to map.
 pub fn map(inner: &Inner) -> Result<(), NetworkError> {
     if inner.outer.guest_tap.is_none() {
         map_outer(inner)?;
@@ -266,9 +267,9 @@ pub fn map(inner: &Inner) -> Result<(), NetworkError> {
 /// The guest's own side of its network.
 #[derive(Debug, Clone)]
 pub struct GuestSide {
-    /// The tap that its VMM opens.
+    /// The tap that the VMM opens.
     pub tap: String,
-    /// What it is told about its interface.
+    /// The guest's network configuration.
     pub seed: SeedNetwork,
 }
 
@@ -290,7 +291,7 @@ impl GuestSide {
         }
     }
 
-    /// What the outer network leaves to the guest: the inner network, or the outer address itself where the chain made a tap.
+    /// The guest's network: the inner network, or the outer address itself if the chain made a tap.
     pub fn of(outer: &Outer) -> Self {
         let inner = Self::inner();
         let Some(partner) = &outer.guest_tap else {
@@ -321,7 +322,7 @@ impl GuestSide {
 }
 
 impl SavedAttach {
-    /// Whether the chain makes the guest's tap, so that it must run before the machine is started.
+    /// Whether the chain makes the guest's tap, so that it must run before the machine starts.
     pub(crate) fn gives_tap(&self) -> bool {
         match self {
             Self::Cni(attachment) => has_tap(&attachment.conf.plugins),
@@ -330,7 +331,7 @@ impl SavedAttach {
     }
 }
 
-/// Whether the network that `request` asks for makes the guest's tap, as far as it can be told before it is planned.
+/// Whether the network of `request` makes the guest's tap, as far as this is known before planning.
 pub fn gives_tap(request: &NetworkRequest) -> bool {
     request.mode == NetworkMode::Cni
         && crabbox_cni::load(&request.cni_conf_dir, &request.cni_network)
@@ -346,10 +347,10 @@ fn has_tap(plugins: &[serde_json::Map<String, Value>]) -> bool {
     })
 }
 
-/// Why no /30 could be chosen.
+/// Why no /30 was found.
 #[derive(Debug, thiserror::Error)]
 pub enum SubnetError {
-    /// The range has none left.
+    /// The range is used up.
     #[error(transparent)]
     Full(#[from] nat::SubnetError),
     /// The host's routes cannot be read.
@@ -357,14 +358,15 @@ pub enum SubnetError {
     Routes(#[from] NetlinkError),
 }
 
-/// A free /30 of `range`: none of `taken`, and on no route of the host.
+/// A free /30 of `range`: not in `taken`, and not covered by a route of the host.
 pub fn choose_subnet(range: Ipv4Net, taken: &[Ipv4Net]) -> Result<Ipv4Net, SubnetError> {
     let routes = Netlink::open()?.routes()?;
     let routes: Vec<Ipv4Net> = routes.into_iter().map(|route| route.destination).collect();
     Ok(nat::choose_subnet(range, taken, &routes)?)
 }
 
-/// The attachment of a lease that the Go program made: what its CNI library cached in the lease, else what the configuration says now.
+/// The attachment of a lease made by the Go program: from its CNI library's cache in the lease, or else from the
+/// current configuration.
 pub(crate) fn saved_of_record(record: &LeaseRecord, dir: &LeaseDir) -> Option<SavedAttach> {
     let bin_dirs = vec![record.cni_bin_dir.clone().into(), DEBIAN_CNI.into()];
     let cached = crabbox_cni::cached(&dir.cni_cache(), &record.vmid, &dir.netns(), &bin_dirs);

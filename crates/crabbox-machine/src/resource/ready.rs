@@ -1,4 +1,4 @@
-//! Waiting for a guest: our image says `ready` over vsock, any other one is ready when its sshd shows its banner.
+//! Waits for a guest: our image reports `ready` over vsock, any other image is ready when its sshd sends its banner.
 //!
 //! The wait ends within 100 ms of the guest being ready, of its VMM's death, of a cancellation or of the deadline. It must
 //! never trust what a guest sends beyond a few bounded lines.
@@ -14,20 +14,20 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::resource::vmm::Running;
 
-/// How long a guest may take to send its few lines once it has connected.
+/// How long a guest may take to send its report once it has connected.
 const SPEAK_LIMIT: Duration = Duration::from_secs(5);
-/// The most that a guest may send, in bytes.
+/// The maximum size of a report, in bytes.
 const SPEAK_BYTES: usize = 16 * 1024;
-/// How many connections are listened to at once; a guest of ours opens one.
+/// The maximum number of simultaneous connections; our guest opens one.
 const MOST_REPORTS: usize = 8;
 /// How long an sshd may take for the first four bytes of its banner.
 const BANNER_LIMIT: Duration = Duration::from_secs(3);
-/// How long one look lasts before cancellation and the VMM's end are looked for again.
+/// Length of one poll, after which cancellation and the VMM's end are checked.
 pub(super) const PAUSE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 50_000_000,
 };
-/// One look at the guest's port: short, because a lost SYN is only sent again after a second.
+/// Timeout of one connection attempt to the guest's port: short, because a lost SYN is only resent after a second.
 const LOOK: Duration = Duration::from_millis(60);
 
 /// Why the wait ended without a ready guest.
@@ -39,7 +39,7 @@ pub enum ReadyError {
     /// The deadline passed.
     #[error("it was not ready after {waited:?} ({missing})")]
     TimedOut {
-        /// How long was waited.
+        /// The length of the wait.
         waited: Duration,
         /// What was still missing.
         missing: &'static str,
@@ -66,17 +66,17 @@ impl ReadyError {
     }
 }
 
-/// What to wait for.
+/// The conditions of the wait.
 pub struct Wait<'a> {
-    /// The socket that Firecracker connects to when the guest speaks.
+    /// The socket that Firecracker connects to when the guest connects to the host.
     pub listener: &'a UnixListener,
     /// The VMM, whose death ends the wait.
     pub vmm: &'a Running,
     /// The guest's sshd as the host reaches it.
     pub address: SocketAddr,
-    /// Whether the guest says `ready` by itself.
+    /// Whether the guest reports `ready` itself.
     pub says_ready: bool,
-    /// When to give up.
+    /// The deadline.
     pub deadline: Instant,
     /// Whether to give up now.
     pub cancelled: &'a dyn Fn() -> bool,
@@ -91,7 +91,8 @@ impl std::fmt::Debug for Wait<'_> {
     }
 }
 
-/// Waits until the guest is ready; returns the stages that it reported, with its uptime in milliseconds at their end.
+/// Waits until the guest is ready; returns the stages that it reported, each with its uptime in milliseconds at their
+/// end.
 pub fn wait(wait: &Wait<'_>) -> Result<Vec<(String, u64)>, ReadyError> {
     let started = Instant::now();
     let stop = || {
@@ -124,7 +125,7 @@ pub fn wait(wait: &Wait<'_>) -> Result<Vec<(String, u64)>, ReadyError> {
     }
 }
 
-/// Listens until one connection gave a whole report, or `stop` says why not to.
+/// Listens until one connection has sent a complete report, or `stop` returns a reason to give up.
 fn hear(
     listener: &UnixListener,
     stop: &dyn Fn() -> Option<ReadyError>,
@@ -159,14 +160,15 @@ fn hear(
     }
 }
 
-/// What a connection has said so far. It is only ever read without waiting, so that no guest holds up the loop that sees its VMM's end.
+/// The data received on a connection so far. Reads never block, so that no guest delays the loop that notices its VMM's
+/// end.
 struct Report {
     stream: UnixStream,
     text: Vec<u8>,
     until: Instant,
 }
 
-/// What became of a report.
+/// The state of a report.
 #[derive(Debug, PartialEq, Eq)]
 enum Progress {
     Open,
@@ -184,7 +186,7 @@ impl Report {
         })
     }
 
-    /// Takes what has arrived, and no more than a few chunks of it: somebody else may have something to say.
+    /// Reads what has arrived, but only a few chunks, so that other connections get their turn.
     fn read(&mut self) -> Progress {
         let mut chunk = [0; 1024];
         for _ in 0..4 {
@@ -216,7 +218,7 @@ impl Report {
     }
 }
 
-/// Reads `bytes` as a guest's report; for fuzzing alone.
+/// Parses `bytes` as a guest's report; only for fuzzing.
 #[cfg(feature = "fuzzing")]
 pub fn read_report(bytes: &[u8]) {
     if let Some(stages) = parse_report(&String::from_utf8_lossy(bytes)) {
@@ -242,7 +244,7 @@ fn parse_report(text: &str) -> Option<Vec<(String, u64)>> {
     None
 }
 
-/// Decimal seconds in milliseconds.
+/// Parses decimal seconds into milliseconds.
 pub(super) fn milliseconds(seconds: &str) -> Option<u64> {
     let (whole, fraction) = seconds.split_once('.').unwrap_or((seconds, ""));
     let digits: String = fraction.chars().chain("000".chars()).take(3).collect();
@@ -250,7 +252,7 @@ pub(super) fn milliseconds(seconds: &str) -> Option<u64> {
     milliseconds.checked_add(digits.parse().ok()?)
 }
 
-/// Whether an sshd answers at `address` right now; given up when `stop` says so, or after [`BANNER_LIMIT`] in all.
+/// Whether an sshd answers at `address` right now; gives up when `stop` says so, or after [`BANNER_LIMIT`] in total.
 fn shows_banner(address: SocketAddr, stop: &dyn Fn() -> Option<ReadyError>) -> bool {
     let Ok(mut stream) = TcpStream::connect_timeout(&address, LOOK) else {
         clock::nap(Duration::from_millis(10));
@@ -323,7 +325,7 @@ mod tests {
         (dir, listener)
     }
 
-    /// Runs [`hear`] while `guest` has the path of its socket; given up after the `looks`th question whether to stop.
+    /// Runs [`hear`] while `guest` has the path of its socket; gives up at the `looks`th call of `stop`.
     fn heard(
         looks: usize,
         guest: impl FnOnce(std::path::PathBuf) + Send,

@@ -1,13 +1,15 @@
-//! Taking blocks back that a guest has freed: it names them over vsock, holes are punched into its disk.
+//! Returns freed blocks of a guest to the host: the guest names ranges over vsock, and holes are punched into its disk
+//! file.
 //!
 //! ```text
 //! host:  go <length of the disk>              once connected
 //! guest: <offset> <length> ... end            parts of the disk in bytes, one a line
 //! host:  done <bytes given back so far>       or `late` (ask again), or `refused <why>`
 //! ```
-//! What a guest says is foreign: it can reach nothing but its own disk, through the one descriptor that we opened, and can make us work
-//! for no longer than it takes to punch that disk once, then has to wait. The guest holds its writes meanwhile, and gives up holding them
-//! after half a minute: nothing may be punched later than [`BUDGET`] after our last word, however long this process was stopped.
+//! The guest's messages are untrusted. They can affect only its own disk, through the one descriptor that we opened. A
+//! guest can cause no more work than punching that disk once, and then has to wait. The guest freezes its writes
+//! meanwhile, and thaws after half a minute: nothing may be punched later than [`BUDGET`] after our last message,
+//! however long this process was stopped.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -25,36 +27,37 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::resource::disk::{self, Home};
 
-/// The most bytes of a batch: two numbers of twenty digits, a space and an end of line each.
+/// The maximum size of a batch in bytes: for each range two numbers of twenty digits, a space and a newline.
 const BATCH_BYTES: usize = BATCH * 42 + END.len();
-/// How long after our last word a batch is worked on. A guest lets its writes go on 30 s after it said something.
+/// Time limit for a batch after our last message. A guest resumes its writes 30 s after its own last message.
 const BUDGET: Duration = Duration::from_secs(5);
-/// How long a guest may be silent.
+/// How long a guest may send nothing.
 const SILENCE: Duration = Duration::from_mins(1);
-/// How long it may take to read an answer.
+/// How long a guest may take to read a reply.
 const READ_LIMIT: Duration = Duration::from_secs(5);
-/// How long a guest that says nothing new is heard in all.
+/// Total time for a guest that sends nothing new.
 const SESSION: Duration = Duration::from_mins(10);
-/// The most batches in one session beyond those that its disk needs: some come again because they were late.
+/// The maximum number of batches in one session beyond those that the disk needs: some are repeated because they were
+/// late.
 const SPARE_BATCHES: u64 = 256;
-/// The least bytes of the disk that a batch is about, on the average; a guest's own least parts make it 16 MiB.
+/// Minimum average part of the disk per batch, in bytes; the guest's own minimum makes it 16 MiB.
 const BATCH_SHARE: u64 = 8 << 20;
-/// How long a guest waits between two sessions, at least and at most; in between, as long as the last one took us.
+/// Minimum and maximum pause of a guest between two sessions; in between, as long as the last session took.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(20));
 
-/// A part of the disk in bytes.
+/// A range of the disk in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Part {
     offset: u64,
     length: u64,
 }
 
-/// Why a conversation with a guest is over.
+/// Why a session with a guest has ended.
 #[derive(Debug)]
 enum Over {
-    /// It went away, was silent for too long, or we are to end.
+    /// It disconnected, was silent for too long, or the service ends.
     Gone,
-    /// It is told that it is not served.
+    /// The guest is refused.
     Refused(String),
 }
 
@@ -65,7 +68,7 @@ impl From<std::io::Error> for Over {
 }
 
 impl From<HoleError> for Over {
-    /// What the guest is told: what the system said, and nothing about this host's files.
+    /// The message for the guest: the system's error, and nothing about the host's files.
     fn from(error: HoleError) -> Self {
         Self::Refused(match error {
             HoleError::Punch(source) => format!("the host cannot free a part of the disk: {source}"),
@@ -95,7 +98,7 @@ impl Drop for Trims {
     }
 }
 
-/// Serves guests that connect to `listener`, one after the other: holes are punched into `disk`.
+/// Serves guests that connect to `listener`, one after the other, by punching holes into `disk`.
 pub fn serve(listener: UnixListener, disk: Holes) -> std::io::Result<Trims> {
     listener.set_nonblocking(true)?;
     let (ended, stop) = std::io::pipe()?;
@@ -129,7 +132,8 @@ pub fn serve(listener: UnixListener, disk: Holes) -> std::io::Result<Trims> {
     })
 }
 
-/// Serves the guest of `home` when its image is ours. It is a service: a lease is whole without it, and a guest that asks is told.
+/// Serves the guest of `home` if it runs our image. The lease does not depend on this service: without it, a guest that
+/// asks is refused.
 pub fn begin(home: &Home) -> Option<Trims> {
     if !home.says_ready {
         return None;
@@ -148,12 +152,12 @@ pub fn resume(record: &LeaseRecord, journal: &Journal) -> Option<Trims> {
     serve(disk::listen_again(path, TRIM_PORT, journal.uid).ok()?, disk).ok()
 }
 
-/// Whose file the disk of a VMM with this uid is.
+/// The uid that owns the disk of a VMM with this uid.
 fn owner(uid: Option<u32>) -> u32 {
     uid.unwrap_or_else(|| rustix::process::geteuid().as_raw())
 }
 
-/// Waits until `fd` has something, at most `limit`; fails when we are to end.
+/// Waits until `fd` is readable, at most `limit`; fails when the service ends.
 fn wait(fd: BorrowedFd<'_>, ended: BorrowedFd<'_>, limit: Option<Duration>) -> Result<(), Over> {
     let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
     let mut fds = [
@@ -169,7 +173,7 @@ fn wait(fd: BorrowedFd<'_>, ended: BorrowedFd<'_>, limit: Option<Duration>) -> R
     }
 }
 
-/// Lets time pass; false when we are to end.
+/// Sleeps; false when the service ends.
 fn pause(ended: BorrowedFd<'_>, time: Duration) -> bool {
     let time = Timespec::try_from(time).ok();
     let mut fds = [PollFd::from_borrowed_fd(ended, PollFlags::IN)];
@@ -179,7 +183,7 @@ fn pause(ended: BorrowedFd<'_>, time: Duration) -> bool {
     )
 }
 
-/// A conversation with one guest.
+/// A session with one guest.
 struct Session<'a> {
     stream: UnixStream,
     ended: BorrowedFd<'a>,
@@ -193,7 +197,7 @@ impl Session<'_> {
         }
     }
 
-    /// Serves the guest until it goes away.
+    /// Serves the guest until it disconnects.
     fn converse(&mut self, disk: &Holes) -> Result<(), Over> {
         let begun = Instant::now();
         let (mut given, mut named) = (0, 0_u64);
@@ -242,7 +246,7 @@ impl Session<'_> {
         Ok(self.stream.write_all(line.as_bytes())?)
     }
 
-    /// The next batch as it came; `None` when the guest is done.
+    /// The next batch as it was sent; `None` when the guest is done.
     fn hear(&mut self) -> Result<Option<Vec<u8>>, Over> {
         self.stream.set_nonblocking(true)?;
         let until = Instant::now() + SILENCE;
@@ -265,7 +269,7 @@ impl Session<'_> {
     }
 }
 
-/// Reads `bytes` as a guest's batch for `disk`; for fuzzing alone.
+/// Parses `bytes` as a guest's batch for `disk`; only for fuzzing.
 #[cfg(feature = "fuzzing")]
 pub fn read_batch(bytes: &[u8], disk: &Holes) {
     let parts = parse(&[bytes, END.as_bytes()].concat(), disk).unwrap_or_default();
@@ -275,7 +279,7 @@ pub fn read_batch(bytes: &[u8], disk: &Holes) {
     }
 }
 
-/// A batch; `None` unless every line of it names a part of the disk.
+/// A batch; `None` unless every line names a range of the disk.
 fn parse(text: &[u8], disk: &Holes) -> Option<Vec<Part>> {
     let text = std::str::from_utf8(text.strip_suffix(END.as_bytes())?).ok()?;
     let parts = text.split_terminator('\n').map(|line| {

@@ -1,7 +1,7 @@
-//! The VMM of a lease: Firecracker, jailed or not, started in the lease's namespace and told what to boot.
+//! The VMM of a lease: Firecracker, jailed or not, started in the lease's namespace and configured to boot or restore.
 //!
-//! Whichever way it runs, it sees the same relative names in its directory. A VMM must never be started before its journal
-//! entry, and never inherits anything but its three standard streams.
+//! In both cases it sees the same relative paths in its directory. A VMM must never be started before its journal
+//! entry, and never inherits anything except its three standard streams.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -36,17 +36,17 @@ use crate::resource::cgroup::CGROUPS;
 use crate::resource::disk::{API, BASE, DISK, FROZEN, Home, INITRD, KERNEL, LOG, SEED, VSOCK, kernel_args};
 use crate::resource::network::GuestSide;
 
-/// How long Firecracker may take from its start to its API socket.
+/// Time limit from Firecracker's start to its API socket.
 const API_LIMIT: Duration = Duration::from_secs(20);
-/// How long one API request may take.
+/// Time limit for one API request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(20);
-/// How long Firecracker may take to write its guest's memory to a file: some GiB on a slow disk.
+/// Time limit for Firecracker to write its guest's memory to a file: several GiB on a slow disk.
 pub(crate) const FREEZE_LIMIT: Duration = Duration::from_mins(5);
 /// The context id of the guest's vsock; each Firecracker has its own vsock, so it need not be unique on the host.
 const GUEST_CID: u32 = 3;
-/// One more than the VMM's highest descriptor: each connection of the guest's vsock takes one. The jailer's own default.
+/// One more than the VMM's highest descriptor: each vsock connection of the guest uses one. The jailer's own default.
 const OPEN_FILES: u64 = 2048;
-/// Threads and processes in the control group: one thread a vCPU, the API thread, the VMM thread, and room.
+/// Threads and processes in the control group: one thread per vCPU, the API thread, the VMM thread, and a reserve.
 const PIDS_BEYOND_CPUS: u32 = 32;
 /// Why the machine was not started.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +54,7 @@ pub enum VmmError {
     /// The program could not be started.
     #[error(transparent)]
     Spawn(#[from] CommandError),
-    /// The machine's name cannot be Firecracker's id.
+    /// The machine's name is not a valid Firecracker id.
     #[error(transparent)]
     Id(#[from] InvalidVmId),
     /// The jailer would refuse the program.
@@ -63,10 +63,10 @@ pub enum VmmError {
     /// The namespace could not be entered.
     #[error(transparent)]
     Namespace(#[from] NetnsError),
-    /// The process could not be looked at.
+    /// The process could not be inspected.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// The console pipe could not be handed over.
+    /// The console pipe could not be passed on.
     #[error("cannot hand the console to the VMM")]
     Console(#[source] std::io::Error),
     /// It ended before it answered.
@@ -75,7 +75,7 @@ pub enum VmmError {
         /// The program.
         program: PathBuf,
     },
-    /// Its API socket never appeared.
+    /// Its API socket did not appear.
     #[error("its API socket {} did not appear within {API_LIMIT:?}", socket.display())]
     NoApi {
         /// The socket.
@@ -96,7 +96,7 @@ pub enum VmmError {
     /// It refused a request.
     #[error(transparent)]
     Api(#[from] ClientError),
-    /// It has another file open than the one it was given.
+    /// It has another file open than the intended one.
     #[error("it did not open {} as it was placed", path.display())]
     OtherFile {
         /// The file.
@@ -105,7 +105,7 @@ pub enum VmmError {
     /// The lease's launch timeout passed before it had started the guest.
     #[error("it had not started the guest when the launch timeout was over")]
     TimedOut,
-    /// Writing the memory of a machine that is frozen took too long.
+    /// Writing the memory of a snapshot took too long.
     #[error("it had not written the guest's memory to the state directory after {FREEZE_LIMIT:?}")]
     FreezeTimedOut,
     /// The command that asked for the lease is gone or was interrupted.
@@ -137,10 +137,10 @@ impl Fault for VmmError {
     }
 }
 
-/// How long the making of a lease goes on.
+/// The limits of an acquisition in progress.
 #[derive(Clone, Copy)]
 pub struct Patience<'a> {
-    /// When to give up.
+    /// The deadline.
     pub deadline: Instant,
     /// Whether to give up now.
     pub cancelled: &'a dyn Fn() -> bool,
@@ -154,13 +154,13 @@ impl std::fmt::Debug for Patience<'_> {
     }
 }
 
-/// How the VMM is started and what it is told.
+/// How the VMM is started and configured.
 #[derive(Debug)]
 pub struct Plan {
     cmd: Cmd,
     program: PathBuf,
     netns: PathBuf,
-    /// Whether the program enters the namespace by itself (the jailer does).
+    /// Whether the program enters the namespace itself (the jailer does).
     enters: bool,
     api: PathBuf,
     told: Told,
@@ -168,12 +168,12 @@ pub struct Plan {
     pub cgroup: Option<PathBuf>,
 }
 
-/// What a VMM is told once it is up.
+/// The configuration of a VMM once its API is up.
 #[derive(Debug)]
 enum Told {
-    /// To boot.
+    /// Boot.
     Boot(Box<BootPlan>),
-    /// To go on from what was frozen, if these are the files that it opens for it.
+    /// Restore from a snapshot, provided that these are the files that the VMM has open.
     Load(SnapshotLoad, Vec<PathBuf>),
 }
 
@@ -264,8 +264,7 @@ pub fn plan(
     })
 }
 
-/// The limits on the VMM's files: none longer than its disk, so that neither a log nor a file of a VMM in the wrong hands outgrows what was
-/// promised to the lease.
+/// The limits on the VMM's files: none longer than its disk, so that a compromised VMM cannot exceed the space of the lease.
 fn file_limits(request: &AcquireRequest, home: &Home) -> Result<Vec<(ResourceLimit, u64)>, VmmError> {
     let path = home.join(DISK);
     // Nothing ran in the directory yet: this is the disk that we made.
@@ -281,7 +280,7 @@ fn file_limits(request: &AcquireRequest, home: &Home) -> Result<Vec<(ResourceLim
     ])
 }
 
-/// The limits of the lease's control group: what was asked for and a little for the VMM.
+/// The limits of the lease's control group: the requested size and a reserve for the VMM.
 fn limits(request: &AcquireRequest) -> Vec<(String, String)> {
     let machine = request.machine;
     let memory = request.most_memory_mib() * 1024 * 1024;
@@ -356,7 +355,7 @@ fn boot(request: &AcquireRequest, side: &GuestSide) -> BootPlan {
     }
 }
 
-/// A VMM that runs.
+/// A running VMM.
 #[derive(Debug)]
 pub struct Running {
     handle: ProcessHandle,
@@ -374,7 +373,7 @@ impl Running {
         self.handle.wait_exit(Duration::ZERO).unwrap_or(false)
     }
 
-    /// Ends it at once.
+    /// Kills it at once.
     pub(crate) fn kill(&self) -> Result<(), VmmError> {
         self.handle.terminate(Duration::ZERO)?;
         Ok(())
@@ -406,7 +405,7 @@ pub fn start(plan: &Plan, pipe: &File) -> Result<Running, VmmError> {
     Ok(Running { handle, id })
 }
 
-/// Waits for the API and starts the guest, from its kernel or from where it was frozen.
+/// Waits for the API and starts the guest, by boot or by restore.
 pub(crate) fn start_guest(plan: &Plan, vmm: &Running, patience: Patience<'_>) -> Result<(), VmmError> {
     match &plan.told {
         Told::Boot(boot) => ask(plan, vmm, patience, REQUEST_LIMIT, |client| {
@@ -424,7 +423,7 @@ pub(crate) fn start_guest(plan: &Plan, vmm: &Running, patience: Patience<'_>) ->
     }
 }
 
-/// Stops the guest for good and has its memory and the state of its devices written into the VMM's directory.
+/// Pauses the guest for good and writes its memory and device state to the VMM's directory.
 pub(crate) fn freeze_guest(plan: &Plan, vmm: &Running, patience: Patience<'_>) -> Result<(), VmmError> {
     let [(memory, _), (state, _)] = FROZEN;
     let create = SnapshotCreate {
@@ -443,8 +442,8 @@ pub(crate) fn freeze_guest(plan: &Plan, vmm: &Running, patience: Patience<'_>) -
     })
 }
 
-/// Whether a VMM that has loaded what was frozen, and runs nothing yet, has `files` open: the paths that it followed were those of
-/// its template, whose machine lay elsewhere.
+/// Whether a VMM that has loaded a snapshot, but not resumed it, has `files` open: the paths in the snapshot are its
+/// template's.
 fn check_files(pid: u32, files: &[PathBuf]) -> Result<(), VmmError> {
     let process = PathBuf::from(format!("/proc/{pid}"));
     let entries = std::fs::read_dir(process.join("fd"))
@@ -468,7 +467,7 @@ fn check_files(pid: u32, files: &[PathBuf]) -> Result<(), VmmError> {
     Ok(())
 }
 
-/// Does something at the API once it is there. A VMM may be in its guest's hand: however it answers, this is over with the VMM's end, a
+/// Calls `act` with the API once it is up. However a VMM that its guest controls answers, this ends with the VMM's end, a
 /// cancellation, the lease's deadline or `limit`.
 fn ask(
     plan: &Plan,
@@ -519,7 +518,7 @@ mod tests {
 
     use super::*;
 
-    /// Boots a guest at a VMM that `answers` once it is connected to, then says nothing until it is hung up on.
+    /// Boots a guest with a VMM that sends `answers` after a connection, then nothing until it is closed.
     fn boot_at(
         answers: impl FnOnce(&mut std::os::unix::net::UnixStream) + Send,
         patience: Patience<'_>,
@@ -565,7 +564,7 @@ mod tests {
         })
     }
 
-    /// The beginning of an answer, and more of one header for as long as somebody reads.
+    /// The beginning of a response, followed by more of one header for as long as the client reads.
     fn drip(stream: &mut std::os::unix::net::UnixStream) {
         stream.write_all(b"HTTP/1.1 200 OK\r\nX: ").ok();
         while stream.write_all(b"x").is_ok() {

@@ -1,5 +1,5 @@
-//! As much of a DNS message (RFC 1035, section 4.1) as a forwarder has to understand: header and question. It reads what a guest wrote and
-//! must never trust a length in it.
+//! The part of a DNS message (RFC 1035, section 4.1) that a forwarder must understand: header and question. It parses bytes
+//! from a guest and must never trust a length in them.
 
 /// Length of the header, in bytes.
 const HEADER: usize = 12;
@@ -10,24 +10,24 @@ const LONGEST_NAME: usize = 255;
 /// The server could not get an answer.
 pub(super) const SERVFAIL: u8 = 2;
 
-/// The server does not do what was asked.
+/// The server does not support the request.
 pub(super) const NOTIMP: u8 = 4;
 
-/// The server does not want to answer.
+/// The server refuses to answer.
 const REFUSED: u8 = 5;
 
-/// A question that may be passed on, or why not.
+/// The kind of a message from a guest: whether it may be passed on.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Kind<'a> {
-    /// One plain question: name, type and class, as they stand in the message.
+    /// One plain query: name, type and class, as they are in the message.
     Question(&'a [u8]),
-    /// A message that asks for something else, an update of the zone for one.
+    /// Any other operation, for example an update of the zone.
     Other,
-    /// No DNS query at all.
+    /// Not a DNS query.
     Noise,
 }
 
-/// What `message`, which came from a guest, is.
+/// Classifies `message`, which came from a guest.
 pub(super) fn kind(message: &[u8]) -> Kind<'_> {
     let Some(header) = message.first_chunk::<HEADER>() else {
         return Kind::Noise;
@@ -77,7 +77,8 @@ pub(super) fn with_id(mut message: Vec<u8>, id: [u8; 2]) -> Vec<u8> {
     message
 }
 
-/// Whether `answer` is one to `asked`, which was sent to a resolver: same id, same question (a resolver may change the case of a name).
+/// Whether `answer` matches `asked`, the query sent to a resolver: same id, same question (a resolver may change the case of
+/// a name).
 pub(super) fn answers(answer: &[u8], asked: &[u8]) -> bool {
     let is_response = answer.get(2).is_some_and(|flags| flags & 0x80 != 0);
     let same_question = match (question(answer), question(asked)) {
@@ -89,14 +90,14 @@ pub(super) fn answers(answer: &[u8], asked: &[u8]) -> bool {
     is_response && same_question && id(answer) == id(asked)
 }
 
-/// Whether `answer` only says that this resolver has none; another one may.
+/// Whether `answer` is only a failure of this resolver; another one may have an answer.
 pub(super) fn is_setback(answer: &[u8]) -> bool {
     answer
         .get(3)
         .is_some_and(|flags| matches!(flags & 0x0f, SERVFAIL | NOTIMP | REFUSED))
 }
 
-/// Our own answer to `asked`: no records, only `code`.
+/// Our own reply to `asked`: no records, only `code`.
 pub(super) fn refusal(asked: &[u8], code: u8) -> Option<Vec<u8>> {
     let header = asked.first_chunk::<HEADER>()?;
     let question = question(asked).unwrap_or_default();

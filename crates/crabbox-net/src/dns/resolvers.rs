@@ -1,19 +1,20 @@
-//! The resolvers that questions are passed on to. Reading them anew for each question lets a laptop change its network; it must never fail.
+//! The resolvers to which queries are forwarded. They are read again for each query, because a laptop may change its
+//! network; reading must never fail.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The C library asks no more than three (`MAXNS` of `resolv.h`).
+/// The C library uses at most three (`MAXNS` of `resolv.h`).
 const MOST: usize = 3;
 
-/// Where resolvers listen.
+/// The port of resolvers.
 const PORT: u16 = 53;
 
-/// How long a guest is kept waiting in all; its own resolver asks again after five seconds.
+/// Total time for a query of a guest; the guest's own resolver retries after five seconds.
 const PATIENCE: Duration = Duration::from_secs(4);
 
-/// Which resolvers to ask, and for how long.
+/// The resolvers to query, and the time limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolvers {
     source: Source,
@@ -27,7 +28,7 @@ enum Source {
 }
 
 impl Resolvers {
-    /// These ones.
+    /// A fixed list.
     pub fn fixed(addresses: Vec<SocketAddr>) -> Self {
         Self {
             source: Source::Fixed(addresses),
@@ -35,7 +36,7 @@ impl Resolvers {
         }
     }
 
-    /// Those that the host's `resolv.conf` names when a question comes.
+    /// The resolvers in the host's `resolv.conf` at the time of the query.
     pub fn from_file(resolv_conf: impl Into<PathBuf>) -> Self {
         Self {
             source: Source::File(resolv_conf.into()),
@@ -43,13 +44,13 @@ impl Resolvers {
         }
     }
 
-    /// The same, waiting for all of them together at most `patience`.
+    /// The same with the total limit `patience`.
     pub fn with_patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
     }
 
-    /// How long a question may take in all.
+    /// Total time for one query.
     pub fn patience(&self) -> Duration {
         self.patience
     }

@@ -1,7 +1,7 @@
-//! One question, asked of the host's resolvers: each in turn until one has an answer.
+//! Forwards one query to the host's resolvers, one after the other until one has an answer.
 //!
-//! Every question gets a socket and a random transaction id of its own, which together are what a forger would have to guess. An
-//! answer that does not fit the question must never reach the guest.
+//! Every query gets its own socket and random transaction id; a forger would have to guess both. An answer that does not
+//! match the query must never reach the guest.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use super::message::{self, Kind, NOTIMP, SERVFAIL};
 use super::{LONGEST, Resolvers, left, read_framed, write_framed};
 
-/// One way to ask one resolver: address, question, time limit.
+/// One way to query one resolver: address, query, time limit.
 pub(super) type Way = fn(SocketAddr, &[u8], Duration) -> io::Result<Vec<u8>>;
 
-/// What to answer the guest; none when it asked nothing.
+/// The reply for the guest; `None` if its message was not a query.
 pub(super) fn answer(question: &[u8], resolvers: &Resolvers, way: Way) -> Option<Vec<u8>> {
     match message::kind(question) {
         Kind::Noise => None,
@@ -42,7 +42,7 @@ fn ask_all(question: &[u8], resolvers: &Resolvers, way: Way) -> Option<Vec<u8>> 
     setback
 }
 
-/// Asks over UDP.
+/// Queries over UDP.
 pub(super) fn over_udp(resolver: SocketAddr, question: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
     let any = match resolver.ip() {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -64,7 +64,7 @@ pub(super) fn over_udp(resolver: SocketAddr, question: &[u8], limit: Duration) -
     }
 }
 
-/// Asks over TCP.
+/// Queries over TCP.
 pub(super) fn over_tcp(resolver: SocketAddr, question: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
     let deadline = Instant::now() + limit;
     let mut stream = TcpStream::connect_timeout(&resolver, limit)?;

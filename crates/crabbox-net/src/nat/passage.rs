@@ -1,13 +1,14 @@
-//! Whether the packets of a lease would be forwarded on this host, found out by the packets of a connection that stay on it.
+//! Tests whether this host forwards the packets of a lease, with packets of a test connection that do not leave the host.
 //!
 //! ```text
 //!   lease side (scratch)             host                                            far side (this process)
 //!   veth0 10.213.x.2 -- cbx<tag> --- every filter of the host --- a real uplink ~~~~ upl<tag><n>, a tap that answers
 //! ```
-//! The packets have names and addresses as a lease's have, pass everything up to the last moment before they would leave by the uplink, and are
-//! handed to a tap of ours there; its answer arrives at the uplink as if it came from outside. No packet may leave the host: what is not handed on
-//! is dropped behind all other filters. Links and tables are removed before the verdict; should we die first, the links end with us, and
-//! `cleanup` finds the tables by their name.
+//! The packets have interface names and addresses like a lease's. They pass every filter up to the point where they would
+//! leave through the uplink, and are redirected to a tap of ours there; its reply arrives at the uplink as if it came from
+//! outside. No packet may leave the host: packets that are not redirected are dropped after all other filters. Links and
+//! tables are removed before the result is returned. If this process dies first, the links disappear with it, and `cleanup`
+//! finds the tables by their name.
 
 mod guard;
 mod peer;
@@ -31,73 +32,74 @@ use peer::Peer;
 
 pub(super) use guard::remove_at_uplinks;
 
-/// How the links to the far side begin. Rules for our interfaces must not match them.
+/// Name prefix of the links to the far side. Rules for lease interfaces must not match them.
 const UPLINK: &str = "upl";
-/// Where the addresses of the far side come from: a range for documentation, which nobody routes (RFC 5737).
+/// The address range of the far side: a documentation range, which is not routed (RFC 5737).
 const FAR: &str = "198.51.100.0/24";
-/// The port that is connected to: what firewalls let out if they let anything out.
+/// The destination port: one that firewalls usually let out.
 const PORT: u16 = 443;
-/// How long a connection may take. It takes less than a millisecond; the kernel repeats a lost first packet after a second.
+/// Time limit of a connection. It takes less than a millisecond; the kernel resends a lost first packet after a second.
 const PATIENCE: Duration = Duration::from_millis(1300);
-/// When it is looked for the first time how far a connection has come.
+/// Time of the first check of how far a connection has come.
 const GLANCE: Duration = Duration::from_millis(50);
-/// How long the kernel looks for the hardware address of a next hop (three questions, one a second). A packet that waits for it is still there.
+/// How long the kernel resolves the hardware address of a next hop (three requests, one per second). Until then the packet
+/// is queued.
 const NEIGHBOUR: Duration = Duration::from_millis(3300);
-/// So many links of the host are tried where there is no default route, and no more when that has taken this long.
+/// Maximum number of links that are tried without a default route, and the time after which no further link is tried.
 const MOST_NEIGHBOURS: usize = 4;
 const LONG: Duration = Duration::from_secs(4);
 
-/// Where on its way through the host a packet was dropped, by the hooks of the packet filter.
+/// The netfilter hook at which a packet was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
-    /// Where it came in.
+    /// Where it enters the host.
     Prerouting,
-    /// Between two links; the host's own choice of a route comes just before.
+    /// Where it is forwarded between two links; the routing decision comes just before.
     Forward,
-    /// Where it goes out.
+    /// Where it leaves the host.
     Postrouting,
-    /// At the link itself, behind everything that knows of connections.
+    /// At the link itself, after connection tracking.
     Egress,
 }
 
-/// What became of a packet of a lease.
+/// The result for a packet of a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Passage {
-    /// A connection came about, so packets pass in both directions.
+    /// A connection was established, so packets pass in both directions.
     Open,
-    /// What a lease sends passes to a real uplink of this host, whose replies could not be tried, and rules name the uplink.
+    /// Outgoing packets pass to a real uplink of this host; replies could not be tested, and some rules name the uplink.
     OpenByUplink,
-    /// What a lease sends is dropped or refused.
+    /// Outgoing packets are dropped or rejected.
     Outward(Hook),
-    /// What a lease sends passes, the reply does not.
+    /// Outgoing packets pass, the reply does not.
     Reply(Hook),
 }
 
-/// Why passage could not be tried.
+/// Why the test could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum PassageError {
-    /// The namespaces could not be made or entered: this takes root.
+    /// The namespaces could not be made or entered: this needs root.
     #[error("cannot send a packet through a network namespace")]
     Namespace {
         /// The underlying error.
         #[from]
         source: NetnsError,
     },
-    /// A link or an address could not be set.
+    /// A link or an address could not be configured.
     #[error("cannot set up the links of a packet's way")]
     Link {
         /// The underlying error.
         #[from]
         source: NetlinkError,
     },
-    /// There is no tap device.
+    /// The tap device could not be made.
     #[error("cannot set up the far side of a packet's way")]
     Tap {
         /// The underlying error.
         #[from]
         source: TapError,
     },
-    /// Forwarding or the table could not be set.
+    /// Forwarding or the table could not be configured.
     #[error("cannot set up the rules of a packet's way")]
     Rules {
         /// The underlying error.
@@ -110,7 +112,7 @@ pub enum PassageError {
         /// The range.
         range: Ipv4Net,
     },
-    /// A socket or the kernel's random bytes could not be had.
+    /// A socket, or random bytes from the kernel, could not be obtained.
     #[error("cannot prepare a connection")]
     System {
         /// The system's error.
@@ -119,7 +121,7 @@ pub enum PassageError {
     },
 }
 
-/// Tries whether a lease would reach the internet. Takes root, and some seconds where packets are dropped.
+/// Tests whether a lease would reach the internet. Needs root, and some seconds if packets are dropped.
 pub fn passage() -> Result<Passage, PassageError> {
     let way = Way::build()?;
     let began = Instant::now();
@@ -148,16 +150,16 @@ pub fn passage() -> Result<Passage, PassageError> {
     Ok(verdict)
 }
 
-/// What one attempt has shown.
+/// The result of one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Seen {
     Connected,
-    /// What was sent has passed every filter; the reply could not be tried, or not all of its way.
+    /// The outgoing packet has passed every filter; the reply could not be tested, or not on its whole path.
     Sent,
     Dropped(Passage),
 }
 
-/// The lease's side of the way: a namespace, and a link to it with the rules that a lease has.
+/// The lease side of the path: a namespace, and a link to it with the rules of a lease.
 #[derive(Debug)]
 struct Way {
     spec: NatSpec,
@@ -210,7 +212,7 @@ impl Way {
         Ok(())
     }
 
-    /// Tries a connection to `target` by whatever uplink the host sends it to.
+    /// Tests a connection to `target` through the uplink that the host's routes select.
     fn through_an_uplink(&self, target: Ipv4Addr) -> Result<Seen, PassageError> {
         let mut far = Vec::new();
         for (number, uplink) in uplinks()?.into_iter().enumerate() {
@@ -260,7 +262,7 @@ impl Way {
         Ok(seen)
     }
 
-    /// Tries a connection to an address that only a link of ours leads to.
+    /// Tests a connection to an address that is only reachable through a link of ours.
     fn to_a_link_of_ours(&self) -> Result<Seen, PassageError> {
         let subnet = free(range(FAR), &routes()?, usize::from(self.lease.octets()[3]))?;
         let mut hosts = subnet.hosts();
@@ -302,7 +304,7 @@ impl Drop for Way {
     }
 }
 
-/// A connection of the lease's side, whose port is known before its first packet.
+/// A connection from the lease side, whose port is known before its first packet.
 #[derive(Debug)]
 struct Attempt<'a> {
     way: &'a Way,
@@ -332,7 +334,7 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    /// Begins, and says whether the connection came about in time.
+    /// Starts it, and returns whether the connection was established in time.
     fn connect(&self, patience: Duration) -> Result<bool, PassageError> {
         let target = SocketAddr::from((self.target, PORT));
         let begun = self
@@ -346,7 +348,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Waits longer. A refusal counts as none.
+    /// Waits longer. A refused connection counts as not established.
     fn wait(&self, patience: Duration) -> Result<bool, PassageError> {
         let ended = clock::poll_until(patience, || {
             let refused = match sockopt::socket_error(&self.socket) {
@@ -363,7 +365,7 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// A link of ours with somebody who answers behind it: in the place of a real uplink's far side, or all by itself.
+/// A link of ours with an answering peer: in place of a real uplink's far side, or standalone.
 #[derive(Debug)]
 struct Far {
     link: String,
@@ -399,7 +401,7 @@ fn routes() -> Result<Vec<Ipv4Net>, PassageError> {
     Ok(nets.filter(|route| route.prefix_len() > 0).collect())
 }
 
-/// The links with addresses that are neither ours nor the host's own, by index.
+/// The links with an address that is not the host's and not made by us, by index.
 fn outer_links(netlink: &mut Netlink) -> Result<Vec<(u32, String)>, NetlinkError> {
     Ok(netlink
         .links()?
@@ -412,7 +414,7 @@ fn outer_links(netlink: &mut Netlink) -> Result<Vec<(u32, String)>, NetlinkError
         .collect())
 }
 
-/// The links that packets may leave this host by: those of the default routes, else those with neighbours.
+/// The links through which packets may leave this host: those of the default routes, or else those with neighbours.
 fn uplinks() -> Result<Vec<String>, PassageError> {
     let mut netlink = Netlink::open()?;
     let links = outer_links(&mut netlink)?;
@@ -427,7 +429,7 @@ fn uplinks() -> Result<Vec<String>, PassageError> {
     Ok(links.take(MOST_NEIGHBOURS).map(|(_, name)| name).collect())
 }
 
-/// Addresses that the host has a way to: one that the default route leads to, else a neighbour on each link.
+/// Reachable addresses: one through the default route, or else a neighbour on each link.
 fn outside() -> Result<Vec<Ipv4Addr>, PassageError> {
     let mut netlink = Netlink::open()?;
     let routes = netlink.routes()?;
@@ -456,12 +458,13 @@ fn outside() -> Result<Vec<Ipv4Addr>, PassageError> {
         .collect())
 }
 
-/// A range of ours. The texts are constants, and a test reads each.
+/// A constant range; a test parses each of them.
 fn range(text: &'static str) -> Ipv4Net {
     text.parse().unwrap_or_default()
 }
 
-/// A /30 of `range` that no route leads into, beginning at its end: leases take from its beginning. `start` keeps two of us apart.
+/// A /30 of `range` that no route covers, searched from its end, because leases search from its beginning. `start` separates
+/// two concurrent tests.
 fn free(range: Ipv4Net, routes: &[Ipv4Net], start: usize) -> Result<Ipv4Net, PassageError> {
     let all: Vec<Ipv4Net> = range.trunc().subnets(30).into_iter().flatten().collect();
     let last = &all[all.len().saturating_sub(64)..];

@@ -1,4 +1,5 @@
-//! The rules of one lease in the host's namespace: its own table, dropped whole at the end.
+//! The rules of one lease in the host's namespace: a separate table, which is removed as a whole at the end. They must never
+//! change a table of another program.
 
 use std::net::Ipv4Addr;
 
@@ -7,11 +8,12 @@ use serde_json::Value;
 use super::{LINK, NatError, NatSpec, TABLE};
 use crate::nft;
 
-/// Hooks of ours run just before those of the usual firewalls, so that a drop here is final and an accept leaves the decision to them.
+/// Our hooks run just before those of the usual firewalls, so that a drop here is final and an accept leaves the decision to
+/// them.
 pub(super) const PRIORITY: &str = "filter - 10";
 
-/// The table of `spec`, replacing an earlier one. Masquerade is all that the lease needs; the rest keeps it apart should the mapping
-/// in its own namespace ever fail.
+/// The table of `spec`; replaces an earlier one. The lease only needs masquerade; the other rules isolate it even if the
+/// mapping in its own namespace fails.
 pub(super) fn ruleset(spec: &NatSpec, lease: Ipv4Addr) -> String {
     let (table, link) = (spec.table(), spec.link());
     format!(
@@ -39,8 +41,9 @@ table ip {table} {{
     )
 }
 
-/// The table that closes the host to the guest of a CNI lease at `address`, replacing an earlier one. What a hook of `input` sees is for
-/// an address of this host by the kernel's own judgement at that moment, so addresses that the host gets later are closed as well.
+/// The table that closes the host to the guest of a CNI lease at `address`; replaces an earlier one. An `input` hook sees
+/// packets for addresses of this host, as the kernel decides at that moment, so addresses that the host gets later are
+/// covered too.
 pub(super) fn closed_host(table: &str, address: Ipv4Addr) -> String {
     format!(
         "table ip {table}
@@ -55,7 +58,7 @@ table ip {table} {{
     )
 }
 
-/// Drops a table of ours. One that is gone is fine: it is made first, in the same transaction.
+/// Removes a table of ours. It succeeds for a missing table, because the same transaction creates it first.
 pub(super) fn drop_table(table: &str) -> Result<(), NatError> {
     nft::apply(
         "drop the NAT rules of the lease",
@@ -67,7 +70,7 @@ pub(super) fn drop_table(table: &str) -> Result<(), NatError> {
     })
 }
 
-/// The tags of the tables that are there.
+/// The tags of existing tables.
 pub(super) fn tags() -> Result<Vec<String>, NatError> {
     let tables = listing(&["-j", "list", "tables"])?;
     let is_tag = |tag: &&str| !tag.is_empty() && tag.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -78,7 +81,7 @@ pub(super) fn tags() -> Result<Vec<String>, NatError> {
         .collect())
 }
 
-/// What `nft` lists, as JSON.
+/// The output of `nft list` as JSON.
 pub(super) fn listing(args: &[&str]) -> Result<Value, NatError> {
     let output = nft::ask("list the rules of the host", args).map_err(|source| NatError::Filter {
         table: format!("{TABLE}*"),

@@ -1,10 +1,10 @@
-//! The choice of a /30 that nobody uses: pure, from lists that the caller has read.
+//! The choice of a free /30: a pure function of lists that the caller has read. It must never touch the host.
 
 use ipnet::Ipv4Net;
 
 use crate::inner::{inner_net, overlaps};
 
-/// Where our subnets come from unless the configuration says otherwise: 16384 of them, in a part of 10/8 that few sites use.
+/// The default range: 16384 subnets, in a part of 10/8 that few sites use.
 pub const DEFAULT_RANGE: &str = "10.213.0.0/16";
 
 /// Why there is no subnet for one more lease.

@@ -1,4 +1,4 @@
-//! The DNS forwarder, asked by a guest through its tap, with a resolver of the test's own on the host's loopback.
+//! The DNS forwarder, queried by a guest through its tap, with the test's own resolver on the host's loopback.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -16,7 +16,7 @@ use crate::nat::lease;
 const STUB: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 53);
 const DEAD: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 99);
 
-/// "Where is `name`?", with `id`.
+/// A query for `name` with `id`.
 fn question(id: u16, name: &str) -> Vec<u8> {
     let mut message = id.to_be_bytes().to_vec();
     message.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
@@ -35,7 +35,8 @@ fn answer(asked: &[u8]) -> Vec<u8> {
     message
 }
 
-/// A resolver at `address` in the namespace of the caller: for each datagram, what `reply` makes of it. It reports what it was asked.
+/// A resolver at `address` in the namespace of the caller: it answers each datagram with the result of `reply`, and reports
+/// the queries.
 fn resolver(
     address: Ipv4Addr,
     reply: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static,
@@ -54,7 +55,7 @@ fn resolver(
     receiver
 }
 
-/// Runs `work` beside a forwarder, and sees that it ends when it is asked to.
+/// Runs `work` with a running forwarder, and checks that the forwarder stops on request.
 fn forwarding(lab: &Lab, resolvers: &Resolvers, work: impl FnOnce(&Guest)) {
     let (spec, _, guest) = lease(lab, "a1", "10.213.0.0/30", Policy::default());
     let listeners = dns::listen(&spec.netns, dns::LISTEN).unwrap();

@@ -1,4 +1,4 @@
-//! A host, its LAN and an internet, each a namespace of the test; and a guest, a namespace behind the tap of a lease.
+//! A host, its LAN and an internet, each a namespace of the test, and a guest: a namespace behind the tap of a lease.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -16,7 +16,8 @@ use crabbox_host::{netns, tap};
 use crabbox_net::{GUEST_ADDRESS, Inner, Outer, Policy, TAP_ADDRESS};
 use rustix::event::{PollFd, PollFlags, poll};
 
-/// The stand-in for the internet: an address that no special range holds. It is one of the lab's namespaces, and leads nowhere else.
+/// The stand-in for the internet: an address outside every special range. It belongs to one of the lab's namespaces and
+/// leads nowhere else.
 pub(crate) const INTERNET: Ipv4Addr = Ipv4Addr::new(9, 9, 9, 2);
 /// A machine of the host's LAN.
 pub(crate) const LAN: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
@@ -24,7 +25,7 @@ pub(crate) const LAN: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
 pub(crate) const HOST_PUBLIC: Ipv4Addr = Ipv4Addr::new(9, 9, 9, 1);
 /// A second address on the internet, one of many.
 pub(crate) const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
-/// How long a connection that must not come about is waited for.
+/// How long to wait for a connection that must fail.
 const PATIENCE: Duration = Duration::from_millis(700);
 
 pub(crate) struct Lab {
@@ -138,7 +139,7 @@ pub(crate) fn links() -> Vec<Link> {
     links
 }
 
-/// A TCP server that greets with `word`, in the namespace of the caller.
+/// A TCP server that sends `word` as its greeting, in the namespace of the caller.
 pub(crate) fn serve(address: Ipv4Addr, port: u16, word: &'static str) {
     let listener = TcpListener::bind((address, port)).unwrap();
     std::thread::spawn(move || {
@@ -148,17 +149,17 @@ pub(crate) fn serve(address: Ipv4Addr, port: u16, word: &'static str) {
     });
 }
 
-/// What the server at `address` greets with, asked from the namespace of the caller.
+/// The greeting of the server at `address`, from the namespace of the caller.
 pub(crate) fn greeting(address: Ipv4Addr, port: u16) -> io::Result<String> {
     ask(address, port, Duration::from_secs(10))
 }
 
-/// The same, given up after a short wait: for a connection that must not come about, but would.
+/// The same with a short timeout, for a connection that must fail.
 pub(crate) fn greeting_soon(address: Ipv4Addr, port: u16) -> io::Result<String> {
     ask(address, port, PATIENCE)
 }
 
-/// The error of a connection that must not come about.
+/// The error of a connection that must fail.
 pub(crate) fn refusal(address: Ipv4Addr, port: u16) -> io::Error {
     ask(address, port, PATIENCE).unwrap_err()
 }

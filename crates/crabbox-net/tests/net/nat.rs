@@ -1,4 +1,4 @@
-//! The `nat` mode, whole: no CNI, no iptables, nothing on the host but `nft`.
+//! The complete `nat` mode: no CNI, no iptables, nothing on the host but `nft`.
 
 use std::net::Ipv4Addr;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What becomes of a lease's packets under the firewalls that hosts have: the verdict is held against a lease that really tries.
+//! The result of the forwarding test under firewalls that hosts have, compared with a lease that really connects.
 
 use crabbox_host::command::Cmd;
 use crabbox_host::netns;
@@ -8,12 +8,12 @@ use crabbox_net::{NatSpec, attach_nat, detach_nat};
 use crate::lab::{ELSEWHERE, Lab, greeting, links, refusal, rules, setting};
 use crate::nat::spec;
 
-/// Docker's: a policy of drop, and chains for rules of the user's.
+/// Docker's rules: a policy of drop, and chains for the user's rules.
 const DOCKER: &str = "table ip filter {
  chain DOCKER-USER { return; }
  chain FORWARD { type filter hook forward priority filter; policy drop; jump DOCKER-USER; }
 }";
-/// firewalld's: the policy accepts, the last rule refuses.
+/// firewalld's rules: the policy accepts, the last rule rejects.
 const FIREWALLD: &str = "table inet firewalld {
  chain filter_FORWARD {
   type filter hook forward priority filter + 10; policy accept;
@@ -21,7 +21,7 @@ const FIREWALLD: &str = "table inet firewalld {
   reject with icmpx admin-prohibited
  }
 }";
-/// A firewall that knows our interfaces.
+/// A firewall that lets our interfaces pass.
 const KNOWN: &str = "table inet f {
  chain forward {
   type filter hook forward priority 0; policy drop;
@@ -29,11 +29,11 @@ const KNOWN: &str = "table inet f {
   oifname \"cbx*\" accept
  }
 }";
-/// One that knows them in one direction only.
+/// One that lets them pass in one direction only.
 const ONE_WAY: &str = "table inet f {
  chain forward { type filter hook forward priority 0; policy drop; iifname \"cbx*\" accept; }
 }";
-/// One that knows our interfaces and the uplink's name.
+/// One that matches our interfaces and the uplink's name.
 const BY_UPLINK: &str = "table inet f {
  chain forward {
   type filter hook forward priority 0; policy drop;
@@ -41,12 +41,12 @@ const BY_UPLINK: &str = "table inet f {
   iifname \"up0\" ct state established,related accept
  }
 }";
-/// One that drops in a chain that a rule leads to.
+/// One that drops in a chain reached by a jump.
 const DEEP: &str = "table ip f {
  chain deep { tcp flags syn drop; }
  chain forward { type filter hook forward priority 0; policy accept; jump deep; }
 }";
-/// One that lets nothing go out of a link that is not ours.
+/// One that drops everything that leaves through a link that is not ours.
 const NO_UPLINK: &str = "table ip f {
  chain post { type filter hook forward priority 50; policy accept; oifname != \"cbx*\" reject; }
 }";
@@ -59,14 +59,14 @@ fn legacy(rule: &str) {
     Cmd::new("iptables-legacy").args(rule.split(' ')).run().unwrap();
 }
 
-/// The rules of the host without what they have counted: packets of ours count like any others.
+/// The rules of the host without counters, because our test packets are counted like any others.
 fn uncounted() -> String {
     let rules = rules();
     let words = rules.split(' ').filter(|word| word.parse::<u64>().is_err());
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// A lease on a host, which has no rules beside the lease's.
+/// A lease on a host that has no other rules.
 struct Lease {
     spec: NatSpec,
     bare: String,
@@ -79,7 +79,7 @@ impl Lease {
         Self { spec, bare: rules() }
     }
 
-    /// Tries passage, and whether the lease reaches the internet of the lab; both have to say the same.
+    /// Runs the forwarding test, and checks whether the lease reaches the internet of the lab; both results must agree.
     fn look(&self, name: &str, expected: Passage) {
         let before = (uncounted(), links().len());
         assert_eq!(nat::passage().unwrap(), expected, "{name}");

@@ -1,4 +1,4 @@
-//! Who may reach whom, proved by connections through a real tap.
+//! Which peers can reach each other, tested by connections through a real tap.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};

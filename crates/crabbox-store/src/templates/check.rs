@@ -1,6 +1,7 @@
-//! Whether a template is still what its manifest says.
+//! Verifies that a template still matches its manifest.
 //!
-//! Nothing of one may be used that differs in anything. It must never change a part, nor take one for good that could not be looked at.
+//! A template with any difference must not be used. This must never change a part, or report a template as damaged for good
+//! when it only could not be inspected.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -14,14 +15,14 @@ use super::{
     TemplateError, UNUSED_LIMIT, Unusable, VERSION, VMSTATE,
 };
 
-/// How closely a template is looked at.
+/// How thoroughly a template is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Depth {
-    /// Only at what the file system says of its files.
+    /// Only the file attributes.
     Look,
-    /// The same, after every byte was read once since the host came up.
+    /// The same, provided that every byte was verified since the host booted.
     OncePerBoot,
-    /// At every byte.
+    /// Every byte.
     EveryByte,
 }
 
@@ -107,7 +108,7 @@ pub(super) fn modified(facts: &std::fs::Metadata) -> i128 {
     i128::from(facts.mtime()) * 1_000_000_000 + i128::from(facts.mtime_nsec())
 }
 
-/// Bytes that the files of `dir` take up; `st_blocks` counts 512 bytes each (`stat(2)`).
+/// Disk space of the files in `dir`, in bytes; `st_blocks` counts units of 512 bytes (`stat(2)`).
 pub(super) fn allocated(dir: &Path) -> u64 {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries

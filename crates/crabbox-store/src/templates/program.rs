@@ -1,8 +1,8 @@
-//! The digest of a program, remembered as long as its file is untouched: a template depends on the program's bytes, and to read them for
-//! each lease would cost more than all else that is looked at.
+//! The digest of a program, cached as long as its file is unchanged. A template depends on the program's bytes, and reading
+//! them for each lease would cost more than all other checks.
 //!
-//! It must never answer for a file of which the kernel says anything else than when its bytes were read, nor for one that could have been
-//! written to since without the kernel saying so.
+//! A cached digest must never be used if any file attribute differs from those at the time of reading, or if the file could
+//! have been written since without a change of its attributes.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -11,16 +11,17 @@ use std::path::Path;
 use crabbox_host::files::{self, FileError};
 use crabbox_host::{clock, digest};
 
-/// The file with what is remembered: a line for each program, of its identity, when it was read, and its digest.
+/// The cache file: one line per program, with its file attributes, the time of reading, and its digest.
 pub(super) const KNOWN: &str = "programs";
-/// The longest that is read, in bytes.
+/// Maximum size of the cache file, in bytes.
 const KNOWN_LIMIT: u64 = 16 * 1024;
-/// How many programs are remembered; one is in use, and another one after an update.
+/// Number of cached programs: one in use, and one more after an update.
 const MOST: usize = 8;
-/// How long a file has to have been left alone when it is read, in seconds: two changes within a tick of the kernel's clock look like one.
+/// Minimum age of a file's last change when it is read, in seconds: two changes within one tick of the kernel's clock have
+/// the same time.
 const SETTLED: i64 = 2;
 
-/// The SHA-256 of `program`, remembered in `dir` where that is there and can be written to.
+/// The SHA-256 of `program`, cached in `dir` if that exists and is writable.
 pub(super) fn digest(dir: &Path, program: &Path) -> Result<String, FileError> {
     let fail = |source| FileError::io("look at", program, source);
     let known = known(&dir.join(KNOWN));
@@ -51,7 +52,7 @@ pub(super) fn digest(dir: &Path, program: &Path) -> Result<String, FileError> {
     Ok(sha256)
 }
 
-/// What is remembered of one program.
+/// A cached digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Line {
     identity: String,
@@ -60,7 +61,7 @@ struct Line {
     sha256: String,
 }
 
-/// All that the kernel says of a file which another file, or other bytes in it, would not have; without blanks.
+/// All file attributes that would differ for another file or other contents, without blanks.
 fn identity(facts: &std::fs::Metadata) -> String {
     format!(
         "{}:{}:{}:{}:{}.{}:{}.{}",
@@ -75,7 +76,7 @@ fn identity(facts: &std::fs::Metadata) -> String {
     )
 }
 
-/// What is remembered; what cannot be read or understood is not.
+/// The cached digests; unreadable or invalid lines are left out.
 fn known(path: &Path) -> Vec<Line> {
     let bytes = files::read_regular(path, KNOWN_LIMIT).unwrap_or_default();
     String::from_utf8_lossy(&bytes).lines().filter_map(line).collect()
@@ -105,7 +106,7 @@ fn text(lines: &[Line]) -> String {
 mod tests {
     use super::*;
 
-    /// A store's directory, and a program that was left alone long enough as far as `programs` says.
+    /// A store's directory, and a program whose last change is old enough according to `programs`.
     fn world() -> (tempfile::TempDir, std::path::PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("program");
@@ -113,7 +114,7 @@ mod tests {
         (dir, program)
     }
 
-    /// Has what is remembered say `sha256`, as if it had been read long after the last change.
+    /// Sets the cached digest to `sha256`, as if the program had been read long after its last change.
     fn forge(dir: &Path, sha256: &str) {
         let mut lines = known(&dir.join(KNOWN));
         for line in &mut lines {

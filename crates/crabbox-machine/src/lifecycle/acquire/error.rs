@@ -1,6 +1,6 @@
-//! Why a lease could not be acquired, and what may be concluded from it.
+//! Why a lease could not be acquired, and what follows from the error.
 //!
-//! Facts and kinds only: what is done about an error is decided by who made the lease. Nothing here may look at the host.
+//! Facts and kinds only: the caller decides what to do about an error. Nothing here may look at the host.
 
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_host::console;
@@ -41,16 +41,17 @@ pub enum AcquireError {
     /// The guest did not become ready.
     #[error("the guest did not become ready")]
     Ready(#[from] ReadyError),
-    /// The guest of a template did not become this lease's, or did not park.
+    /// The guest of a template did not take this lease's identity, or did not park.
     #[error("the guest did not take its identity")]
     Identity(#[from] IdentityError),
-    /// The network of this host gives each guest a tap and an address of its own, so what is frozen with one is of no use with another.
+    /// The network of this host gives each guest its own tap and address, so a snapshot with one is useless with
+    /// another.
     #[error("a network whose chain makes the guest's tap cannot be frozen")]
     TapGiven,
-    /// The disk does not hold what a machine that is frozen leaves.
+    /// The disk has no room for a snapshot of the machine.
     #[error(transparent)]
     NoRoom(#[from] NoRoomForTemplate),
-    /// There is no way to name or share an SSH connection to it.
+    /// Its SSH connection cannot be named or shared.
     #[error(transparent)]
     Connection(#[from] ConnectionError),
     /// The console could not be recorded.
@@ -62,22 +63,22 @@ pub enum AcquireError {
     /// The record could not be written.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// The lease waited in a pool, and is on its way out.
+    /// The lease is a pool member that is being ended.
     #[error("the lease is being taken back")]
     Ending,
-    /// The lease that waits here is not the one that was asked for.
+    /// The pool member is not of the requested kind.
     #[error("lease {id} waits here, and another one was asked for")]
     OtherLease {
         /// The lease.
         id: String,
     },
-    /// It waits for somebody else's lock.
+    /// It waits for a lock that another process holds.
     #[error(transparent)]
     Lock(#[from] LockError),
     /// It is not ours.
     #[error(transparent)]
     Ownership(#[from] OwnershipError),
-    /// It was to wait in a pool, and somebody wanted the room that it takes.
+    /// It was being made for a pool, and another lease needed its room.
     #[error("the lease made room for somebody's")]
     GaveWay,
     /// The command line that asked for the lease is gone, or was interrupted.
@@ -130,7 +131,7 @@ impl Fault for AcquireError {
 }
 
 impl AcquireError {
-    /// Whether a machine that was to go on from a template failed in what a boot does otherwise.
+    /// Whether a restore failed in a way in which a boot may succeed.
     pub(crate) fn is_of_restoring(&self, start: &Start) -> bool {
         let given_up = matches!(
             self,
@@ -143,7 +144,7 @@ impl AcquireError {
         matches!(start, Start::Restore { .. }) && differs && !given_up
     }
 
-    /// Whether it is the template's own fault, and not that of the host's disk, load or programs.
+    /// Whether the template is the cause, and not the host's disk, load or programs.
     pub(crate) fn blames_template(&self) -> bool {
         matches!(
             self,

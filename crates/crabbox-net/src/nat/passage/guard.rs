@@ -1,7 +1,8 @@
-//! The rules of a packet's way: those of a lease, a count at the end of every hook, and a last word that keeps packets on this host.
+//! The rules of the test path: those of a lease, a counter at the end of every hook, and a final rule that keeps packets on
+//! this host.
 //!
-//! They are loaded anew for each attempt. They must never take a packet of anybody else's: what is handed on has the ports and addresses of
-//! one connection of ours.
+//! They are loaded again for each attempt. They must never match a packet of another program: redirected packets have the
+//! ports and addresses of one connection of ours.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -11,9 +12,9 @@ use super::super::{NatError, NatSpec};
 use super::{Far, Hook, PORT};
 use crate::nft;
 
-/// Behind every filter that others are likely to have; the one place behind it is the kernel's own.
+/// A priority after every filter that others are likely to have; only the kernel's own comes later.
 const LAST: i32 = i32::MAX - 1;
-/// Before every filter.
+/// A priority before every filter.
 const FIRST: i32 = i32::MIN;
 
 /// What is let through, and where to.
@@ -21,28 +22,28 @@ const FIRST: i32 = i32::MIN;
 pub(super) struct Guard<'a> {
     spec: &'a NatSpec,
     lease: Ipv4Addr,
-    /// The far side's address, and the port of the lease's side.
+    /// The far side's address, and the port of the lease side.
     connection: Option<(Ipv4Addr, u16)>,
     /// Links by which that connection may leave.
     open: Vec<String>,
-    /// Real uplinks, each with the link of ours that gets what leaves there.
+    /// Real uplinks, each with the link of ours that gets its outgoing packets.
     handed: Vec<(String, String)>,
 }
 
-/// Packets that have reached the end of each hook.
+/// Number of packets that have reached the end of each hook.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Counted {
     pub(super) out_prerouting: u64,
     pub(super) out_forward: u64,
     pub(super) out_postrouting: u64,
-    /// Where a packet leaves by a real uplink, before the filters there.
+    /// Where a packet leaves through a real uplink, before the filters there.
     pub(super) out_egress: u64,
     pub(super) back_prerouting: u64,
     pub(super) back_forward: u64,
 }
 
 impl Counted {
-    /// Where what was sent was dropped, if it was.
+    /// The hook at which the outgoing packet was dropped, if it was.
     pub(super) fn outward(&self) -> Option<Hook> {
         match self {
             Self {
@@ -56,7 +57,7 @@ impl Counted {
         }
     }
 
-    /// Where the reply was dropped, if it was sent and did not come.
+    /// The hook at which the reply was dropped, if it was sent and did not arrive.
     pub(super) fn back(&self) -> Hook {
         match self {
             Self {
@@ -69,7 +70,7 @@ impl Counted {
 }
 
 impl<'a> Guard<'a> {
-    /// Lets nothing out.
+    /// Lets no packet out.
     pub(super) fn closed(spec: &'a NatSpec, lease: Ipv4Addr) -> Self {
         Self {
             spec,
@@ -86,13 +87,13 @@ impl<'a> Guard<'a> {
         self
     }
 
-    /// Lets that connection out by `link`, which is ours.
+    /// Lets that connection out through `link`, which is ours.
     pub(super) fn letting_out(mut self, link: &str) -> Self {
         self.open.push(link.to_owned());
         self
     }
 
-    /// Lets it out by real uplinks, and hands it to our links at the last moment.
+    /// Lets it out through real uplinks, and redirects it to our links at the last hook.
     pub(super) fn handing_on(mut self, far: &[Far]) -> Self {
         for far in far {
             let Some(uplink) = &far.uplink else { continue };
@@ -186,7 +187,7 @@ impl<'a> Guard<'a> {
         rules
     }
 
-    /// What has been counted since the rules were loaded.
+    /// The counters since the rules were loaded.
     pub(super) fn counted(&self) -> Result<Counted, NatError> {
         let (listed, table) = (listing(&["-j", "list", "counters"])?, self.spec.table());
         let count = |name: &str| {
@@ -206,13 +207,13 @@ impl<'a> Guard<'a> {
     }
 }
 
-/// Removes all rules of the way.
+/// Removes all rules of the test path.
 pub(super) fn remove(spec: &NatSpec) -> Result<(), NatError> {
     remove_at_uplinks(&spec.table())?;
     drop_table(&spec.table())
 }
 
-/// Removes the rules at the uplinks, where there are some. Not every nft and kernel knows their family, so it is looked first.
+/// Removes the rules at the uplinks, if there are any. Not every nft and kernel knows their family, so it is checked first.
 pub(in super::super) fn remove_at_uplinks(table: &str) -> Result<(), NatError> {
     let tables = listing(&["-j", "list", "tables"])?;
     if !objects(&tables, "table").any(|one| one["family"] == "netdev" && one["name"] == table) {

@@ -1,7 +1,7 @@
-//! The far side of a packet's way: a tap whose frames this process answers, as a machine on the internet would.
+//! The far side of the test path: a tap whose frames this process answers like a machine on the internet.
 //!
-//! It answers what one connection needs: who has an address (ARP), and the first packet of a connection (TCP). Whatever else arrives,
-//! and whatever is odd, it must never answer.
+//! It answers what one connection needs: an ARP request, and the first packet of a TCP connection. It must never answer
+//! anything else, or anything malformed.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -11,21 +11,21 @@ use std::thread::JoinHandle;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// The hardware address of the machine that we play: a locally administered one.
+/// The hardware address of the simulated machine: a locally administered one.
 const OWN: [u8; 6] = [0x02, 0xcb, 0, 0, 0, 1];
-/// The number that our side of a connection begins with. Nothing depends on it.
+/// The initial TCP sequence number of our side. Nothing depends on its value.
 const SEQUENCE: [u8; 4] = [0, 0, 0x10, 0];
 const SYN: u8 = 0x02;
 const SYN_ACK: u8 = 0x12;
-/// Longer frames than that are none of a connection's beginning.
+/// Maximum frame length: longer frames cannot start a connection.
 const LONGEST: usize = 2048;
-/// How often it is looked whether the end was asked for.
+/// Interval at which the stop request is checked.
 const BEAT: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 20_000_000,
 };
 
-/// A far side that answers until it is dropped. Its link ends with it.
+/// A simulated far side that answers until it is dropped. Its link disappears with it.
 #[derive(Debug)]
 pub(super) struct Peer {
     met: Arc<AtomicBool>,
@@ -87,7 +87,7 @@ fn answer(mut tap: File, host: [u8; 6], met: &AtomicBool, end: &AtomicBool) {
     }
 }
 
-/// What is said to `frame`, if anything.
+/// The reply to `frame`, if any.
 fn reply(frame: &[u8], host: [u8; 6]) -> Option<Vec<u8>> {
     match frame.get(12..14)? {
         [8, 6] => who_has(frame.get(14..)?, host),
@@ -100,7 +100,7 @@ fn header(host: [u8; 6], kind: [u8; 2]) -> Vec<u8> {
     [&host[..], &OWN, &kind].concat()
 }
 
-/// The reply to a question for the hardware address of an IPv4 address: ours, whatever the address is.
+/// The reply to an ARP request for an IPv4 address: our hardware address, whatever the address is.
 fn who_has(question: &[u8], host: [u8; 6]) -> Option<Vec<u8>> {
     let question = question.get(..28)?;
     // Ethernet, IPv4, and a request (RFC 826).
@@ -114,7 +114,7 @@ fn who_has(question: &[u8], host: [u8; 6]) -> Option<Vec<u8>> {
     Some(frame)
 }
 
-/// The reply to the first packet of a TCP connection: the second one, as if somebody listened.
+/// The reply to the first packet of a TCP connection: a SYN-ACK, as if a server listened.
 fn greeting(packet: &[u8], host: [u8; 6]) -> Option<Vec<u8>> {
     let first = *packet.first()?;
     let length = usize::from(first & 0x0f) * 4;
@@ -141,7 +141,7 @@ fn greeting(packet: &[u8], host: [u8; 6]) -> Option<Vec<u8>> {
     Some([header(host, [8, 0]), head, answer].concat())
 }
 
-/// The sum that IP and TCP check (RFC 1071), of an even number of bytes.
+/// The checksum of IP and TCP (RFC 1071), over an even number of bytes.
 fn sum(bytes: &[u8]) -> [u8; 2] {
     let pairs = bytes
         .chunks_exact(2)
