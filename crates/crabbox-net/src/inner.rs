@@ -1,7 +1,7 @@
 //! The inner network of a lease: the tap, the fixed addresses, and the mapping of the outer address onto the guest.
 //!
-//! It is the same in every lease, so that a snapshot of a guest fits all of them. Everything here lives in the namespace and ends with
-//! it, so there is no undoing; nothing here may touch the host's own namespace.
+//! It is the same in every lease, so that a snapshot of a guest fits all of them. Everything here belongs to the namespace
+//! and disappears with it, so there is no undo; nothing here may touch the host's own namespace.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -29,18 +29,18 @@ pub const INNER_PREFIX: u8 = 30;
 /// The guest's hardware address, in every lease: locally administered, its last four bytes are the address.
 pub const GUEST_MAC: &str = "06:00:ac:10:00:02";
 
-/// What the inner network is made from.
+/// The inputs of the inner network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inner {
     /// The file of the namespace.
     pub netns: PathBuf,
     /// The name of the tap, `tap0`.
     pub tap: String,
-    /// Who may open the tap without privileges: user and group id of a jailed VMM.
+    /// The user and group that may open the tap without privileges: those of a jailed VMM.
     pub owner: Option<(u32, u32)>,
     /// The outer side.
     pub outer: Outer,
-    /// Who may reach whom.
+    /// The access policy.
     pub policy: Policy,
 }
 
@@ -56,13 +56,13 @@ pub enum MapError {
         #[source]
         source: NetnsError,
     },
-    /// An interface name that the kernel would not take.
+    /// The kernel does not accept this interface name.
     #[error("{name:?} is not a name for a network link")]
     Name {
         /// The name.
         name: String,
     },
-    /// The outer subnet holds the inner one, so that the namespace could not distinguish the guest from a neighbour.
+    /// The outer subnet overlaps the inner one, so that the namespace could not distinguish the guest from a neighbour.
     #[error(
         "the outer network {outer} overlaps {TAP_ADDRESS}/{INNER_PREFIX}, which every guest uses; choose another subnet for it"
     )]
@@ -70,7 +70,7 @@ pub enum MapError {
         /// The outer subnet.
         outer: Ipv4Net,
     },
-    /// A link or address could not be set.
+    /// A link or address could not be configured.
     #[error("cannot set up the links of {}", netns.display())]
     Link {
         /// The file of the namespace.
@@ -95,7 +95,7 @@ pub enum MapError {
         netns: PathBuf,
         /// The setting.
         setting: PathBuf,
-        /// What it was to be.
+        /// The intended value.
         value: &'static str,
         /// The system's error.
         #[source]
@@ -112,7 +112,8 @@ pub enum MapError {
     },
 }
 
-/// Makes the tap and maps the outer address onto the guest. With a tap of the chain's own (`outer.guest_tap`) there is nothing to do.
+/// Makes the tap and maps the outer address onto the guest. If the chain made the tap (`outer.guest_tap`), there is nothing
+/// to do.
 pub fn map_inner(inner: &Inner) -> Result<(), MapError> {
     if inner.outer.guest_tap.is_some() {
         return Ok(());
@@ -122,7 +123,7 @@ pub fn map_inner(inner: &Inner) -> Result<(), MapError> {
     map_outer(inner)
 }
 
-/// Makes the tap with our end's address, and nothing beyond it: the namespace does not forward yet. A machine can be started on it
+/// Makes the tap with our end's address and nothing else: the namespace does not forward yet. A machine can be started on it
 /// while the outer side is still being made.
 pub fn make_tap(netns: &Path, tap: &str, owner: Option<(u32, u32)>) -> Result<(), MapError> {
     if !valid_name(tap) {
@@ -144,7 +145,7 @@ pub fn map_outer(inner: &Inner) -> Result<(), MapError> {
     })
 }
 
-/// Refuses what could not be mapped, before anything is made.
+/// Refuses a configuration that cannot be mapped, before anything is made.
 fn check(inner: &Inner) -> Result<(), MapError> {
     for name in [&inner.tap, &inner.outer.ifname] {
         if !valid_name(name) {
@@ -206,7 +207,7 @@ fn build_tap(netns: &Path, tap: &str, owner: Option<(u32, u32)>) -> Result<(), M
     netlink.set_up(tap).map_err(link)
 }
 
-/// Writes kernel settings of the namespace. A kernel without IPv6 has none of its settings.
+/// Writes kernel settings of the namespace. On a kernel without IPv6 its settings do not exist and are skipped.
 fn settings(netns: &Path, names: &[&str], value: &'static str) -> Result<(), MapError> {
     for name in names {
         let setting = Path::new("/proc/sys/net").join(name);

@@ -1,4 +1,4 @@
-//! The built-in `nat` mode: a veth pair, a /30 from our own range, masquerade. Nothing to install but `nft`.
+//! The built-in `nat` mode: a veth pair, a /30 from our own range, masquerade. It needs only `nft`.
 //!
 //! ```text
 //!   cbx<tag> 10.213.0.1/30, alias crabbox:<lease>   <- veth ->   veth0 10.213.0.2/30 in the namespace of the lease
@@ -6,9 +6,10 @@
 //!   table ip crabbox_host:  set forwarding = the interfaces whose forwarding we switched on; what comes in there and goes to no link
 //!                           of ours is dropped
 //! ```
-//! [`attach_nat`] and [`detach_nat`] change what leases share and so must run under the engine's allocation lock. A link that does not
-//! bear our label is never deleted, whatever its name is. An `accept` of our table does not override a `drop` in somebody
-//! else's (Docker's, firewalld's): [`passage()`] finds out, [`filters`] names them, nobody edits them.
+//! [`attach_nat`] and [`detach_nat`] change what leases share and so must run under the engine's allocation lock. A link
+//! without our label must never be deleted, whatever its name is. An `accept` in our table does not override a `drop` in
+//! another program's (Docker's, firewalld's): [`passage()`] detects such drops, [`filters`] lists the chains, and we never
+//! edit them.
 
 mod blocks;
 mod forwarding;
@@ -33,24 +34,24 @@ pub use blocks::{FilterChain, Filters, filters};
 pub use passage::{Hook, Passage, PassageError, passage};
 pub use subnet::{DEFAULT_RANGE, SubnetError, choose_subnet};
 
-/// The label of every link of ours, followed by the lease.
+/// Prefix of the label of every link of ours, followed by the lease.
 const LABEL: &str = "crabbox:";
 
-/// The name of every link of ours, followed by the tag.
+/// Prefix of the name of every link of ours, followed by the tag.
 const LINK: &str = "cbx";
 
-/// The name of every table of ours on the host, followed by the tag.
+/// Prefix of the name of every table of ours on the host, followed by the tag.
 const TABLE: &str = "crabbox_";
 
 /// The default MTU of a veth, in bytes.
 const VETH_MTU: u32 = 1500;
 
-/// What the nat mode needs for one lease, at setup and at teardown.
+/// The values of the nat mode for one lease, for setup and teardown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NatSpec {
-    /// The lease, as it stands on the link's label.
+    /// The lease, as on the link's label.
     pub lease: String,
-    /// 1 to 8 lower-case hexadecimal digits, one lease's alone on this host.
+    /// 1 to 8 lower-case hexadecimal digits, unique to one lease on this host.
     pub tag: String,
     /// The file of the namespace.
     pub netns: PathBuf,
@@ -90,10 +91,10 @@ impl NatSpec {
     }
 }
 
-/// Why the nat mode could not be set up or taken down.
+/// Why the nat mode could not be set up or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum NatError {
-    /// The saved values are not ones that this module would have made.
+    /// The saved values cannot come from this module.
     #[error("cannot use tag {tag:?}, interface {ifname:?} and subnet {subnet} for a NAT network")]
     Spec {
         /// The tag.
@@ -112,14 +113,14 @@ pub enum NatError {
         #[source]
         source: NetnsError,
     },
-    /// The host's own namespace cannot be named.
+    /// The host's own namespace cannot be opened.
     #[error("cannot open the network namespace of the host")]
     HostNamespace {
         /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// A link, an address or a route could not be set or removed.
+    /// A link, an address or a route could not be configured or removed.
     #[error("cannot change the NAT link {link}")]
     Link {
         /// The link on the host.
@@ -128,7 +129,7 @@ pub enum NatError {
         #[source]
         source: NetlinkError,
     },
-    /// A link of that name is there and is not ours.
+    /// A link of that name exists and is not ours.
     #[error("the link {link} is not the one of lease {lease} (its label is {label:?}); it is left alone")]
     NotOurs {
         /// The link.
@@ -147,19 +148,19 @@ pub enum NatError {
         #[source]
         source: NftError,
     },
-    /// `nft` listed something that is no list.
+    /// The output of `nft` is not a valid listing.
     #[error("cannot read what nft lists")]
     Listing {
-        /// Where it is strange.
+        /// The invalid part.
         #[source]
         source: serde_json::Error,
     },
-    /// Forwarding could not be switched.
+    /// Forwarding could not be switched on or off.
     #[error("cannot set {} to {value}", setting.display())]
     Setting {
         /// The kernel setting.
         setting: PathBuf,
-        /// What it was to be.
+        /// The intended value.
         value: &'static str,
         /// The system's error.
         #[source]
@@ -167,7 +168,7 @@ pub enum NatError {
     },
 }
 
-/// Sets up the veth pair, the rules and forwarding. What was done when a step fails is undone.
+/// Sets up the veth pair, the rules and forwarding. If a step fails, earlier steps are undone.
 pub fn attach_nat(spec: &NatSpec) -> Result<Outer, NatError> {
     let (host, lease) = spec.ends()?;
     let made = build(spec, host, lease);
@@ -247,13 +248,13 @@ fn net(address: Ipv4Addr, prefix: u8) -> Ipv4Net {
     Ipv4Net::new(address, prefix).unwrap_or_else(|_| Ipv4Net::from(address))
 }
 
-/// Removes the link and the table, and forwarding with the last lease. What is gone already is fine.
+/// Removes the link and the table, and forwarding with the last lease. Succeeds for what is already gone.
 pub fn detach_nat(spec: &NatSpec) -> Result<(), NatError> {
     spec.ends()?;
     remove(&spec.lease, &spec.tag)
 }
 
-/// Removes what a lease without a record has left, as [`owned_links`] or [`owned_tables`] name it. A tag whose link is gone
+/// Removes leftovers of a lease without a record, as found by [`owned_links`] or [`owned_tables`]. A tag without a link
 /// needs no lease: pass an empty one.
 pub fn remove(lease: &str, tag: &str) -> Result<(), NatError> {
     let name = format!("{LINK}{tag}");
@@ -284,7 +285,7 @@ pub fn remove(lease: &str, tag: &str) -> Result<(), NatError> {
     }
 }
 
-/// Closes the host's own addresses, those of now and later, to the guest of a lease whose outer network somebody else made.
+/// Closes the host's own addresses, current and future, to the guest of a lease whose outer network CNI made.
 pub(crate) fn close_host(tag: &str, address: Ipv4Addr) -> Result<(), NftError> {
     let table = format!("{TABLE}{tag}");
     nft::apply(
@@ -293,7 +294,7 @@ pub(crate) fn close_host(tag: &str, address: Ipv4Addr) -> Result<(), NftError> {
     )
 }
 
-/// Undoes [`close_host`]. A table that is gone is fine, and without `nft` there is none.
+/// Undoes [`close_host`]. Succeeds if the table is gone; without `nft` there is no table.
 pub(crate) fn open_host(tag: &str) -> Result<(), NatError> {
     match rules::drop_table(&format!("{TABLE}{tag}")) {
         Err(NatError::Filter {
@@ -304,12 +305,12 @@ pub(crate) fn open_host(tag: &str) -> Result<(), NatError> {
     }
 }
 
-/// Whether `tag` is one of ours: 1 to 8 lower-case hexadecimal digits.
+/// Whether `tag` has our format: 1 to 8 lower-case hexadecimal digits.
 pub(crate) fn is_tag(tag: &str) -> bool {
     (1..=8).contains(&tag.len()) && tag.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// A link on the host that bears our label.
+/// A link on the host with our label.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnedLink {
     /// The lease on its label.
@@ -318,7 +319,7 @@ pub struct OwnedLink {
     pub tag: String,
 }
 
-/// The links of the host that have a name like ours.
+/// The links of the host with our name prefix.
 fn named_links() -> Result<impl Iterator<Item = crabbox_host::netlink::Link>, NatError> {
     let links = Netlink::open()
         .and_then(|mut netlink| netlink.links())
@@ -329,7 +330,7 @@ fn named_links() -> Result<impl Iterator<Item = crabbox_host::netlink::Link>, Na
     Ok(links.into_iter().filter(|link| link.name.starts_with(LINK)))
 }
 
-/// Every link of ours on the host, whoever made it.
+/// Every link of ours on the host, of all state directories.
 pub fn owned_links() -> Result<Vec<OwnedLink>, NatError> {
     Ok(named_links()?
         .filter_map(|link| {
@@ -342,8 +343,8 @@ pub fn owned_links() -> Result<Vec<OwnedLink>, NatError> {
         .collect())
 }
 
-/// The tag of every table of ours on the host, but for those of somebody who is just trying the way through it
-/// ([`passage`](passage())): their links bear no label and end with their process, and a table that outlived it is ours.
+/// The tag of every table of ours on the host, except those of a forwarding test that is running ([`passage`](passage())):
+/// its links have no label and disappear with its process, and a table that outlives it counts as ours.
 pub fn owned_tables() -> Result<Vec<String>, NatError> {
     // Before and after, so that one that begins or ends meanwhile is seen by either.
     let mut on_trial = unlabelled_tags()?;
@@ -353,7 +354,7 @@ pub fn owned_tables() -> Result<Vec<String>, NatError> {
     Ok(tags)
 }
 
-/// The tags of links that have a name like ours and no label.
+/// The tags of links with our name prefix and without a label.
 fn unlabelled_tags() -> Result<Vec<String>, NatError> {
     let labelled = |alias: Option<&str>| alias.is_some_and(|alias| alias.starts_with(LABEL));
     Ok(named_links()?

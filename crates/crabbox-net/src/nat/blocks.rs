@@ -1,5 +1,5 @@
-//! What else on this host may drop forwarded packets. Only looked at: the rules of others are theirs, and only a packet proves passage
-//! ([`super::passage`]).
+//! Other programs' rules on this host that may drop forwarded packets. They are only read and must never be changed; only a
+//! test packet proves that packets pass ([`super::passage`]).
 
 use std::path::Path;
 
@@ -8,10 +8,10 @@ use serde_json::Value;
 use super::rules::{listing, objects};
 use super::{Hook, NatError, TABLE};
 
-/// The tables of legacy iptables that exist in the namespace of a thread; nft does not see them.
+/// The tables of legacy iptables in the current thread's namespace; nft does not show them.
 const LEGACY_TABLES: &str = "/proc/thread-self/net/ip_tables_names";
 
-/// A chain of somebody else's that an IPv4 packet of a lease passes and that may drop it: by its policy, or by a rule.
+/// A chain of another program that an IPv4 packet of a lease passes and that may drop it: by its policy, or by a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FilterChain {
     /// Its family: `ip`, `inet` or `netdev`.
@@ -20,22 +20,22 @@ pub struct FilterChain {
     pub table: String,
     /// Its name.
     pub chain: String,
-    /// Where on the way of a packet it stands.
+    /// Its hook in the path of a packet.
     pub hook: Hook,
-    /// Its table belongs to a running program; the kernel refuses changes by anybody else (`flags owner`).
+    /// Its table belongs to a running program; the kernel refuses changes by any other (`flags owner`).
     pub owned: bool,
 }
 
-/// What others have put in the way of forwarded packets.
+/// The filters of other programs for forwarded packets.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Filters {
-    /// Their chains, as nft lists them.
+    /// Their chains, as listed by nft.
     pub chains: Vec<FilterChain>,
-    /// The tables that legacy iptables has, as `filter` or `mangle`.
+    /// The tables of legacy iptables, for example `filter` or `mangle`.
     pub legacy: Vec<String>,
 }
 
-/// Every filter of others that a packet of a lease passes. A chain that can drop nothing is none.
+/// Every filter of other programs that a packet of a lease passes. A chain that cannot drop a packet is left out.
 pub fn filters() -> Result<Filters, NatError> {
     let ruleset = listing(&["-j", "list", "ruleset"])?;
     let legacy = std::fs::read_to_string(Path::new(LEGACY_TABLES)).unwrap_or_default();
@@ -67,7 +67,7 @@ fn chains(ruleset: &Value) -> Vec<FilterChain> {
         .collect()
 }
 
-/// Where a chain stands on the way of a forwarded IPv4 packet; nowhere if it is in none's way.
+/// The hook of a chain in the path of a forwarded IPv4 packet; `None` if it is not in the path.
 fn hook(chain: &Value) -> Option<Hook> {
     match (chain["family"].as_str()?, chain["hook"].as_str()?) {
         ("ip" | "inet", "forward") => Some(Hook::Forward),
@@ -78,7 +78,7 @@ fn hook(chain: &Value) -> Option<Hook> {
     }
 }
 
-/// Whether a rule of `chain`, or of a chain that its rules lead to, may drop a packet. What nft cannot show may.
+/// Whether a rule of `chain`, or of a chain that it jumps to, may drop a packet. Rules that nft cannot show count as such.
 fn may_drop(ruleset: &Value, chain: &Value) -> bool {
     let (family, table) = (&chain["family"], &chain["table"]);
     let (mut ahead, mut known) = (vec![&chain["name"]], Vec::new());

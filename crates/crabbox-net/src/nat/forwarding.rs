@@ -1,10 +1,11 @@
-//! Forwarding, switched on for as few interfaces as will do, and off again with the last lease.
+//! Forwarding, enabled on as few interfaces as possible, and disabled again with the last lease.
 //!
-//! The kernel asks the interface that a packet came in by whether it may be forwarded: our link for what the guest sends, the uplink
-//! for the replies. So `net.ipv4.ip_forward`, which would make every interface of the host a router, is never touched. Which uplinks we
-//! switched on stands in an nft set on the host: it lives and dies with the settings themselves, and outlives any of our processes.
-//! Such an uplink would forward for whoever sends to it, into another uplink (a VPN) for one: the chain beside the set drops what comes
-//! in there and is not for a link of ours. An interface that forwarded before is not in the set, and forwards for everybody as it did.
+//! The kernel checks the forwarding setting of the incoming interface: our link for packets from the guest, the uplink for
+//! the replies. So `net.ipv4.ip_forward`, which would make every interface of the host a router, must never be changed. An
+//! nft set on the host records the uplinks that we enabled: it lasts exactly as long as the settings themselves, and
+//! outlives our processes. Such an uplink would forward for every neighbour, for example into another uplink (a VPN);
+//! therefore the chain next to the set drops packets that come in there and are not for a link of ours. An interface that
+//! forwarded before is not in the set, and keeps forwarding for everybody.
 
 use std::fmt::Write as _;
 use std::io;
@@ -15,10 +16,10 @@ use crabbox_host::netlink::{Link, Netlink, NetlinkError, valid_name};
 use super::rules::{PRIORITY, drop_table, listing, objects};
 use super::{LINK, NatError};
 
-/// The table that holds the set. Its name is no table of a lease: `host` is no hexadecimal number.
+/// The table that contains the set. Its name cannot be that of a lease's table, because `host` is not a hexadecimal number.
 const TABLE: &str = "crabbox_host";
 
-/// The set of interfaces whose forwarding we switched on.
+/// The set of interfaces on which we enabled forwarding.
 const SET: &str = "forwarding";
 
 fn setting(link: &str) -> PathBuf {
@@ -35,7 +36,7 @@ fn write(link: &str, value: &'static str) -> Result<(), NatError> {
     })
 }
 
-/// The interfaces that traffic leaves this host by: those of routes with a next hop, but our own.
+/// The interfaces through which traffic leaves this host: those of routes with a next hop, except our own.
 pub(super) fn uplinks(netlink: &mut Netlink) -> Result<Vec<Link>, NetlinkError> {
     let through: Vec<u32> = netlink
         .routes()?
@@ -50,17 +51,18 @@ pub(super) fn uplinks(netlink: &mut Netlink) -> Result<Vec<Link>, NetlinkError> 
     Ok(links)
 }
 
-/// Lets the lease's own link forward; the setting goes with the link.
+/// Enables forwarding on the lease's own link; the setting disappears with the link.
 pub(super) fn of_own_link(link: &str) -> Result<(), NatError> {
     write(link, "1")
 }
 
-/// Whether what arrives at `link` is forwarded. What cannot be read is not.
+/// Whether packets that arrive at `link` are forwarded; false if the setting cannot be read.
 pub(super) fn is_on(link: &str) -> bool {
     std::fs::read_to_string(setting(link)).is_ok_and(|value| value.trim() != "0")
 }
 
-/// Those of `uplinks` that do not forward yet. What cannot be read counts: writing it then says why.
+/// Those of `uplinks` that do not forward yet. A setting that cannot be read counts as off: writing it then reports the
+/// error.
 pub(super) fn switched_off(uplinks: &[Link]) -> Vec<&str> {
     uplinks
         .iter()
@@ -69,8 +71,9 @@ pub(super) fn switched_off(uplinks: &[Link]) -> Vec<&str> {
         .collect()
 }
 
-/// The rules that note the change of `links` and keep it to ourselves, to be loaded before [`switch_on`]. Nothing is noted where nothing
-/// changes, unless an earlier lease has: then the rules are loaded anew, for it may have been another version's, which had no chain.
+/// The rules that record the change of `links` and restrict it to our packets, to be loaded before [`switch_on`]. If nothing
+/// changes, nothing is recorded, unless an earlier lease has changed something: then the rules are loaded again, because an
+/// earlier version may have made the table without the chain.
 pub(super) fn note(links: &[&str]) -> Result<String, NatError> {
     if links.is_empty() && !is_noted()? {
         return Ok(String::new());
@@ -97,18 +100,18 @@ add rule ip {TABLE} forward iifname @{SET} oifname != \"{LINK}*\" ct state != {{
     Ok(rules)
 }
 
-/// Whether a lease has switched something on.
+/// Whether a lease has enabled forwarding on an interface.
 fn is_noted() -> Result<bool, NatError> {
     let tables = listing(&["-j", "list", "tables"])?;
     Ok(objects(&tables, "table").any(|table| table["family"] == "ip" && table["name"] == TABLE))
 }
 
-/// Switches forwarding on.
+/// Enables forwarding.
 pub(super) fn switch_on(links: &[&str]) -> Result<(), NatError> {
     links.iter().try_for_each(|link| write(link, "1"))
 }
 
-/// Switches forwarding off again where we switched it on. An interface that is gone needs nothing.
+/// Disables forwarding on the interfaces where we enabled it. Interfaces that no longer exist are skipped.
 pub(super) fn switch_back() -> Result<(), NatError> {
     if !is_noted()? {
         return Ok(());
