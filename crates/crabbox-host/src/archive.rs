@@ -1,9 +1,9 @@
-//! Tar archives from elsewhere, read one member at a time: by `pull`, `cp`, artifacts and images.
+//! Reads untrusted tar archives one member at a time, for `pull`, `cp`, artifacts and images.
 //!
-//! The whole of what a [`Reader`] holds is bounded: long names and PAX headers by [`METADATA_LIMIT`], maps of sparse files by
-//! [`MAP_LIMIT`], and content goes out through a [`Budget`]. It must never make a path of a name, write to a file that it was not
-//! given, or believe a size that the archive does not keep. The formats are those of tar(5): v7, ustar, GNU, PAX, and sparse
-//! files in the old GNU form and in PAX forms 0.0, 0.1 and 1.0.
+//! All memory of a [`Reader`] is bounded: long names and PAX headers by [`METADATA_LIMIT`], maps of sparse files by
+//! [`MAP_LIMIT`]; content is written through a [`Budget`]. It must never turn a name into a path, write to a file that it
+//! was not given, or trust a declared size without checking it against the content. The formats are those of tar(5): v7,
+//! ustar, GNU, PAX, and sparse files in the old GNU form and in PAX forms 0.0, 0.1 and 1.0.
 
 mod header;
 mod pax;
@@ -17,34 +17,34 @@ use header::{Header, Type};
 use pax::Records;
 pub use sparse::Segment;
 
-/// Bytes of metadata (GNU long names, PAX headers) that one member may have in all.
+/// Maximum total size of one member's metadata (GNU long names, PAX headers), in bytes.
 pub(crate) const METADATA_LIMIT: u64 = 64 * 1024;
 
-/// Bytes that the map of a sparse file may have; enough for some 40,000 pieces.
+/// Maximum size of the map of a sparse file, in bytes; enough for some 40,000 pieces.
 pub(crate) const MAP_LIMIT: u64 = 1 << 20;
 
 /// Length of a block of an archive, in bytes.
 const BLOCK: usize = 512;
 
-/// Why an archive is not read on.
+/// Why reading an archive stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// Its bytes could not be read, or it is cut short.
+    /// Its bytes could not be read, or it is truncated.
     #[error("cannot read the archive")]
     Read(#[source] io::Error),
-    /// It is none.
+    /// It is not a valid archive.
     #[error("the archive has {what}")]
     Garbled {
         /// What is wrong.
         what: &'static str,
     },
-    /// A member's long name, link or PAX header is larger than any can be.
+    /// A member's long name, link or PAX header exceeds the limit.
     #[error("the archive has {size} bytes of metadata for one member, more than {METADATA_LIMIT}")]
     Metadata {
-        /// How much it has, in bytes.
+        /// Its size, in bytes.
         size: u64,
     },
-    /// A member is larger than may be stored.
+    /// A member is larger than the limit.
     #[error("{} cannot be stored", String::from_utf8_lossy(path))]
     Over {
         /// The member.
@@ -53,7 +53,7 @@ pub enum ArchiveError {
         #[source]
         over: OverBudget,
     },
-    /// A file here could not be written.
+    /// A local file could not be written.
     #[error("cannot write {}", String::from_utf8_lossy(path))]
     Write {
         /// The member.
@@ -68,7 +68,7 @@ fn garbled(what: &'static str) -> ArchiveError {
     ArchiveError::Garbled { what }
 }
 
-/// What a member is.
+/// The type of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemberKind {
     /// A regular file, sparse or not.
@@ -83,9 +83,9 @@ pub enum MemberKind {
     CharDevice,
     /// A block device.
     BlockDevice,
-    /// A named pipe.
+    /// A named pipe (FIFO).
     Fifo,
-    /// Something else, by its type byte.
+    /// Any other type, with its type byte.
     Other(u8),
 }
 
@@ -104,14 +104,14 @@ impl MemberKind {
     }
 }
 
-/// One member of an archive. Everything in it was written by a stranger.
+/// One member of an archive. All of its fields are untrusted.
 #[derive(Debug, Clone)]
 pub struct Member {
-    /// Its name as it stands in the archive; see `EntryPath` for a path that can be used.
+    /// Its name as written in the archive; see `EntryPath` for a usable path.
     pub path: Vec<u8>,
-    /// What it is.
+    /// Its type.
     pub kind: MemberKind,
-    /// What a link leads to; empty for others.
+    /// The target of a link; empty for other types.
     pub link: Vec<u8>,
     /// Permission bits with set-id and sticky bits.
     pub mode: u32,
@@ -127,7 +127,7 @@ pub struct Member {
     pub size: u64,
     /// Extended attributes (PAX `SCHILY.xattr.`), name and value.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// The pieces that the archive has of a sparse file; `None` when it has all of it.
+    /// The pieces of a sparse file that the archive contains; `None` for an ordinary file.
     pub pieces: Option<Vec<Segment>>,
 }
 
@@ -135,7 +135,7 @@ pub struct Member {
 #[derive(Debug)]
 pub struct Reader<R> {
     from: R,
-    /// Bytes of the present member that were not read yet, and of padding behind them.
+    /// Bytes of the current member that have not been read yet, and of its padding.
     left: u64,
     padding: u64,
     global: Records,
@@ -154,7 +154,7 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// The next member; what was not read of the one before is passed over. `None` at the end.
+    /// The next member; skips the unread rest of the current one. `None` at the end.
     pub fn next_member(&mut self) -> Result<Option<Member>, ArchiveError> {
         let (mut name, mut link, mut local) = (None, None, Records::default());
         let mut metadata = 0_u64;
@@ -185,7 +185,7 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Copies the content of `member`, which must be the one that came last, into the empty file `to`; holes stay holes.
+    /// Copies the content of `member`, which must be the current one, into the empty file `to`; holes stay holes.
     pub fn extract(&mut self, member: &Member, to: &File, budget: &mut Budget) -> Result<(), ArchiveError> {
         let over = |over| ArchiveError::Over {
             path: member.path.clone(),
@@ -220,13 +220,13 @@ impl<R: Read> Reader<R> {
             .map_err(|source| failed(FillError::Write(source)))
     }
 
-    /// What is left of the present member's content, as it stands in the archive: for a caller who holds it against a length of its own.
+    /// The unread content of the current member, as it is in the archive: for a caller that checks its length itself.
     pub fn content(&mut self) -> Content<'_, R> {
         let left = self.left;
         Content { reader: self, left }
     }
 
-    /// The content of the present member, at most `limit` bytes of it; a longer one is an error.
+    /// The content of the current member, at most `limit` bytes; longer content is an error.
     pub fn read_small(&mut self, limit: u64) -> Result<Vec<u8>, ArchiveError> {
         if self.left > limit {
             return Err(garbled("a member that is larger than such a file can be"));
@@ -234,7 +234,7 @@ impl<R: Read> Reader<R> {
         self.read_piece(self.left)
     }
 
-    /// Reads the stream to its end, so that who writes it does not fail, and gives it back.
+    /// Reads the stream to its end, so that its writer does not fail, and returns it.
     pub fn finish(mut self) -> Result<R, ArchiveError> {
         io::copy(&mut self.from, &mut io::sink()).map_err(ArchiveError::Read)?;
         Ok(self.from)
@@ -299,7 +299,7 @@ impl<R: Read> Reader<R> {
         self.padding = if over == 0 { 0 } else { BLOCK as u64 - over };
     }
 
-    /// Passes over what is left of the present member.
+    /// Skips the unread rest of the current member.
     fn pass_over(&mut self) -> Result<(), ArchiveError> {
         let wanted = self
             .left
@@ -339,7 +339,7 @@ impl<R: Read> Reader<R> {
         Header::parse(&block).map(Some)
     }
 
-    /// `size` bytes of the present member, which the caller has held against a limit.
+    /// `size` bytes of the current member, which the caller has checked against a limit.
     fn read_piece(&mut self, size: u64) -> Result<Vec<u8>, ArchiveError> {
         let mut bytes = Vec::new();
         let mut content = Content {

@@ -1,8 +1,8 @@
 //! Files below one directory, reached without a symbolic link in any part of their path.
 //!
-//! Every file that a guest's or a repository's bytes go to is made through [`Beneath`]: the kernel itself refuses links,
-//! `..` and mount-magic on the way (openat2(2)), and a file appears under its name whole or not at all. Nothing here may take
-//! a path that is not an [`EntryPath`], and nothing here follows a link that stands where the file goes.
+//! Every file with bytes from a guest or a repository is created through [`Beneath`]. The kernel itself refuses symbolic
+//! links, `..` and magic links in the path (openat2(2)), and a file appears under its name complete or not at all. Nothing
+//! here may accept a path that is not an [`EntryPath`], or follow a link in place of the file.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,15 +17,15 @@ use crate::random;
 
 mod look;
 
-/// No part of a path may be a link of any kind, and none may lead out of the directory.
+/// No component of a path may be a link of any kind, and none may lead out of the directory.
 const NO_LINKS: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS);
 
-/// How a temporary file's name begins; what a crash leaves is known by it.
+/// Prefix of a temporary file's name, by which leftovers of a crash are recognised.
 pub const TEMPORARY: &str = ".crabbox-tmp-";
 
-/// Why a file below a directory could not be reached or made.
+/// Why a file below a directory could not be opened or created.
 #[derive(Debug, thiserror::Error)]
 pub enum BeneathError {
     /// A part of the path is a symbolic link.
@@ -34,7 +34,7 @@ pub enum BeneathError {
         /// The path.
         path: PathBuf,
     },
-    /// What has the name is no regular file.
+    /// The path exists and is not a regular file.
     #[error("{} is there already and is {what}", path.display())]
     InTheWay {
         /// The path.
@@ -42,7 +42,7 @@ pub enum BeneathError {
         /// What it is: `a directory`, `a device`, …
         what: &'static str,
     },
-    /// A file that was to be new is there.
+    /// The file must be new but exists already.
     #[error("{} exists already", path.display())]
     Exists {
         /// The path.
@@ -70,7 +70,7 @@ impl BeneathError {
         }
     }
 
-    /// What an errno of a walk without links means.
+    /// Interprets an errno of a path resolution without links.
     fn walk(attempt: &'static str, path: &Path, errno: Errno) -> Self {
         match errno {
             // openat2(2): ELOOP for a link under NO_SYMLINKS, EXDEV for a way out under BENEATH.
@@ -86,7 +86,7 @@ impl BeneathError {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
-    /// Whether what was listed there is gone: there is nothing, or a link or something else in its place or on the way to it.
+    /// Whether a listed entry is gone: it does not exist, or has been replaced by something else, or a part of its path has.
     pub fn is_gone(&self) -> bool {
         match self {
             Self::Link { .. } | Self::InTheWay { .. } => true,
@@ -121,16 +121,16 @@ pub(crate) fn describe(kind: FileType) -> &'static str {
     }
 }
 
-/// What becomes of a file that is there already.
+/// What happens to an existing file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
-    /// A regular file or a link of that name gives way at once and whole; anything else is an error.
+    /// An existing regular file or link is replaced atomically; anything else is an error.
     Replace,
-    /// Nothing gives way.
+    /// Nothing is replaced.
     Refuse,
 }
 
-/// An open directory, and the path that messages call it by.
+/// An open directory, and its path for messages.
 #[derive(Debug)]
 pub struct Beneath {
     handle: OwnedFd,
@@ -138,7 +138,7 @@ pub struct Beneath {
 }
 
 impl Beneath {
-    /// Opens the directory `path`, which the caller chose himself: links on the way to it are followed.
+    /// Opens the directory `path`, which the caller chose: links in the path are followed.
     pub fn open(path: &Path) -> Result<Self, BeneathError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let handle = rustix::fs::open(path, flags, Mode::empty())
@@ -149,7 +149,7 @@ impl Beneath {
         })
     }
 
-    /// The path that it was opened by.
+    /// The path with which it was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -159,7 +159,8 @@ impl Beneath {
         self.path.join(below.as_path())
     }
 
-    /// Opens `below` with `flags`, following no link. `NONBLOCK` is always set: a named pipe must not hold the caller.
+    /// Opens `below` with `flags`, following no link. `NONBLOCK` is always set, so that a named pipe cannot block the
+    /// caller.
     pub fn open_file(&self, below: &EntryPath, flags: OFlags, mode: Mode) -> Result<File, BeneathError> {
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
         rustix::fs::openat2(&self.handle, below.as_path(), flags, mode, NO_LINKS)
@@ -167,7 +168,7 @@ impl Beneath {
             .map_err(|errno| BeneathError::walk("open", &self.full(below), errno))
     }
 
-    /// The directory `below`, which must be there.
+    /// The directory `below`, which must exist.
     pub fn dir(&self, below: &EntryPath) -> Result<Self, BeneathError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let handle = self.open_file(below, flags, Mode::empty())?;
@@ -177,8 +178,8 @@ impl Beneath {
         })
     }
 
-    /// Whether something else is mounted on the directory `below`: nothing can be renamed into it from here. Before Linux 5.8, which does
-    /// not tell mounts apart, it is seen by its device alone.
+    /// Whether a file system is mounted on the directory `below`: then nothing can be renamed into it from here. Linux
+    /// before 5.8 does not report mounts, so there only another device number shows it.
     pub fn is_mounted_on(&self, below: &EntryPath) -> Result<bool, BeneathError> {
         let inner = self.dir(below)?;
         let facts = |dir: &Self| {
@@ -189,7 +190,7 @@ impl Beneath {
         Ok(facts(self)? != facts(&inner)?)
     }
 
-    /// The directory `below`, made where it or its parents are missing, each with permission bits `mode` less the umask.
+    /// The directory `below`; it and missing parents are created with permission bits `mode` less the umask.
     pub fn make_dirs(&self, below: Option<&EntryPath>, mode: u32) -> Result<Self, BeneathError> {
         let mut at = self.again()?;
         let parts = below.into_iter().flat_map(EntryPath::parts);
@@ -212,8 +213,8 @@ impl Beneath {
         Ok(at)
     }
 
-    /// Begins a file that will be `below`; its parents must be there. `mode` is what the umask takes its bits from; with
-    /// bits for the owner only it cannot become any more open. Until [`Placing::commit`] it has a temporary name.
+    /// Starts a file that will be `below`; its parents must exist. The umask is applied to `mode`; with `mode` for the owner
+    /// only, the file never has wider permissions. Until [`Placing::commit`] it has a temporary name.
     pub fn begin(&self, below: &EntryPath, mode: u32) -> Result<Placing, BeneathError> {
         let (parent, leaf) = below.split();
         let dir = match &parent {
@@ -235,7 +236,7 @@ impl Beneath {
         })
     }
 
-    /// Opens `below` to append to it, made with permission bits `mode` if it is not there; nothing but a regular file.
+    /// Opens the regular file `below` for appending; creates it with permission bits `mode` if it does not exist.
     pub fn append(&self, below: &EntryPath, mode: u32) -> Result<File, BeneathError> {
         let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE;
         let file = self.open_file(below, flags, Mode::from_raw_mode(mode))?;
@@ -275,7 +276,7 @@ impl Beneath {
         })
     }
 
-    /// The directory of `below`, made where it is missing with permission bits `mode`, and the name there.
+    /// The directory of `below`, created with permission bits `mode` if missing, and the name in it.
     pub fn parent_of(&self, below: &EntryPath, mode: u32) -> Result<(Self, EntryPath), BeneathError> {
         let (parent, leaf) = below.split();
         let dir = self.make_dirs(parent.as_ref(), mode)?;
@@ -317,7 +318,7 @@ impl AsFd for Beneath {
     }
 }
 
-/// Refuses what is no regular file.
+/// Refuses anything but a regular file.
 pub(crate) fn regular(file: &File, path: &Path) -> Result<(), BeneathError> {
     let facts = rustix::fs::fstat(file).map_err(|errno| BeneathError::io("look at", path, errno))?;
     match FileType::from_raw_mode(facts.st_mode) {
@@ -329,7 +330,8 @@ pub(crate) fn regular(file: &File, path: &Path) -> Result<(), BeneathError> {
     }
 }
 
-/// A file in the making: it has a temporary name beside its own, and none once this is dropped.
+/// A file that is being written: it has a temporary name in the same directory, which is removed when this is dropped
+/// without a commit.
 #[derive(Debug)]
 pub struct Placing {
     file: File,
@@ -344,12 +346,12 @@ impl Placing {
         &mut self.file
     }
 
-    /// Where it will be.
+    /// Its final path.
     pub fn path(&self) -> PathBuf {
         self.dir.full(&self.leaf)
     }
 
-    /// Adds the permission bits `more` that a program needs, as far as the umask let the others through.
+    /// Adds the permission bits `more` for an executable, as far as the umask permits the corresponding read bits.
     pub fn make_executable(&self) -> Result<(), BeneathError> {
         let path = self.path();
         let failed = |errno| BeneathError::io("make executable", &path, errno);
@@ -359,7 +361,7 @@ impl Placing {
         rustix::fs::fchmod(&self.file, mode).map_err(failed)
     }
 
-    /// Gives the file its name. What had it is replaced at once and whole, or stays, as `existing` says.
+    /// Gives the file its final name. An existing file is replaced atomically or kept, as `existing` says.
     pub fn commit(mut self, existing: Existing) -> Result<File, BeneathError> {
         let path = self.path();
         let temporary = self.temporary.take().ok_or_else(|| self.dir.unnamed())?;
@@ -400,7 +402,8 @@ impl Placing {
     }
 }
 
-/// Gives an entry a name that nobody has. File systems that know no such renaming (NFS, 9p, early FUSE) say that the flag is invalid.
+/// Renames an entry to an unused name. File systems without that kind of rename (NFS, 9p, early FUSE) report an invalid
+/// flag.
 fn name_anew<P: rustix::path::Arg + Copy, Q: rustix::path::Arg + Copy>(
     from: (&Beneath, P),
     to: (&Beneath, Q),
@@ -411,8 +414,8 @@ fn name_anew<P: rustix::path::Arg + Copy, Q: rustix::path::Arg + Copy>(
     }
 }
 
-/// The same in two steps, of which the first finds a name that somebody has. A directory has no second name, and some file systems give
-/// none: there it is looked first, and whoever makes that very name in between loses it.
+/// The same in two steps; the first, a hard link, detects a used name. Directories and some file systems do not support
+/// links; then the name is checked first, and an entry of the same name that is made in between is lost.
 fn link_anew<P: rustix::path::Arg + Copy, Q: rustix::path::Arg + Copy>(
     from: (&Beneath, P),
     to: (&Beneath, Q),

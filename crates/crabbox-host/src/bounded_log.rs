@@ -1,6 +1,6 @@
-//! A log file that is bounded in size: turned over at a limit, so that at most two files of that size are kept.
+//! A log file with a size limit: it is rotated, so that at most two files of that size are kept.
 //!
-//! Its path may lie where somebody else could put a link or a pipe. It must never write through either, and never make its
+//! Other users may be able to put a link or a pipe at its path. It must never write through either, and never make its
 //! writer wait.
 
 use std::fs::File;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
-/// Size at which a file is turned over, in bytes.
+/// Size at which a file is rotated, in bytes.
 pub const FILE_LIMIT: u64 = 512 * 1024;
 
 /// Why a log cannot be written.
@@ -24,7 +24,7 @@ pub enum LogError {
         #[source]
         source: std::io::Error,
     },
-    /// What stands in its place is no regular file.
+    /// The path is not a regular file.
     #[error("will not write log {}: it is not a regular file", path.display())]
     NotAFile {
         /// The path.
@@ -32,7 +32,7 @@ pub enum LogError {
     },
 }
 
-/// A log that is appended to (mode 0600) and turned over at [`FILE_LIMIT`].
+/// An append-only log (mode 0600) that is rotated at [`FILE_LIMIT`].
 #[derive(Debug)]
 pub struct BoundedLog {
     path: PathBuf,
@@ -41,7 +41,7 @@ pub struct BoundedLog {
 }
 
 impl BoundedLog {
-    /// Opens the log at `path`, made when it is missing. Its directory must exist.
+    /// Opens the log at `path`, and creates it if it is missing. Its directory must exist.
     pub fn open(path: &Path) -> Result<Self, LogError> {
         let fail = |source: std::io::Error| LogError::Open {
             path: path.to_owned(),
@@ -76,7 +76,7 @@ impl BoundedLog {
         })
     }
 
-    /// Appends `bytes`, which are lost when the disk is full or the file's directory is gone: no writer fails for its log.
+    /// Appends `bytes`. They are lost if the disk is full or the directory is gone: a writer never fails because of its log.
     pub fn write(&mut self, bytes: &[u8]) {
         if self.size + bytes.len() as u64 > FILE_LIMIT {
             let fresh = std::fs::rename(&self.path, older(&self.path))
@@ -93,7 +93,7 @@ impl BoundedLog {
     }
 }
 
-/// Where the older half of a turned-over log is.
+/// Path of the older half of a rotated log.
 pub fn older(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".1");

@@ -1,8 +1,8 @@
-//! How many bytes from elsewhere may land on this host, and copying that keeps to it.
+//! Limits on the bytes from untrusted sources that are stored on this host, and copying within these limits.
 //!
-//! A guest, an archive or a download decides how much it sends; a [`Budget`] decides how much of it is stored: what was
-//! declared, what a lease can hold in one file, and the free space less a reserve, whichever is least. Nothing here may write a
-//! byte that was not taken from a budget before, and runs of zeros become holes.
+//! A guest, an archive or a download decides how much it sends; a [`Budget`] decides how much is stored. It is the minimum
+//! of the declared size, the capacity of the lease for one file, and the free space less a reserve. Nothing here may write a
+//! byte that was not charged to a budget first. Runs of zeros become holes.
 
 use std::fmt;
 use std::fs::File;
@@ -10,27 +10,28 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt as _;
 
-/// Of the file system, one part in this many stays free for others ...
+/// This fraction (one part in n) of the file system stays free for others ...
 const RESERVE_PART: u64 = 20;
-/// ... but no more than this many bytes.
+/// ... but at most this many bytes.
 const RESERVE_LIMIT: u64 = 1 << 30;
-/// What sparse files may span where nothing says how large the other side's disk is: 16 TiB, the longest file of ext4.
+/// Limit for the apparent size of sparse files if the size of the other side's disk is unknown: 16 TiB, the longest file of
+/// ext4.
 const SPAN_LIMIT: u64 = 16 << 40;
-/// Bytes that are held against zeros at once: the block size of the usual file systems.
+/// Unit of the search for zeros, in bytes: the block size of the usual file systems.
 const GRAIN: usize = 4096;
-/// Bytes that are read at once.
+/// Bytes per read.
 const CHUNK: usize = 16 * GRAIN;
 
-/// Whose limit it is.
+/// The origin of a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bound {
-    /// The size that was declared beforehand.
+    /// The declared size.
     Declared,
-    /// The disks and the memory of the lease: no file in them stores more.
+    /// The disks and the memory of the lease: no file in it can store more.
     Lease,
     /// The free space here, less the reserve.
     FreeSpace,
-    /// The longest file that there can be.
+    /// The maximum length of a file.
     Span,
 }
 
@@ -45,18 +46,18 @@ impl fmt::Display for Bound {
     }
 }
 
-/// More came than may be stored.
+/// More bytes arrived than may be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("it is larger than the {limit} bytes {bound}")]
 pub struct OverBudget {
     /// The limit in bytes.
     pub limit: u64,
-    /// Whose it is.
+    /// The origin of the limit.
     pub bound: Bound,
 }
 
 impl OverBudget {
-    /// The one that a [`Bounded`] failed with, if that is why.
+    /// The error with which a [`Bounded`] writer failed, if it was this one.
     pub fn of(error: &io::Error) -> Option<Self> {
         error
             .get_ref()
@@ -65,7 +66,7 @@ impl OverBudget {
     }
 }
 
-/// Bytes of one kind, with the least of their limits.
+/// A number of bytes of one kind, with the smallest of their limits.
 #[derive(Debug, Clone, Copy)]
 struct Account {
     left: u64,
@@ -97,17 +98,17 @@ impl Account {
     }
 }
 
-/// What may still come: bytes that are stored, and bytes that files span with their holes.
+/// The remaining budget: bytes stored, and apparent sizes of files including holes.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
     stored: Account,
     span: Account,
-    /// What one file may store.
+    /// The limit for one file.
     each: Account,
 }
 
 impl Budget {
-    /// A budget of `limit` bytes, whose `bound` a message names.
+    /// A budget of `limit` bytes; messages name `bound`.
     pub fn of(limit: u64, bound: Bound) -> Self {
         Self {
             stored: Account::new(limit, bound),
@@ -116,7 +117,7 @@ impl Budget {
         }
     }
 
-    /// What the file system of `dir` has room for, less a reserve of a twentieth of it, at most 1 GiB.
+    /// The free space on the file system of `dir`, less a reserve of a twentieth of it, at most 1 GiB.
     pub fn free_space(dir: impl AsFd) -> io::Result<Self> {
         let facts = rustix::fs::fstatvfs(dir)?;
         let free = facts.f_bavail.saturating_mul(facts.f_frsize);
@@ -129,7 +130,7 @@ impl Budget {
         })
     }
 
-    /// The same, but no more than `limit` bytes in all, holes included.
+    /// The same, but at most `limit` bytes in total, including holes.
     #[must_use]
     pub fn at_most(mut self, limit: u64, bound: Bound) -> Self {
         self.stored.at_most(limit, bound);
@@ -137,26 +138,26 @@ impl Budget {
         self
     }
 
-    /// The same, where no file stores more than `limit` bytes: on a disk of that size. Together they may, since one with several names
-    /// comes under each, and holes count for nothing.
+    /// The same, where no single file stores more than `limit` bytes, the size of the source's disk. The total may be
+    /// larger, since a file with several names is sent under each, and holes do not count.
     #[must_use]
     pub fn each_at_most(mut self, limit: u64, bound: Bound) -> Self {
         self.each.at_most(limit, bound);
         self
     }
 
-    /// Takes `bytes` that will be stored.
+    /// Charges `bytes` that will be stored.
     pub fn take(&mut self, bytes: u64) -> Result<(), OverBudget> {
         self.stored.take(bytes)?;
         self.span.take(bytes)
     }
 
-    /// Takes `bytes` that a file spans without storing them.
+    /// Charges `bytes` of apparent size that are not stored.
     pub(crate) fn take_hole(&mut self, bytes: u64) -> Result<(), OverBudget> {
         self.span.take(bytes)
     }
 
-    /// What one file of it may store.
+    /// The limit for one file in it.
     #[must_use]
     pub fn of_one_file(&self) -> Self {
         Self {
@@ -166,34 +167,34 @@ impl Budget {
         }
     }
 
-    /// Whether `bytes` could be taken now: for a size that is declared before its bytes come.
+    /// Whether `bytes` could be charged now, for a size that is declared before its bytes arrive.
     pub fn allows(&self, bytes: u64) -> Result<(), OverBudget> {
         let mut after = *self;
         after.take(bytes)
     }
 
-    /// Bytes that may still be stored.
+    /// Number of bytes that may still be stored.
     pub fn left(&self) -> u64 {
         self.stored.left.min(self.span.left)
     }
 }
 
-/// Why a copy did not come to its end.
+/// Why a copy was not completed.
 #[derive(Debug, thiserror::Error)]
 pub enum FillError {
-    /// The other side could not be read.
+    /// The source could not be read.
     #[error("cannot read what comes")]
     Read(#[source] io::Error),
-    /// The file here could not be written.
+    /// The local file could not be written.
     #[error("cannot write")]
     Write(#[source] io::Error),
-    /// More came than may be stored.
+    /// More bytes arrived than may be stored.
     #[error(transparent)]
     Over(#[from] OverBudget),
 }
 
-/// Copies all of `from` into `to`, from byte `offset` of it on, with holes where there are zeros; returns how many bytes it
-/// had. `to` must have nothing but a hole there; it becomes `offset` plus that many bytes long.
+/// Copies all of `from` into `to` at byte `offset`, with holes in place of zeros; returns the number of bytes copied. The
+/// range of `to` must be a hole or past its end; the length of `to` becomes `offset` plus that number.
 pub fn fill(from: &mut impl Read, to: &File, offset: u64, budget: &mut Budget) -> Result<u64, FillError> {
     let mut chunk = vec![0; CHUNK];
     let (mut done, mut of_file) = (0, budget.each);
@@ -216,7 +217,7 @@ pub fn fill(from: &mut impl Read, to: &File, offset: u64, budget: &mut Budget) -
     Ok(done)
 }
 
-/// Reads until `chunk` is full or there is no more, so that blocks stay aligned whatever the pipe's pieces are.
+/// Reads until `chunk` is full or the input ends, so that blocks stay aligned however a pipe splits them.
 fn read_full(from: &mut impl Read, chunk: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < chunk.len() {
@@ -230,7 +231,7 @@ fn read_full(from: &mut impl Read, chunk: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// A writer that passes on no more than its budget: for streams that go into a file of the caller's.
+/// A writer that passes on at most its budget, for streams into a file of the caller.
 #[derive(Debug)]
 pub struct Bounded<W> {
     to: W,
@@ -238,7 +239,7 @@ pub struct Bounded<W> {
 }
 
 impl<W> Bounded<W> {
-    /// Writes to `to` what `budget` allows.
+    /// Writes to `to` what `budget` permits.
     pub fn new(to: W, budget: Budget) -> Self {
         Self { to, budget }
     }

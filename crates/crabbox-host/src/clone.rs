@@ -1,7 +1,8 @@
-//! Private copies of disk images: shared blocks where the file system can, else only the data between the holes.
+//! Private copies of disk images: shared blocks (reflink) if the file system supports them, otherwise a copy of the data
+//! without the holes.
 //!
-//! The copy costs what the image holds, not what it measures. It must never fill holes (`std::fs::copy` does on ext4),
-//! overwrite an existing file, or leave a half-written copy behind.
+//! The cost depends on the data in the image, not on its length. It must never fill holes (`std::fs::copy` does on ext4),
+//! overwrite an existing file, or leave a partial copy behind.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -17,7 +18,7 @@ use crate::files::{self, FileError};
 pub enum CloneMethod {
     /// The file system shares the blocks until one side writes (`FICLONE`): constant time, no space.
     Reflink,
-    /// The data was copied, the holes were kept.
+    /// The data was copied and the holes were preserved.
     SparseCopy,
 }
 
@@ -33,15 +34,15 @@ impl std::fmt::Display for CloneMethod {
 /// Why an image could not be copied or grown.
 #[derive(Debug, thiserror::Error)]
 pub enum CloneError {
-    /// There was no room; the half-written copy is removed again.
+    /// The file system was full; the partial copy has been removed.
     #[error("no room to copy {} to {}: it needs {}, and {} are free there",
         from.display(), to.display(), mib(*.needed_bytes), mib(*.free_bytes))]
     NoSpace {
         /// The original.
         from: PathBuf,
-        /// The copy that was to be.
+        /// The intended copy.
         to: PathBuf,
-        /// Bytes that the original really occupies.
+        /// Bytes that the original occupies on the disk.
         needed_bytes: u64,
         /// Bytes free at the destination once the partial copy was removed.
         free_bytes: u64,
@@ -52,7 +53,7 @@ pub enum CloneError {
         /// The original.
         path: PathBuf,
     },
-    /// A file would have to become smaller, which would cut off data.
+    /// The file would have to become shorter, which would cut off data.
     #[error("will not shrink {} from {} to {}", path.display(), mib(*.have_bytes), mib(*.want_bytes))]
     Shrink {
         /// The file.

@@ -1,8 +1,8 @@
-//! Child processes: the one place that starts other programs.
+//! Child processes: the only place that starts other programs.
 //!
-//! A [`Cmd`] is an argument vector, never a shell string. Its error names the program, says how it ended and carries the
-//! last lines of its standard error. It must never let a child's output grow without bound in memory, inherit a file
-//! descriptor or a variable of the caller's that was not asked for, or wait for ever when a time limit was given.
+//! A [`Cmd`] is an argument vector, never a shell string. Its error names the program, its exit status and the last lines of
+//! its standard error. It must never let a child's output grow without limit in memory, pass on a file descriptor or a
+//! variable of the caller that was not requested, or wait forever if a time limit was given.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
@@ -19,10 +19,11 @@ use crate::confine::Confinement;
 use crate::environment::Environment;
 use crate::{clock, process};
 
-/// How much of each captured stream is kept, in bytes; a child that prints more is cut and its status still counts.
+/// Maximum number of bytes kept of each captured stream; a child that prints more keeps running, and its exit status still
+/// counts.
 pub const CAPTURE_LIMIT: usize = 64 * 1024 * 1024;
 
-/// How much of standard error an error message carries, in bytes.
+/// Maximum number of bytes of standard error in an error message.
 const STDERR_TAIL: usize = 2000;
 
 /// A program to run, with its arguments.
@@ -41,7 +42,7 @@ pub struct Cmd {
     confined: Option<Arc<Confinement>>,
 }
 
-/// What a captured child left behind.
+/// The result of a captured child.
 #[derive(Debug)]
 pub struct Captured {
     /// How the child ended.
@@ -50,7 +51,7 @@ pub struct Captured {
     pub stdout: Vec<u8>,
     /// Its standard error, at most [`CAPTURE_LIMIT`] bytes.
     pub stderr: Vec<u8>,
-    /// Whether it was ended because it wrote more than [`Cmd::output_limit`] allows.
+    /// Whether it was killed because it wrote more than [`Cmd::output_limit`] permits.
     pub cut: bool,
 }
 
@@ -66,7 +67,7 @@ impl Captured {
     }
 }
 
-/// Why a child did not do its work.
+/// Why a child failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
     /// The program is not installed, or not on `PATH`.
@@ -75,7 +76,7 @@ pub enum CommandError {
         /// What was to be run.
         program: String,
     },
-    /// The program is there and could not be started or spoken to.
+    /// The program exists but could not be started, or its streams failed.
     #[error("cannot run {program}")]
     Spawn {
         /// What was to be run.
@@ -84,7 +85,7 @@ pub enum CommandError {
         #[source]
         source: std::io::Error,
     },
-    /// The program ended with something other than 0.
+    /// The exit status was not 0.
     #[error("{program} {}{}", describe(*.status), tail_of(.stderr))]
     Failed {
         /// What was run.
@@ -96,7 +97,7 @@ pub enum CommandError {
         /// The end of its standard error.
         stderr: String,
     },
-    /// The program wrote more than it may and was killed.
+    /// The program exceeded its output limit and was killed.
     #[error("{program} wrote more than {limit} bytes")]
     TooMuchOutput {
         /// What was run.
@@ -104,7 +105,7 @@ pub enum CommandError {
         /// The limit it broke, in bytes.
         limit: usize,
     },
-    /// The caller did not want it any more, and it was killed.
+    /// The caller cancelled it, and it was killed.
     #[error("{program} was cancelled")]
     Cancelled {
         /// What was run.
@@ -123,7 +124,7 @@ pub enum CommandError {
 }
 
 impl CommandError {
-    /// The same error of `inner`, where the program that was started only starts that one.
+    /// The error of `inner`, for a program that only starts `inner`.
     #[must_use]
     pub fn of(mut self, inner: &str) -> Self {
         match &mut self {
@@ -155,19 +156,19 @@ fn tail_of(stderr: &str) -> String {
     }
 }
 
-/// What a wait for a child came to.
+/// The result of waiting for a child.
 enum Ended {
-    /// It ended, by itself or because it wrote more than it may.
+    /// It ended by itself, or because it exceeded its output limit.
     Itself(ExitStatus),
     /// It was killed at its time limit.
     Late,
-    /// It was killed because nobody wanted it any more.
+    /// It was killed because the caller cancelled it.
     Cancelled,
 }
 
 impl Cmd {
-    /// A command for `program`, looked up on `PATH` when it has no slash. Of the caller's environment it gets what any program needs
-    /// ([`Environment::Plain`]).
+    /// A command for `program`, looked up on `PATH` if its name has no slash. Of the caller's environment it gets only what
+    /// any program needs ([`Environment::Plain`]).
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         Self {
             program: program.as_ref().to_owned(),
@@ -184,7 +185,8 @@ impl Cmd {
         }
     }
 
-    /// The same with all of the caller's environment, for what a developer runs and for programs that start others of the user's choice.
+    /// The same with the caller's whole environment, for developer tools and for programs that start others of the user's
+    /// choice.
     pub fn inheriting(program: impl AsRef<OsStr>) -> Self {
         Self::new(program).environment(Environment::Whole)
     }
@@ -204,7 +206,7 @@ impl Cmd {
         self
     }
 
-    /// Gives the child of the caller's environment what `environment` lets through.
+    /// Passes on those variables of the caller's environment that `environment` permits.
     #[must_use]
     pub fn environment(mut self, environment: Environment) -> Self {
         self.environment = environment;
@@ -219,7 +221,7 @@ impl Cmd {
         self
     }
 
-    /// Takes a variable away from the child's environment.
+    /// Removes a variable from the child's environment.
     #[must_use]
     pub fn env_remove(mut self, name: impl AsRef<OsStr>) -> Self {
         self.env.push((name.as_ref().to_owned(), None));
@@ -247,8 +249,8 @@ impl Cmd {
         self
     }
 
-    /// Starts the child as the leader of a process group of its own, and at its time limit kills the whole group: a shell script
-    /// that hangs in a child of its own would otherwise leave that child behind, holding our pipes open.
+    /// Starts the child as the leader of its own process group, and kills the whole group at its time limit: otherwise a
+    /// shell script that hangs in a child of its own would leave that child behind, with our pipes open.
     #[must_use]
     pub fn own_group(mut self) -> Self {
         self.group = true;
@@ -262,15 +264,15 @@ impl Cmd {
         self
     }
 
-    /// Ends the child when it has written more than `bytes` to its standard output, of which that many are kept: [`Captured::cut`] says so, and
-    /// for [`Self::run`] it is an error.
+    /// Kills the child once it has written more than `bytes` to its standard output; that many bytes are kept.
+    /// [`Captured::cut`] reports it, and for [`Self::run`] it is an error.
     #[must_use]
     pub fn output_limit(mut self, bytes: usize) -> Self {
         self.output = Some(bytes);
         self
     }
 
-    /// Confines the child ([`Confinement`]); of its environment only what is given here is left.
+    /// Confines the child ([`Confinement`]); its environment has only the variables set here.
     #[must_use]
     pub fn confined(mut self, confinement: Arc<Confinement>) -> Self {
         self.confined = Some(confinement);
@@ -482,7 +484,7 @@ fn drain(mut stream: impl Read) -> Vec<u8> {
     kept
 }
 
-/// The first `most` bytes of `stream`. What comes behind them is not read, and said in `cut`.
+/// The first `most` bytes of `stream`. Further bytes are not read; `cut` reports that there were some.
 fn head(stream: impl Read, most: usize, cut: &AtomicBool) -> Vec<u8> {
     let mut kept = Vec::new();
     // A stream that breaks off has ended, as for `drain`.
@@ -569,7 +571,7 @@ mod tests {
         ));
     }
 
-    /// Whoever hands all of the caller's variables on says so here, with the reason.
+    /// Callers that pass on the caller's whole environment are listed here, with the reason.
     #[test]
     fn all_variables_go_to_ssh_and_to_ourselves_only() {
         let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();

@@ -1,9 +1,10 @@
-//! A child that works on one foreign file and can reach nothing else: a parser of other people's formats may be taken over by them.
+//! Confinement of a child that parses one untrusted file, because a malicious file may take the parser over.
 //!
-//! As root it gets a uid that no account has, no capability, and a root directory of its own in which there are only the system's
-//! programs and libraries, read-only, and that file; it has no network and can start no process. One that changes its file, or
-//! reads a tree for it, has one capability, to open these whoever owns them. As any other user there is only the ban on starting, and
-//! the limits. It must never start the child with less than it promises: what cannot be set up is an error.
+//! For root, the child gets a uid without an account, no capability, and a private root directory with only the system's
+//! programs and libraries, read-only, and that file; it has no network and cannot start a process. A child that changes its
+//! file, or reads a tree for it, has one capability: to open these regardless of their owner. For any other user there is
+//! only the ban on starting processes, and the limits. It must never start the child with less confinement than promised: if
+//! something cannot be set up, that is an error.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -26,31 +27,32 @@ use rustix::thread::{
 use crate::files::FileError;
 use crate::seccomp;
 
-/// Where the child of root sees the file.
+/// Path of the file in the child's root directory.
 const FILE: &str = "/file";
 
-/// Where it sees the tree.
+/// Path of the tree in the child's root directory.
 const TREE: &str = "/tree";
 
-/// What a dynamically linked program of the system needs.
+/// The files that dynamically linked programs of the system need.
 const SYSTEM: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "nix"];
 
-/// Added to our process id it is the child's uid: above all that systemd, container managers and subordinate ids take
-/// (`systemd.io/UIDS-GIDS`), and below the half that 32-bit programs mistake for negative numbers, as process ids end at 2^22.
+/// The child's uid is this number plus our process id. The range is above all uids that systemd, container managers and
+/// subordinate ids use (`systemd.io/UIDS-GIDS`), and below 2^31, since process ids end at 2^22.
 const FIRST_UID: u32 = 0x7000_0000;
 
-/// How much memory the child may map, in bytes. What changes a file reads it with a thread for each processor, each with a stack of
-/// [`STACK_LIMIT`].
+/// Limit on the memory that the child may map, in bytes. A program that changes a file reads it with one thread per
+/// processor, each with a stack of [`STACK_LIMIT`].
 const MEMORY_LIMIT: u64 = 2 << 30;
 const MEMORY_LIMIT_OF_CHANGES: u64 = 4 << 30;
 
-/// How large a stack is, in bytes: the C library maps that much for each thread, whatever our caller allows.
+/// Stack size, in bytes: the C library maps that much for each thread, whatever the caller's limit is.
 const STACK_LIMIT: u64 = 2 << 20;
 
-/// How many threads a child with a uid of its own may have.
+/// Maximum number of threads of a child with its own uid.
 const THREAD_LIMIT: u64 = 512;
 
-/// How long it may compute, in seconds; waits count for its caller only. What changes a file reads all of a file system.
+/// CPU time limit, in seconds; waiting is limited only by the caller. A program that changes a file reads all of a file
+/// system.
 const CPU_LIMIT: u64 = 120;
 const CPU_LIMIT_OF_CHANGES: u64 = 600;
 
@@ -58,23 +60,23 @@ const CPU_LIMIT_OF_CHANGES: u64 = 600;
 #[derive(Debug, Clone, Copy)]
 enum Right {
     Read,
-    /// And make it at most this many bytes long.
+    /// The maximum length that it may give the file, in bytes.
     Change(u64),
 }
 
-/// A child's confinement, as long as the child lives.
+/// A child's confinement; it must live as long as the child.
 #[derive(Debug)]
 pub struct Confinement {
     file: PathBuf,
     tree: Option<PathBuf>,
     right: Right,
-    /// When we are root: what its root directory will be, and the empty directory that it is mounted on.
+    /// For root: the plan of its root directory, and the empty directory on which that is mounted.
     inside: Option<(Arc<Inside>, tempfile::TempDir)>,
 }
 
 impl Confinement {
-    /// One for a child that may read the file at `path`. Root's child must be able to read it as anybody can, which is an error
-    /// otherwise.
+    /// A confinement for a child that may read the file at `path`. Root's child must be able to read the file with the
+    /// permissions of others; otherwise it is an error.
     pub fn to_read(path: &Path) -> Result<Self, FileError> {
         let fail = |source| FileError::io("look at", path, source);
         let file = path.canonicalize().map_err(fail)?;
@@ -88,13 +90,13 @@ impl Confinement {
         Self::new(file, None, Right::Read)
     }
 
-    /// One for a child that may change the file at `path`, which is ours whatever its content is, and make it at most `bytes` long.
+    /// A confinement for a child that may change the file at `path`, which belongs to us, and make it at most `bytes` long.
     pub fn to_change(path: &Path, bytes: u64) -> Result<Self, FileError> {
         let fail = |source| FileError::io("look at", path, source);
         Self::new(path.canonicalize().map_err(fail)?, None, Right::Change(bytes))
     }
 
-    /// The same for a child that fills the file from the directory `tree`, of which it can read all and change nothing.
+    /// The same for a child that fills the file from the directory `tree`, which it can read completely and not change.
     pub fn to_fill(path: &Path, bytes: u64, tree: &Path) -> Result<Self, FileError> {
         let whole = |path: &Path| {
             path.canonicalize()
@@ -128,7 +130,7 @@ impl Confinement {
         })
     }
 
-    /// The name under which the child finds the tree; that of the file when there is none.
+    /// The child's path of the tree, or of the file if there is no tree.
     pub fn tree_name(&self) -> &Path {
         match (&self.tree, &self.inside) {
             (Some(_), Some(_)) => Path::new(TREE),
@@ -137,7 +139,7 @@ impl Confinement {
         }
     }
 
-    /// The name under which the child finds the file.
+    /// The child's path of the file.
     pub fn name(&self) -> &Path {
         match self.inside {
             Some(_) => Path::new(FILE),
@@ -145,7 +147,7 @@ impl Confinement {
         }
     }
 
-    /// Confines the child of `command`, which starts with an environment of nothing but a usual `PATH`.
+    /// Confines the child of `command`; its environment has only a usual `PATH`.
     pub(crate) fn apply(&self, command: &mut Command) {
         command
             .env_clear()
@@ -172,17 +174,17 @@ impl Confinement {
     }
 }
 
-/// All that the child of root needs to make its root directory, without allocating anything.
+/// All that root's child needs to set up its root directory without allocating memory.
 #[derive(Debug)]
 struct Inside {
     root: CString,
-    /// Directories of the system, and where the child has them.
+    /// Directories of the system, with their paths for the child.
     shared: Vec<(CString, CString)>,
-    /// Links of the system, by target and place.
+    /// Links of the system, with target and path.
     links: Vec<(CString, CString)>,
     file: CString,
     file_in_root: CString,
-    /// The tree and where the child has it.
+    /// The tree and its path for the child.
     tree: Option<(CString, CString)>,
     right: Right,
     id: u32,
@@ -269,8 +271,9 @@ impl Inside {
     }
 }
 
-/// Of all capabilities the one to open a file whoever owns it, also after exec. Everything that the child sees beside its own file is
-/// mounted read-only; the capability to read anything would also open files by handle, past any root directory.
+/// Keeps only the capability to open a file regardless of its owner, also after exec. Everything else that the child sees is
+/// mounted read-only. A capability to read any file would also permit opening files by handle, which ignores the root
+/// directory.
 fn keep_one_capability() -> io::Result<()> {
     let one = CapabilitySet::DAC_OVERRIDE;
     let sets = CapabilitySets {
@@ -287,7 +290,7 @@ fn bind_read_only(from: &CStr, to: &CStr, bare: MountFlags) -> Result<(), Errno>
     mount_remount(to, MountFlags::BIND | MountFlags::RDONLY | bare, c"")
 }
 
-/// Nothing is started or gained from here on, and nothing written but what there is a right to.
+/// From here on the child cannot start processes, gain privileges, or write without permission.
 fn limit(right: Right) -> io::Result<()> {
     let exactly = |bytes| Rlimit {
         current: Some(bytes),
@@ -306,7 +309,7 @@ fn limit(right: Right) -> io::Result<()> {
     seccomp::start_no_process()
 }
 
-/// A limit that holds already is not raised.
+/// A limit that is already lower is not raised.
 fn lower(resource: Resource, most: u64) -> Result<(), Errno> {
     let bytes = rustix::process::getrlimit(resource)
         .maximum
@@ -379,7 +382,7 @@ mod tests {
         }
     }
 
-    /// What a child does that may change its file and read a tree; and the file afterwards.
+    /// The actions of a child that may change its file and read a tree, and the file afterwards.
     fn changing(script: &str) -> (Captured, Vec<u8>) {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
@@ -449,7 +452,7 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
-    /// What stands in the way is an error before the program starts.
+    /// An obstacle to the setup is an error before the program starts.
     #[test]
     fn a_child_that_cannot_be_confined_does_not_run() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
-//! The guest's serial console: read from the VMM's standard output, kept in a bounded file.
+//! The guest's serial console, read from the VMM's standard output and stored in a file with a size limit.
 //!
-//! The VMM writes into a named pipe that both ends hold open for reading and writing, so that a VMM never gets a broken pipe
-//! when its supervisor dies, and never blocks on a full one: it loses console output instead. At most two files of
+//! The VMM writes to a named pipe. Both ends hold it open for reading and writing, so that a VMM must never get a broken
+//! pipe when its supervisor dies, or block on a full pipe: it loses console output instead. At most two files of
 //! [`FILE_LIMIT`] bytes are kept.
 
 use std::fs::File;
@@ -104,10 +104,11 @@ fn record(mut pipe: File, log: &mut BoundedLog, stop: &AtomicBool) {
     }
 }
 
-/// The last `lines` lines of a log, control characters made harmless: the guest wrote them, and they will reach a terminal.
+/// The last `lines` lines of a log with control characters neutralised, because a guest wrote them and a terminal will show
+/// them.
 ///
-/// The log may lie where its writer can put something else in its place, as in a jail: only a regular file is read, no link is
-/// followed, and of a long one no more than its newest [`FILE_LIMIT`] bytes.
+/// The log may be in a directory, such as a jail, where its writer can replace it: only a regular file is read, no link is
+/// followed, and of a long file at most the newest [`FILE_LIMIT`] bytes.
 pub fn tail(path: &Path, lines: usize) -> Vec<String> {
     let mut bytes = newest(&older(path)).unwrap_or_default();
     bytes.extend(newest(path).unwrap_or_default());
@@ -132,8 +133,8 @@ fn newest(path: &Path) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// `line` in a form that a terminal only displays: terminal sequences and control characters but tabs are dropped, and what
-/// reorders or hides text is replaced by U+FFFD, so that it is seen that something was there.
+/// `line` in a form that a terminal only displays: terminal sequences and control characters except tabs are dropped, and
+/// characters that reorder or hide text are replaced by U+FFFD, so that their presence is visible.
 pub fn harmless(line: &str) -> String {
     let mut out = String::with_capacity(line.len());
     let mut chars = line.chars();
@@ -160,7 +161,7 @@ pub fn harmless(line: &str) -> String {
     out
 }
 
-/// Passes over what belongs to the C1 control `introducer`: the parameters of a control sequence, or the text of a string.
+/// Skips the rest of the C1 control `introducer`: the parameters of a control sequence, or the text of a string.
 fn skip_sequence(introducer: Option<char>, chars: &mut std::str::Chars<'_>) {
     match introducer {
         // CSI, up to its final character.
@@ -187,8 +188,8 @@ fn skip_sequence(introducer: Option<char>, chars: &mut std::str::Chars<'_>) {
     }
 }
 
-/// Whether a character changes how others are displayed, or displays as nothing: the bidirectional controls, invisible
-/// operators, tags, and line separators (Unicode categories Cf, Zl and Zp, without the visible number signs of Arabic).
+/// Whether a character changes how others are displayed, or is invisible: the bidirectional controls, invisible operators,
+/// tags, and line separators (Unicode categories Cf, Zl and Zp, without the visible number signs of Arabic).
 pub fn is_format(c: char) -> bool {
     matches!(
         c,

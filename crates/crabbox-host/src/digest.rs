@@ -1,7 +1,7 @@
 //! SHA-256 of files, as 64 lower-case hexadecimal digits.
 //!
-//! Artefacts are trusted by these digests, so they are always computed from the bytes themselves. It must never answer
-//! from a name, a size or a cache.
+//! Artefacts are trusted by these digests, so they are always computed from the contents. It must never use a name, a size
+//! or a cache instead.
 
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
@@ -26,12 +26,12 @@ pub fn sha256_file(path: &Path) -> Result<String, FileError> {
     }
 }
 
-/// What of a file of mostly zeros is hashed at once, in bytes: the page of a machine's memory.
+/// Unit of hashing of a sparse file, in bytes: the page size of a machine's memory.
 const PAGE: usize = 4096;
 
-/// A SHA-256 of the file at `path` that costs what the file holds, not what it measures: over its length, and over each page that is
-/// not all zeros, behind its offset. The holes themselves are not read, and a page of zeros counts as one. It is given up (`None`) as soon as
-/// `stop` says so, which is asked before each MiB.
+/// A SHA-256 of the file at `path` whose cost depends on its data, not on its length: over the length, and over the offset
+/// and contents of each page that is not all zeros. Holes are not read, and a page of zeros counts as a hole. Stops with
+/// `None` as soon as `stop` says so, which is called before each MiB.
 pub fn sha256_sparse(path: &Path, stop: &dyn Fn() -> bool) -> Result<Option<String>, FileError> {
     let fail = |source| FileError::io("read", path, source);
     let file = files::open_regular(path).map_err(|source| FileError::io("open", path, source))?;
@@ -65,7 +65,7 @@ pub fn sha256_sparse(path: &Path, stop: &dyn Fn() -> bool) -> Result<Option<Stri
     Ok(Some(hex(&hash.finalize())))
 }
 
-/// Reads at `offset` until `chunk` is full or the file ends; how much it was.
+/// Reads at `offset` until `chunk` is full or the file ends; returns the number of bytes.
 fn read_whole(file: &std::fs::File, chunk: &mut [u8], offset: u64) -> std::io::Result<usize> {
     let mut filled = 0;
     while filled < chunk.len() {
@@ -84,17 +84,17 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// A SHA-256 of bytes that come one after the other.
+/// A SHA-256 of bytes that arrive in pieces.
 #[derive(Debug, Clone, Default)]
 pub struct Running(Sha256);
 
 impl Running {
-    /// Goes on with `bytes`.
+    /// Adds `bytes`.
     pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    /// The digest of all that came.
+    /// The digest of all added bytes.
     pub fn hex(&self) -> String {
         hex(&self.0.clone().finalize())
     }

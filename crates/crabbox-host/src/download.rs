@@ -1,8 +1,8 @@
-//! Files over HTTP: resumed where they stopped, in place whole or not at all.
+//! Downloads over HTTP: they resume where they stopped, and the target is complete or absent.
 //!
-//! What came is kept beside the target as `<name>.part` until it is complete, with the server's mark of the version in
-//! `<name>.tag`: only with the same mark is a download taken up again. It must never join two versions of a file, nor
-//! answer with one that is shorter than the server said.
+//! A partial download is kept next to the target as `<name>.part`, with the server's validator (ETag or date) in
+//! `<name>.tag`; it is resumed only with the same validator. It must never join two versions of a file, or return one that
+//! is shorter than the server announced.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -13,56 +13,56 @@ use crate::clock;
 use crate::digest;
 use crate::files::{self, FileError};
 
-/// How often a download that moves nothing any more is taken up again before it is given up.
+/// Number of attempts without progress before a download fails.
 const TRIES: u32 = 4;
 
-/// Longest wait for a connection, and for the first byte of an answer.
+/// Timeout of a connection, and of the first byte of a response.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
-/// Bytes read at a time.
+/// Bytes per read.
 const CHUNK: usize = 256 * 1024;
 
-/// Why a file could not be brought here.
+/// Why a file could not be downloaded.
 #[derive(Debug, thiserror::Error)]
 pub enum DownloadError {
-    /// The server cannot be reached, or speaks no HTTP.
+    /// The server cannot be reached, or does not speak HTTP.
     #[error("cannot download {url}")]
     Request {
-        /// What was asked for.
+        /// The URL.
         url: String,
-        /// Why not.
+        /// The reason.
         #[source]
         source: Box<ureq::Error>,
     },
-    /// The server refused.
+    /// The server returned an error status.
     #[error("cannot download {url}: the server answered with status {status}")]
     Status {
-        /// What was asked for.
+        /// The URL.
         url: String,
         /// The HTTP status.
         status: u16,
     },
-    /// The connection ended too early, again and again.
+    /// The connection ended too early, repeatedly.
     #[error("the download of {url} stopped at byte {got} of {}", expected.map_or_else(|| "an unknown number".to_owned(), |expected| expected.to_string()))]
     Interrupted {
-        /// What was asked for.
+        /// The URL.
         url: String,
-        /// What is here.
+        /// Bytes received.
         got: u64,
-        /// What the server promised.
+        /// Bytes announced by the server.
         expected: Option<u64>,
         /// What the system said; none when the connection just ended.
         #[source]
         source: Option<std::io::Error>,
     },
-    /// The content is not what was asked for.
+    /// The content is not the expected one.
     #[error("refusing {url}: its SHA-256 is {found}, expected {expected}")]
     WrongDigest {
-        /// What was asked for.
+        /// The URL.
         url: String,
-        /// What it should be.
+        /// The expected digest.
         expected: String,
-        /// What came.
+        /// The actual digest.
         found: String,
     },
     /// A file could not be written.
@@ -71,7 +71,7 @@ pub enum DownloadError {
 }
 
 impl DownloadError {
-    /// Whether asking again may help.
+    /// Whether a retry may help.
     fn is_passing(&self) -> bool {
         match self {
             Self::Interrupted { .. } => true,
@@ -85,11 +85,10 @@ impl DownloadError {
     }
 }
 
-/// Brings `url` to the file `to`, which holds all of it afterwards or is untouched; `sha256` is what it must be, when known.
+/// Downloads `url` to the file `to`, which is complete afterwards or unchanged; `sha256` is the expected digest, if known.
 ///
-/// `told` hears how many bytes are here and how many there will be. A download that the other side
-/// failed leaves its beginning beside `to`, and the next call goes on from there; one that cannot be written, or with a wrong digest,
-/// leaves nothing.
+/// `told` is called with the number of bytes received and expected. If the server fails, the partial download stays next to
+/// `to`, and the next call resumes it; after a write error or with a wrong digest nothing is kept.
 pub fn fetch(
     url: &str,
     to: &Path,
@@ -133,7 +132,7 @@ pub fn fetch(
     Ok(())
 }
 
-/// The beginning of a file, and which version it is of.
+/// A partial file and its version.
 #[derive(Debug)]
 struct Part {
     data: PathBuf,
@@ -157,7 +156,7 @@ impl Part {
         std::fs::metadata(&self.data).map_or(0, |facts| facts.len())
     }
 
-    /// The mark of the version that the part is of; without one nothing can be joined to it.
+    /// The server's validator of the partial file; without one the download cannot be resumed.
     fn mark(&self) -> Option<String> {
         std::fs::read_to_string(&self.tag)
             .ok()
@@ -170,7 +169,7 @@ impl Part {
         std::fs::remove_file(&self.tag).ok();
     }
 
-    /// Opens the part for what comes next: at its end, or emptied and of the version `mark`.
+    /// Opens the partial file for the next bytes: at its end, or truncated for the version `mark`.
     fn open(&self, resume: bool, mark: Option<&str>) -> Result<File, FileError> {
         if !resume {
             files::write_atomic(&self.tag, mark.unwrap_or_default().as_bytes(), 0o600)?;
@@ -201,7 +200,7 @@ fn agent(url: &str) -> ureq::Agent {
     config.build().into()
 }
 
-/// One request: from the beginning, or from where the part ends.
+/// One request: from the beginning, or from the end of the partial file.
 fn attempt(
     agent: &ureq::Agent,
     url: &str,

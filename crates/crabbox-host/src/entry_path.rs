@@ -1,48 +1,48 @@
-//! Paths that somebody else wrote: a name from a guest, an archive or a repository, as a path below one directory.
+//! Untrusted paths: a name from a guest, an archive or a repository, as a path below one directory.
 //!
-//! An [`EntryPath`] has no root, no `..`, no `.`, no empty part and no NUL, so it can be joined to any directory and has one
-//! spelling only. It must never be made from parts that were not checked here; whether a part is a link is not known here.
+//! An [`EntryPath`] has no root, no `..`, no `.`, no empty part and no NUL, so it can be joined to any directory and has
+//! only one spelling. It must never be made from unchecked parts. Whether a part is a link is not known here.
 
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-/// Longest path in bytes, as the kernel has it (`PATH_MAX`, which counts the final NUL).
+/// Maximum length of a path in bytes (`PATH_MAX`, which counts the final NUL).
 const LENGTH_LIMIT: usize = 4095;
 
-/// Longest part in bytes, as Linux file systems have it (`NAME_MAX`).
+/// Maximum length of a part in bytes (`NAME_MAX`).
 const PART_LIMIT: usize = 255;
 
 /// A relative path that stays below its directory, in its only spelling.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EntryPath(Vec<u8>);
 
-/// Why a text is no path below a directory.
+/// Why a text is not a path below a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EntryPathError {
     /// It names the directory itself.
     #[error("an empty name")]
     Empty,
-    /// It begins at the root.
+    /// It is absolute.
     #[error("an absolute path")]
     Absolute,
     /// It has a `..`.
     #[error("a path with a part \"..\"")]
     Parent,
-    /// It has a `.`, an empty part or a slash at its end, where one spelling only is taken.
+    /// It has a `.`, an empty part or a slash at its end, where only one spelling is accepted.
     #[error("a path with an empty part or a part \".\"")]
     Spelling,
     /// It has a NUL byte, which ends a path for the kernel.
     #[error("a path with a NUL byte")]
     Nul,
-    /// It, or a part of it, is longer than any file system takes.
+    /// It, or a part of it, exceeds the limits of the kernel.
     #[error("a path that is too long")]
     Long,
 }
 
 impl EntryPath {
-    /// Takes `path` only as it is; `a//b`, `./a` and `a/` are refused. For lists whose every name must be the one it claims.
+    /// Accepts `path` only in its normal form; `a//b`, `./a` and `a/` are refused. For lists in which names must be unique.
     pub fn exact(path: &[u8]) -> Result<Self, EntryPathError> {
         let normal = Self::normal(path)?;
         if normal.0 == path {
@@ -52,7 +52,7 @@ impl EntryPath {
         }
     }
 
-    /// Takes `path` without its parts `.` and its empty ones, as an archive spells them (`./a/`).
+    /// Accepts `path` and removes its `.` and empty parts, as written in archives (`./a/`).
     pub fn normal(path: &[u8]) -> Result<Self, EntryPathError> {
         if path.starts_with(b"/") {
             return Err(EntryPathError::Absolute);
@@ -97,7 +97,7 @@ impl EntryPath {
         self.0.split(|byte| *byte == b'/')
     }
 
-    /// The directory that it is in (`None` for the top one) and its last part.
+    /// The directory that contains it (`None` for the top directory) and its last part.
     pub fn split(&self) -> (Option<Self>, &[u8]) {
         match self.0.iter().rposition(|byte| *byte == b'/') {
             Some(at) => (Some(Self(self.0[..at].to_vec())), &self.0[at + 1..]),

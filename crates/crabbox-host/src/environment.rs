@@ -1,29 +1,31 @@
-//! What of the caller's environment a child gets: the variables of a named policy, never all of them by accident.
+//! The environment of child processes: the variables of a named policy, never all of them by accident.
 //!
-//! A caller's shell is full of tokens, and none of them is a parser's, a VMM's or git's business. A policy hands variables on by
-//! name; it must never decide anything by a variable's value, which is the binary's to read.
+//! A caller's shell contains tokens, and no parser, VMM or git needs them. A policy passes variables on by name; it must
+//! never decide by a variable's value.
 
 use std::ffi::{OsStr, OsString};
 
-/// Whose variables a child gets. What a command sets itself comes on top.
+/// The policies for the variables of a child. Variables that a command sets itself are added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Environment {
-    /// What any program needs to find its files and to speak the user's language.
+    /// The variables that any program needs to find its files and the user's language.
     #[default]
     Plain,
-    /// And what an SSH client needs to log in as the user: the agent, and ways to ask.
+    /// Also those that an SSH client needs to log in as the user: the agent, and programs that ask for passwords.
     Login,
-    /// And what a program needs that fetches something for the user: proxies and certificates, and the settings of pip and apt.
+    /// Also those that a program needs to download for the user: proxies and certificates, and the settings of pip and apt.
     Fetch,
-    /// And where git finds the user's configuration; nothing that redirects it, and nothing that it would start ([`git_settings`]).
+    /// Also the location of the user's git configuration; nothing that redirects git, and nothing that it would start
+    /// ([`git_settings`]).
     Git,
-    /// And what this program's own child needs that is told to nobody else: the filter of its log, the failpoint of a test.
+    /// Also those for this program's own child processes only: the filter of its log, the failpoint of a test.
     Own,
-    /// All of it: for a program that starts others of the user's choice, as an SSH client does by their own `ssh_config`.
+    /// All variables: for a program that starts others of the user's choice, as an SSH client does by the user's
+    /// `ssh_config`.
     Whole,
 }
 
-/// Ends of names stand for themselves, with a `*` for all that begin so.
+/// Exact names; with a final `*` all names with that prefix.
 const PLAIN: &[&str] = &[
     "PATH",
     "HOME",
@@ -90,7 +92,7 @@ const GIT: &[&str] = &[
     "SUDO_UID",
 ];
 
-/// What a supervisor reads beside its request; the binary's env module gives them their meaning.
+/// The variables that a supervisor reads in addition to its request; the binary's env module defines them.
 const OWN: &[&str] = &["CRABBOX_LOG", "CRABBOX_TEST_FAILPOINT"];
 
 impl Environment {
@@ -122,11 +124,11 @@ impl Environment {
     }
 }
 
-/// More settings than this are nobody's `GIT_CONFIG_COUNT`.
+/// Maximum accepted `GIT_CONFIG_COUNT`.
 const MOST_SETTINGS: usize = 1024;
 
-/// The settings that the caller gave git by `GIT_CONFIG_COUNT` (git-config(1)) whose key is in `harmless`, a list in lower case. All others may
-/// name a program.
+/// The settings that the caller passed to git in `GIT_CONFIG_COUNT` (git-config(1)), if their key is in `harmless`, a
+/// lower-case list. All others may name a program.
 #[expect(
     clippy::disallowed_methods,
     reason = "like the rest of a child's environment it is read where the child is made, whatever the caller knows"

@@ -1,7 +1,7 @@
-//! Files and directories: replaced whole, private by default, removed without surprises.
+//! Files and directories: atomic replacement, private permissions, safe removal.
 //!
-//! Records are written so that a crash leaves the old or the new text, and trees are removed without leaving them. It
-//! must never follow a symbolic link or cross a mount while removing, nor leave a file more readable than was asked.
+//! Records are written so that a crash leaves the old or the new text, and removal of a tree never leaves the tree. It must
+//! never follow a symbolic link or cross a mount while removing, or leave a file more readable than requested.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
@@ -16,7 +16,7 @@ pub use place::{Placement, place_read_only, withdraw};
 pub(crate) use remove::remove_entry;
 pub use remove::remove_tree;
 
-/// Why something on the file system could not be done.
+/// Why a file system operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// A system call failed.
@@ -30,13 +30,13 @@ pub enum FileError {
         #[source]
         source: std::io::Error,
     },
-    /// Something is mounted there, so removing would reach into another file system.
+    /// A file system is mounted there, so the removal would reach into it.
     #[error("will not remove {}: something is mounted there", path.display())]
     MountPoint {
         /// Where.
         path: PathBuf,
     },
-    /// A directory that was to be private is somebody else's.
+    /// A directory that must be private belongs to another user.
     #[error("will not use {} as a private directory: it belongs to user {owner}, not to us", path.display())]
     ForeignOwner {
         /// The directory.
@@ -44,13 +44,13 @@ pub enum FileError {
         /// The numeric id of its owner.
         owner: u32,
     },
-    /// A directory was wanted and something else (a file, a symbolic link) has its name.
+    /// The path must be a directory and is something else (a file, a symbolic link).
     #[error("will not use {} as a private directory: it is not a directory", path.display())]
     NotADirectory {
-        /// What has the name.
+        /// The path.
         path: PathBuf,
     },
-    /// The path names no entry of a directory (it is `/`, ends in `..`, or is empty).
+    /// The path does not name an entry of a directory (it is `/`, ends in `..`, or is empty).
     #[error("{:?} names no file", path)]
     NoName {
         /// The path as given.
@@ -79,14 +79,14 @@ pub fn out_of_space(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
-/// The directory that holds `path`; `.` when it has none of its own.
+/// The directory that contains `path`; `.` if it has no directory part.
 fn parent_of(path: &Path) -> &Path {
     path.parent()
         .filter(|dir| !dir.as_os_str().is_empty())
         .unwrap_or(Path::new("."))
 }
 
-/// Replaces `path` by a file of exactly `bytes` and permission bits `mode` (the umask does not count).
+/// Replaces `path` by a file with exactly `bytes` and permission bits `mode` (independent of the umask).
 ///
 /// The file and then its directory are synced: after it returns, not even a power cut brings the old text back.
 /// A reader sees the old file or the new one, never a part; a symbolic link at `path` is replaced, not followed.
@@ -115,8 +115,8 @@ pub fn sync_dir(dir: &Path) -> Result<(), FileError> {
 
 /// Makes sure `path` is a directory that only its owner can enter (0700), creating it and its parents when missing.
 ///
-/// An existing one is tightened. One that is a symbolic link, or another user's, is refused: whoever owns the directory
-/// decides what our records say. Root accepts a user's directory, since `sudo` keeps the user's home.
+/// The permissions of an existing directory are restricted. A symbolic link, or another user's directory, is refused,
+/// because its owner could change our records. Root accepts a user's directory, since `sudo` keeps the user's home.
 pub fn create_private_dir(path: &Path) -> Result<(), FileError> {
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -144,8 +144,8 @@ pub fn create_private_dir(path: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
-/// The content of the regular file at `path`, of at most `limit` bytes. Links are followed: the path is the caller's own. A pipe or a device is
-/// an error at once and not waited for, as is a longer file ([`std::io::ErrorKind::FileTooLarge`]).
+/// The content of the regular file at `path`, at most `limit` bytes. Links are followed: the path is the caller's own. A
+/// pipe or a device is an error at once, without waiting, and so is a longer file ([`std::io::ErrorKind::FileTooLarge`]).
 pub fn read_regular(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
     let mut content = Vec::new();
     let file = open_regular(path)?;
@@ -177,7 +177,7 @@ pub fn make_dirs(path: &Path, mode: u32) -> Result<(), FileError> {
         .map_err(|source| FileError::io("create directory", path, source))
 }
 
-/// Bytes that an unprivileged process may still write on the file system of `path`, which must exist.
+/// Free bytes for an unprivileged process on the file system of `path`, which must exist.
 pub fn free_bytes(path: &Path) -> Result<u64, FileError> {
     let facts =
         rustix::fs::statvfs(path).map_err(|source| FileError::io("measure free space at", path, source))?;

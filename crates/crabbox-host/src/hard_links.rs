@@ -1,8 +1,8 @@
-//! Whether a file in a directory can have a second name, found out without giving one to any.
+//! Detects whether a file system supports hard links, without making one.
 //!
-//! A file without a name that was opened to stay so (`O_TMPFILE` with `O_EXCL`, open(2)) can never be linked: where the file system has
-//! hard links the kernel says that there is no such file, and where it has none that this is not permitted (`vfs_link` in `fs/namei.c`
-//! asks in this order). It must never leave a trace, the times of the directory included.
+//! An unnamed file that was opened to stay so (`O_TMPFILE` with `O_EXCL`, open(2)) can never be linked. If the file system
+//! has hard links, the kernel reports that there is no such file; otherwise it reports that the operation is not permitted
+//! (`vfs_link` in `fs/namei.c` checks in this order). It must never leave a trace, not even in the times of the directory.
 
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -11,7 +11,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-/// Asks in `dir`. An error means that it could not be found out there.
+/// Tests in `dir`. An error means that the answer could not be determined there.
 pub fn work_in(dir: &Path) -> io::Result<bool> {
     let flags = OFlags::TMPFILE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
     let file = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR)?;

@@ -1,11 +1,12 @@
-//! What of this host a frozen machine depends on: processor, its mitigations, kernel and KVM.
+//! The properties of this host on which a snapshot depends: processor, its mitigations, kernel and KVM.
 //!
-//! A text to be compared as a whole and never read again. It must never leave out what cannot be read: that is a fact, too.
+//! The text is only compared as a whole, never parsed. A value that cannot be read must never be left out: that it is
+//! unreadable is a fact, too.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
-/// The lines of `/proc/cpuinfo` that make a processor what it is, its microcode included (`arch/x86/kernel/cpu/proc.c`).
+/// The lines of `/proc/cpuinfo` that identify a processor, including its microcode (`arch/x86/kernel/cpu/proc.c`).
 const PROCESSOR: [&str; 8] = [
     "vendor_id",
     "cpu family",
@@ -17,14 +18,14 @@ const PROCESSOR: [&str; 8] = [
     "bugs",
 ];
 
-/// Single files that count as they are.
+/// Single files whose contents are included.
 const FILES: [&str; 3] = [
     "/proc/sys/kernel/osrelease",
     "/proc/sys/kernel/version",
     "/sys/devices/system/clocksource/clocksource0/current_clocksource",
 ];
 
-/// Directories of which each file counts.
+/// Directories in which each file is included.
 const DIRECTORIES: [&str; 4] = [
     "/sys/devices/system/cpu/vulnerabilities",
     "/sys/module/kvm/parameters",
@@ -32,7 +33,7 @@ const DIRECTORIES: [&str; 4] = [
     "/sys/module/kvm_amd/parameters",
 ];
 
-/// This host as a frozen machine sees it, a fact a line. Firecracker asks for "identical software and hardware" where a snapshot is
+/// The properties of this host, one per line. Firecracker requires "identical software and hardware" where a snapshot is
 /// loaded (its document on snapshot support), and checks little of it.
 pub fn facts() -> String {
     let mut text = String::new();
@@ -61,7 +62,7 @@ fn fact(text: &mut String, file: &Path) {
     writeln!(text, "{}={value}", file.display()).ok();
 }
 
-/// The facts of the first processor; all of a host are alike, or it could not run KVM.
+/// The facts of the first processor; all processors of a host are alike, otherwise it could not run KVM.
 fn processor(cpuinfo: &str) -> String {
     let mut text = String::new();
     for line in cpuinfo.lines().take_while(|line| !line.trim().is_empty()) {

@@ -1,7 +1,8 @@
-//! Holes in a lease's disk: what the guest has freed goes back to the file system that the disk lies on.
+//! Punches holes into a lease's disk file, so that blocks freed by the guest return to the host's file system.
 //!
-//! The file is opened once and known by its descriptor from then on. Since the program that writes to it may have been taken over, a
-//! name that leads elsewhere, to a shared file or to somebody else's is refused, and nothing outside of the file's length is touched.
+//! The file is opened once and used only through its descriptor. The program that writes to it may have been taken over; so
+//! a path that is a link, a shared file or another user's file is refused, and nothing outside the file's length may be
+//! changed.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -12,14 +13,14 @@ use rustix::io::Errno;
 
 use crate::files::FileError;
 
-/// What offsets and lengths are multiples of, in bytes: no file system in use has smaller pages, and parts of them would be zeroed,
+/// Alignment of offsets and lengths, in bytes: no common file system has smaller blocks, and partial blocks would be zeroed,
 /// not freed.
 pub const GRAIN: u64 = 4096;
 
-/// Why a disk's blocks cannot be given back.
+/// Why a disk's blocks cannot be freed.
 #[derive(Debug, thiserror::Error)]
 pub enum HoleError {
-    /// The file could not be opened or looked at.
+    /// The file could not be opened or inspected.
     #[error(transparent)]
     File(#[from] FileError),
     /// It is not a private file of the lease.
@@ -27,10 +28,10 @@ pub enum HoleError {
     NotPrivate {
         /// The file.
         path: PathBuf,
-        /// Whose it should be.
+        /// The expected owner.
         owner: u32,
     },
-    /// The part is not one of this file.
+    /// The range is not inside the file.
     #[error("there are no whole blocks from {offset} on for {length} bytes in a file of {size} bytes")]
     Outside {
         /// Where it starts.
@@ -40,7 +41,7 @@ pub enum HoleError {
         /// The file's length.
         size: u64,
     },
-    /// The file system keeps files whole.
+    /// The file system does not support holes.
     #[error("its file system cannot free parts of a file")]
     Unsupported,
     /// The system call failed otherwise.
@@ -48,7 +49,7 @@ pub enum HoleError {
     Punch(#[source] std::io::Error),
 }
 
-/// A private disk file that can get holes.
+/// A private disk file into which holes can be punched.
 #[derive(Debug)]
 pub struct Holes {
     file: File,
@@ -90,7 +91,7 @@ impl Holes {
         self.length
     }
 
-    /// Bytes that the disk takes up now.
+    /// Bytes that the disk occupies now.
     pub fn allocated(&self) -> Result<u64, HoleError> {
         let facts = self.file.metadata();
         let facts = facts.map_err(|source| FileError::io("look at", &self.path, source))?;
@@ -106,8 +107,8 @@ impl Holes {
             && end.is_some_and(|end| end <= self.length)
     }
 
-    /// Frees every run of zeros that is at least `least` bytes long; what the file reads as stays the same. Returns how many bytes it
-    /// were. It is given up (`None`) as soon as `stop` says so, which is asked before each MiB.
+    /// Frees every run of zeros of at least `least` bytes; the contents do not change. Returns the number of freed bytes.
+    /// Stops with `None` as soon as `stop` says so, which is called before each MiB.
     pub fn punch_zeros(&self, least: u64, stop: &dyn Fn() -> bool) -> Result<Option<u64>, HoleError> {
         let fail = |source| FileError::io("read", &self.path, source);
         let (mut freed, mut run) = (0, 0);
@@ -143,7 +144,7 @@ impl Holes {
         Ok(Some(freed))
     }
 
-    /// Frees `length` bytes from `offset` on; they read as zeros from then on, and the file stays as long as it is.
+    /// Frees `length` bytes at `offset`; they then read as zeros, and the file's length does not change.
     pub fn punch(&self, offset: u64, length: u64) -> Result<(), HoleError> {
         if !self.contains(offset, length) {
             return Err(HoleError::Outside {

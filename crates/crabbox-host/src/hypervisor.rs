@@ -1,17 +1,17 @@
-//! Whether this machine is a virtual one, as far as its processor and its firmware say.
+//! Detects whether this machine is virtual, from its processor and its firmware.
 //!
-//! Only what they say: a hypervisor can hide itself, or call itself another. It must never be taken for proof of hardware.
+//! A hypervisor can hide itself or report another name, so the result must never be taken for proof of hardware.
 
 use std::path::Path;
 
-/// Who the processor says it is run by.
+/// The hypervisor that the processor reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Announced {
-    /// By nobody.
+    /// None.
     Nobody,
     /// By the hypervisor with this signature, twelve bytes of which those behind its name are zero.
     By([u8; 12]),
-    /// This kind of processor does not say it.
+    /// This kind of processor does not report it.
     Unreadable,
 }
 
@@ -23,7 +23,7 @@ const PRESENT: u32 = 1 << 31;
 #[cfg(target_arch = "x86_64")]
 const SIGNATURE: u32 = 0x4000_0000;
 
-/// Asks the processor.
+/// Queries the processor.
 #[cfg(target_arch = "x86_64")]
 pub fn announced() -> Announced {
     use std::arch::x86_64::__cpuid;
@@ -38,13 +38,13 @@ pub fn announced() -> Announced {
     Announced::By(signature)
 }
 
-/// Asks the processor.
+/// Queries the processor.
 #[cfg(not(target_arch = "x86_64"))]
 pub fn announced() -> Announced {
     Announced::Unreadable
 }
 
-/// What the firmware calls the maker of this machine; `None` where it says nothing.
+/// The manufacturer of this machine according to the firmware; `None` if it has no entry.
 pub fn maker() -> Option<String> {
     let maker = std::fs::read_to_string(Path::new("/sys/class/dmi/id/sys_vendor")).ok()?;
     Some(maker.trim().to_owned()).filter(|maker| !maker.is_empty())

@@ -1,8 +1,8 @@
-//! What `/dev/kvm` says of itself: that it opens, and its API version.
+//! Checks `/dev/kvm`: that it opens, and its API version.
 //!
-//! No machine is made: the first and the last one of a host switch virtualization on and off on all its processors, which is
-//! more than looking. It must never be taken for proof: a KVM that answers can still be unable to run a guest, and only a boot
-//! tells.
+//! No VM is created, because the first and the last one on a host switch virtualization on and off on all processors, which
+//! is more than a check should do. The result must never be taken for proof: a KVM that answers may still be unable to run a
+//! guest, and only a boot shows it.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,7 @@ pub(crate) const API_VERSION: i32 = 12;
 
 /// `KVM_GET_API_VERSION`, `_IO(0xAE, 0x00)`.
 const GET_API_VERSION: libc::Ioctl = 0xAE00;
-/// How far KVM could be used.
+/// Why KVM is not usable.
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
     /// The device cannot be opened for reading and writing.
@@ -26,17 +26,17 @@ pub enum KvmError {
         #[source]
         source: io::Error,
     },
-    /// It does not know the request, so it is no KVM.
+    /// It does not know the request, so it is not KVM.
     #[error("it does not answer as KVM does")]
     Refused {
         /// What the system said.
         #[source]
         source: io::Error,
     },
-    /// It speaks another version.
+    /// It has another API version.
     #[error("KVM speaks API version {found}, and {API_VERSION} is the only one known")]
     Version {
-        /// The version that it speaks.
+        /// Its version.
         found: i32,
     },
 }

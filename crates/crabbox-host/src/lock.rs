@@ -1,7 +1,7 @@
-//! File locks between processes, as `flock(2)` gives them: the kernel releases one when its holder dies, however it dies.
+//! File locks between processes with `flock(2)`: the kernel releases a lock when its holder dies, for whatever reason.
 //!
-//! They exclude `flock(1)` and the Go program, which locks the same way. A lock here must never be held on a file that has
-//! lost its name, since the next comer would lock another file and both would believe themselves alone.
+//! They are compatible with `flock(1)` and with the Go program. A lock here must never be held on a file that has lost its
+//! name, since the next process would lock another file, and both would hold "the" lock.
 
 use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::clock;
 
-/// Why a lock could not be taken or given up.
+/// Why a lock could not be taken or released.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// A system call failed.
@@ -25,7 +25,7 @@ pub enum LockError {
         #[source]
         source: std::io::Error,
     },
-    /// Somebody else held the lock for the whole time that the caller was ready to wait.
+    /// Another process held the lock for the caller's whole waiting time.
     #[error("lock file {} is still held by another process after {limit:?}", path.display())]
     Busy {
         /// The lock file.
@@ -44,12 +44,13 @@ pub struct FileLock {
 }
 
 impl FileLock {
-    /// Waits for the lock as long as it takes. The file (0600) and its directory (0700) are made when missing.
+    /// Waits for the lock without a limit. Creates the file (0600) and its directory (0700) if they are missing.
     pub fn acquire(path: &Path) -> Result<Self, LockError> {
         Self::wait_for(path, File::lock)
     }
 
-    /// The same for a lock that any number of holders share; only [`FileLock::acquire`] and its kind keep them out.
+    /// The same for a shared lock, which any number of holders may have; [`FileLock::acquire`] and similar calls exclude
+    /// them.
     pub fn share(path: &Path) -> Result<Self, LockError> {
         Self::wait_for(path, File::lock_shared)
     }
@@ -72,7 +73,7 @@ impl FileLock {
         }
     }
 
-    /// Takes the lock if it is free; `None` if somebody holds it. Makes file and directory like [`FileLock::acquire`].
+    /// Takes the lock if it is free; `None` if it is held. Creates file and directory like [`FileLock::acquire`].
     pub fn try_acquire(path: &Path) -> Result<Option<Self>, LockError> {
         make_parent(path)?;
         loop {
@@ -92,7 +93,7 @@ impl FileLock {
         }
     }
 
-    /// Whether somebody holds the lock right now. Only looks: a lock file that is not there is not made.
+    /// Whether a process holds the lock right now. It changes nothing: a missing lock file is not created.
     pub fn is_held(path: &Path) -> Result<bool, LockError> {
         let mut options = File::options();
         options.read(true).write(true).custom_flags(libc::O_NOFOLLOW);
@@ -128,7 +129,7 @@ impl FileLock {
         &self.path
     }
 
-    /// Removes the lock file and then releases the lock. Whoever waits for it notices, and locks a new file.
+    /// Removes the lock file and then releases the lock. A waiting process notices, and locks a new file.
     pub fn remove_while_held(self) -> Result<(), LockError> {
         match std::fs::remove_file(&self.path) {
             Err(source) if source.kind() != ErrorKind::NotFound => Err(failed("remove", &self.path, source)),
@@ -138,8 +139,8 @@ impl FileLock {
 }
 
 impl Drop for FileLock {
-    /// Closing alone would give it back only when a process that another thread is starting, which has a copy of the descriptor,
-    /// becomes its program.
+    /// Only closing the file would not be enough: a child that another thread is starting has a copy of the descriptor until
+    /// its exec.
     fn drop(&mut self) {
         // One that cannot be given back goes with the descriptor.
         self.file.unlock().ok();
@@ -162,8 +163,8 @@ fn make_parent(path: &Path) -> Result<(), LockError> {
     made.map_err(|source| failed("make the directory of", path, source))
 }
 
-/// The standard library opens close-on-exec, so a child never holds our lock; a symbolic link is refused, since locking
-/// what it points at would let a foreign directory choose our lock.
+/// The standard library opens files close-on-exec, so a child never holds our lock. A symbolic link is refused, since its
+/// target would be locked, and another user could choose that.
 fn open(path: &Path) -> Result<File, LockError> {
     let mut options = File::options();
     options
@@ -176,7 +177,7 @@ fn open(path: &Path) -> Result<File, LockError> {
     options.open(path).map_err(|source| failed("open", path, source))
 }
 
-/// Whether `path` still names the file that was locked: it may have been removed, or replaced, while we waited.
+/// Whether `path` still names the locked file: it may have been removed or replaced while we waited.
 fn still_named(file: &File, path: &Path) -> Result<bool, LockError> {
     let held = file
         .metadata()

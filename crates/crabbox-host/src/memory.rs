@@ -1,29 +1,29 @@
-//! Memory of the host and of single processes, as the kernel counts it. Only looks; it must never be taken for a promise, since others
-//! take memory meanwhile.
+//! Memory of the host and of single processes, as counted by the kernel. The values are a snapshot in time and must never be
+//! taken for a promise, since other programs use memory meanwhile.
 
 use std::path::Path;
 
-/// What new work could take without swapping, in MiB: `MemAvailable` of `/proc/meminfo` (`proc_meminfo(5)`). `None` when the kernel
-/// does not say.
+/// Memory available for new work without swapping, in MiB: `MemAvailable` of `/proc/meminfo` (`proc_meminfo(5)`). `None` if
+/// the kernel does not report it.
 pub fn available_mib() -> Option<u64> {
     kib(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable").map(|kib| kib / 1024)
 }
 
-/// All memory of the host, in MiB: `MemTotal` of the same file.
+/// Total memory of the host, in MiB: `MemTotal` of the same file.
 pub fn total_mib() -> Option<u64> {
     kib(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemTotal").map(|kib| kib / 1024)
 }
 
-/// What the process `pid` has in memory that no other has and that could not be read again, in MiB: `RssAnon` and `RssShmem` of
-/// `/proc/<pid>/status` (`proc_pid_status(5)`). Pages of a file are left out: many may have them, and each may still become a private
-/// one. `None` when there is no such process.
+/// Private, non-reclaimable memory of the process `pid`, in MiB: `RssAnon` and `RssShmem` of `/proc/<pid>/status`
+/// (`proc_pid_status(5)`). Pages of files are left out: several processes may share them, and each page may still become
+/// private. `None` if the process does not exist.
 pub fn private_mib(pid: u32) -> Option<u64> {
     let status = Path::new("/proc").join(pid.to_string()).join("status");
     let status = std::fs::read_to_string(status).ok()?;
     Some((kib(&status, "RssAnon")? + kib(&status, "RssShmem")?) / 1024)
 }
 
-/// The value behind `name:` in a file of such lines that count in KiB.
+/// The value after `name:` in a file whose lines count in KiB.
 fn kib(text: &str, name: &str) -> Option<u64> {
     let line = text
         .lines()

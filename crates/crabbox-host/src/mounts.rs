@@ -1,7 +1,7 @@
-//! The mount points that this process sees, by the type of what is mounted there.
+//! The mount points of this process, by file system type.
 //!
-//! Only looks, at `/proc/self/mountinfo` (proc_pid_mountinfo(5)). It must never enter what is mounted: a dead network file system would
-//! hold it.
+//! It reads `/proc/self/mountinfo` (proc_pid_mountinfo(5)). It must never access a mounted file system: a dead network file
+//! system would block it.
 
 use std::ffi::OsString;
 use std::io;
@@ -13,7 +13,7 @@ pub fn of_type(kind: &str) -> io::Result<Vec<PathBuf>> {
     Ok(points(&std::fs::read("/proc/self/mountinfo")?, kind))
 }
 
-/// Every mount point, whatever is mounted there, in the kernel's order.
+/// Every mount point of any type, in the kernel's order.
 pub fn all() -> io::Result<Vec<PathBuf>> {
     let mountinfo = std::fs::read("/proc/self/mountinfo")?;
     let lines = mountinfo.split(|byte| *byte == b'\n');
@@ -36,7 +36,7 @@ fn points(mountinfo: &[u8], kind: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The kernel writes blanks, tabs, newlines and backslashes as three octal digits behind a backslash.
+/// Decodes the kernel's escapes: blanks, tabs, newlines and backslashes are written as a backslash and three octal digits.
 fn unescaped(text: &[u8]) -> PathBuf {
     let mut plain = Vec::with_capacity(text.len());
     let mut rest = text;

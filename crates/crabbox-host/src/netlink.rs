@@ -1,7 +1,7 @@
-//! Links, addresses and routes, spoken to the kernel over a blocking netlink socket.
+//! Links, addresses and routes over a blocking netlink socket.
 //!
-//! A [`Netlink`] sees the network namespace of the thread that opened it and keeps seeing it wherever it is used. It must never
-//! guess: a request names one link, and a refusal carries the kernel's own answer.
+//! A [`Netlink`] belongs to the network namespace of the thread that opened it, whichever thread uses it. It must never
+//! guess: a request names one link, and an error carries the kernel's own answer.
 
 use std::io;
 
@@ -18,13 +18,13 @@ mod redirect;
 pub use addresses::{Address, Route, own_addresses};
 pub use links::Link;
 
-/// A dump that changed while it was read is read again, at most this often.
+/// A list that changed while it was read is read again, at most this often.
 const DUMP_TRIES: usize = 5;
 
 /// Why the kernel's network configuration could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
-    /// No netlink socket.
+    /// The netlink socket could not be opened.
     #[error("cannot open a netlink socket")]
     Open {
         /// What the system said.
@@ -34,18 +34,18 @@ pub enum NetlinkError {
     /// The kernel refused, or the request could not be sent.
     #[error("cannot {action}")]
     Refused {
-        /// What was asked, as in "create the veth pair a and b".
+        /// The operation, as in "create the veth pair a and b".
         action: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
     /// The kernel's answer could not be understood.
     #[error("cannot read the kernel's answer to: {action}")]
     Answer {
-        /// What was asked.
+        /// The operation.
         action: String,
-        /// Where the answer was strange.
+        /// The invalid part of the answer.
         #[source]
         source: netlink_packet_core::DecodeError,
     },
@@ -57,8 +57,8 @@ pub enum NetlinkError {
     },
 }
 
-/// Whether the kernel takes `name` for a link: 1 to 15 bytes, no slash, no white space, not `.` or `..`. Quotes and control
-/// characters are refused as well, which keeps a name harmless inside an nft rule.
+/// Whether the kernel accepts `name` for a link: 1 to 15 bytes, no slash, no white space, not `.` or `..`. Quotes and
+/// control characters are refused as well, so that a name is safe inside an nft rule.
 pub fn valid_name(name: &str) -> bool {
     (1..=15).contains(&name.len())
         && name != "."
@@ -76,7 +76,7 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    /// Opens a socket onto the network namespace of the calling thread.
+    /// Opens a socket in the network namespace of the calling thread.
     pub fn open() -> Result<Self, NetlinkError> {
         let opened = || -> io::Result<Socket> {
             let mut socket = Socket::new(NETLINK_ROUTE)?;
@@ -90,7 +90,7 @@ impl Netlink {
         })
     }
 
-    /// Asks for a change and waits for the kernel's word on it.
+    /// Sends a change and waits for the kernel's reply.
     fn change(&mut self, action: String, body: RouteNetlinkMessage, flags: u16) -> Result<(), NetlinkError> {
         let sequence = match self.send(body, NLM_F_REQUEST | NLM_F_ACK | flags) {
             Ok(sequence) => sequence,
@@ -114,7 +114,7 @@ impl Netlink {
         }
     }
 
-    /// Asks for a list. One that changed while it was read is asked for again.
+    /// Requests a list. A list that changed while it was read is requested again.
     fn dump(
         &mut self,
         action: &str,

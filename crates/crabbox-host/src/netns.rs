@@ -1,7 +1,8 @@
-//! Network namespaces that live as files: made on a throw-away thread, entered by a scoped one, removed by unmounting.
+//! Network namespaces bound to files: created on a temporary thread, entered by a scoped thread, removed by unmounting.
 //!
-//! A namespace belongs to whoever holds its file, so that no process has to stay alive for it; a [`Scratch`] has no file and ends with us. This module must never
-//! change the namespace of a thread that it did not start itself, and never unmount anything but a namespace.
+//! The file keeps the namespace alive, so that no process is needed for it; a [`Scratch`] has no file and ends with this
+//! process. This module must never change the namespace of a thread that it did not start itself, and never unmount anything
+//! but a namespace.
 
 use std::fs::File;
 use std::io;
@@ -17,7 +18,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
 /// `NSFS_MAGIC` of `linux/magic.h`: the file system type of every namespace file.
 const NSFS_MAGIC: u64 = 0x6e73_6673;
 
-/// Namespaces stacked on one file by repeated mistakes are all removed, up to this many.
+/// Maximum number of mounts that are removed from one file, in case several namespaces were mounted on it by mistake.
 const MOST_MOUNTS: usize = 64;
 
 /// The network namespace of the calling thread, as a file.
@@ -26,7 +27,7 @@ const OWN: &str = "/proc/thread-self/ns/net";
 /// Why a network namespace could not be made, entered or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetnsError {
-    /// The file that is to hold the namespace could not be made; `AlreadyExists` when there is one.
+    /// The namespace's file could not be created; `AlreadyExists` if it exists.
     #[error("cannot create the namespace file {}", path.display())]
     File {
         /// The file.
@@ -35,7 +36,7 @@ pub enum NetnsError {
         #[source]
         source: io::Error,
     },
-    /// The kernel gave no new namespace: root or `CAP_SYS_ADMIN` is needed.
+    /// The kernel created no namespace: root or `CAP_SYS_ADMIN` is needed.
     #[error("cannot create a network namespace for {}", path.display())]
     Unshare {
         /// The file that was to hold it.
@@ -53,13 +54,13 @@ pub enum NetnsError {
         #[source]
         source: io::Error,
     },
-    /// The file is there and holds no namespace, as after a reboot.
+    /// The file exists but no namespace is mounted on it, as after a reboot.
     #[error("{} holds no network namespace", path.display())]
     NotANamespace {
         /// The file.
         path: PathBuf,
     },
-    /// The file could not be opened or its namespace not entered.
+    /// The file could not be opened, or its namespace could not be entered.
     #[error("cannot enter the network namespace {}", path.display())]
     Enter {
         /// The file.
@@ -68,7 +69,7 @@ pub enum NetnsError {
         #[source]
         source: io::Error,
     },
-    /// The namespace could not be taken off its file.
+    /// The namespace could not be unmounted from its file.
     #[error("cannot unmount the network namespace {}", path.display())]
     Unmount {
         /// The file.
@@ -77,7 +78,7 @@ pub enum NetnsError {
         #[source]
         source: io::Error,
     },
-    /// The file that held the namespace could not be deleted.
+    /// The namespace's file could not be deleted.
     #[error("cannot delete the namespace file {}", path.display())]
     Unlink {
         /// The file.
@@ -136,7 +137,7 @@ pub fn create(path: &Path) -> Result<(), NetnsError> {
     made
 }
 
-/// Gives the calling thread a network namespace of its own. Only a thread that ends right after may call it.
+/// Moves the calling thread into a new network namespace. Only a thread that ends right afterwards may call it.
 fn unshare_network() -> io::Result<()> {
     #[expect(
         unsafe_code,
@@ -146,7 +147,8 @@ fn unshare_network() -> io::Result<()> {
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.map_err(io::Error::from)
 }
 
-/// A network namespace without a file. It ends with its last descriptor, socket and child, so that a death of ours leaves nothing.
+/// A network namespace without a file. It ends with its last descriptor, socket and child, so that nothing is left if this
+/// process dies.
 #[derive(Debug)]
 pub struct Scratch(OwnedFd);
 
@@ -180,7 +182,8 @@ impl Scratch {
     }
 }
 
-/// Takes the namespace off `path` and deletes the file. Nothing there is fine. The namespace itself ends when its last process does.
+/// Unmounts the namespace from `path` and deletes the file. Succeeds if there is nothing. The namespace itself ends with its
+/// last process.
 pub fn remove(path: &Path) -> Result<(), NetnsError> {
     for _ in 0..MOST_MOUNTS {
         if !exists(path) {
@@ -221,8 +224,8 @@ fn is_namespace(file: &OwnedFd) -> bool {
         .is_ok_and(|facts| u64::try_from(facts.f_type).is_ok_and(|kind| kind == NSFS_MAGIC))
 }
 
-/// Runs `work` on a thread inside the namespace of `path` and returns what it returned. Sockets opened and children started by
-/// `work` belong to that namespace; `/proc/sys/net` is its own, `/proc/self/net` and `/sys` are not.
+/// Runs `work` on a thread inside the namespace of `path` and returns its result. Sockets opened and children started by
+/// `work` belong to that namespace; `/proc/sys/net` is the namespace's, `/proc/self/net` and `/sys` are not.
 pub fn within<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
     let entry = |source: Errno| NetnsError::Enter {
         path: path.to_owned(),
@@ -242,12 +245,12 @@ pub fn within<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T
     .and_then(|result| result)
 }
 
-/// The network namespace of the calling thread, to move a link into it from elsewhere.
+/// The network namespace of the calling thread, for moving a link into it from elsewhere.
 pub fn current() -> io::Result<OwnedFd> {
     Ok(File::open(OWN)?.into())
 }
 
-/// Runs `work` on a thread of its own and hands a panic on.
+/// Runs `work` on its own thread and passes a panic on.
 fn on_thread<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()

@@ -1,8 +1,9 @@
-//! Where a file goes whose path a user or a repository gave: below the repository without links, elsewhere as the user said.
+//! Where to write a file whose path a user or a repository gave: inside the repository without following links, elsewhere as
+//! the user said.
 //!
-//! A repository may have committed links, so a path that leads into it is walked by [`Beneath`] from its root on. A path that
-//! stays outside is the user's own word, and links on the way are the user's own. The file itself is never written through a
-//! link in either case, and what was there stays whole until the new one is complete.
+//! A repository may contain committed links, so a path that leads into it is resolved by [`Beneath`] from its root on. A
+//! path outside is the user's own choice, and so are links in it. The file itself must never be written through a link in
+//! either case, and an existing file stays intact until the new one is complete.
 
 use std::fs::File;
 use std::io;
@@ -13,13 +14,13 @@ use crate::beneath::{Beneath, BeneathError, Existing, Placing};
 use crate::entry_path::{EntryPath, EntryPathError};
 use crate::files::{self, FileError};
 
-/// Why a file has no place.
+/// Why a file cannot be written at its path.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
-    /// It cannot be reached, or something is in its way.
+    /// It cannot be reached, or something blocks it.
     #[error(transparent)]
     Beneath(#[from] BeneathError),
-    /// Its directory cannot be made.
+    /// Its directory cannot be created.
     #[error(transparent)]
     File(#[from] FileError),
     /// The path names no file.
@@ -30,7 +31,7 @@ pub enum PlaceError {
         /// What is wrong with it.
         why: EntryPathError,
     },
-    /// What stands there is no file.
+    /// The path exists and is not a file.
     #[error("{} is a device, a pipe or a socket, or leads to one; name a file", path.display())]
     Node {
         /// The path.
@@ -38,12 +39,12 @@ pub enum PlaceError {
     },
 }
 
-/// Permission bits of what is made; the umask takes its share of them.
+/// Permission bits of new files and directories; the umask is applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// As a program makes files that others may read: 0666 and 0777.
+    /// Readable for others, as with other programs: 0666 and 0777.
     Shared,
-    /// The user's own: 0600 and 0700, whatever the umask is.
+    /// Private: 0600 and 0700, whatever the umask is.
     Private,
 }
 
@@ -63,7 +64,7 @@ impl Access {
     }
 }
 
-/// The place of one file.
+/// The path of one file, prepared for writing.
 #[derive(Debug)]
 pub struct Place {
     base: PathBuf,
@@ -74,7 +75,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// The place `path`, which is absolute. Below `repository` no part of it may be a link.
+    /// The place for the absolute path `path`. Inside `repository` no component may be a link.
     pub fn new(repository: &Path, path: &Path, access: Access) -> Result<Self, PlaceError> {
         let named = |why| PlaceError::Name {
             path: path.to_owned(),
@@ -101,7 +102,7 @@ impl Place {
         })
     }
 
-    /// The place `name` below the directory `base`, which is ours: no part of `name` may be a link.
+    /// The place for `name` in the directory `base`, which is ours: no component of `name` may be a link.
     pub fn below(base: &Path, name: &Path, access: Access) -> Result<Self, PlaceError> {
         let below = EntryPath::normal(name.as_os_str().as_bytes()).map_err(|why| PlaceError::Name {
             path: base.join(name),
@@ -120,13 +121,13 @@ impl Place {
         self.base.join(self.below.as_path())
     }
 
-    /// Begins the file; directories that are missing are made. It has its name after [`Placing::commit`].
+    /// Starts the file; missing directories are created. It gets its name at [`Placing::commit`].
     pub fn begin(&self) -> Result<Placing, PlaceError> {
         let (dir, leaf) = self.directory()?;
         Ok(dir.begin(&leaf, self.access.file())?)
     }
 
-    /// Writes the whole file at once, in place of what is there.
+    /// Writes the whole file at once and replaces an existing one.
     pub fn write(&self, bytes: &[u8], existing: Existing) -> Result<(), PlaceError> {
         let mut placing = self.begin()?;
         let path = self.path();
@@ -136,8 +137,8 @@ impl Place {
         Ok(())
     }
 
-    /// An empty file that has its name already, for a stream that somebody may want to watch as it comes. A pipe or a device
-    /// outside of the repository is written to as it is: the user named it.
+    /// An empty file that has its name from the start, for a stream that a user may want to watch. A pipe or a device
+    /// outside the repository is written to directly, because the user named it.
     pub fn stream(&self) -> Result<File, PlaceError> {
         if self.is_node() {
             return self.as_user(File::options().write(true));
@@ -145,7 +146,7 @@ impl Place {
         Ok(self.begin()?.commit(Existing::Replace)?)
     }
 
-    /// Opens the file to append to it.
+    /// Opens the file for appending.
     pub fn append(&self) -> Result<File, PlaceError> {
         if !self.is_inside && self.path().exists() {
             return self.as_user(File::options().append(true));
@@ -154,8 +155,8 @@ impl Place {
         Ok(dir.append(&leaf, self.access.file())?)
     }
 
-    /// Whether what stands there outside of the repository is no file, or a link to what no path names for long: `/dev/null`, a named
-    /// pipe, `/dev/stdout`. A new file in its place would be the end of it for everybody.
+    /// Whether the path, outside the repository, is not a file or is a link to something without a lasting path:
+    /// `/dev/null`, a named pipe, `/dev/stdout`. Replacing it by a file would destroy it for all users.
     fn is_node(&self) -> bool {
         let path = self.path();
         let is_special = |facts: std::fs::Metadata| !facts.is_file() && !facts.is_dir();
@@ -171,7 +172,7 @@ impl Place {
         Ok(opened.map_err(|source| FileError::io("open", &path, source))?)
     }
 
-    /// The open directory of the file, and its name there.
+    /// The open directory of the file, and its name in it.
     pub fn directory(&self) -> Result<(Beneath, EntryPath), PlaceError> {
         if self.is_node() {
             return Err(PlaceError::Node { path: self.path() });
@@ -185,8 +186,9 @@ impl Place {
     }
 }
 
-/// Where `path` leads: links are followed as far as there is something, the rest goes by its text. Two names of one file, be it there or not
-/// yet, come out alike; two hard links do not, since nothing of ours writes into a file that has another name.
+/// The resolved `path`: links are followed as far as components exist, the rest is taken as text. Two paths of the same file
+/// give the same result, whether it exists or not; two hard links do not, since we never write into a file that has another
+/// name.
 pub fn straight(path: &Path) -> PathBuf {
     let mut path = path.to_owned();
     for _ in 0..MOST_LINKS {
@@ -205,10 +207,10 @@ pub fn straight(path: &Path) -> PathBuf {
     led.unwrap_or_else(|| by_text(&path))
 }
 
-/// As many links in a row as the kernel follows (path_resolution(7)).
+/// Maximum number of links followed, as in the kernel (path_resolution(7)).
 const MOST_LINKS: usize = 40;
 
-/// `path` without `.` and `..`, by its text.
+/// `path` without `.` and `..`, computed from its text.
 fn by_text(path: &Path) -> PathBuf {
     let mut kept = PathBuf::new();
     for part in path.components() {
@@ -223,7 +225,7 @@ fn by_text(path: &Path) -> PathBuf {
     kept
 }
 
-/// The directory in which `path` enters the repository: the first of its directories that really is the root, or in it.
+/// The directory in which `path` enters the repository: the first of its directories that is the root or inside it.
 fn entrance(repository: &Path, path: &Path) -> Option<PathBuf> {
     if path.starts_with(repository) {
         return Some(repository.to_owned());

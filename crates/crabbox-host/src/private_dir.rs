@@ -1,7 +1,7 @@
-//! A directory that only this user can enter and change, proven when it is opened.
+//! A directory that only this user can enter and change, verified when it is opened.
 //!
-//! A socket or a record is as trustworthy as the least of the directories on the way to it, so owner and mode of each are
-//! looked at. It must never take a directory that another user (root excepted) could fill, rename or replace.
+//! A socket or a record is only as trustworthy as the weakest directory in its path, so owner and mode of each are checked.
+//! It must never accept a directory that another user (except root) could fill, rename or replace.
 
 use std::fs::Metadata;
 use std::io::ErrorKind;
@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 /// The permission bits of the directory itself.
 const MODE: u32 = 0o700;
 
-/// Write permission for the group or for everybody.
+/// Write permission for the group or for others.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
-/// Only owners remove or rename what is in such a directory (inode(7)).
+/// The sticky bit: only owners may remove or rename entries of such a directory (inode(7)).
 const STICKY: u32 = 0o1000;
 
 /// An absolute path without links whose directory has mode 0700, belongs to this user, and stands below directories that
@@ -26,13 +26,13 @@ pub struct PrivateDir(PathBuf);
 /// Why a directory is not private.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivateDirError {
-    /// A relative path depends on the working directory, which proves nothing.
+    /// The path is relative, and the working directory proves nothing.
     #[error("will not use {} as a private directory: its path is not absolute", path.display())]
     Relative {
         /// The path as given.
         path: PathBuf,
     },
-    /// It could not be made or looked at.
+    /// It could not be created or inspected.
     #[error("cannot {attempt} {}", path.display())]
     Io {
         /// What was tried, as a verb phrase that the path completes.
@@ -43,16 +43,16 @@ pub enum PrivateDirError {
         #[source]
         source: std::io::Error,
     },
-    /// Something else has the name: a file, or a symbolic link.
+    /// The path is something else: a file, or a symbolic link.
     #[error("will not use {} as a private directory: it is not a directory", path.display())]
     NotADirectory {
-        /// What has the name.
+        /// The path.
         path: PathBuf,
     },
-    /// The directory, or one above it, is another user's.
+    /// The directory, or one above it, belongs to another user.
     #[error("will not use {} as a private directory: {} belongs to user {owner}, not to us", path.display(), culprit.display())]
     ForeignOwner {
-        /// The directory that was wanted.
+        /// The requested directory.
         path: PathBuf,
         /// The one with the wrong owner.
         culprit: PathBuf,
@@ -64,7 +64,7 @@ pub enum PrivateDirError {
         "will not use {} as a private directory: others can change {} (mode {mode:04o})", path.display(), culprit.display()
     )]
     OpenToOthers {
-        /// The directory that was wanted.
+        /// The requested directory.
         path: PathBuf,
         /// The one with the wrong mode.
         culprit: PathBuf,
@@ -83,8 +83,8 @@ impl PrivateDir {
 
     /// The directory at `path`, made with mode 0700 when it is missing. Its parent must exist.
     ///
-    /// One of ours that others may only read or enter is tightened: they could not have changed what is in it. One that they
-    /// could write to is refused, because what is in it may be theirs.
+    /// If it is ours and others may only read or enter it, its permissions are restricted: others could not have changed its
+    /// contents. If others could write to it, it is refused, because its contents may be theirs.
     pub fn create(path: &Path) -> Result<Self, PrivateDirError> {
         let path = below_trusted_parents(path)?;
         let io = |attempt| {
@@ -112,7 +112,7 @@ impl PrivateDir {
         Ok(Self(path))
     }
 
-    /// The private directory `name` in this one, made when it is missing.
+    /// The private directory `name` in this one, created if missing.
     pub fn create_below(&self, name: &str) -> Result<Self, PrivateDirError> {
         Self::create(&self.0.join(name))
     }
@@ -131,8 +131,8 @@ impl Deref for PrivateDir {
     }
 }
 
-/// Whether a private directory can be made in `dir`: it is an existing directory of this user's, and neither it nor one above
-/// it can be changed by others.
+/// Whether a private directory can be created in `dir`: it is an existing directory of this user, and others can change
+/// neither it nor one above it.
 pub fn can_hold_one(dir: &Path) -> bool {
     let ours = rustix::process::geteuid().as_raw();
     below_trusted_parents(&dir.join("x")).is_ok_and(|inside| {
@@ -141,7 +141,7 @@ pub fn can_hold_one(dir: &Path) -> bool {
     })
 }
 
-/// `path` with the links of its parent resolved, after every directory above it was found to be in safe hands.
+/// `path` with the links of its parent resolved, after every directory above it was checked.
 fn below_trusted_parents(path: &Path) -> Result<PathBuf, PrivateDirError> {
     let parts = path.parent().zip(path.file_name());
     let Some((parent, name)) = parts.filter(|_| path.is_absolute()) else {

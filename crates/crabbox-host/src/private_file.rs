@@ -1,7 +1,7 @@
-//! Files that only their owner may see: a private key, for one.
+//! Files that only their owner may read, for example a private key.
 //!
-//! Such a file is made for its owner alone from its first byte on. It must never be read through a link, or when others could
-//! have read or written it: then nobody knows whose it is.
+//! Such a file has private permissions from its creation. It must never be read through a link, or if others could have read
+//! or written it: then it cannot be trusted.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -15,10 +15,10 @@ use crate::beneath::{BeneathError, Existing};
 use crate::files::{self, FileError};
 use crate::place::{Access, Place, PlaceError};
 
-/// The longest that is read, in bytes.
+/// Maximum size that is read, in bytes.
 const LIMIT: u64 = 64 * 1024;
 
-/// Why a private file is not read or made.
+/// Why a private file was not read or created.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivateFileError {
     /// It is a link.
@@ -112,7 +112,8 @@ pub fn read(path: &Path) -> Result<Vec<u8>, PrivateFileError> {
 
 /// Makes the private file `path` in a private directory, unless there is one of that name. Returns whether it was made.
 ///
-/// It is complete when it gets its name, so that whoever comes at the same time reads one whole file or makes it.
+/// It is complete when it gets its name, so that of several concurrent callers one creates it and the others read the
+/// complete file.
 pub fn make(path: &Path, content: &[u8]) -> Result<bool, PrivateFileError> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(PrivateFileError::NoFile {

@@ -1,4 +1,4 @@
-//! Processes that outlive the command which started them: who they are, whether they still run, and how they end.
+//! Processes that outlive the command that started them: their identity, liveness and termination.
 //!
 //! A number alone never names a process here: a [`ProcessId`] is the pid, the moment the process started and the boot it
 //! started in, and a signal goes only through a pidfd whose identity was checked after it was opened. Nothing in this
@@ -23,10 +23,10 @@ pub use scan::{ProcessInfo, children, list, look, note_inherited, with_environme
 /// Where the kernel gives each boot its own random name.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// How long a process may take to disappear after SIGKILL before it is reported as stuck (in the kernel, as a rule).
+/// How long a process may take to disappear after SIGKILL before it is reported as stuck, usually in the kernel.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// The effective uid of this process, which is what the kernel judges files by.
+/// The effective uid of this process, which the kernel uses for file permissions.
 pub fn euid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
@@ -36,7 +36,7 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Why a process could not be looked at or ended.
+/// Why a process could not be inspected or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
     /// A file below `/proc` could not be read.
@@ -54,7 +54,7 @@ pub enum ProcessError {
         /// The file.
         path: PathBuf,
     },
-    /// No pidfd could be had for a process that is there.
+    /// No pidfd could be opened for an existing process.
     #[error("cannot open a handle on process {pid}")]
     Open {
         /// The process.
@@ -63,7 +63,7 @@ pub enum ProcessError {
         #[source]
         source: std::io::Error,
     },
-    /// The process is there and could not be signalled.
+    /// The process exists but could not be signalled.
     #[error("cannot send signal {signal} to process {pid}")]
     Signal {
         /// The process.
@@ -93,27 +93,27 @@ pub enum ProcessError {
     },
 }
 
-/// Kills this very process as `kill -9` would: no destructor, no handler runs. For crash tests.
+/// Kills this process like `kill -9`: no destructor or handler runs. For crash tests.
 pub fn kill_self() {
     // The signal is delivered before the call returns, so there is nothing to handle.
     rustix::process::kill_process(rustix::process::getpid(), Signal::KILL).ok();
 }
 
-/// Stops this very process until somebody has it go on. For crash tests.
+/// Stops this process until it gets SIGCONT. For crash tests.
 pub fn stop_self() {
     // As above.
     rustix::process::kill_process(rustix::process::getpid(), Signal::STOP).ok();
 }
 
-/// What `/proc/<pid>/stat` says of a process, as far as it matters here.
+/// The needed fields of `/proc/<pid>/stat`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Stat {
     state: char,
     started: String,
 }
 
-/// Reads the two fields from the text of `/proc/<pid>/stat`. The command name stands in parentheses and may itself hold
-/// spaces, parentheses and newlines, so fields are counted from the last closing parenthesis.
+/// Parses the fields of `/proc/<pid>/stat`. The command name is in parentheses and may itself contain spaces, parentheses
+/// and newlines, so fields are counted from the last closing parenthesis.
 fn parse_stat(text: &str) -> Option<Stat> {
     let (_, after) = text.rsplit_once(')')?;
     let mut fields = after.split_ascii_whitespace();
@@ -130,7 +130,7 @@ fn proc_path(pid: u32, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/{name}"))
 }
 
-/// Whether an error from `/proc/<pid>/…` means that the process is not there (any more).
+/// Whether an error from `/proc/<pid>/…` means that the process does not exist (any more).
 fn is_gone(error: &std::io::Error) -> bool {
     error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
 }
@@ -148,7 +148,7 @@ fn stat(pid: u32) -> Result<Option<Stat>, ProcessError> {
     }
 }
 
-/// The random id of the running boot.
+/// The random id of the current boot.
 pub fn boot_id() -> Result<String, ProcessError> {
     match std::fs::read_to_string(BOOT_ID) {
         Ok(text) => Ok(text.trim().to_owned()),
@@ -159,7 +159,7 @@ pub fn boot_id() -> Result<String, ProcessError> {
     }
 }
 
-/// The identity of the process that has `pid` now, or `None` if nobody has. A zombie still has its identity.
+/// The identity of the process that has `pid` now, or `None`. A zombie still has its identity.
 pub fn identify(pid: u32) -> Result<Option<ProcessId>, ProcessError> {
     let Some(stat) = stat(pid)? else { return Ok(None) };
     Ok(Some(ProcessId {
@@ -169,13 +169,13 @@ pub fn identify(pid: u32) -> Result<Option<ProcessId>, ProcessError> {
     }))
 }
 
-/// Whether `pid` has ended and only waits to be reaped by its parent. `false` if there is no such process.
+/// Whether `pid` is a zombie, which waits to be reaped by its parent. `false` if there is no such process.
 pub fn is_zombie(pid: u32) -> Result<bool, ProcessError> {
     Ok(stat(pid)?.is_some_and(|stat| matches!(stat.state, 'Z' | 'X' | 'x')))
 }
 
-/// Whether this very process still runs. A zombie does not. When the system cannot tell, the answer is `true`: the caller goes
-/// on to [`open`], which gives the reason.
+/// Whether exactly this process still runs. A zombie does not. If the system cannot tell, the result is `true`: the caller
+/// goes on to [`open`], which returns the reason.
 pub fn is_alive(id: &ProcessId) -> bool {
     if id.raw().is_none() {
         return false;
@@ -188,8 +188,8 @@ pub fn is_alive(id: &ProcessId) -> bool {
     }
 }
 
-/// A handle on this very process, or `None` if it is gone. The identity is read after the pidfd was opened: a process that
-/// took over the pid in between is not touched.
+/// A handle on exactly this process, or `None` if it is gone. The identity is read after the pidfd was opened, so that a
+/// process that has got the pid meanwhile is not affected.
 pub fn open(id: &ProcessId) -> Result<Option<ProcessHandle>, ProcessError> {
     let Some(pid) = id.raw().and_then(Pid::from_raw) else {
         return Ok(None);
@@ -210,14 +210,14 @@ pub fn open(id: &ProcessId) -> Result<Option<ProcessHandle>, ProcessError> {
     Ok(same.then(|| ProcessHandle { fd, id: id.clone() }))
 }
 
-/// How a process was brought to its end.
+/// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// It had ended before the first signal.
     AlreadyGone,
-    /// It ended after SIGTERM, within the grace given.
+    /// It ended after SIGTERM, within the grace period.
     Terminated,
-    /// It had to be killed.
+    /// It had to be killed with SIGKILL.
     Killed,
 }
 
@@ -235,12 +235,12 @@ impl AsFd for ProcessHandle {
 }
 
 impl ProcessHandle {
-    /// Whose handle this is.
+    /// The identity of the process.
     pub fn id(&self) -> &ProcessId {
         &self.id
     }
 
-    /// Sends `signal`; `false` if the process had gone.
+    /// Sends `signal`; `false` if the process has ended.
     pub fn signal(&self, signal: Signal) -> Result<bool, ProcessError> {
         match pidfd_send_signal(&self.fd, signal) {
             Ok(()) => Ok(true),
@@ -279,7 +279,7 @@ impl ProcessHandle {
         }
     }
 
-    /// Ends the process: SIGTERM, up to `grace` to go by itself, then SIGKILL. Returns only when it has ended, or with
+    /// Ends the process: SIGTERM, a grace period of `grace`, then SIGKILL. Returns only when it has ended, or with
     /// [`ProcessError::Stuck`].
     pub fn terminate(&self, grace: Duration) -> Result<Ending, ProcessError> {
         if self.wait_exit(Duration::ZERO)? || !self.signal(Signal::TERM)? {
@@ -299,8 +299,8 @@ impl ProcessHandle {
     }
 }
 
-/// Makes the child of `command` the leader of its own session and process group, without a controlling terminal: a Ctrl-C
-/// or a hang-up at our terminal does not reach it. Descriptors stay behind because the standard library opens them
+/// Makes the child of `command` the leader of its own session and process group, without a controlling terminal: a Ctrl-C or
+/// a hang-up of our terminal does not reach it. Descriptors are not inherited because the standard library opens them
 /// close-on-exec; the caller chooses the three standard streams.
 pub fn new_session(command: &mut std::process::Command) -> &mut std::process::Command {
     let enter = || rustix::process::setsid().map(drop).map_err(std::io::Error::from);
@@ -315,8 +315,8 @@ pub fn new_session(command: &mut std::process::Command) -> &mut std::process::Co
     }
 }
 
-/// Makes the kernel kill the child of `command` when the thread that starts it ends, however that happens: for a child that
-/// must not outlive even a `kill -9` of this process. The starting thread must be the one that waits.
+/// Makes the kernel kill the child of `command` when the thread that starts it ends, for whatever reason: for a child that
+/// must not outlive even a `kill -9` of this process. The starting thread must be the one that waits for it.
 pub fn die_with_us(command: &mut std::process::Command) -> &mut std::process::Command {
     let ask =
         || rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(std::io::Error::from);

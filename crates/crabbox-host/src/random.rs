@@ -1,6 +1,6 @@
-//! Random bytes from the kernel.
+//! Random bytes from the kernel. They must never come from anything else.
 
-/// `N` random bytes. Blocks only before the kernel's pool is first seeded, which a running host has long behind it.
+/// `N` random bytes. Blocks only until the kernel's pool is first seeded, shortly after boot.
 pub fn bytes<const N: usize>() -> std::io::Result<[u8; N]> {
     let mut out = [0; N];
     let mut filled = 0;

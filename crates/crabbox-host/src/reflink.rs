@@ -1,7 +1,7 @@
-//! Whether files in a directory can share their blocks, found out by trying it.
+//! Detects whether a file system can share blocks of files, by trying it.
 //!
-//! It is tried on two files without a name (`O_TMPFILE`), which nobody else can see and which are gone when they are closed,
-//! whatever happens to this process.
+//! The test uses two unnamed files (`O_TMPFILE`), which no other process can see and which disappear when they are closed.
+//! It must never leave a file, even if this process dies.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -10,10 +10,10 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-/// One block of every usual file system, in bytes: shared blocks are whole ones.
+/// One block of every usual file system, in bytes: only whole blocks can be shared.
 const BLOCK: [u8; 4096] = [1; 4096];
 
-/// Tries it in `dir`. An error means that no file could be made there at all.
+/// Tests in `dir`. An error means that no file could be created there at all.
 pub fn works_in(dir: &Path) -> io::Result<bool> {
     let mut source = match unnamed(dir) {
         // A file system that cannot make files without a name shares no blocks either: all that do, can.

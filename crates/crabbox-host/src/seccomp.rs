@@ -1,7 +1,7 @@
-//! A filter of system calls under which a process starts no other one, whoever it is, and threads as it likes.
+//! A system call filter under which a process cannot start another process, but can start threads.
 //!
-//! A limit on processes (`RLIMIT_NPROC`) counts threads too, and e2fsck reads a large file system with several. It must be
-//! set up between fork and exec: nothing here allocates.
+//! A limit on processes (`RLIMIT_NPROC`) counts threads too, and e2fsck reads a large file system with several. It is
+//! installed between fork and exec: nothing here may allocate.
 
 use std::io;
 
@@ -11,35 +11,35 @@ use libc::{
     sock_filter, sock_fprog,
 };
 
-/// `AUDIT_ARCH_X86_64` (`linux/audit.h`): calls by another table, a 32-bit program's, have other numbers.
+/// `AUDIT_ARCH_X86_64` (`linux/audit.h`): other call tables, such as that of 32-bit programs, have other numbers.
 #[cfg(target_arch = "x86_64")]
 const ARCHITECTURE: u32 = 0xC000_003E;
 /// `AUDIT_ARCH_AARCH64`.
 #[cfg(target_arch = "aarch64")]
 const ARCHITECTURE: u32 = 0xC000_00B7;
 
-/// The calls that always start a process. The second table of `x86_64` (x32) begins at [`OTHER_TABLE`].
+/// The calls that always start a process. The second table of `x86_64` (x32) starts at [`OTHER_TABLE`].
 #[cfg(target_arch = "x86_64")]
 const FORKS: [i64; 2] = [libc::SYS_fork, libc::SYS_vfork];
-/// There is only `clone`.
+/// Only `clone` exists.
 #[cfg(target_arch = "aarch64")]
 const FORKS: [i64; 2] = [libc::SYS_clone3, libc::SYS_clone3];
 
 /// `__X32_SYSCALL_BIT`.
 const OTHER_TABLE: u32 = 0x4000_0000;
 
-/// Where `struct seccomp_data` has the call's number, its table, and the lower half of its first argument.
+/// Offsets in `struct seccomp_data` of the call's number, its table, and the lower half of its first argument.
 const NUMBER: u32 = 0;
 const TABLE: u32 = 4;
 const FIRST_ARGUMENT: u32 = 16;
 
 const REFUSED: u32 = SECCOMP_RET_ERRNO | EPERM.cast_unsigned();
-/// The C libraries then use `clone`, whose flags a filter can see.
+/// The C libraries then fall back to `clone`, whose flags a filter can inspect.
 const UNKNOWN: u32 = SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned();
 
 const LENGTH: u16 = 14;
 
-/// Jumps count the instructions that they skip.
+/// Jump distances count the skipped instructions.
 const FILTER: [sock_filter; LENGTH as usize] = [
     load(TABLE),
     jump(BPF_JEQ, ARCHITECTURE, 0, 10),
@@ -91,7 +91,7 @@ const fn instruction(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
     }
 }
 
-/// From here on this thread and what it becomes starts threads and no process. It must have given up new privileges.
+/// From here on this thread and its successors can start threads but no process. `no_new_privs` must be set already.
 #[expect(unsafe_code, reason = "rustix has no call for it")]
 pub(crate) fn start_no_process() -> io::Result<()> {
     let filter = FILTER;
@@ -113,7 +113,7 @@ pub(crate) fn start_no_process() -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// What `call` is given, in a thread that the filter holds.
+    /// The error of `call` in a thread under the filter.
     fn held<T: Send + 'static>(call: fn() -> T) -> T {
         let inside = move || {
             rustix::thread::set_no_new_privs(true).unwrap();
@@ -137,7 +137,7 @@ mod tests {
         }
     }
 
-    /// Makes the call, and gives the error; a child that there should not be ends at once.
+    /// Makes the call and returns its error; if a child was started by mistake, it ends at once.
     #[expect(unsafe_code, reason = "a call that makes a process")]
     fn started(number: i64, argument: i64) -> i64 {
         // SAFETY: the child, if there is one, has a copy of the memory, or its parent waits, and makes one more call.

@@ -1,7 +1,7 @@
-//! SIGINT, SIGTERM and SIGHUP: the first asks for an orderly end, the second ends the program at once.
+//! SIGINT, SIGTERM and SIGHUP: the first one requests an orderly end, the second one ends the program at once.
 //!
-//! The first signal of either kind is noted, in a flag and on a pipe that poll can watch; nothing is done in the handler
-//! itself. A program that installed this must look at it in every wait, or it cannot be stopped with one Ctrl-C.
+//! The first signal is recorded in a flag and on a pipe that poll can watch; the handler does nothing else. A program that
+//! installed this must check it in every wait, or one Ctrl-C cannot stop it.
 
 use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::process::Signal;
 
-/// The signals that ask for an end, with their numbers.
+/// The signals that request an end, with their numbers.
 const ASKING: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::HUP];
 
 /// The handlers could not be installed.
@@ -25,7 +25,7 @@ pub struct SignalError {
     pub source: std::io::Error,
 }
 
-/// Watches for the wish to end. Readable in poll from the first signal on, and it stays so.
+/// A pending request to end. Readable in poll from the first signal on, and stays readable.
 #[derive(Debug)]
 pub struct Interrupts {
     first: Arc<AtomicUsize>,
@@ -34,7 +34,7 @@ pub struct Interrupts {
 }
 
 impl Interrupts {
-    /// Installs the handlers for the rest of the program's life. Meant to be called once, early, in the main thread.
+    /// Installs the handlers for the rest of the program's life. Call it once, early, in the main thread.
     pub fn install() -> Result<Self, SignalError> {
         let asked = Arc::new(AtomicBool::new(false));
         let first = Arc::new(AtomicUsize::new(0));
@@ -71,7 +71,7 @@ impl Interrupts {
         })
     }
 
-    /// Who can ask for an end from another thread.
+    /// A handle with which another thread can request the end.
     pub fn asker(&self) -> std::io::Result<Asker> {
         Ok(Asker {
             first: Arc::clone(&self.first),
@@ -79,7 +79,7 @@ impl Interrupts {
         })
     }
 
-    /// The signal that asked for an end, if one did.
+    /// The signal that requested an end, if one did.
     pub fn caught(&self) -> Option<Signal> {
         let number = self.first.load(Ordering::SeqCst);
         ASKING
@@ -88,7 +88,7 @@ impl Interrupts {
     }
 }
 
-/// Asks for an orderly end as SIGTERM would, for a program whose user has gone without a signal.
+/// Requests an orderly end like SIGTERM, for a program whose user has gone away without a signal.
 #[derive(Debug)]
 pub struct Asker {
     first: Arc<AtomicUsize>,
@@ -96,7 +96,7 @@ pub struct Asker {
 }
 
 impl Asker {
-    /// Asks. What a signal asked for before stays.
+    /// Requests an end. An earlier request by a signal is kept.
     pub fn ask(&self) {
         let term = usize::try_from(Signal::TERM.as_raw()).unwrap_or(0);
         self.first
@@ -129,7 +129,7 @@ mod tests {
     use std::os::unix::process::ExitStatusExt as _;
     use std::time::Duration;
 
-    /// Given to a copy of this test program: it selects no test, and tells that copy that it may be killed.
+    /// Passed to a copy of this test program: it selects no test, and tells that copy that it may be killed.
     const MAY_DIE: &str = "this-copy-may-die";
 
     fn readable(interrupts: &Interrupts) -> bool {
@@ -151,7 +151,7 @@ mod tests {
         crate::clock::nap(Duration::from_millis(20));
     }
 
-    /// Runs the test `name` alone in a copy of this program, and says by which signal the copy died.
+    /// Runs only the test `name` in a copy of this program, and returns the signal by which the copy died.
     fn run_copy(name: &str) -> Option<i32> {
         let name = format!("signals::tests::{name}");
         let copy = Cmd::new(std::env::current_exe().unwrap()).args(["--exact", &name, MAY_DIE]);

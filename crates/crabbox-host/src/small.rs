@@ -1,7 +1,7 @@
-//! Small files that somebody else may have put there: an ignore file, a record, a list in a foreign tree.
+//! Small untrusted files: an ignore file, a record, a list in a foreign tree.
 //!
-//! [`read_small`] takes a regular file of bounded length and nothing else. It must never follow a link, open a device, wait for
-//! a named pipe, or hold more than `limit` bytes.
+//! [`read_small`] reads a regular file of bounded length and nothing else. It must never follow a link, open a device, wait
+//! for a named pipe, or hold more than `limit` bytes.
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -14,13 +14,13 @@ use crate::entry_path::{EntryPath, EntryPathError};
 /// Why a small file was not read.
 #[derive(Debug, thiserror::Error)]
 pub enum SmallError {
-    /// There is none.
+    /// It does not exist.
     #[error("{} does not exist", path.display())]
     Absent {
         /// The path.
         path: PathBuf,
     },
-    /// The name is none of a file below the directory.
+    /// The name is not a valid path below the directory.
     #[error("{name:?} is {why}, not a file below {}", dir.display())]
     Name {
         /// The name.
@@ -30,7 +30,7 @@ pub enum SmallError {
         /// What is wrong with it.
         why: EntryPathError,
     },
-    /// Something else than a regular file has the name.
+    /// The path is not a regular file.
     #[error("{} is {what}, not a regular file", path.display())]
     Special {
         /// The path.
@@ -38,15 +38,15 @@ pub enum SmallError {
         /// What it is.
         what: &'static str,
     },
-    /// It is longer than such a file can be.
+    /// It exceeds the size limit.
     #[error("{} is larger than {limit} bytes", path.display())]
     Large {
         /// The path.
         path: PathBuf,
-        /// The most that is read, in bytes.
+        /// The limit, in bytes.
         limit: u64,
     },
-    /// A part of its path is a link.
+    /// A component of its path is a link.
     #[error("{} is reached through a symbolic link, which is not followed", path.display())]
     Link {
         /// The path.
@@ -65,7 +65,7 @@ pub enum SmallError {
 
 /// Reads the file `name` below `dir`, which must be regular and at most `limit` bytes long.
 ///
-/// Links on the way to `dir` are followed, for the caller chose it; no part of `name` may be one.
+/// Links in `dir` are followed, because the caller chose it; no component of `name` may be a link.
 pub fn read_small(dir: &Path, name: &Path, limit: u64) -> Result<Vec<u8>, SmallError> {
     use std::os::unix::ffi::OsStrExt as _;
     let below = EntryPath::normal(name.as_os_str().as_bytes()).map_err(|why| SmallError::Name {

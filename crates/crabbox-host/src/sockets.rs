@@ -1,6 +1,6 @@
-//! Who is connected to what, as the kernel's socket tables show it. For the question whether a machine is in use.
+//! Socket connections according to the kernel's socket tables, used to detect whether a machine is in use.
 //!
-//! Only looks: it must never open a connection itself, and a table that cannot be read is an error, never an empty one.
+//! It only reads: it must never open a connection itself, and a table that cannot be read is an error, never an empty one.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
@@ -16,16 +16,16 @@ pub struct SocketTableError {
     pub source: std::io::Error,
 }
 
-/// A unix socket that a server listens at, and its connections.
+/// A Unix socket with a listening server, and its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct UnixUse {
-    /// Somebody listens there.
+    /// Whether a process listens there.
     pub listening: bool,
-    /// How many clients are connected.
+    /// The number of connected clients.
     pub connected: usize,
 }
 
-/// How many established TCP connections of this network namespace lead to `peer`.
+/// The number of established TCP connections from this network namespace to `peer`.
 pub fn established_to(peer: SocketAddrV4) -> Result<usize, SocketTableError> {
     let mut count = count_tcp(&read("/proc/net/tcp")?, peer);
     // A kernel without IPv6 has no such table. A program may reach an IPv4 address through an IPv6 socket.
@@ -37,8 +37,8 @@ pub fn established_to(peer: SocketAddrV4) -> Result<usize, SocketTableError> {
     Ok(count)
 }
 
-/// What goes on at the unix socket `path`. OpenSSH binds its control socket under `<path>.<16 letters>` and renames it; the table
-/// goes on showing the first name.
+/// The state of the Unix socket `path`. OpenSSH binds its control socket as `<path>.<16 letters>` and renames it; the table
+/// keeps showing the first name.
 pub fn unix_use(path: &Path) -> Result<UnixUse, SocketTableError> {
     Ok(parse_unix(&read("/proc/net/unix")?, &path.to_string_lossy()))
 }
@@ -54,7 +54,7 @@ fn read(table: &str) -> Result<String, SocketTableError> {
     }
 }
 
-/// Lines of `/proc/net/tcp` (proc(5)): the third word is the peer, the fourth the state, 01 is ESTABLISHED.
+/// Parses lines of `/proc/net/tcp` (proc(5)): the third word is the peer, the fourth the state, 01 is ESTABLISHED.
 fn count_tcp(text: &str, peer: SocketAddrV4) -> usize {
     let is_peer = |word: &str| {
         let Some((address, port)) = word.split_once(':') else {
@@ -77,8 +77,8 @@ fn count_tcp(text: &str, peer: SocketAddrV4) -> usize {
         .count()
 }
 
-/// Lines of `/proc/net/unix`: number, references, protocol, flags, type, state, inode, path. A listening socket has the flag
-/// 00010000; a connection that it accepted bears its path, too, in state 03.
+/// Parses lines of `/proc/net/unix`: number, references, protocol, flags, type, state, inode, path. A listening socket has
+/// the flag 00010000; an accepted connection has the same path, in state 03.
 fn parse_unix(text: &str, path: &str) -> UnixUse {
     let mut found = UnixUse::default();
     for line in text.lines().skip(1) {

@@ -1,7 +1,7 @@
-//! Tap devices: the one kind of link that netlink cannot make.
+//! Tap devices, the one kind of link that netlink cannot create.
 //!
-//! A device is made persistent and closed again, so that a VMM without privileges can open it later as its owner. This module
-//! must never bring a device up or give it an address: that is `netlink`'s.
+//! A device is made persistent and closed again, so that an unprivileged VMM can open it later as its owner. This module
+//! must never bring a device up or give it an address: that is the task of `netlink`.
 
 use std::fs::File;
 use std::io;
@@ -11,37 +11,37 @@ use std::time::Duration;
 use crate::clock::poll_until;
 use crate::netlink::{Netlink, NetlinkError, valid_name};
 
-/// The device that hands out tap devices (`Documentation/networking/tuntap.rst` of the kernel).
+/// The device through which tap devices are created (`Documentation/networking/tuntap.rst` of the kernel).
 const TUN: &str = "/dev/net/tun";
 
-/// How long a new device may still be held by a child on its way to its own program.
+/// How long a child may still hold a new device open until its exec.
 const RELEASE: Duration = Duration::from_secs(5);
 
 /// Why a tap device could not be made or opened.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
-    /// The name is empty, longer than 15 bytes, or has a slash or white space.
+    /// The name is empty, longer than 15 bytes, or contains a slash or white space.
     #[error("{name:?} is not a name for a network link")]
     Name {
-        /// What was asked for.
+        /// The requested name.
         name: String,
     },
-    /// The tun driver is not there (`modprobe tun`) or not ours to use.
+    /// The tun driver is missing (`modprobe tun`), or access is denied.
     #[error("cannot open {TUN} for the tap device {name} (is the kernel module tun loaded?)")]
     Driver {
-        /// The device that was wanted.
+        /// The requested device.
         name: String,
         /// What the system said.
         #[source]
         source: io::Error,
     },
-    /// Some program holds the new device open, and no VMM could.
+    /// Another program holds the new device open, so that no VMM could use it.
     #[error("the tap device {name} is held open by another program")]
     Held {
         /// The device.
         name: String,
     },
-    /// The new device cannot be looked at.
+    /// The new device cannot be inspected.
     #[error("cannot look at the tap device {name}")]
     Look {
         /// The device.
@@ -63,8 +63,8 @@ pub enum TapError {
     },
 }
 
-/// Makes the persistent tap device `name` in the network namespace of the calling thread; a user `owner` (uid, gid) may then open it
-/// without privileges. An existing tap device of that name that nobody holds is taken over and changed to this owner.
+/// Creates the persistent tap device `name` in the network namespace of the calling thread; the user `owner` (uid, gid) may
+/// then open it without privileges. An existing, unused tap device of that name is reused and gets this owner.
 pub fn create(name: &str, owner: Option<(u32, u32)>) -> Result<(), TapError> {
     let device = attach(name, libc::IFF_VNET_HDR)?;
     if let Some((uid, gid)) = owner {
@@ -82,7 +82,7 @@ pub fn create(name: &str, owner: Option<(u32, u32)>) -> Result<(), TapError> {
     })
 }
 
-/// `Some` when nobody holds the tap device any more.
+/// `Some` when no process holds the tap device any more.
 fn is_released(name: &str) -> Result<Option<()>, TapError> {
     let link = Netlink::open()
         .and_then(|mut netlink| netlink.link(name))

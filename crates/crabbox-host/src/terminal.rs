@@ -1,16 +1,18 @@
-//! Who shows or reads standard output. Only looks; it must never change a setting of the terminal.
+//! Properties of standard output: terminal size, and whether it still has a reader. It must never change a setting of the
+//! terminal.
 
 use std::io;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// How many lines it has; `None` where standard output is no terminal, or one that does not say.
+/// Its height in lines; `None` if standard output is not a terminal, or the terminal does not report it.
 pub fn rows() -> Option<u16> {
     let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
     Some(size.ws_row).filter(|rows| *rows > 0)
 }
 
-/// Whether somebody may read standard output still: `false` once the other end of a pipe is closed, or a terminal has hung up (poll(2)).
+/// Whether standard output may still have a reader: `false` once the other end of a pipe is closed, or a terminal has hung
+/// up (poll(2)).
 pub fn is_read() -> bool {
     let out = io::stdout();
     let mut fds = [PollFd::new(&out, PollFlags::empty())];

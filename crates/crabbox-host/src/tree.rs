@@ -1,8 +1,8 @@
-//! A root tree that somebody else made: every name in it is looked up with the tree as `/`, or without links at all.
+//! An untrusted root tree: every name in it is looked up with the tree as `/`, or without following links at all.
 //!
-//! The kernel resolves (`openat2(2)` with `RESOLVE_IN_ROOT` or `RESOLVE_NO_SYMLINKS`) and every change is made on a descriptor, so
-//! that neither `..` nor a symbolic link, absolute or not, can reach anything of this host, whatever order entries come in. It must
-//! never hand out a path of the tree for others to open.
+//! The kernel resolves (`openat2(2)` with `RESOLVE_IN_ROOT` or `RESOLVE_NO_SYMLINKS`) and every change is made on a
+//! descriptor, so that neither `..` nor a symbolic link, absolute or relative, can reach a file of this host, in whatever
+//! order entries are made. It must never return a path of the tree for others to open.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -21,13 +21,13 @@ mod fill;
 
 pub use fill::{Facts, Kind};
 
-/// How often a name is looked up anew because something was renamed meanwhile.
+/// How often a lookup is repeated because of a concurrent rename.
 const OPEN_ATTEMPTS: u32 = 10_000;
 
-/// As the guest of the tree resolves: links lead on, and stay inside.
+/// As the guest of the tree resolves it: links are followed inside the tree.
 const AS_GUEST: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 
-/// Without any link on the way.
+/// Without any link in the path.
 const WITHOUT_LINKS: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
 
 /// The tree.
@@ -37,7 +37,7 @@ pub struct Tree {
     path: PathBuf,
 }
 
-/// A name that is no place in a tree.
+/// The name is not a valid path in a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the name leaves the tree by `..`")]
 pub struct Leaves;
@@ -56,7 +56,7 @@ pub fn inside(path: &Path) -> Result<PathBuf, Leaves> {
 }
 
 impl Tree {
-    /// Makes the directory `path` (0755), which must not be there yet, as the root of a new tree.
+    /// Creates the directory `path` (0755), which must not exist yet, as the root of a new tree.
     pub fn create(path: &Path) -> Result<Self, FileError> {
         std::fs::create_dir(path).map_err(|source| FileError::io("create directory", path, source))?;
         let tree = Self::open(path)?;
@@ -65,7 +65,7 @@ impl Tree {
         Ok(tree)
     }
 
-    /// The tree in the directory `path`, which the caller trusts to be the right one.
+    /// Opens the tree in the directory `path`, which the caller trusts to be the right one.
     pub fn open(path: &Path) -> Result<Self, FileError> {
         let root = rustix::fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|source| FileError::io("open directory", path, source))?;
@@ -73,8 +73,8 @@ impl Tree {
         Ok(Self { root, path })
     }
 
-    /// The directory `path` of this tree, as its guest sees it, as a tree of its own; `None` when there is none. Links inside that
-    /// lead out of it lead nowhere.
+    /// The directory `path` of this tree, as its guest sees it, as a separate tree; `None` if it does not exist. Links that
+    /// lead out of it do not resolve.
     pub fn below(&self, path: &Path) -> io::Result<Option<Self>> {
         let found = self.look_up(path, OFlags::DIRECTORY, AS_GUEST);
         Ok(absent(found)?.map(|root| Self {
@@ -83,23 +83,23 @@ impl Tree {
         }))
     }
 
-    /// Where it was opened, for messages.
+    /// The path with which it was opened, for messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What there is room for on its file system.
+    /// The free space on its file system.
     pub fn room(&self) -> io::Result<Budget> {
         Budget::free_space(&self.root)
     }
 
-    /// The place of `path` on this host, for messages.
+    /// The path of `path` on this host, for messages.
     pub fn shown(&self, path: &Path) -> PathBuf {
         self.path.join(path)
     }
 
-    /// Opens `path`. Where a `..` is on the way and anything on this machine is renamed or mounted at that moment, the kernel
-    /// cannot be sure that the way stays inside, and asks to be asked again (openat2(2)).
+    /// Opens `path`. If it contains `..` and a rename or mount happens anywhere on this machine at that moment, the kernel
+    /// cannot be sure that the path stays inside, and the call must be repeated (openat2(2)).
     fn look_up(&self, path: &Path, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
         let path = if path.as_os_str().is_empty() {
             Path::new(".")
@@ -115,13 +115,13 @@ impl Tree {
         Err(Errno::AGAIN)
     }
 
-    /// Opens the regular file `path` as the guest would; `None` when there is none. Nothing else is opened: a device might act, a
-    /// pipe might wait.
+    /// Opens the regular file `path` as the guest would; `None` if it does not exist. Nothing else is opened: opening a
+    /// device may have effects, opening a pipe may block.
     pub fn file(&self, path: &Path) -> io::Result<Option<File>> {
         self.regular(path, AS_GUEST)
     }
 
-    /// The same without any link on the way.
+    /// The same without any link in the path.
     pub fn plain_file(&self, path: &Path) -> io::Result<Option<File>> {
         self.regular(path, WITHOUT_LINKS)
     }
@@ -141,8 +141,8 @@ impl Tree {
         Ok(file.metadata()?.is_file().then_some(file))
     }
 
-    /// The content of the regular file `path`, as the guest sees it, of at most `limit` bytes; `None` when there is none. A longer
-    /// one is an error ([`io::ErrorKind::FileTooLarge`]).
+    /// The content of the regular file `path`, as the guest sees it, at most `limit` bytes; `None` if it does not exist.
+    /// Longer content is an error ([`io::ErrorKind::FileTooLarge`]).
     pub fn read(&self, path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
         let Some(file) = self.file(path)? else {
             return Ok(None);
@@ -156,14 +156,14 @@ impl Tree {
         Ok(Some(content))
     }
 
-    /// What is at `path`, without any link on the way; a link at its end is looked at itself.
+    /// The attributes of `path`, without any link in the path; for a link at its end, its own attributes.
     pub fn look(&self, path: &Path) -> io::Result<Stat> {
         let (parent, name) = split(path);
         let parent = self.look_up(parent, OFlags::PATH | OFlags::DIRECTORY, WITHOUT_LINKS)?;
         Ok(statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
-    /// Where the symbolic link `path` points, as it stands there.
+    /// The target of the symbolic link `path`, unchanged.
     pub fn link_target(&self, path: &Path) -> io::Result<PathBuf> {
         let (parent, name) = split(path);
         let parent = self.look_up(parent, OFlags::PATH | OFlags::DIRECTORY, WITHOUT_LINKS)?;
@@ -171,7 +171,7 @@ impl Tree {
         Ok(PathBuf::from(OsStr::from_bytes(target.to_bytes())))
     }
 
-    /// The names in the directory `path`, in order, without any link on the way; none when there is no such directory.
+    /// The sorted names in the directory `path`, without any link in the path; empty if there is no such directory.
     pub fn names(&self, path: &Path) -> io::Result<Vec<OsString>> {
         match absent(self.look_up(path, OFlags::DIRECTORY, WITHOUT_LINKS))? {
             Some(dir) => names(&dir),
@@ -179,7 +179,7 @@ impl Tree {
         }
     }
 
-    /// Whether `path` is a directory, or may become one, without any link on the way: nothing that is there is in its place.
+    /// Whether `path` is a directory or could be created as one, without any link in the path: nothing else is in its place.
     pub fn is_real_directory(&self, path: &Path) -> io::Result<bool> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
         match self.look_up(path, flags, WITHOUT_LINKS) {
@@ -190,7 +190,7 @@ impl Tree {
     }
 }
 
-/// What is not there, or is no such thing, apart from what went wrong.
+/// Separates a missing path, or one of the wrong kind, from other errors.
 fn absent<T>(found: Result<T, Errno>) -> io::Result<Option<T>> {
     match found {
         Ok(found) => Ok(Some(found)),

@@ -1,6 +1,6 @@
-//! Unix sockets by path, however long the path is, and streams that keep a deadline.
+//! Unix sockets by path, of any length, and streams with a deadline.
 //!
-//! The address of a unix socket holds 107 bytes; a lease's directory is often longer, so the socket is then named through
+//! The address of a Unix socket holds 107 bytes, and a lease's directory is often longer; then the socket is named through
 //! an open descriptor of its directory. Nothing here may change the working directory, which all threads share.
 
 use std::cell::Cell;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 
-/// Bytes of a path that fit into `sockaddr_un`, which ends with a NUL (unix(7)).
+/// Maximum length of a path in `sockaddr_un`, which ends with a NUL (unix(7)).
 const PATH_LIMIT: usize = 107;
 
 /// Why a socket could not be reached or made.
@@ -29,7 +29,7 @@ pub enum SocketError {
         #[source]
         source: std::io::Error,
     },
-    /// Nobody could be reached there.
+    /// The connection failed.
     #[error("cannot connect to socket {}", path.display())]
     Connect {
         /// The socket.
@@ -47,7 +47,7 @@ pub enum SocketError {
         #[source]
         source: std::io::Error,
     },
-    /// Somebody else listens there.
+    /// A process of another user listens there.
     #[error("socket {} is served by user {uid}, not by us", path.display())]
     ForeignPeer {
         /// The socket.
@@ -58,7 +58,7 @@ pub enum SocketError {
 }
 
 impl SocketError {
-    /// Whether nobody listens there (yet): no such socket, or one that was left behind.
+    /// Whether nobody listens there (yet): no such socket, or a leftover one.
     pub fn is_absent(&self) -> bool {
         match self {
             Self::Directory { source, .. } | Self::Connect { source, .. } | Self::Bind { source, .. } => {
@@ -69,7 +69,7 @@ impl SocketError {
     }
 }
 
-/// A path that fits into a socket address, and the descriptor it may lean on.
+/// A path that fits into a socket address, and the descriptor that it may depend on.
 struct Short {
     path: PathBuf,
     _dir: Option<OwnedFd>,
@@ -108,8 +108,8 @@ pub fn connect(path: &Path) -> Result<UnixStream, SocketError> {
     })
 }
 
-/// Connects to the socket at `path`, and only to a process of this user: whoever can make a file at that place must not be
-/// taken for one of ours. The kernel keeps the listener's user from the moment it began to listen (`SO_PEERCRED`, unix(7)).
+/// Connects to the socket at `path`, but only to a process of this user, because another user may be able to create a socket
+/// at that path. The kernel records the listener's user when it starts to listen (`SO_PEERCRED`, unix(7)).
 pub fn connect_to_own(path: &Path) -> Result<UnixStream, SocketError> {
     let stream = connect(path)?;
     let uid = peer_uid(&stream).map_err(|source| SocketError::Connect {
@@ -125,7 +125,7 @@ pub fn connect_to_own(path: &Path) -> Result<UnixStream, SocketError> {
     Ok(stream)
 }
 
-/// Whether a process of this user connected `stream`, as the kernel noted it then (`SO_PEERCRED`, unix(7)).
+/// Whether a process of this user connected `stream`, as recorded by the kernel at that time (`SO_PEERCRED`, unix(7)).
 pub fn is_own_peer(stream: &UnixStream) -> std::io::Result<bool> {
     Ok(peer_uid(stream)? == rustix::process::geteuid())
 }
@@ -134,7 +134,7 @@ fn peer_uid(stream: &UnixStream) -> std::io::Result<rustix::process::Uid> {
     Ok(rustix::net::sockopt::socket_peercred(stream)?.uid)
 }
 
-/// Makes a socket at `path` and listens on it. An existing file is never replaced.
+/// Creates a socket at `path` and listens on it. An existing file is never replaced.
 pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     let short = shorten(path)?;
     UnixListener::bind(&short.path).map_err(|source| SocketError::Bind {
@@ -143,11 +143,11 @@ pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     })
 }
 
-/// How long a read or write waits before it asks again whether to stop.
+/// Interval at which a waiting read or write checks whether to stop.
 const STOP_EVERY: Duration = Duration::from_millis(50);
 
-/// A stream whose reads and writes together must be over by a deadline, or as soon as somebody says stop. A time limit for each
-/// single read would let a peer that sends a byte now and then hold us for ever.
+/// A stream whose reads and writes must together be finished by a deadline, or as soon as a stop is requested. With a time
+/// limit per read, a peer that sends single bytes could block us forever.
 pub struct DeadlineStream<'a> {
     stream: UnixStream,
     deadline: Cell<Option<Instant>>,
@@ -173,7 +173,7 @@ impl<'a> DeadlineStream<'a> {
         }
     }
 
-    /// Asks `stop` before each read and write and every 50 ms while one waits; once it says yes they fail with
+    /// Calls `stop` before each read and write, and every 50 ms while one waits; once it returns true they fail with
     /// [`ErrorKind::ConnectionAborted`].
     #[must_use]
     pub fn stopped_by(mut self, stop: &'a dyn Fn() -> bool) -> Self {
@@ -181,7 +181,7 @@ impl<'a> DeadlineStream<'a> {
         self
     }
 
-    /// The stream itself, which waits for ever again.
+    /// The stream itself, without a deadline.
     pub fn into_inner(self) -> std::io::Result<UnixStream> {
         self.stream.set_read_timeout(None)?;
         self.stream.set_write_timeout(None)?;
@@ -193,7 +193,7 @@ impl<'a> DeadlineStream<'a> {
         self.deadline.set(Instant::now().checked_add(limit));
     }
 
-    /// How long the next system call may wait, `None` for ever; fails when there is no time left or somebody said stop.
+    /// How long the next system call may wait, `None` for no limit; fails if no time is left or a stop was requested.
     fn slice(&self) -> std::io::Result<Option<Duration>> {
         if self.stop.is_some_and(|stop| stop()) {
             return Err(ErrorKind::ConnectionAborted.into());
@@ -213,7 +213,7 @@ impl<'a> DeadlineStream<'a> {
     }
 }
 
-/// Whether a socket's own time limit was over, which shows as `EAGAIN`: whether it was the last is for the next slice to say.
+/// Whether a socket's own timeout expired, reported as `EAGAIN`; the next slice decides whether the deadline has passed.
 fn slice_is_over<T>(outcome: &std::io::Result<T>) -> bool {
     outcome
         .as_ref()

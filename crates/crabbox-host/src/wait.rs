@@ -1,6 +1,6 @@
-//! Waiting for a descriptor, for another one that says to stop, and for the end of a time, whichever comes first.
+//! Waits for a descriptor, for a second one that requests a stop, or for a deadline, whichever comes first.
 //!
-//! It must never take a signal for an event.
+//! It must never mistake a signal for an event.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -9,19 +9,19 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-/// What a wait ended with.
+/// The result of a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ready {
     /// The first descriptor.
     First,
     /// The second one.
     Second,
-    /// Neither, in time.
+    /// Neither before the deadline.
     Neither,
 }
 
-/// Waits until `first` has one of `events` (or an error), or `second` is readable or closed, or until `deadline`.
-/// When both are, the second one counts.
+/// Waits until `first` has one of `events` (or an error), or `second` is readable or closed, or until `deadline`. If both
+/// are ready, the second one takes precedence.
 ///
 /// # Errors
 /// Of poll(2), but for a signal.

@@ -1,7 +1,7 @@
-//! Waiting for changes in directories (inotify), told as "something happened", never as what.
+//! Waits for changes in directories (inotify); it reports only that something changed, never what.
 //!
-//! The kernel drops events when there are too many, so what an event says must never be taken for the whole truth: whoever is
-//! woken looks for himself.
+//! The kernel drops events when there are too many, so an event must never be taken for complete information: the caller
+//! must look itself.
 
 use std::collections::HashSet;
 use std::io;
@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
 
-/// Directories under watch.
+/// The watched directories.
 #[derive(Debug)]
 pub struct Watch {
     events: OwnedFd,
@@ -25,14 +25,14 @@ pub struct Watch {
 pub enum Woken {
     /// Something happened in a watched directory.
     Change,
-    /// The time is over.
+    /// The time limit has passed.
     Timeout,
-    /// The descriptor to be watched beside became readable.
+    /// The additional descriptor became readable.
     Cancelled,
 }
 
 impl Watch {
-    /// A watch on nothing yet.
+    /// A new watcher without directories.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             events: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?,
@@ -40,8 +40,8 @@ impl Watch {
         })
     }
 
-    /// Watches a directory; whether it was not watched before. One that is gone, or is no directory of its own but a link,
-    /// is left out. Fails with `ENOSPC` when the system's limit of watches is reached.
+    /// Watches a directory; returns whether it was not watched before. A missing directory, or a link, is skipped. Fails
+    /// with `ENOSPC` when the system's limit of watches is reached.
     pub fn add(&mut self, dir: &Path) -> io::Result<bool> {
         let flags = WatchFlags::CREATE
             | WatchFlags::MODIFY
@@ -60,7 +60,7 @@ impl Watch {
         }
     }
 
-    /// Waits for a change, at most `limit`, and forgets the events that tell of it.
+    /// Waits for a change, at most `limit`, and discards the events that report it.
     pub fn wait(&mut self, limit: Duration, cancel: BorrowedFd<'_>) -> io::Result<Woken> {
         let limit = Timespec::try_from(limit).ok();
         let mut fds = [

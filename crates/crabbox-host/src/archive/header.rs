@@ -1,10 +1,10 @@
-//! One block of 512 bytes that a member of an archive begins with (tar(5)).
+//! One header block of 512 bytes, with which a member of an archive begins (tar(5)).
 //!
-//! Parsing checks the sum and every number; it must never take a field for another one's format.
+//! Parsing checks the checksum and every number; it must never interpret a field in the wrong format.
 
 use super::{ArchiveError, BLOCK, MemberKind, garbled};
 
-/// What a header says that follows it.
+/// The kind of data that follows a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Type {
     /// A member of this type byte.
@@ -22,7 +22,7 @@ pub(super) enum Type {
 }
 
 impl Type {
-    /// Whether it only describes the member that follows.
+    /// Whether it only describes the following member.
     pub(super) fn is_metadata(self) -> bool {
         !matches!(self, Self::Plain(_) | Self::OldSparse)
     }
@@ -32,7 +32,7 @@ impl Type {
         matches!(self, Self::Plain(b'1'..=b'6'))
     }
 
-    /// What the member is. Before POSIX, a directory was a file with a slash at its end.
+    /// The type of the member. Before POSIX, a directory was a file with a slash at its end.
     pub(super) fn member(self, path: &[u8]) -> MemberKind {
         match self {
             Self::Plain(0) if path.ends_with(b"/") => MemberKind::Directory,

@@ -1,11 +1,11 @@
 //! PAX records, `<length> <key>=<value>` lines that override a header's fields (pax(1), tar(5)).
 //!
-//! The bytes were bounded by the caller; a record that is none makes the archive one that is not read on.
+//! The caller has bounded the bytes. An invalid record must end the reading of the archive.
 
 use super::sparse::Segment;
 use super::{ArchiveError, garbled};
 
-/// Records in their order; the last of a key counts, except for the map of sparse form 0.0, whose keys come many times.
+/// Records in order; the last record of a key applies, except for the map of sparse form 0.0, whose keys are repeated.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Records(Vec<(Vec<u8>, Vec<u8>)>);
 
@@ -32,7 +32,7 @@ impl Records {
         Ok(())
     }
 
-    /// These records, with those of one member after them.
+    /// These records, followed by those of one member.
     pub(super) fn overlaid(&self, local: &Self) -> Self {
         Self([&self.0[..], &local.0[..]].concat())
     }

@@ -1,7 +1,7 @@
-//! Maps of sparse files: which pieces of a file an archive has.
+//! Maps of sparse files: the pieces of a file that an archive contains.
 //!
-//! A map is only used after [`check`]: pieces in order, apart from each other, inside of the file, and together exactly the
-//! content that the archive has.
+//! A map must not be used before [`check`]: pieces in order, without overlap, inside the file, and together exactly the
+//! content in the archive.
 
 use std::io::Read;
 
@@ -18,7 +18,7 @@ pub struct Segment {
     pub length: u64,
 }
 
-/// Where the old GNU form has its map: in the header, and in blocks behind it.
+/// Position of the map in the old GNU form: in the header, and in blocks after it.
 const IN_HEADER: (usize, usize, usize) = (386, 4, 482);
 const IN_BLOCK: (usize, usize, usize) = (0, 21, 504);
 

@@ -1,7 +1,7 @@
-//! What stands at a path below an open directory, without opening it for reading.
+//! Inspects a path below an open directory without opening it for reading.
 //!
-//! Each question is asked of one descriptor, so that what it says is of one and the same object. It must never follow a link,
-//! neither on the way nor at the end.
+//! All facts come from one descriptor, so that they describe one object. It must never follow a link, neither in the path
+//! nor at its end.
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
@@ -13,19 +13,19 @@ use super::{Beneath, BeneathError, NO_LINKS};
 use crate::entry_path::EntryPath;
 
 impl Beneath {
-    /// What stands under `below`: its kind, or `None` for nothing. A link is not followed.
+    /// The kind of object at `below`, or `None` if nothing is there. A link is not followed.
     pub fn kind(&self, below: &EntryPath) -> Result<Option<FileType>, BeneathError> {
         let found = self.stat(below)?;
         Ok(found.map(|facts| FileType::from_raw_mode(facts.st_mode)))
     }
 
-    /// The facts of what stands under `below`, of a link those of itself, or `None` for nothing.
+    /// The attributes of the object at `below` (for a link, its own), or `None` if nothing is there.
     pub fn stat(&self, below: &EntryPath) -> Result<Option<Stat>, BeneathError> {
         let found = self.hold(below)?;
         found.map(|found| self.facts(&found, below)).transpose()
     }
 
-    /// The target and the facts of the symbolic link under `below`, or `None` when something else stands there, or nothing.
+    /// The target and attributes of the symbolic link at `below`, or `None` if there is no link.
     pub fn link(&self, below: &EntryPath) -> Result<Option<(CString, Stat)>, BeneathError> {
         let Some(found) = self.hold(below)? else {
             return Ok(None);
@@ -40,7 +40,7 @@ impl Beneath {
         Ok(Some((target, facts)))
     }
 
-    /// The directory `below`, to look at what is in it by name; unlike [`Beneath::dir`] it need not be readable.
+    /// The directory `below`, for looking at its entries by name; unlike with [`Beneath::dir`] it need not be readable.
     pub fn enter(&self, below: &EntryPath) -> Result<OwnedFd, BeneathError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         openat2(&self.handle, below.as_path(), flags, Mode::empty(), NO_LINKS)

@@ -1,7 +1,7 @@
-//! Putting a shared, read-only file into a lease's own directory without copying it.
+//! Puts a shared, read-only file into a lease's own directory without copying it.
 //!
-//! A hard link where the file system allows, else a read-only bind mount. It must never make a file writable through the
-//! lease that others share: the caller gives it only to users who may not write the original.
+//! It uses a hard link if the file system permits one, otherwise a read-only bind mount. It must never make a shared file
+//! writable through the lease: the caller passes it only to users who may not write the original.
 
 use std::path::Path;
 
@@ -10,12 +10,12 @@ use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount
 
 use super::{FileError, parent_of, sync_dir};
 
-/// How a shared file got its second name.
+/// How a shared file was placed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
-    /// A hard link: nothing but the name has to be removed.
+    /// A hard link: removing the name is enough.
     HardLink,
-    /// A bind mount (root only): it must be withdrawn before the directory can go.
+    /// A bind mount (root only): it must be unmounted before the directory can be removed.
     Bind,
 }
 
@@ -59,7 +59,7 @@ fn needs_bind(error: &std::io::Error) -> bool {
     )
 }
 
-/// Takes back what [`place_read_only`] made at `target`, whichever way it was; fine when it is gone already.
+/// Undoes [`place_read_only`] at `target`, for both methods; succeeds if it is already gone.
 pub fn withdraw(target: &Path) -> Result<(), FileError> {
     match unmount(target, UnmountFlags::NOFOLLOW) {
         // EINVAL: nothing is mounted there. EPERM: we are not root, so we cannot have mounted it.

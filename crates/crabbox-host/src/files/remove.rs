@@ -1,7 +1,7 @@
-//! Removing a tree: entry by entry, through directory descriptors.
+//! Removes a tree, entry by entry, through directory descriptors.
 //!
-//! Each directory is opened by the kernel's own rule "no link, no mount, no way up", so that a tree changed under our
-//! hands cannot lead us elsewhere. It must never delete anything outside the tree that was named.
+//! Each directory is opened with the kernel's flags against links, mounts and `..`, so that a tree that is changed meanwhile
+//! cannot lead elsewhere. It must never delete anything outside the named tree.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,10 +13,10 @@ use rustix::io::Errno;
 
 use super::{FileError, parent_of};
 
-/// Removes `path` and all below it. A path that is already gone is fine: teardown runs more than once.
+/// Removes `path` and everything in it. Succeeds if it is already gone, because teardown may run more than once.
 ///
-/// A symbolic link is removed itself, never what it points at. A directory or file on which something is mounted
-/// (a bind mount too) is refused with [`FileError::MountPoint`]; entries before it may be gone by then.
+/// Of a symbolic link only the link itself is removed. A directory or file on which something is mounted (a bind mount too)
+/// is refused with [`FileError::MountPoint`]; entries before it may be gone by then.
 pub fn remove_tree(path: &Path) -> Result<(), FileError> {
     let name = path.file_name().ok_or_else(|| FileError::NoName {
         path: path.to_owned(),
@@ -29,7 +29,8 @@ pub fn remove_tree(path: &Path) -> Result<(), FileError> {
     remove_entry(parent.as_fd(), name, path)
 }
 
-/// Removes the entry `name` of the open directory `parent` with all below it, as [`remove_tree`] does; `path` is its place for messages.
+/// Removes the entry `name` of the open directory `parent` with everything in it, like [`remove_tree`]; `path` is its path
+/// for messages.
 pub(crate) fn remove_entry(parent: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<(), FileError> {
     match unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
@@ -74,7 +75,8 @@ fn open_dir(parent: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<Option<
     }
 }
 
-/// Empties `dir` and closes it. The list is read from the descriptor itself, so that a level of a deep tree costs one and not two.
+/// Empties `dir` and closes it. The entries are read from the descriptor itself, so that each level of a deep tree needs one
+/// descriptor, not two.
 fn empty(dir: OwnedFd, path: &Path) -> Result<(), FileError> {
     let failed = |source| FileError::io("list", path, source);
     let mut dir = Dir::new(dir).map_err(failed)?;

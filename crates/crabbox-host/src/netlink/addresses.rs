@@ -1,4 +1,4 @@
-//! Addresses and IPv4 routes: what this namespace has, and what is added to it. Nothing is ever taken away but by deleting its link.
+//! Addresses and IPv4 routes: reading and adding. Nothing is removed here; addresses and routes disappear with their link.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -24,15 +24,15 @@ pub struct Address {
 /// One IPv4 route; one with several next hops counts as several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
-    /// Where it leads; `0.0.0.0/0` is the default route.
+    /// Its destination; `0.0.0.0/0` is the default route.
     pub destination: Ipv4Net,
-    /// Its next hop, when it has one.
+    /// Its next hop, if it has one.
     pub gateway: Option<Ipv4Addr>,
-    /// The index of the link that it leaves by.
+    /// The index of its outgoing link.
     pub link: Option<u32>,
 }
 
-/// Every address of this namespace but loopback and link-local ones, each once.
+/// Every address of this namespace except loopback and link-local ones, without duplicates.
 pub fn own_addresses() -> Result<Vec<IpAddr>, NetlinkError> {
     let mut own: Vec<IpAddr> = Netlink::open()?
         .addresses()?
@@ -83,7 +83,7 @@ impl Netlink {
         )
     }
 
-    /// The IPv4 unicast routes of every table but the kernel's own `local` one.
+    /// The IPv4 unicast routes of every table except the kernel's own `local` table.
     pub fn routes(&mut self) -> Result<Vec<Route>, NetlinkError> {
         let mut asked = RouteMessage::default();
         asked.header.address_family = AddressFamily::Inet;

@@ -1,4 +1,5 @@
-//! Links: made, changed, moved and deleted by name. A change must never reach a link that only had that name before.
+//! Links: created, changed, moved and deleted by name. A change must never reach another link that has got the name
+//! meanwhile.
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
@@ -19,11 +20,11 @@ pub struct Link {
     pub name: String,
     /// The label that its owner gave it.
     pub alias: Option<String>,
-    /// The kernel's word for what it is: `veth`, `bridge`, `tun` …; none for a real device.
+    /// The kernel's kind: `veth`, `bridge`, `tun` …; `None` for a hardware device.
     pub kind: Option<String>,
     /// Whether it is administratively up.
     pub up: bool,
-    /// Whether something is at the other end: for a tap, a program that holds it open.
+    /// Whether it has a carrier: for a tap, a program that holds it open.
     pub carrier: bool,
     /// Its MTU, in bytes.
     pub mtu: u32,
@@ -125,7 +126,7 @@ impl Netlink {
         self.change(action, RouteNetlinkMessage::SetLink(message), 0)
     }
 
-    /// Deletes a link. `false` when there was none.
+    /// Deletes a link; `false` if it did not exist.
     pub fn delete_link(&mut self, name: &str) -> Result<bool, NetlinkError> {
         let message = match self.named(name) {
             Ok(message) => message,
@@ -152,7 +153,7 @@ impl Netlink {
         })
     }
 
-    /// A request about the link that is called `name` now.
+    /// A request for the link that is currently called `name`.
     fn named(&mut self, name: &str) -> Result<LinkMessage, NetlinkError> {
         let mut message = LinkMessage::default();
         message.header.index = self.existing(name)?.index;

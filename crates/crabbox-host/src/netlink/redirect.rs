@@ -1,6 +1,6 @@
-//! What arrives at one link, handed on as if it had arrived at another one (`tc-mirred(8)`).
+//! Redirects packets that arrive at one link, as if they had arrived at another one (`tc-mirred(8)`).
 //!
-//! The change is to the first link alone and goes with it; the second one must never be changed by it.
+//! The change belongs to the first link and disappears with it; it must never change the second link.
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -12,13 +12,13 @@ use netlink_packet_route::tc::{
 
 use super::{Netlink, NetlinkError};
 
-/// The queueing discipline that sees what arrives.
+/// The queueing discipline for incoming packets.
 const INGRESS: &str = "ingress";
 /// `ETH_P_ALL` of `linux/if_ether.h`.
 const EVERY_PROTOCOL: u16 = 3;
 
 impl Netlink {
-    /// Lets every frame that arrives at `from` arrive at `to` instead. `from` must be a link of the caller's own.
+    /// Redirects every frame that arrives at `from` to `to`. `from` must be a link of the caller.
     pub fn redirect_arrivals(&mut self, from: &str, to: &str) -> Result<(), NetlinkError> {
         let (source, target) = (self.existing(from)?.index, self.existing(to)?.index);
         let action = || format!("hand on to the link {to} what arrives at {from}");
@@ -44,12 +44,12 @@ impl Netlink {
     }
 }
 
-/// The handle `ffff:` that the discipline of arrivals always has.
+/// The fixed handle `ffff:` of the ingress discipline.
 fn queue() -> TcHandle {
     TcHandle::from(0xffff_0000)
 }
 
-/// A selector that every packet fits: one key, no bit of which counts.
+/// A selector that matches every packet: one key with an empty mask.
 fn everything() -> TcU32Selector {
     let mut selector = TcU32Selector::default();
     selector.flags = TcU32SelectorFlags::Terminal;
@@ -83,7 +83,7 @@ mod tests {
     use crate::netns::Scratch;
     use crate::tap;
 
-    /// Frames that the link has taken in, by the kernel's own count.
+    /// Number of frames that the link has received, as counted by the kernel.
     fn arrived(link: &str) -> u64 {
         let shown = crate::command::Cmd::new("ip")
             .args(["-s", "-o", "link", "show", link])

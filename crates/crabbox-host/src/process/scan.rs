@@ -1,6 +1,6 @@
-//! A look at every process of the machine, for the search for leftovers.
+//! A scan of all processes of the machine, used to find leftovers.
 //!
-//! It reports what `/proc` shows and decides nothing. It must never fail because one process ended during the scan.
+//! It reports the contents of `/proc` and decides nothing. It must never fail because a process ended during the scan.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
@@ -10,14 +10,15 @@ use std::sync::OnceLock;
 
 use super::{ProcessError, ProcessId, boot_id, is_gone, proc_path, stat};
 
-/// One running process, as a scan for leftovers sees it. What may not be read is empty or `None`.
+/// One running process, as seen by a scan. Unreadable fields are empty or `None`.
 #[derive(Debug, Clone)]
 pub struct ProcessInfo {
-    /// Its identity, taken before everything else here: when [`super::open`] finds it again, all of this is about that process.
+    /// Its identity, read before all other fields: if [`super::open`] finds the identity again, all fields describe that
+    /// process.
     pub id: ProcessId,
-    /// The user that it runs as (effective). Arguments and environment are whatever that user likes.
+    /// Its effective user. That user controls the arguments and the environment.
     pub uid: u32,
-    /// Its arguments; empty for kernel threads, zombies, and for an instant in the middle of an exec.
+    /// Its arguments; empty for kernel threads, zombies, and for a moment during an exec.
     pub cmdline: Vec<OsString>,
     /// The program file; ` (deleted)` is appended by the kernel when it has been removed.
     pub exe: Option<PathBuf>,
@@ -25,11 +26,11 @@ pub struct ProcessInfo {
     pub cwd: Option<PathBuf>,
     /// Its root directory; not `/` for a jailed process.
     pub root: Option<PathBuf>,
-    /// Inode of its network namespace, the same number as a bind mount of that namespace has.
+    /// Inode of its network namespace; a bind mount of that namespace has the same number.
     pub netns: Option<u64>,
 }
 
-/// Every process that `/proc` shows, in no order. One that ends during the scan is left out.
+/// Every process in `/proc`, in no order. One that ends during the scan is left out.
 pub fn list() -> Result<Vec<ProcessInfo>, ProcessError> {
     let root = Path::new("/proc");
     let read = |source| ProcessError::Read {
@@ -47,7 +48,7 @@ pub fn list() -> Result<Vec<ProcessInfo>, ProcessError> {
     Ok(found)
 }
 
-/// The process that has `pid` now, or `None` if nobody has.
+/// The process that has `pid` now, or `None`.
 pub fn look(pid: u32) -> Result<Option<ProcessInfo>, ProcessError> {
     look_in(pid, &boot_id()?)
 }
@@ -85,10 +86,10 @@ fn look_in(pid: u32, boot_id: &str) -> Result<Option<ProcessInfo>, ProcessError>
     }))
 }
 
-/// Children that this process had before it was this program: of a shell that started one and then called `exec`.
+/// Children that this process had before its exec, for example those of a shell that started one and then called `exec`.
 static INHERITED: OnceLock<Vec<u32>> = OnceLock::new();
 
-/// Notes the children that are there before this program has started any. Only the first call counts.
+/// Records the children that exist before this program has started any. Only the first call has an effect.
 pub fn note_inherited() {
     INHERITED.get_or_init(|| {
         // After exec all of them belong to the only thread (proc(5)). A kernel without the file tells of none.
@@ -101,8 +102,9 @@ pub fn note_inherited() {
 
 /// The parent of `pid` and its session, as this process sees them; `None` if it is gone.
 ///
-/// The kernel says 0 for what is outside the PID namespace of this process, as the session is of a program that a
-/// container was entered with. 0 is a session like any other here, and no number to hand to getsid(2)'s wrapper.
+/// The kernel reports 0 for processes and sessions outside the PID namespace of this process, for example for the session of
+/// a program that was started in an existing container. Here 0 is a session like any other, but it must not be passed to
+/// getsid(2)'s wrapper.
 fn parent_and_session(pid: u32) -> Option<(u32, u32)> {
     let stat = std::fs::read_to_string(proc_path(pid, "stat")).ok()?;
     // pid (name) state ppid pgrp session, see proc(5); the name may hold anything.
@@ -113,7 +115,7 @@ fn parent_and_session(pid: u32) -> Option<(u32, u32)> {
     Some((parent, session))
 }
 
-/// The children of this process in its own session, so without what was started to outlive it, and without those of
+/// The children of this process in its own session, except those that were started to outlive it, and those of
 /// [`note_inherited`].
 pub fn children() -> Result<Vec<ProcessId>, ProcessError> {
     let inherited = INHERITED.get().map_or(&[][..], Vec::as_slice);
@@ -126,7 +128,7 @@ pub fn children() -> Result<Vec<ProcessId>, ProcessError> {
         .collect())
 }
 
-/// Every process of this user whose environment, as it was at its start, holds `entry` (`NAME=value`), this one left out.
+/// Every process of this user whose initial environment contains `entry` (`NAME=value`), except this one.
 pub fn with_environment(entry: &str) -> Result<Vec<ProcessId>, ProcessError> {
     let own = std::process::id();
     let user = rustix::process::geteuid().as_raw();
@@ -147,7 +149,7 @@ pub fn with_environment(entry: &str) -> Result<Vec<ProcessId>, ProcessError> {
     Ok(found)
 }
 
-/// Arguments end with a NUL each; a process may have overwritten them, then the last one has none.
+/// Each argument ends with a NUL; if the process has overwritten its arguments, the last one may have none.
 fn split_cmdline(bytes: &[u8]) -> Vec<OsString> {
     let bytes = bytes.strip_suffix(b"\0").unwrap_or(bytes);
     if bytes.is_empty() {
@@ -198,7 +200,7 @@ mod tests {
         );
     }
 
-    /// As a program is that a container was entered with, or that CI starts in a namespace of its own.
+    /// A session as for a program started in an existing container, or by CI in a new namespace.
     #[test]
     fn children_are_found_where_the_session_s_leader_is_in_another_namespace() {
         let (_, session) = parent_and_session(std::process::id()).unwrap();

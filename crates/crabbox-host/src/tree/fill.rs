@@ -1,7 +1,7 @@
-//! Filling a tree: entries with owners and modes, directories that crabbox adds, and their removal.
+//! Fills a tree: entries with owners and modes, directories that crabbox adds, and their removal.
 //!
-//! Whatever has the name of a new entry is taken away first, so that nothing is ever written through a link or a second name. What
-//! crabbox itself adds ([`Tree::make_directory`], [`Tree::write`]) goes through no link of the tree at all.
+//! Whatever has the name of a new entry is removed first, so that nothing must ever be written through a link or a second
+//! name. What crabbox itself adds ([`Tree::make_directory`], [`Tree::write`]) is resolved without any link of the tree.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -18,12 +18,12 @@ use rustix::io::Errno;
 use super::{AS_GUEST, Tree, WITHOUT_LINKS, names, split};
 use crate::files::{self, FileError};
 
-/// What every entry has.
+/// The attributes of every entry.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
-    /// Permission and set-id bits; the kind of file in a mode does not count.
+    /// Permission and set-id bits; the file type bits are ignored.
     pub mode: u32,
-    /// Owner. The id that stands for "no change" in system calls becomes root's.
+    /// Owner. The id -1, which means "no change" in system calls, becomes root.
     pub uid: u32,
     /// Group, likewise.
     pub gid: u32,
@@ -33,15 +33,15 @@ pub struct Facts {
     pub attributes: Vec<(OsString, Vec<u8>)>,
 }
 
-/// What an entry is.
+/// The kind of an entry.
 pub enum Kind<'a> {
-    /// A directory; one that is there keeps its content.
+    /// A directory; an existing one keeps its contents.
     Directory,
-    /// A regular file, whose content this writes into the new and empty file that it is given.
+    /// A regular file; this function writes its content into the new, empty file.
     File(&'a mut dyn FnMut(&mut File) -> io::Result<()>),
-    /// A symbolic link, with its target as it will stand there.
+    /// A symbolic link, with its target.
     Symlink(&'a Path),
-    /// Another name of a file that is in the tree.
+    /// A hard link to a file in the tree.
     Link(&'a Path),
     /// A named pipe.
     Fifo,
@@ -60,7 +60,7 @@ impl std::fmt::Debug for Kind<'_> {
 }
 
 impl Tree {
-    /// Makes the entry `path`, as the guest resolves it, in place of whatever has its name, with what is missing above it.
+    /// Creates the entry `path`, as the guest resolves it, and missing parents; replaces whatever has its name.
     pub fn put(&self, path: &Path, kind: Kind<'_>, facts: &Facts) -> io::Result<()> {
         if path.as_os_str().is_empty() {
             // The root itself: only a directory makes sense, and only what it looks like.
@@ -116,7 +116,7 @@ impl Tree {
         Ok(())
     }
 
-    /// The directory `path` as the guest sees it, made with what is missing above it.
+    /// The directory `path` as the guest sees it, created with missing parents.
     fn made_parent(&self, path: &Path) -> Result<OwnedFd, Errno> {
         match self.look_up(path, OFlags::DIRECTORY, AS_GUEST) {
             Err(Errno::NOENT) => {
@@ -129,8 +129,9 @@ impl Tree {
         }
     }
 
-    /// Makes the directory `path` with its parents (0755, a new one root's), the last one owned by user and group `owner` when given. A
-    /// link on the way or at its end is an error (`ELOOP`, `ENOTDIR`), as is anything else that is no directory.
+    /// Creates the directory `path` with its parents (0755, new ones owned by root), the last one owned by user and group
+    /// `owner` if given. A link in the path or at its end is an error (`ELOOP`, `ENOTDIR`), as is anything else that is not
+    /// a directory.
     pub fn make_directory(&self, path: &Path, owner: Option<u32>) -> io::Result<()> {
         let dir = self.real_directory(path)?;
         if let Some(owner) = owner {
@@ -157,8 +158,8 @@ impl Tree {
         }
     }
 
-    /// Writes the file `path` of root's with permission bits `mode`, in place of whatever has its name. Its directory must be there, and no link
-    /// on the way.
+    /// Writes the file `path`, owned by root, with permission bits `mode`; replaces whatever has its name. Its directory
+    /// must exist, without a link in the path.
     pub fn write(&self, path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         let (parent, name) = split(path);
         let parent = self.look_up(parent, OFlags::DIRECTORY, WITHOUT_LINKS)?;
@@ -169,12 +170,12 @@ impl Tree {
         Ok(fchmod(&file, Mode::from_raw_mode(mode))?)
     }
 
-    /// Removes `path` with all below it, where the guest would find it; nothing is there is no error.
+    /// Removes `path` with everything in it, as the guest resolves it; succeeds if it does not exist.
     pub fn remove(&self, path: &Path) -> io::Result<()> {
         self.remove_as(path, AS_GUEST)
     }
 
-    /// The same without any link on the way; behind a link there is nothing.
+    /// The same without any link in the path; a path through a link counts as missing.
     pub fn remove_plain(&self, path: &Path) -> io::Result<()> {
         self.remove_as(path, WITHOUT_LINKS)
     }
@@ -187,7 +188,7 @@ impl Tree {
         }
     }
 
-    /// Removes everything in the directory `path`, where the guest would find it, and not the directory.
+    /// Removes the contents of the directory `path`, as the guest resolves it, but not the directory.
     pub fn empty(&self, path: &Path) -> io::Result<()> {
         let Some(dir) = super::absent(self.look_up(path, OFlags::DIRECTORY, AS_GUEST))? else {
             return Ok(());
@@ -198,8 +199,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Removes everything below the directory `path` that is no directory, without any link on the way, and keeps the directories: daemons rely
-    /// on their owners and modes.
+    /// Removes everything below the directory `path` except directories, without any link in the path: daemons rely on the
+    /// owners and modes of the directories.
     pub fn remove_files(&self, path: &Path) -> io::Result<()> {
         let Some(dir) = super::absent(self.look_up(path, OFlags::DIRECTORY, WITHOUT_LINKS))? else {
             return Ok(());
@@ -224,7 +225,7 @@ impl Tree {
     }
 }
 
-/// Owner first: changing it takes the set-id bits away.
+/// Sets the owner first, because that clears the set-id bits.
 fn settle(file: &impl AsFd, facts: &Facts) -> Result<(), Errno> {
     fchown(file, Some(user(facts.uid)), Some(group(facts.gid)))?;
     fchmod(file, mode_of(facts))?;
