@@ -1,10 +1,10 @@
-//! Makes what a QEMU or Firecracker boot by hand needs, with the crate's own code: `vmlinux`, `initrd.img` (seed behind it) and
-//! `cmdline` in OUT.
+//! Makes the files for a manual boot with QEMU or Firecracker, with the crate's own code: `vmlinux`, `initrd.img` (seed
+//! behind it) and `cmdline` in OUT.
 //!
 //! ```text
 //! assemble VMLINUZ MODULES_ROOT GUEST_BINARY SEED_DIR OUT     SEED_DIR: id.pub, host_key, host_key.pub
 //! ```
-//! Proof of a boot without the lab (the microvm machine has virtio-mmio, found through ACPI as in Firecracker):
+//! A boot without the lab (the microvm machine has virtio-mmio, found through ACPI as in Firecracker):
 //! ```text
 //! qemu-system-x86_64 -M microvm,acpi=on,pit=on,pic=on,rtc=off -accel tcg -cpu max -m 512 -smp 2 -no-reboot -nodefaults -display none \
 //!   -serial stdio -kernel OUT/vmlinux -initrd OUT/initrd.img -append "$(cat OUT/cmdline)" \

@@ -1,7 +1,7 @@
 //! Builds our guest image: Debian packages, the Debian cloud kernel, an initrd with `crabbox-guest`, one ext4 base.
 //!
-//! The same packages and the same `crabbox-guest` give the same bytes, and so the same digest. It must never leave
-//! something that looks like an image when it is interrupted, nor put a secret or a machine's identity into one.
+//! The same packages and the same `crabbox-guest` give the same bytes, and so the same digest. An interrupted build must
+//! never leave something that looks like an image, and an image must never contain a secret or a machine's identity.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,29 +28,30 @@ mod packages;
 
 pub use from::{TreeRecipe, build_tree};
 
-/// Free space that a build wants, in bytes: the tree, the unpacked kernel package and the image are together about 700 MiB.
+/// Free space that a build requires, in bytes: the tree, the unpacked kernel package and the image together take about 700
+/// MiB.
 pub(crate) const SPACE_NEEDED: u64 = 1280 * 1024 * 1024;
 
-/// The time that everything in an image is stamped with unless a recipe says otherwise: 2025-01-01 00:00:00 UTC.
+/// The default time stamp of everything in an image: 2025-01-01 00:00:00 UTC.
 pub const STAMP_UNIX: u32 = 1_735_689_600;
 
-/// The label of the base file system, by which the guest may check what it mounts.
+/// The label of the base file system, which the guest may check before it mounts.
 pub(crate) const BASE_LABEL: &str = "crabbox-base";
 
-/// Who is process 1 of the guest once it is set up.
+/// Process 1 of the guest after its setup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OwnInit {
-    /// `crabbox-guest` stays it: the fastest way to a command.
+    /// `crabbox-guest`: the fastest way to a command.
     #[default]
     None,
-    /// The image's own `/sbin/init`, which starts sshd and whatever else is enabled.
+    /// The image's own `/sbin/init`, which starts sshd and all other enabled services.
     Systemd,
 }
 
-/// A program that clients start in a lease, put into the image so that none has to bring it.
+/// The client agent for the image, so that clients do not have to upload it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Agent {
-    /// Its digest, hex: the name by which they look for it.
+    /// Its SHA-256 in hex, the name under which clients look for it.
     pub digest: String,
     /// The program.
     pub program: Vec<u8>,
@@ -59,28 +60,28 @@ pub struct Agent {
 /// What to build.
 #[derive(Debug, Clone)]
 pub struct BuildRecipe {
-    /// The name that will point at the image.
+    /// The name that will point to the image.
     pub name: String,
     /// The Debian suite, for example `bookworm`.
     pub suite: String,
     /// Packages beyond the guest contract.
     pub extra_packages: Vec<String>,
-    /// A script that is run as root inside the new tree when all packages are in, with the network of this host.
+    /// A script that is run as root inside the new tree after all packages are installed, with the network of this host.
     pub script: Option<PathBuf>,
     /// Whether systemd is installed and runs in the guest.
     pub init: OwnInit,
-    /// Where the packages come from, as mmdebstrap takes them; empty for the distribution's own servers.
+    /// The package source in mmdebstrap's syntax; empty for the distribution's own servers.
     pub mirrors: Vec<String>,
     /// The static `crabbox-guest` binary.
     pub guest_binary: PathBuf,
-    /// The agent of the clients that will use the image, if any.
+    /// The client agent to include, if any.
     pub agent: Option<Agent>,
-    /// No file of the image is newer than this, in seconds since the unix epoch; fixed, so that builds can be compared.
+    /// Upper limit for the times of all files, in seconds since the Unix epoch; fixed, so that builds are reproducible.
     pub stamp_unix: u32,
 }
 
 impl BuildRecipe {
-    /// The default image, with `guest_binary` as its first process.
+    /// The default image, with `guest_binary` as its process 1.
     pub fn debian(guest_binary: &Path) -> Self {
         Self {
             name: "default".to_owned(),
@@ -99,7 +100,7 @@ impl BuildRecipe {
 /// Why an image could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// Programs that the build runs are not installed.
+    /// Programs that the build needs are not installed.
     #[error("cannot build an image without {}; run `{install}`", programs.join(", "))]
     MissingTools {
         /// The missing programs.
@@ -110,10 +111,10 @@ pub enum BuildError {
     /// Only root may create the device nodes and foreign owners of a root file system.
     #[error("building an image needs root; run `sudo crabbox image build`")]
     NeedsRoot,
-    /// There is no recipe for this processor.
+    /// This processor architecture is not supported.
     #[error("no image recipe for {arch}; give firecracker.kernel and firecracker.rootfs instead")]
     Architecture {
-        /// The processor, as Rust names it.
+        /// The architecture, as Rust names it.
         arch: &'static str,
     },
     /// The file system of the store is too full.
@@ -124,15 +125,15 @@ pub enum BuildError {
     NoSpace {
         /// The store.
         dir: PathBuf,
-        /// What the build wants, in bytes.
+        /// The required space, in bytes.
         needed_bytes: u64,
-        /// What is there, in bytes.
+        /// The free space, in bytes.
         free_bytes: u64,
     },
-    /// A package or suite name that could be taken for an option or for several.
+    /// A package or suite name that could be interpreted as an option or as several names.
     #[error("bad {what} {value:?}: use letters, digits, '.', '+' and '-', beginning with a letter or digit")]
     BadWord {
-        /// What it names.
+        /// The kind of name.
         what: &'static str,
         /// The word as given.
         value: String,
@@ -140,13 +141,13 @@ pub enum BuildError {
     /// A program failed.
     #[error("building the image stopped while {stage}")]
     Tool {
-        /// What was being done.
+        /// The attempted operation.
         stage: &'static str,
-        /// How it failed.
+        /// The failure.
         #[source]
         source: CommandError,
     },
-    /// The kernel package did not have what was looked for.
+    /// The kernel package lacks an expected file.
     #[error("the kernel package of {suite} has no {missing}")]
     KernelPackage {
         /// The suite.
@@ -154,39 +155,39 @@ pub enum BuildError {
         /// What is missing.
         missing: String,
     },
-    /// No ELF could be taken out of the package's kernel.
+    /// No ELF could be extracted from the package's kernel.
     #[error("cannot use the kernel {}", path.display())]
     Kernel {
         /// The compressed kernel.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         #[source]
         source: KernelError,
     },
-    /// No initrd could be put together.
+    /// The initrd could not be made.
     #[error("cannot make the initrd")]
     Initrd(#[source] InitrdError),
-    /// The made file system cannot be stamped.
+    /// The time stamps of the new file system cannot be set.
     #[error("the file system {} is not as it was made: {unexpected}", path.display())]
     Layout {
         /// The image.
         path: PathBuf,
-        /// What is strange.
+        /// What is unexpected.
         unexpected: &'static str,
     },
-    /// A tree that somebody made cannot be taken.
+    /// A foreign tree cannot be used.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// There was no room for all of it.
+    /// There was not enough space.
     #[error("the file system of {} is full", dir.display())]
     Full {
         /// The store.
         dir: PathBuf,
-        /// What could not be written.
+        /// The file that could not be written.
         #[source]
         source: SourceError,
     },
-    /// The guest contract is not kept.
+    /// The guest contract is not met.
     #[error(
         "{from} has no {}: a lease needs it; install it in the tree (Debian: apt-get install -y {})",
         missing.join(", no "), packages.join(" ")
@@ -194,20 +195,20 @@ pub enum BuildError {
     Incomplete {
         /// The source.
         from: String,
-        /// What is not there.
+        /// The missing parts.
         missing: Vec<&'static str>,
-        /// Debian's packages that have it.
+        /// Debian packages that contain them.
         packages: Vec<&'static str>,
     },
-    /// The programs are for another processor.
+    /// The programs are for another processor architecture.
     #[error("{from} is for {found}, and this host is {}", std::env::consts::ARCH)]
     OtherProcessor {
         /// The source.
         from: String,
-        /// What it is for.
+        /// Their architecture.
         found: &'static str,
     },
-    /// There is no kernel to boot it with.
+    /// There is no kernel for it.
     #[error(
         "{from} brings no kernel (boot/vmlinuz-RELEASE with lib/modules/RELEASE), and there is no image to take one from; run `crabbox image build` first"
     )]
@@ -215,16 +216,16 @@ pub enum BuildError {
         /// The source.
         from: String,
     },
-    /// What crabbox writes would go through a link of the tree.
+    /// A path to which crabbox writes leads through a symbolic link of the tree.
     #[error("{path} of the tree is a symbolic link or no directory, and crabbox has to write there")]
     Link {
-        /// The place in the tree.
+        /// The path in the tree.
         path: String,
     },
     /// A file could not be copied.
     #[error(transparent)]
     Clone(#[from] CloneError),
-    /// The store refused.
+    /// The image store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A file could not be read or written.
@@ -232,10 +233,10 @@ pub enum BuildError {
     File(#[from] FileError),
 }
 
-/// Builds the image of `recipe` and puts it into `store`, where `recipe.name` points at it afterwards.
+/// Builds the image of `recipe` and puts it into `store` under `recipe.name`.
 ///
-/// It takes the store's lock for the whole time and works in a scratch directory there, which is gone when it returns;
-/// after a kill, the next change of the store sweeps it.
+/// It holds the store's lock for the whole time and works in a scratch directory there, which is removed when it returns;
+/// after a kill, the next change of the store removes it.
 pub fn build_debian(
     recipe: &BuildRecipe,
     store: &Store,
@@ -271,7 +272,7 @@ pub fn build_debian(
     Ok(store.put(&scratch, &staged, &record, &recipe.name)?)
 }
 
-/// What the image is made of beyond its packages, for whoever asks later.
+/// The inputs of the image besides its packages, recorded as its provenance.
 fn provenance(recipe: &BuildRecipe) -> Result<BTreeMap<String, String>, FileError> {
     let mut facts = BTreeMap::new();
     if let Some(script) = &recipe.script {
@@ -283,7 +284,7 @@ fn provenance(recipe: &BuildRecipe) -> Result<BTreeMap<String, String>, FileErro
     Ok(facts)
 }
 
-/// All that can be known before the first package is fetched.
+/// Checks everything that can be checked before the first package is fetched.
 fn check(recipe: &BuildRecipe, store: &Store) -> Result<(), BuildError> {
     if std::env::consts::ARCH != "x86_64" {
         return Err(BuildError::Architecture {
@@ -302,7 +303,7 @@ fn check(recipe: &BuildRecipe, store: &Store) -> Result<(), BuildError> {
     Ok(())
 }
 
-/// What every build needs: a good name, root's rights, the first process, room.
+/// The requirements of every build: a valid name, root, the guest binary, free space.
 fn check_store(name: &str, guest_binary: &Path, store: &Store) -> Result<(), BuildError> {
     crate::store::check_name(name)?;
     if !rustix::process::geteuid().is_root() {
@@ -335,7 +336,7 @@ fn check_word(what: &'static str, value: &str) -> Result<(), BuildError> {
     }
 }
 
-/// Each of `tools` is a program and the Debian package that has it. One that cannot be started counts as missing.
+/// Each of `tools` is a program and the Debian package that contains it. A program that cannot be started counts as missing.
 fn check_tools(tools: &[(&str, &str)]) -> Result<(), BuildError> {
     let missing: Vec<_> = tools
         .iter()
@@ -357,7 +358,7 @@ fn check_tools(tools: &[(&str, &str)]) -> Result<(), BuildError> {
     })
 }
 
-/// Unpacks the kernel package and makes kernel and initrd of it.
+/// Unpacks the kernel package and makes kernel and initrd from it.
 fn stage_kernel(
     recipe: &BuildRecipe,
     release: &str,

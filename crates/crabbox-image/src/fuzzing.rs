@@ -1,4 +1,4 @@
-//! Doors to this crate's private readers, for fuzzing alone. Nothing that ships may go through them.
+//! Access to this crate's private parsers, only for fuzzing. Production code must not use it.
 
 use crate::cpio;
 

@@ -1,4 +1,4 @@
-//! The guest contract: what our kernel and initrd get on the command line, and what a foreign image gets.
+//! The guest contract: the kernel command line for our image, and for a foreign image.
 //!
 //! Pure functions, in a fixed order. Nothing secret may ever be put here: every process of the guest can read it.
 
@@ -6,21 +6,21 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-/// An argument of the kernel's command line, and why a guest gets it.
+/// An argument of the kernel command line, with its reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Argument {
-    /// As the kernel reads it.
+    /// In the kernel's syntax.
     pub word: &'static str,
-    /// What it does here.
+    /// Its effect here.
     pub reason: &'static str,
-    /// What it is given for.
+    /// Its purpose.
     pub purpose: Purpose,
 }
 
-/// What an argument is given for.
+/// The purpose of an argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// A lease does not work without it, however long that takes.
+    /// A lease does not work without it.
     Needed,
     /// The guest is ready sooner: `cargo xtask bench boot --kernel-args` measures by how much.
     Speed,
@@ -42,7 +42,7 @@ const fn speed(word: &'static str, reason: &'static str) -> Argument {
     }
 }
 
-/// Arguments that the machine asks for, whatever boots.
+/// Arguments that the machine needs, whatever boots.
 const MACHINE: [Argument; 11] = [
     needed(
         "console=ttyS0",
@@ -76,7 +76,7 @@ const MACHINE: [Argument; 11] = [
     ),
 ];
 
-/// Arguments for our image beyond these: each of the services costs boot time and nothing in the image uses it.
+/// Additional arguments for our image: each disabled service would cost boot time, and nothing in the image uses it.
 const OWN: [Argument; 3] = [
     speed("apparmor=0", "nothing in our image has a profile"),
     speed("audit=0", "nothing in our image reads an audit log"),
@@ -86,7 +86,7 @@ const OWN: [Argument; 3] = [
     ),
 ];
 
-/// Arguments for a template beyond these: while it is frozen its clocks stand still, and may jump when it is thawed.
+/// Additional arguments for a template: during a snapshot its clocks stand still, and may jump at the restore.
 const FROZEN: [Argument; 2] = [
     needed(
         "nowatchdog",
@@ -98,8 +98,7 @@ const FROZEN: [Argument; 2] = [
     ),
 ];
 
-/// What makes the first process of our initrd hand over to the init of a root file system that is not ours; `crabbox-guest` knows
-/// the same argument.
+/// Makes process 1 of our initrd start the init of a foreign root file system; `crabbox-guest` has the same constant.
 const HANDOVER: &str = "crabbox.init=/sbin/init";
 
 /// The command line of our own image's kernel: every argument with its reason, in the order of the command line.
@@ -117,7 +116,8 @@ pub fn template_kernel_args() -> String {
     words(&[arguments().as_slice(), &FROZEN].concat()).join(" ")
 }
 
-/// Kernel arguments for an image with an init of its own that our initrd reaches. Its network comes with the seed.
+/// Kernel arguments for an image with its own init that is reached through our initrd. Its network configuration is in the
+/// seed.
 pub fn handover_kernel_args() -> String {
     [&["root=/dev/vda", "rw"], words(&MACHINE).as_slice(), &[HANDOVER]]
         .concat()
@@ -128,7 +128,7 @@ fn words(arguments: &[Argument]) -> Vec<&'static str> {
     arguments.iter().map(|argument| argument.word).collect()
 }
 
-/// The network that a foreign image is given on the kernel's command line.
+/// The network of a foreign image on the kernel command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootNetwork {
     /// Address and prefix of the guest.
@@ -139,9 +139,9 @@ pub struct BootNetwork {
     pub dns: Vec<Ipv4Addr>,
 }
 
-/// Kernel arguments for anyone's cloud-init image, as the Go program gives them (`nomodules` included, which no kernel knows
-/// and some scripts look for), in a fixed order. Its `noapic` is left out: a kernel with ACPI, which Firecracker has since 1.8, finds no
-/// interrupt for its disks then and waits for them for ever.
+/// Kernel arguments for a foreign cloud-init image, as in the Go program (including `nomodules`, which is unknown to kernels
+/// but which some scripts look for), in a fixed order. The Go program's `noapic` is left out: with it a kernel with ACPI,
+/// which Firecracker provides since 1.8, finds no interrupt for its disks and waits for them forever.
 pub fn foreign_kernel_args(network: Option<&BootNetwork>) -> String {
     let fixed = "root=/dev/vda rw console=ttyS0 reboot=k panic=1 pci=off nomodules";
     let Some(network) = network else {

@@ -1,7 +1,7 @@
-//! The guest's first process, carried inside the program itself.
+//! The guest's process 1, embedded in the program.
 //!
-//! `crabbox` is one file, so it brings the static `crabbox-guest` along (`build.rs`). It must never be another than that of the sources
-//! beside this crate: what the two say to each other changes with them.
+//! `crabbox` is one file, so it contains the static `crabbox-guest` (`build.rs`). It must never differ from the one built
+//! from the sources of this workspace, because the protocol between the two changes with them.
 
 use std::io::{Read as _, Result};
 
@@ -10,7 +10,7 @@ const CARRIED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/crabbox-guest.g
 /// The bytes of `crabbox-guest`.
 ///
 /// # Errors
-/// When what this program carries was damaged after it was built.
+/// When the embedded binary was damaged after the build.
 pub fn bytes() -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     flate2::read::GzDecoder::new(CARRIED).read_to_end(&mut bytes)?;

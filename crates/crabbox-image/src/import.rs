@@ -1,7 +1,7 @@
-//! Somebody's ready kernel and root file system as an image of the store.
+//! Imports a foreign kernel and root file system as an image of the store.
 //!
-//! Nothing is mounted: what the file system offers is read with `debugfs`, from the copy that becomes the image. What cannot work in a
-//! lease is refused here, by name, instead of ending in a lease that never answers.
+//! Nothing is mounted: the file system is read with `debugfs`, from the copy that becomes the image. A kernel or root file
+//! system that cannot work in a lease must be refused here, by name, and not lead to a lease that never answers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -23,25 +23,25 @@ use crate::programs::{self, Check};
 use crate::progress::Progress;
 use crate::store::{Image, Store, StoreError};
 
-/// Longest that `debugfs` may take.
+/// Time limit for `debugfs`.
 const DEBUGFS_LIMIT: Duration = Duration::from_mins(1);
 
-/// Programs whose header names the processor; the first that is there counts.
+/// Programs whose ELF header shows the processor architecture; the first existing one is used.
 const TELLING: [&str; 3] = ["/usr/sbin/sshd", "/usr/bin/bash", "/bin/bash"];
 
-/// How much of such a program is read, in bytes.
+/// Bytes of such a program that are read.
 const HEAD_BYTES: u64 = 64;
 
-/// The most directories and files of modules that are looked at; Debian's largest kernel has about 500 and 4000.
+/// Maximum number of module directories and files; Debian's largest kernel has about 500 and 4000.
 const DIRECTORIES_LIMIT: usize = 1 << 13;
 const FILES_LIMIT: usize = 1 << 17;
 
-/// What to import.
+/// The inputs of an import.
 #[derive(Debug, Clone)]
 pub struct ImportRecipe {
-    /// The name that will point at the image.
+    /// The name that will point to the image.
     pub name: String,
-    /// The guest kernel: an ELF, or a bzImage whose ELF is taken out.
+    /// The guest kernel: an ELF, or a bzImage from which the ELF is extracted.
     pub kernel: PathBuf,
     /// The root file system: a bare ext4.
     pub rootfs: PathBuf,
@@ -49,7 +49,7 @@ pub struct ImportRecipe {
     pub guest_binary: Option<PathBuf>,
 }
 
-/// Why something is no image for leases.
+/// Why the inputs cannot become an image.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// The kernel cannot be used.
@@ -57,14 +57,14 @@ pub enum ImportError {
     Kernel {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         #[source]
         source: KernelError,
     },
-    /// The root file system is none.
+    /// The root file system is not valid.
     #[error(transparent)]
     Inspect(#[from] InspectError),
-    /// It could not be looked into, or what is in it cannot be.
+    /// The file system, or a part of it, cannot be read.
     #[error("cannot import {}", path.display())]
     Look {
         /// The file.
@@ -73,31 +73,31 @@ pub enum ImportError {
         #[source]
         source: DebugfsError,
     },
-    /// The list of the modules in its kernel is something else than a file.
+    /// The list of the kernel's modules is not a regular file.
     #[error("{} has {list}, which is no regular file", path.display())]
     NoList {
         /// The file.
         path: PathBuf,
-        /// The list's place in it.
+        /// The list's path in it.
         list: String,
     },
-    /// The guest contract is not kept.
+    /// The guest contract is not met.
     #[error("{} has no {}: a lease needs it; install it in the image", path.display(), missing.join(", no "))]
     Missing {
         /// The file.
         path: PathBuf,
-        /// What is not there.
+        /// The missing parts.
         missing: Vec<&'static str>,
     },
-    /// It is for another processor.
+    /// It is for another processor architecture.
     #[error("{} is for {found}, and this host is {}", path.display(), std::env::consts::ARCH)]
     Architecture {
         /// The file.
         path: PathBuf,
-        /// What it is for.
+        /// Its architecture.
         found: &'static str,
     },
-    /// The kernel needs an initrd, and there is nothing to make it of.
+    /// The kernel needs an initrd, but the root file system has no modules for it.
     #[error(
         "the kernel {release} in {} has its disk drivers as modules, and this crabbox was built without crabbox-guest, which loads them",
         path.display()
@@ -108,21 +108,21 @@ pub enum ImportError {
         /// The kernel's release.
         release: String,
     },
-    /// No initrd could be put together.
+    /// The initrd could not be made.
     #[error("cannot make an initrd for the kernel {release} of {}", path.display())]
     Initrd {
         /// The root file system with the modules.
         path: PathBuf,
         /// The kernel's release.
         release: String,
-        /// Why not.
+        /// The reason.
         #[source]
         source: InitrdError,
     },
     /// It could not be copied.
     #[error(transparent)]
     Clone(#[from] CloneError),
-    /// The store refused.
+    /// The image store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A file could not be read or written.
@@ -130,7 +130,7 @@ pub enum ImportError {
     File(#[from] FileError),
 }
 
-/// Checks kernel and root file system, and puts copies of both into `store`.
+/// Checks kernel and root file system, and copies both into `store`.
 pub fn import_ready(
     recipe: &ImportRecipe,
     store: &Store,
@@ -199,14 +199,14 @@ fn set_mode(path: &Path, mode: u32) -> Result<(), FileError> {
         .map_err(fail)
 }
 
-/// The copy of the root file system, being looked into.
+/// The copy of the root file system, while it is being read.
 struct Looking<'a> {
     recipe: &'a ImportRecipe,
     image: Ext4<'a>,
 }
 
 impl Looking<'_> {
-    /// Whether a lease can work with it.
+    /// Checks whether a lease can use it.
     fn check_contract(&self) -> Result<(), ImportError> {
         let fail = |source| self.recipe.unreadable(source);
         let places: Vec<&str> = programs::of(Check::Import)
@@ -234,8 +234,8 @@ impl Looking<'_> {
         Ok(())
     }
 
-    /// The initrd that a kernel with its disk drivers as modules needs; `None` when it has them built in, or when the file system holds no
-    /// modules of it: then it must have.
+    /// The initrd for a kernel that has its disk drivers as modules; `None` if the drivers are built in, or if the file
+    /// system has no modules for this kernel, which must then have them built in.
     fn initrd_for(&self, release: &str) -> Result<Option<Vec<u8>>, ImportError> {
         let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '+');
         if release.is_empty() || release.starts_with('.') || !release.chars().all(legal) {
@@ -288,7 +288,7 @@ impl Looking<'_> {
     }
 }
 
-/// The modules of one kernel in an image: what its directories list, read by inode when it is asked for.
+/// The modules of one kernel in an image: the entries of its directories, read by inode on demand.
 #[derive(Debug)]
 struct Modules<'a> {
     image: &'a Ext4<'a>,
@@ -297,7 +297,7 @@ struct Modules<'a> {
 }
 
 impl<'a> Modules<'a> {
-    /// Those in the directory `place`; `None` when there is none.
+    /// Those in the directory `place`; `None` if it does not exist.
     fn find(image: &'a Ext4<'a>, place: &str) -> Result<Option<Self>, DebugfsError> {
         let top = image.list(&[Dir::Path(place.to_owned())])?;
         let Some(top) = top.into_iter().next().flatten() else {
@@ -364,7 +364,7 @@ impl ModuleTree for Modules<'_> {
     }
 }
 
-/// The processor of an ELF file's head when it is not x86_64's (`e_machine`, two bytes at 18).
+/// The architecture in an ELF header if it is not x86_64 (`e_machine`, two bytes at offset 18).
 pub(crate) fn other_processor(head: &[u8]) -> Option<&'static str> {
     if !head.starts_with(b"\x7fELF") || head.len() < 20 {
         return None;

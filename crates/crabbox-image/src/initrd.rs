@@ -7,8 +7,8 @@
 //! /dev/console        so that process 1 has its streams
 //! /proc /sys          mount points
 //! ```
-//! Not compressed: unpacking would cost the guest more than reading saves the host. Nothing of a lease is in it; the seed
-//! ([`crate::seed`]) is laid behind it.
+//! It is not compressed: decompression in the guest would take longer than the host saves by reading less. It must never
+//! contain anything of a lease; the seed ([`crate::seed`]) is appended to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
@@ -22,7 +22,7 @@ use crate::cpio::{self, Writer};
 use crate::kernel::{self, KernelError};
 use crate::modinfo;
 
-/// What the guest cannot do without; a name that is built into the kernel is skipped.
+/// Modules that the guest needs; those built into the kernel are skipped.
 pub const MODULES: [&str; 5] = [
     "virtio_mmio",
     "virtio_blk",
@@ -31,50 +31,50 @@ pub const MODULES: [&str; 5] = [
     "vmw_vsock_virtio_transport",
 ];
 
-/// What an init of the image's own cannot load, because it is needed to reach that init. A kernel without any of them as a module
+/// Modules that the image's own init cannot load, because they are needed to reach it. A kernel with all of them built in
 /// needs no initrd.
 pub(crate) const ROOT_MODULES: [&str; 3] = ["virtio_mmio", "virtio_blk", "ext4"];
 
 /// The list of modules in loading order.
 const ORDER: &str = "modules/order";
 
-/// The largest module taken, in bytes, uncompressed.
+/// Maximum size of a module, in bytes, uncompressed.
 const MODULE_LIMIT: u64 = 64 * 1024 * 1024;
 
-/// How many modules may depend on each other; those of Debian's that a guest needs are about ten.
+/// Maximum depth of module dependencies; Debian's modules for a guest need about ten.
 const MODULES_LIMIT: usize = 128;
 
-/// The largest list of modules taken, in bytes; Debian's have some 10 KiB.
+/// Maximum size of a list of modules, in bytes; Debian's have some 10 KiB.
 pub(crate) const LIST_LIMIT: u64 = 4 << 20;
 
-/// The largest first process taken, in bytes.
+/// Maximum size of the guest binary, in bytes.
 const GUEST_LIMIT: u64 = 64 << 20;
 
-/// The list of what is in the kernel itself.
+/// The list of modules built into the kernel.
 pub(crate) const BUILT_IN: &str = "modules.builtin";
 
-/// What an initrd is made of.
+/// The inputs of an initrd.
 #[derive(Debug, Clone)]
 pub struct InitrdRecipe<'a> {
     /// The static `crabbox-guest`.
     pub guest_binary: &'a Path,
     /// The module tree of the kernel, `…/lib/modules/<version>`.
     pub modules: &'a dyn ModuleTree,
-    /// Version of the kernel that will boot it ([`kernel::version`]); the tree must be of the same.
+    /// The release of the kernel that will boot it ([`kernel::version`]); the tree must belong to the same release.
     pub kernel_version: &'a str,
-    /// The modules that it must load, by name: [`MODULES`] for images of ours, [`ROOT_MODULES`] for those with an init of their own.
+    /// The required modules, by name: [`MODULES`] for our images, [`ROOT_MODULES`] for those with their own init.
     pub wanted: &'a [&'a str],
 }
 
-/// The modules of one kernel, wherever they are. Others made them: what is read is a regular file and no longer than asked for.
+/// A source of the modules of one kernel. It is untrusted: only regular files are read, up to the given limit.
 pub trait ModuleTree: std::fmt::Debug {
-    /// Where they are, for messages; its last part is the kernel's version.
+    /// Its path, for messages; the last component is the kernel's release.
     fn place(&self) -> &Path;
 
     /// Every file below `kernel/`, by its path in the tree.
     fn files(&self) -> io::Result<Vec<PathBuf>>;
 
-    /// The content of the regular file `path` of the tree, of at most `limit` bytes; `None` when there is none.
+    /// The content of the regular file `path` of the tree, at most `limit` bytes; `None` if it does not exist.
     fn read(&self, path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>>;
 }
 
@@ -105,26 +105,26 @@ impl ModuleTree for Tree {
     }
 }
 
-/// Why an initrd could not be put together.
+/// Why an initrd could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum InitrdError {
     /// A file or directory could not be read.
     #[error("cannot read {path} for the initrd")]
     Read {
-        /// Which one.
+        /// The path.
         path: PathBuf,
         /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// The guest binary would not run as the first process.
+    /// The guest binary cannot run as process 1.
     #[error(
         "{path} cannot be the first process of a guest: build it statically (target-feature=+crt-static)"
     )]
     GuestBinary {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What it is.
+        /// Its actual format.
         #[source]
         source: KernelError,
     },
@@ -139,30 +139,30 @@ pub enum InitrdError {
     /// A module is neither in the tree nor in the kernel.
     #[error("kernel module {name} is neither under {modules_root} nor built into that kernel")]
     NoSuchModule {
-        /// Which module.
+        /// The module.
         name: String,
-        /// Where it was looked for.
+        /// The tree that was searched.
         modules_root: PathBuf,
     },
     /// A module file is damaged.
     #[error("{path} is not a kernel module")]
     NotAModule {
-        /// Which file.
+        /// The file.
         path: PathBuf,
     },
-    /// An initrd that is none of ours, or no longer whole.
+    /// An initrd that is not ours, or is damaged.
     #[error("{path} is no initrd that crabbox made")]
     Damaged {
-        /// Which file.
+        /// The file.
         path: PathBuf,
     },
-    /// More modules than a guest would ever need to reach its disk.
+    /// More modules than a guest can need to reach its disk.
     #[error("the modules of {modules_root} need more than {MODULES_LIMIT} others")]
     TooMany {
         /// The tree.
         modules_root: PathBuf,
     },
-    /// Modules that depend on each other in a circle.
+    /// A cycle of module dependencies.
     #[error("kernel module {name} depends on itself")]
     Circle {
         /// One of them.
@@ -170,7 +170,7 @@ pub enum InitrdError {
     },
 }
 
-/// Puts the archive together; its length is a multiple of four, so that a seed can be laid behind it.
+/// Builds the archive; its length is a multiple of four, so that a seed can be appended.
 pub fn build(recipe: &InitrdRecipe<'_>) -> Result<Vec<u8>, InitrdError> {
     let guest = first_process(recipe.guest_binary)?;
     let place = recipe.modules.place();
@@ -198,8 +198,8 @@ pub fn build(recipe: &InitrdRecipe<'_>) -> Result<Vec<u8>, InitrdError> {
     Ok(archive.finish())
 }
 
-/// The initrd `archive` of an earlier build with the first process `guest_binary` in place of its own: the kernel and its modules
-/// serve any root file system.
+/// The initrd `archive` of an earlier build with `guest_binary` in place of its process 1: kernel and modules work with any
+/// root file system.
 pub(crate) fn with_guest(archive: &[u8], from: &Path, guest_binary: &Path) -> Result<Vec<u8>, InitrdError> {
     let guest = first_process(guest_binary)?;
     let damaged = || InitrdError::Damaged {
@@ -220,7 +220,7 @@ pub(crate) fn with_guest(archive: &[u8], from: &Path, guest_binary: &Path) -> Re
     Ok(writer.finish())
 }
 
-/// All that an initrd has but the modules.
+/// All parts of an initrd except the modules.
 fn skeleton(guest: &[u8]) -> Writer {
     let mut archive = Writer::new();
     for directory in ["dev", "proc", "sys", "modules"] {
@@ -244,7 +244,7 @@ fn first_process(guest_binary: &Path) -> Result<Vec<u8>, InitrdError> {
     Ok(guest)
 }
 
-/// Modules of one tree, being put into loading order.
+/// The modules of one tree, while they are sorted into loading order.
 struct Loading<'a> {
     tree: &'a dyn ModuleTree,
     files: BTreeMap<String, PathBuf>,
@@ -273,7 +273,7 @@ impl<'a> Loading<'a> {
         })
     }
 
-    /// Adds `name` behind everything that it depends on.
+    /// Adds `name` after all its dependencies.
     fn add(&mut self, name: &str) -> Result<(), InitrdError> {
         let name = name.replace('-', "_");
         if self.built_in.contains(&name) || self.ordered.iter().any(|(known, _)| *known == name) {
@@ -317,14 +317,14 @@ pub(crate) fn is_built_in(list: &str, name: &str) -> bool {
     built_in(list).any(|known| known == name)
 }
 
-/// The name under which the kernel knows a module file, whatever its compression.
+/// The kernel's name for a module file, regardless of compression.
 fn module_name(path: &Path) -> Option<String> {
     let file = path.file_name()?.to_str()?;
     let (stem, ending) = file.split_once(".ko")?;
     matches!(ending, "" | ".xz" | ".zst" | ".gz").then(|| stem.replace('-', "_"))
 }
 
-/// The file `path` of `tree`, which must be there.
+/// The file `path` of `tree`, which must exist.
 fn read(tree: &dyn ModuleTree, path: &Path, limit: u64) -> Result<Vec<u8>, InitrdError> {
     let missing = || io::Error::new(io::ErrorKind::NotFound, "there is no regular file of that name");
     tree.read(path, limit)
@@ -351,7 +351,7 @@ fn uncompressed(tree: &dyn ModuleTree, path: &Path) -> Result<Vec<u8>, InitrdErr
     })
 }
 
-/// All of `packed`, which must not be longer than a module.
+/// Decompresses all of `packed`, up to the size limit of a module.
 fn bounded(packed: impl Read) -> io::Result<Vec<u8>> {
     let mut module = Vec::new();
     packed.take(MODULE_LIMIT + 1).read_to_end(&mut module)?;

@@ -1,7 +1,7 @@
-//! What an image file is, read from its first bytes.
+//! Detects the type of an image file from its first bytes.
 //!
-//! It decides "is this a root file system we can boot" without mounting anything, and names what it found otherwise. It
-//! must never trust a length or offset from the image: everything read is a fixed field at a fixed place.
+//! It decides "is this a root file system that we can boot" without mounting anything; if not, it names the type. It must
+//! never trust a length or offset in the image: it reads only fixed fields at fixed positions.
 
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use crabbox_host::digest;
 use crabbox_host::files::{self, FileError};
 
-/// Where the ext superblock starts, in bytes; the format is in the kernel's `Documentation/filesystems/ext4`.
+/// Offset of the ext superblock, in bytes; the format is in the kernel's `Documentation/filesystems/ext4`.
 const SUPERBLOCK_OFFSET: usize = 1024;
 
-/// How much of the file is looked at: superblock and every signature below, the farthest being Btrfs at 64 KiB + 0x40.
+/// Number of bytes read: they contain the superblock and every signature below, the farthest being Btrfs at 64 KiB + 0x40.
 const HEAD_BYTES: usize = 65 * 1024;
 
-/// What a file turned out to be instead of a bare ext4 file system.
+/// The type of a file that is not a bare ext4 file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
     /// A whole disk with a GUID partition table.
@@ -28,12 +28,12 @@ pub enum Found {
     Compressed,
     /// Another file system; the name is the kernel's.
     OtherFileSystem(&'static str),
-    /// Nothing that is known here.
+    /// An unknown type.
     Unknown,
 }
 
 impl Found {
-    /// What it is and how to make a bare file system of it, as the end of a sentence.
+    /// The type and how to make a bare file system from it, as the end of a sentence.
     fn advice(self) -> &'static str {
         match self {
             Self::GptDisk => {
@@ -55,15 +55,15 @@ impl Found {
 /// Why an image cannot be used as a root file system.
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
-    /// It is something else.
+    /// It is of another type.
     #[error("{} is no ext4 file system: {}", path.display(), found.advice())]
     NotExt4 {
         /// The image.
         path: PathBuf,
-        /// What it is.
+        /// Its type.
         found: Found,
     },
-    /// The superblock has the right mark and impossible numbers.
+    /// The superblock has the right magic number but impossible values.
     #[error("the ext4 superblock of {} is damaged: it claims blocks of 2^{log_block_size} KiB", path.display())]
     Damaged {
         /// The image.
@@ -76,24 +76,24 @@ pub enum InspectError {
     File(#[from] FileError),
 }
 
-/// The facts of an ext4 superblock that crabbox uses.
+/// The needed fields of an ext4 superblock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Superblock {
     /// Volume label, without its padding.
     pub label: String,
     /// Volume id, as 8-4-4-4-12 hexadecimal digits.
     pub uuid: String,
-    /// Bytes a block: 1024 to 65536.
+    /// Bytes per block: 1024 to 65536.
     pub block_size: u32,
     /// Length of the file system in blocks.
     pub blocks: u64,
-    /// Blocks not used, as of the last clean unmount.
+    /// Free blocks, as of the last clean unmount.
     pub free_blocks: u64,
-    /// Inodes in all.
+    /// Total number of inodes.
     pub inodes: u32,
-    /// Whether there is a journal.
+    /// Whether it has a journal.
     pub journal: bool,
-    /// Whether metadata carry checksums; then the tables cannot be patched from outside.
+    /// Whether metadata have checksums; then the inode tables cannot be patched from outside.
     pub checksums: bool,
 }
 
@@ -152,7 +152,7 @@ fn uuid(bytes: &[u8]) -> String {
     [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
 }
 
-/// The first [`HEAD_BYTES`] of the file, zeros where it is shorter.
+/// The first [`HEAD_BYTES`] of the file, padded with zeros if it is shorter.
 fn read_head(path: &Path) -> Result<Vec<u8>, FileError> {
     let file = files::open_regular(path).map_err(|source| FileError::io("open", path, source))?;
     let mut head = vec![0; HEAD_BYTES];

@@ -1,37 +1,36 @@
-//! The guest kernel: the ELF inside a distribution's bzImage, and whether a file is a kernel that Firecracker boots.
+//! The guest kernel: extracts the ELF from a distribution's bzImage, and checks whether Firecracker can boot a file.
 //!
 //! Firecracker loads an uncompressed x86_64 ELF. A bzImage (`Documentation/arch/x86/boot.rst`) is a small real-mode loader
-//! with that ELF, compressed, as its payload. Nothing here trusts a length that the file claims, and no decompression runs
-//! without a bound.
+//! with that ELF, compressed, as its payload. Nothing here may trust a length in the file, or decompress without a limit.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// The largest kernel taken out of a bzImage, in bytes; Debian's largest is about 80 MiB.
+/// Maximum size of a kernel extracted from a bzImage, in bytes; Debian's largest is about 80 MiB.
 pub(crate) const KERNEL_LIMIT: usize = 512 * 1024 * 1024;
 
-/// Magic number of the "legacy" LZ4 frame, the only one that the kernel's build uses (`lz4 -l`).
+/// Magic number of the "legacy" LZ4 frame, the only one used by the kernel's build (`lz4 -l`).
 const LZ4_LEGACY: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
 
-/// What one legacy LZ4 chunk holds at most, uncompressed: fixed by the format.
+/// Maximum uncompressed size of one legacy LZ4 chunk: fixed by the format.
 const LZ4_CHUNK: usize = 8 * 1024 * 1024;
 
-/// The largest zstd window taken, in bytes: the kernel's build compresses with `zstd -22 --ultra`, whose window is this.
+/// Maximum zstd window, in bytes: that of `zstd -22 --ultra`, which the kernel's build uses.
 const ZSTD_WINDOW: u64 = 128 * 1024 * 1024;
 
-/// How much of an ELF file [`check_elf`] needs: its header.
+/// Number of bytes of an ELF file that [`check_elf`] needs: its header.
 const ELF_HEADER: usize = 64;
 
-/// What the banner in a kernel's read-only data begins with.
+/// The beginning of the banner in a kernel's read-only data.
 const VERSION_MARK: &[u8] = b"Linux version ";
 
-/// Why no kernel could be taken out of a file, or why a file is not a kernel that boots.
+/// Why no kernel could be extracted from a file, or why a file is not a bootable kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// The kernel file could not be read.
     #[error("cannot read kernel {path}")]
     Read {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// The system's error.
         #[source]
@@ -40,33 +39,33 @@ pub enum KernelError {
     /// Neither a bzImage nor an ELF file.
     #[error("not a kernel: neither a bzImage nor an ELF file, it is {looks_like}")]
     NotAKernel {
-        /// What its first bytes say it is.
+        /// The type according to its first bytes.
         looks_like: &'static str,
     },
-    /// A bzImage where an ELF is needed.
+    /// It is a bzImage, and an ELF is needed.
     #[error("a compressed bzImage, and Firecracker needs the ELF kernel (vmlinux) inside it")]
     Compressed,
-    /// An ELF file for something else.
+    /// An ELF file for another purpose.
     #[error("not a kernel for this machine: {why}")]
     WrongElf {
         /// What is wrong with it.
         why: &'static str,
     },
-    /// A bzImage of a boot protocol that does not say where the payload is.
+    /// A bzImage whose boot protocol has no payload offset.
     #[error("bzImage of boot protocol {}.{:02}, and the payload is known since 2.08 only", .version >> 8, .version & 0xff)]
     TooOld {
-        /// The protocol version as the header has it.
+        /// The protocol version in its header.
         version: u16,
     },
-    /// The file ends before its payload.
+    /// The file is truncated within its payload.
     #[error("truncated bzImage: its payload ends at byte {end}, the file at {length}")]
     Truncated {
-        /// Where the payload should end.
+        /// The expected end of the payload.
         end: u64,
-        /// How long the file is.
+        /// The length of the file.
         length: u64,
     },
-    /// The payload is compressed with something that is not supported.
+    /// The compression of the payload is not supported.
     #[error(
         "unknown kernel compression (payload starts with {magic:02x?}; gzip, xz, zstd and lz4 are supported)"
     )]
@@ -77,21 +76,21 @@ pub enum KernelError {
     /// The payload could not be decompressed.
     #[error("cannot decompress the {format} payload of the bzImage")]
     Decompress {
-        /// Which compression it is.
+        /// The compression.
         format: &'static str,
-        /// What the decoder said.
+        /// The decoder's error.
         #[source]
         source: std::io::Error,
     },
-    /// The payload is larger than any kernel.
+    /// The uncompressed payload exceeds the limit.
     #[error("the payload of the bzImage grows beyond {limit} bytes")]
     TooLarge {
-        /// The bound, in bytes.
+        /// The limit, in bytes.
         limit: usize,
     },
 }
 
-/// The uncompressed x86_64 ELF kernel inside `image`, a bzImage. An ELF is returned as it is.
+/// The uncompressed x86_64 ELF kernel inside `image`, a bzImage. An ELF is returned unchanged.
 pub fn elf_from_bzimage(image: &[u8]) -> Result<Vec<u8>, KernelError> {
     if image.starts_with(b"\x7fELF") {
         check_elf_header(image)?;
@@ -103,7 +102,7 @@ pub fn elf_from_bzimage(image: &[u8]) -> Result<Vec<u8>, KernelError> {
     Ok(elf)
 }
 
-/// Checks that the file at `path` is an x86_64 ELF kernel as Firecracker boots it; reads only its header.
+/// Checks that the file at `path` is an x86_64 ELF kernel that Firecracker can boot; reads only its header.
 pub fn check_elf(path: &Path) -> Result<(), KernelError> {
     let read = || {
         let mut start = Vec::new();
@@ -148,7 +147,7 @@ pub(crate) fn check_elf_header(start: &[u8]) -> Result<(), KernelError> {
     }
 }
 
-/// The version of a kernel (`6.1.0-56-cloud-amd64`), from an ELF or a bzImage; `None` when it does not say.
+/// The release of a kernel (`6.1.0-56-cloud-amd64`), from an ELF or a bzImage; `None` if it has no banner.
 pub fn version(kernel: &[u8]) -> Option<String> {
     let banner = if is_bzimage(kernel) {
         // "kernel_version": where the version string is, counted from byte 0x200.
@@ -170,7 +169,8 @@ fn is_bzimage(image: &[u8]) -> bool {
     image.get(0x202..0x206) == Some(b"HdrS") && u16_at(image, 0x1fe) == Some(0xaa55)
 }
 
-/// Whether `start`, the beginning of an ELF file, belongs to a statically linked x86_64 program; else what it is.
+/// Checks that `start`, the beginning of an ELF file, belongs to a statically linked x86_64 program; otherwise returns its
+/// type.
 pub(crate) fn check_static_program(start: &[u8]) -> Result<(), KernelError> {
     match check_elf_header(start) {
         Err(KernelError::NotAKernel { .. } | KernelError::Compressed) => Err(KernelError::WrongElf {
@@ -180,7 +180,7 @@ pub(crate) fn check_static_program(start: &[u8]) -> Result<(), KernelError> {
     }
 }
 
-/// Whether the program headers ask for a dynamic loader (`PT_INTERP`), which no kernel does.
+/// Whether the program headers request a dynamic loader (`PT_INTERP`), which no kernel does.
 fn has_interpreter(start: &[u8]) -> bool {
     let (Some(offset), Some(size), Some(count)) = (u64_at(start, 32), u16_at(start, 54), u16_at(start, 56))
     else {
@@ -278,7 +278,7 @@ fn read_bounded(reader: impl Read, format: &'static str) -> Result<Vec<u8>, Kern
     Ok(elf)
 }
 
-/// Decodes the chunks of a legacy LZ4 stream (each its compressed length, then one block), behind the magic number. The
+/// Decodes the chunks of a legacy LZ4 stream (each has its compressed length, then one block) after the magic number. The
 /// kernel's build appends the uncompressed length of the whole, which ends the stream.
 fn lz4_legacy(stream: &[u8]) -> Result<Vec<u8>, KernelError> {
     let broken = |why: &'static str| KernelError::Decompress {
@@ -352,7 +352,7 @@ mod tests {
 
     use super::*;
 
-    /// An ELF header of a kernel, with something behind it that compresses.
+    /// An ELF header of a kernel, followed by compressible data.
     fn elf() -> Vec<u8> {
         let mut elf = vec![0; 20 * 1024 * 1024];
         elf[..6].copy_from_slice(b"\x7fELF\x02\x01");

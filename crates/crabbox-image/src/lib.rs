@@ -1,4 +1,6 @@
-//! Artefacts by digest, clone and grow, seed, build recipes, guest contract.
+//! Images and disks: the content-addressed image store, build and import, private disks, seeds, and the guest contract.
+//!
+//! Foreign trees, archives and file systems are never mounted, and nothing in them may reach a file of this host.
 
 #![cfg_attr(
     test,

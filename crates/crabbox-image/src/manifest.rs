@@ -1,7 +1,7 @@
-//! What is in an image of ours: the record beside its files.
+//! The record of an image, stored with its files.
 //!
-//! It lets a reader check every byte and know what the guest offers without booting it. Version 1 is the only one; a
-//! newer one is refused rather than half understood. Nothing in it may depend on the machine that built the image.
+//! With it a reader can verify every byte, and knows the guest's properties without booting it. Version 1 is the only one; a
+//! newer version is refused. Nothing in it may depend on the machine that built the image.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -60,8 +60,8 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// The record of an image of the files called `names` in `staged`, for this machine's kind of processor, with no word about what
-    /// is in it: whoever has made the files adds that.
+    /// The record of an image with the files `names` in `staged`, for this machine's architecture, without a description of
+    /// the contents, which the builder adds.
     pub fn of_staged(
         staged: &Path,
         names: &[&str],
@@ -98,8 +98,8 @@ pub enum Init {
 }
 
 impl Init {
-    /// Whether these are the files of an image of this kind, no more and no less. One with an init of its own has an initrd when
-    /// its kernel needs one.
+    /// Whether these are exactly the files of an image of this kind. An image with its own init has an initrd only if its
+    /// kernel needs one.
     pub(crate) fn has_files<'a>(self, names: impl Iterator<Item = &'a str>) -> bool {
         let names: Vec<_> = names.collect();
         let needed: &[&str] = match self {
@@ -149,7 +149,7 @@ pub struct FileFacts {
 }
 
 impl FileFacts {
-    /// Reads the file at `path` and says what it is.
+    /// Computes the entry for the file at `path`.
     pub fn of(path: &Path) -> Result<Self, FileError> {
         let facts = files::open_regular(path)
             .and_then(|file| file.metadata())
@@ -161,7 +161,7 @@ impl FileFacts {
     }
 }
 
-/// The identity of an image with `files`: SHA-256 over one line `<sha256>  <name>\n` a file, in the order of their names.
+/// The identity of an image with `files`: SHA-256 over one line `<sha256>  <name>\n` per file, sorted by name.
 pub(crate) fn image_digest(files: &BTreeMap<String, FileFacts>) -> String {
     let lines: String = files
         .iter()

@@ -1,7 +1,7 @@
-//! What a kernel module says about itself: the `.modinfo` section of its ELF file (`elf(5)`).
+//! The `.modinfo` section of a kernel module's ELF file (`elf(5)`): its dependencies.
 //!
-//! Read here rather than from `modules.dep`, which a package that was only unpacked does not have yet. A damaged file gives
-//! `None`, never a panic.
+//! It is used instead of `modules.dep`, which does not exist yet in a package that was only unpacked. A damaged file gives
+//! `None` and must never cause a panic.
 
 /// The modules that have to be loaded before this one, or `None` when the bytes are not an ELF module.
 pub(crate) fn depends(module: &[u8]) -> Option<Vec<String>> {
@@ -54,7 +54,7 @@ fn number(bytes: &[u8], at: usize, size: usize) -> Option<u64> {
     )
 }
 
-/// The least ELF file with a `.modinfo` section, for tests.
+/// A minimal ELF file with a `.modinfo` section, for tests.
 #[cfg(test)]
 pub(crate) fn sample(depends: &str) -> Vec<u8> {
     let info = format!("license=GPL\0depends={depends}\0name=x\0");

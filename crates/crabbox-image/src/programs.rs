@@ -1,29 +1,29 @@
-//! The programs of the guest contract: what a lease needs of a guest, and where distributions have it.
+//! The programs of the guest contract: what a lease needs in a guest, and their paths in distributions.
 //!
-//! It is the only list: who builds, imports or examines an image takes its part of it. It must never name a place for one of
-//! them that another does not look at.
+//! It is the only list: build, import and doctor each use their part of it. It must never contain a path that only one of
+//! them checks.
 
 use crabbox_guest_protocol::image::SSHD;
 
 /// One program of the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Program {
-    /// What it is called.
+    /// Its name.
     pub name: &'static str,
-    /// Where distributions have it; one of these is enough.
+    /// Its paths in distributions; one of these is enough.
     pub places: &'static [&'static str],
-    /// Debian's package.
+    /// The Debian package.
     pub package: &'static str,
-    /// Who asks for it.
+    /// The checks that require it.
     asked_by: &'static [Check],
 }
 
-/// Who asks for the programs of an image.
+/// A check of an image's programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Check {
-    /// `image build --from`, of a tree that gets our first process.
+    /// `image build --from`, of a tree that gets our process 1.
     Tree,
-    /// `image import`, of a root file system with an init of its own.
+    /// `image import`, of a root file system with its own init.
     Import,
     /// `doctor`, of the image that leases boot.
     Doctor,
@@ -69,7 +69,7 @@ const fn program(
     }
 }
 
-/// The programs that `check` asks for, in the order in which they are reported.
+/// The programs required by `check`, in the order in which they are reported.
 pub fn of(check: Check) -> impl Iterator<Item = &'static Program> {
     PROGRAMS
         .iter()
@@ -77,7 +77,7 @@ pub fn of(check: Check) -> impl Iterator<Item = &'static Program> {
 }
 
 impl Program {
-    /// Whether it is in an image that has the files `present`.
+    /// Whether an image with the files `present` has it.
     pub fn is_among(&self, present: &[&str]) -> bool {
         self.places.iter().any(|place| present.contains(place))
     }

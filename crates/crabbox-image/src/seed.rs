@@ -1,7 +1,7 @@
-//! What a guest learns about itself: for our image a cpio archive behind the initrd, for anyone's image a NoCloud volume.
+//! The seed of a guest: for our image a cpio archive behind the initrd, for a foreign image a NoCloud volume.
 //!
-//! Both are made in memory, fresh for each lease. They hold the lease's private host key: whoever writes them to a file gives it mode
-//! 0600 and removes it with the lease.
+//! Both are made in memory, fresh for each lease. They contain the lease's private host key: a caller that writes them to a
+//! file must give it mode 0600 and remove it with the lease.
 
 mod nocloud;
 
@@ -15,10 +15,10 @@ use crate::cpio::Writer;
 
 pub use nocloud::{NoCloud, NoCloudError, nocloud_fat};
 
-/// How many random bytes a guest gets for its entropy pool; the pool itself is 256 bits.
+/// Number of random bytes for the guest's entropy pool; the pool itself is 256 bits.
 pub const ENTROPY_BYTES: usize = 64;
 
-/// The network of a guest, as both kinds of image get it.
+/// The network configuration of a guest, the same for both kinds of image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SeedNetwork {
     /// MAC address of its interface, `06:00:ac:10:00:02`.
@@ -36,9 +36,9 @@ pub struct SeedNetwork {
 pub struct LeaseSeed {
     /// Host name, at most 64 letters, digits, dots and dashes.
     pub hostname: String,
-    /// Lease id; the machine id follows from it.
+    /// Lease id, from which the machine id is derived.
     pub instance_id: String,
-    /// The user that the lease is entered as; made when the image does not have it.
+    /// The login user; added if the image does not have it.
     pub user: String,
     /// Content of its `authorized_keys`.
     pub authorized_keys: String,
@@ -46,24 +46,24 @@ pub struct LeaseSeed {
     pub host_key_private: String,
     /// Its public half, as a `.pub` file has it.
     pub host_key_public: String,
-    /// Address and name servers; without it the guest has only a loopback interface.
+    /// Address and name servers; without them the guest has only a loopback interface.
     pub network: Option<SeedNetwork>,
     /// Absolute path of the work root.
     pub work_root: String,
-    /// Time of the host, in seconds since the unix epoch; the guest's clock is set forward to it when it is behind.
+    /// Time of the host, in seconds since the Unix epoch; the guest's clock is set forward to it if it is behind.
     pub unix_time: i64,
     /// Fresh random bytes, credited to the guest's pool.
     pub entropy: [u8; ENTROPY_BYTES],
 }
 
-/// A file of a seed.
+/// A file of the seed.
 #[derive(Clone)]
 pub struct SeedFile {
     /// Its name in the seed's directory.
     pub name: &'static str,
     /// Permission bits.
     pub mode: u32,
-    /// What it holds.
+    /// Its content.
     pub content: Vec<u8>,
 }
 
@@ -111,18 +111,19 @@ impl LeaseSeed {
         files
     }
 
-    /// The archive to lay behind the initrd, whose length must be a multiple of four ([`crate::initrd::build`] sees to it).
+    /// The archive to append to the initrd, whose length must be a multiple of four, as [`crate::initrd::build`] guarantees.
     pub fn to_cpio(&self) -> Vec<u8> {
         to_cpio(&self.files())
     }
 }
 
-/// The seed of a template of our own image: nobody's, with a host key that is thrown away before the first instance is made of it.
+/// The seed of a template of our own image: without an identity, and with a host key that is discarded before the first
+/// restore.
 #[derive(Clone)]
 pub struct TemplateSeed {
     /// The SSH host key, in OpenSSH's private key format.
     pub host_key_private: String,
-    /// Address and name servers, which all instances have alike.
+    /// Address and name servers, the same for all instances.
     pub network: SeedNetwork,
     /// Time of the host, in seconds since the unix epoch.
     pub unix_time: i64,
@@ -139,7 +140,7 @@ impl fmt::Debug for TemplateSeed {
 }
 
 impl TemplateSeed {
-    /// The archive to lay behind the initrd, as [`LeaseSeed::to_cpio`].
+    /// The archive to append to the initrd, like [`LeaseSeed::to_cpio`].
     pub fn to_cpio(&self) -> Vec<u8> {
         let mut files = vec![
             file(
@@ -200,7 +201,7 @@ impl fmt::Debug for LeaseSeed {
     }
 }
 
-/// `text` with a last newline: OpenSSH does not read a private key without one.
+/// `text` with a final newline: OpenSSH does not read a private key without one.
 fn ended(text: &str) -> Vec<u8> {
     format!("{}\n", text.trim_end_matches('\n')).into_bytes()
 }

@@ -1,4 +1,4 @@
-//! A small file system of a test's own, which is filled to its last byte at a moment that the test chooses.
+//! A small file system for tests, which is filled completely at a moment that the test chooses.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -44,7 +44,7 @@ impl Small {
         self.path().join("filler")
     }
 
-    /// Takes all the room that there is.
+    /// Uses up all free space.
     pub(crate) fn fill(&self) {
         let filler = File::create(self.filler()).unwrap();
         let mut length = 0;
@@ -65,7 +65,7 @@ impl Small {
         assert_eq!(files::free_bytes(&self.path()).unwrap(), 0);
     }
 
-    /// Gives it back, also where a process that another test is just starting still has it open.
+    /// Frees it again, even if a process that another test is starting still has the file open.
     pub(crate) fn empty(&self) {
         drop(File::create(self.filler()).unwrap());
         std::fs::remove_file(self.filler()).unwrap();
@@ -106,7 +106,7 @@ impl FillAt<'_> {
         }
     }
 
-    /// Whether the work was over before it could be filled.
+    /// Whether the work ended before it could be filled.
     pub(crate) fn was_spared(&self) -> bool {
         self.left.get() > 0
     }

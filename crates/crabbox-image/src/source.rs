@@ -1,7 +1,7 @@
-//! Where the root tree of an image may come from beside Debian's packages: a directory, a tar archive, an OCI image on disk.
+//! Sources of an image's root tree other than Debian packages: a directory, a tar archive, an OCI image on disk.
 //!
-//! What is unpacked was made by others: no entry may reach outside the tree, become a device of this host, or be taken when its
-//! digest is not the one that its manifest names. Nothing is fetched here.
+//! The contents are untrusted: no entry may reach outside the tree, become a device of this host, or be used if its digest
+//! is not the one in its manifest. Nothing is fetched here.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -18,36 +18,36 @@ mod compression;
 mod directory;
 mod oci;
 
-/// What the files of a tree may be long in all, holes included, in bytes: an image is read from its start to its end for its digest.
+/// Maximum total length of a tree's files including holes, in bytes: the digest of an image requires reading it completely.
 const SPAN_LIMIT: u64 = 256 << 30;
 
-/// Where a tree comes from.
+/// The source of a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// A root tree.
     Directory(PathBuf),
-    /// A tar archive of one, plain or compressed.
+    /// A tar archive of a root tree, plain or compressed.
     Tar(PathBuf),
     /// An OCI image layout, as a directory or a tar archive of it (`skopeo copy … oci:DIR`, `oci-archive:FILE`).
     Oci {
         /// The layout.
         path: PathBuf,
-        /// The image's name in its index; none when there is only one.
+        /// The image's name in its index; `None` if there is only one.
         tag: Option<String>,
     },
     /// What `docker save` and `skopeo copy … docker-archive:FILE` write.
     Docker {
         /// The archive.
         path: PathBuf,
-        /// The image's name in it; none when there is only one.
+        /// The image's name in it; `None` if there is only one.
         tag: Option<String>,
     },
 }
 
-/// Why a source is no root tree.
+/// Why a source is not a usable root tree.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// It is neither of the things that can be taken.
+    /// It has an unknown format.
     #[error(
         "{} is neither a directory nor a tar archive; an OCI image is named as oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE",
         path.display()
@@ -74,7 +74,7 @@ pub enum SourceError {
         /// The name in it.
         entry: String,
     },
-    /// An entry is of a kind that no file system has.
+    /// An entry of an unsupported type.
     #[error("{archive} has the entry {entry:?} of an unknown kind")]
     Kind {
         /// The archive, or a layer of one.
@@ -82,7 +82,7 @@ pub enum SourceError {
         /// The name in it.
         entry: String,
     },
-    /// An archive ends too early or is damaged.
+    /// An archive is truncated or damaged.
     #[error("cannot read {archive}: it is damaged or cut short")]
     Read {
         /// The archive, or a layer of one.
@@ -91,7 +91,7 @@ pub enum SourceError {
         #[source]
         source: std::io::Error,
     },
-    /// An entry could not be made.
+    /// An entry could not be created.
     #[error("cannot unpack {entry:?} of {archive}")]
     Write {
         /// The archive, or a layer of one.
@@ -111,7 +111,7 @@ pub enum SourceError {
         #[source]
         source: ArchiveError,
     },
-    /// A file is larger than there is room for.
+    /// A file is larger than the limit.
     #[error("refusing {archive}: {entry:?} cannot be stored")]
     Over {
         /// The source.
@@ -122,15 +122,15 @@ pub enum SourceError {
         #[source]
         source: OverBudget,
     },
-    /// An archive has more entries than any tree.
+    /// An archive has too many entries.
     #[error("refusing {archive}: it has more than {limit} entries")]
     TooMany {
         /// The archive, or a layer of one.
         archive: String,
-        /// How many it may have.
+        /// The limit.
         limit: u64,
     },
-    /// An entry belongs to somebody who cannot be.
+    /// An entry has an impossible owner or group.
     #[error("refusing {archive}: its entry {entry:?} belongs to {id}, which is no user or group of Linux")]
     Owner {
         /// The archive, or a layer of one.
@@ -140,17 +140,17 @@ pub enum SourceError {
         /// The owner or group.
         id: u64,
     },
-    /// A part of an image is not what its manifest says.
+    /// The digest of a part of an image differs from its manifest.
     #[error("refusing {archive}: {blob} has the SHA-256 {found}")]
     Digest {
         /// The image.
         archive: String,
-        /// The digest that it should have.
+        /// The expected digest.
         blob: String,
-        /// The one that it has.
+        /// The actual digest.
         found: String,
     },
-    /// A part of an image is not there.
+    /// A part of an image is missing.
     #[error("{archive} is not complete: it has no {blob}")]
     NoBlob {
         /// The image.
@@ -158,7 +158,7 @@ pub enum SourceError {
         /// What is missing.
         blob: String,
     },
-    /// A digest that this program cannot check, or no digest at all.
+    /// A digest of an unsupported kind, or an invalid one.
     #[error("{archive} names its parts by {digest:?}, which is no SHA-256 digest")]
     BadDigest {
         /// The image.
@@ -166,33 +166,33 @@ pub enum SourceError {
         /// The digest as given.
         digest: String,
     },
-    /// A manifest or an index cannot be understood.
+    /// A manifest or an index is invalid.
     #[error("cannot understand {blob} of {archive}")]
     Json {
         /// The image.
         archive: String,
-        /// Which document.
+        /// The document.
         blob: String,
         /// What is wrong with it.
         #[source]
         source: serde_json::Error,
     },
-    /// Several images, or none of that name.
+    /// Several images, or none with that name.
     #[error("{archive} has no image {wanted}; it has: {}", have.join(", "))]
     NoTag {
         /// The layout or archive.
         archive: String,
-        /// What was asked for.
+        /// The requested name.
         wanted: String,
-        /// What there is.
+        /// The existing names.
         have: Vec<String>,
     },
-    /// It is for another processor or system.
+    /// It is for another architecture or operating system.
     #[error("{archive} is for {found}, and this host is linux/{}", oci::ARCHITECTURE)]
     Platform {
         /// The image.
         archive: String,
-        /// What it is for.
+        /// Its platform.
         found: String,
     },
     /// A file could not be read or written.
@@ -201,7 +201,7 @@ pub enum SourceError {
 }
 
 impl SourceError {
-    /// Whether the file system had no room.
+    /// Whether the file system was full.
     pub fn is_out_of_space(&self) -> bool {
         match self {
             Self::Write { source, .. } => crabbox_host::files::out_of_space(source),
@@ -213,8 +213,8 @@ impl SourceError {
 }
 
 impl Source {
-    /// Understands what the command line named; a path is relative to `cwd`. Looks at the file to distinguish a directory, a layout and
-    /// an archive apart.
+    /// Interprets a source from the command line; a path is relative to `cwd`. Inspects the file to distinguish a directory,
+    /// a layout and an archive.
     pub fn named(text: &str, cwd: &Path) -> Result<Self, SourceError> {
         if let Some(rest) = text
             .strip_prefix("oci:")
@@ -252,7 +252,7 @@ impl Source {
         path.display().to_string()
     }
 
-    /// Fills the new `tree`; returns what it is made of, for the image's provenance.
+    /// Fills the new `tree`; returns the description of the source for the image's provenance.
     pub fn unpack(&self, tree: &Tree, scratch: &Path) -> Result<Vec<(&'static str, String)>, SourceError> {
         let fail = |source| FileError::io("measure free space at", tree.path(), source);
         let mut budget = tree.room().map_err(fail)?.at_most(SPAN_LIMIT, Bound::Span);
@@ -283,7 +283,7 @@ impl Source {
     }
 }
 
-/// `PATH[:TAG]`, where a path that is there as it stands has no tag.
+/// Splits `PATH[:TAG]`; if the whole text is an existing path, it has no tag.
 fn split_tag(text: &str, cwd: &Path) -> (PathBuf, Option<String>) {
     let whole = cwd.join(text);
     match text.split_once(':') {
@@ -292,7 +292,7 @@ fn split_tag(text: &str, cwd: &Path) -> (PathBuf, Option<String>) {
     }
 }
 
-/// Whether the file is a tar archive or compressed, which only an archive would be.
+/// Whether the file is a tar archive, or compressed and therefore taken for one.
 fn is_archive(path: &Path) -> Result<bool, SourceError> {
     let mut head = Vec::new();
     open(path)?
@@ -302,7 +302,7 @@ fn is_archive(path: &Path) -> Result<bool, SourceError> {
     Ok(compression::is_compressed(&head) || head.get(257..262) == Some(b"ustar".as_slice()))
 }
 
-/// What went wrong while `entry` was copied out of `archive`.
+/// The error of copying `entry` from `archive`.
 fn unfilled(archive: &str, entry: &Path, error: FillError) -> SourceError {
     let (archive, entry) = (archive.to_owned(), entry.display().to_string());
     match error {
@@ -320,7 +320,7 @@ fn unfilled(archive: &str, entry: &Path, error: FillError) -> SourceError {
     }
 }
 
-/// The directory at `path`; `None` when something else is there.
+/// The directory at `path`; `None` if it is something else.
 fn directory(path: &Path) -> Result<Option<Tree>, FileError> {
     match Tree::open(path) {
         Ok(dir) => Ok(Some(dir)),

@@ -1,4 +1,4 @@
-//! The images on this host, each under its digest, and names that point at them.
+//! The images on this host, each stored under its digest, and the names that point to them.
 //!
 //! ```text
 //! <store>/images/<digest>/{manifest.json, vmlinux, initrd.img, base.ext4}
@@ -7,8 +7,8 @@
 //! <store>/lock                held while something is built, put or removed
 //! ```
 //!
-//! An image appears whole or not at all and is never changed afterwards. It must never hide readable images because
-//! one is damaged, nor resolve a name to an image whose record does not match its place.
+//! An image appears complete or not at all and is never changed afterwards. A damaged image must never hide others, and a
+//! name must never resolve to an image whose record does not match its directory.
 
 #![expect(
     clippy::disallowed_methods,
@@ -27,7 +27,7 @@ pub mod gc;
 pub use change::Scratch;
 pub(crate) use change::check_name;
 
-/// Shortest beginning of a digest that stands for it, in digits.
+/// Minimum length of a digest prefix that identifies an image, in digits.
 const SHORT_DIGEST: usize = 8;
 
 /// A directory of images.
@@ -43,12 +43,12 @@ pub struct Image {
     pub dir: PathBuf,
     /// Its record.
     pub manifest: Manifest,
-    /// The names that point at it, in order.
+    /// The names that point to it, sorted.
     pub names: Vec<String>,
 }
 
 impl Image {
-    /// Length of its files together, in bytes.
+    /// Total length of its files, in bytes.
     pub fn bytes(&self) -> u64 {
         self.manifest.files.values().map(|facts| facts.bytes).sum()
     }
@@ -58,7 +58,7 @@ impl Image {
         self.dir.join(manifest::KERNEL)
     }
 
-    /// The initrd, without a seed; an image with an init of its own has none.
+    /// The initrd, without a seed; an image with its own init may have none.
     pub fn initrd(&self) -> PathBuf {
         self.dir.join(manifest::INITRD)
     }
@@ -69,25 +69,25 @@ impl Image {
     }
 }
 
-/// All that the store holds.
+/// The contents of the store.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// The images that can be used, newest first.
+    /// The usable images, newest first.
     pub images: Vec<Image>,
-    /// Those that cannot, each with the reason.
+    /// The unusable ones, each with the reason.
     pub broken: Vec<Broken>,
 }
 
-/// A directory that should be an image.
+/// An unusable image directory.
 #[derive(Debug)]
 pub struct Broken {
-    /// Where it is.
+    /// Its path.
     pub dir: PathBuf,
-    /// Why it is none.
+    /// The reason.
     pub error: StoreError,
 }
 
-/// Why the store could not do something.
+/// Why an operation of the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// No image has that name or digest.
@@ -95,24 +95,24 @@ pub enum StoreError {
         "no image {reference:?}; `crabbox image list` shows what there is, `crabbox image build` makes one"
     )]
     NotFound {
-        /// What was asked for.
+        /// The requested name or digest.
         reference: String,
     },
-    /// Several images begin with those digits.
+    /// Several images have that digest prefix.
     #[error("{reference:?} stands for {count} images; give more digits of the digest")]
     Ambiguous {
-        /// What was asked for.
+        /// The requested prefix.
         reference: String,
-        /// How many begin so.
+        /// The number of matches.
         count: usize,
     },
-    /// A name that cannot be a file name of ours.
+    /// A name that cannot be used as a file name.
     #[error("bad image name {name:?}: use 1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter")]
     BadName {
         /// The name as given.
         name: String,
     },
-    /// A record cannot be understood.
+    /// A record is invalid.
     #[error("cannot understand the image record {}", path.display())]
     Record {
         /// Its file.
@@ -121,7 +121,7 @@ pub enum StoreError {
         #[source]
         source: serde_json::Error,
     },
-    /// A record was written by a newer program.
+    /// A record was written by a newer version of the program.
     #[error("the image record {} has version {found}, this program reads {}; update crabbox", path.display(), manifest::VERSION)]
     Version {
         /// Its file.
@@ -129,7 +129,7 @@ pub enum StoreError {
         /// The version in it.
         found: u32,
     },
-    /// A record speaks of other content than its directory's name.
+    /// The digest in a record differs from its directory's name.
     #[error("the image in {} is not what its name says: its record has the digest {found}", dir.display())]
     Misplaced {
         /// The image's directory.
@@ -137,7 +137,7 @@ pub enum StoreError {
         /// The digest in the record.
         found: String,
     },
-    /// A file is not what the record says.
+    /// A file differs from its record.
     #[error("image file {} is damaged: SHA-256 {found}, expected {expected}; build the image again", path.display())]
     Damaged {
         /// The file.
@@ -147,7 +147,7 @@ pub enum StoreError {
         /// The digest of the file.
         found: String,
     },
-    /// Another process builds, puts or removes.
+    /// Another process is building, adding or removing an image.
     #[error("another crabbox is building or removing an image in {}; try again when it is done", root.display())]
     Busy {
         /// The store.
@@ -159,7 +159,7 @@ pub enum StoreError {
 }
 
 impl Store {
-    /// Opens the store at `root`, making it (private, mode 0700) when it is missing.
+    /// Opens the store at `root`, and creates it (private, mode 0700) if it is missing.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         files::create_private_dir(root)?;
         let store = Self {
@@ -183,7 +183,7 @@ impl Store {
         self.root.join("names")
     }
 
-    /// Every image, and every directory that should be one and is not. Reads the records only, not the files.
+    /// Every image, and every directory that should be one but is unusable. Reads only the records, not the files.
     pub fn list(&self) -> Result<Listing, StoreError> {
         let names = self.all_names()?;
         let mut listing = Listing::default();
@@ -200,7 +200,7 @@ impl Store {
         Ok(listing)
     }
 
-    /// The image that `reference` names: a name, a digest, or at least eight first digits of one.
+    /// The image that `reference` identifies: a name, a digest, or at least the first eight digits of one.
     pub fn get(&self, reference: &str) -> Result<Image, StoreError> {
         let names = self.all_names()?;
         let digest = match names.iter().find(|(name, _)| name == reference) {
@@ -241,7 +241,7 @@ impl Store {
         verify_files(&image.dir, &image.manifest)
     }
 
-    /// Every name with the digest it points at, in order of the names.
+    /// Every name with its digest, sorted by name.
     fn all_names(&self) -> Result<Vec<(String, String)>, StoreError> {
         let mut names = Vec::new();
         for name in entries(&self.names())? {
@@ -254,8 +254,8 @@ impl Store {
     }
 }
 
-/// The names in `dir`, sorted. Temporary files of a write at work begin with a dot and are left out, and so is a name that is
-/// not UTF-8, which we never write.
+/// The names in `dir`, sorted. Temporary files begin with a dot and are left out, and so are names that are not UTF-8, which
+/// we never write.
 fn entries(dir: &Path) -> Result<Vec<String>, FileError> {
     let fail = |source| FileError::io("list", dir, source);
     let mut names = Vec::new();

@@ -1,8 +1,9 @@
-//! Makes the read-only base file system of a tree, the same bytes for the same tree.
+//! Makes the read-only base file system from a tree, reproducibly.
 //!
-//! mke2fs copies the tree; what it cannot keep from changing (the moment each file was touched on this machine) is then
-//! stamped over in the inode tables. That needs a file system without metadata checksums, which a read-only base shared
-//! through the page cache has no use for. The order of a directory's entries is the host's: two machines may differ there.
+//! mke2fs copies the tree. It sets times that differ on every run (the ctime of each file on this machine); these are then
+//! overwritten in the inode tables. That needs a file system without metadata checksums, which a read-only base in the page
+//! cache does not need. The order of directory entries comes from the host: two machines may differ there. The tree itself
+//! must never be changed.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -20,30 +21,30 @@ use rustix::fs::FileType;
 use super::{BASE_LABEL, BuildError};
 use crate::inspect;
 
-/// The volume id and the seed of the directory hash: any constant would do, it only has to stay the same.
+/// The volume id and the seed of the directory hash: an arbitrary constant, so that they never change.
 const VOLUME_ID: &str = "63726162-626f-4d78-8000-000000000001";
 
-/// Everything about the format is said here, so that it does not depend on the host's `mke2fs.conf`.
+/// All format options are set here, so that the result does not depend on the host's `mke2fs.conf`.
 const FEATURES: &str =
     "none,ext_attr,dir_index,filetype,extent,flex_bg,sparse_super2,large_file,huge_file,extra_isize";
 
-/// Bytes a block, and bytes an inode.
+/// Bytes per block, and bytes per inode.
 const BLOCK: u64 = 4096;
 const INODE: usize = 256;
 
-/// Longest that making the file system may take.
+/// Time limit for making the file system.
 const MAKE_LIMIT: Duration = Duration::from_mins(10);
 
-/// What a tree will take.
+/// The space that a tree needs.
 #[derive(Debug, Default, Clone)]
 struct Need {
     blocks: u64,
     inodes: u64,
-    /// Files of several names that were counted, by inode: as many names as one likes cost nothing.
+    /// Inodes of files with several names that have been counted already: additional names need no space.
     counted: BTreeSet<u64>,
 }
 
-/// Makes the ext4 file system `image` of everything in `tree`, as large as it must be, no file newer than `stamp`.
+/// Makes the ext4 file system `image` from everything in `tree`, just large enough, with no file newer than `stamp`.
 #[expect(
     clippy::disallowed_methods,
     reason = "the image lies beside the tree, in a directory of ours"
@@ -101,7 +102,7 @@ fn measure(tree: &Tree, dir: &Path, need: &mut Need) -> Result<(), FileError> {
     Ok(())
 }
 
-/// Sets access, change and creation time of every inode in use to `stamp`, and the modification time where it is later.
+/// Sets the access, change and creation times of every used inode to `stamp`, and the modification time if it is later.
 #[expect(
     clippy::disallowed_methods,
     reason = "the image lies beside the tree, in a directory of ours"
@@ -147,7 +148,7 @@ fn stamp_inodes(image: &Path, stamp: u32) -> Result<(), BuildError> {
     Ok(())
 }
 
-/// The layout is that of `struct ext4_inode`; a mode of 0 means that it is not in use.
+/// The layout is that of `struct ext4_inode`; an inode with mode 0 is not in use.
 fn stamp_inode(inode: &mut [u8], stamp: u32) {
     if inode[..2] == [0, 0] {
         return;

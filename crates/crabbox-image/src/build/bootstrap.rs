@@ -1,7 +1,8 @@
 //! The Debian part of a build: a root tree by mmdebstrap, and the cloud kernel's package from the same archive.
 //!
-//! Packages are authenticated by the archive's signatures, which mmdebstrap and apt check. The kernel is fetched by the new
-//! tree's own apt configuration, so that it works on a host of another distribution too.
+//! Packages are authenticated by the archive's signatures, which mmdebstrap and apt check. The kernel is fetched with the
+//! new tree's own apt configuration, so that the build also works on a host of another distribution; no package may be used
+//! unverified.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use crabbox_host::tree::Tree;
 
 use super::{BuildError, BuildRecipe, OwnInit};
 
-/// The programs that a build runs, each with the Debian package that has it.
+/// The programs that a build needs, each with its Debian package.
 pub(super) const TOOLS: [(&str, &str); 5] = [
     ("mmdebstrap", "mmdebstrap"),
     ("unshare", "util-linux"),
@@ -22,7 +23,7 @@ pub(super) const TOOLS: [(&str, &str); 5] = [
     ("mke2fs", "e2fsprogs"),
 ];
 
-/// What the guest contract needs; `procps` and `iproute2` are for people who look around, `sudo` for the user.
+/// The packages for the guest contract; `procps` and `iproute2` are for debugging, `sudo` for the user.
 const PACKAGES: [&str; 11] = [
     "openssh-server",
     "rsync",
@@ -37,8 +38,8 @@ const PACKAGES: [&str; 11] = [
     "iproute2",
 ];
 
-/// Options of dpkg, for the build and for whatever is installed in the guest later: nothing to read, and no syncing, since
-/// neither the tree nor a lease's disk has to survive a power cut. Licences stay.
+/// dpkg options, for the build and for later installations in the guest: no documentation, and no syncing, since neither the
+/// tree nor a lease's disk has to survive a power cut. Licence files are kept.
 const DPKG_OPTIONS: [&str; 8] = [
     "force-unsafe-io",
     "path-exclude=/usr/share/doc/*",
@@ -50,11 +51,11 @@ const DPKG_OPTIONS: [&str; 8] = [
     "path-include=/usr/share/locale/locale.alias",
 ];
 
-/// Makes the user. `*` is a password that nothing matches; `!` would be a locked account, which sshd without PAM refuses.
+/// Adds the user. `*` is a password that nothing matches; `!` would be a locked account, which sshd without PAM refuses.
 const USER_HOOK: &str = "chroot \"$1\" useradd --uid 1000 --user-group --create-home --shell /bin/bash \
                          --password '*' crabbox";
 
-/// Downloads the newest cloud kernel beside the script, with the apt configuration of the tree being made.
+/// Downloads the newest cloud kernel into the directory of the script, with the apt configuration of the new tree.
 const KERNEL_HOOK: &str = r#"#!/bin/sh
 set -e
 cd "$(dirname "$0")"
@@ -64,7 +65,8 @@ apt-get download -qq "linux-image-$release"
 printf '%s' "$release" > release
 "#;
 
-/// Runs the user's script inside the tree. The tree's own shell reads its first line; it is gone when the tree is packed.
+/// Runs the user's script inside the tree. The tree's own shell interprets its first line; the script is removed before the
+/// tree is packed.
 const SCRIPT_HOOK: &str = r#"#!/bin/sh
 set -e
 install -m 700 "$(dirname "$0")/script" "$1/crabbox-build-script"
@@ -72,14 +74,14 @@ chroot "$1" /crabbox-build-script
 rm -f "$1/crabbox-build-script"
 "#;
 
-/// The longest script that is run in a tree, and the longest name of a kernel's release, in bytes.
+/// Maximum size of a script, and maximum length of a kernel release, in bytes.
 const SCRIPT_LIMIT: u64 = 64 << 20;
 const RELEASE_LIMIT: u64 = 256;
 
-/// Longest that fetching and installing the packages may take.
+/// Time limit for fetching and installing the packages.
 const INSTALL_LIMIT: Duration = Duration::from_mins(30);
 
-/// Longest that unpacking one package may take.
+/// Time limit for unpacking one package.
 const UNPACK_LIMIT: Duration = Duration::from_mins(5);
 
 /// Makes the root tree `tree` and puts the kernel's package into `scratch`; returns the kernel's release.
@@ -141,12 +143,12 @@ pub(super) fn install(recipe: &BuildRecipe, tree: &Path, scratch: &Path) -> Resu
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// A hook without characters that the shell knows is run as it is; any other is quoted.
+/// Runs a hook without shell metacharacters directly; quotes any other.
 fn shell_word(path: &Path) -> String {
     format!("'{}' \"$1\"", path.to_string_lossy().replace('\'', r"'\''"))
 }
 
-/// Unpacks the kernel package that [`install`] left in `scratch`; returns where.
+/// Unpacks the kernel package that [`install`] left in `scratch`; returns the directory.
 pub(super) fn unpack_kernel(recipe: &BuildRecipe, scratch: &Path) -> Result<PathBuf, BuildError> {
     let (dir, unpacked) = (scratch.join("kernel"), scratch.join("kernel/unpacked"));
     let package = Tree::open(&dir)?

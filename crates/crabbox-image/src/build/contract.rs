@@ -1,7 +1,7 @@
-//! Turns a Debian tree into a guest: the user's rights, sshd, the ready check, and nothing of the building machine.
+//! Turns a Debian tree into a guest: the user's privileges, sshd, the ready check, and no traces of the build machine.
 //!
-//! The tree is about to be shared by every lease, so it must hold no host key, no machine id, no seed of randomness and
-//! no package lists; the guest's first process brings what makes a lease itself.
+//! Every lease shares the tree, so it must never contain a host key, a machine id, a random seed or package lists; process 1
+//! of the guest adds what identifies a lease.
 
 use std::io;
 use std::path::Path;
@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::{Agent, BuildError, OwnInit};
 use crate::manifest::GuestContract;
 
-/// What is emptied or absent in an image: logs, caches, lists, and everything that would identify one machine.
+/// Paths that are empty or absent in an image: logs, caches, lists, and everything that would identify one machine.
 const EMPTIED_DIRS: [&str; 6] = [
     "var/lib/apt/lists",
     "var/cache/apt",
@@ -24,7 +24,7 @@ const EMPTIED_DIRS: [&str; 6] = [
     "usr/share/locale",
 ];
 
-/// Single files that must not be there.
+/// Single files that must not exist.
 const ABSENT: [&str; 14] = [
     "etc/ssh/ssh_host_rsa_key",
     "etc/ssh/ssh_host_rsa_key.pub",
@@ -42,7 +42,8 @@ const ABSENT: [&str; 14] = [
     "var/lib/dpkg/status-old",
 ];
 
-/// Nothing to look up, nothing to negotiate that the lease does not use. Without PAM a login is some 16 ms shorter here.
+/// The sshd configuration: no lookups, and no negotiation that the lease does not need. Without PAM a login is some 16 ms
+/// shorter here.
 const SSHD: &str = "\
 # Written by crabbox image build.
 PasswordAuthentication no
@@ -59,7 +60,7 @@ MaxSessions 100
 MaxStartups 100
 ";
 
-/// Exits 0 when the guest can take a sync and a command; says what is missing otherwise.
+/// The ready check: exits with 0 when the guest can accept a sync and a command; otherwise prints what is missing.
 const READY: &str = r#"#!/bin/sh
 # Written by crabbox image build. Usage: crabbox-ready [WORK_ROOT]
 root=${1:-@WORK_ROOT@}
@@ -70,7 +71,7 @@ done
 [ -d "$root" ] && [ -w "$root" ] || { echo "crabbox-ready: cannot write to $root" >&2; exit 1; }
 "#;
 
-/// Directories that are written into; none of them may lead elsewhere.
+/// Directories into which crabbox writes; none of them may be a link to another place.
 const WRITTEN: [&str; 16] = [
     "etc",
     "etc/ssh",
@@ -90,11 +91,11 @@ const WRITTEN: [&str; 16] = [
     "var/cache/ldconfig",
 ];
 
-/// Where systemd looks for what it runs last (`systemd-shutdown(8)`).
+/// The directory of systemd's last scripts (`systemd-shutdown(8)`).
 const LAST_WORDS: &str = "usr/lib/systemd/system-shutdown";
 
-/// Firecracker has no power switch: a kernel that is told to power off halts, and its microVM would stand there until the lease is too
-/// old. A reset ends it. Everything is unmounted when systemd runs this.
+/// Firecracker has no power switch: a kernel that powers off only halts, and its microVM would stay until the lease expires.
+/// A reset ends it. Systemd runs this after everything is unmounted.
 const POWER_OFF: &str = r#"#!/bin/sh
 # Written by crabbox image build.
 case "$1" in
@@ -102,17 +103,17 @@ poweroff | halt) echo b > /proc/sysrq-trigger ;;
 esac
 "#;
 
-/// A path of the guest as a tree takes it.
+/// A path of the guest in the form that a tree needs.
 pub(super) fn below_root(path: &str) -> &str {
     path.trim_start_matches('/')
 }
 
-/// A tree that is being settled.
+/// A tree that is being turned into a guest.
 struct Settling<'a>(&'a Tree);
 
 impl Settling<'_> {
-    /// Refuses a tree in which anything that [`apply`] writes to or empties would be somewhere else, before any of it is changed. Each write
-    /// is held to that by itself too.
+    /// Refuses a tree in which a path that [`apply`] writes or empties would be in another place, before anything is
+    /// changed. Each write checks this again.
     fn check_places(&self, guest: &GuestContract) -> Result<(), BuildError> {
         let work_root = guest.work_root.trim_start_matches('/');
         for path in WRITTEN.into_iter().chain(EMPTIED_DIRS).chain([work_root]) {
@@ -150,7 +151,7 @@ impl Settling<'_> {
     }
 }
 
-/// Settles everything that packages leave open in `tree`, the root of the file system to be.
+/// Applies the guest contract to `tree`, the root of the new file system.
 pub(super) fn apply(
     tree: &Tree,
     guest: &GuestContract,
@@ -218,7 +219,7 @@ mod tests {
     use crabbox_host::command::Cmd;
     use std::os::unix::fs::MetadataExt as _;
 
-    /// The directories that Debian's packages bring, and what a build leaves in them.
+    /// The directories that Debian's packages create, and the leftovers of a build in them.
     fn debian_tree() -> tempfile::TempDir {
         let tree = tempfile::tempdir().unwrap();
         for dir in [

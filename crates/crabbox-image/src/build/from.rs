@@ -1,6 +1,7 @@
-//! An image of a tree that somebody else made: a directory, a tar archive or an OCI image, with our kernel or its own.
+//! An image from a foreign tree: a directory, a tar archive or an OCI image, with our kernel or its own.
 //!
-//! The tree is foreign: it is read as its guest would read it, and what crabbox writes into it goes through no link of it.
+//! The tree is untrusted: it is read as its guest would read it, and what crabbox writes into it must never go through one
+//! of its links.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,39 +25,38 @@ use crate::progress::Progress;
 use crate::source::Source;
 use crate::store::{Image, Scratch, Store};
 
-/// Programs of the host that this build runs, each with its Debian package.
+/// Programs of the host that this build needs, each with its Debian package.
 const TOOLS: [(&str, &str); 1] = [("mke2fs", "e2fsprogs")];
 
-/// The largest text of a tree that is read, in bytes: user list and description of the distribution.
+/// Maximum size of a text file read from a tree, in bytes: user list and description of the distribution.
 const TEXT_LIMIT: u64 = 1 << 20;
 
-/// The largest initrd of another image that is read, in bytes.
+/// Maximum size of another image's initrd, in bytes.
 const INITRD_LIMIT: u64 = 1 << 30;
 
-/// Where systemd and its kin are found by a kernel.
+/// Paths at which a kernel finds systemd or another init.
 const INIT: &str = "sbin/init";
 
-/// An image of a tree.
+/// An image built from a tree.
 #[derive(Debug, Clone)]
 pub struct TreeRecipe {
-    /// The name that will point at the image.
+    /// The name that will point to the image.
     pub name: String,
-    /// Where the tree comes from.
+    /// The source of the tree.
     pub source: Source,
     /// Whether the tree's own init runs in the guest.
     pub init: OwnInit,
-    /// The image whose kernel is used when the tree brings none of its own.
+    /// The image whose kernel is used if the tree has none.
     pub kernel_of: Option<Image>,
     /// The static `crabbox-guest` binary.
     pub guest_binary: PathBuf,
-    /// The agent of the clients that will use the image, if any.
+    /// The client agent to include, if any.
     pub agent: Option<Agent>,
-    /// No file of the image is newer than this, in seconds since the unix epoch.
+    /// Upper limit for the times of all files, in seconds since the Unix epoch.
     pub stamp_unix: u32,
 }
 
-/// Builds the image of `recipe` and puts it into `store`, where `recipe.name` points at it afterwards; otherwise as
-/// [`super::build_debian`].
+/// Builds the image of `recipe` and puts it into `store` under `recipe.name`; otherwise like [`super::build_debian`].
 pub fn build_tree(recipe: &TreeRecipe, store: &Store, progress: &dyn Progress) -> Result<Image, BuildError> {
     check_store(&recipe.name, &recipe.guest_binary, store)?;
     check_tools(&TOOLS)?;
@@ -140,7 +140,7 @@ fn store_image(
     Ok(store.put(scratch, staged, &record, &recipe.name)?)
 }
 
-/// A tree that filled the disk is reported as such.
+/// Reports a tree that filled the disk as such.
 fn out_of_room(error: crate::source::SourceError, store: &Store) -> BuildError {
     if error.is_out_of_space() {
         return BuildError::Full {
@@ -166,7 +166,7 @@ impl Checked<'_> {
         Ok(opened.map_err(|source| self.failed("open", path, source))?)
     }
 
-    /// The whole of a file of the tree; empty when it is not there.
+    /// The whole content of a file of the tree; empty if it does not exist.
     fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, BuildError> {
         let read = self.tree.read(Path::new(path), limit);
         Ok(read
@@ -174,7 +174,7 @@ impl Checked<'_> {
             .unwrap_or_default())
     }
 
-    /// A small text of the tree; empty when it is not there.
+    /// A small text file of the tree; empty if it does not exist.
     fn text(&self, path: &str) -> Result<String, BuildError> {
         Ok(String::from_utf8_lossy(&self.read(path, TEXT_LIMIT)?).into_owned())
     }
@@ -221,7 +221,7 @@ impl Checked<'_> {
         }
     }
 
-    /// The uid that the lease's user has or will get: the guest adds the user where the image has none.
+    /// The uid of the lease's user: the guest adds the user if the image has none.
     fn uid(&self) -> Result<u32, BuildError> {
         let passwd = self.text("etc/passwd")?;
         let users: Vec<_> = passwd
@@ -243,7 +243,7 @@ impl Checked<'_> {
         Ok(there.or_else(free).unwrap_or_default())
     }
 
-    /// Makes kernel and initrd: of the tree's own kernel when it brings one with its modules, else of another image's.
+    /// Makes kernel and initrd: from the tree's own kernel if it has one with its modules, otherwise from another image's.
     fn kernel(&self, recipe: &TreeRecipe, staged: &Path) -> Result<String, BuildError> {
         if let Some((release, modules)) = self.own_kernel()? {
             let place = format!("boot/vmlinuz-{release}");
@@ -275,7 +275,7 @@ impl Checked<'_> {
         Ok(other.manifest.kernel_release.clone())
     }
 
-    /// The newest kernel of the tree whose modules are there too: its release, and its modules.
+    /// The newest kernel of the tree whose modules exist too: its release, and its modules.
     fn own_kernel(&self) -> Result<Option<(String, Tree)>, BuildError> {
         let mut found: Vec<(String, PathBuf)> = Vec::new();
         for place in ["usr/lib/modules", "lib/modules"] {
@@ -300,7 +300,7 @@ impl Checked<'_> {
         Ok(modules.map(|modules| (release, modules)))
     }
 
-    /// The distribution, as `os-release(5)` names it.
+    /// The distribution's name according to `os-release(5)`.
     fn suite(&self) -> Result<String, BuildError> {
         let mut text = self.text("etc/os-release")?;
         if text.is_empty() {
@@ -322,7 +322,7 @@ impl Checked<'_> {
     }
 }
 
-/// The numbers in a kernel's release, for an order in which 6.10 comes behind 6.9.
+/// The numbers in a kernel release, for an order in which 6.10 follows 6.9.
 fn numbers(release: &str) -> Vec<u64> {
     release
         .split(|c: char| !c.is_ascii_digit())

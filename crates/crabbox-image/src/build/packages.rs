@@ -1,6 +1,6 @@
-//! What is installed in a tree, by dpkg's own list (`dpkg(1)`, `/var/lib/dpkg/status`).
+//! The packages installed in a tree, from dpkg's own list (`dpkg(1)`, `/var/lib/dpkg/status`).
 //!
-//! The list is part of a tree that others may have made: it is read without any link on the way, and no program is run on it.
+//! The list may come from a foreign tree: it is read without following links, and no program may be run on it.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -9,13 +9,13 @@ use std::path::Path;
 use crabbox_host::files::FileError;
 use crabbox_host::tree::Tree;
 
-/// Where the list is.
+/// The path of the list.
 const LIST: &str = "var/lib/dpkg/status";
 
-/// The longest list that is read, in bytes; the whole of Debian has some 100 MB.
+/// Maximum size of the list, in bytes; all of Debian has some 100 MB.
 const LIST_LIMIT: u64 = 128 << 20;
 
-/// The installed packages and their versions; none where there is no list.
+/// The installed packages and their versions; empty if there is no list.
 pub(super) fn installed(tree: &Tree) -> Result<BTreeMap<String, String>, FileError> {
     let fail = |source| FileError::io("read", &tree.shown(Path::new(LIST)), source);
     let mut text = Vec::new();
@@ -25,7 +25,7 @@ pub(super) fn installed(tree: &Tree) -> Result<BTreeMap<String, String>, FileErr
     Ok(parse(&String::from_utf8_lossy(&text)))
 }
 
-/// One package is some lines, ended by an empty one.
+/// A package is a group of lines, ended by an empty one.
 fn parse(list: &str) -> BTreeMap<String, String> {
     let package = |lines: &str| {
         let field = |name: &str| {

@@ -1,4 +1,5 @@
-//! Reading a bundle that anyone may have written: nothing is taken but what its record names, whole and as it says.
+//! Reads an untrusted bundle: only members that its record names are accepted, complete and with the recorded digest.
+//! Nothing else may be written.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,22 +16,22 @@ use crate::manifest::{self, FileFacts};
 use crate::progress::Progress;
 use crate::store::{Image, Scratch, Store, StoreError};
 
-/// Bytes read at a time; a run of zeros of this length becomes a hole.
+/// Bytes per read; a run of zeros of this length becomes a hole.
 const CHUNK: usize = 64 * 1024;
 
-/// The largest program of a bundle, in bytes; its digest is a pinned one.
+/// Maximum size of a program in a bundle, in bytes; its digest is pinned anyway.
 const PROGRAM_LIMIT: u64 = 256 << 20;
 
-/// What a bundle brought.
+/// The contents of a bundle.
 #[derive(Debug)]
 pub struct Imported {
     /// The image, in the store.
     pub image: Image,
-    /// The programs that were put into the directory asked for; empty when the bundle has none or none was asked for.
+    /// The programs written to the requested directory; empty if the bundle has none or no directory was given.
     pub programs: Vec<PathBuf>,
 }
 
-/// Puts the image of the bundle at `bundle` into `store` as `name`, and its programs into `programs` when that is given.
+/// Puts the image of the bundle at `bundle` into `store` as `name`, and its programs into `programs` if that is given.
 pub fn import(
     bundle: &Path,
     store: &Store,
@@ -69,7 +70,7 @@ struct Incoming<'a> {
     progress: &'a dyn Progress,
 }
 
-/// What is still to come: the member's name, where it goes, and what it must be.
+/// The remaining members: name, destination, and expected length and digest.
 type Expected = BTreeMap<String, (PathBuf, FileFacts)>;
 
 impl Incoming<'_> {
@@ -165,7 +166,7 @@ impl Incoming<'_> {
         Ok(record)
     }
 
-    /// What can be known from the record alone.
+    /// Checks that need only the record.
     fn check(&self, record: &Record) -> Result<(), BundleError> {
         let image = &record.image;
         let bundle = self.bundle.to_owned();
@@ -220,7 +221,7 @@ impl Incoming<'_> {
         Err(FileError::io("make room for the image in", self.store.root(), full).into())
     }
 
-    /// Writes one member to the new file `to`, with holes where it is empty.
+    /// Writes one member to the new file `to`, with holes for runs of zeros.
     fn take(
         &self,
         member: &mut impl Read,
@@ -300,7 +301,7 @@ impl Incoming<'_> {
         }
     }
 
-    /// An archive that ends where another member should begin is cut short; any other failure is the reader's own.
+    /// An archive that ends where another member should begin is truncated; any other failure is the reader's own.
     fn cut_or(&self, error: ArchiveError, expected: &Expected) -> BundleError {
         match (error, expected.iter().next()) {
             (ArchiveError::Read(source), Some((member, (_, facts))))

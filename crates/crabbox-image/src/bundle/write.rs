@@ -1,4 +1,5 @@
-//! Writing a bundle: the record, then each file, its digest checked on the way out.
+//! Writes a bundle: the record, then each file, whose digest is checked while it is written. A file that does not match must
+//! never get into a bundle.
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
@@ -13,7 +14,8 @@ use crate::manifest::FileFacts;
 use crate::progress::Progress;
 use crate::store::{Image, StoreError};
 
-/// Writes `image`, and the programs in the directory `programs`, to the new or replaced file `to`; returns its length in bytes.
+/// Writes `image`, and the programs in the directory `programs`, to the file `to`, which is created or replaced; returns its
+/// length in bytes.
 ///
 /// The same image and programs give the same bytes. Nothing appears under `to` before all of it is written and checked.
 pub fn export(
@@ -122,7 +124,7 @@ fn members<W: Write>(
     Ok(archive.into_inner().map_err(fail)?)
 }
 
-/// Nobody's file of no time: nothing of the writing machine goes into a bundle.
+/// A fixed owner and time: no property of the writing machine gets into a bundle.
 fn header(bytes: u64, mode: u32) -> tar::Header {
     let mut header = tar::Header::new_ustar();
     header.set_entry_type(tar::EntryType::Regular);
@@ -134,7 +136,7 @@ fn header(bytes: u64, mode: u32) -> tar::Header {
     header
 }
 
-/// A file on its way into the archive.
+/// A file that is being written to the archive.
 struct Counted<'a> {
     file: std::io::Take<File>,
     hash: Sha256,

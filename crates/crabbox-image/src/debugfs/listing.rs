@@ -1,27 +1,27 @@
-//! What debugfs says about directories that others made: bytes to be judged, line by line.
+//! Parses debugfs's listings of untrusted directories, line by line.
 //!
-//! A name may hold anything that the maker of the image chose, line breaks and slashes too, and debugfs prints it as it is. A listing with
-//! any entry that is not plainly one is refused as a whole; nothing of it is put together with other text here.
+//! A name may contain anything that the maker of the image chose, including line breaks and slashes, and debugfs prints it
+//! unchanged. A listing with any invalid entry must be refused as a whole; nothing of it is combined with other text here.
 
 use std::collections::BTreeSet;
 
-/// The most entries of one directory that are taken.
+/// Maximum number of entries of one directory.
 const ENTRIES_LIMIT: usize = 1 << 16;
 
 /// An entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Its name: one part of a path, without control characters.
+    /// Its name: one path component, without control characters.
     pub name: String,
-    /// The inode that it names.
+    /// Its inode number.
     pub inode: u32,
-    /// What it is.
+    /// Its kind.
     pub kind: EntryKind,
-    /// The length of a file, in bytes, as its inode says.
+    /// The length of a file in bytes, from its inode.
     pub bytes: u64,
 }
 
-/// What an entry is, by the mode of its inode (`inode(7)`).
+/// The kind of an entry, from the mode of its inode (`inode(7)`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EntryKind {
     /// A directory.
@@ -30,41 +30,41 @@ pub enum EntryKind {
     File,
     /// A symbolic link.
     Link,
-    /// A device, a pipe, a socket, or nothing that is known.
+    /// A device, a pipe, a socket, or an unknown kind.
     Other,
 }
 
-/// Why a listing is not believed.
+/// Why a listing is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ListingError {
-    /// A line that is no entry: the name in it has a slash or a line break, or debugfs printed something else.
+    /// A line that is not an entry: its name has a slash or a line break, or debugfs printed something else.
     #[error("has a name that no file can have, near {line:?}")]
     Malformed {
-        /// The line, cut to its first characters.
+        /// The line, truncated.
         line: String,
     },
-    /// A name that is no single part of a path.
+    /// The name is not a single path component.
     #[error("has the name {name:?}, which no file can have")]
     Name {
         /// The name.
         name: String,
     },
-    /// Two entries of one name.
+    /// Two entries with the same name.
     #[error("has {name:?} twice")]
     Twice {
         /// The name.
         name: String,
     },
-    /// More entries than anything here needs.
+    /// Too many entries.
     #[error("has more entries than are looked at")]
     TooMany,
-    /// A directory that is below itself.
+    /// A directory that contains itself.
     #[error("is the same as one above or beside it")]
     Circle,
 }
 
-/// The outputs between the marks of a script: behind each of `questions`, debugfs repeats it, answers, and repeats the `mark` behind it. The
-/// number of the first question without one is the error.
+/// Splits the output of a script: for each of `questions`, debugfs repeats it, answers, and prints the `mark`. The error is
+/// the number of the first question without an answer.
 pub(super) fn answers(said: &[u8], questions: &[String], mark: &str) -> Result<Vec<Vec<u8>>, usize> {
     let mut rest = said;
     let mut answers = Vec::new();
@@ -89,7 +89,8 @@ fn find(text: &[u8], word: &[u8]) -> Option<usize> {
     text.windows(word.len()).position(|window| window == word)
 }
 
-/// The entries of a directory but `.` and `..`, as `ls -p` prints them (`/inode/mode/uid/gid/name/size/`); `None` when it printed none at all.
+/// The entries of a directory except `.` and `..`, from the output of `ls -p` (`/inode/mode/uid/gid/name/size/`); `None` if
+/// there was no output.
 pub fn parse(printed: &[u8]) -> Result<Option<Vec<Entry>>, ListingError> {
     let (mut entries, mut names, mut itself) = (Vec::new(), BTreeSet::new(), false);
     for line in printed

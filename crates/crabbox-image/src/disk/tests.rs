@@ -169,7 +169,7 @@ fn what_is_no_file_system_is_refused_with_advice() {
     assert!(!disk.exists());
 }
 
-/// Every program of e2fsprogs that reads what others made is confined, whoever calls it next, in whatever crate.
+/// Every e2fsprogs program that reads untrusted data must be confined, in every crate.
 #[test]
 fn no_program_parses_a_foreign_file_system_unconfined() {
     const PROGRAMS: [&str; 6] = ["debugfs", "dumpe2fs", "e2fsck", "mke2fs", "resize2fs", "tune2fs"];

@@ -1,4 +1,4 @@
-//! Wheels made here, good and bad, and a Python that is not as it should be. The real download is in `tests/fetch.rs`.
+//! Valid and invalid wheels made by the tests, and a Python that misbehaves. The real download is in `tests/fetch.rs`.
 
 use super::*;
 use std::io::Write as _;
@@ -17,7 +17,7 @@ fn wheel(dir: &Path, members: &[(&str, &[u8])]) -> PathBuf {
     path
 }
 
-/// An executable `python3` of our own that does `script`.
+/// A fake `python3` that runs `script`.
 ///
 /// A child writes it: were it open for writing here, another test's fork could hold it open and running it would fail
 /// with "text file busy".

@@ -1,4 +1,4 @@
-//! File systems made by mke2fs from small trees, and kernels that are or are not.
+//! File systems made by mke2fs from small trees, and valid and invalid kernels.
 
 use crabbox_host::command::Cmd;
 
@@ -171,7 +171,7 @@ fn a_kernel_that_has_its_disk_drivers_gets_none() {
     assert!(!image.unwrap().initrd().exists());
 }
 
-/// A place of [`rootfs`] for modules whose kernel has none of its drivers, and what would be needed to use them.
+/// A path in [`rootfs`] for modules of a kernel without built-in drivers, and the files needed to use them.
 fn hostile(dir: &Path) -> PathBuf {
     modules(dir, &[]);
     dir.join("tree/usr/lib/modules").join(RELEASE)
@@ -190,7 +190,7 @@ fn plain_rootfs(dir: &Path) -> PathBuf {
     image
 }
 
-/// Gives the entry `from` the name `to` of the same length, which no file system would.
+/// Renames the entry `from` to `to`, of the same length, which no file system would permit.
 fn renamed(image: &Path, from: &str, to: &str) {
     assert_eq!(from.len(), to.len());
     let mut bytes = std::fs::read(image).unwrap();

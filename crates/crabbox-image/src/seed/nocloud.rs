@@ -1,7 +1,8 @@
-//! The NoCloud volume for anyone's cloud-init image: FAT, label `CIDATA`, with `user-data`, `meta-data` and `network-config`.
+//! The NoCloud volume for a foreign cloud-init image: FAT, label `CIDATA`, with `user-data`, `meta-data` and
+//! `network-config`.
 //!
-//! User-data is YAML that runs as root in the guest, so every value from outside goes through [`quoted`] (YAML) or
-//! [`shell_quoted`]; nothing is ever pasted into it.
+//! User-data is YAML that runs as root in the guest, so every external value goes through [`quoted`] (YAML) or
+//! [`shell_quoted`]; no value may be inserted unquoted.
 
 use std::fmt::Write as _;
 use std::io::{Cursor, Write as _};
@@ -10,7 +11,7 @@ use crabbox_guest_protocol::image::{BOOTSTRAPPED, READY};
 
 use super::{SeedNetwork, ended};
 
-/// Size of the volume in bytes: with 512 byte clusters the least that is FAT16 (4085 clusters) with room to spare.
+/// Size of the volume in bytes: the minimum for FAT16 with 512-byte clusters (4085 clusters), and some reserve.
 const VOLUME_BYTES: usize = 4 * 1024 * 1024;
 
 /// Serial number of the volume: fixed, so that the same seed gives the same bytes.
@@ -23,9 +24,9 @@ pub struct NoCloud {
     pub instance_id: String,
     /// Host name.
     pub hostname: String,
-    /// The user that the lease is entered as; made by cloud-init.
+    /// The login user; made by cloud-init.
     pub user: String,
-    /// Public keys of that user, one a line.
+    /// Public keys of that user, one per line.
     pub authorized_keys: String,
     /// The SSH host key, in OpenSSH's private key format.
     pub host_key_private: String,
@@ -33,7 +34,7 @@ pub struct NoCloud {
     pub host_key_public: String,
     /// Absolute path of the work root.
     pub work_root: String,
-    /// Address and name servers; without it the image's own network configuration stands.
+    /// Address and name servers; without them the image's own network configuration applies.
     pub network: Option<SeedNetwork>,
 }
 
@@ -55,9 +56,9 @@ pub enum NoCloudError {
     /// The seed does not fit, or the file system code failed.
     #[error("cannot write {file} to the NoCloud volume of {instance_id}")]
     Volume {
-        /// Which file, or what for it was.
+        /// The file or the purpose.
         file: &'static str,
-        /// Which lease.
+        /// The lease.
         instance_id: String,
         /// What went wrong.
         #[source]
@@ -109,10 +110,10 @@ fn meta_data(seed: &NoCloud) -> String {
     )
 }
 
-/// Version 2 of the network configuration, the form that every renderer of cloud-init understands.
+/// Version 2 of the network configuration, which every renderer of cloud-init understands.
 ///
-/// `gateway4` and not a route to everything: for the latter the one of Debian 12 (`eni`) writes a call of `route`, a program that a
-/// small image does not have, and hides that it failed.
+/// It uses `gateway4` and not a default route: for the latter, the renderer of Debian 12 (`eni`) writes a call of `route`, a
+/// program that a small image does not have, and hides the failure.
 fn network_config(network: &SeedNetwork) -> String {
     let SeedNetwork {
         mac,
@@ -205,7 +206,7 @@ fn user_data(seed: &NoCloud) -> String {
     text
 }
 
-/// Exits with 0 when the guest has what a lease needs.
+/// Exits with 0 if the guest has what a lease needs.
 fn ready_script(seed: &NoCloud) -> String {
     format!(
         "#!/bin/sh\n\
@@ -218,13 +219,13 @@ fn ready_script(seed: &NoCloud) -> String {
     )
 }
 
-/// Runs once, as root, at the end of the first boot. Packages are installed only when a tool is missing: an image that has
-/// them all needs neither network nor package lists.
+/// The script runs once, as root, at the end of the first boot. It installs packages only if a tool is missing: an image
+/// with all tools needs neither network nor package lists.
 ///
-/// A server that is enabled is not enabled again: where a SysV script lies beside its unit, that takes longer than all the rest.
+/// An enabled server is not enabled again: with a SysV script next to its unit, that takes longer than all the rest.
 ///
-/// A name server of the network configuration reaches `resolv.conf` only where a program for that is installed. Where the file is a
-/// link one is at work; where it is a file, it is the image builder's.
+/// Name servers of the network configuration get into `resolv.conf` only if a program for that is installed. If
+/// `resolv.conf` is a link, such a program manages it; if it is a file, it belongs to the image builder.
 fn setup_script(seed: &NoCloud) -> String {
     let servers = seed.network.iter().flat_map(|network| &network.dns);
     let lines: Vec<_> = servers.map(|server| format!("nameserver {server}\\n")).collect();
@@ -269,7 +270,7 @@ fn shell_quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-/// `text` as a double-quoted YAML scalar in printable ASCII: whatever it holds, it stays one scalar in YAML 1.1 and 1.2.
+/// `text` as a double-quoted YAML scalar in printable ASCII: with any content it stays one scalar in YAML 1.1 and 1.2.
 fn quoted(text: &str) -> String {
     let mut scalar = String::with_capacity(text.len() + 2);
     scalar.push('"');

@@ -1,7 +1,7 @@
-//! A tar archive into a tree: one that is whole, and one that is a layer above others (layers of the OCI image specification).
+//! Unpacks a tar archive into a tree: a complete one, or a layer over others (layers of the OCI image specification).
 //!
-//! An archive is believed only when all of it was read and has the digest that it should; what it says of itself is held against a
-//! budget first.
+//! An archive must never be accepted before all of it was read and its digest is correct; declared sizes are checked against
+//! a budget first.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -18,31 +18,31 @@ use sha2::{Digest as _, Sha256};
 use super::blobs::Part;
 use super::{SourceError, compression};
 
-/// A file of this name in a layer hides the one without the prefix below it.
+/// Prefix of a whiteout file in a layer, which hides the file without the prefix in lower layers.
 const WHITEOUT: &str = ".wh.";
 
-/// A file of this name hides all that lower layers have in its directory.
+/// Name of an opaque whiteout, which hides everything that lower layers have in its directory.
 const OPAQUE: &str = ".wh..wh..opq";
 
-/// Attributes that mean something in a guest; others belong to the host that packed.
+/// Extended attributes that a guest uses; others belong to the host that packed the archive.
 const ATTRIBUTES: [&str; 2] = ["security.capability", "user."];
 
-/// How many entries one archive may have; the whole of Debian's archive would be fewer.
+/// Maximum number of entries of one archive; all of Debian's archive has fewer.
 const ENTRIES_LIMIT: u64 = 1 << 22;
 
-/// How many bytes may be behind an archive's end; writers fill up their last record, which is a megabyte at most.
+/// Maximum number of bytes after an archive's end; writers pad their last record, which is at most a megabyte.
 const REST_LIMIT: u64 = 16 << 20;
 
-/// The digest that an archive must have.
+/// The expected digest of an archive.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Expected<'a> {
-    /// Of its bytes as they lie there, in hexadecimal digits.
+    /// Of its bytes as stored, in hexadecimal.
     Packed(&'a str),
-    /// Of the archive inside of its compression.
+    /// Of the uncompressed archive.
     Content(&'a str),
 }
 
-/// Fills `tree` with the archive in `file`; returns the digest of the bytes that were read.
+/// Fills `tree` from the archive in `file`; returns the digest of its bytes.
 pub(super) fn unpack(
     name: &str,
     file: File,
@@ -58,8 +58,8 @@ pub(super) fn unpack(
     })
 }
 
-/// Lays the layer that `open` opens over `tree`. It is read twice, because what it hides may be named behind what it brings, and has to be the one
-/// that is expected each time.
+/// Applies the layer that `open` opens to `tree`. The layer is read twice, because whiteouts may follow the entries that the
+/// same layer adds; its digest is checked each time.
 pub(super) fn apply(
     name: &str,
     expected: Expected<'_>,
@@ -87,7 +87,7 @@ pub(super) fn apply(
     Ok(())
 }
 
-/// The directory and the hidden name of a whiteout; no name means that all of it is hidden.
+/// The directory and the hidden name of a whiteout; no name means that everything in it is hidden.
 fn whiteout(path: &Path) -> Option<(&Path, Option<&OsStr>)> {
     let (dir, name) = (path.parent()?, path.file_name()?);
     if name == OPAQUE {
@@ -99,7 +99,7 @@ fn whiteout(path: &Path) -> Option<(&Path, Option<&OsStr>)> {
     is_name.then(|| (dir, Some(OsStr::from_bytes(hidden))))
 }
 
-/// An archive's name, for what is wrong in it.
+/// An archive's name, for error messages.
 struct Named<'a>(&'a str);
 
 impl Named<'_> {
@@ -144,8 +144,8 @@ impl Named<'_> {
         })
     }
 
-    /// Calls `act` with every entry and its name in the tree, and returns the digest of the bytes in `part`. An archive without its end is
-    /// an error; for a damaged one, that it is not the expected is the better one.
+    /// Calls `act` with every entry and its name in the tree, and returns the digest of the bytes in `part`. An archive
+    /// without an end marker is an error; for a damaged archive, the digest error takes precedence.
     fn each(
         &self,
         part: Part,
@@ -207,7 +207,7 @@ impl Named<'_> {
         Ok(())
     }
 
-    /// Reads what is behind the archive's end: compression has its check sums there.
+    /// Reads the bytes after the archive's end, where compressed formats have their checksums.
     fn pass_rest(&self, content: &mut Watched<'_>) -> Result<(), SourceError> {
         let passed = io::copy(&mut content.by_ref().take(REST_LIMIT + 1), &mut io::sink());
         if passed.map_err(|source| self.unread(source))? <= REST_LIMIT {
@@ -276,7 +276,7 @@ impl Named<'_> {
         written.map_err(|source| self.unwritten(path, source))
     }
 
-    /// Owners beyond 32 bits do not exist on Linux, and the last of 32 bits is nobody's.
+    /// uids beyond 32 bits do not exist on Linux, and the highest 32-bit number is not a valid uid.
     fn owner(&self, path: &Path, id: u64) -> Result<u32, SourceError> {
         let narrow = u32::try_from(id).ok().filter(|id| *id != u32::MAX);
         narrow.ok_or_else(|| SourceError::Owner {
@@ -294,7 +294,7 @@ fn attributes(member: &Member) -> Vec<(OsString, Vec<u8>)> {
         .collect()
 }
 
-/// The bytes inside of a compression, with a note of their end.
+/// The decompressed bytes, with a flag for their end.
 struct Watched<'a> {
     inner: Hashed<Box<dyn Read + 'a>>,
     is_over: bool,
@@ -308,7 +308,7 @@ impl Read for Watched<'_> {
     }
 }
 
-/// Bytes with the digest of all that was read of them, where it is wanted.
+/// A reader that computes the digest of all bytes read, if it is needed.
 struct Hashed<R> {
     inner: R,
     state: Option<Sha256>,
@@ -320,7 +320,7 @@ impl<R> Hashed<R> {
         Self { inner, state }
     }
 
-    /// In hexadecimal digits; none where it was not wanted.
+    /// In hexadecimal; `None` if it was not requested.
     fn digest(&self) -> String {
         let state = self.state.clone();
         state

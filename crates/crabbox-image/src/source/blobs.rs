@@ -1,4 +1,5 @@
-//! The parts of an image on disk, by name: files of a directory, or members of a tar archive, read where they lie.
+//! The parts of an image on disk, by name: files in a directory, or members of a tar archive, read in place. No name may
+//! lead outside of the directory or archive.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -16,13 +17,13 @@ use crabbox_host::tree::{self, Tree};
 
 use super::{SourceError, compression};
 
-/// Documents are small; a larger one is no document.
+/// Maximum size of a document, in bytes.
 const DOCUMENT_LIMIT: u64 = 16 << 20;
 
-/// How many parts an archive may have; an image has some dozens.
+/// Maximum number of parts in an archive; an image has some dozens.
 const MEMBERS_LIMIT: usize = 1 << 16;
 
-/// How many links may lead from a name to its content.
+/// Maximum number of links from a name to its content.
 const LINK_LIMIT: usize = 8;
 
 /// The parts.
@@ -48,7 +49,7 @@ enum Member {
 }
 
 impl Blobs {
-    /// The parts in `path`; an archive that is compressed as a whole is unpacked into `scratch` first.
+    /// The parts in `path`; a compressed archive is decompressed into `scratch` first.
     pub(super) fn open(path: &Path, scratch: &Path, budget: &mut Budget) -> Result<Self, SourceError> {
         let name = path.display().to_string();
         if let Some(dir) = super::directory(path)? {
@@ -77,7 +78,7 @@ impl Blobs {
         Ok(Self { name, place })
     }
 
-    /// Where they come from, for messages.
+    /// Their source, for messages.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
@@ -119,7 +120,7 @@ impl Blobs {
         }
     }
 
-    /// The whole of the small part `name`.
+    /// The complete content of the small part `name`.
     pub(super) fn document(&self, name: &str) -> Result<Vec<u8>, SourceError> {
         let part = self.read(name)?;
         let unread = |source| SourceError::Read {
@@ -142,7 +143,7 @@ impl Blobs {
 /// A part that is being read.
 pub(super) struct Part {
     pub(super) content: Box<dyn Read>,
-    /// How many bytes it has.
+    /// Its length in bytes.
     pub(super) bytes: u64,
 }
 
@@ -198,7 +199,7 @@ fn members(name: &str, file: &Path) -> Result<BTreeMap<PathBuf, Member>, SourceE
     Ok(members)
 }
 
-/// A file, with how far it was read.
+/// A file, with the current offset.
 struct Counted<R> {
     inner: R,
     at: Rc<Cell<u64>>,
@@ -212,7 +213,7 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-/// `target` seen from the directory of `path`, with `..` taken literally; `None` when it leaves the archive.
+/// `target` relative to the directory of `path`, with `..` taken literally; `None` if it leaves the archive.
 fn joined(path: &Path, target: &Path) -> Option<PathBuf> {
     let mut at = path.parent()?.to_owned();
     for part in target.components() {

@@ -1,4 +1,5 @@
-//! Archives and layers, whatever they are compressed with: recognised by their first bytes, never by a name or media type.
+//! Decompression of archives and layers. The format is detected from the first bytes, and must never be taken from a name or
+//! media type.
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -9,10 +10,10 @@ const GZIP: &[u8] = b"\x1f\x8b";
 const XZ: &[u8] = b"\xfd7zXZ\0";
 const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
 
-/// Frames of zstd that hold no data begin with one of these, with a last digit of 0 to F (RFC 8878, 3.1.2).
+/// Magic numbers of skippable zstd frames, with a last digit of 0 to F (RFC 8878, 3.1.2).
 const ZSTD_SKIPPED: &[u8] = b"\x2a\x4d\x18";
 
-/// Whether something that begins so is compressed.
+/// Whether data with this beginning is compressed.
 pub(super) fn is_compressed(head: &[u8]) -> bool {
     [GZIP, XZ, ZSTD].iter().any(|mark| head.starts_with(mark)) || is_skipped(head)
 }
@@ -21,7 +22,7 @@ fn is_skipped(head: &[u8]) -> bool {
     head.first().is_some_and(|byte| byte >> 4 == 5) && head.get(1..4) == Some(ZSTD_SKIPPED)
 }
 
-/// The content of `packed`, unpacked while it is read.
+/// A reader of `packed` that decompresses.
 pub(super) fn reader<'a>(packed: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut packed = BufReader::with_capacity(256 * 1024, packed);
     let head = packed.fill_buf()?;
@@ -39,7 +40,7 @@ pub(super) fn reader<'a>(packed: impl Read + 'a) -> io::Result<Box<dyn Read + 'a
     })
 }
 
-/// Frames of zstd behind each other; one that holds no data is skipped.
+/// Reads concatenated zstd frames; skippable frames are skipped.
 struct Zstd<R> {
     packed: R,
     decoder: FrameDecoder,
@@ -66,7 +67,7 @@ impl<R: BufRead> Read for Zstd<R> {
 }
 
 impl<R: BufRead> Zstd<R> {
-    /// Reads the head of the next frame, which is there.
+    /// Reads the header of the next frame, which must exist.
     fn begin_frame(&mut self) -> io::Result<()> {
         match self.decoder.init(&mut self.packed) {
             Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {

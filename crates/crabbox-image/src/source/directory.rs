@@ -1,5 +1,5 @@
-//! A root tree in a directory of this host, copied with owners, modes and hard links. The original is only read, and never through a
-//! link of it.
+//! A root tree in a directory of this host, copied with owners, modes and hard links. The original is only read, and must
+//! never be left through a link.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,10 +12,10 @@ use rustix::fs::{FileType, Stat};
 
 use super::SourceError;
 
-/// The one attribute that packages set: what a program may do without being root's.
+/// The only extended attribute that packages set: file capabilities.
 const CAPABILITY: &str = "security.capability";
 
-/// Copies everything in `from`, and nothing that is mounted below it.
+/// Copies everything in `from`, except file systems mounted below it.
 pub(super) fn copy(from: &Path, tree: &Tree, budget: &mut Budget) -> Result<(), SourceError> {
     let from = Tree::open(from)?;
     let mut copying = Copying {
@@ -33,7 +33,7 @@ pub(super) fn copy(from: &Path, tree: &Tree, budget: &mut Budget) -> Result<(), 
 struct Copying<'a> {
     from: &'a Tree,
     device: u64,
-    /// The first name of each file that has several, by inode.
+    /// The first name of each file with several names, by inode.
     names: BTreeMap<u64, PathBuf>,
     tree: &'a Tree,
     budget: &'a mut Budget,

@@ -1,8 +1,8 @@
-//! Images in the formats of containers: OCI image layouts and what `docker save` writes, on disk, nothing fetched.
+//! Container image formats on disk: OCI image layouts and the output of `docker save`.
 //!
-//! Every part has the digest that is expected of it each time that it is read, and of the same bytes that are used. The formats are those of the OCI image specification 1.1
-//! (layout, index, manifest, configuration); of a configuration only platform and layers count, because a lease runs its user's
-//! commands and not the image's.
+//! The digest of every part is verified each time it is read, over the same bytes that are used; an unverified part must
+//! never be used. The formats are those of the OCI image specification 1.1 (layout, index, manifest, configuration). Of a
+//! configuration only platform and layers are used, because a lease runs its user's commands and not the image's.
 
 use std::collections::BTreeMap;
 
@@ -16,16 +16,16 @@ use super::archive::Expected;
 use super::blobs::Blobs;
 use super::{SourceError, archive};
 
-/// The file that says that a directory is a layout.
+/// The file that marks a directory as a layout.
 pub(super) const LAYOUT: &str = "oci-layout";
 
-/// This host's processor as these formats spell it.
+/// This host's architecture in the spelling of these formats.
 pub(super) const ARCHITECTURE: &str = "amd64";
 
-/// The name of an image in an index.
+/// The annotation with the name of an image in an index.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
-/// How deep an index may lie in an index.
+/// Maximum nesting depth of indexes.
 const INDEX_DEPTH: usize = 4;
 
 #[derive(Debug, Clone, Deserialize)]
@@ -68,7 +68,7 @@ struct RootFs {
     diff_ids: Vec<String>,
 }
 
-/// An entry of `manifest.json` in an archive of `docker save`.
+/// An entry of `manifest.json` in the output of `docker save`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Saved {
@@ -78,7 +78,7 @@ struct Saved {
     layers: Vec<String>,
 }
 
-/// Lays the layers of the image `tag` of a layout over each other; returns the digest of its manifest.
+/// Applies the layers of the image `tag` of a layout in order; returns the digest of its manifest.
 pub(super) fn unpack_layout(
     blobs: &Blobs,
     tag: Option<&str>,
@@ -100,7 +100,7 @@ pub(super) fn unpack_layout(
     Ok(descriptor.digest)
 }
 
-/// The same for an archive of `docker save`; returns the digest of its configuration, which is the image's id.
+/// The same for the output of `docker save`; returns the digest of its configuration, which is the image's id.
 pub(super) fn unpack_docker(
     blobs: &Blobs,
     tag: Option<&str>,
@@ -136,7 +136,7 @@ pub(super) fn unpack_docker(
     Ok(format!("sha256:{}", digest::sha256(&text)))
 }
 
-/// A repository and tag as it is written, or its tag alone.
+/// A repository and tag as written, or the tag alone.
 fn is_named(name: &str, wanted: &str) -> bool {
     name == wanted || name.rsplit_once(':').is_some_and(|(_, tag)| tag == wanted)
 }
@@ -174,7 +174,8 @@ fn no_tag(blobs: &Blobs, tag: Option<&str>, have: Vec<String>) -> SourceError {
     }
 }
 
-/// The first of `all`, or of what an index among them names, that is for this host. One without a platform may be.
+/// The first of `all`, or of the entries of an index among them, that is for this host. One without a platform is assumed to
+/// be.
 fn for_this_host(blobs: &Blobs, all: Vec<Descriptor>, depth: usize) -> Result<Descriptor, SourceError> {
     let mut others = Vec::new();
     for one in all {
@@ -221,7 +222,7 @@ fn check_platform(blobs: &Blobs, platform: &Platform) -> Result<(), SourceError>
     })
 }
 
-/// The file of a digest. Only hexadecimal digits get this far, so that no digest is a path.
+/// The file of a digest. The digest has been checked to be hexadecimal, so it cannot be a path.
 fn blob_name(blobs: &Blobs, digest: &str) -> Result<String, SourceError> {
     Ok(format!("blobs/sha256/{}", hexadecimal(blobs, digest)?))
 }
@@ -251,7 +252,7 @@ fn parse<T: DeserializeOwned>(blobs: &Blobs, name: &str, text: &[u8]) -> Result<
     })
 }
 
-/// `content` must have `digest`.
+/// Checks that `content` has `digest`.
 fn check(blobs: &Blobs, digest: &str, content: &[u8]) -> Result<(), SourceError> {
     let expected = hexadecimal(blobs, digest)?;
     let found = digest::sha256(content);

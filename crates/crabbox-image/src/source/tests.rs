@@ -1,4 +1,4 @@
-//! Trees of every source, made here; and what must never come out of one.
+//! Trees from every kind of source, and the entries that must be refused.
 
 use std::fs::Permissions;
 use std::io::Write as _;

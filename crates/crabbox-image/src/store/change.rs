@@ -1,6 +1,7 @@
-//! Changing the store: one process at a time, each change a single rename.
+//! Changes of the store: one process at a time, each change a single rename.
 //!
-//! What a killed process leaves lies in a scratch directory, where nobody looks for images, and goes with the next change.
+//! Leftovers of a killed process are in a scratch directory, which must never be taken for an image and is removed by the
+//! next change.
 
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,14 +14,14 @@ use crabbox_host::files::{self, FileError};
 use super::{Image, Store, StoreError, entries, read_image, verify_files};
 use crate::manifest::{self, Manifest};
 
-/// How the directories of changes at work are named.
+/// Name prefix of scratch directories.
 const SCRATCH: &str = "scratch-";
 
-/// How long the lock of another change is waited for: of one that was killed, a process that was just starting has a copy until it
-/// becomes its program.
+/// How long to wait for the lock of another change: after a kill, a child that was just being started has a copy of it until
+/// its exec.
 const LOCK_WAIT: Duration = Duration::from_millis(500);
 
-/// The right to change the store, with a directory to prepare the change in. Both end when it is dropped.
+/// The exclusive right to change the store, with a scratch directory for the preparation. Both end when it is dropped.
 #[derive(Debug)]
 pub struct Scratch {
     dir: PathBuf,
@@ -28,7 +29,7 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// The empty, private directory to work in; on the store's file system, so that its files can be moved into place.
+    /// The empty, private scratch directory; on the store's file system, so that its files can be renamed into place.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -44,7 +45,7 @@ impl Drop for Scratch {
 }
 
 impl Store {
-    /// Takes the store's lock, sweeps what killed processes left, and makes a directory to work in.
+    /// Takes the store's lock, removes leftovers of killed processes, and makes a scratch directory.
     pub fn begin(&self) -> Result<Scratch, StoreError> {
         let path = self.root().join("lock");
         let lock = File::options()
@@ -77,7 +78,8 @@ impl Store {
         Ok(Scratch { dir, lock })
     }
 
-    /// Removes what killed changes left. While one is at work there is nothing to do: it has swept.
+    /// Removes leftovers of killed processes. While a change is in progress there is nothing to do, because it has removed
+    /// them.
     pub fn sweep(&self) -> Result<(), StoreError> {
         match self.begin() {
             Ok(_) | Err(StoreError::Busy { .. }) => Ok(()),
@@ -85,10 +87,10 @@ impl Store {
         }
     }
 
-    /// Moves the image files in `staged` (inside `scratch`) and their record into the store, and lets `name` point at them.
+    /// Moves the image files in `staged` (inside `scratch`) and their record into the store, and makes `name` point to them.
     ///
-    /// The files become read-only. When the same image is there already and whole, it is kept and `staged` is not needed;
-    /// when it is there and damaged, it is replaced. A name that pointed elsewhere is moved.
+    /// The files become read-only. If the same image exists already and is intact, it is kept and `staged` is not used; if
+    /// it is damaged, it is replaced. A name that pointed to another image is changed.
     pub fn put(
         &self,
         scratch: &Scratch,
@@ -100,7 +102,7 @@ impl Store {
         self.place(scratch, staged, record, name)
     }
 
-    /// As [`Store::put`], for files whose digests were checked as they were written.
+    /// Like [`Store::put`], for files whose digests were checked while they were written.
     pub(crate) fn place(
         &self,
         scratch: &Scratch,
@@ -136,9 +138,9 @@ impl Store {
         self.get(name)
     }
 
-    /// Removes the image that `reference` names, and every name that points at it.
+    /// Removes the image that `reference` identifies, and every name that points to it.
     ///
-    /// Leases that run from it are not disturbed: they hold its files under names of their own.
+    /// Leases that use it are not affected: they have their own links to its files.
     pub fn remove(&self, reference: &str) -> Result<Image, StoreError> {
         let scratch = self.begin()?;
         let image = self.get(reference)?;
@@ -151,7 +153,7 @@ impl Store {
     }
 }
 
-/// Moves the image in `dir`, if there is one, out of sight into `scratch`; it is removed with it.
+/// Moves the image in `dir`, if there is one, into `scratch`, with which it is removed.
 fn set_aside(scratch: &Scratch, dir: &Path) -> Result<(), FileError> {
     let aside = scratch.dir.join("removed");
     match std::fs::rename(dir, &aside) {
@@ -171,7 +173,7 @@ fn settle(path: &Path) -> Result<(), FileError> {
         .map_err(|source| FileError::io("make durable", path, source))
 }
 
-/// A name must be a plain file name, and can never be mistaken for the beginning of a digest by being only digits.
+/// A name must be a plain file name, and must not consist only of digits, or it could be mistaken for a digest prefix.
 pub(crate) fn check_name(name: &str) -> Result<(), StoreError> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
     let good = (1..=64).contains(&name.len())

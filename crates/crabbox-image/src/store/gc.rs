@@ -1,48 +1,48 @@
-//! Which images may go: a decision over plain facts, with a reason for each.
+//! Garbage collection of images: a pure decision, with a reason for each image.
 //!
-//! It must never let go of an image that a lease runs from, nor of the one that the next lease would use.
+//! It must never remove an image that a lease uses, or the one that the next lease would use.
 
 use super::Image;
 
-/// What is to be kept beyond what must be.
+/// Limits for the images that may be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Policy {
-    /// Images made longer ago than this many seconds go, named or not.
+    /// Remove images older than this, in seconds, named or not.
     pub older_than_seconds: Option<i64>,
-    /// The oldest go until all together have at most this many bytes.
+    /// Remove the oldest images until the total size is at most this, in bytes.
     pub max_bytes: Option<u64>,
 }
 
-/// Why an image stays or goes.
+/// Why an image is kept or removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
-    /// Stays: leases run from it.
+    /// Kept: leases use it.
     InUse {
         /// Their ids.
         leases: Vec<String>,
     },
-    /// Stays: a new lease would use it.
+    /// Kept: a new lease would use it.
     Default,
-    /// Stays: it has a name, and no limit is passed.
+    /// Kept: it has a name, and no limit is exceeded.
     Named,
-    /// Goes: no name points at it.
+    /// Removed: no name points to it.
     Unnamed,
-    /// Goes: it is older than was asked for.
+    /// Removed: it is older than the limit.
     TooOld,
-    /// Goes: all together are larger than was asked for.
+    /// Removed: the total size exceeds the limit.
     TooMuch,
 }
 
 impl Reason {
-    /// Whether the image goes.
+    /// Whether the image is removed.
     pub const fn goes(&self) -> bool {
         matches!(self, Self::Unnamed | Self::TooOld | Self::TooMuch)
     }
 }
 
-/// Decides about each of `images`, newest first as the store lists them. `pins` says which leases run from an image.
+/// Decides about each of `images`, newest first as the store lists them. `pins` lists the leases that use an image.
 ///
-/// Without limits, the images that no name points at go.
+/// Without limits, images without a name are removed.
 pub fn plan<'a>(
     images: &'a [Image],
     default: Option<&str>,

@@ -1,4 +1,4 @@
-//! Small trees that keep the contract, or do not, built by the real tools over a kernel that is none.
+//! Small trees that meet the contract or do not, built by the real tools over a fake kernel.
 
 use std::cell::Cell;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -260,7 +260,7 @@ fn nothing_of_this_host_is_emptied_or_written_through_a_link_of_the_tree() {
     }
 }
 
-/// Every place that a build writes to, removes or reads for more than a look.
+/// Every path that a build writes, removes or reads.
 const TOUCHED: [&str; 26] = [
     "boot",
     "etc",

@@ -1,4 +1,5 @@
-//! Archives and layouts that say more than they bring: files with holes in every form, sizes that nothing has, other things than files.
+//! Archives and layouts that declare more than they contain: files with holes in every form, impossible sizes, and entries
+//! that are not files.
 
 use super::*;
 
@@ -52,7 +53,7 @@ impl Place {
         self.unpack("a.tar")
     }
 
-    /// Bytes that the tree takes up.
+    /// Disk space of the tree, in bytes.
     fn taken(&self) -> u64 {
         let done = Cmd::new("du")
             .args(["-s", "-B1"])
