@@ -1,78 +1,78 @@
-//! Admission: whether a host has room for one more lease. Decided from numbers that the engine observed, before anything is made.
+//! Admission: whether a host has room for one more lease, decided from observed numbers before anything is made.
 //!
-//! A lease that is let in must never be the one that makes the kernel kill somebody for memory; disks are sparse and may be
-//! promised more than once, but never so that the next lease cannot even start.
+//! An admitted lease must never make the kernel's OOM killer end another process. Disks are sparse and may be overcommitted,
+//! but never so far that the next lease cannot even start.
 
 use crate::fault::{Fault, Kind};
 
-/// What a VMM needs beside its guest's memory, in MiB; the limit of a lease's control group is the sum.
+/// Memory of a VMM in addition to its guest's, in MiB; the limit of a lease's control group is the sum.
 pub const VMM_OVERHEAD_MIB: u64 = 128;
-/// What a lease writes to the disk at once, in MiB: kernel, private layer, keys, records and logs.
+/// Disk space that a lease writes at once, in MiB: kernel, private layer, keys, records and logs.
 pub const LEASE_DISK_MIB: u64 = 256;
 
-/// What the administrator set.
+/// The administrator's limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Limits {
-    /// Most leases at a time; 0 is no limit. `firecracker.maxLeases`.
+    /// Maximum number of leases; 0 is no limit. `firecracker.maxLeases`.
     pub max_leases: u64,
-    /// Memory in MiB that leases leave to the host. `firecracker.reserveMemoryMiB`.
+    /// Memory in MiB reserved for the host. `firecracker.reserveMemoryMiB`.
     pub reserve_memory_mib: u64,
-    /// Disk in MiB that a new lease leaves free. `firecracker.reserveDiskMiB`.
+    /// Free disk space in MiB that a new lease must leave. `firecracker.reserveDiskMiB`.
     pub reserve_disk_mib: u64,
 }
 
-/// What the administrator lets each owner have who comes from another machine.
+/// The administrator's limits for each remote owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Quota {
-    /// Most leases at a time; 0 is no limit. `firecracker.maxLeasesPerOwner`.
+    /// Maximum number of leases; 0 is no limit. `firecracker.maxLeasesPerOwner`.
     pub max_leases: u64,
-    /// Most memory in MiB that they take together, that of their VMMs included; 0 is no limit. `firecracker.maxMemoryMiBPerOwner`.
+    /// Maximum total memory in MiB, including that of the VMMs; 0 is no limit. `firecracker.maxMemoryMiBPerOwner`.
     pub max_memory_mib: u64,
 }
 
-/// What one owner has.
+/// The resources of one owner.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Had {
-    /// Leases, those in the making included.
+    /// Number of leases, including those in the making.
     pub leases: u64,
-    /// Memory in MiB that they may take together, that of their VMMs included.
+    /// Memory limit of all of them in MiB, including that of the VMMs.
     pub memory_mib: u64,
 }
 
-/// What a new lease needs.
+/// The needs of a new lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demand {
     /// Memory of the guest in MiB.
     pub memory_mib: u64,
-    /// What will be copied for its disk, in MiB; 0 where blocks are shared.
+    /// Data that is copied for its disk, in MiB; 0 if blocks are shared.
     pub copied_mib: u64,
 }
 
-/// What the host has.
+/// The resources of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
-    /// Leases there are, those in the making included.
+    /// Number of leases, including those in the making.
     pub leases: u64,
     /// `MemAvailable` of the kernel, in MiB.
     pub available_mib: u64,
-    /// Memory in MiB that leases may still take up and have not yet.
+    /// Memory in MiB that existing leases may still allocate.
     pub promised_mib: u64,
-    /// Free disk where leases are kept, in MiB.
+    /// Free disk space for leases, in MiB.
     pub free_disk_mib: u64,
 }
 
 /// Why there is no room.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// As many leases as are allowed.
+    /// The maximum number of leases exists.
     #[error("no room for another lease (lease_limit): {leases} of {max} leases are in use")]
     Leases {
-        /// Leases there are.
+        /// Number of leases.
         leases: u64,
         /// `firecracker.maxLeases`.
         max: u64,
     },
-    /// The memory does not reach.
+    /// There is not enough memory.
     #[error(
         "no room for another lease (insufficient_memory): it may take {needed_mib} MiB, and of {available_mib} MiB available {promised_mib} MiB \
          are promised to other leases and {reserve_mib} MiB stay with the host"
@@ -80,24 +80,24 @@ pub enum Refusal {
     Memory {
         /// Guest and VMM.
         needed_mib: u64,
-        /// What the kernel could give.
+        /// Available memory of the host.
         available_mib: u64,
-        /// What other leases may still take.
+        /// Memory that other leases may still allocate.
         promised_mib: u64,
         /// `firecracker.reserveMemoryMiB`.
         reserve_mib: u64,
     },
-    /// As many leases as one owner may have.
+    /// The owner has the maximum number of leases.
     #[error("no further lease for {owner} (quota_exceeded): {leases} of {max} leases are in use")]
     OwnersLeases {
         /// The owner.
         owner: String,
-        /// Leases that the owner has.
+        /// Number of leases of the owner.
         leases: u64,
         /// `firecracker.maxLeasesPerOwner`.
         max: u64,
     },
-    /// As much memory as one owner may have.
+    /// The owner has the maximum of memory.
     #[error(
         "no further lease for {owner} (quota_exceeded): it may take {needed_mib} MiB, and {had_mib} of {max_mib} MiB are in use"
     )]
@@ -106,20 +106,20 @@ pub enum Refusal {
         owner: String,
         /// Guest and VMM.
         needed_mib: u64,
-        /// What the owner's leases may take.
+        /// Memory limit of the owner's leases.
         had_mib: u64,
         /// `firecracker.maxMemoryMiBPerOwner`.
         max_mib: u64,
     },
-    /// The disk does not reach.
+    /// There is not enough disk space.
     #[error(
         "no room for another lease (insufficient_disk): it writes {needed_mib} MiB at once, and of {free_mib} MiB free {reserve_mib} MiB are to \
          stay free"
     )]
     Disk {
-        /// What it writes at once.
+        /// What the lease writes at once.
         needed_mib: u64,
-        /// What is free.
+        /// Free space.
         free_mib: u64,
         /// `firecracker.reserveDiskMiB`.
         reserve_mib: u64,
@@ -127,7 +127,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Whether the owner has had their share, however much room there is: no other lease that ends makes any.
+    /// Whether the owner's quota is the reason; then the end of another owner's lease does not help.
     pub fn is_of_the_owner(&self) -> bool {
         matches!(self, Self::OwnersLeases { .. } | Self::OwnersMemory { .. })
     }
@@ -183,7 +183,7 @@ impl Fault for Refusal {
     }
 }
 
-/// Lets `owner`, who has `had`, have one lease more, or says why not.
+/// Admits one more lease of `owner`, who has `had`, or returns the reason against it.
 pub fn admit_owner(quota: &Quota, owner: &str, had: &Had, demand: &Demand) -> Result<(), Refusal> {
     let owner = || owner.to_owned();
     if quota.max_leases > 0 && had.leases >= quota.max_leases {
@@ -205,7 +205,7 @@ pub fn admit_owner(quota: &Quota, owner: &str, had: &Had, demand: &Demand) -> Re
     Ok(())
 }
 
-/// Lets a lease in, or says why not.
+/// Admits a lease, or returns the reason against it.
 pub fn admit(limits: &Limits, demand: &Demand, room: &Room) -> Result<(), Refusal> {
     if limits.max_leases > 0 && room.leases >= limits.max_leases {
         return Err(Refusal::Leases {

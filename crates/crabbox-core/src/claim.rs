@@ -1,19 +1,19 @@
 //! Claims: the small files that tie a lease to the repository that uses it, in the Go program's format.
 //!
-//! A claim is shared with other programs, so fields that are not ours to set are carried along untouched by the store.
+//! Other programs share a claim, so the store must preserve fields that are not ours.
 
 use serde::{Deserialize, Serialize};
 
 use crate::labels::Labels;
 
-/// One claim; blank fields are left out of the file but for the four that the Go program always writes.
+/// One claim; empty fields are left out of the file, except the four that the Go program always writes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Claim {
     /// The lease; must equal the file's name.
     #[serde(rename = "leaseID")]
     pub lease_id: String,
-    /// A fresh 32-hex token at every change.
+    /// 32 hex digits, newly drawn at every change.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub revision: String,
     /// The lease's slug.
@@ -22,7 +22,7 @@ pub struct Claim {
     /// The provider that made the lease.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub provider: String,
-    /// Where the provider made it, where that is not this machine: the KVM host, as `ssh://user@host:port`.
+    /// The location of the machine if it is not this host: the KVM host, as `ssh://user@host:port`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub provider_scope: String,
     /// The provider's name for the machine.
@@ -49,13 +49,13 @@ pub struct Claim {
     /// Pond name.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub pond: String,
-    /// Root of the repository that holds the lease.
+    /// Root of the repository that has claimed the lease.
     pub repo_root: String,
     /// RFC 3339, UTC.
     pub claimed_at: String,
     /// RFC 3339, UTC.
     pub last_used_at: String,
-    /// Idle limit in seconds.
+    /// Idle timeout in seconds.
     #[serde(skip_serializing_if = "is_zero")]
     pub idle_timeout_seconds: i64,
     /// Address of the machine's sshd.
@@ -64,13 +64,13 @@ pub struct Claim {
     /// Port of the machine's sshd.
     #[serde(skip_serializing_if = "is_zero")]
     pub ssh_port: i64,
-    /// The lease's labels when it was last written.
+    /// The lease's labels at the time of the last write.
     #[serde(skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
 }
 
 impl Claim {
-    /// A claim in which every field is present: its JSON names all the fields that are ours to set.
+    /// A claim with all fields: its JSON names all the fields that belong to us.
     pub fn full() -> Self {
         let text = || "x".to_owned();
         Self {
@@ -103,7 +103,8 @@ fn is_zero(value: &i64) -> bool {
     *value == 0
 }
 
-/// Whether `id` may name a claim file. As in the Go program: a name that every system it runs on can store, Windows included.
+/// Whether `id` can be the name of a claim file, by the Go program's rule: a name that every supported system can store,
+/// Windows included.
 pub fn is_valid_claim_id(id: &str) -> bool {
     const RESERVED: [&str; 4] = ["con", "prn", "aux", "nul"];
     let stem = id.split('.').next().unwrap_or_default().to_ascii_lowercase();

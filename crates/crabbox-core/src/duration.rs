@@ -1,13 +1,14 @@
-//! Durations as Go writes them: `1h30m0s`, `250ms`, `.5s`, `-1h`.
+//! Durations in Go's syntax: `1h30m0s`, `250ms`, `.5s`, `-1h`.
 //!
-//! Configuration files, flags and JSON of crabbox hold such strings, so this module reads and prints them exactly as Go's
-//! `time.ParseDuration` and `Duration.String` do. It must never accept what Go refuses (`5d`, `2 minutes`) or round a value.
+//! Configuration files, flags and JSON of crabbox contain such texts, so this module parses and prints them exactly like
+//! Go's `time.ParseDuration` and `Duration.String`. It must never accept what Go refuses (`5d`, `2 minutes`) or round a
+//! value.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A span of time in nanoseconds, with Go's range (about ±292 years) and Go's spelling.
+/// A duration in nanoseconds, with Go's range (about ±292 years) and Go's syntax.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct GoDuration {
     nanoseconds: i64,
@@ -16,7 +17,7 @@ pub struct GoDuration {
 /// Why a text is not a duration; the messages are Go's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DurationError {
-    /// Empty, no digits, a sign alone, or too large for 64 bits of nanoseconds.
+    /// Empty, without digits, only a sign, or too large for 64 bits of nanoseconds.
     #[error("time: invalid duration {}", quoted(.text))]
     Invalid {
         /// The text as given.
@@ -39,14 +40,14 @@ pub enum DurationError {
 }
 
 const SECOND: u64 = 1_000_000_000;
-/// Go keeps the sum as an unsigned number up to 2^63, so that the smallest duration can be read.
+/// Go keeps the sum as an unsigned number up to 2^63, so that the smallest duration can be parsed.
 const LIMIT: u64 = 1 << 63;
 
 impl GoDuration {
-    /// No time at all.
+    /// The zero duration.
     pub const ZERO: Self = Self { nanoseconds: 0 };
 
-    /// A duration of so many nanoseconds.
+    /// A duration of this many nanoseconds.
     pub const fn from_nanoseconds(nanoseconds: i64) -> Self {
         Self { nanoseconds }
     }
@@ -56,17 +57,17 @@ impl GoDuration {
         self.nanoseconds
     }
 
-    /// Whole seconds, cut towards zero.
+    /// Whole seconds, truncated towards zero.
     pub const fn seconds(self) -> i64 {
         self.nanoseconds / 1_000_000_000
     }
 
-    /// Whether the duration is longer than nothing.
+    /// Whether the duration is greater than zero.
     pub(crate) const fn is_positive(self) -> bool {
         self.nanoseconds > 0
     }
 
-    /// The same span for the standard library; a negative one becomes zero.
+    /// The same duration for the standard library; a negative one becomes zero.
     pub const fn to_std(self) -> Duration {
         if self.nanoseconds < 0 {
             Duration::ZERO
@@ -77,7 +78,7 @@ impl GoDuration {
 }
 
 impl From<Duration> for GoDuration {
-    /// A span longer than 292 years is held at that length.
+    /// A duration above 292 years is capped.
     fn from(span: Duration) -> Self {
         Self {
             nanoseconds: i64::try_from(span.as_nanos()).unwrap_or(i64::MAX),
@@ -121,7 +122,7 @@ impl FromStr for GoDuration {
     }
 }
 
-/// Reads one number with its unit from the head of `rest`: its nanoseconds, and what follows it.
+/// Parses one number with its unit from the start of `rest`; returns its nanoseconds and the remainder.
 fn parse_part<'a>(text: &str, rest: &'a str) -> Result<(u64, &'a str), DurationError> {
     let invalid = || DurationError::Invalid {
         text: text.to_owned(),
@@ -176,8 +177,8 @@ fn digits_of(text: &str) -> &str {
     &text[..text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len())]
 }
 
-/// The nanoseconds of `0.<digits>` units, cut towards zero. Go computes this in floating point; so do we, or the last
-/// nanosecond would differ.
+/// The nanoseconds of `0.<digits>` units, truncated towards zero. Go computes this in floating point; so do we, otherwise
+/// the last nanosecond would differ.
 #[expect(
     clippy::cast_precision_loss,
     reason = "Go's own arithmetic, rounding included"
@@ -255,7 +256,7 @@ fn decimal(value: u64, unit: u64) -> String {
     format!("{whole}.{}", format!("{fraction:0width$}").trim_end_matches('0'))
 }
 
-/// Go's quoting in these messages: ASCII as it is, all else as `\xNN`.
+/// Go's quoting in these messages: ASCII unchanged, everything else as `\xNN`.
 fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for byte in text.bytes() {

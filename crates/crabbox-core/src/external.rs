@@ -1,21 +1,22 @@
-//! A lease as another program knows it that has it made here: its id, slug and name there, kept in the labels of the lease.
+//! The identity of a lease in another program that has it made here: its id, slug and name there, stored in the labels of
+//! the lease.
 //!
-//! All three are somebody else's words, so each is one that a label holds unchanged. They must never be taken for this program's own id,
-//! under which the claims of both programs would be one file.
+//! All three come from the other program, so each must be a valid label value. They must never be used as this program's own
+//! id, because the claims of both programs would then be the same file.
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::{LeaseId, normalise};
 use crate::labels::{Labels, sanitise};
 
-/// The most bytes that a label's value has.
+/// Maximum length of a label's value in bytes.
 const TEXT_LIMIT: usize = 63;
 
 const LEASE: &str = "external_lease";
 const SLUG: &str = "external_slug";
 const NAME: &str = "external_name";
 
-/// What another program calls a lease of ours.
+/// Another program's identity of a lease of ours.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Words", into = "Words")]
 pub struct External {
@@ -24,16 +25,16 @@ pub struct External {
     name: String,
 }
 
-/// Words that another program cannot call a lease.
+/// Why another program's identity is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ExternalError {
-    /// The id is none.
+    /// The id is invalid.
     #[error("leaseId must be cbx_ and 12 lowercase hexadecimal digits")]
     Lease,
-    /// The slug is none.
+    /// The slug is invalid.
     #[error("slug must be 1 to {TEXT_LIMIT} of a-z, 0-9 and single dashes between them")]
     Slug,
-    /// The name does not fit a label.
+    /// The name is not a valid label value.
     #[error(
         "name must be 1 to {TEXT_LIMIT} of A-Z, a-z, 0-9, '_', '.' and '-', with a letter or digit at both ends"
     )]
@@ -41,7 +42,7 @@ pub enum ExternalError {
 }
 
 impl External {
-    /// A lease with these words.
+    /// Checks these values.
     pub fn new(lease: &str, slug: &str, name: &str) -> Result<Self, ExternalError> {
         let lease = LeaseId::parse(lease).map_err(|_| ExternalError::Lease)?;
         if slug.is_empty() || slug.len() > TEXT_LIMIT || normalise(slug) != slug {
@@ -57,13 +58,13 @@ impl External {
         })
     }
 
-    /// What the labels of a lease say; `None` of one that no other program has made.
+    /// The identity in the labels of a lease; `None` if no other program has made it.
     pub fn of(labels: &Labels) -> Option<Self> {
         let label = |name: &str| labels.get(name).map(String::as_str);
         Self::new(label(LEASE)?, label(SLUG)?, label(NAME)?).ok()
     }
 
-    /// Has `labels` say it.
+    /// Writes it to `labels`.
     pub fn put(&self, labels: &mut Labels) {
         for (label, word) in [
             (LEASE, self.lease.as_str()),
@@ -89,13 +90,14 @@ impl External {
         &self.name
     }
 
-    /// The slug that the lease has here: the id there, so that no slug is claimed by both programs, and no second lease is made for it.
+    /// The slug of the lease here: the other program's id. So no slug is claimed by both programs, and no second lease is
+    /// made for the same id.
     pub fn slug_here(&self) -> String {
         normalise(self.lease.as_str())
     }
 }
 
-/// The words as they travel.
+/// The values in their serialised form.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Words {
     lease: String,

@@ -1,36 +1,37 @@
-//! What kind of failure an error is, and the process exit code that stands for it.
+//! The kinds of failure, and the process exit code of each.
 //!
-//! The codes are the Go program's, because scripts branch on them. Libraries name the kind; only the binary turns it into
-//! an exit code and words, and no other place may choose a number.
+//! The codes are the Go program's, because scripts depend on them. Libraries name the kind; only the binary turns it into an
+//! exit code and a message, and no other place may choose a number.
 
 use std::error::Error;
 
-/// The kinds of failure that a caller of the program can tell apart.
+/// The kinds of failure that a caller of the program can distinguish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// A failure of no kind that callers tell apart.
+    /// Any other failure.
     General,
-    /// A check ran to its end and found problems (`doctor`), or test results failed their policy.
+    /// A check completed and found problems (`doctor`), or test results failed their policy.
     Problems,
-    /// Wrong usage, flag or configuration, something the provider cannot do, or local state that cannot be read or written.
+    /// Wrong usage, flag or configuration, an operation that the provider does not support, or local state that cannot be
+    /// read or written.
     Usage,
-    /// The provider's doctor lacks the static host it should look at.
+    /// The provider's doctor was not given a static host to check.
     MissingHost,
     /// No such lease, an ambiguous slug, or a lease whose identity does not match its record.
     NotFound,
-    /// A time-out, a provider or SSH failure, or a lease that does not run.
+    /// A timeout, a provider or SSH failure, or a lease that does not run.
     Unavailable,
-    /// The working tree could not be brought to the lease.
+    /// The working tree could not be synced to the lease.
     Sync,
-    /// A helper operation on the lease failed (directories, artifacts, owner, clean-up).
+    /// An auxiliary operation on the lease failed (directories, artifacts, owner, cleanup).
     Remote,
-    /// The remote command's own exit code, handed through.
+    /// The remote command's own exit code, passed through.
     Passthrough(u8),
 }
 
 impl Kind {
-    /// The process exit code, as the Go program's table has it.
+    /// The process exit code, from the Go program's table.
     pub const fn exit_code(self) -> u8 {
         match self {
             Self::General | Self::Problems => 1,
@@ -45,21 +46,21 @@ impl Kind {
     }
 }
 
-/// What an error says of the connection to a lease, for whoever decides whether another try may help.
+/// What an error says about the connection to a lease, for deciding about a retry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Connectivity {
-    /// SSH was waited for and did not come up in time.
+    /// SSH did not come up in time.
     TimedOut,
-    /// The connection, or the machine behind it, was lost under a command.
+    /// The connection, or the machine behind it, was lost while a command ran.
     Lost,
 }
 
-/// An error that knows its kind and how it can be fixed.
+/// An error with a kind and hints.
 pub trait Fault: Error + Send + Sync {
     /// What kind of failure this is.
     fn kind(&self) -> Kind;
 
-    /// What it says of the connection; `None` where it is about something else.
+    /// What it says about the connection; `None` if it is about something else.
     fn connectivity(&self) -> Option<Connectivity> {
         None
     }
@@ -70,7 +71,7 @@ pub trait Fault: Error + Send + Sync {
     }
 }
 
-/// What led to `error`, the nearest cause first; `error` itself is not among them.
+/// The causes of `error`, the nearest first, without `error` itself.
 pub fn causes<'a>(error: &'a (dyn Error + 'a)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     let mut next = error.source();
     std::iter::from_fn(move || {
@@ -85,7 +86,7 @@ pub fn chain(error: &dyn Error) -> String {
     causes(error).fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// The message of an error, then those of its causes that say something new: many a message quotes its cause already.
+/// The message of an error, followed by those of its causes that add something: many messages quote their cause already.
 pub fn messages(error: &dyn Error) -> Vec<String> {
     let mut messages = vec![error.to_string()];
     for cause in causes(error) {

@@ -1,7 +1,7 @@
-//! What one lease holds of this host that no other lease on it may have, whichever state directory it belongs to: an entry of the
-//! host's registry, and the judgement whether it is held still.
+//! The exclusive resources of one lease on this host, across all state directories: the entry in the host's registry, and
+//! the decision whether the lease still exists.
 //!
-//! Pure. It must never call an entry given up because it is old, and never one of whose lease anything was seen.
+//! A pure module. It must never treat an entry as released because of its age, or while anything of its lease was seen.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -10,25 +10,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::LeaseId;
 
-/// An entry of the registry. Fields that a later version adds are ignored.
+/// An entry of the registry. Unknown fields of later versions are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holding {
-    /// The lease. Its tag, by which its objects on the host are named, follows from the id.
+    /// The lease. Its tag, from which its objects on the host are named, is derived from the id.
     pub lease: LeaseId,
-    /// Whose lease it is.
+    /// The state directory of the lease.
     pub owner: Owner,
-    /// uid and gid of its VMM, when it is jailed.
+    /// uid and gid of its VMM, if it is jailed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-    /// Its block of addresses with built-in networking, as `10.213.0.0/30`.
+    /// Its address block with built-in NAT, as `10.213.0.0/30`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block: Option<String>,
 }
 
-/// A state directory, told apart from any other that has its path in another mount namespace or had it at another time.
+/// A state directory, distinguished from others that have the same path in another mount namespace or had it at another
+/// time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
-    /// Its path, without links.
+    /// Its path, with links resolved.
     pub state: PathBuf,
     /// `st_dev` of the directory.
     pub device: u64,
@@ -36,25 +37,25 @@ pub struct Owner {
     pub inode: u64,
 }
 
-/// Why a text is no entry.
+/// Why a text is not a valid entry.
 #[derive(Debug, thiserror::Error)]
 pub enum HoldingError {
-    /// It does not have the form of one.
+    /// Its format is invalid.
     #[error("not an entry of the registry")]
     Form(#[source] serde_json::Error),
-    /// It is the entry of another lease than its name says.
+    /// It names another lease than its file.
     #[error("it is the entry of lease {found}")]
     Misplaced {
         /// The lease that it names.
         found: LeaseId,
     },
-    /// Its block is none.
+    /// Its address block is invalid.
     #[error("{block:?} is not a block of IPv4 addresses")]
     Block {
-        /// The text in the block's place.
+        /// The text of the block.
         block: String,
     },
-    /// Its owner is no absolute path.
+    /// Its owner is not an absolute path.
     #[error("{} is not the path of a state directory", state.display())]
     Owner {
         /// The path.
@@ -63,7 +64,7 @@ pub enum HoldingError {
 }
 
 impl Holding {
-    /// Reads the entry of `lease`.
+    /// Parses the entry of `lease`.
     pub fn parse(lease: &LeaseId, text: &[u8]) -> Result<Self, HoldingError> {
         let holding: Self = serde_json::from_slice(text).map_err(HoldingError::Form)?;
         if holding.lease != *lease {
@@ -94,22 +95,23 @@ fn is_block(text: &str) -> bool {
     })
 }
 
-/// What was seen of a lease that has an entry, in this order: its lock before its directory, since its maker holds the one until the
-/// other is there.
+/// The observed state of a lease with an entry. The lock is checked before the directory, because a lease's maker holds the
+/// lock until the directory exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sight {
-    /// Somebody holds its lock: it is being made, or taken back.
+    /// A process holds its lock: the lease is being made or torn down.
     pub locked: bool,
-    /// Its directory is there, or could not be looked for.
+    /// Its directory exists, or its existence could not be checked.
     pub directory: bool,
     /// A process runs under its uid, or is its machine by name.
     pub process: bool,
 }
 
 impl Sight {
-    /// Whether the lease holds what its entry says. `own` says that the entry is the looking state directory's own: then the place
-    /// where the lease's directory would be is the right one, and a process that outlived it has nobody who answers for it. Of
-    /// another's, the place may be out of sight here (a mount that is missing, another mount namespace), so a process counts.
+    /// Whether the lease still has the resources in its entry. `own` says that the entry belongs to the observing state
+    /// directory: then the path of the lease's directory is reliable, and a process that outlived the directory no longer
+    /// protects the entry. The path of another state directory may be invisible here (a missing mount, another mount
+    /// namespace), so there a process counts.
     pub fn is_held(self, own: bool) -> bool {
         self.locked || self.directory || (!own && self.process)
     }
@@ -127,7 +129,7 @@ impl Owner {
     }
 }
 
-/// The lease whose namespace is mounted at `mount`: `<state>/firecracker/leases/<id>/netns`, as leases of every version have it.
+/// The lease whose namespace is mounted at `mount`: `<state>/firecracker/leases/<id>/netns`, the path in every version.
 pub fn lease_of_namespace(mount: &Path) -> Option<(LeaseId, &Path)> {
     let dir = mount
         .parent()

@@ -1,13 +1,13 @@
 //! Identifiers: lease ids, slugs, run ids and the names derived from them.
 //!
-//! Formats are those of the Go program, so that both can read each other's state. Nothing here draws randomness: callers
-//! pass the bytes in.
+//! The formats are the Go program's, so that both programs can read each other's state. Nothing here may draw random
+//! numbers: callers pass the bytes in.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The longest slug a user may ask for, after normalising.
+/// The maximum length of a requested slug, after normalising.
 pub(crate) const SLUG_LIMIT: usize = 41;
 
 const ADJECTIVES: [&str; 14] = [
@@ -18,7 +18,7 @@ const NOUNS: [&str; 8] = [
     "barnacle", "crab", "crayfish", "hermit", "krill", "lobster", "prawn", "shrimp",
 ];
 
-/// How many suffixes are tried before a slug is given up.
+/// Number of suffixes tried for a slug that is in use.
 const SLUG_ATTEMPTS: u32 = 20;
 
 /// `cbx_` and twelve lowercase hexadecimal digits.
@@ -35,12 +35,12 @@ pub struct LeaseIdError {
 }
 
 impl LeaseId {
-    /// The id made of six random bytes.
+    /// The id from six random bytes.
     pub fn from_random(bytes: [u8; 6]) -> Self {
         Self(format!("cbx_{}", hex(&bytes)))
     }
 
-    /// Reads an id; the whole text must match `^cbx_[a-f0-9]{12}$`.
+    /// Parses an id; the whole text must match `^cbx_[a-f0-9]{12}$`.
     pub fn parse(text: &str) -> Result<Self, LeaseIdError> {
         let digits = text.strip_prefix("cbx_").unwrap_or_default();
         let lower_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
@@ -58,7 +58,7 @@ impl LeaseId {
         &self.0
     }
 
-    /// Eight hexadecimal digits that tag the lease's objects on the host (link names are at most 15 bytes).
+    /// Eight hexadecimal digits that identify the lease's objects on the host (link names have at most 15 bytes).
     pub fn tag(&self) -> String {
         format!("{:08x}", fnv1a32(self.0.as_bytes()))
     }
@@ -93,7 +93,7 @@ impl From<LeaseId> for String {
 pub struct RunId(String);
 
 impl RunId {
-    /// The id made of six random bytes.
+    /// The id from six random bytes.
     pub fn from_random(bytes: [u8; 6]) -> Self {
         Self(format!("run_{}", hex(&bytes)))
     }
@@ -110,12 +110,12 @@ impl fmt::Display for RunId {
     }
 }
 
-/// A name for people: `[a-z0-9]+(-[a-z0-9]+)*`.
+/// A readable name: `[a-z0-9]+(-[a-z0-9]+)*`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Slug(String);
 
-/// Why a slug cannot be had.
+/// Why a slug is not available.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SlugError {
     /// Nothing is left after normalising.
@@ -133,13 +133,13 @@ pub enum SlugError {
     /// Every suffix tried is in use.
     #[error("could not allocate a unique lease slug for {base}")]
     Exhausted {
-        /// The slug that was wanted.
+        /// The requested slug.
         base: String,
     },
 }
 
 impl Slug {
-    /// Normalises what a user typed: lower case, each run of other characters becomes one `-`, none at the ends.
+    /// Normalises a user's text: lower case, each run of other characters becomes one `-`, none at the ends.
     pub fn requested(text: &str) -> Result<Self, SlugError> {
         let slug = normalise(text);
         if slug.is_empty() {
@@ -153,7 +153,7 @@ impl Slug {
         }
     }
 
-    /// The slug that a lease gets when none is asked for: an adjective and a noun picked by the id.
+    /// The default slug of a lease: an adjective and a noun selected by the id.
     pub fn for_lease(id: &LeaseId) -> Self {
         let hash = fnv1a32(id.as_str().as_bytes()) as usize;
         let (adjective, noun) = (
@@ -163,7 +163,7 @@ impl Slug {
         Self(format!("{adjective}-{noun}"))
     }
 
-    /// This slug if it is free, else this slug with a suffix that is; `in_use` says which are taken.
+    /// This slug if it is free, otherwise with a free suffix; `in_use` says which are taken.
     pub fn unique(self, id: &LeaseId, in_use: impl Fn(&str) -> bool) -> Result<Self, SlugError> {
         if !in_use(&self.0) {
             return Ok(self);
@@ -191,7 +191,7 @@ impl fmt::Display for Slug {
     }
 }
 
-/// Lower case, other characters than `[a-z0-9]` folded into single dashes, no dash at the ends.
+/// Lower case, other characters than `[a-z0-9]` replaced by single dashes, no dash at the ends.
 pub fn normalise(text: &str) -> String {
     let mut out = String::new();
     for character in text.chars().flat_map(char::to_lowercase) {

@@ -1,22 +1,22 @@
-//! The journal of a lease: what was done to the host for it, so that everything can be taken back.
+//! The journal of a lease: all its effects on the host, so that teardown can undo them.
 //!
 //! ```text
 //!   begin(step) ──> effect ──> done(step)            teardown: live steps, last one first
 //!        │                                                    undo(step) ──> undone(step)
 //!        └── death here: the step counts as live, its undo must bear that the effect never happened
 //! ```
-//! The vocabulary is here, the file is the store's and the effects are the engine's. A step carries everything that its
-//! undo needs; it must never need today's configuration.
+//! This module defines the entries. The store writes the file, and other crates make the effects. A step carries everything
+//! that its undo needs; an undo must never need the current configuration.
 
 use serde::{Deserialize, Serialize};
 
 use crate::process::ProcessId;
 
-/// One kind of effect on the host. Paths are absolute unless said otherwise.
+/// One kind of effect on the host. Paths are absolute unless stated otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Step {
-    /// The lease directory, with the record and this journal in it.
+    /// The lease directory, which contains the record and this journal.
     Directory {
         /// Its path.
         path: String,
@@ -33,9 +33,9 @@ pub enum Step {
         /// Its path.
         path: String,
     },
-    /// A bind mount of a shared file into the VMM's directory, where a hard link cannot reach.
+    /// A bind mount of a shared file into the VMM's directory, where a hard link is not possible.
     Mount {
-        /// Where it is mounted.
+        /// The mount point.
         path: String,
     },
     /// The network namespace, bind-mounted at a path.
@@ -43,17 +43,17 @@ pub enum Step {
         /// The mount point.
         path: String,
     },
-    /// What gives the namespace its outer address.
+    /// The attachment that gives the namespace its outer address.
     Attach {
-        /// The network mode and all that its undo needs, as the net crate saved it.
+        /// The network mode and everything that its undo needs, as saved by the net crate.
         saved: serde_json::Value,
     },
-    /// The guest's tap inside the namespace; it goes with it.
+    /// The guest's tap inside the namespace; it disappears with the namespace.
     Tap {
         /// The namespace's mount point.
         netns: String,
     },
-    /// Address mapping and policy inside the namespace; they go with it.
+    /// Address mapping and policy inside the namespace; they disappear with the namespace.
     Mapping {
         /// The namespace's mount point.
         netns: String,
@@ -72,7 +72,7 @@ pub enum Step {
     Vmm {
         /// The machine's id, part of the VMM's command line.
         vmid: String,
-        /// The VMM's working directory or chroot, by which it is recognised if its pid was never written.
+        /// The VMM's working directory or chroot, by which it is found if its pid was never written.
         dir: String,
     },
     /// The shared SSH connection.
@@ -85,7 +85,7 @@ pub enum Step {
 }
 
 impl Step {
-    /// The step's name, as failpoints and messages spell it.
+    /// The step's name in failpoints and messages.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Directory { .. } => "directory",
@@ -105,8 +105,8 @@ impl Step {
         }
     }
 
-    /// Whether its effect is on a disk outside the lease directory, so that it is still there after a power cut. Its line must
-    /// be on the disk before it.
+    /// Whether its effect is on a disk outside the lease directory and so survives a power cut. Then its line must be synced
+    /// to the disk before the effect.
     pub fn outlives_boot(&self) -> bool {
         match self {
             Self::Key { .. } | Self::Attach { .. } | Self::Jail { .. } | Self::Claim {} => true,
@@ -134,39 +134,39 @@ pub enum Entry {
         version: u32,
         /// The lease id.
         lease: String,
-        /// Unix seconds.
+        /// Unix time in seconds.
         at: i64,
-        /// uid and gid of the VMM when it is jailed; kept by the lease until it is gone.
+        /// uid and gid of the VMM if it is jailed; reserved until the lease is gone.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         uid: Option<u32>,
-        /// The /30 of built-in networking, kept by the lease until it is gone.
+        /// The /30 of built-in NAT; reserved until the lease is gone.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         subnet: Option<String>,
-        /// The most memory that the lease takes up in MiB, VMM included.
+        /// The lease's memory limit in MiB, VMM included.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         memory_mib: Option<u64>,
     },
-    /// An effect is about to happen.
+    /// An intent: an effect is about to happen.
     Begin {
         /// Number of the step in this journal, from 0.
         seq: u32,
-        /// What it is.
+        /// The step.
         step: Step,
     },
-    /// The effect happened.
+    /// A mark: the effect has happened.
     Done {
         /// Number of the step.
         seq: u32,
-        /// The process it started, if it started one.
+        /// The process that it started, if any.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         process: Option<ProcessId>,
     },
-    /// The effect was taken back.
+    /// The effect was undone.
     Undone {
         /// Number of the step.
         seq: u32,
     },
-    /// A fact worth keeping (how a disk was made, which image was used).
+    /// A fact for later use (how a disk was made, which image was used).
     Note {
         /// Its name.
         name: String,
@@ -178,39 +178,39 @@ pub enum Entry {
 /// The version of the journal format that this program writes.
 pub const VERSION: u32 = 1;
 
-/// A step that may have left something on the host.
+/// A live step: it may have left something on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Live {
     /// Its number.
     pub seq: u32,
-    /// What it is.
+    /// The step.
     pub step: Step,
-    /// Whether it is known to have happened; otherwise the writer died in between, or is at it now.
+    /// Whether it is known to have happened; otherwise its writer died in between, or is still working on it.
     pub done: bool,
-    /// The process it started.
+    /// The process that it started.
     pub process: Option<ProcessId>,
 }
 
-/// What a journal says, in one value.
+/// The state that a journal describes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Journal {
     /// The lease it belongs to.
     pub lease: String,
-    /// uid and gid set aside for the VMM.
+    /// uid and gid reserved for the VMM.
     pub uid: Option<u32>,
-    /// The /30 set aside for built-in networking.
+    /// The /30 reserved for built-in NAT.
     pub subnet: Option<String>,
-    /// The most memory that the lease takes up in MiB, VMM included.
+    /// The lease's memory limit in MiB, VMM included.
     pub memory_mib: Option<u64>,
-    /// Steps that may have left something, in the order they began.
+    /// Live steps, in the order in which they began.
     pub live: Vec<Live>,
-    /// Facts noted, in order.
+    /// Recorded facts, in order.
     pub notes: Vec<(String, String)>,
-    /// The number that the next step gets.
+    /// The number of the next step.
     pub next_seq: u32,
 }
 
-/// A journal that cannot be believed.
+/// Why a journal is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JournalError {
     /// A line in the middle is not an entry.
@@ -218,10 +218,10 @@ pub enum JournalError {
     BadLine {
         /// Line number from 1.
         line: usize,
-        /// The line, cut.
+        /// The line, truncated.
         text: String,
     },
-    /// Written by a newer program.
+    /// It was written by a newer version of the program.
     #[error("format version {version} is newer than this program's {VERSION}")]
     TooNew {
         /// The version found.
@@ -230,8 +230,8 @@ pub enum JournalError {
 }
 
 impl Journal {
-    /// Reads the text of a journal file. A last line without its newline is a torn write of a dead process and is dropped:
-    /// its effect had not begun, because effects start after their line is written.
+    /// Parses the text of a journal file. A last line without its newline is an incomplete write of a dead process and is
+    /// dropped: its effect had not begun, because effects start after their line is written.
     pub fn parse(text: &str) -> Result<Self, JournalError> {
         let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
         let mut journal = Self::default();
@@ -249,7 +249,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Takes in one entry.
+    /// Applies one entry.
     pub fn apply(&mut self, entry: Entry) -> Result<(), JournalError> {
         match entry {
             Entry::Open { version, .. } if version > VERSION => return Err(JournalError::TooNew { version }),
@@ -283,7 +283,7 @@ impl Journal {
         Ok(())
     }
 
-    /// The live steps in the order in which they must be undone: last begun, first undone.
+    /// The live steps in the order of their undo: last begun, first undone.
     pub fn teardown(&self) -> impl Iterator<Item = &Live> {
         self.live.iter().rev()
     }
@@ -297,14 +297,14 @@ impl Journal {
             .and_then(|live| live.process.as_ref())
     }
 
-    /// Whether the command line that asked for the lease has entered and claimed it.
+    /// Whether the command line that requested the lease has entered and claimed it.
     pub fn is_claimed(&self) -> bool {
         self.live
             .iter()
             .any(|live| live.done && matches!(live.step, Step::Claim {}))
     }
 
-    /// The last value noted under `name`.
+    /// The last value recorded under `name`.
     pub fn note(&self, name: &str) -> Option<&str> {
         self.notes
             .iter()

@@ -1,6 +1,6 @@
-//! Labels of a lease: the string map that the Go program keeps in metadata and claims, and what is computed from it.
+//! Labels of a lease: the string map that the Go program keeps in metadata and claims, and the values computed from it.
 //!
-//! Times are unix seconds as decimal text, durations are whole seconds. This module must never ask the clock: `now` is
+//! Times are Unix seconds as decimal text, durations are whole seconds. This module must never read the clock: `now` is
 //! always an argument.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,17 +8,17 @@ use std::time::Duration;
 
 use crate::state::LeaseState;
 
-/// Idle limit of a lease whose labels and configuration name none.
+/// Default idle timeout of a lease.
 pub(crate) const DEFAULT_IDLE: Duration = Duration::from_mins(30);
-/// Time to live of a lease whose labels and configuration name none.
+/// Default time to live of a lease.
 pub(crate) const DEFAULT_TTL: Duration = Duration::from_mins(90);
-/// How long past its expiry a lease that says it is running or provisioning is left alone by cleanup.
+/// How long after its expiry cleanup leaves a lease alone whose state is running or provisioning.
 const STALE_GRACE: i64 = 12 * 3600;
 
 /// The labels of one lease, sorted by name as the Go program writes them.
 pub type Labels = BTreeMap<String, String>;
 
-/// What a new lease's labels are made of.
+/// The values for a new lease's labels.
 #[derive(Debug, Clone)]
 pub struct NewLease<'a> {
     /// The lease id.
@@ -37,9 +37,9 @@ pub struct NewLease<'a> {
     pub server_type: &'a str,
     /// Operating system of the machine.
     pub target: &'a str,
-    /// Whether the user asked to keep it.
+    /// Whether the user asked to keep the lease.
     pub keep: bool,
-    /// Idle limit.
+    /// Idle timeout.
     pub idle: Duration,
     /// Time to live.
     pub ttl: Duration,
@@ -47,24 +47,25 @@ pub struct NewLease<'a> {
     pub ssh_user: &'a str,
     /// Port of the guest's sshd.
     pub ssh_port: u16,
-    /// Directory under which trees are synced; slashes are kept.
+    /// Directory in which trees are synced; slashes are kept.
     pub work_root: &'a str,
     /// Network mode label.
     pub network: &'a str,
-    /// CNI network name; empty where none is used.
+    /// CNI network name; empty for other modes.
     pub cni_network: &'a str,
-    /// Ports that it is said to offer, from [`exposed`]; empty for none.
+    /// Ports that it is declared to offer, from [`exposed`]; empty for none.
     pub exposed: &'a str,
 }
 
-/// Ports as their label has them: each once, sorted, with a hyphen between them, which is the one sign that a label keeps.
+/// Ports in the form of the label: sorted, without duplicates, separated by hyphens, the only separator that a label
+/// preserves.
 pub fn exposed(ports: &[u16]) -> String {
     let sorted: BTreeSet<u16> = ports.iter().copied().collect();
     let texts: Vec<String> = sorted.iter().map(u16::to_string).collect();
     texts.join("-")
 }
 
-/// The labels of a lease made at `now`.
+/// The labels of a lease created at `now`.
 pub fn new_lease(new: &NewLease<'_>, now: i64) -> Labels {
     let (idle, ttl) = (seconds(new.idle), seconds(new.ttl));
     let mut labels = Labels::new();
@@ -112,7 +113,7 @@ pub fn new_lease(new: &NewLease<'_>, now: i64) -> Labels {
     labels
 }
 
-/// Refreshes `labels` at `now`: `state` and `idle` replace the recorded ones when given, and the expiry moves on.
+/// Refreshes `labels` at `now`: `state` and `idle` replace the recorded values if given, and the expiry is extended.
 pub fn touch(labels: &mut Labels, state: Option<&LeaseState>, idle: Option<Duration>, now: i64) {
     let created = time(labels, "created_at").unwrap_or(now);
     let idle = idle.map_or_else(|| idle_seconds(labels), seconds);
@@ -133,7 +134,7 @@ pub fn touch(labels: &mut Labels, state: Option<&LeaseState>, idle: Option<Durat
     }
 }
 
-/// The idle limit that the labels carry, in seconds.
+/// The idle timeout in the labels, in seconds.
 pub fn idle_seconds(labels: &Labels) -> i64 {
     number(labels, "idle_timeout_secs")
         .or_else(|| number(labels, "idle_timeout"))
@@ -141,7 +142,7 @@ pub fn idle_seconds(labels: &Labels) -> i64 {
         .unwrap_or_else(|| seconds(DEFAULT_IDLE))
 }
 
-/// A time label in unix seconds; decimal seconds and RFC 3339 are read.
+/// A time label in Unix seconds; decimal seconds and RFC 3339 are accepted.
 pub fn time(labels: &Labels, name: &str) -> Option<i64> {
     let text = labels.get(name)?.trim();
     text.parse().ok().or_else(|| {
@@ -151,45 +152,45 @@ pub fn time(labels: &Labels, name: &str) -> Option<i64> {
     })
 }
 
-/// The state label, read in lower case; the empty word when there is none.
+/// The state label, in lower case; an empty word if there is none.
 pub fn state(labels: &Labels) -> LeaseState {
     let word = labels.get("state").map(|state| state.to_lowercase());
     LeaseState::from(word.unwrap_or_default().as_str())
 }
 
-/// Writes the state label.
+/// Sets the state label.
 pub fn set_state(labels: &mut Labels, state: &LeaseState) {
     labels.insert("state".to_owned(), sanitise(state.as_str()));
 }
 
-/// The label of a lease that was made ahead of its use, with the key of its pool. Who takes it takes the label off.
+/// The label of an unclaimed pool member, with the key of its pool. It is removed when a client takes the lease.
 const POOL: &str = "pool";
 
-/// The key of the pool that the lease belongs to; `None` once it is somebody's.
+/// The key of the pool of the lease; `None` once it is claimed.
 pub fn pool(labels: &Labels) -> Option<&str> {
     labels.get(POOL).map(String::as_str)
 }
 
-/// Puts the lease into the pool with this key, which must be what a label can hold.
+/// Puts the lease into the pool with this key, which must be a valid label value.
 pub fn set_pool(labels: &mut Labels, key: &str) {
     labels.insert(POOL.to_owned(), sanitise(key));
 }
 
-/// The label of a lease whose owner came from another machine.
+/// The label with the remote owner of a lease.
 const OWNER: &str = "owner";
 
-/// Who has the lease, where it is somebody who came from another machine.
+/// The remote owner of the lease, if it has one.
 pub fn owner(labels: &Labels) -> Option<&str> {
     labels.get(OWNER).map(String::as_str)
 }
 
-/// Whether `name` can be an owner's: what a label holds as it is, so that no two names become one.
+/// Whether `name` is a valid owner name: one that a label stores unchanged, so that different names stay different.
 pub fn is_owner_name(name: &str) -> bool {
     let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
     name.len() <= 32 && edge(name.chars().next()) && edge(name.chars().next_back()) && sanitise(name) == name
 }
 
-/// Says whose the lease is; the name must be one of [`is_owner_name`].
+/// Sets the owner; the name must satisfy [`is_owner_name`].
 pub fn set_owner(labels: &mut Labels, name: &str) {
     labels.insert(OWNER.to_owned(), sanitise(name));
 }
@@ -199,16 +200,16 @@ pub fn keep(labels: &Labels) -> bool {
     labels.get("keep").is_some_and(|keep| keep == "true")
 }
 
-/// What cleanup decides about one lease, with the reason it prints.
+/// A decision of cleanup about one lease, with its printed reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Remove it.
     Remove(String),
-    /// Leave it alone.
+    /// Do not touch it.
     Skip(String),
 }
 
-/// Decides about a lease whose machine runs, by its labels alone, with the rows and reasons of the Go program's cleanup.
+/// Decides about a lease with a running machine by its labels only, with the rules and reasons of the Go program's cleanup.
 pub fn expired(labels: &Labels, now: i64) -> Verdict {
     use Verdict::{Remove, Skip};
     if labels.is_empty() {
@@ -256,7 +257,8 @@ fn seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX / 4)
 }
 
-/// Trims, folds characters outside `[A-Za-z0-9_.-]` into `_`, keeps 63 characters, names an empty value `unknown`.
+/// Trims, replaces characters outside `[A-Za-z0-9_.-]` by `_`, truncates to 63 characters, and names an empty value
+/// `unknown`.
 pub(crate) fn sanitise(value: &str) -> String {
     let kept = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     let folded: String = value

@@ -1,4 +1,4 @@
-//! The domain of crabbox: ids, records, states, configuration model, plans. No I/O at all.
+//! The domain of crabbox: ids, records, states, configuration model, plans. No module here may do I/O.
 
 pub mod admission;
 pub mod claim;

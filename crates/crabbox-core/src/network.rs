@@ -1,17 +1,17 @@
-//! How a lease gets its outer address: the modes there are, and which one `auto` means.
+//! The network modes of a lease, and the choice for `auto`.
 //!
-//! There is one type for it from the settings to the record, so that doctor and a lease cannot choose differently. It must
-//! never look at the host: what is there is an argument.
+//! One type is used from the settings to the record, so that doctor and a lease cannot choose differently. It must never
+//! look at the host: facts about it are arguments.
 
 use serde::{Deserialize, Serialize};
 
-/// How a lease gets its outer address. A request carries it in lower case, as labels and output spell it.
+/// A network mode. Requests, labels and output have it in lower case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NetworkMode {
     /// From the CNI plugins of the host.
     Cni,
-    /// Built in: a veth pair and address translation.
+    /// Built-in NAT: a veth pair and address translation.
     Nat,
 }
 
@@ -19,7 +19,7 @@ impl NetworkMode {
     /// Both modes.
     pub const ALL: [Self; 2] = [Self::Cni, Self::Nat];
 
-    /// The mode's name as settings, labels and output spell it.
+    /// The mode's name in settings, labels and output.
     pub fn name(self) -> &'static str {
         match self {
             Self::Cni => "cni",
@@ -32,7 +32,7 @@ impl NetworkMode {
         Self::ALL.into_iter().find(|mode| mode.name() == name)
     }
 
-    /// The mode of a lease for which `wanted` was set; `None` is `auto`: CNI where the configured network loads, else built in.
+    /// The mode of a lease with the setting `wanted`; `None` is `auto`: CNI if the configured network loads, otherwise NAT.
     pub fn choose(wanted: Option<Self>, cni_loads: impl FnOnce() -> bool) -> Self {
         match wanted {
             Some(mode) => mode,

@@ -1,24 +1,25 @@
-//! The identity of a process: the one form that journal, record, supervisor and tools share.
+//! The identity of a process, in the one form that journal, record, supervisor and tools share.
 //!
-//! A pid alone is used again; with the start time and the boot it names one process for good. This module must never look at
-//! a process: whether it lives, and a handle on it, is `process` of `crabbox-host`.
+//! Pids are reused; together with the start time and the boot id they identify one process permanently. This module must
+//! never look at a process: liveness and handles are in `process` of `crabbox-host`.
 
 use serde::{Deserialize, Serialize};
 
-/// One process, told apart from any other on this host, now or after a reboot. Its fields and their order are the journal's.
+/// The identity of one process, unique on this host across reboots. The fields and their order are those of the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ProcessId {
-    /// The pid. 0, and what does not fit into the kernel's signed pids, names no process; a journal may hold such a number, and
-    /// it is kept as it is.
+    /// The pid. 0, and numbers outside the kernel's signed range, identify no process; a journal may contain such a number,
+    /// and it is preserved.
     pub pid: u32,
-    /// Field 22 of `/proc/<pid>/stat`: start time in clock ticks since boot, as the kernel prints it.
+    /// Field 22 of `/proc/<pid>/stat`: start time in clock ticks since boot, as printed by the kernel.
     pub started: String,
-    /// The kernel's random id of the boot in which the process was started.
+    /// The kernel's random id of the boot during which the process was started.
     pub boot_id: String,
 }
 
 impl ProcessId {
-    /// The pid as the kernel takes it; `None` for a number that names no process, or would name a group or everybody.
+    /// The pid for system calls; `None` for a number that identifies no process, or that would mean a group or all
+    /// processes.
     pub fn raw(&self) -> Option<i32> {
         i32::try_from(self.pid).ok().filter(|pid| *pid > 0)
     }

@@ -1,7 +1,7 @@
-//! What a proof says: that the whole way of a lease was gone on some host, and which kind of host that was.
+//! The content of a proof: that the complete lifecycle of a lease ran on some host, and which kind of host that was.
 //!
-//! A closed set of typed fields, of which none can hold a name, an address or a path of the host. What it claims follows from what
-//! was seen and is never said beside it: a reader who works it out again finds the same, or the document is refused.
+//! It is a closed set of typed fields, none of which can hold a name, an address or a path of the host. Its conclusions must
+//! never be stored independently of the observations: a reader derives them again and refuses the document if they differ.
 
 pub mod redact;
 pub mod rung;
@@ -18,38 +18,38 @@ pub use text::{FILE_LIMIT, ProofError, parse, render};
 
 /// The version of the format.
 pub const SCHEMA_VERSION: u32 = 1;
-/// The most lines of output that a stage shows; its last ones.
+/// Maximum number of output lines of a stage; the last ones are kept.
 pub const LINES: usize = 80;
-/// What the guest says when the changes of the tree have arrived, a line each.
+/// Lines that the guest prints when the changes of the tree have arrived.
 pub const DIRTY_TREE: [&str; 3] = ["hello from the working tree", "untracked", "gone"];
-/// What a session says.
+/// Output of the shell session.
 pub const SESSION: &str = "session in the guest";
-/// What is said of a file that went to the guest and came back as it was.
+/// Output for a file that came back from the guest unchanged.
 pub const SAME: &str = "the copy is the same";
 
-/// What is done, in this order.
+/// The stages, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum StageName {
     /// A machine is leased.
     Warmup,
-    /// The guest is asked which kernel it runs.
+    /// The guest's kernel version is queried.
     Look,
-    /// A tree with changes that are not committed is synced, and read there.
+    /// A tree with uncommitted changes is synced, and read in the guest.
     Run,
     /// A command fails.
     Fail,
     /// A shell is opened.
     Connect,
-    /// A file goes there.
+    /// A file is copied into the guest.
     CopyIn,
-    /// It comes back.
+    /// The file is copied back.
     CopyOut,
-    /// The lease is given back.
+    /// The lease is released.
     Stop,
-    /// What nobody needs is removed.
+    /// Cleanup runs.
     Cleanup,
-    /// What is left is looked for.
+    /// Leftovers are searched for.
     Scan,
 }
 
@@ -68,7 +68,7 @@ impl StageName {
         Self::Scan,
     ];
 
-    /// Its command line as a person would type it, without what the user's own flags are.
+    /// Its command line as a person would type it, without the user's own flags.
     pub fn command(self) -> &'static str {
         match self {
             Self::Warmup => "crabbox warmup --provider firecracker --slug proof",
@@ -90,7 +90,7 @@ impl StageName {
         }
     }
 
-    /// The exit code that it is to have.
+    /// The expected exit code.
     pub fn expected(self) -> u8 {
         match self {
             Self::Fail => 7,
@@ -99,7 +99,7 @@ impl StageName {
         }
     }
 
-    /// The word for it in a line.
+    /// Its name in a line.
     pub fn word(self) -> &'static str {
         match self {
             Self::Warmup => "warmup",
@@ -116,39 +116,39 @@ impl StageName {
     }
 }
 
-/// A stage that was done.
+/// A completed stage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Stage {
-    /// Which.
+    /// The stage.
     pub name: StageName,
-    /// Its exit code; `null` when a signal ended it, or it could not be started.
+    /// Its exit code; `null` if a signal ended it, or it could not be started.
     pub exit: Option<u8>,
-    /// How long it took, in milliseconds.
+    /// Its duration, in milliseconds.
     pub millis: u64,
-    /// How many lines of its output are not shown, because there were too many, or they are about other leases.
+    /// Number of output lines that are not shown, because there were too many, or they are about other leases.
     pub cut: u32,
-    /// What it wrote to both streams, in order, redacted.
+    /// Its output on both streams, in order, redacted.
     pub transcript: Vec<Line>,
 }
 
-/// What is asserted.
+/// The assertions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum AssertionName {
     /// A machine was leased.
     Leased,
-    /// Changes that nobody committed arrived: an edit, a new file, a removed one.
+    /// Uncommitted changes arrived: an edited, a new and a removed file.
     DirtyTree,
-    /// A command's exit code is the program's.
+    /// A command's exit code becomes the program's.
     ExitCode,
-    /// A shell could be opened, and its exit code is the program's.
+    /// A shell could be opened, and its exit code becomes the program's.
     Connected,
-    /// A file that went to the guest and came back is the same.
+    /// A file that was copied to the guest and back is unchanged.
     Copied,
-    /// The lease was given back.
+    /// The lease was released.
     Stopped,
-    /// Cleanup had nothing to complain of.
+    /// Cleanup reported no problem.
     Cleaned,
     /// Nothing is left on the host.
     NothingLeft,
@@ -167,7 +167,7 @@ impl AssertionName {
         Self::NothingLeft,
     ];
 
-    /// What it says, as a sentence without its full stop.
+    /// Its sentence, without a full stop.
     pub fn words(self) -> &'static str {
         match self {
             Self::Leased => "a machine was leased",
@@ -182,31 +182,31 @@ impl AssertionName {
     }
 }
 
-/// An assertion, and whether it holds.
+/// The result of an assertion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Assertion {
-    /// Which.
+    /// The assertion.
     pub name: AssertionName,
     /// Whether it holds.
     pub holds: bool,
 }
 
-/// What keeps a proof from being one of success though every assertion may hold.
+/// Why a proof does not pass although every assertion may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lack {
-    /// Somebody asked for an end.
+    /// It was interrupted.
     Interrupted,
-    /// Nobody could tell what exactly was proved.
+    /// The program, the VMM, the kernel or the image could not be identified.
     Unknown,
-    /// A stage was not done, or not in its place.
+    /// A stage is missing, or out of order.
     Stages,
-    /// Nobody could tell whether there was a machine.
+    /// It is unknown whether there was a virtual machine.
     Rung,
 }
 
 impl Lack {
-    /// What it says, as a sentence without its full stop.
+    /// Its sentence, without a full stop.
     pub fn words(self) -> &'static str {
         match self {
             Self::Interrupted => "it was interrupted",
@@ -217,13 +217,13 @@ impl Lack {
     }
 }
 
-/// A kind of thing that a lease makes on the host.
+/// A kind of object that a lease makes on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Residue {
     /// A process.
     Process,
-    /// A mount, a network namespace that is held by one among them.
+    /// A mount, including that of a network namespace.
     Mount,
     /// A network interface.
     Link,
@@ -243,17 +243,17 @@ pub enum Residue {
     Entry,
     /// A lock file.
     Lock,
-    /// Something that could not be looked at.
+    /// An object that could not be inspected.
     Unseen,
 }
 
-/// What was found after the end.
+/// Leftovers of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Left {
-    /// What.
+    /// The kind.
     pub kind: Residue,
-    /// How many.
+    /// The number.
     pub count: u32,
 }
 
@@ -266,7 +266,7 @@ pub enum Arch {
     /// 64-bit ARM.
     #[serde(rename = "aarch64")]
     Arm,
-    /// Another one.
+    /// Any other.
     #[serde(rename = "other")]
     Other,
 }
@@ -292,21 +292,21 @@ pub struct Program {
     pub sha256: Option<Sha256>,
 }
 
-/// The host, as far as it may be told.
+/// The properties of the host that may be published.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Host {
     /// Its processor.
     pub arch: Arch,
-    /// The numbers of its kernel's release.
+    /// The numbers of its kernel release.
     pub kernel: Option<Version>,
-    /// How many processors this program may use.
+    /// Number of processors available to this program.
     pub cpus: u32,
     /// Its memory, in GiB, rounded.
     pub memory_gib: u32,
-    /// Who its processor says it is run by.
+    /// The hypervisor reported by its processor.
     pub hypervisor: Hypervisor,
-    /// What its firmware says of its maker.
+    /// The manufacturer according to its firmware.
     pub firmware: Firmware,
 }
 
@@ -314,25 +314,25 @@ pub struct Host {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Vmm {
-    /// The version that it says it has.
+    /// Its reported version.
     pub version: Option<Version>,
     /// The digest of its file.
     pub sha256: Option<Sha256>,
-    /// Whether that is the digest of the one that everything is tested with.
+    /// Whether that is the digest of the tested Firecracker.
     pub pinned: bool,
     /// Whether leases run in a jail.
     pub jailed: bool,
 }
 
-/// What the guest is made of.
+/// The properties of the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Guest {
-    /// Whose kernel its commands ran on.
+    /// The kernel on which its commands ran.
     pub kernel: GuestKernel,
     /// The digest of its kernel's file.
     pub kernel_sha256: Option<Sha256>,
-    /// The digest of its image: of the whole one from the store, else of the root file system.
+    /// The digest of its image: of the image in the store, or else of the root file system.
     pub image_sha256: Option<Sha256>,
     /// Virtual processors.
     pub cpus: u32,
@@ -340,16 +340,16 @@ pub struct Guest {
     pub memory_mib: u32,
     /// Size of the disk in MiB.
     pub disk_mib: u32,
-    /// How it gets its address.
+    /// Its network mode.
     pub network: NetworkMode,
 }
 
-/// What was seen, from which everything else follows.
+/// The observations, from which everything else is derived.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
-    /// When it was begun.
+    /// Start time.
     pub made_at: Moment,
-    /// Whether a signal asked for an end before everything was done.
+    /// Whether a signal interrupted it.
     pub interrupted: bool,
     /// The program.
     pub program: Program,
@@ -357,11 +357,11 @@ pub struct Seen {
     pub host: Host,
     /// The VMM, if there is one.
     pub firecracker: Option<Vmm>,
-    /// The guest, as far as it is known what it is made of.
+    /// The guest, as far as its properties are known.
     pub guest: Option<Guest>,
-    /// The stages that were done.
+    /// The completed stages.
     pub stages: Vec<Stage>,
-    /// What is left.
+    /// The leftovers.
     pub left: Vec<Left>,
 }
 
@@ -371,9 +371,9 @@ pub struct Seen {
 pub struct Proof {
     /// [`SCHEMA_VERSION`].
     schema_version: u32,
-    /// Whether every assertion holds, the rung is known, and nobody interrupted it.
+    /// Whether every assertion holds, the rung is known, and it was not interrupted.
     passed: bool,
-    /// What kind of host it stands for.
+    /// The kind of host that it is evidence for.
     rung: Rung,
     made_at: Moment,
     interrupted: bool,
@@ -395,7 +395,7 @@ impl Seen {
         Rung::of(kernel, self.host.hypervisor, self.host.firmware)
     }
 
-    /// All that it lacks beside assertions.
+    /// Other reasons why it does not pass.
     fn lacks(&self) -> Vec<Lack> {
         let known = self.program.sha256.is_some()
             && self
@@ -422,7 +422,7 @@ impl Seen {
 }
 
 impl Proof {
-    /// The proof that follows from what was seen.
+    /// Derives the proof from the observations.
     pub fn of(seen: Seen) -> Self {
         let (rung, lacks) = (seen.rung(), seen.lacks());
         let Seen {
@@ -458,22 +458,22 @@ impl Proof {
         }
     }
 
-    /// Whether it is one of success.
+    /// Whether it passes.
     pub fn passed(&self) -> bool {
         self.passed
     }
 
-    /// Whether somebody asked for an end before it was done.
+    /// Whether it was interrupted.
     pub fn is_interrupted(&self) -> bool {
         self.interrupted
     }
 
-    /// What it lacks beside assertions that do not hold; whoever says that it did not pass has to say one or the other.
+    /// Reasons other than assertions that do not hold; a failed proof has at least one of either.
     pub fn lacks(&self) -> Vec<Lack> {
         self.seen().lacks()
     }
 
-    /// The rung that it stands for.
+    /// Its rung.
     pub fn rung(&self) -> Rung {
         self.rung
     }
@@ -488,7 +488,7 @@ impl Proof {
         &self.stages
     }
 
-    /// What was seen, without what follows from it.
+    /// The observations only.
     fn seen(&self) -> Seen {
         Seen {
             made_at: self.made_at.clone(),

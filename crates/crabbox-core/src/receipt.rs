@@ -1,6 +1,6 @@
-//! A signed receipt of a run: what it says, the bytes that are signed, and how a file of it is judged. The Go program's formats.
+//! A signed receipt of a run: its fields, the signed bytes, and the validation of a file, in the Go program's formats.
 //!
-//! Nothing here signs or verifies. It must never take a field for said that the signature does not cover.
+//! Nothing here signs or verifies a signature. It must never treat a field as signed that the signature does not cover.
 
 mod run;
 mod terminal;
@@ -15,39 +15,39 @@ use crate::strict_json::{self, Limits, StrictJsonError};
 pub use run::RunReceipt;
 pub use terminal::{TerminalReceipt, command_bytes};
 
-/// The largest file that is read, in bytes.
+/// Maximum size of a file, in bytes.
 pub const FILE_LIMIT: u64 = 16 << 20;
 
-/// A receipt is a flat object.
+/// Limits of the JSON: a receipt is a flat object.
 const LIMITS: Limits = Limits { depth: 2, values: 64 };
 
-/// Why a text is no receipt.
+/// Why a text is not a valid receipt.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiptError {
-    /// It is no JSON that can be read in one way only.
+    /// It is invalid or ambiguous JSON.
     #[error("malformed receipt: {0}")]
     Json(#[from] StrictJsonError),
     /// It is another JSON value.
     #[error("malformed receipt: it is no JSON object")]
     NoObject,
-    /// A field is not there.
+    /// A field is missing.
     #[error("malformed receipt: missing {0}")]
     Missing(&'static str),
-    /// A field is there that no receipt has.
+    /// A field is unknown.
     #[error("malformed receipt: unknown field {0:?}")]
     Unknown(String),
-    /// A field has a value that makes no sense.
+    /// The value of a field is invalid.
     #[error("malformed receipt: invalid {0}")]
     Invalid(&'static str),
     /// Another version of the format.
     #[error("malformed receipt: unsupported schema_version {0}")]
     Version(i64),
-    /// A text is longer than a receipt may have it.
+    /// A text exceeds the limit of the format.
     #[error("malformed receipt: {name} exceeds {limit} bytes")]
     Long {
-        /// Whose.
+        /// The field.
         name: &'static str,
-        /// The most bytes.
+        /// The limit, in bytes.
         limit: usize,
     },
     /// Two fields contradict each other.
@@ -55,7 +55,7 @@ pub enum ReceiptError {
     Contradiction(&'static str),
 }
 
-/// A receipt of which everything but its signature was judged.
+/// A receipt that is valid except for its signature, which has not been checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sealed {
     /// The bytes that the signature covers.
@@ -64,13 +64,13 @@ pub struct Sealed {
     pub public_key: [u8; 32],
     /// Its signature.
     pub signature: [u8; 64],
-    /// The signer's fingerprint, where the receipt itself says it.
+    /// The signer's fingerprint, if the receipt contains it.
     pub signer: Option<String>,
-    /// The run's exit code, in a receipt whose format tells of runs that failed too.
+    /// The run's exit code, in a format that also covers failed runs.
     pub exit_code: Option<i64>,
 }
 
-/// Reads the text of a receipt, whichever version it is.
+/// Parses the text of a receipt of either version.
 pub fn parse(text: &[u8]) -> Result<Sealed, ReceiptError> {
     let Value::Object(fields) = strict_json::parse(text, LIMITS)? else {
         return Err(ReceiptError::NoObject);
@@ -81,12 +81,12 @@ pub fn parse(text: &[u8]) -> Result<Sealed, ReceiptError> {
     }
 }
 
-/// A key or a signature as receipts have it.
+/// A key or a signature in the encoding of receipts.
 pub fn encode(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }
 
-/// The bytes of base64 as receipts have it.
+/// Decodes base64 as in receipts.
 pub fn decode_base64(text: &str) -> Option<Vec<u8>> {
     STANDARD.decode(text).ok()
 }
@@ -98,14 +98,14 @@ fn decode<const N: usize>(name: &'static str, text: &str) -> Result<[u8; N], Rec
         .ok_or(ReceiptError::Invalid(name))
 }
 
-/// The text of a field that has to be there and say something.
+/// The text of a required field, which must not be empty.
 fn said<'a>(fields: &'a serde_json::Map<String, Value>, name: &'static str) -> Result<&'a str, ReceiptError> {
     let value = fields.get(name).ok_or(ReceiptError::Missing(name))?;
     let text = value.as_str().filter(|text| !text.trim().is_empty());
     text.ok_or(ReceiptError::Invalid(name))
 }
 
-/// The whole number of a field that has to be there, zero or more.
+/// The integer of a required field, zero or more.
 fn count(fields: &serde_json::Map<String, Value>, name: &'static str) -> Result<i64, ReceiptError> {
     let value = fields.get(name).ok_or(ReceiptError::Missing(name))?;
     let number = value.as_i64().filter(|number| *number >= 0);

@@ -1,7 +1,7 @@
-//! The record of a lease, `metadata.json`: exactly the fields of the Go program (schema 1), in its order.
+//! The record of a lease, `metadata.json`: exactly the fields of the Go program (schema 1), in the same order.
 //!
-//! The record is what other programs read. What our own teardown needs is in the journal, which the Go program never
-//! rewrites; so nothing of ours may live here.
+//! Other programs read the record. Data for our own teardown is in the journal, which the Go program never rewrites; so no
+//! field of our own may be added here.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,14 +17,14 @@ pub const SCHEMA_VERSION: u32 = 1;
 pub struct LeaseRecord {
     /// Always [`SCHEMA_VERSION`].
     pub schema_version: u32,
-    /// `cbx_…`; the directory's name where it is blank.
+    /// `cbx_…`; the directory's name if it is empty.
     #[serde(rename = "leaseID")]
     pub lease_id: String,
     /// The lease's slug.
     pub slug: String,
     /// The machine's name.
     pub name: String,
-    /// The machine's id, the same as its name; the lease id where both are blank.
+    /// The machine's id, the same as its name; the lease id if both are empty.
     pub vmid: String,
     /// `firecracker`.
     pub provider: String,
@@ -49,11 +49,11 @@ pub struct LeaseRecord {
     pub ssh_user: String,
     /// Port of the guest's sshd, as text.
     pub ssh_port: String,
-    /// The Firecracker binary as it was configured.
+    /// The Firecracker binary as configured.
     pub binary_path: String,
-    /// The guest kernel as it was configured.
+    /// The guest kernel as configured.
     pub kernel_path: String,
-    /// The root file system the disk was made from.
+    /// The root file system from which the disk was made.
     pub source_rootfs: String,
     /// CNI network name.
     pub cni_network: String,
@@ -61,7 +61,7 @@ pub struct LeaseRecord {
     pub cni_conf_dir: String,
     /// CNI plugin directory.
     pub cni_bin_dir: String,
-    /// The VMM's process id; 0 while there is none.
+    /// The VMM's process id; 0 if there is none.
     #[serde(skip_serializing_if = "is_zero")]
     pub pid: u32,
     /// The VMM's start time, field 22 of `/proc/<pid>/stat`.
@@ -87,7 +87,7 @@ fn is_zero(pid: &u32) -> bool {
 }
 
 impl LeaseRecord {
-    /// A record in which every optional field is present: its JSON names all the fields that are ours to set.
+    /// A record with all optional fields: its JSON names all the fields that belong to us.
     pub fn full() -> Self {
         let text = || "x".to_owned();
         Self {
@@ -100,7 +100,7 @@ impl LeaseRecord {
         }
     }
 
-    /// The VMM that the record names; `None` where one of its three fields is missing.
+    /// The VMM in the record; `None` if one of its three fields is missing.
     pub fn process(&self) -> Option<ProcessId> {
         let whole = self.pid > 0 && !self.process_started.is_empty() && !self.boot_id.is_empty();
         whole.then(|| ProcessId {
@@ -110,7 +110,7 @@ impl LeaseRecord {
         })
     }
 
-    /// Has the record name this VMM, or none.
+    /// Sets the VMM in the record, or clears it.
     pub fn set_process(&mut self, process: Option<ProcessId>) {
         (self.pid, self.process_started, self.boot_id) = process.map_or_else(
             || (0, String::new(), String::new()),
@@ -118,7 +118,7 @@ impl LeaseRecord {
         );
     }
 
-    /// Fills what a record may leave blank from the directory it was found in, as the Go program does on reading.
+    /// Fills empty fields from the record's directory, as the Go program does on reading.
     #[must_use]
     pub fn placed_in(mut self, dir: &str) -> Self {
         let dir_name = dir.rsplit('/').next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The state of a lease: the word that its `state` label carries, and what each word means to every command.
+//! The state of a lease: the word in its `state` label, and the meaning of each word for all commands.
 //!
 //! ```text
 //!                (directory, journal and record are written)
@@ -15,38 +15,38 @@
 //! ```
 //!
 //! `stopped` is never written: it is what `lease::find` in `crabbox-machine` computes for a record whose process is gone and
-//! whose label does not settle the matter. `active`, `failed` and `expired` are read only; the Go program may have written
-//! them. The remaining words are statuses of its other providers. A word that nobody knows is kept as it is.
+//! whose label does not settle the matter. `active`, `failed` and `expired` are only read; the Go program may have written
+//! them. The remaining words are statuses of its other providers. An unknown word is preserved.
 //!
-//! Text to state and back is the identity. This module must never look at a process, a clock or a file, and nothing else may
-//! compare a state with text.
+//! Parsing a word and printing it again gives the same word. This module must never look at a process, a clock or a file,
+//! and nothing else may compare a state with text.
 
 use std::fmt;
 
-/// The state of a lease. Whoever adds one is led by the compiler to every decision that depends on it.
+/// The state of a lease. A new state causes compile errors at every decision that depends on it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum LeaseState {
     /// It is being made.
     Provisioning,
-    /// Made ahead of its use: whoever needs a lease like it may have it.
+    /// It is an unclaimed pool member.
     Pooled,
-    /// Made and not entered yet, as the Go program labels it.
+    /// Made but not entered yet, as labelled by the Go program.
     Leased,
-    /// It can be used, and no command works in it.
+    /// It can be used, and no command runs in it.
     Ready,
-    /// Its machine boots, or a command works in it.
+    /// Its machine boots, or a command runs in it.
     Running,
-    /// In use, as the Go program labels it.
+    /// In use, as labelled by the Go program.
     Active,
-    /// Its machine does not run any more.
+    /// Its machine no longer runs.
     Stopped,
-    /// Its machine does not run any more and left an exit code.
+    /// Its machine no longer runs and left an exit code.
     StoppedWithCode,
-    /// It was given back, and its directory was kept.
+    /// It was released, and its directory was kept.
     Released,
     /// It was never usable.
     Failed,
-    /// Its time is over.
+    /// It has expired.
     Expired,
     /// Its machine is being deleted.
     Deleting,
@@ -54,13 +54,13 @@ pub enum LeaseState {
     Missing,
     /// Its machine was deleted.
     Terminated,
-    /// A word that is none of the above; only [`LeaseState::from`] makes it, so it never holds one of them.
+    /// An unknown word; only [`LeaseState::from`] makes it, so it is never one of the words above.
     #[non_exhaustive]
     Other(String),
 }
 
 impl LeaseState {
-    /// Every state that has a name here.
+    /// Every named state.
     pub const NAMED: [Self; 14] = [
         Self::Provisioning,
         Self::Pooled,
@@ -78,7 +78,7 @@ impl LeaseState {
         Self::Terminated,
     ];
 
-    /// The word, as labels and output have it.
+    /// The word in labels and output.
     pub fn as_str(&self) -> &str {
         match self {
             Self::Provisioning => "provisioning",
@@ -99,7 +99,7 @@ impl LeaseState {
         }
     }
 
-    /// Whether the lease has no machine that will come back: it can be looked at and given back, not used.
+    /// Whether the lease has no machine any more: it can be inspected and released, but not used.
     pub fn is_terminal(&self) -> bool {
         match self {
             Self::Stopped
@@ -120,12 +120,12 @@ impl LeaseState {
         }
     }
 
-    /// Whether the machine may be entered. A word that nobody knows does not forbid it, as in the Go program.
+    /// Whether the machine may be entered. An unknown word does not forbid it, as in the Go program.
     pub fn is_usable(&self) -> bool {
         !self.is_terminal() && *self != Self::Provisioning
     }
 
-    /// Whether a label with this word stands whatever became of the process: the lease ended by decision, so it is not merely
+    /// Whether a label with this word applies regardless of the process: the lease ended by decision, so it is not just
     /// `stopped`.
     pub fn is_settled(&self) -> bool {
         matches!(self, Self::Released | Self::Failed | Self::Expired)

@@ -1,7 +1,7 @@
-//! JSON that can be read in one way only: no name twice in an object, nothing behind the value, bounded in depth and number.
+//! Unambiguous JSON: no duplicate name in an object, nothing after the value, limited depth and size.
 //!
-//! What is signed or judged is read with it. It must never choose between two values of one name, as readers of JSON do
-//! differently: then one reader shows what another has not verified.
+//! Signed or validated documents are parsed with it. It must never choose between two values of one name, because JSON
+//! parsers differ in that: one program would then show what another has not verified.
 
 use std::cell::Cell;
 use std::fmt;
@@ -9,16 +9,16 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// How much a text may hold.
+/// The limits of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// The deepest nesting; a plain value has depth 1.
     pub depth: usize,
-    /// The most values, those in objects and arrays and these themselves.
+    /// The maximum number of values, including nested ones, objects and arrays.
     pub values: usize,
 }
 
-/// Why a text is not read.
+/// Why a text was not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refusal {
     Duplicate,
@@ -26,10 +26,10 @@ enum Refusal {
     Values,
 }
 
-/// Why a text is no JSON that can be read in one way only.
+/// Why a text is not unambiguous JSON.
 #[derive(Debug, thiserror::Error)]
 pub enum StrictJsonError {
-    /// An object has a name twice.
+    /// An object has a duplicate name.
     #[error("duplicate key")]
     Duplicate,
     /// It is nested too deeply.
@@ -38,12 +38,12 @@ pub enum StrictJsonError {
     /// It has too many values.
     #[error("it has more than {0} values")]
     Values(usize),
-    /// It is no JSON at all.
+    /// It is not valid JSON.
     #[error("{0}")]
     Syntax(#[from] serde_json::Error),
 }
 
-/// Reads `text`, which holds one value and nothing else.
+/// Parses `text`, which must contain one value and nothing else.
 pub fn parse(text: &[u8], limits: Limits) -> Result<Value, StrictJsonError> {
     let budget = Budget {
         values: Cell::new(limits.values),
@@ -64,13 +64,13 @@ pub fn parse(text: &[u8], limits: Limits) -> Result<Value, StrictJsonError> {
     })
 }
 
-/// What is left to be read, and why reading ended.
+/// The remaining limits, and why parsing ended.
 struct Budget {
     values: Cell<usize>,
     refusal: Cell<Option<Refusal>>,
 }
 
-/// One value, with `depth` levels left for it.
+/// Parses one value, with `depth` levels left for it.
 #[derive(Clone, Copy)]
 struct Node<'a> {
     budget: &'a Budget,

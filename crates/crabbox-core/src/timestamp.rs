@@ -1,13 +1,13 @@
-//! RFC 3339 times as the Go program writes them. Never asks the clock: seconds and nanoseconds are arguments.
+//! RFC 3339 times in the Go program's format. It must never read the clock: seconds and nanoseconds are arguments.
 
 use jiff::Timestamp;
 
-/// `2026-08-01T00:00:00Z`; the epoch where `seconds` is beyond what a calendar can say.
+/// `2026-08-01T00:00:00Z`; the epoch if `seconds` is outside the calendar's range.
 pub fn rfc3339(seconds: i64) -> String {
     Timestamp::from_second(seconds).unwrap_or_default().to_string()
 }
 
-/// `2026-08-01T00:00:00.123456789Z`, trailing zeros of the fraction cut as Go's RFC3339Nano does.
+/// `2026-08-01T00:00:00.123456789Z`, without trailing zeros of the fraction, like Go's RFC3339Nano.
 pub fn rfc3339_nano(seconds: i64, nanoseconds: u32) -> String {
     let nanoseconds = i32::try_from(nanoseconds).unwrap_or(0);
     Timestamp::new(seconds, nanoseconds)
@@ -26,7 +26,7 @@ pub fn parse_nano(text: &str) -> Option<i128> {
     is_rfc3339(text).then(|| time.as_nanosecond())
 }
 
-/// Whether `text` is a time as RFC 3339 has it: of what ISO 8601 allows beside it, nothing.
+/// Whether `text` is a time according to RFC 3339, which permits only a part of ISO 8601.
 pub fn is_rfc3339(text: &str) -> bool {
     let shape = b"0000-00-00T00:00:00";
     let (head, tail) = text.as_bytes().split_at(shape.len().min(text.len()));

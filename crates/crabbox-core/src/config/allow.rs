@@ -1,16 +1,16 @@
-//! Which variables of this host are handed to the command in the lease.
+//! Which variables of this host are forwarded to the command in the lease.
 //!
-//! A repository may ask for what its tests need. It must never carry off a secret: whoever wrote its file also wrote what runs in
-//! the lease, and the lease reaches the internet.
+//! A repository may request what its tests need. It must never obtain a secret: the author of its file also wrote what runs
+//! in the lease, and the lease reaches the internet.
 
 use super::layer::Sourced;
 
-/// Words that make a name look like a secret's, as the Go program has them.
+/// Words that make a name look like a secret's, the same as in the Go program.
 const SECRETS: [&str; 7] = ["KEY", "TOKEN", "SECRET", "PASSWORD", "PASS", "CREDENTIAL", "AUTH"];
-/// What the lease is told itself, whatever is set here.
+/// Variables that every lease gets, independent of the settings.
 const OURS: [&str; 3] = ["CRABBOX_LEASE_ID", "CRABBOX_RUN_ID", "CRABBOX_SLUG"];
 
-/// The names that are let through, exact ones and prefixes with a `*` behind them.
+/// The allowed names: exact ones, and prefixes followed by `*`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Allow {
     /// By the user of this host.
@@ -19,19 +19,19 @@ pub struct Allow {
     repository: Vec<String>,
 }
 
-/// What becomes of a variable.
+/// The decision about a variable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is handed on.
+    /// It is forwarded.
     Passes,
-    /// Only the repository asks for it, and it looks like a secret.
+    /// Only the repository allows it, and its name looks like a secret's.
     Withheld,
-    /// Nobody asks for it.
+    /// It is not allowed.
     Stays,
 }
 
 impl Allow {
-    /// What a layer lets through.
+    /// Adds the names that a layer allows.
     pub fn new(names: &Sourced<Vec<String>>) -> Self {
         let mut allow = Self::default();
         if names.layer().is_trusted() {
@@ -42,17 +42,17 @@ impl Allow {
         allow
     }
 
-    /// Lets these through as well, because the user said so.
+    /// Adds names that the user allows.
     pub fn trust(&mut self, names: impl IntoIterator<Item = String>) {
         self.trusted.extend(names);
     }
 
-    /// Every name, for a line.
+    /// Every name, as one line.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.trusted.iter().chain(&self.repository).map(String::as_str)
     }
 
-    /// What becomes of the variable `name`.
+    /// The decision about the variable `name`.
     pub fn judge(&self, name: &str) -> Verdict {
         if !is_name(name) || OURS.contains(&name) {
             Verdict::Stays

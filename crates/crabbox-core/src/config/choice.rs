@@ -1,11 +1,12 @@
-//! Keys whose value is one of a few names: their spellings, and the name that counts.
+//! Keys with a fixed set of values: their accepted spellings, and the canonical names.
 //!
-//! Names, spellings and refusals are the Go program's. Which of them a provider can give is not decided here ([`super::fit`]).
+//! Names, spellings and error messages are the Go program's. Which values a provider supports must not be decided here
+//! ([`super::fit`]).
 
-/// What is chosen.
+/// The keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
-    /// `provider`: any name, for only who works with it knows which there are.
+    /// `provider`: any name, because only code that uses it knows the providers.
     Provider,
     /// `target`.
     Target,
@@ -20,7 +21,7 @@ pub enum Choice {
 }
 
 impl Choice {
-    /// The name that counts for `text`; empty where nothing is chosen, `None` where that is no choice.
+    /// The canonical name for `text`; empty if nothing is set, `None` if it is not a valid value.
     pub fn name_of(self, text: &str) -> Option<String> {
         let text = text.trim().to_ascii_lowercase();
         let name = match (self, text.as_str()) {
@@ -40,7 +41,7 @@ impl Choice {
         Some(name.to_owned())
     }
 
-    /// Why `found` is not taken, in the Go program's words.
+    /// Why `found` is invalid, in the Go program's words.
     pub fn refusal(self, found: &str) -> String {
         let rule = match self {
             Self::Provider => "provider must be a name",
@@ -56,7 +57,7 @@ impl Choice {
     }
 }
 
-/// The image that `text` selects: `-` stands for `:`, `_` for `.`, and both may be left out.
+/// The image that `text` selects: `-` may be written for `:`, `_` for `.`, and both may be left out.
 fn os_image(text: &str) -> Option<&'static str> {
     match text.replace('_', ".").replace('-', ":").as_str() {
         "ubuntu:24.04" | "ubuntu:2404" | "ubuntu2404" => Some("ubuntu:24.04"),

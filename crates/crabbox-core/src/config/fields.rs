@@ -1,25 +1,25 @@
-//! Reading the fields of sections that are no keys of the registry: jobs, profiles, presets.
+//! Reads the fields of sections outside the key registry: jobs, profiles, presets.
 //!
-//! What does not fit is told with its path and its node; nothing is guessed.
+//! An invalid value is reported with its path and node; nothing may be guessed.
 
 use super::layer::Place;
 use super::yaml::{Content, Node};
 
-/// What is wrong with the section.
+/// An invalid field.
 #[derive(Debug, Clone)]
 pub(super) struct Wrong {
     /// The path of the field.
     pub path: String,
-    /// What it should be.
+    /// The expected type.
     pub expected: &'static str,
-    /// What stands there instead.
+    /// The actual node.
     pub node: Node,
 }
 
-/// Fields that nobody knows, each with its place.
+/// Unknown fields, each with its position.
 pub(super) type Unknown = Vec<(String, Place)>;
 
-/// The entries of a mapping, in file order; nothing is an empty one.
+/// The entries of a mapping, in file order; an empty node is an empty mapping.
 pub(super) fn mapping<'a>(node: &'a Node, path: &str) -> Result<Vec<(&'a str, &'a Node)>, Wrong> {
     match &node.content {
         Content::Null => Ok(Vec::new()),
@@ -42,13 +42,13 @@ pub(super) fn scalar(node: &Node, path: &str, expected: &'static str) -> Result<
     }
 }
 
-/// Yes or no.
+/// A boolean.
 pub(super) fn truth(node: &Node, path: &str) -> Result<bool, Wrong> {
     let text = scalar(node, path, "true or false")?;
     super::value::boolean(&text).ok_or_else(|| wrong(node, path, "true or false"))
 }
 
-/// Texts; one alone is a list of one.
+/// A list of texts; a single text is a list of one.
 pub(super) fn list(node: &Node, path: &str) -> Result<Vec<String>, Wrong> {
     match &node.content {
         Content::Scalar { text, .. } => Ok(vec![text.trim().to_owned()]),
@@ -60,7 +60,7 @@ pub(super) fn list(node: &Node, path: &str) -> Result<Vec<String>, Wrong> {
     }
 }
 
-/// What stands at a field and does not fit.
+/// The error for an invalid node of a field.
 pub(super) fn wrong(node: &Node, path: &str, expected: &'static str) -> Wrong {
     Wrong {
         path: path.to_owned(),

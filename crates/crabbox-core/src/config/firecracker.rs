@@ -1,8 +1,8 @@
-//! From settings to a validated plan of a Firecracker lease.
+//! Turns settings into a validated plan of a Firecracker lease.
 //!
-//! Applies the Go program's normalisation and checks in its order and words, with three differences that ARCHITECTURE.md
-//! lists: an SSH port that was set explicitly is kept (also 2222), `network` knows `nat` and `auto`, and a jailer is allowed.
-//! It looks at nothing but the settings: whether files exist is the doctor's question.
+//! It applies the Go program's normalisation and checks in the same order and with the same messages, with three differences
+//! that ARCHITECTURE.md lists: an explicit SSH port is kept (also 2222), `network` may be `nat` or `auto`, and a jailer is
+//! allowed. It must look at nothing but the settings: whether files exist is checked by doctor.
 
 use super::Provider;
 use super::fit::{self, Unfit};
@@ -15,57 +15,58 @@ use crate::fault::{Fault, Kind};
 use crate::labels;
 use crate::network::NetworkMode;
 
-/// Most virtual processors that Firecracker gives a microVM.
+/// Maximum number of virtual processors of a Firecracker microVM.
 pub(crate) const MAX_CPUS: u32 = 32;
-/// Least memory in MiB that a guest of ours can start in.
+/// Minimum memory in MiB with which a guest of ours can boot.
 pub(crate) const MIN_MEMORY_MIB: u32 = 64;
-/// Most memory in MiB that is taken for meant (16 TiB); beyond it a configuration has a typing error.
+/// Maximum plausible memory in MiB (16 TiB); a larger value is a typing error.
 pub(crate) const MAX_MEMORY_MIB: u32 = 16 << 20;
-/// Most uids in the range of jailed VMMs.
+/// Maximum size of the uid range for jailed VMMs.
 pub(crate) const MAX_UID_COUNT: u32 = 1 << 20;
-/// The largest first uid: the range must end below 2^32 - 2, since -1 and -2 are not uids (`setresuid(2)`, `nobody` of NFS).
+/// Maximum first uid: the range must end below 2^32 - 2, since -1 and -2 are not usable (`setresuid(2)`, `nobody` of NFS).
 pub(crate) const MAX_UID: u32 = u32::MAX - 2 - MAX_UID_COUNT;
-/// Largest disk in MiB that ext4 with 4 KiB blocks holds in 32-bit block numbers (16 TiB).
+/// Maximum disk size in MiB of ext4 with 4 KiB blocks and 32-bit block numbers (16 TiB).
 pub(crate) const MAX_DISK_MIB: u64 = 16 << 20;
-/// The server type of a microVM for which none was configured.
+/// The default server type of a microVM.
 pub const SERVER_TYPE: &str = "microvm";
 
-/// Most leases that are kept ready ahead of their use; beyond it a configuration has a typing error.
+/// Maximum plausible size of a pool; a larger value is a typing error.
 pub(crate) const MAX_POOL: i64 = 256;
 
 /// Whether and how the VMM is jailed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Jailer {
-    /// As root: by the jailer beside the Firecracker program, which must be there; for anybody else not at all.
+    /// The default: for root, the jailer in the directory of the Firecracker program, which must exist; for other users, no
+    /// jail.
     Auto,
-    /// Not at all, because the user said so.
+    /// No jail, on explicit request.
     Off,
-    /// By this program.
+    /// With this jailer program.
     Program(HostPath),
 }
 
-/// A Firecracker lease that can be asked for: everything checked, nothing looked up yet.
+/// A validated Firecracker lease; no files or programs have been looked up yet.
 #[derive(Debug, Clone)]
 pub struct FirecrackerPlan {
     /// The Firecracker program: a path, or a name for `PATH`.
     pub binary: HostPath,
     /// The jailer.
     pub jailer: Jailer,
-    /// The guest kernel. Its origin tells whether somebody chose it or it is the default.
+    /// The guest kernel. Its origin shows whether it was set or is the default.
     pub kernel: Sourced<HostPath>,
-    /// The root file system image, likewise.
+    /// The root file system image, with its origin too.
     pub rootfs: Sourced<HostPath>,
-    /// The image of the store, by name or digest; empty for the usual one.
+    /// The image in the store, by name or digest; empty for the default one.
     pub image: HostName,
-    /// Whether a lease comes of a template where one fits it.
+    /// Whether a lease is restored from a template if one fits.
     pub warm: bool,
-    /// How many leases are kept ready ahead of their use.
+    /// The size of the pool.
     pub pool: u32,
-    /// How long one of them waits.
+    /// The maximum age of a pool member.
     pub pool_max_age: GoDuration,
     /// User to make in the guest and to log in as.
     pub user: String,
-    /// Absolute directory of working trees in the guest.
+    /// Absolute path of the directory for working trees in the guest.
     pub work_root: String,
     /// Virtual processors, 1 to [`MAX_CPUS`].
     pub cpus: u32,
@@ -73,25 +74,25 @@ pub struct FirecrackerPlan {
     pub memory_mib: u32,
     /// Disk in MiB.
     pub disk_mib: u64,
-    /// When a lease is refused for want of room.
+    /// The limits for admission.
     pub limits: Limits,
-    /// What one owner who comes over SSH may have.
+    /// The quota of one remote owner.
     pub quota: Quota,
     /// First uid of the range for jailed VMMs.
     pub first_uid: u32,
-    /// How many uids the range has.
+    /// Size of the uid range.
     pub uid_count: u32,
-    /// How it gets its outer address; `None` is `auto`, which [`NetworkMode::choose`] decides by what the host has.
+    /// The network mode; `None` is `auto`, for which [`NetworkMode::choose`] decides by what the host has.
     pub network: Option<NetworkMode>,
     /// The CNI network.
     pub cni_network: HostName,
-    /// Where its configuration is.
+    /// CNI configuration directory.
     pub cni_conf_dir: HostPath,
-    /// Where the plugins are.
+    /// CNI plugin directories.
     pub cni_bin_dir: HostPath,
-    /// How long the guest may take to answer.
+    /// The launch timeout of the guest.
     pub launch_timeout: GoDuration,
-    /// Whether the lease's files go when it is released.
+    /// Whether the lease's files are deleted when it is released.
     pub delete_on_release: bool,
     /// SSH port of the guest.
     pub ssh_port: u16,
@@ -101,24 +102,24 @@ pub struct FirecrackerPlan {
     pub class: String,
     /// Label `profile`.
     pub profile: String,
-    /// Longest life of the lease.
+    /// Time to live of the lease.
     pub ttl: GoDuration,
-    /// Longest idle time of the lease.
+    /// Idle timeout of the lease.
     pub idle_timeout: GoDuration,
-    /// Ports that the lease is said to offer, as its label has them.
+    /// Ports that the lease is declared to offer, in the form of the label.
     pub exposed: String,
 }
 
-/// Why the settings do not describe a Firecracker lease; the wordings are the Go program's where it has one.
+/// Why the settings do not describe a Firecracker lease; the messages are the Go program's where it has one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidFirecracker {
-    /// It is not what this provider has.
+    /// A setting that this provider does not support.
     #[error(transparent)]
     Unfit(#[from] Unfit),
-    /// No user.
+    /// The user is empty.
     #[error("provider=firecracker requires firecracker.user")]
     User,
-    /// A user name that no Linux system would accept, and that could not be quoted safely.
+    /// A user name that no Linux system accepts, or that cannot be quoted safely.
     #[error("provider=firecracker requires firecracker.user to be a Linux user name, found {user:?}")]
     UserName {
         /// The name as configured.
@@ -133,7 +134,7 @@ pub enum InvalidFirecracker {
         /// The key.
         key: &'static str,
     },
-    /// A size outside what can be made.
+    /// A size outside the supported range.
     #[error("provider=firecracker requires {key} between {least} and {most}, found {found}")]
     OutOfRange {
         /// The key.
@@ -151,13 +152,13 @@ pub enum InvalidFirecracker {
         /// The mode as configured.
         network: String,
     },
-    /// A number of leases to keep ready that nobody means.
+    /// An implausible pool size.
     #[error("provider=firecracker requires firecracker.pool between 0 and {MAX_POOL}, found {found}")]
     Pool {
         /// The number as configured.
         found: i64,
     },
-    /// Neither of the two ways to start.
+    /// An invalid value of `firecracker.warm`.
     #[error("provider=firecracker supports firecracker.warm=auto or off only, found {warm:?}")]
     Warm {
         /// The word as configured.
@@ -271,7 +272,7 @@ fn check_flags(settings: &Settings) -> Result<(), InvalidFirecracker> {
     Ok(())
 }
 
-/// The provider's own value, unless it is untouched and the generic one is not.
+/// The provider's own value, unless it is the default and the generic value is not.
 fn preferred<'a>(own: &'a Sourced<String>, generic: &'a Sourced<String>) -> &'a str {
     let generic_counts = own.is_default() && !generic.is_default() && !generic.value.is_empty();
     if generic_counts {
@@ -298,7 +299,7 @@ fn size(key: &'static str, value: &Sourced<i64>, least: u64, most: u64) -> Resul
     }
 }
 
-/// A number of uids: never zero, which is root.
+/// A number of uids: never zero, since uid 0 is root.
 fn uid(key: &'static str, value: &Sourced<i64>, most: u32) -> Result<u32, InvalidFirecracker> {
     size(key, value, 1, u64::from(most)).map(|number| u32::try_from(number).unwrap_or(most))
 }
@@ -352,7 +353,8 @@ fn jailer(program: &HostPath) -> Jailer {
     }
 }
 
-/// What useradd(8) of Debian accepts: it ends up in seed files and ssh arguments, where a dash or blank would do harm.
+/// A user name that Debian's useradd(8) accepts: it is written to seed files and ssh arguments, where a dash or blank would
+/// be harmful.
 fn is_user_name(name: &str) -> bool {
     let mut chars = name.chars();
     name.len() <= 32

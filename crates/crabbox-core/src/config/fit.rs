@@ -1,16 +1,16 @@
-//! Whether a provider can give what the settings ask for, be it in a new lease or in one that is there.
+//! Whether a provider supports the settings, for a new or an existing lease.
 //!
-//! Nothing that was asked for may be passed over in silence: a machine without it is no success.
+//! An unsupported setting must never be ignored silently: a machine without a requested feature is not a success.
 
 use super::Provider;
 use super::settings::Settings;
 use crate::fault::{Fault, Kind};
 use crate::labels;
 
-/// How many ports fit into the label of a lease.
+/// Maximum number of ports in the label of a lease.
 const MAX_EXPOSED: usize = 10;
 
-/// What a provider cannot give; the wordings are the Go program's where it has one.
+/// An unsupported setting; the messages are the Go program's where it has one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
     /// `target` is not linux.
@@ -19,7 +19,7 @@ pub enum Unfit {
         /// The provider.
         provider: &'static str,
     },
-    /// `windows.mode` of a machine that has no Windows.
+    /// `windows.mode` for a machine without Windows.
     #[error("windows.mode is only valid with target=windows")]
     WindowsMode,
     /// `network: tailscale`.
@@ -28,7 +28,7 @@ pub enum Unfit {
         /// The provider.
         provider: &'static str,
     },
-    /// Another architecture than this program's guests have.
+    /// An architecture other than that of our guests.
     #[error("provider={provider} does not support architecture={architecture}")]
     Architecture {
         /// The provider.
@@ -36,7 +36,7 @@ pub enum Unfit {
         /// The architecture.
         architecture: String,
     },
-    /// More ports than a label takes.
+    /// More ports than the label can hold.
     #[error("--expose accepts at most {MAX_EXPOSED} distinct ports per lease")]
     Exposed,
     /// `desktop: true`.

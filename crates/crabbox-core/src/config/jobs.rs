@@ -1,7 +1,7 @@
-//! The section `jobs` of the configuration: commands with the flags they are run with, by name.
+//! The section `jobs` of the configuration: named commands with their `run` flags.
 //!
-//! A job only says what `crabbox run` would be told; it must never be able to say more than the keys and flags that a
-//! repository may set, so each job knows whether its file is trusted.
+//! A job only contains arguments of `crabbox run`; a repository's job must never be able to set more than the keys and flags
+//! that a repository may set, so each job records whether its file is trusted.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::fields::{Unknown, Wrong, list, mapping, scalar, truth, wrong};
 use super::layer::{Layer, Place};
 use super::yaml::{Content, Node};
 
-/// Fields that become a flag of `run` with a value: the YAML path below the job, and the flag.
+/// Fields that become a `run` flag with a value: the YAML path in the job, and the flag.
 const FLAGS: &[(&str, &str)] = &[
     ("provider", "provider"),
     ("target", "target"),
@@ -39,39 +39,39 @@ const SWITCHES: &[(&str, &str)] = &[
     ("checksum", "checksum"),
     ("forceSyncLarge", "force-sync-large"),
 ];
-/// Fields that become a flag for each of their values.
+/// Fields that become one flag per value.
 const LISTS: &[(&str, &str)] = &[
     ("junit", "junit"),
     ("artifactGlobs", "artifact-glob"),
     ("requiredArtifacts", "require-artifact"),
     ("downloads", "download"),
 ];
-/// Fields of the Go program for which there is nothing here.
+/// Fields of the Go program without a counterpart here.
 const FOREIGN: &[&str] = &["hydrate.actions", "hydrate.githubRunner"];
-/// Fields that only matter with those.
+/// Fields that are only meaningful together with those.
 const IDLE: &[&str] = &["actions", "hydrate", "capacity", "windows"];
 
 /// A job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
-    /// Flags of `run`, in the order of the tables above: the name without dashes, and its value; `None` for a switch.
+    /// `run` flags, in the order of the tables above: the name without dashes, and its value; `None` for a switch.
     pub flags: Vec<(&'static str, Option<String>)>,
-    /// What is run.
+    /// The command.
     pub command: Option<String>,
-    /// When the lease is given back: `auto`, `always`, `success`, `failure` or `never`.
+    /// When the lease is released: `auto`, `always`, `success`, `failure` or `never`.
     pub stop: Option<String>,
-    /// What it asks for that this program has not.
+    /// Requested features that this program does not have.
     pub foreign: Vec<&'static str>,
-    /// Where it stands.
+    /// Its position in the file.
     pub place: Place,
-    /// Whether the user of this host wrote it, rather than whoever wrote the repository.
+    /// Whether the user of this host wrote it, and not a repository.
     pub is_trusted: bool,
 }
 
-/// The jobs of a file by name, each with what is wrong with it.
+/// The jobs of a file by name, each with its errors.
 type Jobs = BTreeMap<String, Result<Job, Wrong>>;
 
-/// Reads the section of one file. What is wrong with one job says nothing about the others.
+/// Reads the section of one file. Errors in one job do not affect the others.
 pub(super) fn read(
     section: &Node,
     layer: Layer,
@@ -93,7 +93,7 @@ pub(super) fn read(
     Ok((jobs, unknown))
 }
 
-/// The job with what stands at `node`.
+/// Reads the job at `node`.
 fn filled(
     mut job: Job,
     node: &Node,
@@ -121,7 +121,7 @@ fn order(flag: &str) -> usize {
         .unwrap_or(usize::MAX)
 }
 
-/// Takes a field; whether it is one.
+/// Reads a field; returns whether it is known.
 fn take(job: &mut Job, field: &str, node: &Node, path: &str) -> Result<bool, Wrong> {
     let find = |table: &[(&'static str, &'static str)]| {
         table
@@ -162,10 +162,10 @@ fn take(job: &mut Job, field: &str, node: &Node, path: &str) -> Result<bool, Wro
     Ok(true)
 }
 
-/// What `stop` may be.
+/// The values of `stop`.
 const STOPS: &str = "auto, always, success, failure or never";
 
-/// The fields of a job by their paths; only mappings that have fields of their own are gone into.
+/// The fields of a job by their paths; descends only into mappings with known subfields.
 fn collect<'a>(
     node: &'a Node,
     path: &str,

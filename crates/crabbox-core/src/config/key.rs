@@ -1,37 +1,37 @@
 //! The registry of configuration keys: the single source of truth for paths, types, defaults, variables, flags and trust.
 //!
 //! Reading files, the environment and flags, `config show`, `config explain` and the documentation are all driven by this
-//! table. A key must never be read anywhere under a name that is not written here.
+//! table. A key must never be read under a name that is not in this table.
 
 use super::choice::Choice;
 
 /// The type of a key's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Any text; an empty one counts as "not given".
+    /// Any text; an empty one counts as not set.
     Text,
-    /// A path of this host; `~` is the home directory.
+    /// A path on this host; `~` is the home directory.
     Path,
     /// A program: a path, or a name without a slash that is looked up on `PATH`.
     Program,
-    /// A whole number of 64 bits.
+    /// A signed 64-bit integer.
     Integer,
     /// A TCP port, 1 to 65535.
     Port,
-    /// Yes or no.
+    /// A boolean.
     Bool,
-    /// A span of time as Go writes it; only a positive one counts.
+    /// A duration in Go's syntax; it must be positive.
     Duration,
     /// A list of texts.
     List,
     /// A list of TCP ports.
     Ports,
-    /// One of a few names.
+    /// One of a fixed set of names.
     Choice(Choice),
 }
 
 impl Kind {
-    /// What a value has to be, for an error message.
+    /// Description of the expected value, for an error message.
     pub(crate) const fn expectation(self) -> &'static str {
         match self {
             Self::Text => "a text",
@@ -53,13 +53,13 @@ impl Kind {
 pub enum Trust {
     /// Any layer.
     Open,
-    /// Only layers that the user of this host controls: the key selects what runs on it.
+    /// Only layers that the user of this host controls, because the key selects what runs on it.
     HostOnly,
-    /// Only layers that the user of this host controls: the key is part of where their files and secrets go and which key logs
-    /// in there. All keys of a destination are trusted together, because a host approved by the user and a port chosen by a
-    /// repository are another server.
+    /// Only layers that the user of this host controls, because the key is part of the destination of their files, secrets
+    /// and logins. All keys of a destination are trusted together: a host approved by the user with a port chosen by a
+    /// repository is another server.
     Destination,
-    /// As [`Trust::Destination`] for a host that exists already; any layer for a machine of our own making.
+    /// Like [`Trust::Destination`] for a host of provider `ssh`; any layer for a machine that we make.
     DestinationOfHost,
 }
 
@@ -70,27 +70,27 @@ impl Trust {
     }
 }
 
-/// How a later layer meets what an earlier one set.
+/// How a later layer combines with earlier ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Merge {
-    /// The later value stands alone.
+    /// The later value replaces the earlier one.
     Replace,
-    /// The later list is appended, duplicates kept.
+    /// The later list is appended, with duplicates.
     Append,
-    /// The later list is appended, without what is already there.
+    /// The later list is appended, without duplicates.
     AppendUnique,
-    /// The later number stands alone if it is greater than zero, else it is left out.
+    /// The later number replaces the earlier one if it is greater than zero, otherwise it is ignored.
     WhenPositive,
 }
 
 /// The set of commands that have a key's flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Group {
-    /// Every command that works on a provider: `--provider`.
+    /// Every command that uses a provider: `--provider`.
     Provider,
     /// The flags of a provider, on the same commands.
     ProviderOptions,
-    /// What kind of machine, and which static host: `--target` and its kin.
+    /// Kind of machine and static host: `--target` and similar.
     Target,
     /// `--network`.
     Network,
@@ -114,15 +114,15 @@ pub struct Flag {
 pub struct Key {
     /// Its identity.
     pub name: Name,
-    /// Its path in a YAML file, parts separated by dots.
+    /// Its path in a YAML file, components separated by dots.
     pub path: &'static str,
-    /// Other paths that mean the same.
+    /// Alternative paths.
     pub aliases: &'static [&'static str],
     /// The type of its value.
     pub kind: Kind,
-    /// The compiled-in value, spelled as in an environment variable.
+    /// The default, in the spelling of an environment variable.
     pub default: &'static str,
-    /// Environment variables; the first that is set and not empty counts.
+    /// Environment variables; the first one that is set and not empty applies.
     pub variables: &'static [&'static str],
     /// The flag, if there is one.
     pub flag: Option<Flag>,
@@ -130,7 +130,7 @@ pub struct Key {
     pub trust: Trust,
     /// How layers combine.
     pub merge: Merge,
-    /// One line for people.
+    /// One line of description.
     pub doc: &'static str,
 }
 
@@ -149,7 +149,7 @@ impl Name {
     }
 }
 
-/// What the rows below are made of; the registry adds identity and documentation.
+/// The contents of the rows below; the registry adds identity and documentation.
 const fn row(path: &'static str, kind: Kind, default: &'static str) -> Key {
     Key {
         name: Name::Profile,

@@ -1,20 +1,20 @@
-//! Where a configuration value came from.
+//! The origin of a configuration value.
 //!
-//! Every value carries its layer and its exact origin, so that trust can be decided from it and `config explain` can name
-//! the line. A value must never be separated from its origin before both are done.
+//! Every value carries its layer and its exact origin, from which trust is decided and `config explain` names the line. A
+//! value must never be separated from its origin before that.
 
 use std::fmt;
 use std::ops::Deref;
 use std::path::PathBuf;
 
-/// The layers of configuration, weakest first: a later one wins.
+/// The layers of configuration, weakest first: a later one takes precedence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Layer {
     /// Compiled in.
     Default,
     /// The user's own file, or a file outside the repository that `CRABBOX_CONFIG` names.
     UserFile,
-    /// A file that the repository may have brought along.
+    /// A file that may come from the repository.
     RepoFile,
     /// An environment variable.
     Environment,
@@ -23,7 +23,7 @@ pub enum Layer {
 }
 
 impl Layer {
-    /// Whether the user of this host chose the value, rather than whoever wrote the repository.
+    /// Whether the user of this host chose the value, and not a repository.
     pub const fn is_trusted(self) -> bool {
         !matches!(self, Self::RepoFile)
     }
@@ -43,7 +43,7 @@ impl Layer {
 /// A place in a configuration file; lines and columns count from 1, columns in characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// The file as it was named.
+    /// The path as it was given.
     pub path: PathBuf,
     /// Its line.
     pub line: u64,
@@ -64,7 +64,7 @@ pub enum Origin {
     Default,
     /// A line of a trusted file.
     UserFile(Place),
-    /// A line of a file that the repository may have brought along.
+    /// A line of a file that may come from the repository.
     RepoFile(Place),
     /// The environment variable of this name.
     Environment(&'static str),
@@ -73,7 +73,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// The layer this origin belongs to.
+    /// The layer of this origin.
     pub const fn layer(&self) -> Layer {
         match self {
             Self::Default => Layer::Default,
@@ -96,7 +96,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A value that no repository file set. There is no other way to make one than [`Trusted::new`].
+/// A value that no repository file set. [`Trusted::new`] is the only way to make one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trusted<T>(Sourced<T>);
 
@@ -130,12 +130,12 @@ impl<T> Sourced<T> {
         self.origin.layer()
     }
 
-    /// Whether nobody set the value: it is the compiled-in default.
+    /// Whether the value is the compiled-in default.
     pub fn is_default(&self) -> bool {
         self.layer() == Layer::Default
     }
 
-    /// The same origin with another value, for a value that was worked out from this one.
+    /// The same origin with another value, for a value derived from this one.
     pub fn with<U>(&self, value: U) -> Sourced<U> {
         Sourced {
             value,

@@ -1,6 +1,6 @@
-//! The configuration model: keys, layers, trust, and the typed settings they resolve to.
+//! The configuration model: keys, layers, trust, and the resolved, typed settings.
 //!
-//! Everything here is a function of texts, names and values that the caller read; it must never open a file or look at the
+//! Everything here is a function of texts, names and values that the caller has read; it must never open a file or read the
 //! environment itself.
 
 pub mod allow;

@@ -1,7 +1,8 @@
-//! The sections `profiles`, `presets` and `proofTemplates`: what a project wants of its runs, commands with names, and how a run is
-//! proven.
+//! The sections `profiles`, `presets` and `proofTemplates`: a project's defaults for its runs, named commands, and texts for
+//! proofs of runs.
 //!
-//! Nothing in them chooses anything of this host: variables and commands are for the lease. Each knows whether its file is trusted.
+//! They must never select anything on this host: variables and commands are for the lease. Each records whether its file is
+//! trusted.
 
 use std::collections::BTreeMap;
 
@@ -9,49 +10,50 @@ use super::fields::{Unknown, Wrong, list, mapping, scalar, truth, wrong};
 use super::layer::{Layer, Origin, Place, Sourced};
 use super::yaml::{Content, Node};
 
-/// What the Go program has below a profile or preset and this program has not.
+/// Fields of the Go program in a profile or preset without a counterpart here.
 const FOREIGN: [&str; 1] = ["doctor"];
 
-/// A command with a name.
+/// A named command.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Preset {
-    /// What is run.
+    /// The command.
     pub command: String,
-    /// Whether a shell gets it as it is.
+    /// Whether it is passed to a shell unchanged.
     pub shell: bool,
     /// Variables for it.
     pub env: BTreeMap<String, String>,
-    /// Whether the tools of the lease are shown first.
+    /// Whether versions of the lease's tools are shown first.
     pub preflight: bool,
-    /// What is brought back, as `--artifact-glob` does.
+    /// Files to fetch, as with `--artifact-glob`.
     pub artifact_globs: Vec<String>,
-    /// The template of its proof, where one is asked for; empty for none.
+    /// The template of its proof, if one is requested; empty for none.
     pub proof_template: String,
 }
 
-/// What a proof says of a run, with `{{name}}` for what is known of it then. An empty text is this program's own.
+/// The texts of a proof of a run, with `{{name}}` for values that are known after the run. For an empty text the program's
+/// own is used.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProofTemplate {
-    /// What the run was to show.
+    /// The behaviour that the run was to show.
     pub behavior_addressed: String,
     /// Where it ran.
     pub real_environment_tested: String,
-    /// What was done.
+    /// The steps.
     pub exact_steps: String,
-    /// What came of it.
+    /// The result.
     pub observed_result: String,
-    /// What it does not show.
+    /// What the run does not show.
     pub not_tested: String,
 }
 
-/// What runs under a profile get.
+/// The defaults for runs with a profile.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Profile {
     /// Variables for the command.
     pub env: BTreeMap<String, String>,
-    /// Variables of this host that are handed on, in place of `env.allow`; `None` where the profile says nothing of it.
+    /// Variables of this host that are forwarded, in place of `env.allow`; `None` if the profile does not set them.
     pub allow: Option<Sourced<Vec<String>>>,
-    /// What is brought back, as `--artifact-glob` does.
+    /// Files to fetch, as with `--artifact-glob`.
     pub artifact_globs: Vec<String>,
     /// Its own presets.
     pub presets: BTreeMap<String, Preset>,
@@ -63,11 +65,11 @@ pub struct Profile {
 pub(super) struct Reader<'a> {
     /// The file's layer.
     pub layer: Layer,
-    /// Where a node stands.
+    /// The position of a node.
     pub at: &'a dyn Fn(&Node) -> Place,
-    /// What nobody knows.
+    /// Unknown fields.
     pub unknown: Unknown,
-    /// What this program has no use for, by its path.
+    /// Fields without a counterpart here, by path.
     pub foreign: Vec<String>,
 }
 
@@ -157,7 +159,7 @@ impl Reader<'_> {
         Ok(templates)
     }
 
-    /// `env`: variables by name, and beside them `allow`.
+    /// `env`: variables by name, and `allow`.
     fn env(&mut self, profile: &mut Profile, node: &Node, path: &str) -> Result<(), Wrong> {
         for (name, value) in mapping(node, path)? {
             if name == "allow" {

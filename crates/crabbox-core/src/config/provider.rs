@@ -1,6 +1,6 @@
 //! The providers by name.
 //!
-//! Only their names and the choice among them; what a provider does is the engine's.
+//! Only the names and the choice of one; what a provider does must stay in the engine.
 
 use crate::fault::{Fault, Kind};
 
@@ -14,7 +14,7 @@ pub enum Provider {
 }
 
 impl Provider {
-    /// All of them, in the order they are listed.
+    /// All of them, in listing order.
     pub const ALL: [Self; 2] = [Self::Firecracker, Self::Ssh];
 
     /// The canonical name.
@@ -25,7 +25,7 @@ impl Provider {
         }
     }
 
-    /// Other names that mean the same.
+    /// Alternative names.
     pub const fn aliases(self) -> &'static [&'static str] {
         match self {
             Self::Firecracker => &[],
@@ -33,7 +33,7 @@ impl Provider {
         }
     }
 
-    /// The provider with this name or alias, however it is written.
+    /// The provider with this name or alias, in any case.
     pub fn by_name(name: &str) -> Result<Self, ProviderError> {
         let lower = name.trim().to_ascii_lowercase();
         Self::ALL
@@ -45,15 +45,15 @@ impl Provider {
     }
 }
 
-/// Why there is no provider to work with.
+/// Why no provider is available.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProviderError {
-    /// Nobody chose one.
+    /// None was chosen.
     #[error(
         "no provider selected; use --provider <name>, set CRABBOX_PROVIDER, or configure a provider; run 'crabbox providers recommend' to compare options"
     )]
     NotSelected,
-    /// The one that was chosen does not exist here.
+    /// The chosen one does not exist here.
     #[error("unknown provider {name:?}; this program has firecracker and ssh")]
     Unknown {
         /// Its name as configured.

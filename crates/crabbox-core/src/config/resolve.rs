@@ -1,7 +1,7 @@
-//! From layers of configuration to one value a key, each with its origin.
+//! Resolves the layers of configuration to one value per key, each with its origin.
 //!
-//! A fold over the layers, weakest first, driven by the key registry. It must never let a repository file set a host-only
-//! key, and never leave a value out without a warning.
+//! It folds over the layers, weakest first, driven by the key registry. It must never let a repository file set a host-only
+//! key, and never ignore a value without a warning.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use super::volumes;
 use super::warning::{ConfigError, Spot, Warning};
 use super::yaml::{self, Content, Node};
 
-/// A configuration file as the caller read it.
+/// A configuration file read by the caller.
 #[derive(Debug, Clone)]
 pub struct ConfigFile {
     /// Its absolute path.
@@ -34,16 +34,16 @@ pub struct ConfigFile {
     pub text: String,
 }
 
-/// A flag that sets a key, as it was given.
+/// A flag that sets a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FlagValue {
     /// The key.
     pub key: Name,
-    /// The values, one for each time the flag was given; only list keys take more than the last.
+    /// The values, one for each occurrence of the flag; keys that are not lists use only the last.
     pub values: Vec<String>,
 }
 
-/// Everything the configuration is made of.
+/// The inputs of the configuration.
 pub struct Inputs<'a> {
     /// Files, weakest first.
     pub files: &'a [ConfigFile],
@@ -53,9 +53,9 @@ pub struct Inputs<'a> {
     pub flags: &'a [FlagValue],
     /// The user's home directory.
     pub home: Option<&'a Path>,
-    /// The current directory, from which relative paths of variables and flags start.
+    /// The current directory, to which relative paths in variables and flags refer.
     pub cwd: &'a Path,
-    /// The user's own configuration file, for messages; it need not exist.
+    /// The user's own configuration file, for messages; it may not exist.
     pub user_file: Option<&'a Path>,
 }
 
@@ -68,17 +68,17 @@ impl std::fmt::Debug for Inputs<'_> {
     }
 }
 
-/// What became of the layers.
+/// The result of resolving the layers.
 #[derive(Debug, Clone)]
 pub struct Resolution {
     /// The typed settings.
     pub settings: Settings,
-    /// What was left out and why, in the order it was met.
+    /// The ignored values with reasons, in the order in which they were found.
     pub warnings: Vec<Warning>,
-    /// The jobs by name; a later file replaces those of an earlier one. One with a wrong value is only in the way of who runs it.
+    /// The jobs by name; a later file replaces those of an earlier one. An invalid job fails only when it is run.
     pub jobs: BTreeMap<String, Result<Job, ConfigError>>,
-    /// What of repository files could not be read, and what chooses nothing, in the order it was met. What these values would have set
-    /// stands as it was before.
+    /// Unreadable parts of repository files, and invalid choices, in the order in which they were found. The affected keys
+    /// keep their earlier values.
     pub faults: Vec<ConfigError>,
     values: Table,
 }
@@ -89,7 +89,7 @@ impl Resolution {
         self.values.get(name)
     }
 
-    /// The same, for whoever works by the values of a repository: then all of them have to be readable.
+    /// The same, for callers that use values from a repository: all of them must be readable.
     pub fn sound(self) -> Result<Self, ConfigError> {
         match self.faults.first() {
             Some(fault) => Err(fault.clone()),
@@ -98,7 +98,7 @@ impl Resolution {
     }
 }
 
-/// Resolves all layers to settings. A wrong value in a file of the user's own is an error, one in a repository's a fault.
+/// Resolves all layers to settings. A wrong value in the user's own file is an error, one in a repository's file a fault.
 pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
     let mut fold = Fold {
         values: Table::defaults(inputs.home),
@@ -146,7 +146,7 @@ pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
     })
 }
 
-/// How much of a text of a file a message repeats, in characters.
+/// Maximum length of file text in a message, in characters.
 const PRINTED_LENGTH: usize = 80;
 
 struct Fold {
@@ -156,13 +156,13 @@ struct Fold {
     profiles: BTreeMap<String, Profile>,
     presets: BTreeMap<String, Preset>,
     proof_templates: BTreeMap<String, ProofTemplate>,
-    /// As the last file with `cache.volumes` has it.
+    /// From the last file with `cache.volumes`.
     required_volume: Option<String>,
     faults: Vec<ConfigError>,
 }
 
 impl Fold {
-    /// Goes on after a part of a repository's file that cannot be read.
+    /// Continues after an unreadable part of a repository's file.
     fn bear(&mut self, file: &ConfigFile, read: Result<(), ConfigError>) -> Result<(), ConfigError> {
         match read {
             Err(fault) if !file.layer.is_trusted() => {
@@ -238,8 +238,8 @@ impl Fold {
         Ok(())
     }
 
-    /// Reads `profiles`, `presets` or `proofTemplates`; a later file replaces what an earlier one has under the same name. Returns what is there and
-    /// not for this program.
+    /// Reads `profiles`, `presets` or `proofTemplates`; a later file replaces entries of the same name. Returns fields
+    /// without a counterpart here.
     fn profiles(
         &mut self,
         file: &ConfigFile,
@@ -365,7 +365,7 @@ impl Fold {
         Ok(())
     }
 
-    /// Whether the user of this host chose a provider, which a repository must not exchange for another.
+    /// Whether the user of this host chose a provider, which a repository must not change.
     fn keeps_provider(&mut self, found: &str, place: &Place) -> bool {
         let chosen = self.values.trusted(Name::ProviderName);
         let Value::Text(name) = &chosen.value else {
@@ -389,8 +389,8 @@ impl Fold {
         true
     }
 
-    /// For a host that exists already, all keys of the destination are the user's. Forgets the others with a warning, and refuses a
-    /// destination whose host only a repository names.
+    /// For provider `ssh`, all keys of the destination must come from the user. Drops the others with a warning, and refuses
+    /// a destination whose host only a repository names.
     fn check_destination(&mut self, inputs: &Inputs<'_>) -> Result<(), ConfigError> {
         let provider = self.values.get(Name::ProviderName);
         let Value::Text(name) = &provider.value else {
@@ -446,7 +446,7 @@ impl Fold {
         }
     }
 
-    /// What chooses nothing is a fault of any layer: the choice stands as it was for who does not depend on it.
+    /// An invalid choice is a fault in any layer: commands that do not depend on it use the earlier value.
     fn no_choice(&mut self, choice: Choice, found: &str, origin: Origin) {
         self.faults.push(ConfigError::NoChoice {
             choice,
@@ -494,7 +494,7 @@ impl Fold {
         Ok(())
     }
 
-    /// Merges a value unless it is blank, which never overrides, or cannot be used.
+    /// Merges a value unless it is empty, which never overrides, or invalid.
     fn take(&mut self, key: &Key, value: Value, spelling: &str, origin: Origin) {
         if !is_usable(key, &value) {
             self.unusable(key, spelling, origin);
@@ -529,7 +529,7 @@ const fn expectation(key: &Key) -> &'static str {
     }
 }
 
-/// Whether some key of the registry lies under `path`.
+/// Whether a key of the registry begins with `path`.
 fn is_section(path: &str) -> bool {
     let inside = |full: &str| full.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
     KEYS.iter()
@@ -576,7 +576,7 @@ fn misfit(file: &ConfigFile, wrong: &Wrong) -> ConfigError {
     wrong_type(file, &wrong.node, &wrong.path, wrong.expected)
 }
 
-/// Text of a file in a form that cannot repaint a terminal or fill it.
+/// Text from a file without terminal sequences, truncated.
 fn printable(text: &str) -> String {
     let clean = |c: char| {
         if c.is_control() {

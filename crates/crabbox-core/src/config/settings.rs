@@ -1,7 +1,7 @@
-//! The settings a command works with: one typed field a key, each with its origin.
+//! The settings of a command: one typed field per key, each with its origin.
 //!
-//! Built only from a resolved table. What selects programs or files of this host is a [`HostPath`] or [`HostName`] here, so that
-//! nothing behind this module has to ask about trust again.
+//! Built only from a resolved table. Values that select programs or files of this host must have the type [`HostPath`] or
+//! [`HostName`], so that later code needs no trust checks.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use super::trust::{HostName, HostPath};
 use super::value::Value;
 use crate::duration::GoDuration;
 
-/// Everything that configuration decides, before a provider has looked at it.
+/// All settings, before a provider has checked them.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// `provider`: as written; see [`Settings::provider`].
@@ -54,15 +54,15 @@ pub struct Settings {
     pub idle_timeout: Sourced<GoDuration>,
     /// `sync.*`.
     pub sync: SyncSettings,
-    /// `env.allow`, or what the profile has in its place.
+    /// `env.allow`, or the profile's list in its place.
     pub env_allow: Sourced<Vec<String>>,
     /// Variables for commands, from the profile.
     pub env: BTreeMap<String, String>,
-    /// What runs bring back, from the profile.
+    /// Files that runs fetch, from the profile.
     pub artifact_globs: Vec<String>,
-    /// Commands by name: the profile's before the others.
+    /// Named commands: the profile's take precedence.
     pub presets: BTreeMap<String, Preset>,
-    /// What proofs say, by name: the profile's before the others.
+    /// Texts of proofs, by name: the profile's take precedence.
     pub proof_templates: BTreeMap<String, ProofTemplate>,
     /// `run.preflightTools`.
     pub preflight_tools: Sourced<Vec<String>>,
@@ -148,13 +148,13 @@ pub struct CacheSettings {
     pub max_gb: Sourced<i64>,
     /// `cache.purgeOnRelease`.
     pub purge_on_release: Sourced<bool>,
-    /// The name of the first of `cache.volumes` without which a lease is of no use, and so none is made.
+    /// The name of the first required entry of `cache.volumes`; a lease is refused because of it.
     pub required_volume: Option<String>,
 }
 
-/// The host of the `ssh` provider: `static.*`, and what counts for it where they say nothing. Empty texts mean "not set".
+/// The host of the `ssh` provider: `static.*`, with the settings used in their absence. Empty texts mean "not set".
 ///
-/// Trusted as a whole: the user's secrets and key go where these lead, so none of them can be a repository's.
+/// Trusted as a whole: they are the destination of the user's secrets and key, so none of them may come from a repository.
 #[derive(Debug, Clone)]
 pub struct StaticSettings {
     /// `static.id`.
@@ -169,15 +169,15 @@ pub struct StaticSettings {
     pub port: Trusted<Option<u16>>,
     /// `static.workRoot`.
     pub work_root: Trusted<String>,
-    /// `ssh.user` as the user of this host set it.
+    /// `ssh.user` as set by the user of this host.
     pub ssh_user: Trusted<String>,
-    /// `ssh.port` as the user of this host set it.
+    /// `ssh.port` as set by the user of this host.
     pub ssh_port: Trusted<u16>,
-    /// `workRoot` as the user of this host set it.
+    /// `workRoot` as set by the user of this host.
     pub general_work_root: Trusted<String>,
 }
 
-/// `firecracker.*` as configured; [`super::firecracker::plan`] makes a validated plan of it.
+/// `firecracker.*` as configured; [`super::firecracker::plan`] validates them.
 #[derive(Debug, Clone)]
 pub struct FirecrackerSettings {
     /// `firecracker.host`: as written, or empty.
@@ -237,7 +237,7 @@ pub struct FirecrackerSettings {
 }
 
 impl Settings {
-    /// The provider that was chosen. The compiled-in default cannot be acted on, as in the Go program.
+    /// The chosen provider. The compiled-in default is not usable, as in the Go program.
     pub fn provider(&self) -> Result<Provider, ProviderError> {
         if self.provider.is_default() {
             return Err(ProviderError::NotSelected);
@@ -245,7 +245,7 @@ impl Settings {
         Provider::by_name(&self.provider.value)
     }
 
-    /// Adds what the chosen profile has. A variable or flag that sets `env.allow` stands above it.
+    /// Adds the values of the chosen profile. A variable or flag that sets `env.allow` takes precedence.
     pub(super) fn take_profile(
         &mut self,
         profile: Profile,
@@ -336,7 +336,7 @@ impl Settings {
     }
 }
 
-/// Takes values out of the table in the type that the registry promises for them.
+/// Takes values out of the table with the types given in the registry.
 #[derive(Clone, Copy)]
 struct Reader<'a> {
     table: &'a Table,
@@ -356,7 +356,7 @@ impl Reader<'_> {
         )
     }
 
-    /// What `read` takes from the layers that the user of this host controls.
+    /// The value of `read` from the layers that the user of this host controls.
     fn trusted<T>(&self, name: Name, read: impl FnOnce(&Self, Name) -> Sourced<T>) -> Trusted<T> {
         let only = Self {
             trusted_only: true,

@@ -1,10 +1,10 @@
-//! What a misspelt key or variable was probably meant to be.
+//! Suggestions for a misspelt key or variable.
 //!
-//! A guess for a message only: nothing is ever read under a guessed name.
+//! They are used in messages only: a suggested name must never be used to read a value.
 
 use super::key::KEYS;
 
-/// The known key or section that is most like `path`, when one is near enough to be what was meant.
+/// The known key or section most similar to `path`, if one is similar enough.
 pub fn suggest(path: &str) -> Option<&'static str> {
     let sections = KEYS
         .iter()
@@ -24,7 +24,7 @@ pub fn suggest(path: &str) -> Option<&'static str> {
     (edits <= 2.min(path.chars().count() / 3)).then_some(known)
 }
 
-/// The variable of a key that is most like `name`, when `name` is none itself and looks like a misspelt one.
+/// The variable of a key most similar to `name`, if `name` is unknown and looks misspelt.
 pub fn suggest_variable(name: &str) -> Option<&'static str> {
     const PREFIX: &str = "CRABBOX_";
     let word = name.strip_prefix(PREFIX)?;
@@ -38,7 +38,7 @@ pub fn suggest_variable(name: &str) -> Option<&'static str> {
     (edits <= 2.min(word.chars().count() / 4)).then_some(variable)
 }
 
-/// Edits that turn one text into the other (Levenshtein), with long texts cut: they are no typing errors.
+/// Edit distance of two texts (Levenshtein); long texts are truncated, because they are not typing errors.
 fn distance(left: &str, right: &str) -> usize {
     let right: Vec<char> = right.chars().take(64).collect();
     let mut row: Vec<usize> = (0..=right.len()).collect();

@@ -1,7 +1,7 @@
-//! One value for each key, and how a later layer changes it.
+//! One value per key, and how a later layer changes it.
 //!
-//! Holds what the layers folded so far have set, and beside it what the trusted ones alone would have set; whether a value
-//! counts at all is decided before it comes here.
+//! It holds the values from all layers so far, and also those from trusted layers only. Whether a value is permitted must be
+//! decided before it gets here.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use super::value::{Bases, Value, from_text};
 #[derive(Debug, Clone)]
 pub(super) struct Table(Vec<Slot>);
 
-/// What one key has.
+/// The values of one key.
 #[derive(Debug, Clone)]
 struct Slot {
     /// Of all layers.
@@ -48,12 +48,12 @@ impl Table {
         &self.0[name as usize].all
     }
 
-    /// What the key would have without any repository file.
+    /// The value that the key would have without repository files.
     pub(super) fn trusted(&self, name: Name) -> &Sourced<Value> {
         &self.0[name as usize].trusted
     }
 
-    /// Forgets what repository files set; their value, if one stood.
+    /// Drops a value that a repository file set.
     pub(super) fn distrust(&mut self, name: Name) -> Option<Sourced<Value>> {
         let slot = &mut self.0[name as usize];
         let untrusted = !slot.all.layer().is_trusted();
@@ -74,7 +74,7 @@ impl Table {
         };
     }
 
-    /// Puts a value in place of whatever was there: what variables and flags do, also for lists.
+    /// Replaces any earlier value, as variables and flags do even for lists.
     pub(super) fn set(&mut self, key: &Key, value: Value, origin: Origin) {
         let slot = &mut self.0[key.name as usize];
         slot.all = Sourced { value, origin };
@@ -93,7 +93,7 @@ fn merged(old: &Value, new: Value, merge: Merge) -> Value {
     }
 }
 
-/// `old` and what of `new` is not in it.
+/// `old`, followed by the elements of `new` that it does not contain.
 fn united<T: Clone + PartialEq>(old: &[T], new: Vec<T>) -> Vec<T> {
     let mut all = old.to_vec();
     for item in new {

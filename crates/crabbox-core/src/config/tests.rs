@@ -1,4 +1,4 @@
-//! The layers together: precedence, merge rules, warnings, errors and trust.
+//! Resolution of several layers: precedence, merge rules, warnings, errors and trust.
 
 mod jobs;
 mod profiles;
@@ -75,7 +75,7 @@ impl World {
         })
     }
 
-    /// For whoever needs all of it to be readable.
+    /// For callers that need all values to be readable.
     pub(super) fn resolve(&self) -> Result<Resolution, ConfigError> {
         self.tolerant()?.sound()
     }

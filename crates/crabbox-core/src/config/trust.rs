@@ -1,14 +1,14 @@
 //! Who may choose what runs on this host.
 //!
-//! A repository's configuration travels with foreign code, so it must never select a program, kernel, disk image or network
-//! set-up of the host. The types here can only be made from a trusted layer: whoever holds one needs to check nothing more.
+//! A repository's configuration comes with foreign code, so it must never select a program, kernel, disk image or network
+//! setup of the host. The types here can only be made from a trusted layer, so code that has one needs no further check.
 
 use std::path::{Component, Path, PathBuf};
 
 use super::layer::{Layer, Sourced};
 
-/// A path (or a program name to be found on `PATH`) that the user of this host chose. There is no other way to make one than
-/// [`HostPath::from_trusted`].
+/// A path (or a program name to be found on `PATH`) that the user of this host chose. [`HostPath::from_trusted`] is the only
+/// way to make one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HostPath(PathBuf);
 
@@ -30,8 +30,8 @@ impl AsRef<Path> for HostPath {
     }
 }
 
-/// A name that selects something on this host (a CNI network), chosen by its user. There is no other way to make one than
-/// [`HostName::from_trusted`].
+/// A name that selects something on this host (a CNI network), chosen by its user. [`HostName::from_trusted`] is the only
+/// way to make one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HostName(String);
 
@@ -47,21 +47,21 @@ impl HostName {
     }
 }
 
-/// Both spellings of a path: as it was written, made absolute, and with every symbolic link followed (when it exists).
+/// Both forms of a path: absolute as written, and with every symbolic link resolved (if it exists).
 #[derive(Debug, Clone)]
 pub struct PathForms {
     /// Absolute, `.` and `..` not yet resolved.
     pub written: PathBuf,
-    /// What the file system says it is, or `None` when that could not be found out.
+    /// The real path according to the file system, or `None` if it could not be determined.
     pub real: Option<PathBuf>,
 }
 
-/// The facts by which a configuration file is classified. Gathering them is the caller's work: this module opens nothing.
+/// The facts that classify a configuration file. The caller gathers them: this module opens nothing.
 #[derive(Debug, Clone)]
 pub struct FileFacts<'a> {
-    /// The file in question.
+    /// The file.
     pub file: &'a PathForms,
-    /// The user's configuration file, when there is a home for one.
+    /// The user's configuration file, if there is a home directory.
     pub user_file: Option<&'a Path>,
     /// Whether `CRABBOX_CONFIG` named it.
     pub named_by_environment: bool,
@@ -69,10 +69,10 @@ pub struct FileFacts<'a> {
     pub repository: &'a PathForms,
 }
 
-/// The layer that a configuration file belongs to: [`Layer::UserFile`] when it is trusted, else [`Layer::RepoFile`].
+/// The layer of a configuration file: [`Layer::UserFile`] when it is trusted, else [`Layer::RepoFile`].
 ///
-/// Trusted is the user's own file, and a file that `CRABBOX_CONFIG` names outside the repository: outside by its written path
-/// and outside by its real one. When the real path is not known, it counts as inside.
+/// Trusted are the user's own file, and a file that `CRABBOX_CONFIG` names outside the repository: both its written path and
+/// its real path must be outside. If the real path is unknown, it counts as inside.
 pub fn classify(facts: &FileFacts<'_>) -> Layer {
     let written = lexically_normal(&facts.file.written);
     if facts
@@ -98,7 +98,7 @@ pub fn classify(facts: &FileFacts<'_>) -> Layer {
     if trusted { Layer::UserFile } else { Layer::RepoFile }
 }
 
-/// `path` with `.` and `..` taken out by their text alone, without looking at the file system.
+/// `path` with `.` and `..` removed textually, without looking at the file system.
 pub(crate) fn lexically_normal(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for component in path.components() {

@@ -1,7 +1,7 @@
-//! Values of keys: reading them from the spellings that files, variables and flags use.
+//! Values of keys: parses the spellings in files, variables and flags.
 //!
-//! A spelling is either a value of the key's type or it is not; this module never guesses and never decides what to do about
-//! a wrong one.
+//! A spelling is either a valid value of the key's type or not; this module must never guess, or decide what to do about an
+//! invalid one.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,15 +15,15 @@ use crate::duration::GoDuration;
 pub enum Value {
     /// Text.
     Text(String),
-    /// A path, or the name of a program. Empty when nothing is set.
+    /// A path, or the name of a program. Empty if not set.
     Path(PathBuf),
     /// A whole number.
     Integer(i64),
-    /// A TCP port, `None` when nothing is set.
+    /// A TCP port, `None` if not set.
     Port(Option<u16>),
-    /// Yes or no.
+    /// A boolean.
     Bool(bool),
-    /// A span of time.
+    /// A duration.
     Duration(GoDuration),
     /// Texts in order.
     List(Vec<String>),
@@ -32,7 +32,7 @@ pub enum Value {
 }
 
 impl Value {
-    /// Whether there is nothing in it that could override something.
+    /// Whether it is empty, so that it overrides nothing.
     pub(super) fn is_blank(&self) -> bool {
         match self {
             Self::Text(text) => text.trim().is_empty(),
@@ -44,7 +44,7 @@ impl Value {
 }
 
 impl fmt::Display for Value {
-    /// As `config explain` prints it: lists joined by commas.
+    /// In the format of `config explain`: lists joined by commas.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Text(text) => f.write_str(text),
@@ -61,16 +61,16 @@ impl fmt::Display for Value {
     }
 }
 
-/// What relative paths and `~` stand for.
+/// The bases of relative paths and `~`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bases<'a> {
     /// The user's home directory.
     pub home: Option<&'a Path>,
-    /// The directory that relative paths start from.
+    /// The base directory of relative paths.
     pub relative: &'a Path,
 }
 
-/// Reads a single text, as variables and flags hold it. `None` when it is not of the kind.
+/// Parses a single text, as in variables and flags. `None` if it is invalid for the type.
 pub(super) fn from_text(kind: Kind, text: &str, bases: Bases<'_>) -> Option<Value> {
     let trimmed = text.trim();
     match kind {
@@ -88,7 +88,7 @@ pub(super) fn from_text(kind: Kind, text: &str, bases: Bases<'_>) -> Option<Valu
     }
 }
 
-/// Reads a node of a file. `None` when it is not of the kind; a list kind also takes a single scalar.
+/// Parses a node of a file. `None` if it is invalid for the type; a list type also accepts a single scalar.
 pub(super) fn from_node(kind: Kind, node: &Node, bases: Bases<'_>) -> Option<Value> {
     match (&node.content, kind) {
         (Content::Scalar { integer, text }, Kind::Integer) => {
@@ -127,7 +127,7 @@ fn port(text: &str) -> Option<u16> {
     text.parse().ok().filter(|port| *port > 0)
 }
 
-/// The spellings of the Go program's environment, and those that its YAML library takes for a boolean.
+/// The boolean spellings of the Go program's environment variables, and of its YAML library.
 pub(super) fn boolean(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "1" | "true" | "yes" | "on" | "y" | "t" => Some(true),
@@ -136,7 +136,7 @@ pub(super) fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-/// `text` with `~` expanded and made absolute. A program's bare name stays as it is, to be looked up on `PATH`.
+/// `text` as an absolute path, with `~` expanded. The bare name of a program is unchanged, to be looked up on `PATH`.
 fn path(kind: Kind, text: &str, bases: Bases<'_>) -> PathBuf {
     if text.is_empty() || (kind == Kind::Program && !text.contains('/') && text != "~") {
         return PathBuf::from(text);

@@ -1,6 +1,6 @@
-//! `cache.volumes`: drives that outlive their leases. No provider here has them.
+//! `cache.volumes`: drives that outlive their leases, which no provider here supports.
 //!
-//! They are read only as far as it takes to say so: a lease must not be made without one that the configuration calls required.
+//! They are read only for the warning: a lease must not be made if one of them is required.
 
 use super::fields::{Wrong, mapping, scalar, truth, wrong};
 use super::yaml::{Content, Node};

@@ -1,7 +1,7 @@
-//! What the configuration wants to tell its user although it can be used, and why it cannot be used.
+//! Warnings about a usable configuration, and errors about an unusable one.
 //!
-//! Where the Go program drops a value without a word, a warning here says which, where and why. These types only describe;
-//! they must never decide whether a value counts.
+//! Where the Go program ignores a value silently, a warning here says which one, where and why. These types only describe;
+//! they must never decide whether a value is used.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,10 +11,10 @@ use super::key::{Key, Name, Trust};
 use super::layer::{Origin, Place};
 use crate::fault::{Fault, Kind};
 
-/// Something that was left out of the configuration, and where.
+/// An ignored part of the configuration, with its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Warning {
-    /// A repository file tried to choose something of the host.
+    /// A repository file tried to set a host-only key.
     Restricted {
         /// Where.
         place: Place,
@@ -27,28 +27,28 @@ pub enum Warning {
         place: Place,
         /// The provider that it names.
         found: String,
-        /// The provider that stands.
+        /// The provider that is used.
         chosen: String,
-        /// Where that one was chosen.
+        /// Where that provider was chosen.
         origin: Origin,
     },
-    /// A key that nobody knows.
+    /// An unknown key.
     UnknownKey {
         /// Where.
         place: Place,
         /// Its path.
         path: String,
-        /// The known key that looks most like it.
+        /// The most similar known key.
         suggestion: Option<&'static str>,
     },
-    /// Sections of the Go program that this one has no use for.
+    /// Sections of the Go program without a counterpart here.
     ForeignSections {
         /// The file.
         file: PathBuf,
         /// Their names, in file order.
         sections: Vec<String>,
     },
-    /// A value that is well formed and cannot be used: a duration or limit that is not positive, an unreadable variable.
+    /// A well-formed but unusable value: a duration or limit that is not positive, an unreadable variable.
     Unusable {
         /// Where it came from.
         origin: Origin,
@@ -56,10 +56,10 @@ pub enum Warning {
         key: Name,
         /// Its spelling.
         value: String,
-        /// What was expected instead.
+        /// The expected value.
         expected: &'static str,
     },
-    /// A file holds more than one YAML document; only the first counts.
+    /// A file contains more than one YAML document; only the first is used.
     MoreDocuments {
         /// The file.
         file: PathBuf,
@@ -67,7 +67,7 @@ pub enum Warning {
 }
 
 impl Warning {
-    /// Where a repository file tried to name the host that exists already.
+    /// Where a repository file tried to name the host of provider `ssh`.
     pub(super) fn of_static_host(&self) -> Option<&Place> {
         match self {
             Self::Restricted {
@@ -139,7 +139,7 @@ impl fmt::Display for Warning {
     }
 }
 
-/// The ways by which the user of this host can set a key that a repository may not.
+/// How the user of this host can set a key that a repository may not.
 fn how_to_set(key: &Key) -> String {
     let mut ways = vec!["your own configuration file (crabbox config path)".to_owned()];
     ways.extend(key.variables.first().map(|variable| (*variable).to_owned()));
@@ -147,15 +147,15 @@ fn how_to_set(key: &Key) -> String {
     format!("set it in {}", ways.join(", or with "))
 }
 
-/// Why no settings can be made of the configuration.
+/// Why the configuration is unusable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// A file is not YAML.
     #[error("parse config {}: {message}{}", .at.place, .at.excerpt())]
     Syntax {
-        /// Where the library gave up.
+        /// The position at which the library stopped.
         at: Box<Spot>,
-        /// What it said.
+        /// The library's message.
         message: String,
     },
     /// A value of a file has the wrong type.
@@ -165,15 +165,15 @@ pub enum ConfigError {
         at: Box<Spot>,
         /// The key's path.
         key: String,
-        /// What it must be.
+        /// The expected type.
         expected: &'static str,
-        /// What stands there.
+        /// The actual value.
         found: String,
     },
-    /// A value that is none of those to choose from.
+    /// A value outside the fixed set.
     #[error("{} ({origin})", .choice.refusal(.value))]
     NoChoice {
-        /// What is chosen.
+        /// The key.
         choice: Choice,
         /// The value as given.
         value: String,
@@ -187,17 +187,17 @@ pub enum ConfigError {
         flag: &'static str,
         /// The value as given.
         value: String,
-        /// What it must be.
+        /// The expected type.
         expected: &'static str,
     },
-    /// A repository names the host to log in to while the credentials are the user's own.
+    /// A repository names the host for the login while the credentials are the user's own.
     #[error(
         "provider=ssh refuses repository-configured static.host with inherited credentials; set CRABBOX_STATIC_HOST or --static-host to explicitly approve the credential destination"
     )]
     InheritedCredentials {
         /// Where the host is configured.
         place: Place,
-        /// The file in which the user can approve it, if there is a home for one.
+        /// The file in which the user can approve it, if there is a home directory.
         user_file: Option<PathBuf>,
     },
 }
@@ -229,10 +229,10 @@ impl Fault for ConfigError {
     }
 }
 
-/// How much of a long line an excerpt shows, in characters.
+/// Maximum length of a line in an excerpt, in characters.
 const EXCERPT_WIDTH: usize = 120;
 
-/// A place in a file together with the line that is there.
+/// A position in a file together with its line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spot {
     /// Where.
@@ -242,7 +242,7 @@ pub struct Spot {
 }
 
 impl Spot {
-    /// The line with a caret under the column, or nothing when that would not help.
+    /// The line with a caret under the column, or nothing if the caret would not help.
     fn excerpt(&self) -> String {
         let column = usize::try_from(self.place.column).unwrap_or(1).saturating_sub(1);
         if self.line.trim().is_empty() || column >= EXCERPT_WIDTH {

@@ -1,7 +1,7 @@
-//! YAML text to a plain tree in which every node knows its line and column.
+//! Parses YAML text to a plain tree in which every node has its line and column.
 //!
-//! The one place that knows the YAML library. It reads the first document only, as the Go program does, keeps the spelling of
-//! scalars so that the key registry can judge them, and must never interpret a key or expand without bound.
+//! It is the only user of the YAML library. It reads only the first document, as the Go program does, and keeps the spelling
+//! of scalars so that the key registry can judge them. It must never interpret a key or expand without a limit.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use serde_saphyr::Spanned;
 /// A node of the tree with its position, both counted from 1, the column in characters.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Node {
-    /// What it holds.
+    /// Its content.
     pub content: Content,
     /// The line it begins on.
     pub line: u64,
@@ -20,16 +20,16 @@ pub(super) struct Node {
     pub column: u64,
 }
 
-/// What a node holds.
+/// The content of a node.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Content {
     /// Nothing: `key:`, `~` or `null`.
     Null,
-    /// A scalar, spelled as in the file and without its quotes.
+    /// A scalar, as spelled in the file, without its quotes.
     Scalar {
         /// The spelling.
         text: String,
-        /// Its value when YAML takes it for a whole number (hexadecimal and octal included).
+        /// Its value if YAML takes it for an integer (including hexadecimal and octal).
         integer: Option<i64>,
     },
     /// A list.
@@ -39,7 +39,7 @@ pub(super) enum Content {
 }
 
 impl Content {
-    /// A few words that describe the node, for an error message.
+    /// A short description of the node, for an error message.
     pub(super) fn describe(&self) -> String {
         match self {
             Self::Null => "nothing".to_owned(),
@@ -56,18 +56,18 @@ impl Content {
     }
 }
 
-/// Why a text is not YAML that can be used.
+/// Why a text is not usable YAML.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SyntaxError {
-    /// The line, from 1; 1 when the library does not know.
+    /// The line, from 1; 1 if the library does not know it.
     pub line: u64,
     /// The column, from 1.
     pub column: u64,
-    /// What is wrong, in one line.
+    /// The error, in one line.
     pub message: String,
 }
 
-/// The first document of `text`, or `None` when it is empty; the flag says whether more documents follow.
+/// The first document of `text`, or `None` if it is empty; the flag says whether more documents follow.
 pub(super) fn parse(text: &str) -> Result<(Option<Node>, bool), SyntaxError> {
     let documents: Vec<Spanned<Raw>> =
         serde_saphyr::from_multiple_with_options(text, options()).map_err(|error| describe(&error))?;
@@ -80,7 +80,7 @@ pub(super) fn parse(text: &str) -> Result<(Option<Node>, bool), SyntaxError> {
     Ok((node.filter(|node| node.content != Content::Null), more))
 }
 
-/// Tight enough that no file of a hostile repository costs noticeable time or memory.
+/// Limits that keep time and memory negligible for any file of a hostile repository.
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
@@ -113,10 +113,10 @@ fn describe(error: &serde_saphyr::Error) -> SyntaxError {
     }
 }
 
-/// A node as the library delivers it; spans are settled afterwards, because only then is the text at hand.
+/// A node from the library; spans are resolved afterwards, because only then is the text available.
 enum Raw {
     Null,
-    /// A scalar that the library took for something other than a text: its spelling stands in the file.
+    /// A scalar that the library did not take for a text: its spelling is in the file.
     Typed(Option<i64>),
     Text(String),
     List(Vec<Spanned<Raw>>),
@@ -195,7 +195,7 @@ impl<'de> Visitor<'de> for RawVisitor {
     }
 }
 
-/// Takes the spelling of typed scalars from the file and turns library positions into ours.
+/// Takes the spelling of typed scalars from the file and converts library positions.
 fn settle(source: &str, raw: Spanned<Raw>) -> Result<Node, SyntaxError> {
     let place = raw.referenced;
     let content = match raw.value {

@@ -1,23 +1,25 @@
-//! What of a command's output may stand in a document that goes to strangers: words of known shapes, and nothing else.
+//! Redacts a command's output for a document that goes to strangers: words of known forms are kept, everything else is
+//! hidden.
 //!
-//! A word stays because its shape is on the list, not because nobody recognised it. It must never let an address, a path, a key or
-//! a name of the host through, and what it has let through it lets through again, so that a document can be judged by it.
+//! A word is kept because its form is on the list, not because it was not recognised as sensitive. It must never keep an
+//! address, a path, a key or a name of the host. Redacting its own output again must change nothing, so that a document can
+//! be checked with it.
 
-/// The longest line that is kept, in bytes.
+/// Maximum length of a kept line, in bytes.
 const LINE_LIMIT: usize = 400;
-/// The most letters in a row that can be a word of a language; keys are longer.
+/// Maximum number of consecutive letters in a natural-language word; keys are longer.
 const LETTERS: usize = 20;
-/// The most characters of a word with hyphens in it.
+/// Maximum number of characters of a word with hyphens.
 const WORD: usize = 48;
-/// From this length on a name is found inside a longer word, too.
+/// Minimum length from which a name is also found inside a longer word.
 const INSIDE: usize = 5;
 
-/// What stands for a word that was hidden.
+/// The replacement for a hidden word.
 const HIDDEN: &str = "hidden";
 const PATH: &str = "path";
 const ADDRESS: &str = "address";
 
-/// Words that stand in every proof, whoever makes it. They tell nothing of anybody, not even of a user who is called like one.
+/// Words that are in every proof. They reveal nothing, not even about a user with such a name.
 const VOCABULARY: [&str; 29] = [
     HIDDEN,
     PATH,
@@ -50,24 +52,25 @@ const VOCABULARY: [&str; 29] = [
     "provider",
 ];
 
-/// Words with digits in them that are kept as they are.
+/// Words with digits that are kept unchanged.
 const KNOWN: [&str; 6] = ["x86_64", "aarch64", "amd64", "arm64", "ext4", "sha256"];
 
-/// Units that a number may have.
+/// Units of numbers.
 const UNITS: [&str; 12] = ["", "s", "ms", "us", "ns", "m", "h", "B", "KiB", "MiB", "GiB", "%"];
 
-/// Lets through what may be seen.
+/// Filters lines and words.
 #[derive(Debug, Clone, Default)]
 pub struct Redactor {
-    /// Words that name this host or its user, in lower case.
+    /// Names of this host and its user, in lower case.
     names: Vec<String>,
-    /// Ids and slugs of the leases that may be seen. `None` is everybody's: who only checks a file cannot know whose they are.
+    /// Ids and slugs of the leases that may be shown. `None` permits those of every lease: a check of a file cannot know
+    /// which lease it was.
     own: Option<Vec<String>>,
 }
 
 impl Redactor {
-    /// One that also hides `names`: of the host, its user, the directories that they stand in. Each is taken apart at everything
-    /// that is no letter or digit. It hides the ids and slugs of all leases but those that [`Redactor::own`] is told.
+    /// A redactor that also hides `names`: of the host, its user, and their directories. Each is split at everything that is
+    /// not a letter or digit. It hides the ids and slugs of all leases except those passed to [`Redactor::own`].
     pub fn new<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Self {
         let mut all: Vec<String> = Vec::new();
         for name in names {
@@ -87,12 +90,12 @@ impl Redactor {
         }
     }
 
-    /// Lets `word` through from here on, the id or slug of a lease that the document is about.
+    /// Permits `word` from here on, the id or slug of the lease that the document is about.
     pub fn own(&mut self, word: impl Into<String>) {
         self.own.get_or_insert_default().push(word.into());
     }
 
-    /// The line as it may be seen. What is too long for one ends with its last whole word.
+    /// The redacted line. A line that is too long ends with its last complete word.
     pub fn line(&self, line: &str) -> String {
         let mut out = String::new();
         let mut rest = line.trim_end();
@@ -118,12 +121,12 @@ impl Redactor {
         out
     }
 
-    /// Whether the line holds nothing that would be hidden, and nothing that a person could not see.
+    /// Whether the line contains nothing that would be hidden, and nothing invisible.
     pub fn is_clean(&self, line: &str) -> bool {
         self.line(line) == line
     }
 
-    /// `word`, or what stands for it. Marks of a sentence at its end, and a flag's hyphens, are none of it.
+    /// `word` or its replacement. Punctuation at its end, and a flag's hyphens, are kept.
     fn word(&self, word: &str) -> String {
         let core = word.trim_end_matches(['.', ':']);
         let bare = core.trim_start_matches('-');
@@ -138,7 +141,7 @@ impl Redactor {
         }
     }
 
-    /// What stands for `word`; `None` where it is kept.
+    /// The replacement of `word`; `None` if it is kept.
     fn judge(&self, word: &str) -> Option<&'static str> {
         if word.is_empty()
             || KNOWN.contains(&word)
@@ -163,7 +166,7 @@ impl Redactor {
         })
     }
 
-    /// Whether `word` is of a lease that may be seen: its id, its slug, or its machine's name, which has the slug in it.
+    /// Whether `word` belongs to a permitted lease: its id, its slug, or its machine's name, which contains the slug.
     fn is_own(&self, word: &str) -> bool {
         let Some(own) = &self.own else { return true };
         let of_machine = |name: &str| {
@@ -184,7 +187,7 @@ impl Redactor {
     }
 }
 
-/// What stands between words. All of it is printable ASCII, so nothing of it drives a terminal.
+/// Separators between words, all printable ASCII, so that no terminal sequence can occur.
 fn is_between(c: char) -> bool {
     c == ' ' || "\"'()[]{}<>,;=|`*!?&#$^".contains(c)
 }
@@ -197,7 +200,7 @@ fn is_plain(word: &str) -> bool {
         })
 }
 
-/// Numbers, times, versions, and ids of runs, which are in no list of anybody's.
+/// Numbers, times, versions, and ids of runs, which identify nobody.
 fn is_of_a_closed_shape(word: &str) -> bool {
     let is_run = || word.strip_prefix("run_").is_some_and(|id| is_hex(id, 12));
     is_number(word) || is_duration(word) || is_version(word) || is_time(word) || is_run()
@@ -211,7 +214,7 @@ fn is_hex(text: &str, length: usize) -> bool {
     text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// A number with at most one point in it, and a unit.
+/// A number with at most one point, and a unit.
 fn is_number(word: &str) -> bool {
     let end = word
         .find(|c: char| !c.is_ascii_digit() && c != '.')
@@ -224,7 +227,7 @@ fn is_number(word: &str) -> bool {
     plain && UNITS.contains(&unit)
 }
 
-/// `1h2m3.5s`, as durations are printed.
+/// A duration as printed: `1h2m3.5s`.
 fn is_duration(word: &str) -> bool {
     let mut rest = word;
     while !rest.is_empty() {
@@ -241,7 +244,7 @@ fn is_duration(word: &str) -> bool {
     !word.is_empty()
 }
 
-/// Three short numbers: an address has four. A kernel's has more behind them, of which only the numbers are kept.
+/// A version of three short numbers; an address has four. Of a kernel release only the leading numbers are kept.
 fn is_version(word: &str) -> bool {
     let word = word.strip_prefix('v').unwrap_or(word);
     let (version, build) = word.split_once('-').unwrap_or((word, "0"));
@@ -251,12 +254,12 @@ fn is_version(word: &str) -> bool {
         && (is_digits(build, 4) || ["test", "cloud"].contains(&build))
 }
 
-/// `2026-08-01T00:00:00Z`: in no zone of anybody's.
+/// A time in UTC, `2026-08-01T00:00:00Z`, which reveals no time zone.
 fn is_time(word: &str) -> bool {
     word.len() == 20 && word.ends_with('Z') && crate::timestamp::is_rfc3339(word)
 }
 
-/// Ids of leases, and slugs and machines' names of proofs' leases.
+/// Lease ids, and slugs and machine names of proofs' leases.
 fn is_drawn(word: &str) -> bool {
     let after = |prefix: &str| word.strip_prefix(prefix);
     after("cbx_").is_some_and(|id| is_hex(id, 12))

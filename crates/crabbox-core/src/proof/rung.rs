@@ -1,28 +1,28 @@
-//! What kind of host a proof stands for: decided from what the guest's kernel and the host's processor say.
+//! The kind of host that a proof is evidence for, derived from the guest's kernel and the host's processor.
 //!
-//! The ladder is the one of CONTRIBUTING.md. It must never claim more than was seen, and says how sure it is.
+//! The rungs are those of CONTRIBUTING.md. It must never claim more than was observed, and includes the certainty.
 
 use serde::{Deserialize, Serialize};
 
-/// Whose kernel the guest's commands ran on. A machine of its own has one of its own, which no pretended one can have.
+/// The kernel on which the guest's commands ran. A real virtual machine has its own, which a fake VMM cannot have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum GuestKernel {
-    /// Its own: the guest has another boot id than the host.
+    /// Its own: the guest's boot id differs from the host's.
     Own,
     /// The host's.
     Hosts,
-    /// No command of ours ran in a guest.
+    /// No command ran in a guest.
     Unseen,
 }
 
-/// Who the host's processor says it is run by (CPUID leaf 0x40000000).
+/// The hypervisor reported by the host's processor (CPUID leaf 0x40000000).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Hypervisor {
-    /// By nobody: no hypervisor is announced.
+    /// None.
     None,
-    /// QEMU without hardware's help: every instruction is emulated.
+    /// QEMU without hardware support: every instruction is emulated.
     Tcg,
     /// KVM.
     Kvm,
@@ -32,21 +32,21 @@ pub enum Hypervisor {
     Vmware,
     /// Xen.
     Xen,
-    /// Somebody else.
+    /// Another one.
     Other,
-    /// This kind of processor does not say it.
+    /// This kind of processor does not report it.
     Unreadable,
 }
 
-/// What the firmware calls the host's maker (DMI).
+/// The host's manufacturer according to the firmware (DMI).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Firmware {
-    /// A maker of virtual machines.
+    /// A virtual machine vendor.
     Virtual,
-    /// Somebody else.
+    /// Another one.
     Other,
-    /// There is none, or it cannot be read.
+    /// There is no entry, or it cannot be read.
     Unreadable,
 }
 
@@ -56,25 +56,25 @@ pub enum Firmware {
 pub enum Kind {
     /// KVM on the machine itself.
     Hardware,
-    /// KVM in a virtual machine whose own host runs it on hardware.
+    /// KVM in a virtual machine whose own host has hardware virtualization.
     Nested,
     /// KVM on an emulated processor.
     Emulated,
-    /// A real microVM; whether its KVM is hardware's is not known.
+    /// A real microVM; it is unknown whether its KVM is that of hardware.
     Undetermined,
-    /// No virtual machine at all: a fake in its place.
+    /// No virtual machine: a fake VMM.
     Pretended,
-    /// Nothing was seen of a guest.
+    /// No guest was observed.
     Unseen,
 }
 
-/// How sure it is.
+/// The certainty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Sureness {
-    /// It cannot be otherwise by mistake.
+    /// It cannot be wrong by mistake.
     Certain,
-    /// Unless a hypervisor hides itself, or says it is another.
+    /// Correct unless a hypervisor hides itself, or reports another name.
     Likely,
     /// The signs contradict each other, or there are none.
     Doubtful,
@@ -88,7 +88,7 @@ pub struct Rung {
     pub kind: Kind,
     /// The rung of the test ladder: 5 is hardware KVM, 4 real Firecracker on an emulated KVM, 2 a fake VMM, 0 none.
     pub ladder: u8,
-    /// How sure that is.
+    /// The certainty.
     pub sure: Sureness,
 }
 
@@ -119,7 +119,7 @@ impl Rung {
         Self { kind, ladder, sure }
     }
 
-    /// What it stands for, in a sentence without its full stop.
+    /// Its meaning, in a sentence without a full stop.
     pub fn words(self) -> &'static str {
         match self.kind {
             Kind::Hardware => {

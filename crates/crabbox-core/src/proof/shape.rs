@@ -1,10 +1,10 @@
-//! The texts of a proof, each a type of a closed shape: a value that could name a host cannot be made.
+//! The text types of a proof. Each has a closed form: a value that could name a host must be impossible.
 
 use serde::{Deserialize, Serialize};
 
 use super::redact::Redactor;
 
-/// A text that has not the shape of its field.
+/// A text that does not have the form of its field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("it is no {0}")]
 pub struct ShapeError(&'static str);
@@ -53,7 +53,7 @@ shape! {
 }
 
 shape! {
-    /// Two or three short numbers with dots between them; an address has four.
+    /// Two or three short numbers with dots; an address has four.
     Version, "version of two or three numbers",
     |text| {
         let parts: Vec<&str> = text.split('.').collect();
@@ -69,13 +69,13 @@ shape! {
 }
 
 shape! {
-    /// A line of output that went through the redactor.
+    /// A line of output that the redactor has filtered.
     Line, "line that a redactor lets through",
     |text| Redactor::default().is_clean(text)
 }
 
 impl Version {
-    /// The numbers at the beginning of `text`, a kernel's release or what a program says of itself, and nothing of what is behind them.
+    /// The numbers at the start of `text`, a kernel release or a program's version output, without the rest.
     pub fn leading(text: &str) -> Option<Self> {
         let text = text.trim().trim_start_matches('v');
         let end = text
@@ -91,7 +91,7 @@ impl Version {
 }
 
 impl Line {
-    /// `line` as `redactor` lets it through.
+    /// `line`, filtered by `redactor`.
     pub fn seen(redactor: &Redactor, line: &str) -> Self {
         Self(redactor.line(line))
     }

@@ -1,7 +1,7 @@
 use super::*;
 use redact::Redactor;
 
-/// No digest: a short word that depends on every byte.
+/// Not a real digest: a short word that depends on every byte.
 fn sum(bytes: &[u8]) -> String {
     let sum = bytes.iter().fold(7_u64, |sum, byte| {
         sum.wrapping_mul(31).wrapping_add(u64::from(*byte))

@@ -1,7 +1,7 @@
-//! A proof as one file: a text for people, the transcript, and the document that both are made of.
+//! A proof as one file: a text for people, the transcript, and the document from which both are generated.
 //!
-//! The text is made of the document alone, so a reader makes it again and compares: no word of it can say something else. It must
-//! never call a file good of which it has not read every byte.
+//! The text is generated from the document alone, so a reader generates it again and compares: no word of it can differ. It
+//! must never accept a file without reading every byte.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use crate::strict_json::{self, Limits, StrictJsonError};
 
 use super::{Proof, SCHEMA_VERSION};
 
-/// The largest file that is read, in bytes.
+/// Maximum size of a file, in bytes.
 pub const FILE_LIMIT: u64 = 4 << 20;
 
 const LIMITS: Limits = Limits {
@@ -17,35 +17,35 @@ const LIMITS: Limits = Limits {
     values: 20_000,
 };
 
-/// How much of a message that quotes the file is shown, in characters.
+/// Maximum length of quoted file text in a message, in characters.
 const QUOTED: usize = 400;
 
-/// The lines that the document stands between.
+/// The lines around the document.
 const OPENING: &str = "```json";
 const CLOSING: &str = "```";
 
-/// Why a text is no proof.
+/// Why a text is not a valid proof.
 #[derive(Debug, thiserror::Error)]
 pub enum ProofError {
-    /// It is no text.
+    /// It is not text.
     #[error("it is not UTF-8 from byte {0} on")]
     NotText(usize),
-    /// Its document is not where it has to be.
+    /// Its document is not in the expected place.
     #[error("it has no document: no line is {0:?}")]
     NoDocument(&'static str),
-    /// The document can be read in more than one way, or in none.
+    /// The JSON of the document is invalid or ambiguous.
     #[error("its document, which begins in line {line}, cannot be read: {source}")]
     Json {
         /// Its first line, counted from 1.
         line: usize,
-        /// Why.
+        /// The reason.
         #[source]
         source: StrictJsonError,
     },
     /// The document has another version.
     #[error("its schemaVersion is {0}, and this program knows {SCHEMA_VERSION}")]
     SchemaVersion(u64),
-    /// The document is none of a proof.
+    /// The document is not that of a proof.
     #[error("line {line}: {what}")]
     Field {
         /// The line, counted from 1.
@@ -53,30 +53,30 @@ pub enum ProofError {
         /// What is wrong there.
         what: String,
     },
-    /// The document claims what does not follow from what it saw.
+    /// A conclusion in the document does not follow from its observations.
     #[error("{field} says {said}, and what was seen says {follows}")]
     Claim {
-        /// Which claim.
+        /// The conclusion.
         field: &'static str,
-        /// What it says.
+        /// Its value.
         said: String,
-        /// What it should say.
+        /// The correct value.
         follows: String,
     },
-    /// The text is not the one that its document makes.
+    /// The text differs from the one generated from its document.
     #[error("line {line} is {found:?}, and its document makes {wanted:?} of it")]
     Text {
         /// The line, counted from 1.
         line: usize,
-        /// What stands there; empty where the file has ended.
+        /// The actual line; empty if the file has ended.
         found: String,
-        /// What should stand there; empty where it should have ended.
+        /// The expected line; empty if the file should have ended.
         wanted: String,
     },
 }
 
 impl ProofError {
-    /// The digest of the document differs: nothing of it can be believed.
+    /// The digest of the document differs: no part of it can be trusted.
     fn differs(file: &str, rendered: &str) -> Option<Self> {
         if file == rendered {
             return None;
@@ -98,7 +98,7 @@ impl ProofError {
     }
 }
 
-/// The file of `proof`. `sha256` gives the digest of bytes, in hexadecimal.
+/// The file of `proof`. `sha256` computes the digest of bytes, in hexadecimal.
 pub fn render(proof: &Proof, sha256: &dyn Fn(&[u8]) -> String) -> Result<String, serde_json::Error> {
     let json = serde_json::to_string_pretty(proof)?;
     let mut out = String::new();
@@ -213,7 +213,7 @@ fn head(out: &mut String, proof: &Proof, digest: &str) {
     .ok();
 }
 
-/// The name of a value as the document has it.
+/// The name of a value in the document.
 fn word(value: &impl serde::Serialize) -> String {
     serde_json::to_value(value)
         .ok()
@@ -221,8 +221,8 @@ fn word(value: &impl serde::Serialize) -> String {
         .unwrap_or_default()
 }
 
-/// Reads the file of a proof and holds it against itself: every field, every claim, every byte of the text. Line breaks may be those of
-/// a web form.
+/// Parses the file of a proof and checks its consistency: every field, every conclusion, every byte of the text. Line breaks
+/// may be those of a web form.
 pub fn parse(bytes: &[u8], sha256: &dyn Fn(&[u8]) -> String) -> Result<Proof, ProofError> {
     let text = std::str::from_utf8(bytes).map_err(|error| ProofError::NotText(error.valid_up_to()))?;
     let text = text.replace("\r\n", "\n");
@@ -278,7 +278,7 @@ pub fn parse(bytes: &[u8], sha256: &dyn Fn(&[u8]) -> String) -> Result<Proof, Pr
     }
 }
 
-/// The first claim of `proof` that does not follow from what was seen.
+/// The first conclusion of `proof` that does not follow from its observations.
 fn claims(proof: &Proof) -> Option<ProofError> {
     let follows = Proof::of(proof.seen());
     let differ =

@@ -1,6 +1,6 @@
-//! Version 1: a run that succeeded. The object's fields in the order of their names, all but the signature, are signed.
+//! Version 1: a run that succeeded. The signature covers the object's fields, sorted by name, without the signature.
 //!
-//! It must never sign a field that is not there, or leave one out that is.
+//! It must never sign a field that is missing, or leave out one that exists.
 
 use serde_json::{Map, Value};
 
@@ -10,7 +10,7 @@ use crate::timestamp;
 
 const VERSION: i64 = 1;
 
-/// Every field of the format, in the order in which they are signed and written.
+/// Every field of the format, in signing and file order.
 const FIELDS: [&str; 13] = [
     "actions_url",
     "command",
@@ -27,31 +27,31 @@ const FIELDS: [&str; 13] = [
     "slug",
 ];
 
-/// What a receipt of a run that succeeded says.
+/// The contents of a receipt of a successful run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RunReceipt<'a> {
-    /// When it is made, in RFC 3339.
+    /// Time of creation, in RFC 3339.
     pub generated_at: &'a str,
     /// The provider.
     pub provider: &'a str,
     /// The lease.
     pub lease_id: &'a str,
-    /// The lease's name for people.
+    /// The lease's slug.
     pub slug: &'a str,
     /// The run.
     pub run_id: &'a str,
-    /// The command as it is shown.
+    /// The command as displayed.
     pub command: &'a str,
     /// Its exit code.
     pub exit_code: i64,
-    /// How long it took, in milliseconds.
+    /// Its duration, in milliseconds.
     pub command_ms: i64,
-    /// `sha256:` and the digest of both of its streams as they came.
+    /// `sha256:` and the digest of both of its streams in order of arrival.
     pub log_sha256: &'a str,
 }
 
 impl<'a> RunReceipt<'a> {
-    /// The bytes to be signed by the owner of `public_key`.
+    /// The bytes that the owner of `public_key` has to sign.
     pub fn signed(&self, public_key: &[u8; 32]) -> Vec<u8> {
         text::compact(&self.fields(&encode(public_key), None)).into_bytes()
     }
@@ -62,7 +62,7 @@ impl<'a> RunReceipt<'a> {
         text::indented(&self.fields(&key, Some(&signature))).into_bytes()
     }
 
-    /// The fields in their order; an empty one is left out, where the format lets it be.
+    /// The fields in order; an empty field is left out if the format permits it.
     fn fields<'b>(&self, key: &'b str, signature: Option<&'b str>) -> Vec<(&'static str, Field<'b>)>
     where
         'a: 'b,
@@ -88,7 +88,7 @@ impl<'a> RunReceipt<'a> {
     }
 }
 
-/// Judges the fields of a receipt of this version, or of one that nobody knows.
+/// Validates the fields of a receipt of this version, or of an unknown one.
 pub(super) fn parse(fields: &Map<String, Value>) -> Result<Sealed, ReceiptError> {
     refuse_others(fields, &FIELDS)?;
     match count(fields, "schema_version")? {

@@ -1,6 +1,6 @@
-//! Version 2: a run that came to an end, whatever its exit code. The fields' texts, each behind its length, are signed.
+//! Version 2: a run that ended, with any exit code. The signature covers the fields' texts, each preceded by its length.
 //!
-//! It must never let a text of one field run over into the next, which is what the lengths are for.
+//! The text of one field must never extend into the next, which the lengths prevent.
 
 use serde_json::{Map, Value};
 
@@ -10,14 +10,14 @@ use crate::timestamp;
 
 pub(super) const VERSION: i64 = 2;
 const TYPE: &str = "terminal";
-/// The largest file, in bytes.
+/// Maximum size of a file, in bytes.
 const FILE: usize = 16 * 1024;
-/// The longest text, in bytes.
+/// Maximum length of a text, in bytes.
 const TEXT: usize = 4 * 1024;
-/// The longest name of a lease, in bytes.
+/// Maximum length of a lease's name, in bytes.
 const IDENTITY: usize = 256;
 
-/// Every field of the format, in the order in which they are signed and written.
+/// Every field of the format, in signing and file order.
 const FIELDS: [&str; 20] = [
     "schema_version",
     "receipt_type",
@@ -41,41 +41,41 @@ const FIELDS: [&str; 20] = [
     "signature",
 ];
 
-/// What a receipt of a run that ended says.
+/// The contents of a receipt of a run that ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TerminalReceipt<'a> {
-    /// When the command began, in RFC 3339, with its fraction.
+    /// Start of the command, in RFC 3339 with a fraction.
     pub started_at: &'a str,
-    /// When the run ended, `duration_ms` later.
+    /// End of the run, `duration_ms` later.
     pub ended_at: &'a str,
     /// The provider.
     pub provider: &'a str,
     /// The lease.
     pub lease_id: &'a str,
-    /// The lease's name for people.
+    /// The lease's slug.
     pub slug: &'a str,
     /// The run.
     pub run_id: &'a str,
-    /// The command as it is shown.
+    /// The command as displayed.
     pub command: &'a str,
     /// `sha256:` and the digest of its words, see [`command_bytes`].
     pub command_sha256: &'a str,
     /// The run's exit code.
     pub exit_code: i64,
-    /// How long the sync took, in milliseconds.
+    /// Duration of the sync, in milliseconds.
     pub sync_ms: i64,
-    /// How long the command took, in milliseconds.
+    /// Duration of the command, in milliseconds.
     pub command_ms: i64,
-    /// How long it is from one time to the other, in milliseconds.
+    /// Time between start and end, in milliseconds.
     pub duration_ms: i64,
-    /// `sha256:` and the digest of both of its streams as they came.
+    /// `sha256:` and the digest of both of its streams in order of arrival.
     pub log_sha256: &'a str,
-    /// The fingerprint of the key that signs.
+    /// The fingerprint of the signing key.
     pub signer: &'a str,
 }
 
 impl TerminalReceipt<'_> {
-    /// The bytes to be signed by the owner of `public_key`.
+    /// The bytes that the owner of `public_key` has to sign.
     pub fn signed(&self, public_key: &[u8; 32]) -> Vec<u8> {
         let key = encode(public_key);
         self.with_fields(&key, None, |fields| {
@@ -129,7 +129,7 @@ impl TerminalReceipt<'_> {
     }
 }
 
-/// A command as a receipt shows it; its digest stands for one that is too long.
+/// A command as displayed in a receipt; if it is too long, its digest.
 fn shown(command: &str, digest: &str) -> String {
     // As long as it stands in the file: Go's JSON writes some letters with six.
     let written = command.chars().map(|c| match c {
@@ -144,7 +144,7 @@ fn shown(command: &str, digest: &str) -> String {
     format!("[command display omitted; exact argv bound by {digest}]")
 }
 
-/// The bytes whose digest stands for the words of a command.
+/// The bytes over which the digest of a command's words is computed.
 pub fn command_bytes<'a>(words: impl IntoIterator<Item = &'a str>) -> Vec<u8> {
     prefixed(b"crabbox-command-v1\0", words)
 }
@@ -160,7 +160,7 @@ fn signed<'a>(fields: impl Iterator<Item = Field<'a>>) -> Vec<u8> {
     prefixed(b"crabbox-terminal-receipt-v2\0", texts.iter().map(String::as_str))
 }
 
-/// `prefix`, then each text behind its length in four bytes, the highest first.
+/// `prefix`, then each text preceded by its length in four bytes, big-endian.
 fn prefixed<'a>(prefix: &[u8], texts: impl IntoIterator<Item = &'a str>) -> Vec<u8> {
     let mut out = prefix.to_vec();
     for text in texts {
@@ -172,7 +172,7 @@ fn prefixed<'a>(prefix: &[u8], texts: impl IntoIterator<Item = &'a str>) -> Vec<
     out
 }
 
-/// Judges the fields of a receipt of this version, whose file has `length` bytes.
+/// Validates the fields of a receipt of this version, whose file has `length` bytes.
 pub(super) fn parse(length: usize, fields: &Map<String, Value>) -> Result<Sealed, ReceiptError> {
     let long = |name, limit| ReceiptError::Long { name, limit };
     if length > FILE {

@@ -1,6 +1,7 @@
-//! Texts in the JSON of a receipt, byte for byte as Go's `json.Marshal` writes them: signatures are made over these bytes.
+//! Texts in the JSON of a receipt, byte for byte like the output of Go's `json.Marshal`, because signatures are made over
+//! these bytes.
 //!
-//! It must never depend on how another library spells an escape.
+//! It must never depend on how another library writes an escape.
 
 use std::fmt::Write as _;
 
@@ -34,7 +35,7 @@ pub(super) enum Field<'a> {
     Text(&'a str),
     /// A whole number.
     Number(i64),
-    /// Yes or no.
+    /// A boolean.
     Truth(bool),
 }
 
@@ -48,12 +49,12 @@ impl Field<'_> {
     }
 }
 
-/// An object of these fields in their order, on one line.
+/// An object with these fields in order, on one line.
 pub(super) fn compact(fields: &[(&str, Field<'_>)]) -> String {
     object(fields, "", "", ":")
 }
 
-/// The same, a field a line, and a line feed at its end.
+/// The same with one field per line and a final newline.
 pub(super) fn indented(fields: &[(&str, Field<'_>)]) -> String {
     object(fields, "\n  ", "\n", ": ") + "\n"
 }
