@@ -19,8 +19,7 @@ use crate::confine::Confinement;
 use crate::environment::Environment;
 use crate::{clock, process};
 
-/// Maximum number of bytes kept of each captured stream; a child that prints more keeps running, and its exit status still
-/// counts.
+/// Maximum number of bytes kept of each captured stream; a child that prints more keeps running, and its status counts.
 pub const CAPTURE_LIMIT: usize = 64 * 1024 * 1024;
 
 /// Maximum number of bytes of standard error in an error message.
@@ -167,8 +166,7 @@ enum Ended {
 }
 
 impl Cmd {
-    /// A command for `program`, looked up on `PATH` if its name has no slash. Of the caller's environment it gets only what
-    /// any program needs ([`Environment::Plain`]).
+    /// A command for `program`, looked up on `PATH` if it has no slash. Its environment is that of [`Environment::Plain`].
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         Self {
             program: program.as_ref().to_owned(),
@@ -249,8 +247,8 @@ impl Cmd {
         self
     }
 
-    /// Starts the child as the leader of its own process group, and kills the whole group at its time limit: otherwise a
-    /// shell script that hangs in a child of its own would leave that child behind, with our pipes open.
+    /// Starts the child as the leader of its own process group, and kills the whole group at its time limit: a shell script
+    /// that hangs in a child of its own would otherwise leave that child behind, with our pipes open.
     #[must_use]
     pub fn own_group(mut self) -> Self {
         self.group = true;
@@ -264,8 +262,8 @@ impl Cmd {
         self
     }
 
-    /// Kills the child once it has written more than `bytes` to its standard output; that many bytes are kept.
-    /// [`Captured::cut`] reports it, and for [`Self::run`] it is an error.
+    /// Kills the child once it has written more than `bytes` to its standard output, and keeps that many: [`Captured::cut`]
+    /// reports it, and for [`Self::run`] it is an error.
     #[must_use]
     pub fn output_limit(mut self, bytes: usize) -> Self {
         self.output = Some(bytes);

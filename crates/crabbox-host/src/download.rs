@@ -1,6 +1,6 @@
 //! Downloads over HTTP: they resume where they stopped, and the target is complete or absent.
 //!
-//! A partial download is kept next to the target as `<name>.part`, with the server's validator (ETag or date) in
+//! A partial download is kept next to the target as `<name>.part`, with the server's validator (`ETag` or date) in
 //! `<name>.tag`; it is resumed only with the same validator. It must never join two versions of a file, or return one that
 //! is shorter than the server announced.
 
