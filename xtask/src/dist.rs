@@ -1,11 +1,13 @@
-//! `dist`: what users install: a tarball, a Debian package, the list of what is inside (CycloneDX), the install script, and their digests.
+//! `dist`: what users install: a tarball, a Debian and an RPM package, the list of what is inside (CycloneDX), the install script, and their digests.
 //!
 //! The same commit and toolchain give the same bytes, whatever directory they are built in. It must never put in a file of this machine:
 //! every file of a package is named in `contents`.
 
+mod audit;
 mod components;
 mod contents;
 mod deb;
+mod rpm;
 #[cfg(test)]
 mod tests;
 
@@ -15,7 +17,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum as _;
 use crabbox_host::command::Cmd;
+use crabbox_lab::lab::packages;
 use sha2::{Digest as _, Sha256};
 
 use crate::{stage, workspace};
@@ -38,9 +42,26 @@ pub(crate) struct Arguments {
     /// Where the files are put
     #[arg(long, value_name = "DIR", default_value = "target/dist")]
     out: PathBuf,
+    /// Make this file alone, which is no release
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+    /// How hard is compressed, 1 to 9
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u8).range(1..=9))]
+    effort: u8,
     /// The address below which each version's files will lie, for the install script
     #[arg(long, value_name = "URL", default_value = "")]
     releases: String,
+}
+
+/// The files that take long to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// The tarball.
+    Tarball,
+    /// The Debian package.
+    Deb,
+    /// The RPM package.
+    Rpm,
 }
 
 /// The most bytes that the program may have.
@@ -61,23 +82,24 @@ struct Release<'a> {
 
 /// Builds and packs.
 pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
+    packages::ensure_dist_tools()?;
+    let components = Components::read(TARGET)?;
     let program = match &arguments.crabbox {
         Some(path) => path
             .canonicalize()
             .with_context(|| format!("cannot find {}", path.display()))?,
-        None => build()?,
+        None => audit::audited(&build()?, &components, &workspace::target_dir().join("audited"))?,
     };
-    let components = Components::read(TARGET)?;
     let release = Release {
         version: env!("CARGO_PKG_VERSION"),
         program: &program,
         components: &components,
         epoch: epoch()?,
         releases: &arguments.releases,
-        effort: 9,
+        effort: arguments.effort,
     };
     let out = workspace::root().join(&arguments.out);
-    let made = stage::stage("packing", || pack(&release, &out))?;
+    let made = stage::stage("packing", || pack(&release, arguments.only, &out))?;
     let bytes = fs::metadata(&program)?.len();
     println!("{:>9} bytes  {} (the program itself)", bytes, program.display());
     for path in made {
@@ -133,24 +155,31 @@ fn epoch() -> Result<u64> {
         .with_context(|| format!("git named no time: {text}"))
 }
 
-/// Makes all files of a release in `out`, in place of those of the same names.
-fn pack(release: &Release<'_>, out: &Path) -> Result<Vec<PathBuf>> {
+/// Makes all files of a release in `out`, or `only` one, in place of those of the same names.
+fn pack(release: &Release<'_>, only: Option<Part>, out: &Path) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let scratch = tempfile::Builder::new()
         .prefix(".packing-")
         .tempdir_in(out)
         .with_context(|| format!("cannot write in {}", out.display()))?;
     let contents = contents::all(release, &scratch.path().join("spoken"))?;
-    let made = [
-        tarball(release, &contents, scratch.path())?,
-        deb::package(release, &contents, scratch.path())?,
-        written(
-            scratch.path(),
-            &format!("crabbox-{}.cdx.json", release.version),
-            &release.components.cyclonedx(release.version)?,
-        )?,
-        written(scratch.path(), "install.sh", &install_script(release))?,
-    ];
+    let make = |part: Part| match part {
+        Part::Tarball => tarball(release, &contents, scratch.path()),
+        Part::Deb => deb::package(release, &contents, scratch.path()),
+        Part::Rpm => rpm::package(release, &contents, scratch.path()),
+    };
+    let mut made = Vec::new();
+    for part in Part::value_variants() {
+        if only.is_none_or(|only| only == *part) {
+            made.push(make(*part)?);
+        }
+    }
+    if only.is_none() {
+        let bill = release.components.cyclonedx(release.version)?;
+        let name = format!("crabbox-{}.cdx.json", release.version);
+        made.push(written(scratch.path(), &name, &bill)?);
+        made.push(written(scratch.path(), "install.sh", &install_script(release))?);
+    }
     let mut sums = String::new();
     let mut paths = Vec::new();
     for file in made {
@@ -162,7 +191,9 @@ fn pack(release: &Release<'_>, out: &Path) -> Result<Vec<PathBuf>> {
         fs::rename(&file, &path)?;
         paths.push(path);
     }
-    paths.push(written(out, "SHA256SUMS", &sums)?);
+    if only.is_none() {
+        paths.push(written(out, "SHA256SUMS", &sums)?);
+    }
     Ok(paths)
 }
 

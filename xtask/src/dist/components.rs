@@ -18,6 +18,10 @@ use crate::workspace;
 /// The programs that a release has, the last two inside the first.
 const PROGRAMS: [&str; 3] = ["crabbox", "crabbox-agent", "crabbox-guest"];
 
+/// How the references of the first, and of those inside it, begin.
+const PROGRAM: &str = "pkg:cargo/crabbox@";
+const INSIDE: [&str; 2] = ["pkg:cargo/crabbox-agent@", "pkg:cargo/crabbox-guest@"];
+
 /// How the names of files with licences and copyrights begin.
 const LICENCES: [&str; 5] = ["LICENSE", "LICENCE", "COPYING", "NOTICE", "UNLICENSE"];
 
@@ -184,7 +188,7 @@ impl Components {
 
     /// The bill of materials.
     pub(super) fn cyclonedx(&self, version: &str) -> Result<String> {
-        let program = |reference: &str| reference.starts_with("pkg:cargo/crabbox@");
+        let program = |reference: &str| reference.starts_with(PROGRAM);
         let components: Vec<Value> = self
             .all
             .iter()
@@ -203,22 +207,10 @@ impl Components {
                 entry
             })
             .collect();
-        // The two programs inside are parts of the first, although cargo knows no such edge.
-        let inside = |reference: &&String| {
-            ["pkg:cargo/crabbox-agent@", "pkg:cargo/crabbox-guest@"]
-                .iter()
-                .any(|start| reference.starts_with(start))
-        };
         let needs: Vec<Value> = self
             .all
-            .iter()
-            .map(|(reference, component)| {
-                let mut needs = component.needs.clone();
-                if program(reference) {
-                    needs.extend(self.all.keys().filter(inside).cloned());
-                }
-                json!({ "ref": reference, "dependsOn": needs })
-            })
+            .keys()
+            .map(|reference| json!({ "ref": reference, "dependsOn": self.needs(reference) }))
             .collect();
         let root = self.all.iter().find(|(reference, _)| program(reference));
         let (reference, root) = root.context("the program is no component of itself")?;
@@ -231,6 +223,43 @@ impl Components {
             "components": components, "dependencies": needs,
         });
         Ok(format!("{bill:#}\n"))
+    }
+
+    /// What `reference` depends on. The two programs inside are parts of the first, although cargo knows no such edge.
+    fn needs(&self, reference: &str) -> BTreeSet<String> {
+        let mut needs = self
+            .all
+            .get(reference)
+            .map(|component| component.needs.clone())
+            .unwrap_or_default();
+        if reference.starts_with(PROGRAM) {
+            let inside = |name: &&String| INSIDE.iter().any(|start| name.starts_with(start));
+            needs.extend(self.all.keys().filter(inside).cloned());
+        }
+        needs
+    }
+
+    /// The list as it is put into the program, in the form of cargo-auditable: packages that name each other by their place.
+    pub(super) fn audit(&self) -> Value {
+        let place = |reference: &String| self.all.keys().position(|other| other == reference);
+        let packages: Vec<Value> = self
+            .all
+            .iter()
+            .map(|(reference, component)| {
+                let source = if component.ours { "local" } else { "crates.io" };
+                let mut package =
+                    json!({ "name": component.name, "version": component.version, "source": source });
+                let needs: Vec<usize> = self.needs(reference).iter().filter_map(place).collect();
+                if !needs.is_empty() {
+                    package["dependencies"] = json!(needs);
+                }
+                if reference.starts_with(PROGRAM) {
+                    package["root"] = json!(true);
+                }
+                package
+            })
+            .collect();
+        json!({ "packages": packages })
     }
 
     /// The licences of all that is not ours, each text once, with the crates that bring it.
@@ -357,6 +386,15 @@ mod tests {
             .iter()
             .find(|edge| edge["ref"] == "pkg:cargo/crabbox@1.0.0")
             .unwrap();
+        assert_eq!(
+            components.audit(),
+            json!({ "packages": [
+                { "name": "crabbox-agent", "version": "1.0.0", "source": "local" },
+                { "name": "crabbox-guest", "version": "1.0.0", "source": "local" },
+                { "name": "crabbox", "version": "1.0.0", "source": "local", "dependencies": [0, 1, 3], "root": true },
+                { "name": "used", "version": "1.0.0", "source": "crates.io" },
+            ] })
+        );
         assert_eq!(
             program["dependsOn"],
             json!([

@@ -115,7 +115,7 @@ fn installed_kib(root: &Path) -> Result<u64> {
 }
 
 /// Every file below `root`, relative to it, by name.
-fn files(root: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn files(root: &Path) -> Result<Vec<PathBuf>> {
     let (mut found, mut todo) = (Vec::new(), vec![root.to_owned()]);
     while let Some(dir) = todo.pop() {
         for entry in fs::read_dir(&dir)? {
@@ -132,7 +132,7 @@ fn files(root: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// The newest version of glibc whose symbols the ELF file `program` names: `GLIBC_2.34` is 2 and 34.
-fn glibc(program: &[u8]) -> Option<(u32, u32)> {
+pub(super) fn glibc(program: &[u8]) -> Option<(u32, u32)> {
     const MARK: &[u8] = b"GLIBC_";
     let mut newest = None;
     for (at, _) in program

@@ -33,8 +33,18 @@ pub(crate) fn ensure_host_tools() -> Result<()> {
 
 /// Makes sure that what the tests call is installed, all of the above among it.
 pub fn ensure_test_tools() -> Result<()> {
-    let all = [recipe::TOOLS, recipe::HOST_TOOLS, recipe::TEST_TOOLS];
+    let all = [
+        recipe::TOOLS,
+        recipe::HOST_TOOLS,
+        recipe::TEST_TOOLS,
+        recipe::DIST_TOOLS,
+    ];
     ensure(&all, "the tests need")
+}
+
+/// Makes sure that what packs a release is installed.
+pub fn ensure_dist_tools() -> Result<()> {
+    ensure(&[recipe::DIST_TOOLS], "packages are made with")
 }
 
 fn ensure(lists: &[&'static str], needs: &str) -> Result<()> {
