@@ -219,3 +219,36 @@ fn an_upgrade_finds_living_leases_alive_and_the_new_program_takes_them_over() {
     drop(host.crabbox("stop lived").exits(0));
     assert_nothing_left(&before, &host.residue());
 }
+
+#[test]
+fn two_installations_share_a_lease_and_either_gives_back_what_the_other_made() {
+    let host = Host::pretend();
+    let before = host.residue();
+    drop(
+        host.sh("mkdir /srv/other && cp /srv/bin/crabbox /srv/other/crabbox")
+            .exits(0),
+    );
+    let other = |words: &str| host.sh(&format!("exec /srv/other/crabbox {words}"));
+    lease(&host, "shared", "");
+    let listed = |done: crabbox_e2e::Done| done.exits(0).json();
+    assert_eq!(
+        listed(other("list --provider firecracker --json")),
+        listed(host.crabbox("list --provider firecracker --json"))
+    );
+    let ran = other("run --id shared --no-sync -- echo alive").exits(0);
+    assert_eq!(ran.stdout, "alive\n");
+
+    // The first one is taken away, and with its supervisor goes the last of it that ran.
+    drop(
+        host.sh("rm /srv/bin/crabbox && kill -9 $(pgrep -f '[_]_supervise')")
+            .exits(0),
+    );
+    until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
+    let ran = other("run --id shared --no-sync -- echo alive").exits(0);
+    assert_eq!(ran.stdout, "alive\n");
+    until(&host, "pgrep -f '[_]_supervise' >/dev/null");
+    let program = host.sh("readlink /proc/$(pgrep -f '[_]_supervise')/exe").exits(0);
+    assert_eq!(program.stdout, "/srv/other/crabbox\n");
+    drop(other("stop shared").exits(0));
+    assert_nothing_left(&before, &host.residue());
+}
