@@ -8,6 +8,7 @@ mod book;
 mod compatibility;
 mod files;
 mod keys;
+pub(crate) mod links;
 mod program;
 mod promises;
 mod references;
@@ -167,21 +168,16 @@ fn kernel_arguments() -> String {
     format!("| Argument | For | Why |\n|---|---|---|\n{}", rows.join("\n"))
 }
 
-/// Every Markdown file of the project.
+/// Every Markdown file of the project: in the root, and anywhere below `docs`.
 fn documents() -> Result<Vec<PathBuf>> {
-    let docs = workspace::root().join("docs");
-    let mut files = Vec::new();
-    for dir in [
-        workspace::root().to_owned(),
-        docs.clone(),
-        docs.join("commands"),
-        docs.join("design"),
-        docs.join("providers"),
-    ] {
-        let entries = fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))?;
-        for entry in entries {
+    let root = workspace::root();
+    let (mut files, mut todo) = (Vec::new(), vec![root.to_owned(), root.join("docs")]);
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))? {
             let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "md") {
+            if path.is_dir() && dir != root {
+                todo.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
                 files.push(path);
             }
         }
@@ -212,10 +208,7 @@ fn pages_missing(program: &Program) -> Result<Vec<String>> {
 /// The links of a document to another one or to a section that lead nowhere.
 fn broken_links(file: &Path, text: &str) -> Vec<String> {
     let dir = file.parent().unwrap_or(file);
-    text.split("](")
-        .skip(1)
-        .filter_map(|rest| rest.split(')').next())
-        .filter(|link| !link.contains("://") && !link.contains(char::is_whitespace))
+    links::all(text)
         .filter(|link| {
             let (name, section) = link.split_once('#').unwrap_or((link, ""));
             let other = dir.join(name);

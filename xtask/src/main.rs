@@ -7,6 +7,7 @@
 
 mod arch;
 mod bench;
+mod book;
 mod cache;
 mod compat;
 mod demo;
@@ -71,6 +72,8 @@ enum Task {
     Arch,
     /// Write the generated parts of the documents anew, from the code and the program itself
     Docs(docs::Arguments),
+    /// Make the documents a book of HTML pages, and follow every link in it
+    Book(book::Arguments),
     /// Fuzz what reads bytes that others wrote, guided by coverage
     Fuzz(fuzz::Arguments),
     /// Build what users install: a tarball, a Debian package, a bill of materials, digests
@@ -188,6 +191,7 @@ fn main() -> ExitCode {
         Task::Compat => compat::main(),
         Task::Arch => arch::main(),
         Task::Docs(arguments) => docs::main(&arguments),
+        Task::Book(arguments) => book::main(&arguments),
         Task::Fuzz(arguments) => fuzz::main(&arguments),
         Task::Dist(arguments) => dist::main(&arguments),
         Task::Licences => licences::main(),

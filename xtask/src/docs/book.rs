@@ -1,12 +1,17 @@
-//! The book (`book.toml`, docs/SUMMARY.md): every page has its place in it, and what `docs/troubleshooting.md` quotes is what the program prints.
+//! The book (`cargo xtask book`, docs/SUMMARY.md): every page has its place in it, and what `docs/troubleshooting.md` quotes is what the program prints.
 //!
 //! It reads files only. It must never take a message for ours that stands in a test alone.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+
+use super::links;
+
+/// The order of the chapters.
+const SUMMARY: &str = "docs/SUMMARY.md";
 
 /// Where messages are quoted, as headings.
 const SYMPTOMS: &str = "docs/troubleshooting.md";
@@ -19,11 +24,13 @@ const SHORTEST: usize = 4;
 
 /// What is wrong with the book below `root`, whose pages are `pages`.
 pub(super) fn check(root: &Path, pages: &[std::path::PathBuf]) -> Result<Vec<String>> {
-    let docs = root.join("docs");
-    let summary = fs::read_to_string(docs.join("SUMMARY.md")).context("cannot read docs/SUMMARY.md")?;
-    let names = pages.iter().filter_map(|page| page.strip_prefix(&docs).ok());
-    let names: Vec<String> = names.map(|page| page.display().to_string()).collect();
-    let mut problems = places(&summary, &names);
+    let summary = fs::read_to_string(root.join(SUMMARY)).with_context(|| format!("cannot read {SUMMARY}"))?;
+    let mut texts = BTreeMap::new();
+    for page in pages {
+        let name = page.strip_prefix(root).unwrap_or(page).display().to_string();
+        texts.insert(name, fs::read_to_string(page)?);
+    }
+    let mut problems = places(&summary, &texts);
     let text = fs::read_to_string(root.join(SYMPTOMS)).with_context(|| format!("cannot read {SYMPTOMS}"))?;
     let sources = sources(&root.join("crates"))?;
     let unknown = quoted(&text)
@@ -33,21 +40,36 @@ pub(super) fn check(root: &Path, pages: &[std::path::PathBuf]) -> Result<Vec<Str
     Ok(problems)
 }
 
-/// Pages without a place, and with more than one.
-fn places(summary: &str, pages: &[String]) -> Vec<String> {
-    let links: Vec<&str> = summary
-        .split("](")
-        .skip(1)
-        .filter_map(|rest| rest.split(')').next())
+/// Pages of `texts`, by path from the root, without a place or with more than one, and links from chapters to what will be no page.
+fn places(summary: &str, texts: &BTreeMap<String, String>) -> Vec<String> {
+    let chapters: Vec<String> = links::all(summary)
+        .filter_map(|link| links::from_root(SUMMARY, link))
         .collect();
-    let pages: BTreeSet<&str> = pages.iter().map(String::as_str).collect();
-    let of = |page: &&str| links.iter().filter(|link| *link == page).count();
-    let wrong = pages
-        .into_iter()
-        .filter(|page| *page != "SUMMARY.md" && of(page) != 1);
-    wrong
-        .map(|page| format!("docs/SUMMARY.md names {page} {} times, not once", of(&page)))
-        .collect()
+    let of = |page: &String| chapters.iter().filter(|chapter| *chapter == page).count();
+    let mut problems = Vec::new();
+    for (page, text) in texts {
+        // What is not below `docs` is in the book if a chapter is made of it.
+        let (is_docs, times) = (page.starts_with("docs/"), of(page));
+        if page != SUMMARY && (times > 1 || (is_docs && times == 0)) {
+            problems.push(format!("{SUMMARY} names {page} {times} times, not once"));
+        }
+        if times == 0 {
+            continue;
+        }
+        for link in links::all(text) {
+            let target = links::from_root(page, link).unwrap_or_else(|| link.to_owned());
+            if Path::new(&target)
+                .extension()
+                .is_some_and(|ending| ending == "md")
+                && of(&target) == 0
+            {
+                problems.push(format!(
+                    "{page}: {link} is no page of the book, for {SUMMARY} names no {target}"
+                ));
+            }
+        }
+    }
+    problems
 }
 
 /// The messages that headings quote.
@@ -114,12 +136,25 @@ mod tests {
     #[test]
     fn a_page_has_one_place() {
         let summary = "- [A](a.md)\n- [B](b/b.md)\n- [A again](a.md)\n";
-        let pages = ["SUMMARY.md", "a.md", "b/b.md", "c.md"].map(str::to_owned);
+        let texts = [
+            ("docs/SUMMARY.md", ""),
+            (
+                "docs/a.md",
+                "[b](b/b.md#there) [of code](../src/x.rs) [far](scheme://y.md)",
+            ),
+            ("docs/b/b.md", "[licence](../../LICENCE.md) [out](../../../z.md)"),
+            ("docs/c.md", "[nothing](nothing.md)"),
+            ("LICENCE.md", "[nothing](nothing.md)"),
+        ]
+        .map(|(name, text)| (name.to_owned(), text.to_owned()))
+        .into();
         assert_eq!(
-            places(summary, &pages),
+            places(summary, &texts),
             [
-                "docs/SUMMARY.md names a.md 2 times, not once",
-                "docs/SUMMARY.md names c.md 0 times, not once"
+                "docs/SUMMARY.md names docs/a.md 2 times, not once",
+                "docs/b/b.md: ../../LICENCE.md is no page of the book, for docs/SUMMARY.md names no LICENCE.md",
+                "docs/b/b.md: ../../../z.md is no page of the book, for docs/SUMMARY.md names no ../../../z.md",
+                "docs/SUMMARY.md names docs/c.md 0 times, not once"
             ]
         );
     }

@@ -7,6 +7,8 @@ mod commands;
 mod prose;
 mod tree;
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 
 use commands::Commands;
@@ -162,9 +164,28 @@ fn defines(text: &str, name: &str) -> bool {
 
 /// Whether the document `text` has a heading with the anchor `section`, as renderers of Markdown make anchors.
 pub(super) fn has_section(text: &str, section: &str) -> bool {
-    text.lines()
-        .filter(|line| line.starts_with('#'))
-        .any(|line| anchor(line.trim_start_matches('#')) == section)
+    let (mut fenced, mut known) = (false, BTreeMap::new());
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            fenced = !fenced;
+        }
+        if fenced || !line.starts_with('#') {
+            continue;
+        }
+        // The second heading of the same words is numbered.
+        let anchor = anchor(line.trim_start_matches('#'));
+        let times: &mut usize = known.entry(anchor.clone()).or_default();
+        let this = if *times == 0 {
+            anchor
+        } else {
+            format!("{anchor}-{times}")
+        };
+        *times += 1;
+        if this == section {
+            return true;
+        }
+    }
+    false
 }
 
 fn anchor(heading: &str) -> String {
