@@ -1,6 +1,10 @@
 //! `demo`: the main job, for a person to see: a real microVM leased, a dirty tree synced, a command run, the lease given
 //! back, and the proof that nothing is left.
 
+pub(crate) mod recording;
+mod screen;
+
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -8,6 +12,7 @@ use anyhow::{Result, ensure};
 
 use crate::site::{self, Site};
 use crabbox_lab::payload::{Build, Images};
+use recording::{Line, Recording, Step};
 
 /// The size of the demo's machine: small, because it may be emulated.
 const SIZE: &str =
@@ -29,8 +34,8 @@ const STEPS: [(&str, &str); 6] = [
         "cd demo && crabbox run --id demo -- sh -c 'uname -sr; cat greeting; git status --short'",
     ),
     (
-        "crabbox run --id demo -- sh -c 'exit 7'",
-        "cd demo && { crabbox run --id demo -- sh -c 'exit 7'; test $? = 7; }",
+        "crabbox run --id demo -- sh -c 'exit 7' 2>/dev/null; echo $?",
+        "cd demo && { crabbox run --id demo -- sh -c 'exit 7' 2>/dev/null; code=$?; echo $code; test $code = 7; }",
     ),
     (
         "crabbox list --provider firecracker",
@@ -39,8 +44,10 @@ const STEPS: [(&str, &str); 6] = [
     ("crabbox stop demo", "crabbox stop demo"),
 ];
 
-/// Runs the demo.
-pub(crate) fn main(lab: &str) -> Result<ExitCode> {
+/// Runs the demo; with `record` what was seen is written there once all of it has succeeded.
+pub(crate) fn main(lab: &str, record: Option<&Path>) -> Result<ExitCode> {
+    // Before minutes are spent.
+    let record = record.map(recording::Place::new).transpose()?;
     let started = Instant::now();
     let (_, site) = site::choose(Images::Ours, Build::Quick, lab)?;
     let before = site.residue()?;
@@ -48,38 +55,43 @@ pub(crate) fn main(lab: &str) -> Result<ExitCode> {
         "\nThe main job, on {}, with the program as it was compiled in a hurry:\n",
         site.name
     );
+    let mut steps = Vec::new();
     for (shown, script) in STEPS {
-        step(&site, shown, &script.replace("SIZE", SIZE))?;
+        steps.push(step(&site, shown, &script.replace("SIZE", SIZE))?);
     }
     site.script("rm -rf demo")?;
     let after = site.residue()?;
     let left: Vec<&String> = after.iter().filter(|line| !before.contains(line)).collect();
     ensure!(left.is_empty(), "left behind on {}: {left:#?}", site.name);
-    println!(
+    let found = format!(
         "Nothing is left on {}: no process, namespace, link, route, nft table, mount, control group, CNI address or file.",
         site.name
     );
+    println!("{found}");
     println!(
         "The demo took {:.0} s from its first line.",
         started.elapsed().as_secs_f64()
     );
+    if let Some(place) = record {
+        place.write(&Recording::now(&site, steps, found)?)?;
+        println!("It is drawn in {}.", place.drawing().display());
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows one step with what it printed and how long it took.
-fn step(site: &Site, shown: &str, script: &str) -> Result<()> {
+/// Shows one step with what it printed, as it comes, and how long it took.
+fn step(site: &Site, shown: &str, script: &str) -> Result<Step> {
     let started = Instant::now();
-    let done = site.run(script)?;
     println!("$ {shown}");
-    for line in done
-        .stderr_text()
-        .lines()
-        .chain(done.stdout_text().lines())
-        .filter(|line| !line.is_empty())
-    {
-        println!("  {line}");
-    }
-    println!("  ({:.1} s)\n", started.elapsed().as_secs_f64());
-    ensure!(done.status.success(), "this step failed");
-    Ok(())
+    let mut lines = Vec::new();
+    let ended = site.listen(script, |text| {
+        if !text.is_empty() {
+            println!("  {text}");
+            lines.push(Line::new(started.elapsed(), text));
+        }
+    })?;
+    let took = started.elapsed();
+    println!("  ({:.1} s)\n", took.as_secs_f64());
+    ensure!(ended.success(), "this step failed ({ended})");
+    Ok(Step::new(shown, took, lines))
 }

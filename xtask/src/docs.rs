@@ -21,6 +21,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crabbox_image::guest::Purpose;
 
 use crate::bench::report;
+use crate::demo::recording;
 use crate::workspace;
 use files::Reference;
 use program::Program;
@@ -84,7 +85,8 @@ pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
         }
     }
     problems.extend(pages_missing(&program)?);
-    let charts = report::settle(!arguments.check)?;
+    let mut charts = report::settle(!arguments.check)?;
+    charts.extend(recording::settle(!arguments.check)?);
     if arguments.check {
         problems.extend(charts.iter().map(|name| format!("{name} is stale")));
     } else {
@@ -117,6 +119,7 @@ fn generate(program: &Program, reference: &Reference, what: &str) -> Result<Stri
         ("compatibility", "") => compatibility::generate(program),
         ("figures", name) => report::block(name),
         ("kernel-arguments", "") => Ok(kernel_arguments()),
+        ("demo", "") => recording::block(),
         _ => bail!("nothing is known of a block {what:?}"),
     }
 }

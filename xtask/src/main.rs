@@ -17,6 +17,7 @@ mod fuzz;
 mod lab;
 mod licences;
 mod provision;
+mod svg;
 mod test;
 
 use std::path::PathBuf;
@@ -42,6 +43,9 @@ enum Task {
         /// Which lab, should this host have no working KVM
         #[arg(long, default_value = "main")]
         name: String,
+        /// Write down what was seen, line by line with its time, and draw it: the figures go to the file of the same name that ends in .json
+        #[arg(long, value_name = "FILE.svg")]
+        record: Option<PathBuf>,
     },
     /// Run the tests, end to end on real microVMs included
     Test {
@@ -165,7 +169,7 @@ fn command() -> clap::Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Lab(arguments) => lab::main(&arguments),
-        Task::Demo { name } => demo::main(&name),
+        Task::Demo { name, record } => demo::main(&name, record.as_deref()),
         Task::Test { which, name, labs } => test::main(which, &name, labs),
         Task::Bench(Bench::Lease { name, count }) => bench::lease(&name, count),
         Task::Bench(Bench::Boot {

@@ -5,7 +5,9 @@
 //! Either way a record `lab.json` says how to run a command there, which is all that the end-to-end tests know.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
@@ -306,9 +308,14 @@ impl Site {
         Ok(site)
     }
 
+    /// Whether it is an emulated host.
+    pub fn is_lab(&self) -> bool {
+        self.emulator.is_some()
+    }
+
     /// A shell script there as a command of ours.
     fn cmd(&self, script: &str) -> Cmd {
-        let quoted = format!("sh -c '{}'", script.replace('\'', r"'\''"));
+        let quoted = format!("sh -c {}", quoted(script));
         let (program, args) = self
             .argv
             .split_first()
@@ -319,6 +326,21 @@ impl Site {
     /// Runs a shell script there in the home directory, whatever its exit code is.
     pub fn run(&self, script: &str) -> Result<Captured> {
         Ok(self.cmd(&format!("cd && {script}")).capture()?)
+    }
+
+    /// Runs a shell script there in the home directory, and hands every line to `heard` as it comes, of standard output and standard error as
+    /// they mix in a terminal.
+    pub fn listen(&self, script: &str, mut heard: impl FnMut(&str)) -> Result<ExitStatus> {
+        let within = format!("exec timeout {} sh -c {}", LIMIT.as_secs(), quoted(script));
+        let cmd = self.cmd(&format!("cd && {{ {within}; }} 2>&1")).dies_with_us();
+        let mut command = cmd.to_std();
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = cmd.spawn(&mut command)?;
+        let output = child.stdout.take().context("a child without an output")?;
+        for line in BufReader::new(output).split(b'\n') {
+            heard(String::from_utf8_lossy(&line?).trim_end());
+        }
+        Ok(child.wait()?)
     }
 
     /// Runs a shell script there; it must succeed.
@@ -347,6 +369,11 @@ impl Site {
         lines.sort();
         Ok(lines)
     }
+}
+
+/// One word of a shell's.
+fn quoted(script: &str) -> String {
+    format!("'{}'", script.replace('\'', r"'\''"))
 }
 
 /// Makes these the hosts of the end-to-end tests.

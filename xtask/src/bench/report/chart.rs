@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 
 use super::{Group, number};
+use crate::svg::escaped;
 
 /// Sizes in pixels.
 const WIDTH: f64 = 760.0;
@@ -84,11 +85,4 @@ fn text(out: &mut String, x: f64, y: f64, anchor: &str, size: u32, words: &str) 
         r##"<text x="{x:.1}" y="{y:.1}" text-anchor="{anchor}" font-size="{size}" fill="#222">{words}</text>"##
     )
     .ok();
-}
-
-fn escaped(words: &str) -> String {
-    words
-        .replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
 }
