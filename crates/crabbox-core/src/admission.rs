@@ -126,8 +126,77 @@ pub enum Refusal {
     },
 }
 
+/// Who is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asker {
+    /// Somebody on the host itself.
+    Here,
+    /// An owner who comes over SSH: the host's configuration, its other leases and its disk are not theirs.
+    Afar,
+}
+
+impl Asker {
+    /// What anybody can do who wants room.
+    pub fn can_stop(self) -> &'static str {
+        match self {
+            Self::Here => "stop a lease that `crabbox list` shows, or run `crabbox cleanup`",
+            Self::Afar => {
+                "stop a lease of yours that `crabbox list` shows, or wait for somebody else's to end"
+            }
+        }
+    }
+}
+
 impl Refusal {
-    /// Whether the owner's quota is the reason; then the end of another owner's lease does not help.
+    /// What `asker` can do about it.
+    pub fn hints_for(&self, asker: Asker) -> Vec<String> {
+        let stop = match asker {
+            Asker::Afar if self.is_of_the_owner() => "stop a lease of yours that `crabbox list` shows",
+            asker => asker.can_stop(),
+        };
+        let less = |fits: u64| format!("ask for less: --firecracker-memory-mib {fits}");
+        let other = match (self, asker) {
+            (Self::Leases { .. }, Asker::Here) => {
+                "raise firecracker.maxLeases in your own configuration".to_owned()
+            }
+            (Self::Leases { .. }, Asker::Afar) => {
+                "whoever runs that host sets firecracker.maxLeases there".to_owned()
+            }
+            (Self::OwnersLeases { .. }, _) => {
+                "whoever runs that host sets firecracker.maxLeasesPerOwner".to_owned()
+            }
+            (Self::OwnersMemory { had_mib, max_mib, .. }, _) => {
+                match max_mib.saturating_sub(had_mib + VMM_OVERHEAD_MIB) {
+                    0 => return vec![stop.to_owned()],
+                    fits => less(fits),
+                }
+            }
+            (
+                Self::Memory {
+                    available_mib,
+                    promised_mib,
+                    reserve_mib,
+                    ..
+                },
+                _,
+            ) => {
+                let fits = available_mib
+                    .saturating_sub(promised_mib + reserve_mib)
+                    .saturating_sub(VMM_OVERHEAD_MIB);
+                if fits == 0 {
+                    return vec![stop.to_owned()];
+                }
+                less(fits)
+            }
+            (Self::Disk { .. }, Asker::Here) => {
+                "free some space: `crabbox image gc` removes images that no lease uses".to_owned()
+            }
+            (Self::Disk { .. }, Asker::Afar) => "whoever runs that host can free some space there".to_owned(),
+        };
+        vec![stop.to_owned(), other]
+    }
+
+    /// Whether the owner has had their share, however much room there is: no other lease that ends makes any.
     pub fn is_of_the_owner(&self) -> bool {
         matches!(self, Self::OwnersLeases { .. } | Self::OwnersMemory { .. })
     }
@@ -149,37 +218,7 @@ impl Fault for Refusal {
     }
 
     fn hints(&self) -> Vec<String> {
-        let stop = "stop a lease that `crabbox list` shows, or run `crabbox cleanup`".to_owned();
-        let other = match self {
-            Self::Leases { .. } => "raise firecracker.maxLeases in your own configuration".to_owned(),
-            Self::OwnersLeases { .. } => {
-                "whoever runs that host sets firecracker.maxLeasesPerOwner".to_owned()
-            }
-            Self::OwnersMemory { had_mib, max_mib, .. } => {
-                match max_mib.saturating_sub(had_mib + VMM_OVERHEAD_MIB) {
-                    0 => return vec![stop],
-                    fits => format!("ask for less: --firecracker-memory-mib {fits}"),
-                }
-            }
-            Self::Memory {
-                available_mib,
-                promised_mib,
-                reserve_mib,
-                ..
-            } => {
-                let fits = available_mib
-                    .saturating_sub(promised_mib + reserve_mib)
-                    .saturating_sub(VMM_OVERHEAD_MIB);
-                if fits == 0 {
-                    return vec![stop];
-                }
-                format!("ask for less: --firecracker-memory-mib {fits}")
-            }
-            Self::Disk { .. } => {
-                "free some space: `crabbox image gc` removes images that no lease uses".to_owned()
-            }
-        };
-        vec![stop, other]
+        self.hints_for(Asker::Here)
     }
 }
 
@@ -253,6 +292,35 @@ mod tests {
         promised_mib: 500,
         free_disk_mib: 10 + LEASE_DISK_MIB + 50,
     };
+
+    #[test]
+    fn an_owner_from_afar_is_not_sent_to_what_is_the_host_s() {
+        let refusals = [
+            Refusal::Leases { leases: 2, max: 2 },
+            Refusal::OwnersLeases {
+                owner: "alice".to_owned(),
+                leases: 2,
+                max: 2,
+            },
+            Refusal::Disk {
+                needed_mib: 2,
+                free_mib: 1,
+                reserve_mib: 0,
+            },
+        ];
+        for refusal in refusals {
+            let told = refusal.hints_for(Asker::Afar).join("; ");
+            for here in ["your own configuration", "crabbox cleanup", "image gc"] {
+                assert!(!told.contains(here), "{told}");
+            }
+            assert!(
+                told.contains("whoever runs that host") && told.contains("a lease of yours"),
+                "{told}"
+            );
+        }
+        let full = Refusal::Leases { leases: 2, max: 2 };
+        assert!(full.hints().join("; ").contains("your own configuration"));
+    }
 
     #[test]
     fn exactly_enough_is_enough_and_one_less_is_not() {

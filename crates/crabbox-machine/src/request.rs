@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crabbox_core::admission::{Limits, Quota, VMM_OVERHEAD_MIB};
+use crabbox_core::admission::{Asker, Limits, Quota, VMM_OVERHEAD_MIB};
 use crabbox_core::external::External;
 use crabbox_core::network::NetworkMode;
 use serde::{Deserialize, Serialize};
@@ -80,7 +80,15 @@ pub struct AcquireRequest {
 const FREEZING_MIB: u64 = 256;
 
 impl AcquireRequest {
-    /// The pool for which this lease is made, if it is made for one.
+    /// Who is told when there is no room.
+    pub(crate) fn asker(&self) -> Asker {
+        match self.owner {
+            Some(_) => Asker::Afar,
+            None => Asker::Here,
+        }
+    }
+
+    /// The pool for which this lease is made ahead of its use.
     pub(crate) fn member_of(&self) -> Option<&Pool> {
         self.pool.as_ref().filter(|pool| pool.member)
     }

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crabbox_core::admission::{Had, Refusal};
+use crabbox_core::admission::{Asker, Had, Refusal};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::holding::Holding;
 use crabbox_core::id::{LeaseId, Slug, SlugError};
@@ -113,19 +113,45 @@ impl Fault for AllocateError {
     }
 
     fn hints(&self) -> Vec<String> {
-        match self {
-            Self::NoUid { .. } => vec![
-                "stop a lease that `crabbox list` shows, run `crabbox cleanup`, or raise firecracker.uidCount"
+        self.hints_for(Asker::Here)
+    }
+}
+
+impl AllocateError {
+    /// What `asker` can do about it.
+    pub(crate) fn hints_for(&self, asker: Asker) -> Vec<String> {
+        let stop = || asker.can_stop().to_owned();
+        match (self, asker) {
+            (Self::NoRoom(refusal), _) => refusal.hints_for(asker),
+            (Self::NoUid { .. }, Asker::Here) => vec![stop(), "raise firecracker.uidCount".to_owned()],
+            (Self::NoUid { .. }, Asker::Afar) => vec![
+                stop(),
+                "whoever runs that host can raise firecracker.uidCount there".to_owned(),
+            ],
+            (Self::Subnet(_), Asker::Here) => {
+                vec!["stop a lease, or use CNI (--firecracker-network cni)".to_owned()]
+            }
+            (Self::Subnet(_), Asker::Afar) => vec![
+                stop(),
+                "whoever runs that host can have its leases in a CNI network (firecracker.network)"
                     .to_owned(),
             ],
+            (Self::Files(error), Asker::Afar) if error.is_out_of_space() => {
+                vec![
+                    stop(),
+                    "whoever runs that host can free some space there".to_owned(),
+                ]
+            }
+            (error, _) => error.hints_of_either(),
+        }
+    }
+
+    fn hints_of_either(&self) -> Vec<String> {
+        match self {
             Self::Tag { .. } => vec!["try again: ids are drawn at random".to_owned()],
             Self::Registry(error) | Self::Holders(HoldersError::Registry(error)) => error.hints(),
             Self::Files(error) if error.is_out_of_space() => {
                 vec!["free some space, or stop a lease that `crabbox list` shows".to_owned()]
-            }
-            Self::NoRoom(refusal) => refusal.hints(),
-            Self::Subnet(_) => {
-                vec!["stop a lease, or use CNI (--firecracker-network cni)".to_owned()]
             }
             _ => Vec::new(),
         }

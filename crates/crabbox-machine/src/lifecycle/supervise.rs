@@ -158,7 +158,9 @@ fn make_and_watch(input: File, mut output: File, log: &SupervisorLog) -> Result<
     let making = match acquire::allocate(&places, &request, &id, &mut tell, &gone) {
         Ok(making) => making,
         Err(error) => {
-            tell(Event::Failed(Failure::of(&error, Vec::new(), Vec::new())));
+            let mut failure = Failure::of(&error, Vec::new(), Vec::new());
+            failure.hints = error.hints_for(request.asker());
+            tell(Event::Failed(failure));
             return Ok(());
         }
     };

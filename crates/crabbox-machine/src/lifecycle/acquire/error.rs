@@ -2,6 +2,7 @@
 //!
 //! Facts and kinds only: the caller decides what to do about an error. Nothing here may look at the host.
 
+use crabbox_core::admission::Asker;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_host::console;
 use crabbox_host::lock::LockError;
@@ -131,7 +132,15 @@ impl Fault for AcquireError {
 }
 
 impl AcquireError {
-    /// Whether a restore failed in a way in which a boot may succeed.
+    /// What `asker` can do about it.
+    pub(crate) fn hints_for(&self, asker: Asker) -> Vec<String> {
+        match self {
+            Self::Allocate(error) => error.hints_for(asker),
+            _ => self.hints(),
+        }
+    }
+
+    /// Whether a machine that was to go on from a template failed in what a boot does otherwise.
     pub(crate) fn is_of_restoring(&self, start: &Start) -> bool {
         let given_up = matches!(
             self,
