@@ -30,7 +30,10 @@ pub(crate) const MAX_DISK_MIB: u64 = 16 << 20;
 /// The default server type of a microVM.
 pub const SERVER_TYPE: &str = "microvm";
 
-/// Maximum plausible size of a pool; a larger value is a typing error.
+/// The longest work root in bytes: the longest one that our guest takes.
+pub(crate) const MAX_WORK_ROOT: usize = 1024;
+
+/// Most leases that are kept ready ahead of their use; beyond it a configuration has a typing error.
 pub(crate) const MAX_POOL: i64 = 256;
 
 /// Whether and how the VMM is jailed.
@@ -128,6 +131,11 @@ pub enum InvalidFirecracker {
     /// The work root is relative, or climbs out of itself.
     #[error("provider=firecracker requires firecracker.workRoot to be an absolute POSIX path")]
     WorkRoot,
+    /// A work root that is absolute, and that our guest refuses.
+    #[error(
+        "provider=firecracker requires firecracker.workRoot to lie below / without dots in up to {MAX_WORK_ROOT} bytes"
+    )]
+    WorkRootOfGuest,
     /// A size that is zero or less.
     #[error("provider=firecracker requires {key} > 0")]
     NotPositive {
@@ -199,6 +207,9 @@ pub fn plan(settings: &Settings) -> Result<FirecrackerPlan, InvalidFirecracker> 
     let work_root = preferred(&firecracker.work_root, &settings.work_root);
     if !is_absolute_posix(work_root) {
         return Err(InvalidFirecracker::WorkRoot);
+    }
+    if !is_taken_by_guest(work_root) {
+        return Err(InvalidFirecracker::WorkRootOfGuest);
     }
     let cpus = size("firecracker.cpus", &firecracker.cpus, 1, u64::from(MAX_CPUS))?;
     let memory = size(
@@ -367,6 +378,14 @@ fn is_absolute_posix(path: &str) -> bool {
         && path.len() > 1
         && !path.contains(['\0', '\n', '\r', '\\'])
         && !path.split('/').any(|part| part == "..")
+}
+
+/// The rule of our guest's first process for its work root: one that it refuses costs a machine, and a guest that is refused blames what it
+/// came of.
+fn is_taken_by_guest(path: &str) -> bool {
+    path.len() <= MAX_WORK_ROOT
+        && path.split('/').any(|part| !part.is_empty())
+        && !path.split('/').any(|part| part == ".")
 }
 
 #[cfg(test)]

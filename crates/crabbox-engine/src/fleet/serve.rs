@@ -43,9 +43,6 @@ pub(crate) const SILENCE: Duration = Duration::from_mins(10);
 /// How long a client may take to read what it is told.
 const HEARING: Duration = Duration::from_secs(30);
 
-/// The longest work root that a guest takes, in bytes.
-const WORK_ROOT: usize = 1024;
-
 /// How much of a state or name that is refused is repeated, in characters.
 const NAME: usize = 80;
 
@@ -82,9 +79,6 @@ pub enum ServeError {
         /// The state.
         state: String,
     },
-    /// Its work root is one that no guest takes.
-    #[error("firecracker.workRoot must be an absolute path below / without dots, of up to {WORK_ROOT} bytes")]
-    WorkRoot,
     /// The lease is not to be had, or not to be made.
     #[error(transparent)]
     Lease(#[from] LeaseError),
@@ -400,14 +394,6 @@ fn in_use(said: Option<&str>) -> Result<Option<LeaseState>, ServeError> {
     }
 }
 
-/// Whether a guest takes `path` for its work root, by its own rule: a guest that refuses costs a machine, and blames what it came of.
-fn is_work_root(path: &str) -> bool {
-    path.starts_with('/')
-        && path.len() <= WORK_ROOT
-        && path.split('/').any(|part| !part.is_empty())
-        && !path.split('/').any(|part| matches!(part, "." | ".."))
-}
-
 /// What a client says of its lease, as flags.
 fn flags(said: &BTreeMap<String, String>) -> Result<Vec<FlagValue>, ServeError> {
     let mut flags = vec![FlagValue {
@@ -419,9 +405,6 @@ fn flags(said: &BTreeMap<String, String>) -> Result<Vec<FlagValue>, ServeError> 
             .iter()
             .find(|key| key.path == path && SAYABLE.contains(&key.path))
             .ok_or_else(|| ServeError::NotSayable { key: path.clone() })?;
-        if path == "firecracker.workRoot" && !is_work_root(value) {
-            return Err(ServeError::WorkRoot);
-        }
         flags.push(FlagValue {
             key: key.name,
             values: vec![value.clone()],

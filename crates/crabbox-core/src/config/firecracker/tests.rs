@@ -83,6 +83,21 @@ fn network_modes_are_known() {
 }
 
 #[test]
+fn a_work_root_that_our_guest_refuses_is_refused_before_there_is_one() {
+    for path in ["//", "/.", "/work/.", &format!("/{}", "x".repeat(MAX_WORK_ROOT))] {
+        assert_eq!(
+            refusal(&world().user(&format!("firecracker: {{workRoot: {path}}}"))),
+            "provider=firecracker requires firecracker.workRoot to lie below / without dots in up to 1024 bytes",
+            "{path}"
+        );
+    }
+    for path in ["/work/crabbox", "/work/", "/.cache", "/a..b"] {
+        let world = world().user(&format!("firecracker: {{workRoot: {path}}}"));
+        assert_eq!(planned(&world).work_root, path);
+    }
+}
+
+#[test]
 fn refusals_have_the_go_programs_words() {
     let firecracker = |text: &str| world().user(&format!("firecracker: {{{text}}}"));
     let cases = [
