@@ -6,8 +6,8 @@
 use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::process::Signal;
 
@@ -31,6 +31,52 @@ pub struct Interrupts {
     first: Arc<AtomicUsize>,
     pipe: OwnedFd,
     writer: UnixStream,
+}
+
+/// The watch that this process installed first, for waits so deep that nobody could hand it to each.
+static WATCH: OnceLock<(Arc<AtomicUsize>, OwnedFd)> = OnceLock::new();
+
+/// What a wait ends by, as this process stands when what it is part of begins. It is made once for all waits of one thing, so that a signal
+/// that falls between two of them is heeded by the second.
+#[derive(Debug, Clone, Copy)]
+pub struct Heed(Option<BorrowedFd<'static>>);
+
+impl Heed {
+    /// A wish to end that comes from now on. Who goes on after an earlier one knows of it and has something to put in order, and the next
+    /// signal ends the program; where nothing watches, the first one does.
+    pub fn from_now_on() -> Self {
+        Self(watched().filter(|_| !is_asked()))
+    }
+
+    /// A wish to end, an earlier one too: for what is not worth beginning after one.
+    pub fn ever() -> Self {
+        Self(watched())
+    }
+
+    /// No wish at all, for what must be heard to its end.
+    pub fn never() -> Self {
+        Self(None)
+    }
+
+    /// Readable once the wish is there; `None` where none is heeded.
+    pub fn fd(self) -> Option<BorrowedFd<'static>> {
+        self.0
+    }
+
+    /// Whether the wish is there.
+    pub fn is_asked(self) -> bool {
+        self.0.is_some() && is_asked()
+    }
+}
+
+fn watched() -> Option<BorrowedFd<'static>> {
+    WATCH.get().map(|(_, pipe)| pipe.as_fd())
+}
+
+fn is_asked() -> bool {
+    WATCH
+        .get()
+        .is_some_and(|(first, _)| first.load(Ordering::SeqCst) != 0)
 }
 
 impl Interrupts {
@@ -64,11 +110,10 @@ impl Interrupts {
             let writer = writer.try_clone().map_err(failed)?;
             signal_hook::low_level::pipe::register(number, writer).map_err(failed)?;
         }
-        Ok(Self {
-            first,
-            pipe: pipe.into(),
-            writer,
-        })
+        let pipe = OwnedFd::from(pipe);
+        let copy = pipe.try_clone().map_err(failed(Signal::INT))?;
+        WATCH.set((Arc::clone(&first), copy)).ok();
+        Ok(Self { first, pipe, writer })
     }
 
     /// A handle with which another thread can request the end.
@@ -185,6 +230,34 @@ mod tests {
             (Some(Signal::HUP), true)
         );
         raise(Signal::HUP);
+    }
+
+    #[test]
+    fn what_begins_after_a_signal_does_not_heed_it_again_and_what_began_before_does() {
+        if !is_copy() {
+            let name = "signals::tests::what_begins_after_a_signal_does_not_heed_it_again_and_what_began_before_does";
+            let copy = Cmd::new(std::env::current_exe().unwrap()).args(["--exact", name, MAY_DIE]);
+            copy.limit(Duration::from_secs(30)).run().unwrap();
+            return;
+        }
+        assert!(
+            Heed::ever().fd().is_none(),
+            "nothing watches yet, and a signal ends the program"
+        );
+        let _interrupts = Interrupts::install().unwrap();
+        let before = Heed::from_now_on();
+        assert!(!before.is_asked());
+        raise(Signal::INT);
+        let ready = crate::wait::wait(
+            before.fd().unwrap(),
+            PollFlags::IN,
+            None,
+            Some(std::time::Instant::now() + Duration::from_secs(30)),
+        );
+        assert_eq!(ready.unwrap(), crate::wait::Ready::First);
+        assert!(before.is_asked() && Heed::ever().is_asked());
+        assert!(!Heed::from_now_on().is_asked() && Heed::from_now_on().fd().is_none());
+        assert!(!Heed::never().is_asked());
     }
 
     #[test]

@@ -4,12 +4,12 @@
 //! A conversation that broke off must never be taken up again.
 
 use std::io::{PipeReader, PipeWriter};
-use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use crabbox_core::fault::{Connectivity, Fault, Kind};
 use crabbox_host::console::harmless;
 use crabbox_host::private_dir::PrivateDir;
+use crabbox_host::signals::Heed;
 use crabbox_machine::lifecycle::client::Cause;
 use crabbox_machine::protocol::Failure;
 use crabbox_ssh::control::{self, ControlError};
@@ -191,22 +191,24 @@ pub struct Talk {
     lines: Lines<Peer>,
     version: u32,
     heard: usize,
+    /// What every wait of this conversation ends by.
+    heed: Heed,
     /// What the host said of itself.
     pub greeting: Greeting,
 }
 
 impl Talk {
-    /// Begins one with `host`; `cancel` ends the wait for it when it becomes readable.
+    /// Begins one with `host`. Each wait of it, this one too, ends by what `heed` says.
     pub fn open(
         host: &KvmHost,
         access: &Access,
         control_dir: &PrivateDir,
-        cancel: Option<BorrowedFd<'_>>,
+        heed: Heed,
     ) -> Result<Self, FleetError> {
         let mut target = host.target(access)?;
         target.control = Some(control::path(control_dir, &target)?);
         let peer =
-            Peer::start(&target, &format!("crabbox {SERVE}"), cancel).map_err(|source| match source {
+            Peer::start(&target, &format!("crabbox {SERVE}"), heed.fd()).map_err(|source| match source {
                 ExecError::Connect {
                     source: ConnectError::Cancelled { .. },
                 } => FleetError::Interrupted { host: host.clone() },
@@ -216,7 +218,7 @@ impl Talk {
                 },
             })?;
         let mut lines = Lines::new(peer);
-        let greeting = greeted(host, &mut lines, cancel)?;
+        let greeting = greeted(host, &mut lines, heed)?;
         let theirs = greeting.protocol;
         let version = SPOKEN.common(theirs).ok_or_else(|| FleetError::Version {
             host: host.clone(),
@@ -228,8 +230,20 @@ impl Talk {
             lines,
             version,
             heard: 0,
+            heed,
             greeting,
         })
+    }
+
+    /// The same for another question, which ends by what `heed` says.
+    #[must_use]
+    pub fn heeding(self, heed: Heed) -> Self {
+        Self { heed, ..self }
+    }
+
+    /// From here on it is heard to its end, whoever interrupts.
+    pub fn heed_no_more(&mut self) {
+        self.heed = Heed::never();
     }
 
     /// Says something.
@@ -239,20 +253,19 @@ impl Talk {
             source: Some(source),
         })?;
         let until = Instant::now() + ASK_LIMIT;
-        let said = self.lines.get_mut().write(&line, None, until);
-        said.map_err(|error| self.broken(Some(LineError::Io(error))))
+        let said = self.lines.get_mut().write(&line, self.heed.fd(), until);
+        said.map_err(|error| match error.kind() {
+            std::io::ErrorKind::Interrupted => self.interrupted(),
+            _ => self.broken(Some(LineError::Io(error))),
+        })
     }
 
     /// The next reply. A refusal is an error.
-    pub fn hear(&mut self, cancel: Option<BorrowedFd<'_>>, until: Instant) -> Result<Reply, FleetError> {
-        let line = match self.lines.next(cancel, Some(until)) {
+    pub fn hear(&mut self, until: Instant) -> Result<Reply, FleetError> {
+        let line = match self.lines.next(self.heed.fd(), Some(until)) {
             Ok(Some(line)) => line,
             Ok(None) => return Err(self.broken(None)),
-            Err(LineError::Cancelled) => {
-                return Err(FleetError::Interrupted {
-                    host: self.host.clone(),
-                });
-            }
+            Err(LineError::Cancelled) => return Err(self.interrupted()),
             Err(error) => return Err(self.broken(Some(error))),
         };
         self.heard += line.len();
@@ -277,7 +290,7 @@ impl Talk {
     pub fn ask<T>(&mut self, ask: &Ask, mut take: impl FnMut(Reply) -> Option<T>) -> Result<T, FleetError> {
         self.say(ask)?;
         let until = Instant::now() + ANSWER_LIMIT;
-        let reply = self.hear(None, until)?;
+        let reply = self.hear(until)?;
         take(reply).ok_or_else(|| self.nonsense())
     }
 
@@ -309,6 +322,12 @@ impl Talk {
         }
     }
 
+    fn interrupted(&self) -> FleetError {
+        FleetError::Interrupted {
+            host: self.host.clone(),
+        }
+    }
+
     fn broken(&mut self, source: Option<LineError>) -> FleetError {
         let (_, said) = match source {
             // It may go on: its end is not waited for.
@@ -324,15 +343,11 @@ impl Talk {
 }
 
 /// Waits for the greeting, whatever a login shell prints before it.
-fn greeted(
-    host: &KvmHost,
-    lines: &mut Lines<Peer>,
-    cancel: Option<BorrowedFd<'_>>,
-) -> Result<Greeting, FleetError> {
+fn greeted(host: &KvmHost, lines: &mut Lines<Peer>, heed: Heed) -> Result<Greeting, FleetError> {
     let until = Instant::now() + GREETING_LIMIT;
     let mut printed = String::new();
     for _ in 0..NOISE {
-        match lines.next(cancel, Some(until)) {
+        match lines.next(heed.fd(), Some(until)) {
             Ok(Some(line)) if line.starts_with(GREETING) => {
                 return serde_json::from_slice(&line).map_err(|source| FleetError::Nonsense {
                     host: host.clone(),

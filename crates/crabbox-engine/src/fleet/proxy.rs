@@ -70,15 +70,16 @@ pub fn run(
     control: &dyn Fn(&super::wire::FarLease) -> Option<PathBuf>,
 ) -> Result<(), ProxyError> {
     let dir = engine.control_dir()?;
-    let mut talk = Talk::open(&proxy.host, &proxy.access, &dir, None)?;
-    talk.say(&Ask::Connect {
+    let ask = Ask::Connect {
         lease: proxy.lease.clone(),
-    })?;
+    };
+    let mut talk = Talk::open(&proxy.host, &proxy.access, &dir, ask.heed())?;
+    talk.say(&ask)?;
     let until = Instant::now() + ANSWER_LIMIT;
-    let Reply::Lease(lease) = talk.hear(None, until)? else {
+    let Reply::Lease(lease) = talk.hear(until)? else {
         return Err(talk.nonsense().into());
     };
-    let Reply::Done = talk.hear(None, until)? else {
+    let Reply::Done = talk.hear(until)? else {
         return Err(talk.nonsense().into());
     };
     let (behind, mut to_guest, mut from_guest) = talk.into_streams()?;
@@ -113,12 +114,13 @@ pub fn run(
 }
 
 fn refresh(engine: &Engine, proxy: &Proxy) -> Result<(), ProxyError> {
-    let mut talk = Talk::open(&proxy.host, &proxy.access, &engine.control_dir()?, None)?;
     let ask = Ask::Touch {
         lease: proxy.lease.clone(),
         state: None,
         idle_seconds: None,
     };
+    let dir = engine.control_dir()?;
+    let mut talk = Talk::open(&proxy.host, &proxy.access, &dir, ask.heed())?;
     talk.ask(&ask, |reply| matches!(reply, Reply::Labels { .. }).then_some(()))?;
     Ok(())
 }

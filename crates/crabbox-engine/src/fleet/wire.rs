@@ -17,6 +17,7 @@ use crabbox_core::external::External;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::LeaseId;
 use crabbox_core::labels::{self, Labels};
+use crabbox_host::signals::Heed;
 use crabbox_machine::protocol::{Failure, Stage};
 use serde::{Deserialize, Serialize};
 
@@ -460,6 +461,16 @@ impl Fault for AskError {
 }
 
 impl Ask {
+    /// What the waits of this question end by. What begins somebody's work is not begun after an interruption; what follows one, as a lease
+    /// that is given back, is asked all the same.
+    pub(crate) fn heed(&self) -> Heed {
+        match self {
+            Self::Acquire { .. } | Self::Connect { .. } | Self::Resolve { aim: Aim::Use, .. } => Heed::ever(),
+            Self::Touch { state, .. } if state.as_deref() == Some("running") => Heed::ever(),
+            _ => Heed::from_now_on(),
+        }
+    }
+
     /// Reads a client's line.
     pub fn read(line: &[u8]) -> Result<Self, AskError> {
         // Version and verb first: what else stands in a line of others is not ours to judge.

@@ -13,7 +13,6 @@ mod way;
 pub use way::control;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -27,7 +26,7 @@ use crabbox_core::state::LeaseState;
 use crabbox_core::timestamp;
 use crabbox_host::clock;
 use crabbox_host::files;
-use crabbox_host::signals::Interrupts;
+use crabbox_host::signals::{Heed, Interrupts};
 use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::{NameError, Purpose};
 use crabbox_machine::lease::logs::Source;
@@ -127,15 +126,10 @@ impl Remote {
         }
     }
 
-    fn open(&self, host: &KvmHost, interrupts: Option<&Interrupts>) -> Result<Talk, LeaseError> {
+    fn open(&self, host: &KvmHost, heed: Heed) -> Result<Talk, LeaseError> {
         let access = Access::of(&self.settings)?;
         let dir = self.engine.control_dir().map_err(FleetError::from)?;
-        Ok(Talk::open(
-            host,
-            &access,
-            &dir,
-            interrupts.map(|interrupts| interrupts.as_fd()),
-        )?)
+        Ok(Talk::open(host, &access, &dir, heed)?)
     }
 
     /// Asks `host` over a conversation that goes on, or begins.
@@ -146,8 +140,8 @@ impl Remote {
         take: impl FnMut(Reply) -> Option<T>,
     ) -> Result<T, LeaseError> {
         let mut talk = match self.talks.take(host, Instant::now()) {
-            Some(talk) => talk,
-            None => self.open(host, None)?,
+            Some(talk) => talk.heeding(ask.heed()),
+            None => self.open(host, ask.heed())?,
         };
         let answer = talk.ask(ask, take);
         // One that broke off is not taken up again.
@@ -206,12 +200,12 @@ impl Remote {
 
     /// Every lease on `host`, over a conversation of its own.
     fn list_there(&self, host: &KvmHost) -> Result<Vec<Lease>, LeaseError> {
-        let mut talk = self.open(host, None)?;
+        let mut talk = self.open(host, Ask::List.heed())?;
         talk.say(&Ask::List)?;
         let until = Instant::now() + ANSWER_LIMIT;
         let mut leases = Vec::new();
         loop {
-            match talk.hear(None, until)? {
+            match talk.hear(until)? {
                 Reply::Lease(told) if leases.len() < LEASES && talk.heard() <= LISTED => {
                     leases.push(self.lease(host, told)?);
                 }
@@ -275,7 +269,7 @@ impl Provider for Remote {
             Err(error) => return vec![generic::invalid(firecracker::NAME, &error)],
         };
         // Whether that host can make machines is its own doctor's question.
-        match self.open(&host, None) {
+        match self.open(&host, Heed::from_now_on()) {
             Ok(talk) => {
                 let greeting = &talk.greeting;
                 let message = format!(
@@ -366,6 +360,7 @@ impl Provider for Remote {
         };
         let mut hosts: BTreeSet<KvmHost> = self.claims()?.into_iter().map(|(host, _)| host).collect();
         hosts.extend(configured);
+        let heed = Ask::List.heed();
         // Side by side: one that is away costs what it costs once.
         let told: Vec<_> = std::thread::scope(|scope| {
             let asked: Vec<_> = hosts
@@ -386,6 +381,8 @@ impl Provider for Remote {
         for (host, told) in told {
             match told {
                 Ok(leases) => all.leases.extend(leases),
+                // None is away of which the user does not want to hear any more.
+                Err(error) if heed.is_asked() => return Err(error),
                 Err(error) => all.away.push(Away { host, error }),
             }
         }

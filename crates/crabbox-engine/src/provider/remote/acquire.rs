@@ -4,7 +4,6 @@
 //! nothing of it stays here; of one that may have become ours nothing must be thrown away.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -135,22 +134,21 @@ impl Remote {
         let limit = self.settings.firecracker.launch_timeout.value.to_std() * 2 + ANSWER_LIMIT;
         // Made before anything is there, so that its public half is all that ever leaves this machine.
         let pair = keys::generate("crabbox").map_err(RemoteError::from)?;
-        let mut talk = self.open(host, Some(interrupts))?;
-        talk.say(&Ask::Acquire {
+        let ask = Ask::Acquire {
             key: pair.public_openssh.clone(),
             settings,
             slug,
             keep: new.keep,
             external: new.external.clone(),
-        })?;
+        };
+        let mut talk = self.open(host, ask.heed())?;
+        talk.say(&ask)?;
         let mut until = Instant::now() + limit;
         let (mut stages, mut why, mut told) = (Vec::new(), None, 0);
         let mut is_refused = false;
         let mut entered: Option<(Lease, Vec<(String, u64)>)> = None;
         let outcome = loop {
-            // A lease that has been entered is almost ours: who interrupts now has it to be stopped.
-            let cancel = entered.is_none().then(|| interrupts.as_fd());
-            match talk.hear(cancel, until) {
+            match talk.hear(until) {
                 Ok(Reply::Stage(_) | Reply::Cold { .. }) if is_too_much(&mut told) => {
                     break Err(talk.nonsense().into());
                 }
@@ -187,6 +185,8 @@ impl Remote {
                         Ok(lease) => {
                             stages.push(entering::entering(began));
                             entered = Some((lease, guest_stages));
+                            // It is almost ours: who interrupts now has it to be stopped.
+                            talk.heed_no_more();
                             until = until.min(Instant::now() + CLAIMED_LIMIT);
                             if let Err(error) = talk.say(&Ask::Claimed) {
                                 break Err(error.into());
