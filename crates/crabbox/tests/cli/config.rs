@@ -12,6 +12,8 @@ fn config_show_prints_every_group() {
         "firecracker",
         "-firecracker-cpus",
         "2",
+        "--firecracker-host",
+        "crabbox@kvm1",
     ]);
     let home = place.path("home");
     let home = home.display();
@@ -26,7 +28,8 @@ fn config_show_prints_every_group() {
          static id=- name=- host=- user=- port=- work_root=-\n\
          results junit=- auto=false fail_on_failures=false\n\
          cache pnpm=true npm=true docker=true git=true max_gb=80 purge_on_release=false\n\
-         firecracker binary=firecracker jailer=- kernel=/var/lib/crabbox/firecracker/vmlinux rootfs=/var/lib/crabbox/firecracker/rootfs.ext4 user=crabbox work_root=/work/crabbox cpus=2 memory_mib=4096 disk_mib=16384 network=auto cni_network=crabbox-firecracker cni_conf_dir=/etc/cni/conf.d cni_bin_dir=/opt/cni/bin launch_timeout=2m0s delete_on_release=true\n"
+         firecracker binary=firecracker jailer=- kernel=/var/lib/crabbox/firecracker/vmlinux rootfs=/var/lib/crabbox/firecracker/rootfs.ext4 user=crabbox work_root=/work/crabbox cpus=2 memory_mib=4096 disk_mib=16384 network=auto cni_network=crabbox-firecracker cni_conf_dir=/etc/cni/conf.d cni_bin_dir=/opt/cni/bin launch_timeout=2m0s delete_on_release=true\n\
+         firecracker host=crabbox@kvm1 image=- warm=auto pool=0 pool_max_age=30m0s max_leases=0 max_leases_per_owner=0 max_memory_mib_per_owner=0 reserve_memory_mib=256 reserve_disk_mib=512 first_uid=1900000000 uid_count=4096\n"
     );
     assert_eq!((answer.code, answer.out, answer.err), (0, want, String::new()));
 }

@@ -127,6 +127,23 @@ struct FirecrackerView {
     #[schemars(with = "String")]
     launch_timeout: GoDuration,
     delete_on_release: bool,
+    /// The KVM host on which leases are made; empty for this machine.
+    host: String,
+    image: String,
+    warm: String,
+    pool: i64,
+    #[schemars(with = "String")]
+    pool_max_age: GoDuration,
+    max_leases: i64,
+    max_leases_per_owner: i64,
+    #[serde(rename = "maxMemoryMiBPerOwner")]
+    max_memory_mib_per_owner: i64,
+    #[serde(rename = "reserveMemoryMiB")]
+    reserve_memory_mib: i64,
+    #[serde(rename = "reserveDiskMiB")]
+    reserve_disk_mib: i64,
+    first_uid: i64,
+    uid_count: i64,
 }
 
 impl ConfigView {
@@ -228,6 +245,7 @@ impl ConfigView {
             ),
             self.cache.line(),
             self.firecracker.line(),
+            self.firecracker.our_line(),
         ]
     }
 }
@@ -316,6 +334,18 @@ impl FirecrackerView {
             cni_bin_dir: text(settings.cni_bin_dir.value.as_path()),
             launch_timeout: settings.launch_timeout.value,
             delete_on_release: settings.delete_on_release.value,
+            host: settings.host.value.as_str().to_owned(),
+            image: settings.image.value.as_str().to_owned(),
+            warm: settings.warm.value.as_str().to_owned(),
+            pool: settings.pool.value,
+            pool_max_age: settings.pool_max_age.value,
+            max_leases: settings.max_leases.value,
+            max_leases_per_owner: settings.max_leases_per_owner.value,
+            max_memory_mib_per_owner: settings.max_memory_mib_per_owner.value,
+            reserve_memory_mib: settings.reserve_memory_mib.value,
+            reserve_disk_mib: settings.reserve_disk_mib.value,
+            first_uid: settings.first_uid.value,
+            uid_count: settings.uid_count.value,
         }
     }
 
@@ -337,6 +367,25 @@ impl FirecrackerView {
             blank(&self.cni_bin_dir),
             self.launch_timeout,
             self.delete_on_release
+        )
+    }
+
+    /// The keys that the Go program has not, on a line of their own: its line is as its readers know it.
+    fn our_line(&self) -> String {
+        format!(
+            "firecracker host={} image={} warm={} pool={} pool_max_age={} max_leases={} max_leases_per_owner={} max_memory_mib_per_owner={} reserve_memory_mib={} reserve_disk_mib={} first_uid={} uid_count={}",
+            blank(&self.host),
+            blank(&self.image),
+            blank(&self.warm),
+            self.pool,
+            self.pool_max_age,
+            self.max_leases,
+            self.max_leases_per_owner,
+            self.max_memory_mib_per_owner,
+            self.reserve_memory_mib,
+            self.reserve_disk_mib,
+            self.first_uid,
+            self.uid_count
         )
     }
 }
