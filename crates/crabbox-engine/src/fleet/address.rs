@@ -35,6 +35,14 @@ pub enum HostError {
     /// User or host would be read as something else.
     #[error("firecracker.host cannot be used")]
     Target(#[from] TargetError),
+    /// What is asked for is this machine's, and leases are made on another one.
+    #[error("leases are made on {host}, and `{command}` is about the machine that it runs on")]
+    Elsewhere {
+        /// The host.
+        host: KvmHost,
+        /// The command.
+        command: &'static str,
+    },
     /// The key that was chosen is not there.
     #[error("ssh.key {} is not a file", path.display())]
     Key {
@@ -52,6 +60,9 @@ impl Fault for HostError {
         vec![match self {
             Self::Form { .. } | Self::Target(_) => {
                 "for example --firecracker-host crabbox@kvm1, or unset it to lease on this machine".to_owned()
+            }
+            Self::Elsewhere { host, .. } => {
+                format!("run it on {host}, or for this machine with --firecracker-host ''")
             }
             Self::Key { .. } => "set ssh.key or CRABBOX_SSH_KEY to your private key".to_owned(),
         }]
@@ -121,6 +132,14 @@ impl KvmHost {
         match settings.firecracker.host.value.as_str().trim() {
             "" => Ok(None),
             text => Self::parse(text).map(Some),
+        }
+    }
+
+    /// Makes sure that leases are made on this machine, which is all that `command` knows of.
+    pub fn none_for(settings: &Settings, command: &'static str) -> Result<(), HostError> {
+        match Self::configured(settings)? {
+            None => Ok(()),
+            Some(host) => Err(HostError::Elsewhere { host, command }),
         }
     }
 

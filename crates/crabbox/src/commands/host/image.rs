@@ -6,6 +6,7 @@ use crabbox_core::config::firecracker;
 use crabbox_core::fault::chain;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::timestamp;
+use crabbox_engine::fleet::address::KvmHost;
 use crabbox_engine::host::images::{
     self, Broken, Build, Image, Init, Listed, Manifest, OwnInit, Policy, Reason, Source,
 };
@@ -379,6 +380,7 @@ fn remove(ctx: &Ctx<'_>, args: &ImageRemoveArgs) -> Result<Exit, CommandError> {
 
 fn warm(ctx: &Ctx<'_>, args: &ImageWarmArgs) -> Result<Exit, CommandError> {
     let settings = ctx.settings(&args.keys.values)?.settings;
+    KvmHost::none_for(&settings, "crabbox image warm")?;
     let plan = firecracker::plan(&settings)?;
     let engine = engine::adopting(ctx)?;
     let stages = Stages::new(ctx.printer, args.json);

@@ -6,6 +6,7 @@ use std::os::fd::AsFd as _;
 
 use crabbox_core::config::firecracker;
 use crabbox_core::fault::{Fault, Kind};
+use crabbox_engine::fleet::address::KvmHost;
 use crabbox_engine::host::pool;
 use crabbox_machine::lifecycle::pool::Member;
 use crabbox_machine::protocol::{self, RequestError};
@@ -86,6 +87,7 @@ pub(in crate::commands) struct DrainedView {
 /// Fills the pool.
 pub(in crate::commands) fn fill(ctx: &Ctx<'_>, args: &PoolFillArgs) -> Result<Exit, CommandError> {
     let settings = ctx.settings(&args.keys.values)?.settings;
+    KvmHost::none_for(&settings, "crabbox pool fill")?;
     let plan = firecracker::plan(&settings)?;
     let engine = engine::adopting(ctx)?;
     let filled = pool::fill(&engine, &plan, &engine::interrupts()?, &mut |lease| {
