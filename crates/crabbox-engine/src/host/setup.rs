@@ -26,9 +26,11 @@ use crate::host::warm::{self, WarmError};
 mod network;
 mod record;
 mod remove;
+mod serve;
 
 pub use record::{Made, RecordError};
-pub use remove::{Removal, remove};
+pub use remove::{Part, Removal, remove};
+pub use serve::{ACCOUNT, Ground, ServeSetupError, ServeStep, WantedServe};
 
 /// What the user asked for.
 #[derive(Debug, Clone, Default)]
@@ -38,6 +40,8 @@ pub struct Wanted {
     /// Whether leases are to come of a template from then on. It takes longer than a lease, so nobody gets it who only wants to run
     /// something.
     pub template: bool,
+    /// Whether, and for whom, owners who come over SSH are to be served.
+    pub serve: Option<WantedServe>,
 }
 
 /// One thing to do.
@@ -76,6 +80,8 @@ pub enum Step {
         /// The new file.
         path: PathBuf,
     },
+    /// Serve owners who come over SSH.
+    Serve(ServeStep),
     /// Freeze a machine that leases can come of; the last step, for which [`template`] is called.
     Template {
         /// How much memory it has, in MiB, all of which is written once.
@@ -90,6 +96,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What only the user or root can do, each with its command.
     pub advice: Vec<String>,
+    /// For whom its steps of serving are.
+    serve: Option<WantedServe>,
 }
 
 impl Plan {
@@ -133,6 +141,9 @@ pub enum SetupError {
     /// A file could not be read, written or removed.
     #[error(transparent)]
     File(#[from] FileError),
+    /// Owners from afar cannot be served.
+    #[error(transparent)]
+    Serve(#[from] ServeSetupError),
     /// No template was made, or one could not be removed.
     #[error(transparent)]
     Warm(#[from] WarmError),
@@ -148,6 +159,7 @@ impl Fault for SetupError {
             Self::Images(error) => error.kind(),
             Self::Fetch(FetchError::Download { .. }) => Kind::Unavailable,
             Self::Warm(error) => error.kind(),
+            Self::Serve(error) => error.kind(),
             _ => Kind::Usage,
         }
     }
@@ -158,6 +170,7 @@ impl Fault for SetupError {
             Self::Prepare(error) => error.hints(),
             Self::Images(error) => error.hints(),
             Self::Warm(error) => error.hints(),
+            Self::Serve(error) => error.hints(),
             Self::InUse { .. } => {
                 vec![
                     "stop those that `crabbox list` shows, or `crabbox cleanup --provider firecracker`"
@@ -180,6 +193,16 @@ pub(crate) fn is_missing(error: &PrepareError) -> bool {
             }
             | PrepareError::NoJailer { ours: true, .. }
     )
+}
+
+/// What is missing for owners from afar to be served.
+fn serving_steps(engine: &Engine, wanted: &WantedServe) -> Result<Vec<Step>, SetupError> {
+    if !crabbox_host::process::is_root() {
+        return Err(ServeSetupError::NotRoot.into());
+    }
+    let record = record::Record::read(&engine.places)?;
+    let steps = serve::plan(engine, &Ground::of(engine), &record, wanted)?;
+    Ok(steps.into_iter().map(Step::Serve).collect())
 }
 
 /// Looks at the host and tells what has to be done.
@@ -219,6 +242,10 @@ pub fn plan(
     let path = engine.places.config.join("config.yaml");
     if settings.provider().is_err() && settings.provider.is_default() && !path.exists() {
         plan.steps.push(Step::Configuration { path });
+    }
+    if let Some(wanted) = &wanted.serve {
+        plan.steps.extend(serving_steps(engine, wanted)?);
+        plan.serve = Some(wanted.clone());
     }
     let advice = kvm_advice();
     if wanted.template && advice.is_none() {
@@ -297,9 +324,26 @@ pub fn apply(
         return Ok(());
     }
     let mut record = record::Record::open(&engine.places)?;
+    let lock = match &plan.serve {
+        None => None,
+        Some(wanted) => {
+            let lock = serve::lock(engine)?;
+            // Whoever was at work before us may have done some of it, or brought another owner.
+            record = record::Record::open(&engine.places)?;
+            let is_serving = |step: &&Step| matches!(step, Step::Serve(_));
+            let planned = plan.steps.iter().filter(is_serving);
+            if !planned.eq(serving_steps(engine, wanted)?.iter()) {
+                return Err(ServeSetupError::Moved.into());
+            }
+            Some(lock)
+        }
+    };
     for step in &plan.steps {
         began(step);
         do_step(engine, step, &mut record, progress)?;
+    }
+    if let Some(lock) = lock {
+        lock.remove_while_held().map_err(ServeSetupError::from)?;
     }
     Ok(())
 }
@@ -348,6 +392,7 @@ fn do_step(
             new_file(record, path, text, 0o644)?;
         }
         Step::Configuration { path } => new_file(record, path, CONFIGURATION, 0o600)?,
+        Step::Serve(step) => serve::apply(engine, &Ground::of(engine), record, step)?,
         // Without it the host is set up all the same, so it is no step that could fail here.
         Step::Template { .. } => {}
     }

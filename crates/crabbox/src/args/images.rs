@@ -27,6 +27,15 @@ pub(crate) struct SetupArgs {
     /// Do it without asking
     #[arg(long)]
     pub(crate) yes: bool,
+    /// Let owners lease here from their own machines over SSH; with --remove, take only that away
+    #[arg(long)]
+    pub(crate) serve: bool,
+    /// An owner with a public key, or with the file of one; may be repeated
+    #[arg(long, value_name = "NAME=KEY|FILE", requires = "serve", conflicts_with = "remove")]
+    pub(crate) owner: Vec<String>,
+    /// An owner who may not come any more; may be repeated
+    #[arg(long, value_name = "NAME", requires = "serve", conflicts_with = "remove")]
+    pub(crate) remove_owner: Vec<String>,
     /// Start from this bundle instead of building the image here
     #[arg(long, value_name = "FILE|URL")]
     pub(crate) from: Option<String>,

@@ -1,4 +1,6 @@
 //! What setup made on this host: `<state>/setup.json`, written before each thing is made.
+//!
+//! Nothing may be made that is not on it, for only what is on it is ever taken away.
 
 use std::path::{Path, PathBuf};
 
@@ -35,6 +37,34 @@ pub enum Made {
     Template {
         /// Its key.
         key: String,
+    },
+    /// The account that owners from afar log in to.
+    Account {
+        /// Its home.
+        home: PathBuf,
+    },
+    /// A file of authorised keys that was not there.
+    KeyFile {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// A line in a file of authorised keys.
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// Whose key it is.
+        owner: String,
+        /// The line.
+        line: String,
+        /// Whether the line before it had no end, and got one.
+        ended: bool,
+    },
+    /// A rule of sudo.
+    Sudoers {
+        /// Its file.
+        path: PathBuf,
+        /// SHA-256 of what was written there, one time after the other: which of them is there depends on when it was looked at.
+        sha256: Vec<String>,
     },
     /// An image; without a digest, whatever `default` names, for there was none before.
     Image {
@@ -75,7 +105,7 @@ struct Content {
 }
 
 /// The record of this host and user.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Record {
     path: PathBuf,
     content: Content,
@@ -114,8 +144,11 @@ impl Record {
         let mut record = Self::read(places)?;
         let missing = missing(&places.state);
         files::create_private_dir(&places.state)?;
-        record.content.made.extend(missing);
-        record.save()?;
+        // Where nothing is missing there is nothing to say yet, and what another one says meanwhile is not written over.
+        if !missing.is_empty() {
+            record.content.made.extend(missing);
+            record.save()?;
+        }
         Ok(record)
     }
 
@@ -175,6 +208,37 @@ impl Record {
             self.add(Made::File { path, sha256 }, &dir)?;
         }
         Ok(())
+    }
+
+    /// Notes what the rule of sudo at `path` will be, beside what it has been.
+    pub(super) fn sudoers(&mut self, path: &Path, text: &str) -> Result<(), RecordError> {
+        for made in &mut self.content.made {
+            if let Made::Sudoers { path: there, sha256 } = made
+                && there == path
+            {
+                sha256.retain(|known| known != text);
+                sha256.push(text.to_owned());
+                return self.save();
+            }
+        }
+        let made = Made::Sudoers {
+            path: path.to_owned(),
+            sha256: vec![text.to_owned()],
+        };
+        self.add(made, path.parent().unwrap_or(path))
+    }
+
+    /// Whether a rule of sudo with this SHA-256 is setup's own.
+    pub(super) fn wrote(&self, path: &Path, text: &str) -> bool {
+        self.content.made.iter().any(|made| {
+            matches!(made, Made::Sudoers { path: there, sha256 } if there == path && sha256.iter().any(|known| known == text))
+        })
+    }
+
+    /// Takes entries off the record: what they say is not there any more.
+    pub(super) fn forget_where(&mut self, is_gone: &dyn Fn(&Made) -> bool) -> Result<(), RecordError> {
+        self.content.made.retain(|made| !is_gone(made));
+        self.save()
     }
 
     /// Removes the record itself.

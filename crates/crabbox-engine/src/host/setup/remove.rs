@@ -5,16 +5,20 @@
 
 use std::path::{Path, PathBuf};
 
+use crabbox_core::labels;
 use crabbox_host::digest;
 use crabbox_host::files::{self, FileError};
+use crabbox_host::lock::FileLock;
 use crabbox_image::store::{Store, StoreError};
-use crabbox_store::leases;
+use crabbox_machine::context::Engine;
+use crabbox_store::leases::{self, StoredLease};
 use crabbox_store::places::Places;
 use crabbox_store::registry;
 use crabbox_store::templates::Templates;
 
 use super::SetupError;
 use super::record::{Made, Record};
+use super::serve::{self, Ground, ServeSetupError};
 use crate::host::images;
 use crate::host::prepare::DEFAULT_IMAGE;
 use crate::host::warm::{self, WarmError};
@@ -52,66 +56,143 @@ pub enum Removal {
         /// Its path.
         path: PathBuf,
     },
+    /// The account of owners from afar goes, with the sessions that are open in it.
+    Account,
+    /// A file of authorised keys goes when nothing is in it any more.
+    KeyFile {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// A line of a file of authorised keys goes.
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// Whose key it is.
+        owner: String,
+    },
+    /// A line of a file of authorised keys stays: somebody changed it.
+    ChangedKey {
+        /// The file.
+        path: PathBuf,
+        /// Whose key it is.
+        owner: String,
+    },
 }
 
-/// Takes away what setup made, in the reverse order; with `dry_run` only tells. `told` hears each thing before it goes.
-pub fn remove(places: &Places, dry_run: bool, told: &mut dyn FnMut(&Removal)) -> Result<(), SetupError> {
+/// How much of a set-up goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// All of it.
+    Everything,
+    /// What serves owners from afar.
+    Serving,
+}
+
+/// The leases for which `part` is still needed.
+fn in_use(places: &Places, part: Part) -> Result<Vec<String>, SetupError> {
     let listing = leases::list(&places.leases())?;
-    let mut left: Vec<String> = listing
-        .leases
+    let needs =
+        |lease: &&StoredLease| part == Part::Everything || labels::owner(&lease.record.labels).is_some();
+    let known = listing.leases.iter().filter(needs);
+    // Whose one is that cannot be read nobody can tell.
+    let unreadable = listing
+        .unreadable
         .iter()
+        .map(|lease| lease.path.display().to_string());
+    Ok(known
         .map(|lease| lease.record.lease_id.clone())
-        .collect();
-    left.extend(
-        listing
-            .unreadable
-            .iter()
-            .map(|lease| lease.path.display().to_string()),
-    );
+        .chain(unreadable)
+        .collect())
+}
+
+/// Takes away what setup made, or a part of it, in the reverse order; with `dry_run` only tells. `told` hears each thing before it goes.
+pub fn remove(
+    engine: &Engine,
+    ground: &Ground,
+    (part, dry_run): (Part, bool),
+    told: &mut dyn FnMut(&Removal),
+) -> Result<(), SetupError> {
+    let places = &engine.places;
+    let left = in_use(places, part)?;
     if !left.is_empty() {
         return Err(SetupError::InUse { leases: left });
     }
     let record = Record::read(places)?;
-    if record.made().is_empty() {
+    let goes = |made: &&Made| part == Part::Everything || serve::is_of_serving(&record, made);
+    if !record.made().iter().any(|made| goes(&made)) {
         return Ok(());
     }
+    // Nobody else writes what this takes away.
+    let lock = (!dry_run).then(|| serve::lock(engine)).transpose()?;
     let mut removals = Vec::new();
-    for made in record.made().iter().rev() {
-        for removal in decide(places, made)? {
-            // A template of an image that goes may be one of ours as well.
-            if removals.contains(&removal) {
-                continue;
+    for made in record.made().iter().rev().filter(goes) {
+        let decided = match made {
+            Made::Account { .. } | Made::KeyFile { .. } | Made::Key { .. } | Made::Sudoers { .. } => {
+                serve::decide(ground, made)?
             }
-            told(&removal);
-            if !dry_run {
+            _ => decide(places, made)?,
+        };
+        for removal in decided {
+            // A template of an image that goes may be one of ours as well, and a key may be an owner's second one.
+            let is_told = removals.contains(&removal);
+            if !is_told {
+                told(&removal);
+            }
+            let is_done = dry_run || is_told && matches!(removal, Removal::Template { .. });
+            if !is_done {
                 carry_out(places, &removal)?;
+                serve::carry_out(engine, ground, (made, &removal))?;
             }
             removals.push(removal);
         }
     }
-    if dry_run {
-        return Ok(());
+    if let Some(lock) = lock {
+        match part {
+            Part::Everything => forget(places, record, lock)?,
+            Part::Serving => forget_serving(record, lock)?,
+        }
     }
+    Ok(())
+}
+
+/// Takes away what is left when all on record is gone, and the record.
+fn forget(places: &Places, record: Record, lock: FileLock) -> Result<(), SetupError> {
     // Before the directory that it lies in.
     Templates::of(places).dissolve().map_err(WarmError::from)?;
     skeleton(places)?;
     // What leases of other state directories have there stays.
     registry::dissolve(places)?;
-    let directories: Vec<PathBuf> = record
-        .made()
-        .iter()
-        .rev()
-        .filter_map(|made| match made {
-            Made::Directory { path } => Some(path.clone()),
-            _ => None,
-        })
-        .collect();
+    let directories = directories(&record, &|_| true);
     // From here on nothing depends on it; it lies in a directory that is to go.
     record.forget()?;
-    for path in directories {
-        remove_empty(&path)?;
-    }
+    lock.remove_while_held().map_err(ServeSetupError::from)?;
+    directories.iter().try_for_each(|path| remove_empty(path))?;
     Ok(())
+}
+
+/// Takes what serves owners from afar off the record; the rest of the set-up is as it was.
+fn forget_serving(mut record: Record, lock: FileLock) -> Result<(), SetupError> {
+    let known = record.clone();
+    let directories = directories(&record, &|made| serve::is_of_serving(&known, made));
+    directories.iter().try_for_each(|path| remove_empty(path))?;
+    // A directory in which somebody has something stays, and is still one that setup made.
+    let is_gone = |made: &Made| match made {
+        Made::Directory { path } => !path.exists(),
+        _ => true,
+    };
+    record.forget_where(&|made| serve::is_of_serving(&known, made) && is_gone(made))?;
+    lock.remove_while_held().map_err(ServeSetupError::from)?;
+    Ok(())
+}
+
+/// The directories on record for which `goes` is true, the last one first.
+fn directories(record: &Record, goes: &dyn Fn(&Made) -> bool) -> Vec<PathBuf> {
+    let all = record.made().iter().rev().filter(|made| goes(made));
+    all.filter_map(|made| match made {
+        Made::Directory { path } => Some(path.clone()),
+        _ => None,
+    })
+    .collect()
 }
 
 /// What is to become of it, and of what is of no use without it; nothing when it is gone already.
@@ -147,7 +228,12 @@ fn decide(places: &Places, made: &Made) -> Result<Vec<Removal>, SetupError> {
                 Err(error) => return Err(error.into()),
             }
         }
-        Made::Image { .. } => None,
+        // `serve::decide` knows what becomes of the rest.
+        Made::Image { .. }
+        | Made::Account { .. }
+        | Made::KeyFile { .. }
+        | Made::Key { .. }
+        | Made::Sudoers { .. } => None,
     };
     Ok(removal.into_iter().collect())
 }
@@ -158,8 +244,13 @@ fn carry_out(places: &Places, removal: &Removal) -> Result<(), SetupError> {
         Removal::Template { key } => Templates::of(places).remove(key).map_err(WarmError::from)?,
         Removal::File { path } => files::remove_tree(path)?,
         Removal::Addresses { dir } => remove_bookkeeping(dir)?,
-        // When everything else is gone.
-        Removal::Directory { .. } | Removal::Changed { .. } => {}
+        // When everything else is gone; and `serve::carry_out` has the rest.
+        Removal::Directory { .. }
+        | Removal::Changed { .. }
+        | Removal::Account
+        | Removal::KeyFile { .. }
+        | Removal::Key { .. }
+        | Removal::ChangedKey { .. } => {}
     }
     Ok(())
 }

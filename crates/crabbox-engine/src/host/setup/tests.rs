@@ -53,7 +53,7 @@ impl World {
     fn apply(&self, steps: Vec<Step>) {
         let plan = Plan {
             steps,
-            advice: Vec::new(),
+            ..Plan::default()
         };
         apply(&self.engine(), &plan, &|_: &str| {}, &mut |_| {}).unwrap();
     }
@@ -98,7 +98,11 @@ impl World {
 
     fn removals(&self, dry_run: bool) -> Vec<Removal> {
         let mut told = Vec::new();
-        remove(&self.places, dry_run, &mut |removal| told.push(removal.clone())).unwrap();
+        let (engine, part) = (self.engine(), Part::Everything);
+        remove(&engine, &Ground::of(&engine), (part, dry_run), &mut |removal| {
+            told.push(removal.clone());
+        })
+        .unwrap();
         told
     }
 }
@@ -159,7 +163,7 @@ fn a_setup_that_failed_half_way_is_taken_away_too() {
             image: true,
             programs: true,
         }],
-        advice: Vec::new(),
+        ..Plan::default()
     };
     apply(&world.engine(), &plan, &|_: &str| {}, &mut |_| {}).unwrap_err();
     world.removals(false);
@@ -259,7 +263,9 @@ fn a_lease_keeps_the_set_up() {
     world.apply(world.steps());
     let lease = world.places.leases().join("cbx_0123456789ab");
     std::fs::create_dir_all(&lease).unwrap();
-    let error = remove(&world.places, false, &mut |_| {}).unwrap_err();
+    let engine = world.engine();
+    let (ground, part) = (Ground::of(&engine), Part::Everything);
+    let error = remove(&engine, &ground, (part, false), &mut |_| {}).unwrap_err();
     assert!(matches!(error, SetupError::InUse { .. }), "{error:?}");
     assert!(prepare::our_image(&world.places.images()).is_ok());
 }

@@ -6,7 +6,9 @@ use crabbox_core::config::firecracker::FirecrackerPlan;
 use crabbox_core::config::{Settings, firecracker};
 use crabbox_core::fault::{Fault, Kind, chain};
 use crabbox_engine::host::images::Source;
-use crabbox_engine::host::setup::{self, Plan, Removal, SetupError, Step, Wanted};
+use crabbox_engine::host::setup::{
+    self, ACCOUNT, Ground, Part, Plan, Removal, ServeStep, SetupError, Step, Wanted, WantedServe,
+};
 use crabbox_engine::host::warm::{Made, WarmError};
 use crabbox_engine::provider::error::LeaseError;
 use crabbox_machine::context::Engine;
@@ -76,6 +78,10 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &SetupArgs) -> Result<Exit, 
     let wanted = Wanted {
         from: from.map(|from| Source::named(from, cwd, args.sha256.clone())),
         template: true,
+        serve: args.serve.then(|| WantedServe {
+            owners: args.owner.clone(),
+            removed: args.remove_owner.clone(),
+        }),
     };
     let lease = firecracker::plan(&settings)?;
     let plan = setup::plan(&engine, &settings, &lease, &wanted)?;
@@ -122,6 +128,7 @@ pub(in crate::commands) fn offer(
         from: from.map(|from| Source::named(from, cwd, None)),
         // Whoever waits for a command is not to wait for what only the next one gains by.
         template: false,
+        serve: None,
     };
     let lease = firecracker::plan(settings)?;
     let plan = setup::plan(engine, settings, &lease, &wanted).map_err(LeaseError::new)?;
@@ -142,6 +149,12 @@ fn apply(ctx: &Ctx<'_>, engine: &Engine, plan: &Plan, json: bool) -> Result<(), 
     let stages = Stages::new(ctx.printer, json);
     setup::apply(engine, plan, &stages, &mut |_| {})?;
     stages.done();
+    let admits = |step: &Step| matches!(step, Step::Serve(ServeStep::Admit { .. }));
+    if !json && plan.steps.iter().any(admits) {
+        ctx.printer.note(format_args!(
+            "owners set firecracker.host to {ACCOUNT}@ and the name of this host; `crabbox doctor --provider firecracker` there asks it"
+        ));
+    }
     if !json && !plan.steps.is_empty() {
         ctx.printer
             .note("this host is set up; `crabbox setup firecracker --remove` takes it away again");
@@ -212,6 +225,7 @@ fn words(step: &Step) -> String {
         }
         Step::Programs { dir } => format!("fetch Firecracker and its jailer into {}", dir.display()),
         Step::Network { path, .. } => format!("write the CNI network {}", path.display()),
+        Step::Serve(step) => serve_words(step),
         Step::Configuration { path } => format!("choose provider firecracker in {}", path.display()),
         Step::Template { memory_mib } => format!(
             "freeze a machine of {memory_mib} MiB for leases to come of, instead of booting (--firecracker-warm off leaves it out)"
@@ -219,14 +233,46 @@ fn words(step: &Step) -> String {
     }
 }
 
+/// A step for owners from afar, with all that is written.
+fn serve_words(step: &ServeStep) -> String {
+    match step {
+        ServeStep::Account { home } => format!(
+            "make the account {ACCOUNT}: of the system, without a password, with the home {}",
+            home.display()
+        ),
+        ServeStep::Expel { path, owner, .. } => {
+            format!("take a key of {owner} out of {}", path.display())
+        }
+        ServeStep::Sudoers { path, text } => {
+            let lines: Vec<String> = text.lines().map(|line| format!("    {line}")).collect();
+            format!(
+                "write {}, once visudo has taken it:\n{}",
+                path.display(),
+                lines.join("\n")
+            )
+        }
+        ServeStep::NoSudoers { path } => format!("remove {}: no owner is left", path.display()),
+        ServeStep::Admit { path, line, .. } => format!("add to {}:\n    {line}", path.display()),
+    }
+}
+
 fn remove(ctx: &Ctx<'_>, engine: &Engine, args: &SetupArgs) -> Result<Exit, CommandError> {
     let mut planned = Vec::new();
-    setup::remove(&engine.places, true, &mut |removal| {
+    let ground = Ground::of(engine);
+    let part = if args.serve {
+        Part::Serving
+    } else {
+        Part::Everything
+    };
+    setup::remove(engine, &ground, (part, true), &mut |removal| {
         planned.push(removal_words(removal));
     })?;
     if !args.json {
         if planned.is_empty() {
-            ctx.printer.line("nothing to do: setup made nothing on this host");
+            ctx.printer.line(match part {
+                Part::Everything => "nothing to do: setup made nothing on this host",
+                Part::Serving => "nothing to do: setup made nothing for owners from afar on this host",
+            });
         }
         for line in &planned {
             ctx.printer.line(line);
@@ -236,7 +282,7 @@ fn remove(ctx: &Ctx<'_>, engine: &Engine, args: &SetupArgs) -> Result<Exit, Comm
         if !args.yes {
             ask(ctx, "Go ahead?")?;
         }
-        setup::remove(&engine.places, false, &mut |_| {})?;
+        setup::remove(engine, &ground, (part, false), &mut |_| {})?;
     }
     if args.json {
         ctx.printer.json(&SetupView {
@@ -256,6 +302,13 @@ fn removal_words(removal: &Removal) -> String {
         Removal::File { path } => format!("remove {}", path.display()),
         Removal::Addresses { dir } => format!("remove {} if no address is given out", dir.display()),
         Removal::Directory { path } => format!("remove {} if it is empty then", path.display()),
+        Removal::Account => format!("remove the account {ACCOUNT}, and end the sessions that are open in it"),
+        Removal::KeyFile { path } => format!("remove {} if it is empty then", path.display()),
+        Removal::Key { path, owner } => format!("take a key of {owner} out of {}", path.display()),
+        Removal::ChangedKey { path, owner } => format!(
+            "leave a line with a key of {owner} in {}: it was changed since",
+            path.display()
+        ),
         Removal::Changed { path } => format!("leave {}: it was changed since", path.display()),
     }
 }

@@ -1,0 +1,477 @@
+//! A host for owners who come over SSH: one account, one line a key, one command of sudo an owner.
+//!
+//! Whoever has a key may run `__serve` for themselves and nothing else. It must never change an account, a line or a file that it did not
+//! write, and never let one be written half.
+
+mod account;
+mod authorized;
+mod error;
+mod owners;
+mod sudoers;
+mod undo;
+
+pub use error::ServeSetupError;
+pub(super) use undo::{carry_out, decide, is_of_serving};
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crabbox_host::command::{Cmd, find_on_path};
+use crabbox_host::digest;
+use crabbox_host::files::{self, FileError};
+use crabbox_host::lock::FileLock;
+use crabbox_machine::context::Engine;
+use crabbox_machine::failpoint::{self, Phase, Who};
+
+use self::authorized::Lines;
+use super::record::{Made, Record};
+
+/// The account that owners log in to.
+pub const ACCOUNT: &str = "crabbox";
+
+/// How long visudo may take.
+const CHECK_LIMIT: Duration = Duration::from_secs(30);
+
+/// The longest file of authorised keys that is changed, in bytes.
+const LIMIT: u64 = 1 << 20;
+
+/// Where programs of the system are that are on no user's `PATH`.
+const SYSTEM: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Where on a host all of it goes.
+#[derive(Debug, Clone)]
+pub struct Ground {
+    /// The home of the account, where there is none yet.
+    pub(super) home: PathBuf,
+    /// The rule of sudo.
+    pub(super) sudoers: PathBuf,
+    /// Where programs are looked for.
+    pub(super) path: std::ffi::OsString,
+    /// Where processes are seen.
+    pub(super) processes: PathBuf,
+}
+
+impl Ground {
+    /// This host.
+    pub fn of(engine: &Engine) -> Self {
+        let mut path = engine.path.clone();
+        path.push(":");
+        path.push(SYSTEM);
+        Self {
+            home: "/var/lib/crabbox-serve".into(),
+            sudoers: "/etc/sudoers.d/crabbox".into(),
+            path,
+            processes: "/proc".into(),
+        }
+    }
+
+    /// The program `name` of the system.
+    pub(super) fn tool(&self, name: &'static str) -> Result<PathBuf, ServeSetupError> {
+        let package = match name {
+            "sudo" | "visudo" => "sudo",
+            "sshd" => "openssh-server",
+            "getent" => "libc-bin",
+            _ => "passwd",
+        };
+        find_on_path(name.as_ref(), &self.path).ok_or(ServeSetupError::Program {
+            program: name,
+            package,
+        })
+    }
+}
+
+/// Who is to be served.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WantedServe {
+    /// Owners to come, each as `NAME=KEY` or `NAME=FILE`.
+    pub owners: Vec<String>,
+    /// Owners to go.
+    pub removed: Vec<String>,
+}
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServeStep {
+    /// Make the account.
+    Account {
+        /// Its home.
+        home: PathBuf,
+    },
+    /// Take a line out of the file of authorised keys.
+    Expel {
+        /// The file.
+        path: PathBuf,
+        /// Whose key it is.
+        owner: String,
+        /// The key, in base64.
+        key: String,
+    },
+    /// Write the rule of sudo, once visudo has taken it.
+    Sudoers {
+        /// The file.
+        path: PathBuf,
+        /// All of it.
+        text: String,
+    },
+    /// Take the rule of sudo away: there is no owner any more.
+    NoSudoers {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Add a line to the file of authorised keys.
+    Admit {
+        /// The file.
+        path: PathBuf,
+        /// Whose key it is.
+        owner: String,
+        /// The line.
+        line: String,
+    },
+}
+
+/// What there is on a host.
+struct Found {
+    keys: PathBuf,
+    lines: Lines,
+    has_account: bool,
+    sudoers: Option<String>,
+}
+
+/// A key that setup put into the file, by its record.
+struct Known<'a> {
+    owner: &'a str,
+    key: &'a str,
+}
+
+fn known(record: &Record) -> Vec<Known<'_>> {
+    let keys = record.made().iter().filter_map(|made| match made {
+        Made::Key { owner, line, .. } => Some(Known {
+            owner,
+            key: authorized::key_of(line)?,
+        }),
+        _ => None,
+    });
+    keys.collect()
+}
+
+/// Looks at the host and tells what has to be done.
+pub(super) fn plan(
+    engine: &Engine,
+    ground: &Ground,
+    record: &Record,
+    wanted: &WantedServe,
+) -> Result<Vec<ServeStep>, ServeSetupError> {
+    let owners = owners::read(&wanted.owners)?;
+    for tool in ["sudo", "visudo", "sshd", "useradd", "userdel"] {
+        ground.tool(tool)?;
+    }
+    check_exe(&engine.exe)?;
+    let found = look(ground)?;
+    let known = known(record);
+    let mut steps = Vec::new();
+    if !found.has_account {
+        let home = ground.home.clone();
+        steps.push(ServeStep::Account { home });
+    }
+    let path = || found.keys.clone();
+    let mut lines = found.lines.clone();
+    for name in &wanted.removed {
+        let theirs: Vec<_> = known.iter().filter(|known| known.owner == name).collect();
+        if theirs.is_empty() {
+            let names: BTreeSet<_> = known.iter().map(|known| known.owner.to_owned()).collect();
+            return Err(ServeSetupError::UnknownOwner {
+                name: name.clone(),
+                known: names.into_iter().collect(),
+            });
+        }
+        for known in theirs.iter().filter(|known| lines.with_key(known.key).is_some()) {
+            steps.push(ServeStep::Expel {
+                path: path(),
+                owner: name.clone(),
+                key: known.key.to_owned(),
+            });
+        }
+        for known in theirs {
+            lines.take_out_key(known.key);
+        }
+    }
+    let mut served: Vec<(String, String)> = known
+        .iter()
+        .filter(|known| lines.with_key(known.key).is_some())
+        .map(|known| (known.owner.to_owned(), known.key.to_owned()))
+        .collect();
+    let mut admitted = Vec::new();
+    for (owner, key) in owners {
+        let line = authorized::line(&engine.exe, &owner, &key);
+        let body = authorized::key_of(&line).unwrap_or_default().to_owned();
+        match served.iter().find(|(_, key)| *key == body) {
+            Some((other, _)) if *other == owner => continue,
+            Some((other, _)) => {
+                let other = other.clone();
+                return Err(ServeSetupError::OtherOwner { owner, other });
+            }
+            None => {}
+        }
+        if let Some((line, _)) = lines.with_key(&body) {
+            let path = path();
+            return Err(ServeSetupError::ForeignLine { owner, path, line });
+        }
+        served.push((owner.clone(), body));
+        admitted.push(ServeStep::Admit {
+            path: path(),
+            owner,
+            line,
+        });
+    }
+    let names = served.into_iter().map(|(owner, _)| owner).collect();
+    steps.extend(rule(engine, ground, record, &found, &names)?);
+    steps.extend(admitted);
+    Ok(steps)
+}
+
+/// What is to become of the rule of sudo, for these owners.
+fn rule(
+    engine: &Engine,
+    ground: &Ground,
+    record: &Record,
+    found: &Found,
+    owners: &BTreeSet<String>,
+) -> Result<Option<ServeStep>, ServeSetupError> {
+    let path = ground.sudoers.clone();
+    let wanted = sudoers::text(&engine.exe, owners);
+    let is_ours = |text: &str| record.wrote(&path, &digest::sha256(text.as_bytes()));
+    match (wanted, &found.sudoers) {
+        (None, None) => Ok(None),
+        (Some(text), Some(there)) if text == *there && is_ours(there) => Ok(None),
+        (_, Some(there)) if !is_ours(there) => Err(ServeSetupError::Changed { path }),
+        (None, Some(_)) => Ok(Some(ServeStep::NoSudoers { path })),
+        (Some(text), _) => Ok(Some(ServeStep::Sudoers { path, text })),
+    }
+}
+
+fn look(ground: &Ground) -> Result<Found, ServeSetupError> {
+    let account = account::find(ground)?;
+    if let Some(account) = account.as_ref().filter(|account| !account.runs_commands()) {
+        let shell = account.shell.clone();
+        return Err(ServeSetupError::Shell { shell });
+    }
+    let home = account.as_ref().map_or(&ground.home, |account| &account.home);
+    let keys = home.join(".ssh/authorized_keys");
+    Ok(Found {
+        lines: read_keys(&keys)?,
+        keys,
+        has_account: account.is_some(),
+        sudoers: read_text(&ground.sudoers)?,
+    })
+}
+
+/// The lines of the file of authorised keys; none when it is not there. No part of the way to it may be a link: the account could make one,
+/// and root follows it.
+fn read_keys(path: &Path) -> Result<Lines, ServeSetupError> {
+    let found = |part: &Path| std::fs::symlink_metadata(part).ok();
+    let dir = path.parent().unwrap_or(path);
+    let wrong = [
+        found(dir).filter(|found| !found.is_dir()).map(|_| dir),
+        found(path).filter(|found| !found.is_file()).map(|_| path),
+    ];
+    if let Some(part) = wrong.into_iter().flatten().next() {
+        return Err(ServeSetupError::Link {
+            path: part.to_owned(),
+        });
+    }
+    Ok(Lines::of(&read_text(path)?.unwrap_or_default()))
+}
+
+fn read_text(path: &Path) -> Result<Option<String>, ServeSetupError> {
+    let unreadable = |source| ServeSetupError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
+    match files::read_regular(path, LIMIT) {
+        Ok(bytes) => String::from_utf8(bytes)
+            .map(Some)
+            .map_err(|error| unreadable(std::io::Error::other(error))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(unreadable(error)),
+    }
+}
+
+/// Whether others may run the program at `exe` as root: nobody but root (or whoever we are) may be able to put another one there, and its
+/// path must be a word to sshd, to a shell and to sudo alike.
+fn check_exe(exe: &Path) -> Result<(), ServeSetupError> {
+    let refuse = |path: &Path, why| {
+        Err(ServeSetupError::Exe {
+            path: path.to_owned(),
+            why,
+        })
+    };
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._+-".contains(byte);
+    if !exe.is_absolute() || !exe.as_os_str().as_encoded_bytes().iter().all(is_plain) {
+        return refuse(exe, "its path has other characters than letters, digits and ._+-");
+    }
+    let us = crabbox_host::process::euid();
+    for part in exe.ancestors() {
+        let found =
+            std::fs::symlink_metadata(part).map_err(|source| FileError::io("look at", part, source))?;
+        // In a directory like /tmp others can replace nothing that is not theirs.
+        let is_shared = found.is_dir() && found.mode() & 0o1000 != 0;
+        if found.uid() != us && found.uid() != 0 {
+            return refuse(part, "it belongs to somebody else than root");
+        }
+        if found.mode() & 0o022 != 0 && !is_shared {
+            return refuse(part, "others than its owner may write there");
+        }
+    }
+    Ok(())
+}
+
+/// Keeps two setups from writing at once.
+pub(super) fn lock(engine: &Engine) -> Result<FileLock, ServeSetupError> {
+    let path = engine.places.state.join("setup.lock");
+    FileLock::try_acquire(&path)?.ok_or(ServeSetupError::Busy)
+}
+
+/// Does one step. What it is about to make is on record before it is made.
+pub(super) fn apply(
+    engine: &Engine,
+    ground: &Ground,
+    record: &mut Record,
+    step: &ServeStep,
+) -> Result<(), ServeSetupError> {
+    let hit = |step: &str, phase| failpoint::hit(&engine.failpoint, Who::Cli, step, phase);
+    match step {
+        ServeStep::Account { home } => {
+            record.add(Made::Account { home: home.clone() }, Path::new("/"))?;
+            hit("serve-account", Phase::Begun);
+            account::make(ground)?;
+            hit("serve-account", Phase::Done);
+        }
+        ServeStep::Expel { path, owner, key } => {
+            let mut lines = read_keys(path)?;
+            lines.take_out_key(key);
+            replace(path, &lines.text(), 0o644, &|_| Ok(()))?;
+            hit("serve-expel", Phase::Made);
+            let is_it = |made: &Made| {
+                matches!(made, Made::Key { owner: whose, line, .. }
+                    if whose == owner && authorized::key_of(line) == Some(key.as_str()))
+            };
+            record.forget_where(&is_it)?;
+        }
+        ServeStep::Sudoers { path, text } => {
+            if read_text(path)?.is_some_and(|there| !record.wrote(path, &digest::sha256(there.as_bytes()))) {
+                return Err(ServeSetupError::Changed { path: path.clone() });
+            }
+            record.sudoers(path, &digest::sha256(text.as_bytes()))?;
+            hit("serve-sudoers", Phase::Begun);
+            let check = |new: &Path| {
+                let checked = Cmd::new(ground.tool("visudo")?)
+                    .args(["-c", "-q", "-f"])
+                    .arg(new)
+                    .limit(CHECK_LIMIT)
+                    .run();
+                hit("serve-sudoers", Phase::Made);
+                checked.map(drop).map_err(|source| ServeSetupError::Refused {
+                    path: path.clone(),
+                    source,
+                })
+            };
+            replace(path, text, 0o440, &check)?;
+            hit("serve-sudoers", Phase::Done);
+        }
+        ServeStep::NoSudoers { path } => files::remove_tree(path)?,
+        ServeStep::Admit { path, owner, line } => {
+            let mut lines = read_keys(path)?;
+            let key = authorized::key_of(line).unwrap_or_default();
+            if lines.with_key(key).is_some() {
+                return Err(ServeSetupError::Moved);
+            }
+            let dir = path.parent().unwrap_or(path);
+            if std::fs::symlink_metadata(path).is_err() {
+                record.add(Made::KeyFile { path: path.clone() }, dir)?;
+            }
+            let added = lines.add(line);
+            record.add(
+                Made::Key {
+                    path: path.clone(),
+                    owner: owner.clone(),
+                    line: line.clone(),
+                    ended: added.ended,
+                },
+                dir,
+            )?;
+            hit("serve-keys", Phase::Begun);
+            open_dirs(dir)?;
+            replace(path, &lines.text(), 0o644, &|_| {
+                hit("serve-keys", Phase::Made);
+                Ok(())
+            })?;
+            hit("serve-keys", Phase::Done);
+        }
+    }
+    Ok(())
+}
+
+/// Makes `dir` and those above it that are missing: root's, and for sshd to be read as the account.
+fn open_dirs(dir: &Path) -> Result<(), FileError> {
+    let mut missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
+    missing.reverse();
+    for dir in missing {
+        std::fs::create_dir(dir).map_err(|source| FileError::io("create directory", dir, source))?;
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))
+            .map_err(|source| FileError::io("open directory to all", dir, source))?;
+    }
+    Ok(())
+}
+
+/// The file that `path` is written as first. Its name has a dot, for which sudo passes over it.
+fn new_of(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".crabbox-new");
+    path.with_file_name(name)
+}
+
+/// Replaces `path` by `text` once `check` has taken the new file; whose it is and who may read it stays as it is.
+fn replace(
+    path: &Path,
+    text: &str,
+    mode: u32,
+    check: &dyn Fn(&Path) -> Result<(), ServeSetupError>,
+) -> Result<(), ServeSetupError> {
+    let new = new_of(path);
+    let failed = |source| FileError::io("write", path, source);
+    // What one that was killed left.
+    files::remove_tree(&new)?;
+    let written = (|| {
+        let mut file = std::fs::File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&new)?;
+        file.write_all(text.as_bytes())?;
+        let mode = match std::fs::symlink_metadata(path) {
+            Ok(found) => {
+                std::os::unix::fs::fchown(&file, Some(found.uid()), Some(found.gid()))?;
+                found.mode() & 0o7777
+            }
+            Err(_) => mode,
+        };
+        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+        file.sync_all()
+    })();
+    let outcome = written
+        .map_err(|source| failed(source).into())
+        .and_then(|()| check(&new));
+    if outcome.is_err() {
+        files::remove_tree(&new).ok();
+        return outcome;
+    }
+    std::fs::rename(&new, path).map_err(failed)?;
+    files::sync_dir(path.parent().unwrap_or(path))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,178 @@
+//! The lines of a file of authorised keys, ours and others'.
+//!
+//! A line that is not setup's stays as it is, byte for byte; nothing of a key that somebody gave is put into the file but the key itself.
+
+use std::path::Path;
+
+use super::ACCOUNT;
+
+/// How the names of the keys' kinds begin that OpenSSH knows (sshd(8), AUTHORIZED_KEYS FILE FORMAT).
+const KINDS: [&str; 3] = ["ssh-", "ecdsa-sha2-", "sk-"];
+
+/// The line by which `key`, an OpenSSH public key, has the program at `exe` serve `owner`, and nothing else.
+pub(super) fn line(exe: &Path, owner: &str, key: &str) -> String {
+    format!(
+        r#"restrict,command="sudo -n {} __serve --as {owner}" {key}"#,
+        exe.display()
+    )
+}
+
+/// The comment of a key of `owner`, by which a reader of the file knows whose it is.
+pub(super) fn comment(owner: &str) -> String {
+    format!("{ACCOUNT}-owner-{owner}")
+}
+
+/// Whether `word` is the name of a kind of keys.
+pub(super) fn is_kind(word: &str) -> bool {
+    KINDS.iter().any(|kind| word.starts_with(kind))
+}
+
+/// The key itself in a line, in base64, whatever options stand before it.
+pub(super) fn key_of(line: &str) -> Option<&str> {
+    let line = line.trim();
+    if line.starts_with('#') {
+        return None;
+    }
+    let mut words = words(line).into_iter();
+    words.by_ref().find(|word| is_kind(word))?;
+    words.next()
+}
+
+/// The words of a line; blanks between quotes divide none.
+fn words(line: &str) -> Vec<&str> {
+    let (mut words, mut begin, mut quoted, mut escaped) = (Vec::new(), 0, false, false);
+    for (at, c) in line.char_indices() {
+        match c {
+            '"' if !escaped => quoted = !quoted,
+            c if c.is_ascii_whitespace() && !quoted => {
+                words.push(&line[begin..at]);
+                begin = at + 1;
+            }
+            _ => {}
+        }
+        escaped = c == '\\' && !escaped;
+    }
+    words.push(&line[begin..]);
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+/// The file as lines, each with its end, so that putting them together is the file again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Lines(Vec<String>);
+
+/// A line that went into a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Added {
+    /// Whether the line before it had no end, and got one.
+    pub(super) ended: bool,
+}
+
+impl Lines {
+    pub(super) fn of(text: &str) -> Self {
+        Self(text.split_inclusive('\n').map(str::to_owned).collect())
+    }
+
+    pub(super) fn text(&self) -> String {
+        self.0.concat()
+    }
+
+    /// The number, from 1 on, and the text of the first line with this key.
+    pub(super) fn with_key(&self, key: &str) -> Option<(usize, &str)> {
+        let is_it = |(_, line): &(usize, &String)| key_of(line) == Some(key);
+        let found = self.0.iter().enumerate().find(is_it);
+        found.map(|(at, line)| (at + 1, line.trim_end_matches('\n')))
+    }
+
+    /// Whether this very line is there.
+    pub(super) fn has(&self, line: &str) -> bool {
+        self.0.iter().any(|found| found.trim_end_matches('\n') == line)
+    }
+
+    /// Whether the last line has no end.
+    pub(super) fn is_cut(&self) -> bool {
+        self.0.last().is_some_and(|last| !last.ends_with('\n'))
+    }
+
+    /// Adds a line at the end.
+    pub(super) fn add(&mut self, line: &str) -> Added {
+        let ended = self.is_cut();
+        if let Some(last) = self.0.last_mut().filter(|_| ended) {
+            last.push('\n');
+        }
+        self.0.push(format!("{line}\n"));
+        Added { ended }
+    }
+
+    /// Takes out this very line; where it was the last one and the one before had got its end for it, that goes as well.
+    pub(super) fn take_out(&mut self, line: &str, added: Added) {
+        let Some(at) = self
+            .0
+            .iter()
+            .position(|found| found.trim_end_matches('\n') == line)
+        else {
+            return;
+        };
+        self.0.remove(at);
+        let was_last = at == self.0.len();
+        if let Some(last) = self.0.last_mut().filter(|_| added.ended && was_last) {
+            last.pop();
+        }
+    }
+
+    /// Takes out every line with this key, whatever else stands there.
+    pub(super) fn take_out_key(&mut self, key: &str) {
+        self.0.retain(|line| key_of(line) != Some(key));
+    }
+
+    /// Whether nothing is in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_found_behind_any_options_and_in_no_comment() {
+        for line in [
+            "ssh-ed25519 AAAA alice",
+            "  ssh-ed25519   AAAA",
+            r#"restrict,command="sudo -n /x __serve --as alice" ssh-ed25519 AAAA c d"#,
+            r#"command="echo \"ssh-rsa BBBB\"",from="10.0.0.0/8" ecdsa-sha2-nistp256 AAAA"#,
+            "cert-authority sk-ssh-ed25519@openssh.com AAAA",
+        ] {
+            assert_eq!(key_of(line), Some("AAAA"), "{line}");
+        }
+        for line in [
+            "",
+            "#ssh-ed25519 AAAA",
+            "  # ssh-ed25519 AAAA",
+            "ssh-ed25519",
+            "x y",
+        ] {
+            assert_eq!(key_of(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_was_added_can_be_taken_out_to_the_last_byte() {
+        for before in ["", "a\n", "a", "# c\n\na\r\n", "\n\n", "a\n\n"] {
+            let mut lines = Lines::of(before);
+            let first = lines.add("ours one");
+            let second = lines.add("ours two");
+            assert!(lines.text().ends_with("ours one\nours two\n"));
+            lines.take_out("ours two", second);
+            lines.take_out("ours one", first);
+            assert_eq!(lines.text(), before);
+        }
+        // What others added behind it keeps its lines.
+        let mut lines = Lines::of("a");
+        let added = lines.add("ours");
+        lines.add("theirs");
+        lines.take_out("ours", added);
+        assert_eq!(lines.text(), "a\ntheirs\n");
+    }
+}

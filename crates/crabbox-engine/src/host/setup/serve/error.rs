@@ -1,0 +1,242 @@
+//! Why a host could not be prepared for owners from afar, or not be put back.
+//!
+//! Facts and hints only; nothing of a private key that somebody gave by mistake may be repeated.
+
+use std::path::PathBuf;
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_host::command::CommandError;
+use crabbox_host::files::FileError;
+use crabbox_host::lock::LockError;
+use crabbox_host::process::ProcessError;
+use crabbox_ssh::keys::KeyError;
+
+use super::super::record::RecordError;
+use super::ACCOUNT;
+
+/// Why it could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeSetupError {
+    /// Only root makes accounts.
+    #[error("preparing this host for owners from afar needs root")]
+    NotRoot,
+    /// A program is not there.
+    #[error("{program} is not installed, which owners from afar need")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// The Debian package that has it.
+        package: &'static str,
+    },
+    /// An owner is not written as one.
+    #[error("--owner is NAME=KEY or NAME=FILE, found {text:?}")]
+    OwnerForm {
+        /// What stands before the first `=`, or all.
+        text: String,
+    },
+    /// The owner's name is none.
+    #[error("an owner is named by up to 32 letters, digits and any of -_. between them, found {name:?}")]
+    OwnerName {
+        /// The name.
+        name: String,
+    },
+    /// The key's file cannot be read.
+    #[error("cannot read the key of {owner}, {}", path.display())]
+    KeyFile {
+        /// The owner.
+        owner: String,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is the half that is to stay where it is.
+    #[error("{} has a private key; {owner} is known by the public one", path.display())]
+    PrivateKey {
+        /// The owner.
+        owner: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file has no key.
+    #[error("{} has no key for {owner}", path.display())]
+    NoKey {
+        /// The owner.
+        owner: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The key is none.
+    #[error("the key of {owner} cannot be used")]
+    Key {
+        /// The owner.
+        owner: String,
+        /// Why.
+        #[source]
+        source: KeyError,
+    },
+    /// sshd takes no such key.
+    #[error("the key of {owner} is of the kind {kind}, which sshd does not take")]
+    Kind {
+        /// The owner.
+        owner: String,
+        /// Its kind.
+        kind: String,
+    },
+    /// The key is somebody else's already.
+    #[error("the key of {owner} is the key of {other} already: one key is one owner")]
+    OtherOwner {
+        /// Who was to have it.
+        owner: String,
+        /// Who has it.
+        other: String,
+    },
+    /// The key opens the account by a line that is not ours.
+    #[error("the key of {owner} opens the account {ACCOUNT} already, by line {line} of {}, which setup did not write", path.display())]
+    ForeignLine {
+        /// The owner.
+        owner: String,
+        /// The file of authorised keys.
+        path: PathBuf,
+        /// The line.
+        line: usize,
+    },
+    /// There is no such owner.
+    #[error("no owner {name:?} is set up here{}", among(.known))]
+    UnknownOwner {
+        /// The name.
+        name: String,
+        /// Those that there are.
+        known: Vec<String>,
+    },
+    /// The account that is there runs nothing.
+    #[error("the account {ACCOUNT} is there already, and its shell {shell} runs no command")]
+    Shell {
+        /// Its shell.
+        shell: String,
+    },
+    /// The accounts of this host cannot be read.
+    #[error("cannot tell whether there is an account {ACCOUNT}: {said}")]
+    Accounts {
+        /// What getent said.
+        said: String,
+    },
+    /// The account could not be made or taken away.
+    #[error("cannot {attempt} the account {ACCOUNT}")]
+    Account {
+        /// What was tried.
+        attempt: &'static str,
+        /// What the program said.
+        #[source]
+        source: CommandError,
+    },
+    /// A session of the account does not end.
+    #[error("a session of the account {ACCOUNT} does not end")]
+    Session(#[from] ProcessError),
+    /// Our own program is not one that root should run for somebody else.
+    #[error("{} cannot be what others run as root: {why}", path.display())]
+    Exe {
+        /// Our program, or a directory above it.
+        path: PathBuf,
+        /// Why.
+        why: &'static str,
+    },
+    /// A part of the way to the file of authorised keys is a link or no regular file.
+    #[error("{} is a link, or not what it should be; somebody else could say where it leads", path.display())]
+    Link {
+        /// It.
+        path: PathBuf,
+    },
+    /// The file of authorised keys is no text, or too long.
+    #[error("cannot read {}", path.display())]
+    Unreadable {
+        /// It.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The rule of sudo is not as setup wrote it.
+    #[error("{} is not as setup wrote it, and stays", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// visudo does not take what was to be written.
+    #[error("visudo refuses what {} was to be; nothing was changed there", path.display())]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// What it said.
+        #[source]
+        source: CommandError,
+    },
+    /// What was shown is not what would be done by now.
+    #[error("something changed since this was planned; nothing more was done")]
+    Moved,
+    /// Another setup is at work.
+    #[error("another setup is at work on this host")]
+    Busy,
+    /// A program could not be run.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// A file could not be read, written or removed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The lock cannot be had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// What setup made is not known.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+fn among(known: &[String]) -> String {
+    match known {
+        [] => String::new(),
+        known => format!("; those that are: {}", known.join(", ")),
+    }
+}
+
+impl Fault for ServeSetupError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Busy | Self::Moved | Self::Session(_) => Kind::Unavailable,
+            _ => Kind::Usage,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            Self::NotRoot => "run it as root, for example with sudo".to_owned(),
+            Self::Program { package, .. } => {
+                format!("`apt-get install {package}`, or what your system calls it")
+            }
+            Self::OwnerForm { .. } => {
+                "for example --owner alice=alice.pub, or --owner 'alice=ssh-ed25519 AAAA...'".to_owned()
+            }
+            Self::KeyFile { .. } | Self::PrivateKey { .. } | Self::NoKey { .. } | Self::Key { .. } => {
+                "name the file that ends in .pub, or give the key itself as `ssh-ed25519 AAAA...`".to_owned()
+            }
+            Self::Kind { .. } => "make another one: `ssh-keygen -t ed25519`".to_owned(),
+            Self::OtherOwner { other, .. } => {
+                format!(
+                    "give each owner a key of their own, or take the other out first: --remove-owner {other}"
+                )
+            }
+            Self::ForeignLine { .. } => {
+                "take that line out first: sshd heeds the first one with a key".to_owned()
+            }
+            Self::Shell { .. } => format!("give it one that does: `usermod --shell /bin/sh {ACCOUNT}`"),
+            Self::Exe { .. } => {
+                "install the program where only root writes, for example in /usr/local/bin, and run that one"
+                    .to_owned()
+            }
+            Self::Changed { path } => format!("put {} aside, and try again", path.display()),
+            Self::Moved | Self::Busy => "try again".to_owned(),
+            _ => return Vec::new(),
+        };
+        vec![hint]
+    }
+}

@@ -1,0 +1,165 @@
+//! Owners and their keys as a command line names them.
+//!
+//! Of what was given only the key itself is kept, so that nothing else can come into a file; no part of a private one is repeated.
+
+use std::path::PathBuf;
+
+use crabbox_core::labels;
+use crabbox_host::files;
+use crabbox_ssh::keys;
+
+use super::ServeSetupError;
+use super::authorized;
+
+/// The longest file of public keys that is read, in bytes.
+const LIMIT: u64 = 64 * 1024;
+
+/// How every text form of a private key begins.
+const PRIVATE: &str = "-----BEGIN";
+
+/// Each owner with one key, in OpenSSH's form: `NAME=KEY` is one, `NAME=FILE` one for each line of the file.
+pub(super) fn read(texts: &[String]) -> Result<Vec<(String, String)>, ServeSetupError> {
+    let mut all = Vec::new();
+    for text in texts {
+        let (owner, given) = text
+            .split_once('=')
+            .filter(|(_, given)| !given.trim().is_empty())
+            .ok_or_else(|| ServeSetupError::OwnerForm {
+                text: text.split('=').next().unwrap_or_default().to_owned(),
+            })?;
+        if !labels::is_owner_name(owner) {
+            return Err(ServeSetupError::OwnerName {
+                name: owner.to_owned(),
+            });
+        }
+        let word = given.split_whitespace().next().unwrap_or_default();
+        if authorized::is_kind(word) && given.trim().contains(char::is_whitespace) {
+            all.push((owner.to_owned(), key(owner, given)?));
+        } else {
+            for key in file(owner, PathBuf::from(given))? {
+                all.push((owner.to_owned(), key));
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn file(owner: &str, path: PathBuf) -> Result<Vec<String>, ServeSetupError> {
+    let owned = || owner.to_owned();
+    let read = files::read_regular(&path, LIMIT)
+        .and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other));
+    let text = read.map_err(|source| ServeSetupError::KeyFile {
+        owner: owned(),
+        path: path.clone(),
+        source,
+    })?;
+    if text.contains(PRIVATE) {
+        return Err(ServeSetupError::PrivateKey { owner: owned(), path });
+    }
+    let lines = text.lines().map(str::trim);
+    let keys: Vec<String> = lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(|line| key(owner, line))
+        .collect::<Result<_, _>>()?;
+    if keys.is_empty() {
+        return Err(ServeSetupError::NoKey { owner: owned(), path });
+    }
+    Ok(keys)
+}
+
+fn key(owner: &str, text: &str) -> Result<String, ServeSetupError> {
+    let kind = text.split_whitespace().next().unwrap_or_default();
+    // OpenSSH took its last use of them away in 2015, and would refuse the login without a word that helps.
+    if kind == "ssh-dss" {
+        return Err(ServeSetupError::Kind {
+            owner: owner.to_owned(),
+            kind: kind.to_owned(),
+        });
+    }
+    keys::public(text, &authorized::comment(owner)).map_err(|source| ServeSetupError::Key {
+        owner: owner.to_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_given_as_it_is_or_in_a_file_and_loses_all_but_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let pair = || keys::generate("some\u{20}body").unwrap();
+        let (one, two) = (pair(), pair());
+        let file = dir.path().join("keys.pub");
+        std::fs::write(
+            &file,
+            format!("# mine\n{}\n\n{}\n", one.public_openssh, two.public_openssh),
+        )
+        .unwrap();
+        let given = [
+            format!("alice={}", one.public_openssh),
+            format!("bob={}", file.display()),
+        ];
+        let all = read(&given).unwrap();
+        let names: Vec<_> = all.iter().map(|(owner, _)| owner.as_str()).collect();
+        assert_eq!(names, ["alice", "bob", "bob"]);
+        assert!(
+            all[0].1.ends_with(" crabbox-owner-alice") && !all[0].1.contains("body"),
+            "{all:?}"
+        );
+        assert_eq!(
+            authorized::key_of(&all[0].1),
+            authorized::key_of(&one.public_openssh)
+        );
+    }
+
+    #[test]
+    fn what_is_no_owner_or_no_public_key_is_refused_and_a_private_one_is_not_repeated() {
+        let dir = tempfile::tempdir().unwrap();
+        let pair = keys::generate("x").unwrap();
+        let at = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let private = at("private", &pair.private_openssh);
+        let cases = [
+            ("alice".to_owned(), "NAME=KEY"),
+            ("alice=".to_owned(), "NAME=KEY"),
+            (format!("al ice={}", pair.public_openssh), "an owner is named by"),
+            (format!("-x={}", pair.public_openssh), "an owner is named by"),
+            (
+                "alice=/nonexistent/key.pub".to_owned(),
+                "cannot read the key of alice",
+            ),
+            (format!("alice={private}"), "has a private key"),
+            (
+                format!("alice={}", at("empty", "# nothing\n")),
+                "has no key for alice",
+            ),
+            (
+                format!("alice={}", at("damaged", "ssh-ed25519 AAAA\n")),
+                "cannot be used",
+            ),
+            ("alice=ssh-dss AAAAB3NzaC1kc3MAAACB x".to_owned(), "ssh-dss"),
+            ("alice=ssh-ed25519 AAAA x".to_owned(), "cannot be used"),
+            (
+                format!(
+                    "alice={}",
+                    at("options", &format!("from=\"*\" {}\n", pair.public_openssh))
+                ),
+                "cannot be used",
+            ),
+        ];
+        for (text, said) in cases {
+            let error = read(std::slice::from_ref(&text)).unwrap_err();
+            let told = crabbox_core::fault::chain(&error);
+            assert!(told.contains(said), "{said}: {told}");
+            assert!(
+                !told.contains("BEGIN") && !told.contains("b3BlbnNzaC1rZXk"),
+                "{told}"
+            );
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Taking away what makes a host serve owners from afar.
+//!
+//! What somebody changed since is told and stays, and so does whatever was there before.
+
+use std::path::Path;
+
+use crabbox_host::digest;
+use crabbox_host::files;
+use crabbox_machine::context::Engine;
+use crabbox_machine::failpoint::{self, Phase, Who};
+
+use super::super::record::{Made, Record};
+use super::super::remove::Removal;
+use super::authorized::{self, Added};
+use super::{Ground, ServeSetupError, account, new_of, read_keys, read_text, replace};
+
+/// Whether `made` is of what serves owners from afar.
+pub(in super::super) fn is_of_serving(record: &Record, made: &Made) -> bool {
+    match made {
+        Made::Account { .. } | Made::KeyFile { .. } | Made::Key { .. } | Made::Sudoers { .. } => true,
+        // Those above the file of authorised keys; none goes before it is empty.
+        Made::Directory { path } => record
+            .made()
+            .iter()
+            .any(|made| matches!(made, Made::Key { path: keys, .. } | Made::KeyFile { path: keys } if keys.starts_with(path))),
+        _ => false,
+    }
+}
+
+/// What is to become of it; nothing of what is gone already.
+pub(in super::super) fn decide(ground: &Ground, made: &Made) -> Result<Vec<Removal>, ServeSetupError> {
+    let mut removals = Vec::new();
+    match made {
+        Made::Account { home } => {
+            let account = account::find(ground)?.filter(|account| account.is_of_setup(home));
+            removals.extend(account.map(|_| Removal::Account));
+        }
+        Made::KeyFile { path } => {
+            let removal = Removal::KeyFile { path: path.clone() };
+            removals.extend(path.exists().then_some(removal));
+        }
+        Made::Key {
+            path, owner, line, ..
+        } => {
+            removals.extend(half_written(path));
+            let lines = read_keys(path)?;
+            let key = authorized::key_of(line).unwrap_or_default();
+            if lines.has(line) {
+                removals.push(Removal::Key {
+                    path: path.clone(),
+                    owner: owner.clone(),
+                });
+            } else if lines.with_key(key).is_some() {
+                removals.push(Removal::ChangedKey {
+                    path: path.clone(),
+                    owner: owner.clone(),
+                });
+            }
+        }
+        Made::Sudoers { path, sha256 } => {
+            removals.extend(half_written(path));
+            if let Some(text) = read_text(path)? {
+                let is_ours = sha256.contains(&digest::sha256(text.as_bytes()));
+                let path = path.clone();
+                removals.push(if is_ours {
+                    Removal::File { path }
+                } else {
+                    Removal::Changed { path }
+                });
+            }
+        }
+        _ => {}
+    }
+    Ok(removals)
+}
+
+/// What is left of a file that was being written.
+fn half_written(path: &Path) -> Option<Removal> {
+    let path = new_of(path);
+    std::fs::symlink_metadata(&path)
+        .is_ok()
+        .then_some(Removal::File { path })
+}
+
+/// Does what was decided about `made`; a file that goes as a whole has gone by now.
+pub(in super::super) fn carry_out(
+    engine: &Engine,
+    ground: &Ground,
+    (made, removal): (&Made, &Removal),
+) -> Result<(), ServeSetupError> {
+    let hit = |step: &str| failpoint::hit(&engine.failpoint, Who::Cli, step, Phase::Done);
+    match (made, removal) {
+        (_, Removal::Account) => {
+            if let Some(account) = account::find(ground)? {
+                account::remove(ground, &account)?;
+            }
+            hit("unserve-account");
+        }
+        (
+            Made::Key {
+                path, line, ended, ..
+            },
+            Removal::Key { .. },
+        ) => {
+            let mut lines = read_keys(path)?;
+            lines.take_out(line, Added { ended: *ended });
+            replace(path, &lines.text(), 0o644, &|_| Ok(()))?;
+            hit("unserve-keys");
+        }
+        (_, Removal::KeyFile { path }) => {
+            let lines = read_keys(path)?;
+            if lines.is_empty() {
+                files::remove_tree(path)?;
+            }
+        }
+        (Made::Sudoers { .. }, Removal::File { .. }) => hit("unserve-sudoers"),
+        _ => {}
+    }
+    Ok(())
+}
