@@ -7,6 +7,7 @@
     reason = "all of this is test code: what fails here fails the test"
 )]
 
+pub mod afar;
 mod pretend;
 
 pub use pretend::{OURS, PRETEND};

@@ -1,106 +1,8 @@
 //! Leases on another machine's KVM: the clients are users without any right on a pretended host, which they reach by a real sshd on loopback.
 //! Who has what, what is left on either side, and what is said when the other end is away, dies or is somebody else. No microVM runs here.
 
-use crabbox_e2e::{Done, Host, assert_nothing_left};
-
-/// Where the sshd of the KVM host listens.
-const KVM: &str = "root@127.0.0.1:2222";
-
-/// A KVM host for alice and bob, each with a key, a home and a repository of their own, and nothing on the host but `crabbox __serve`.
-const SERVE: &str = r#"
-set -e
-mkdir -p /run/sshd /tmp/bin /srv/sshd /srv/.config/crabbox
-cp /srv/bin/crabbox /tmp/bin/crabbox
-chmod 755 /tmp/bin /tmp/bin/crabbox
-cat > /srv/.config/crabbox/config.yaml <<'Y'
-firecracker:
-  binary: /srv/fake/firecracker
-  kernel: /srv/vmlinux
-  rootfs: /srv/rootfs.ext4
-  cniConfDir: /srv/cni
-  cniBinDir: /usr/lib/cni
-  network: nat
-  user: root
-  workRoot: /srv/work
-  cpus: 1
-  memoryMiB: 128
-  diskMiB: 64
-  launchTimeout: 30s
-  maxLeasesPerOwner: 2
-Y
-chmod 600 /srv/.config/crabbox/config.yaml
-ssh-keygen -q -t ed25519 -N '' -C host -f /srv/sshd/host
-for who in alice bob; do
-  mkdir -p /tmp/$who/repo
-  ssh-keygen -q -t ed25519 -N '' -C $who -f /tmp/$who/key
-  (cd /tmp/$who/repo && HOME=/srv git init -q && echo $who > tracked && HOME=/srv git add -A && HOME=/srv git commit -qm one)
-  echo "restrict,command=\"PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin exec crabbox __serve --as $who\" $(cat /tmp/$who/key.pub)"
-done > /srv/sshd/authorized
-chown -R nobody:nogroup /tmp/alice
-chown -R daemon:daemon /tmp/bob
-cat > /srv/sshd/config <<'C'
-Port 2222
-ListenAddress 127.0.0.1
-HostKey /srv/sshd/host
-AuthorizedKeysFile /srv/sshd/authorized
-SetEnv HOME=/srv
-UsePAM no
-StrictModes no
-PidFile /srv/sshd/pid
-PermitRootLogin forced-commands-only
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-MaxStartups 100
-LogLevel VERBOSE
-C
-/usr/sbin/sshd -f /srv/sshd/config -E /srv/sshd/log
-"#;
-
-fn host() -> Host {
-    let host = Host::pretend();
-    drop(host.sh(SERVE).exits(0));
-    host
-}
-
-/// Runs a shell script as `who`, in their repository, with the KVM host `at`.
-#[track_caller]
-fn with_host(host: &Host, who: &str, at: &str, script: &str) -> Done {
-    let user = if who == "alice" { "nobody" } else { "daemon" };
-    let quoted = script.replace('\'', r"'\''");
-    host.sh(&format!(
-        "cd /tmp/{who}/repo && exec setpriv --reuid {user} --regid $(id -g {user}) --clear-groups env -i HOME=/tmp/{who} \
-         PATH=/tmp/bin:/usr/bin:/bin LC_ALL=C CRABBOX_PROVIDER=firecracker CRABBOX_SSH_KEY=/tmp/{who}/key \
-         CRABBOX_FIRECRACKER_HOST={at} sh -c '{quoted}'"
-    ))
-}
-
-#[track_caller]
-fn with(host: &Host, who: &str, script: &str) -> Done {
-    with_host(host, who, KVM, script)
-}
-
-/// Both have asked once, so that their connections to the host are there.
-#[track_caller]
-fn settled(host: &Host) -> Vec<String> {
-    for who in ["alice", "bob"] {
-        assert_eq!(with(host, who, "crabbox list").exits(0).stdout, "");
-    }
-    host.residue()
-}
-
-/// Waits on the host, up to 30 s, for a shell condition.
-#[track_caller]
-fn until(host: &Host, condition: &str) {
-    let waited = host.sh(&format!(
-        "for i in $(seq 600); do if {condition}; then exit 0; fi; sleep 0.05; done; ps ax -o pid,ppid,user,args; exit 1"
-    ));
-    assert_eq!(
-        waited.code,
-        Some(0),
-        "never became true: {condition}\n{}",
-        waited.stdout
-    );
-}
+use crabbox_e2e::afar::{KVM, NO_LEASE, host, settled, until, with, with_host};
+use crabbox_e2e::{Host, assert_nothing_left};
 
 /// Bob, whom `who` names, sees none of the lease of alice.
 #[track_caller]
@@ -222,10 +124,7 @@ fn what_ends_on_the_way_leaves_nothing_and_each_owner_has_a_quota() {
             ),
         );
         drop(killed.exits(0));
-        until(
-            &host,
-            "! ls -d /srv/.config/crabbox/state/firecracker/leases/cbx_* >/dev/null 2>&1",
-        );
+        until(&host, NO_LEASE);
         drop(with(&host, "alice", "crabbox list").exits(0));
     }
     // Killed between its claim and its keys, and before it could enter: one cleanup finds what is left here.
@@ -238,10 +137,7 @@ fn what_ends_on_the_way_leaves_nothing_and_each_owner_has_a_quota() {
             )
             .exits(0),
         );
-        until(
-            &host,
-            "! ls -d /srv/.config/crabbox/state/firecracker/leases/cbx_* >/dev/null 2>&1",
-        );
+        until(&host, NO_LEASE);
         drop(with(&host, "alice", "crabbox cleanup").exits(0));
         let left = host.sh("find /tmp/alice/.config /tmp/alice/.local 2>/dev/null | grep cbx_; true");
         assert!(!left.stdout.contains("cbx_"), "{point}: {left:?}");
@@ -337,10 +233,7 @@ fn a_silent_command_keeps_a_lease_and_a_connection_that_only_lies_open_does_not(
     assert_eq!(silent.stdout, "there\n", "{silent:?}");
     // The connection to the guest stays open for ten minutes; the lease does not.
     drop(host.sh("pgrep -u nobody -f '[_]_proxy' >/dev/null").exits(0));
-    until(
-        &host,
-        "! ls -d /srv/.config/crabbox/state/firecracker/leases/cbx_* >/dev/null 2>&1",
-    );
+    until(&host, NO_LEASE);
     drop(with(&host, "alice", "crabbox cleanup").exits(0));
     assert_nothing_left(&before, &host.residue());
 }
@@ -396,4 +289,78 @@ fn another_program_s_lease_on_another_host_is_entered_through_it_and_given_back(
     ));
     assert_eq!(with(&host, "alice", "crabbox list").exits(0).stdout, "");
     assert_nothing_left(&before, &host.residue());
+}
+
+#[test]
+fn ports_trees_and_shells_of_a_lease_on_another_host_are_as_of_one_here() {
+    let host = host();
+    let before = settled(&host);
+    drop(with(&host, "alice", "crabbox warmup --slug mine").exits(0));
+    drop(
+        with(
+            &host,
+            "alice",
+            "crabbox run --id mine -- sh -c 'echo changed > tracked; echo new > made'",
+        )
+        .exits(0),
+    );
+    let pulled = with(&host, "alice", "crabbox pull --id mine && cat tracked made").exits(0);
+    assert!(
+        pulled.stdout.contains("M tracked") && pulled.stdout.ends_with("changed\nnew\n"),
+        "{pulled:?}"
+    );
+    let shell = with(
+        &host,
+        "alice",
+        "echo 'echo in-$(id -un); exit 5' | crabbox connect mine",
+    )
+    .exits(5);
+    assert!(shell.stdout.contains("in-root"), "{shell:?}");
+    // A server in the guest, which the fake one's namespace is.
+    let server = "cat > /tmp/alice/serve.py <<'P'\n\
+        import socket\n\
+        s = socket.socket()\n\
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n\
+        s.bind((\"127.0.0.1\", 8080))\n\
+        s.listen()\n\
+        while True:\n\
+        \x20   c = s.accept()[0]\n\
+        \x20   c.sendall(b\"from the guest\\n\")\n\
+        \x20   c.close()\n\
+        P\n\
+        crabbox run --id mine --no-sync -- sh -c 'setsid python3 /tmp/alice/serve.py >/dev/null 2>&1 </dev/null &'";
+    drop(with(&host, "alice", server).exits(0));
+    let read = "python3 -c 'import socket,sys; print(socket.create_connection((\"127.0.0.1\", int(sys.argv[1]))).recv(99).decode(), end=\"\")'";
+    let forwarded = with(
+        &host,
+        "alice",
+        &format!(
+            "crabbox ports --id mine add web 8080 && crabbox ports --id mine list && \
+             {read} $(crabbox ports --id mine list | sed -n 's/^web http:..127.0.0.1:\\([0-9]*\\).*/\\1/p') && crabbox ports --id mine rm web"
+        ),
+    )
+    .exits(0);
+    assert!(
+        forwarded.stdout.contains("remote=8080 state=open") && forwarded.stdout.contains("from the guest\n"),
+        "{forwarded:?}"
+    );
+    let tunnelled = with(
+        &host,
+        "alice",
+        &format!(
+            "crabbox tunnel --id mine 8080 > /tmp/alice/tunnel & t=$!; \
+             for i in $(seq 200); do grep -q http /tmp/alice/tunnel && break; sleep 0.05; done; \
+             {read} $(sed -n 's/.*127.0.0.1:\\([0-9]*\\).*/\\1/p' /tmp/alice/tunnel); kill -INT $t; wait $t; true"
+        ),
+    )
+    .exits(0);
+    assert_eq!(tunnelled.stdout, "from the guest\n", "{tunnelled:?}");
+    drop(with(&host, "alice", "crabbox stop mine").exits(0));
+    // Templates and pools are the host's own affair, and that is said.
+    for words in ["crabbox image warm", "crabbox pool fill"] {
+        let told = with(&host, "alice", words).exits(2);
+        assert!(told.stderr.contains(&format!("run it on {KVM}")), "{told:?}");
+    }
+    drop(host.sh("pkill -f '[s]erve.py'; true").exits(0));
+    assert_nothing_left(&before, &host.settled());
 }

@@ -1,0 +1,165 @@
+//! A real microVM from afar: a host that `setup firecracker --serve` prepared, and clients without root and without KVM who reach it by a real
+//! sshd, sudo and account. Clients and host are one machine here; what they share is its loopback.
+
+use crabbox_e2e::{Done, Host, assert_nothing_left};
+
+/// Where the owners log in: an sshd of the test's own.
+const KVM: &str = "crabbox@127.0.0.1:2223";
+
+/// Below it each client has a home, with a key, a program and a repository.
+const HOMES: &str = "/tmp/e2e-afar";
+
+const CTRL_C: &str = include_str!("run/ctrl_c.py");
+
+/// Makes clients and sshd. `daemon` and `nobody` are users of every Debian, and of neither is anything here.
+const MAKE: &str = r#"
+set -e
+rm -rf /tmp/e2e-afar; mkdir -m 755 /tmp/e2e-afar; mkdir -p /run/sshd "$HOME/.config/crabbox/state"
+chmod 700 "$HOME/.config/crabbox" "$HOME/.config/crabbox/state"
+cp "$(command -v crabbox)" /tmp/e2e-afar/crabbox; chmod 755 /tmp/e2e-afar/crabbox
+ssh-keygen -q -t ed25519 -N '' -f /tmp/e2e-afar/host
+for who in nobody daemon; do
+  mkdir -p /tmp/e2e-afar/$who/repo; cd /tmp/e2e-afar/$who/repo
+  ssh-keygen -q -t ed25519 -N '' -C $who -f ../key
+  git init -q; echo one > tracked; mkdir sub; echo sub > sub/file; git add -A; git -c user.name=t -c user.email=t@example.invalid commit -qm one
+  chown -R $who: /tmp/e2e-afar/$who
+done
+cat > /tmp/e2e-afar/sshd <<'C'
+Port 2223
+ListenAddress 127.0.0.1
+HostKey /tmp/e2e-afar/host
+AllowUsers crabbox
+UsePAM no
+UseDNS no
+PidFile /tmp/e2e-afar/sshd.pid
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+C
+/usr/sbin/sshd -f /tmp/e2e-afar/sshd -E /tmp/e2e-afar/sshd.log
+"#;
+
+const SETUP: &str =
+    "CRABBOX_PROVIDER=firecracker CRABBOX_FIRECRACKER_WARM=off crabbox setup firecracker --serve --yes";
+
+/// Takes everything away again, whatever became of the test.
+struct Tidy<'a>(&'a Host);
+
+impl Drop for Tidy<'_> {
+    fn drop(&mut self) {
+        self.0.sh(&format!(
+            "{SETUP} --remove >&2; kill $(cat {HOMES}/sshd.pid); pkill -u nobody -x ssh; pkill -u daemon -x ssh; rm -rf {HOMES} /tmp/crabbox-65534 /tmp/crabbox-1"
+        ));
+    }
+}
+
+/// The words that run `command` as `who`.
+fn client(who: &str, command: &str) -> String {
+    format!(
+        "cd {HOMES}/{who}/repo && exec setpriv --reuid {who} --regid $(id -g {who}) --clear-groups env -i HOME={HOMES}/{who} PATH={HOMES}:/usr/bin:/bin \
+         LC_ALL=C TERM=dumb CRABBOX_PROVIDER=firecracker CRABBOX_SSH_KEY={HOMES}/{who}/key CRABBOX_FIRECRACKER_HOST={KVM} {command}"
+    )
+}
+
+#[track_caller]
+fn sh(host: &Host, who: &str, script: &str) -> Done {
+    let quoted = script.replace('\'', r"'\''");
+    host.sh(&client(who, &format!("sh -c '{quoted}'")))
+}
+
+/// All that its owner does in the lease.
+#[track_caller]
+fn works(host: &Host) {
+    // A dirty tree, the command's own exit code, and both streams apart.
+    let run = sh(
+        host,
+        "nobody",
+        "echo two >> tracked; echo new > untracked; rm sub/file; \
+         crabbox run --id mine -- sh -c 'uname -n; cat tracked untracked; ls sub 2>/dev/null; echo fixed > tracked; echo to-stderr >&2; exit 7'",
+    )
+    .exits(7);
+    assert!(run.stdout.starts_with("crabbox-mine"), "{run:?}");
+    assert!(
+        run.stdout.ends_with("\none\ntwo\nnew\n") && run.stderr.contains("to-stderr"),
+        "{run:?}"
+    );
+    let back = sh(
+        host,
+        "nobody",
+        "crabbox pull --id mine && cat tracked && crabbox cp --id mine tracked SANDBOX:/tmp/c && crabbox cp --id mine SANDBOX:/tmp/c back && cat back && \
+         echo 'echo in-$(id -un); exit 5' | crabbox connect mine",
+    )
+    .exits(5);
+    assert!(
+        back.stdout.contains("M tracked\nfixed\n") && back.stdout.contains("in-crabbox"),
+        "{back:?}"
+    );
+    // The guest's own sshd is a server that is there.
+    let forwarded = sh(
+        host,
+        "nobody",
+        "crabbox ports --id mine add door 22 > ../ports && head -c 4 < /dev/null; \
+         python3 -c 'import socket,re; p = re.search(\"127.0.0.1:(\\d+)\", open(\"../ports\").read()).group(1); \
+         print(socket.create_connection((\"127.0.0.1\", int(p))).recv(4).decode())' && crabbox ports --id mine rm door",
+    )
+    .exits(0);
+    assert!(forwarded.stdout.contains("SSH-\n"), "{forwarded:?}");
+    let interrupted = host.feed(
+        &client(
+            "nobody",
+            "python3 - crabbox run --id mine --no-sync -- sh -c 'echo be\"\"gan; sleep 1001'",
+        ),
+        CTRL_C.as_bytes(),
+    );
+    let interrupted = interrupted.exits(130);
+    assert!(
+        interrupted
+            .stdout
+            .contains("the command in the lease was stopped"),
+        "{interrupted:?}"
+    );
+}
+
+#[test]
+fn a_microvm_on_another_machine_is_its_owner_s_from_setup_to_removal() {
+    let host = Host::alone();
+    drop(host.sh(MAKE).exits(0));
+    let tidy = Tidy(&host);
+    let before = host.residue();
+    let accounts = || {
+        host.sh("cat /etc/passwd /etc/group; ls /etc/sudoers.d")
+            .exits(0)
+            .stdout
+    };
+    let known = accounts();
+    let made = host.sh(&format!(
+        "{SETUP} --owner alice={HOMES}/nobody/key.pub --owner bob={HOMES}/daemon/key.pub"
+    ));
+    let made = made.exits(0);
+    assert!(made.stdout.contains("__serve --as alice"), "{made:?}");
+
+    let leased = sh(
+        &host,
+        "nobody",
+        "crabbox warmup --slug mine --firecracker-cpus 1 --firecracker-memory-mib 256 --firecracker-disk-mib 2048",
+    )
+    .exits(0);
+    let lease = leased.lease();
+    works(&host);
+    // Another owner sees none of it.
+    let other = sh(&host, "daemon", &format!("crabbox list; crabbox stop {lease}")).exits(4);
+    assert!(
+        other.stdout.is_empty() && other.stderr.contains("not found"),
+        "{other:?}"
+    );
+    drop(sh(&host, "nobody", "crabbox stop mine").exits(0));
+    let kept = host.sh(&format!("find {HOMES}/nobody/.config | grep cbx_"));
+    assert_eq!(kept.stdout, "");
+    drop(host.sh(&format!("{SETUP} --remove")).exits(0));
+    assert_eq!(accounts(), known);
+    drop(
+        host.sh("test ! -e /var/lib/crabbox-serve && { pkill -u nobody -x ssh; pkill -u daemon -x ssh; sleep 1; }")
+            .exits(0),
+    );
+    assert_nothing_left(&before, &host.residue());
+    drop(tidy);
+}

@@ -1,0 +1,207 @@
+//! `setup firecracker --serve` on a pretended host with accounts, sudo and sshd of its own: who comes in, for whom, and what is left of it when
+//! it goes, whenever it is killed. No microVM runs here.
+
+use crabbox_e2e::afar::{NO_LEASE, host, until, with_host};
+use crabbox_e2e::{Done, Host, assert_nothing_left};
+
+/// Where owners log in.
+const SERVED: &str = "crabbox@127.0.0.1:2223";
+
+/// Gives the host a copy of this machine's `/etc` and an sshd that is as Debian has it, but for its port and the keys of the host.
+const ACCOUNTS: &str = r#"
+set -e
+mkdir /tmp/etc
+cp -a /etc/. /tmp/etc/
+mount --bind /tmp/etc /etc
+echo "127.0.0.1 localhost $(hostname)" > /etc/hosts
+sed -i 's#^root:\([^:]*\):0:0:\([^:]*\):[^:]*:.*#root:\1:0:0:\2:/srv:/bin/sh#; /^crabbox:/d' /etc/passwd
+sed -i '/^crabbox:/d' /etc/group /etc/shadow /etc/gshadow
+rm -f /etc/sudoers.d/crabbox
+cat > /srv/sshd/served <<'C'
+Port 2223
+ListenAddress 127.0.0.1
+HostKey /srv/sshd/host
+UsePAM no
+PidFile /srv/sshd/served.pid
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+MaxStartups 100
+LogLevel VERBOSE
+C
+/usr/sbin/sshd -f /srv/sshd/served -E /srv/sshd/served.log
+crabbox list
+"#;
+
+/// Sets up without a template, which a pretended host has nothing for.
+const SETUP: &str = "CRABBOX_FIRECRACKER_WARM=off crabbox setup firecracker --provider firecracker";
+
+fn accounts() -> Host {
+    let host = host();
+    drop(host.sh(ACCOUNTS).exits(0));
+    host
+}
+
+/// What setup may write, and what is remembered of it.
+fn written(host: &Host) -> Vec<String> {
+    let found = host
+        .sh(
+            "cat /etc/passwd /etc/group /etc/shadow /etc/gshadow; find /etc/sudoers.d /var/lib/crabbox-serve -printf '%m %u %p\n' 2>/dev/null | sort; \
+             cat /var/lib/crabbox-serve/.ssh/authorized_keys 2>/dev/null; find /srv/.config/crabbox -name '*setup*'",
+        );
+    found.stdout.lines().map(str::to_owned).collect()
+}
+
+#[track_caller]
+fn setup(host: &Host, words: &str) -> Done {
+    host.sh(&format!("{SETUP} --serve --yes {words}")).exits(0)
+}
+
+#[track_caller]
+fn serve(host: &Host, who: &str, script: &str) -> Done {
+    with_host(host, who, SERVED, script)
+}
+
+#[test]
+fn each_owner_comes_in_by_their_key_as_themselves_and_all_of_it_can_be_undone() {
+    let host = accounts();
+    let (before, residue) = (written(&host), host.residue());
+    let planned = host
+        .sh(&format!(
+            "{SETUP} --serve --owner alice=/tmp/alice/key.pub --dry-run"
+        ))
+        .exits(0);
+    for part in [
+        "make the account crabbox",
+        "restrict,command=\"sudo -n /srv/bin/crabbox __serve --as alice\" ssh-ed25519 ",
+        "crabbox ALL=(root) NOPASSWD: CRABBOX_SERVE",
+    ] {
+        assert!(planned.stdout.contains(part), "{part}: {planned:?}");
+    }
+    let unasked = host.sh(&format!(
+        "{SETUP} --serve --owner alice=/tmp/alice/key.pub </dev/null"
+    ));
+    assert!(unasked.exits(2).stderr.contains("--yes"));
+    assert_nothing_left(&before, &written(&host));
+
+    drop(setup(&host, "--owner alice=/tmp/alice/key.pub"));
+    let asked = serve(&host, "alice", "crabbox doctor --provider firecracker");
+    assert!(asked.stdout.contains("owner=alice"), "{asked:?}");
+    let stranger = serve(&host, "bob", "crabbox warmup").exits(5);
+    assert!(stranger.stderr.contains("refused the key"), "{stranger:?}");
+    drop(setup(&host, "--owner \"bob=$(cat /tmp/bob/key.pub)\""));
+    let again = setup(
+        &host,
+        "--owner bob=/tmp/bob/key.pub --owner alice=/tmp/alice/key.pub",
+    );
+    assert_eq!(again.stdout, "nothing to do: this host is set up\n");
+    // What sudo lets the account do is these two commands, and no other word of them.
+    let as_account = |command: &str| {
+        host.sh(&format!(
+            "exec setpriv --reuid crabbox --regid $(id -g crabbox) --clear-groups env -i PATH=/usr/bin:/bin {command} </dev/null"
+        ))
+    };
+    let bob = as_account("sudo -n /srv/bin/crabbox __serve --as bob").exits(0);
+    assert!(bob.stdout.contains(r#""owner":"bob""#), "{bob:?}");
+    for command in [
+        "sudo -n /srv/bin/crabbox __serve --as eve",
+        "sudo -n /srv/bin/crabbox __serve",
+        "sudo -n /srv/bin/crabbox __serve --as bob --as alice",
+        "sudo -n /srv/bin/crabbox list",
+        "sudo -n id",
+    ] {
+        assert_eq!(as_account(command).code, Some(1), "{command}");
+    }
+
+    let lease = serve(&host, "alice", "crabbox warmup --slug mine")
+        .exits(0)
+        .lease();
+    let ran = serve(
+        &host,
+        "alice",
+        "crabbox run --id mine -- sh -c 'cat tracked; exit 7'",
+    )
+    .exits(7);
+    assert_eq!(ran.stdout, "alice\n", "{ran:?}");
+    assert_eq!(serve(&host, "bob", "crabbox list").exits(0).stdout, "");
+    let hidden = serve(&host, "bob", &format!("crabbox stop {lease}")).exits(4);
+    assert!(hidden.stderr.contains("not found"), "{hidden:?}");
+    // Nobody's lease is left without its owner.
+    let held = host.sh(&format!("{SETUP} --serve --remove --yes")).exits(2);
+    assert!(held.stderr.contains(&lease), "{held:?}");
+    // Who may not come any more does not, over a connection that is open either.
+    drop(setup(&host, "--remove-owner bob"));
+    let gone = serve(&host, "bob", "crabbox stop mine").exits(5);
+    assert!(gone.stderr.contains("no crabbox serves"), "{gone:?}");
+    drop(serve(&host, "alice", "crabbox stop mine").exits(0));
+    until(&host, NO_LEASE);
+    // Alice's connection is still open, and is no reason to stay.
+    drop(host.sh("pgrep -u crabbox >/dev/null").exits(0));
+    drop(host.sh(&format!("{SETUP} --serve --remove --yes")).exits(0));
+    assert_nothing_left(&before, &written(&host));
+    until(&host, "! pgrep -f '[c]rabbox __serve' >/dev/null");
+    let left = host
+        .residue()
+        .into_iter()
+        .filter(|line| !line.contains("crabbox-ssh-") && !line.contains("/tmp/crabbox-"));
+    assert_nothing_left(&residue, &left.collect::<Vec<_>>());
+}
+
+#[test]
+fn a_setup_killed_anywhere_is_put_right_by_its_removal_and_by_itself() {
+    let host = accounts();
+    // An account of somebody's is not there, and the rest of this machine's sudo is.
+    let before = written(&host);
+    let kill = |point: &str, words: &str| {
+        let killed =
+            format!("CRABBOX_TEST_FAILPOINT=cli:{point} {SETUP} --serve --yes {words}; test $? -gt 128");
+        drop(host.sh(&killed).exits(0));
+    };
+    for point in [
+        "serve-account:begun",
+        "serve-account:done",
+        "serve-sudoers:begun",
+        "serve-sudoers:made",
+        "serve-sudoers:done",
+        "serve-keys:begun",
+        "serve-keys:made",
+        "serve-keys:done",
+    ] {
+        for goes_on in [false, true] {
+            kill(point, "--owner alice=/tmp/alice/key.pub");
+            drop(host.sh("visudo -c >/dev/null").exits(0));
+            if goes_on {
+                drop(setup(&host, "--owner alice=/tmp/alice/key.pub"));
+                let asked = serve(&host, "alice", "crabbox doctor --provider firecracker");
+                assert!(asked.stdout.contains("owner=alice"), "{point}: {asked:?}");
+            }
+            drop(setup(&host, "--remove"));
+            assert_nothing_left(&before, &written(&host));
+        }
+    }
+    for point in [
+        "unserve-keys:done",
+        "unserve-sudoers:done",
+        "unserve-account:done",
+    ] {
+        drop(setup(
+            &host,
+            "--owner alice=/tmp/alice/key.pub --owner bob=/tmp/bob/key.pub",
+        ));
+        kill(point, "--remove");
+        drop(setup(&host, "--remove"));
+        assert_nothing_left(&before, &written(&host));
+    }
+    // An owner who goes, killed between the file and its record.
+    drop(setup(
+        &host,
+        "--owner alice=/tmp/alice/key.pub --owner bob=/tmp/bob/key.pub",
+    ));
+    kill("serve-expel:made", "--remove-owner bob");
+    drop(setup(&host, ""));
+    drop(
+        host.sh("! grep -q bob /etc/sudoers.d/crabbox /var/lib/crabbox-serve/.ssh/authorized_keys")
+            .exits(0),
+    );
+    drop(setup(&host, "--remove"));
+    assert_nothing_left(&before, &written(&host));
+}
