@@ -4,6 +4,7 @@
 
 pub(crate) mod boot;
 pub(crate) mod disk;
+pub(crate) mod remote;
 pub(crate) mod report;
 pub(crate) mod run;
 pub(crate) mod sync;

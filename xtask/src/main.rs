@@ -118,6 +118,12 @@ enum Bench {
         #[arg(long, hide = true)]
         inside: bool,
     },
+    /// What a KVM host between costs: a command, bytes, and the memory of what serves there (root, a pretended host, loopback)
+    Remote {
+        /// How often
+        #[arg(long, default_value_t = 15)]
+        runs: usize,
+    },
     /// Draw what is committed in docs/performance: charts, and the tables of docs/performance.md
     Report,
     /// What a command costs in a microVM that is there already: time, and processes in the guest
@@ -180,6 +186,7 @@ fn main() -> ExitCode {
         }) => bench::boot::args::main(&name, count, &with),
         Task::Bench(Bench::Boot { name, count, .. }) => bench::boot::main(&name, count),
         Task::Bench(Bench::Disk { inside }) => bench::disk::main(inside),
+        Task::Bench(Bench::Remote { runs }) => bench::remote::main(runs),
         Task::Bench(Bench::Report) => bench::report::main(docs::figures),
         Task::Bench(Bench::Run { name, runs, against }) => bench::run::main(&name, runs, against.as_deref()),
         Task::Bench(Bench::Warm { name, count, dropped }) => bench::warm::main(&name, count, dropped),
