@@ -9,13 +9,9 @@ use crate::exec::RemoteStatus;
 use crate::far::Ran;
 use crate::quote;
 
-/// What a word must hold, alone on the line, to be taken for a shell script.
-const SCRIPT_CHARACTERS: &[char] = &[
-    ' ', '\t', '\r', '\n', '&', '|', ';', '<', '>', '*', '$', '`', '(', ')',
-];
+mod form;
 
-/// Words that only a shell understands.
-const OPERATORS: [&str; 9] = ["&&", "||", ";", "|", ">", ">>", "<", "2>", "2>>"];
+pub use form::{Form, is_name};
 
 /// How the variables are called that carry values past the login profile; a number follows.
 const COPY: &str = "CRABBOX_PAST_PROFILE_";
@@ -78,77 +74,6 @@ pub fn meaning(ran: Ran) -> Meaning {
         Ran::Unstarted { absent: true, .. } => Meaning::Ended(RemoteStatus::Exited(NOT_FOUND), Some(NO_BASH)),
         Ran::Unstarted { why, .. } => Meaning::Unstarted(why),
     }
-}
-
-/// How the words are to be understood.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Form {
-    /// A program and its arguments, passed as they are.
-    Argv(Vec<String>),
-    /// A script for bash.
-    Shell(String),
-}
-
-impl Form {
-    /// The form that the words of a command line ask for. A script is: one word with a blank or one of `& | ; < > * $ ( )`
-    /// or a backquote; several words of which the first is `NAME=value`; any word that is a shell operator.
-    pub fn detect(words: &[String]) -> Self {
-        let script = match words {
-            [only] => only.contains(SCRIPT_CHARACTERS),
-            [first, _, ..] => assignment(first).is_some(),
-            [] => false,
-        };
-        if script || words.iter().any(|word| OPERATORS.contains(&word.as_str())) {
-            Self::Shell(script_of(words))
-        } else {
-            Self::Argv(words.to_vec())
-        }
-    }
-
-    /// `--shell`: the words joined by spaces are the script.
-    pub fn shell(words: &[String]) -> Self {
-        Self::Shell(words.join(" "))
-    }
-}
-
-/// One word is the script itself. Of several, the operators stand as they are, the values of leading assignments and all
-/// other words are quoted.
-fn script_of(words: &[String]) -> String {
-    if let [only] = words {
-        return only.clone();
-    }
-    let mut leading = true;
-    let mut parts = Vec::with_capacity(words.len());
-    for word in words {
-        if OPERATORS.contains(&word.as_str()) {
-            parts.push(word.clone());
-            // A new command begins, and with it a new place for assignments.
-            leading = matches!(word.as_str(), "&&" | "||" | ";" | "|");
-            continue;
-        }
-        match assignment(word) {
-            Some((name, value)) if leading => parts.push(format!("{name}={}", quote::single(value))),
-            _ => {
-                leading = false;
-                parts.push(quote::single(word));
-            }
-        }
-    }
-    parts.join(" ")
-}
-
-/// `NAME=value` taken apart, if it is one.
-fn assignment(word: &str) -> Option<(&str, &str)> {
-    word.split_once('=').filter(|(name, _)| is_name(name))
-}
-
-/// Whether `name` can be the name of a variable.
-pub fn is_name(name: &str) -> bool {
-    let mut letters = name.chars();
-    letters
-        .next()
-        .is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
-        && letters.all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
 }
 
 /// A command and what it needs around it.
@@ -327,70 +252,6 @@ mod tests {
 
     fn words(line: &[&str]) -> Vec<String> {
         line.iter().map(|word| (*word).to_owned()).collect()
-    }
-
-    fn detected(line: &[&str]) -> Option<String> {
-        match Form::detect(&words(line)) {
-            Form::Shell(script) => Some(script),
-            Form::Argv(argv) => {
-                assert_eq!(argv, words(line));
-                None
-            }
-        }
-    }
-
-    #[test]
-    fn one_word_is_a_script_only_when_it_holds_something_for_a_shell() {
-        for letter in SCRIPT_CHARACTERS {
-            let word = format!("a{letter}b");
-            assert_eq!(detected(&[&word]).as_deref(), Some(word.as_str()));
-        }
-        for plain in [
-            "make", "./run.sh", "a=b", "[x]", "a?b", "it's", "~", "#", "{a,b}", "\"q\"",
-        ] {
-            assert_eq!(detected(&[plain]), None, "{plain}");
-        }
-    }
-
-    #[test]
-    fn several_words_are_a_script_after_a_leading_assignment() {
-        assert_eq!(
-            detected(&["FOO=a b", "make", "X=y"]).unwrap(),
-            "FOO='a b' 'make' 'X=y'"
-        );
-        assert_eq!(detected(&["_a1=", "make"]).unwrap(), "_a1='' 'make'");
-        for plain in ["1a=b", "a-b=c", "=x", "a.b=c"] {
-            assert_eq!(detected(&[plain, "make"]), None, "{plain}");
-        }
-        assert_eq!(detected(&["make", "FOO=bar"]), None);
-        assert_eq!(
-            detected(&["echo", "a b", "$HOME", "*"]),
-            None,
-            "several plain words are never expanded"
-        );
-    }
-
-    #[test]
-    fn an_operator_makes_a_script_and_stays_as_it_is() {
-        for operator in OPERATORS {
-            let script = detected(&["echo", "a b", operator, "it's"]).unwrap();
-            assert_eq!(script, format!("'echo' 'a b' {operator} 'it'\\''s'"));
-        }
-        assert_eq!(
-            detected(&["a", "&&", "X=1 2", "b"]).unwrap(),
-            "'a' && X='1 2' 'b'"
-        );
-        for plain in ["&", "2>&1", "&&&", ">x"] {
-            assert_eq!(detected(&["echo", plain]), None, "{plain}");
-        }
-    }
-
-    #[test]
-    fn shell_joins_the_words_with_spaces() {
-        assert_eq!(
-            Form::shell(&words(&["echo", "$HOME;", "ls"])),
-            Form::Shell("echo $HOME; ls".to_owned())
-        );
     }
 
     fn command(dir: &std::path::Path, form: Form) -> UserCommand {
