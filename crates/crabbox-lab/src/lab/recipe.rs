@@ -22,19 +22,10 @@ pub(super) const TOOLS: &str = include_str!("packages/lab.list");
 pub(super) const HOST_TOOLS: &str = include_str!("packages/host.list");
 
 /// What the tests call besides: a server to speak to and login shells for it, plugins, firewalls of others, archives and disks to look at.
-pub(super) const TEST_TOOLS: &[&str] = &[
-    "busybox-static",
-    "containernetworking-plugins",
-    "iptables",
-    "jq",
-    "openssh-server",
-    "python3",
-    "sudo",
-    "tcsh",
-    "xfsprogs",
-    "xz-utils",
-    "zstd",
-];
+pub(super) const TEST_TOOLS: &str = include_str!("packages/tests.list");
+
+/// What puts the packages of a release together, beside dpkg.
+pub(super) const DIST_TOOLS: &str = include_str!("packages/dist.list");
 
 /// Packages inside the lab, on top of Debian's minimal set.
 pub(super) const PACKAGES: &[&str] = &[
