@@ -31,7 +31,12 @@ pub(crate) struct SetupArgs {
     #[arg(long)]
     pub(crate) serve: bool,
     /// An owner with a public key, or with the file of one; may be repeated
-    #[arg(long, value_name = "NAME=KEY|FILE", requires = "serve", conflicts_with = "remove")]
+    #[arg(
+        long,
+        value_name = "NAME=KEY|FILE",
+        requires = "serve",
+        conflicts_with = "remove"
+    )]
     pub(crate) owner: Vec<String>,
     /// An owner who may not come any more; may be repeated
     #[arg(long, value_name = "NAME", requires = "serve", conflicts_with = "remove")]

@@ -301,9 +301,10 @@ fn removal_words(removal: &Removal) -> String {
         Removal::Template { key } => format!("remove template {}", key.get(..12).unwrap_or(key)),
         Removal::File { path } => format!("remove {}", path.display()),
         Removal::Addresses { dir } => format!("remove {} if no address is given out", dir.display()),
-        Removal::Directory { path } => format!("remove {} if it is empty then", path.display()),
+        Removal::Directory { path } | Removal::KeyFile { path } => {
+            format!("remove {} if it is empty then", path.display())
+        }
         Removal::Account => format!("remove the account {ACCOUNT}, and end the sessions that are open in it"),
-        Removal::KeyFile { path } => format!("remove {} if it is empty then", path.display()),
         Removal::Key { path, owner } => format!("take a key of {owner} out of {}", path.display()),
         Removal::ChangedKey { path, owner } => format!(
             "leave a line with a key of {owner} in {}: it was changed since",
