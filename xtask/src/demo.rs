@@ -1,7 +1,8 @@
 //! `demo`: the main job, for a person to see: a real microVM leased, a dirty tree synced, a command run, the lease given
 //! back, and the proof that nothing is left.
 
-pub(crate) mod recording;
+pub(crate) mod place;
+mod recording;
 mod screen;
 
 use std::path::Path;
@@ -47,7 +48,7 @@ const STEPS: [(&str, &str); 6] = [
 /// Runs the demo; with `record` what was seen is written there once all of it has succeeded.
 pub(crate) fn main(lab: &str, record: Option<&Path>) -> Result<ExitCode> {
     // Before minutes are spent.
-    let record = record.map(recording::Place::new).transpose()?;
+    let record = record.map(place::Place::new).transpose()?;
     let started = Instant::now();
     let (_, site) = site::choose(Images::Ours, Build::Quick, lab)?;
     let before = site.residue()?;

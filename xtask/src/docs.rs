@@ -21,7 +21,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crabbox_image::guest::Purpose;
 
 use crate::bench::report;
-use crate::demo::recording;
+use crate::demo::place;
 use crate::workspace;
 use files::Reference;
 use program::Program;
@@ -86,7 +86,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
     }
     problems.extend(pages_missing(&program)?);
     let mut charts = report::settle(!arguments.check)?;
-    charts.extend(recording::settle(!arguments.check)?);
+    charts.extend(place::settle(!arguments.check)?);
     if arguments.check {
         problems.extend(charts.iter().map(|name| format!("{name} is stale")));
     } else {
@@ -119,7 +119,7 @@ fn generate(program: &Program, reference: &Reference, what: &str) -> Result<Stri
         ("compatibility", "") => compatibility::generate(program),
         ("figures", name) => report::block(name),
         ("kernel-arguments", "") => Ok(kernel_arguments()),
-        ("demo", "") => recording::block(),
+        ("demo", "") => place::block(),
         _ => bail!("nothing is known of a block {what:?}"),
     }
 }

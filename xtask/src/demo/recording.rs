@@ -1,21 +1,14 @@
-//! What was seen of a demo, as a document with times: the drawing and the text in README.md are made of the one in docs/demo.
+//! What was seen of a demo, as a document with times.
 //!
-//! The same recording gives the same bytes. It must never hold a line that no program printed, nor be written of a demo that failed.
+//! It must never hold a line that no program printed, nor anything of a demo that failed.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use crabbox_host::command::Cmd;
 use serde::{Deserialize, Serialize};
 
-use super::screen;
 use crate::site::Site;
-use crate::workspace;
-
-/// Where those are that the documents show, from the root.
-const HOME: &str = "docs/demo";
 
 /// A demo that succeeded.
 #[derive(Debug, Serialize, Deserialize)]
@@ -80,7 +73,7 @@ impl Recording {
     }
 
     /// Refuses what no demo gives.
-    fn judge(&self) -> Result<()> {
+    pub(super) fn judge(&self) -> Result<()> {
         ensure!((4..=5).contains(&self.rung), "no demo runs on rung {}", self.rung);
         ensure!(!self.steps.is_empty(), "nothing was shown");
         for step in &self.steps {
@@ -116,7 +109,7 @@ impl Recording {
     }
 
     /// As text for a document.
-    fn transcript(&self) -> String {
+    pub(super) fn transcript(&self) -> String {
         let mut out = String::new();
         for step in &self.steps {
             out.push_str(&format!("$ {}\n", step.shown));
@@ -128,92 +121,6 @@ impl Recording {
         }
         out + &self.found
     }
-}
-
-/// The files of one recording.
-#[derive(Debug)]
-pub(super) struct Place {
-    drawing: PathBuf,
-}
-
-impl Place {
-    /// The drawing is `drawing`.
-    pub(super) fn new(drawing: &Path) -> Result<Self> {
-        ensure!(
-            drawing.extension().is_some_and(|ending| ending == "svg"),
-            "--record {} has to end in .svg",
-            drawing.display()
-        );
-        let dir = drawing.parent().filter(|dir| !dir.as_os_str().is_empty());
-        ensure!(
-            dir.is_none_or(Path::is_dir),
-            "--record {}: there is no such directory",
-            drawing.display()
-        );
-        Ok(Self {
-            drawing: drawing.to_owned(),
-        })
-    }
-
-    pub(super) fn drawing(&self) -> &Path {
-        &self.drawing
-    }
-
-    fn document(&self) -> PathBuf {
-        self.drawing.with_extension("json")
-    }
-
-    pub(super) fn write(&self, recording: &Recording) -> Result<()> {
-        recording.judge()?;
-        let text = serde_json::to_string_pretty(recording)? + "\n";
-        for (path, text) in [
-            (self.document(), text),
-            (self.drawing.clone(), screen::svg(recording)),
-        ] {
-            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        }
-        Ok(())
-    }
-
-    fn read(&self) -> Result<Recording> {
-        let path = self.document();
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let read: Recording =
-            serde_json::from_str(&text).with_context(|| format!("{} is no recording", path.display()))?;
-        read.judge()
-            .with_context(|| format!("{} is no recording", path.display()))?;
-        Ok(read)
-    }
-}
-
-/// The one that the documents show.
-fn committed() -> Place {
-    let drawing = workspace::root().join(HOME).join("demo.svg");
-    Place { drawing }
-}
-
-/// The drawing in docs/demo, if it is not what the recording says; with `write` it is put right.
-pub(crate) fn settle(write: bool) -> Result<Option<String>> {
-    let place = committed();
-    let wanted = screen::svg(&place.read()?);
-    if fs::read_to_string(place.drawing()).is_ok_and(|kept| kept == wanted) {
-        return Ok(None);
-    }
-    if write {
-        fs::write(place.drawing(), wanted)?;
-    }
-    Ok(Some(format!("{HOME}/demo.svg")))
-}
-
-/// The block of README.md.
-pub(crate) fn block() -> Result<String> {
-    let recording = committed().read()?;
-    let foot = recording.foot();
-    Ok(format!(
-        "![The main job in a terminal, as it was recorded: the text below, line by line]({HOME}/demo.svg)\n\n\
-         The same as text ({foot} The document behind both: [demo.json]({HOME}/demo.json)):\n\n```\n{}\n```",
-        recording.transcript()
-    ))
 }
 
 #[cfg(test)]
@@ -230,33 +137,6 @@ pub(super) mod tests {
             "found": "Nothing is left.",
         }))
         .unwrap()
-    }
-
-    #[test]
-    fn what_is_committed_is_drawn_from_its_document_and_a_drawing_by_hand_is_found() {
-        assert_eq!(settle(false).unwrap(), None);
-        let dir = tempfile::tempdir().unwrap();
-        let place = Place::new(&dir.path().join("demo.svg")).unwrap();
-        place.write(&recording()).unwrap();
-        let kept = fs::read_to_string(place.drawing()).unwrap();
-        assert_eq!(screen::svg(&place.read().unwrap()), kept);
-        let other = fs::read_to_string(place.document())
-            .unwrap()
-            .replace("at once", "at last");
-        fs::write(place.document(), other).unwrap();
-        assert_ne!(screen::svg(&place.read().unwrap()), kept);
-    }
-
-    #[test]
-    fn a_recording_is_written_as_svg_into_a_directory_that_is_there() {
-        for (path, because) in [
-            ("demo.gif", "end in .svg"),
-            ("nowhere/demo.svg", "no such directory"),
-        ] {
-            let error = Place::new(Path::new(path)).unwrap_err();
-            assert!(error.to_string().contains(because), "{error}");
-        }
-        Place::new(Path::new("demo.svg")).unwrap();
     }
 
     #[test]
