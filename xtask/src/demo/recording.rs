@@ -112,7 +112,7 @@ impl Recording {
     pub(super) fn transcript(&self) -> String {
         let mut out = String::new();
         for step in &self.steps {
-            out.push_str(&format!("$ {}\n", step.shown));
+            out.extend(["$ ", &step.shown, "\n"]);
             for Line(_, text) in &step.lines {
                 out.push_str(text);
                 out.push('\n');
