@@ -10,7 +10,9 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{Error, IsTerminal as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -19,17 +21,19 @@ use std::process::{Command, ExitCode, Stdio};
 const LAB: &str = include_str!("../../../crates/crabbox-lab/src/lab/packages/lab.list");
 
 /// Installs what it is given; `update` first, because a fresh machine has no lists.
-const INSTALL: &str = "apt-get update -qq && exec apt-get install -y -qq --no-install-recommends \"$@\"";
+const INSTALL: &str = r#"
+options="-qq -o DPkg::Lock::Timeout=300 -o APT::Sandbox::User=root"
+apt-get update $options && exec apt-get install -y --no-install-recommends $options "$@"
+"#;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().skip(1).collect();
-    let task = arguments.first().and_then(|word| word.to_str());
     let first = !built().is_file();
     let mut cargo = Command::new(env!("CARGO"));
     cargo.arg("run");
     if first {
         eprintln!("xtask: compiling the developers' tasks, which takes a few minutes the first time");
-        install_ahead(&needed(task));
+        install_ahead(&needed(&arguments));
     }
     // cargo draws its progress for a person who waits.
     if !first || !std::io::stderr().is_terminal() {
@@ -57,10 +61,11 @@ fn built() -> PathBuf {
 }
 
 /// The packages that a task will not do without.
-fn needed(task: Option<&str>) -> Vec<&'static str> {
-    match task {
+fn needed(arguments: &[OsString]) -> Vec<&'static str> {
+    let asks_for_help = arguments.iter().any(|word| word == "-h" || word == "--help");
+    match arguments.first().and_then(|word| word.to_str()) {
         // No more of them: a server among what the tests need is to be kept from starting.
-        Some("demo" | "provision" | "test") => LAB.lines().collect(),
+        Some("demo" | "provision" | "test") if !asks_for_help => LAB.lines().collect(),
         _ => Vec::new(),
     }
 }
@@ -68,10 +73,11 @@ fn needed(task: Option<&str>) -> Vec<&'static str> {
 /// Starts to install packages and does not wait: the task asks for those that are missing by then, and tells what went wrong.
 fn install_ahead(packages: &[&str]) {
     let is_there = |program: &str| Path::new("/usr/bin").join(program).is_file();
-    if packages.is_empty() || !is_there("apt-get") {
+    let is_root = std::fs::metadata("/proc/self").is_ok_and(|of| of.uid() == 0);
+    if packages.is_empty() || !is_root || !is_there("apt-get") {
         return;
     }
-    // dpkg-query fails when it does not know one, or when one was removed; without the rights to install apt fails by itself.
+    // dpkg-query fails when it does not know one.
     let query = Command::new("dpkg-query")
         .args(["--show", "--showformat", "${db:Status-Status}\n"])
         .args(packages)
@@ -85,17 +91,27 @@ fn install_ahead(packages: &[&str]) {
     if query.is_ok_and(|out| out.status.success() && installed(&out.stdout)) {
         return;
     }
+    let log = built().with_file_name("xtask-packages.log");
+    let Ok(output) = File::create(&log) else { return };
+    let Ok(errors) = output.try_clone() else { return };
+    // A group of its own: a Ctrl-C must not end dpkg in the middle of a package.
     let started = Command::new("sh")
         .args(["-c", INSTALL, "sh"])
-        .args(["-o", "DPkg::Lock::Timeout=300", "-o", "APT::Sandbox::User=root"])
         .args(packages)
         .env("DEBIAN_FRONTEND", "noninteractive")
+        .process_group(0)
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stdout(output)
+        .stderr(errors)
         .spawn();
     // The process that this one becomes does not know of it, and need not: it ends by itself.
-    drop(started);
+    if started.is_ok() {
+        eprintln!(
+            "xtask: installing {} meanwhile (log: {})",
+            packages.join(" "),
+            log.display()
+        );
+    }
 }
 
 #[cfg(test)]
@@ -104,9 +120,11 @@ mod tests {
 
     #[test]
     fn only_tasks_that_lease_wait_for_packages() {
-        assert!(needed(Some("demo")).contains(&"qemu-system-x86"));
-        assert!(needed(Some("test")).contains(&"mmdebstrap"));
-        assert_eq!(needed(Some("docs")), [""; 0]);
-        assert_eq!(needed(None), [""; 0]);
+        let needed = |line: &str| needed(&line.split_whitespace().map(OsString::from).collect::<Vec<_>>());
+        assert!(needed("demo --name main").contains(&"qemu-system-x86"));
+        assert!(needed("test").contains(&"mmdebstrap"));
+        for line in ["docs", "", "test --help", "demo -h"] {
+            assert_eq!(needed(line), [""; 0], "{line}");
+        }
     }
 }

@@ -49,7 +49,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ProbeArgs) -> Result<Exit, 
 fn judge(args: &ProbeArgs) -> Result<JudgedView, Error> {
     let guest = fs::read(&args.guest).map_err(|source| FileError::io("read", &args.guest, source))?;
     files::create_private_dir(&args.cache)?;
-    let initrd = args.cache.join("initrd.img");
+    let initrd = args.cache.join("kvm-probe-initrd.img");
     files::write_atomic(&initrd, &probe::initrd(&guest), 0o600)?;
     let judged = probe::verdict(&Probe {
         cache: &args.cache,
@@ -57,7 +57,10 @@ fn judge(args: &ProbeArgs) -> Result<JudgedView, Error> {
         kernel: &args.kernel,
         initrd: &initrd,
         limit: Duration::from_millis(args.limit_millis),
-    })?;
+    });
+    // A killed probe's stays until the next call.
+    fs::remove_file(&initrd).map_err(|source| FileError::io("remove", &initrd, source))?;
+    let judged = judged?;
     Ok(JudgedView {
         works: judged.verdict.works(),
         words: judged.verdict.to_string(),
