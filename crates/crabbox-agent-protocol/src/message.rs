@@ -74,12 +74,15 @@ record! {
 messages! {
     /// What is asked of the agent. Lists of bytes behind a message are pieces ([`crate::Stream::Data`]) and [`Request::End`].
     pub enum Request {
-        /// Wait until nobody else is in the tree. [`Reply::Busy`] and [`Reply::Child`] while that lasts, then [`Reply::Owned`].
+        /// Wait until nobody else is in the tree. [`Reply::Busy`] and [`Reply::Child`] while that lasts, then [`Reply::Owned`]; and then, where a
+        /// directory is to be made, what [`Request::Make`] is answered. Who waits hears nothing: no other question may follow before.
         16 => Own {
             /// The name of the lock, hex.
             key: String,
             /// Names this owner, 64 hexadecimal digits.
             token: String,
+            /// A directory to make as soon as the tree is owned, absolute.
+            make: Option<String>,
         },
         /// Give the tree back. [`Reply::Released`].
         17 => Release {},

@@ -48,6 +48,11 @@ pub fn main() -> ExitCode {
     }
 }
 
+fn make_directory(talk: &mut Talk, dir: &str) -> Result<(), Failure> {
+    sync::make_private(Path::new(dir))?;
+    talk.say(&Reply::Made {})
+}
+
 /// Whether a program of this name is on the path.
 fn has(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -73,7 +78,10 @@ fn serve() -> Result<(), Failure> {
             Err(failure) => break Err(failure),
         };
         let done = match request {
-            Request::Own { key, token } => owner::own(&mut talk, &key, &token).map(|own| owner = Some(own)),
+            Request::Own { key, token, make } => owner::own(&mut talk, &key, &token).and_then(|own| {
+                owner = Some(own);
+                make.map_or(Ok(()), |dir| make_directory(&mut talk, &dir))
+            }),
             Request::Release {} => {
                 if let Some(own) = owner.take() {
                     owner::Owner::release(own);
@@ -102,9 +110,7 @@ fn serve() -> Result<(), Failure> {
                 files::list(&mut talk, &dir, &choice)
             }
             Request::Fetch { dir, follow, limit } => files::fetch(&mut talk, &dir, &Taste { follow, limit }),
-            Request::Make { dir } => {
-                sync::make_private(Path::new(&dir)).and_then(|()| talk.say(&Reply::Made {}))
-            }
+            Request::Make { dir } => make_directory(&mut talk, &dir),
             Request::Tree { path, follow } => copy::tree(&mut talk, &path, follow),
             Request::Put { to, name, make } => copy::put(&mut talk, &to, &name, make),
             Request::Size { dir } => caches::size(&mut talk, Path::new(&dir)),

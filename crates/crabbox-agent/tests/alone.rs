@@ -55,6 +55,7 @@ impl Agent {
         self.say(&Request::Own {
             key: "ab".repeat(32),
             token: "cd".repeat(32),
+            make: None,
         });
     }
 

@@ -331,7 +331,7 @@ impl Run<'_> {
         self.provider.touch(lease, Some(&LeaseState::Running), None)?;
         report.stage = Some("ssh");
         report.outcome.bootstrap = tree::connect(&target, self.interrupts.as_fd())?;
-        let owner = owner.insert(self.own(lease, &target)?);
+        let owner = owner.insert(self.own(lease, &target, (!brings).then_some(workdir.as_str()))?);
         report.owned = Some(Instant::now());
         report.stage = None;
         if let Some(look) = bringing {

@@ -274,10 +274,16 @@ pub fn command(owner: &mut Owner, job: Job<'_>) -> Result<RemoteStatus, RemoteEr
 
 /// Makes the directory of a run that brings nothing.
 pub fn make_workdir(owner: &mut Owner, workdir: &str) -> Result<(), RemoteError> {
+    let is_making = owner.is_making(workdir);
     let far = owner.far();
     far.limit(Some(MKDIR_LIMIT));
     let dir = workdir.to_owned();
-    let made = far.ask(&Request::Make { dir }).and_then(|()| far.reply());
+    let asked = if is_making {
+        Ok(())
+    } else {
+        far.ask(&Request::Make { dir })
+    };
+    let made = asked.and_then(|()| far.reply());
     far.limit(None);
     match made {
         Ok(Reply::Made {}) => Ok(()),

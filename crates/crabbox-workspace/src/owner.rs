@@ -93,6 +93,10 @@ pub(crate) fn far_hints(error: &(dyn std::error::Error + 'static)) -> Vec<String
 #[derive(Debug)]
 pub struct Owner {
     far: Far,
+    /// The directory that is made there behind the lock, until it is said what became of it.
+    making: Option<String>,
+    /// Whether the tree is being given back.
+    is_letting_go: bool,
     /// How long the wait was.
     pub wait: Duration,
     /// Whether the last owner went without a word.
@@ -100,16 +104,24 @@ pub struct Owner {
 }
 
 /// Waits for the tree of lease `id`. `waiting` is told every ten seconds how long it has been and for what: `busy` is another client, `child` a
-/// command whose client has gone. `cancel` ends this wait and all that is done in the tree when it becomes readable.
+/// command whose client has gone. `make` is a directory that is to be there for a command: made behind the lock, it costs no way of its own.
+/// `cancel` ends this wait and all that is done in the tree when it becomes readable.
 pub fn own(
     target: &Target,
     id: &str,
+    make: Option<&str>,
     cancel: BorrowedFd<'_>,
     waiting: &dyn Fn(Duration, &str),
 ) -> Result<Owner, OwnerError> {
     let started = Instant::now();
     let token = crabbox_host::digest::hex(&crabbox_host::random::bytes::<32>()?);
-    let mut far = Far::open_asking(target, &[Request::Own { key: key(id), token }], Some(cancel))?;
+    let making = make.map(str::to_owned);
+    let first = Request::Own {
+        key: key(id),
+        token,
+        make: making.clone(),
+    };
+    let mut far = Far::open_asking(target, &[first], Some(cancel))?;
     let (mut tell, mut state) = (started + TELL_EVERY, None);
     let recovered = loop {
         let now = Instant::now();
@@ -135,6 +147,8 @@ pub fn own(
     };
     Ok(Owner {
         far,
+        making,
+        is_letting_go: false,
         wait: started.elapsed(),
         recovered,
     })
@@ -146,14 +160,32 @@ impl Owner {
         &mut self.far
     }
 
+    /// Whether this directory was asked for with the lock, whose answer is the next one.
+    pub(crate) fn is_making(&mut self, dir: &str) -> bool {
+        self.making.take_if(|making| making == dir).is_some()
+    }
+
+    /// Begins to give the tree back, so that the answer of [`Self::release`] is on its way while other things are done here.
+    pub fn let_go(&mut self) {
+        if self.is_letting_go || self.far.is_broken() {
+            return;
+        }
+        self.is_letting_go = true;
+        self.far.limit(Some(RELEASE_LIMIT));
+        // What is wrong with it the answer says.
+        self.far
+            .ask(&Request::Release {})
+            .and_then(|()| self.far.flush())
+            .ok();
+    }
+
     /// Gives the tree back; true if the other side has confirmed it.
     pub fn release(mut self) -> bool {
+        self.let_go();
         if self.far.is_broken() {
             return self.abandon();
         }
-        self.far.limit(Some(RELEASE_LIMIT));
-        let answer = self.far.ask(&Request::Release {}).and_then(|()| self.far.reply());
-        match answer {
+        match self.far.reply() {
             Ok(Reply::Released {}) => {
                 self.far.leave();
                 true

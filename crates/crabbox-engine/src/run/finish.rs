@@ -36,9 +36,13 @@ impl Run<'_> {
             started,
             entered,
             mut report,
-            owner,
+            mut owner,
             outcome,
         } = finish;
+        // Nothing more is wanted of the tree: its answer comes while the rest is done here.
+        if let Some(owner) = owner.as_mut().filter(|_| !report.unquiet) {
+            owner.let_go();
+        }
         let failed = outcome.is_err();
         let code = outcome
             .as_ref()

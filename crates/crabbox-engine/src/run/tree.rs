@@ -26,11 +26,11 @@ pub(super) fn connect(target: &Target, cancel: BorrowedFd<'_>) -> Result<Duratio
 }
 
 impl Run<'_> {
-    /// Waits until nobody else is in the tree.
-    pub(super) fn own(&self, lease: &Lease, target: &Target) -> Result<Owner, RunError> {
+    /// Waits until nobody else is in the tree. `make` is a directory that is to be there then.
+    pub(super) fn own(&self, lease: &Lease, target: &Target, make: Option<&str>) -> Result<Owner, RunError> {
         let waiting = |elapsed, state: &str| self.events.tree(&TreeEvent::Waiting { elapsed, state });
         let stage = self.stage("workspace");
-        let owner = owner::own(target, &lease.id, self.interrupts.as_fd(), &waiting)?;
+        let owner = owner::own(target, &lease.id, make, self.interrupts.as_fd(), &waiting)?;
         stage.end(true);
         self.events.tree(&TreeEvent::Owned {
             wait: owner.wait,

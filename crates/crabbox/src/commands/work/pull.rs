@@ -69,7 +69,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PullArgs) -> Result<Exit, C
     let interrupts = engine::interrupts()?;
     let target = &entry.target;
     let destination = sync::destination(&entry.lease.work_root, &entry.lease.id, &repo);
-    let mut owner = owner::own(target, &entry.lease.id, interrupts.as_fd(), &|_, state| {
+    let mut owner = owner::own(target, &entry.lease.id, None, interrupts.as_fd(), &|_, state| {
         ctx.printer
             .note(format_args!("waiting for reusable workspace owner state={state}"));
     })?;
