@@ -4,11 +4,14 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, BufRead, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::failure::{At as _, Failure};
+
+/// How much of a file is read or written at once, in bytes.
+pub(crate) const BUFFER: usize = 32 * 1024;
 
 /// Bytes as a path.
 pub(crate) fn path(bytes: &[u8]) -> &Path {
@@ -30,6 +33,53 @@ pub(crate) fn parent(path: &[u8]) -> &[u8] {
 /// The parts of a list, each ended by NUL.
 pub(crate) fn listed(data: &[u8]) -> impl Iterator<Item = &[u8]> {
     data.split(|byte| *byte == 0).filter(|part| !part.is_empty())
+}
+
+/// The last part of a path.
+pub(crate) fn leaf(path: &[u8]) -> &[u8] {
+    path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
+}
+
+/// A list that is read part by part.
+#[derive(Debug)]
+pub(crate) struct Records<R> {
+    from: R,
+    record: Vec<u8>,
+    limit: usize,
+}
+
+impl<R: BufRead> Records<R> {
+    /// No part of which is longer than `limit` bytes.
+    pub(crate) fn of(from: R, limit: usize) -> Self {
+        Self {
+            from,
+            record: Vec::new(),
+            limit,
+        }
+    }
+
+    /// The next part. A longer one ends the list, and so does one without its NUL: cut, it would say something else.
+    pub(crate) fn record(&mut self) -> io::Result<Option<&[u8]>> {
+        loop {
+            self.record.clear();
+            let most = self.limit as u64 + 1;
+            (&mut self.from).take(most).read_until(0, &mut self.record)?;
+            if self.record.pop() != Some(0) {
+                return Ok(None);
+            }
+            if !self.record.is_empty() {
+                return Ok(Some(&self.record));
+            }
+        }
+    }
+}
+
+/// Opens a file to be read part by part; nothing where there is none.
+pub(crate) fn open(path: &Path) -> Result<Option<io::BufReader<File>>, Failure> {
+    match File::open(path) {
+        Err(error) if is_absent(&error) => Ok(None),
+        opened => Ok(Some(io::BufReader::with_capacity(BUFFER, opened.at(path)?))),
+    }
 }
 
 /// Appends a part to a list.
@@ -81,7 +131,7 @@ impl Replacing {
     }
 
     /// Puts it into its place.
-    pub(crate) fn put(self, path: &Path) -> Result<(), Failure> {
+    pub(crate) fn put(&self, path: &Path) -> Result<(), Failure> {
         std::fs::rename(&self.path, path).at(path)
     }
 }

@@ -3,13 +3,13 @@
 //! `<state> <identity> <mode> <path>` records, NUL after each. States: M changed, N new, D gone, L a link or something else that is no file. The
 //! record `-` comes first when there is a record of a sync to compare with, and nothing at all when there is none.
 
-use std::collections::HashSet;
 use std::io::Write as _;
 
 use crate::bytes::{listed, path, push};
 use crate::failure::Failure;
 use crate::files::walk;
 use crate::git::{Feed, git};
+use crate::names::Names;
 use crate::record::{Head, Place, each};
 use crate::seen::{Dirs, Kind, Seen};
 use crate::talk::Talk;
@@ -34,9 +34,9 @@ fn say(out: &mut Vec<u8>, state: char, identity: &[u8], mode: u32, name: &[u8]) 
 }
 
 fn changes(place: &Place, head: &Head) -> Result<Vec<u8>, Failure> {
-    let (mut out, mut known, mut dirs) = (b"-\0".to_vec(), HashSet::new(), Dirs::default());
+    let (mut out, mut known, mut dirs) = (b"-\0".to_vec(), Vec::new(), Dirs::default());
     each(place, Some(head), |was| {
-        known.insert(was.path.to_vec());
+        push(&mut known, was.path);
         let now = dirs.look(was.path);
         match now {
             None => say(&mut out, 'D', was.identity, 0, was.path),
@@ -56,16 +56,17 @@ fn changes(place: &Place, head: &Head) -> Result<Vec<u8>, Failure> {
                 }
             }
         }
+        Ok(())
     })?;
-    for name in wanted() {
-        if known.contains(&name) {
-            continue;
-        }
-        if let Some(now) = dirs.look(&name).filter(|now| !is_directory(now, &name)) {
+    let known = Names::of(known)?;
+    wanted(&mut |name| {
+        if !known.contains(name)
+            && let Some(now) = dirs.look(name).filter(|now| !is_directory(now, name))
+        {
             let state = if now.kind == Kind::File { 'N' } else { 'L' };
-            say(&mut out, state, b"0", now.mode, &name);
+            say(&mut out, state, b"0", now.mode, name);
         }
-    }
+    });
     Ok(out)
 }
 
@@ -73,10 +74,8 @@ fn is_directory(now: &Seen, name: &[u8]) -> bool {
     now.kind == Kind::Other && path(name).symlink_metadata().is_ok_and(|meta| meta.is_dir())
 }
 
-/// Every path that could be wanted; git leaves out what is ignored, if it is there.
-fn wanted() -> Vec<Vec<u8>> {
-    let mut found = Vec::new();
-    let mut add = |name: Vec<u8>| found.push(name);
+/// Gives every path that could be wanted to `take`; git leaves out what is ignored, if it is there.
+fn wanted(take: &mut dyn FnMut(&[u8])) {
     if path(b".git").is_dir()
         && let Ok(said) = git(
             &["ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -87,12 +86,11 @@ fn wanted() -> Vec<Vec<u8>> {
         for name in listed(&said.out).filter(|name| !name.ends_with(b"/")) {
             if path(name).symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
                 // A submodule came without its repository: git here knows its name alone.
-                walk(name, &SKIPPED, &mut |name, _| add(name), &mut |_| {});
+                walk(name, &SKIPPED, &mut |name, _| take(&name), &mut |_| {});
             }
-            add(name.to_vec());
+            take(name);
         }
-        return found;
+        return;
     }
-    walk(b"", &SKIPPED, &mut |name, _| add(name), &mut |_| {});
-    found
+    walk(b"", &SKIPPED, &mut |name, _| take(&name), &mut |_| {});
 }

@@ -4,23 +4,26 @@
 //! what is in its way must leave everything as it was. Where another file system is mounted inside the place, a disk that fills there is
 //! noticed when other parts are in place already.
 
+mod place;
+
 use std::ffi::OsStr;
-use std::fs::{File, Metadata};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::fs::Metadata;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crabbox_agent_protocol::{PIECE, Reply, Stream};
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, Stat, Timespec};
-use rustix::io::Errno;
+use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::bytes::{is_absent, listed, path, show};
 use crate::failure::{At as _, Failure};
-use crate::receive::{Into, receive, times};
+use crate::receive::{Into, receive};
 use crate::remove::remove_tree;
+use crate::seen::Dirs;
 use crate::talk::{Heard, Talk};
+use place::Move;
 
 /// A list is sent when it has grown to this, in bytes.
 const LIST: usize = PIECE - 8192;
@@ -176,19 +179,26 @@ pub(crate) fn put(talk: &mut Talk, to: &str, name: &str, make: bool) -> Result<(
     let stage = Stage::new(beside)?;
     let into = Into {
         root: &stage.path,
+        dirs: Dirs::below(stage.dir.try_clone()?),
         aside: stage.path.join("aside"),
-        name: &|number| names.get(number).map(|name| path(name).to_owned()),
+        name: &mut |number| Ok(names.get(number).map(|name| name.to_vec())),
     };
     let taken = match talk.hear()? {
-        Heard::Request(first) => receive(talk, &into, first),
+        Heard::Request(first) => receive(talk, into, first),
         Heard::Piece => Err(Failure::Refused("the client sent a piece of nothing".to_owned())),
     };
     // What a message names is its place, and not where it is made.
     taken.map_err(|failure| failure.elsewhere(&stage.path.join(COPY), &to))?;
-    let (from, copy) = (stage.dir.as_fd(), Path::new(COPY));
     let parent = rustix::fs::openat(CWD, beside, DIRECTORY & !OFlags::NOFOLLOW, Mode::empty()).at(beside)?;
-    fits(from, copy, parent.as_fd(), Path::new(leaf), &to)?;
-    place(from, copy, parent.as_fd(), Path::new(leaf), &to)?;
+    let copy = Move {
+        from: stage.dir.as_fd(),
+        name: Path::new(COPY),
+        to: parent.as_fd(),
+        leaf: Path::new(leaf),
+        shown: &to,
+    };
+    copy.fits()?;
+    copy.carry_out()?;
     drop(stage);
     talk.say(&Reply::Received {})
 }
@@ -235,168 +245,5 @@ impl Drop for Stage {
     fn drop(&mut self) {
         // What stays is private and has a name that says what it is.
         remove_tree(&self.beside, &self.name).ok();
-    }
-}
-
-fn look(within: BorrowedFd<'_>, leaf: &Path) -> Result<Option<Stat>, Errno> {
-    match rustix::fs::statat(within, leaf, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(Some(stat)),
-        Err(Errno::NOENT) => Ok(None),
-        Err(errno) => Err(errno),
-    }
-}
-
-fn kind(stat: &Stat) -> FileType {
-    FileType::from_raw_mode(stat.st_mode)
-}
-
-fn names(dir: impl AsFd, shown: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(dir).at(shown)? {
-        let entry = entry.at(shown)?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            names.push(path(name).to_owned());
-        }
-    }
-    Ok(names)
-}
-
-/// Opens a directory of a copy, of whose mode nobody wants to be kept out while it is made.
-fn open_copy(from: BorrowedFd<'_>, name: &Path, stat: &Stat, shown: &Path) -> Result<OwnedFd, Failure> {
-    if stat.st_mode & 0o700 != 0o700 {
-        let mode = Mode::from_raw_mode(stat.st_mode & 0o7777 | 0o700);
-        rustix::fs::chmodat(from, name, mode, AtFlags::empty()).at(shown)?;
-    }
-    rustix::fs::openat(from, name, DIRECTORY, Mode::empty()).at(shown)
-}
-
-/// Whether [`place`] finds nothing in its way.
-fn fits(
-    from: BorrowedFd<'_>,
-    name: &Path,
-    to: BorrowedFd<'_>,
-    leaf: &Path,
-    shown: &Path,
-) -> Result<(), Failure> {
-    let in_the_way = |what| {
-        Err(Failure::Refused(format!(
-            "{} is there already and is {what}",
-            show(shown)
-        )))
-    };
-    let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW).at(shown)?;
-    let is_directory = kind(&stat) == FileType::Directory;
-    match (is_directory, look(to, leaf).at(shown)?.as_ref().map(kind)) {
-        (_, None) | (false, Some(FileType::RegularFile | FileType::Symlink)) => Ok(()),
-        (true, Some(FileType::Directory)) => {
-            let from = open_copy(from, name, &stat, shown)?;
-            let to = rustix::fs::openat(to, leaf, DIRECTORY, Mode::empty()).at(shown)?;
-            for child in names(&from, shown)? {
-                fits(from.as_fd(), &child, to.as_fd(), &child, &shown.join(&child))?;
-            }
-            rustix::fs::fchmod(&from, Mode::from_raw_mode(stat.st_mode & 0o7777)).at(shown)
-        }
-        (true, Some(_)) => in_the_way("not a directory"),
-        (false, Some(FileType::Directory)) => in_the_way("a directory"),
-        (false, Some(_)) => in_the_way("not a regular file"),
-    }
-}
-
-/// Puts the copy in place. Directories are merged; a file or link replaces a file or a link.
-fn place(
-    from: BorrowedFd<'_>,
-    name: &Path,
-    to: BorrowedFd<'_>,
-    leaf: &Path,
-    shown: &Path,
-) -> Result<(), Failure> {
-    let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW).at(shown)?;
-    if kind(&stat) != FileType::Directory {
-        return match rustix::fs::renameat(from, name, to, leaf) {
-            Err(Errno::XDEV) => carry(from, name, to, leaf, &stat).at(shown),
-            moved => moved.at(shown),
-        };
-    }
-    if look(to, leaf).at(shown)?.is_none() {
-        match move_directory(from, name, to, leaf, &stat) {
-            // The destination is another file system than what it is in.
-            Err(Errno::XDEV) => rustix::fs::mkdirat(to, leaf, Mode::RWXU).at(shown)?,
-            moved => return moved.at(shown),
-        }
-    }
-    let from = open_copy(from, name, &stat, shown)?;
-    let to = rustix::fs::openat(to, leaf, DIRECTORY, Mode::empty()).at(shown)?;
-    for child in names(&from, shown)? {
-        place(from.as_fd(), &child, to.as_fd(), &child, &shown.join(&child))?;
-    }
-    rustix::fs::fchmod(&to, Mode::from_raw_mode(stat.st_mode & 0o7777)).at(shown)?;
-    rustix::fs::futimens(&to, &times(modified(&stat))).at(shown)
-}
-
-/// Moves a directory, which has to be writable for that: its `..` changes.
-fn move_directory(
-    from: BorrowedFd<'_>,
-    name: &Path,
-    to: BorrowedFd<'_>,
-    leaf: &Path,
-    stat: &Stat,
-) -> Result<(), Errno> {
-    let mode = stat.st_mode & 0o7777;
-    let is_closed = mode & 0o200 == 0;
-    if is_closed {
-        rustix::fs::chmodat(from, name, Mode::from_raw_mode(mode | 0o200), AtFlags::empty())?;
-    }
-    rustix::fs::renameat_with(from, name, to, leaf, RenameFlags::NOREPLACE).or_else(|errno| match errno {
-        // A kernel or a file system that knows no flags; what is there was looked at a moment ago, and a directory that is full stays.
-        Errno::NOSYS | Errno::INVAL => rustix::fs::renameat(from, name, to, leaf),
-        errno => Err(errno),
-    })?;
-    if is_closed {
-        rustix::fs::chmodat(to, leaf, Mode::from_raw_mode(mode), AtFlags::empty())?;
-    }
-    Ok(())
-}
-
-/// Copies a file or link into another file system, and there renames it to its place.
-fn carry(
-    from: BorrowedFd<'_>,
-    name: &Path,
-    to: BorrowedFd<'_>,
-    leaf: &Path,
-    stat: &Stat,
-) -> Result<(), std::io::Error> {
-    let new = PathBuf::from(format!("{STAGE}{:x}", std::process::id()));
-    let make = || -> Result<(), std::io::Error> {
-        if kind(stat) == FileType::Symlink {
-            let target = rustix::fs::readlinkat(from, name, Vec::new())?;
-            rustix::fs::symlinkat(target.as_c_str(), to, &new)?;
-            rustix::fs::utimensat(to, &new, &times(modified(stat)), AtFlags::SYMLINK_NOFOLLOW)?;
-        } else {
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let mut old = File::from(rustix::fs::openat(from, name, flags, Mode::empty())?);
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-            let mut copy = File::from(rustix::fs::openat(to, &new, flags, Mode::RUSR | Mode::WUSR)?);
-            std::io::copy(&mut old, &mut copy)?;
-            rustix::fs::fchmod(&copy, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
-            rustix::fs::futimens(&copy, &times(modified(stat)))?;
-        }
-        Ok(rustix::fs::renameat(to, &new, to, leaf)?)
-    };
-    let made = make();
-    if made.is_err() {
-        rustix::fs::unlinkat(to, &new, AtFlags::empty()).ok();
-    }
-    made
-}
-
-#[expect(
-    clippy::useless_conversion,
-    reason = "the types of these fields differ between machines"
-)]
-fn modified(stat: &Stat) -> Timespec {
-    Timespec {
-        tv_sec: stat.st_mtime.into(),
-        tv_nsec: i64::try_from(stat.st_mtime_nsec).unwrap_or(0),
     }
 }

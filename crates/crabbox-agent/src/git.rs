@@ -3,7 +3,6 @@
 //! It must never run a hook or a monitor of the repository, nor be led elsewhere by the environment.
 
 use std::fs::File;
-use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use crate::failure::{Failure, said};
@@ -23,9 +22,8 @@ pub(crate) const INDEX: &str = ".git/index";
 
 /// What git reads.
 #[derive(Debug)]
-pub(crate) enum Feed<'a> {
+pub(crate) enum Feed {
     Nothing,
-    Bytes(&'a [u8]),
     File(File),
 }
 
@@ -39,7 +37,7 @@ pub(crate) struct Said {
 }
 
 /// Runs git in the current directory.
-pub(crate) fn git(args: &[&str], feed: &Feed<'_>) -> Result<Said, Failure> {
+pub(crate) fn git(args: &[&str], feed: &Feed) -> Result<Said, Failure> {
     let mut command = Command::new("git");
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("GIT_") {
@@ -48,23 +46,15 @@ pub(crate) fn git(args: &[&str], feed: &Feed<'_>) -> Result<Said, Failure> {
     }
     let stdin = match feed {
         Feed::Nothing => Stdio::null(),
-        Feed::Bytes(_) => Stdio::piped(),
         Feed::File(file) => file.try_clone()?.into(),
     };
     command.args(QUIET).args(args).env("LC_ALL", "C");
     command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| match error.kind() {
+    let child = command.spawn().map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => Failure::Refused("there is no git in the lease".to_owned()),
         _ => Failure::Refused(format!("git cannot be started: {}", said(&error))),
     })?;
-    let pipe = child.stdin.take();
-    let output = std::thread::scope(|scope| {
-        if let (Some(mut pipe), Feed::Bytes(bytes)) = (pipe, feed) {
-            // If git ends early its exit code tells.
-            scope.spawn(move || pipe.write_all(bytes).ok());
-        }
-        child.wait_with_output()
-    })?;
+    let output = child.wait_with_output()?;
     Ok(Said {
         success: output.status.success(),
         code: output.status.code().unwrap_or(-1),
@@ -74,7 +64,7 @@ pub(crate) fn git(args: &[&str], feed: &Feed<'_>) -> Result<Said, Failure> {
 }
 
 /// Runs git, which must succeed; what it printed.
-pub(crate) fn must_git(args: &[&str], feed: &Feed<'_>) -> Result<Vec<u8>, Failure> {
+pub(crate) fn must_git(args: &[&str], feed: &Feed) -> Result<Vec<u8>, Failure> {
     let done = git(args, feed)?;
     if done.success {
         return Ok(done.out);

@@ -5,39 +5,50 @@
 
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom, Write as _};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use crabbox_agent_protocol::Request;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_NOW};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_NOW};
 use rustix::io::Errno;
 
-use crate::bytes::{discard, path};
+use crate::bytes::{discard, leaf, parent, path};
 use crate::failure::{At as _, Failure};
+use crate::seen::Dirs;
 use crate::talk::{Heard, Talk, out_of_order};
+
+/// The bits of a mode that a write takes away, or that are not for a new file to have.
+const SPECIAL: u32 = 0o7000;
 
 /// Where what comes is made.
 pub(crate) struct Into<'a> {
-    /// What the names are seen from.
+    /// What the names are seen from, as a message shows it.
     pub(crate) root: &'a Path,
+    /// The same, open.
+    pub(crate) dirs: Dirs,
     /// Where something is made whose place is taken.
     pub(crate) aside: PathBuf,
     /// The names by their numbers.
-    pub(crate) name: &'a dyn Fn(usize) -> Option<PathBuf>,
+    pub(crate) name: &'a mut dyn FnMut(usize) -> Result<Option<Vec<u8>>, Failure>,
 }
 
 /// Takes all until [`Request::Received`]; `first` was heard already.
-pub(crate) fn receive(talk: &mut Talk, into: &Into<'_>, first: Request) -> Result<(), Failure> {
+pub(crate) fn receive(talk: &mut Talk, into: Into<'_>, first: Request) -> Result<(), Failure> {
     let mut taking = Taking {
         into,
         file: None,
         late: Vec::new(),
+        modes: Modes::default(),
     };
     let done = take_all(talk, &mut taking, first);
     if let (Err(_), Some(open)) = (&done, taking.file.take()) {
         // A full disk gets its room back.
-        std::fs::remove_file(&open.at).ok();
+        let at = if open.is_aside {
+            &taking.into.aside
+        } else {
+            &open.to
+        };
+        std::fs::remove_file(at).ok();
     }
     done
 }
@@ -55,20 +66,31 @@ fn take_all(talk: &mut Talk, taking: &mut Taking<'_>, first: Request) -> Result<
 }
 
 struct Taking<'a> {
-    into: &'a Into<'a>,
+    into: Into<'a>,
     file: Option<Open>,
     /// Directories that get their mode, and some their time, when they are full.
-    late: Vec<(PathBuf, u32, Option<i64>)>,
+    late: Vec<(Vec<u8>, u32, Option<i64>)>,
+    modes: Modes,
+}
+
+/// Modes that a new file has in a directory when it is made with them: what masks them there is asked once for each.
+#[derive(Default)]
+struct Modes {
+    dir: Vec<u8>,
+    sound: Vec<u32>,
 }
 
 /// A file on its way.
 struct Open {
     file: File,
-    /// Where it is made.
-    at: PathBuf,
+    /// Whether it is made beside the tree.
+    is_aside: bool,
     /// Where it goes.
+    name: Vec<u8>,
+    /// The same, for messages.
     to: PathBuf,
-    mode: u32,
+    /// The mode that it still has to get.
+    mode: Option<u32>,
     modified: Timespec,
     end: u64,
     is_hollow: bool,
@@ -87,82 +109,123 @@ impl Taking<'_> {
                 path: name,
                 mode,
                 seconds,
-            } => self.directory(&self.into.root.join(path(&name)), mode, seconds),
+            } => self.directory(name, mode, seconds),
             Request::File {
                 number,
                 mode,
                 seconds,
                 nanoseconds,
-            } => {
-                let to = self.path(number)?;
-                let flags =
-                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let make = |at: &Path| rustix::fs::openat(CWD, at, flags, Mode::from_raw_mode(0o600));
-                let (at, file): (_, OwnedFd) = self.made(&to, make)?;
-                self.file = Some(Open {
-                    file: file.into(),
-                    at,
-                    to,
-                    mode,
-                    modified: timespec(seconds, nanoseconds),
-                    end: 0,
-                    is_hollow: false,
-                });
-                Ok(())
-            }
+            } => self.begin_file(number, mode, timespec(seconds, nanoseconds)),
             Request::Link {
                 number,
                 seconds,
                 nanoseconds,
                 target,
             } => {
-                let to = self.path(number)?;
-                let (at, ()) = self.made(&to, |at| rustix::fs::symlinkat(path(&target), CWD, at))?;
-                let times = times(timespec(seconds, nanoseconds));
-                rustix::fs::utimensat(CWD, &at, &times, AtFlags::SYMLINK_NOFOLLOW).at(&to)?;
-                put(&at, &to)
+                let (name, to) = self.name(number)?;
+                let make = |within: BorrowedFd<'_>, leaf: &Path| {
+                    rustix::fs::symlinkat(path(&target), within, leaf)?;
+                    let times = times(timespec(seconds, nanoseconds));
+                    rustix::fs::utimensat(within, leaf, &times, AtFlags::SYMLINK_NOFOLLOW)
+                };
+                match self.made(&name, &to, make)? {
+                    (true, ()) => self.put(&name, &to),
+                    (false, ()) => Ok(()),
+                }
             }
             other => Err(out_of_order(&other)),
         }
     }
 
-    fn path(&self, number: u32) -> Result<PathBuf, Failure> {
-        let name = usize::try_from(number)
-            .ok()
-            .and_then(|number| (self.into.name)(number));
-        name.map(|name| self.into.root.join(name))
-            .ok_or_else(|| Failure::Refused(format!("the client has not named an entry {number}")))
-    }
-
-    fn directory(&mut self, name: &Path, mode: u32, seconds: Option<i64>) -> Result<(), Failure> {
-        match std::fs::DirBuilder::new().mode(mode | 0o700).create(name) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            made => made.at(name)?,
+    fn begin_file(&mut self, number: u32, mode: u32, modified: Timespec) -> Result<(), Failure> {
+        let (name, to) = self.name(number)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let first = Mode::from_raw_mode(mode & !SPECIAL);
+        let make = |within: BorrowedFd<'_>, leaf: &Path| rustix::fs::openat(within, leaf, flags, first);
+        let (is_aside, file) = self.made(&name, &to, make)?;
+        let dir = parent(&name);
+        if self.modes.dir != dir {
+            self.modes.dir.clear();
+            self.modes.dir.extend_from_slice(dir);
+            self.modes.sound.clear();
         }
-        let meta = name.symlink_metadata().at(name)?;
-        if !meta.is_dir() {
-            return Err(Errno::NOTDIR).at(name);
-        }
-        let now = meta.permissions().mode() & 0o7777;
-        if now & 0o300 != 0o300 {
-            std::fs::set_permissions(name, std::fs::Permissions::from_mode(now | 0o700)).at(name)?;
-            self.late.push((name.to_owned(), mode, seconds));
-        } else if now != mode || seconds.is_some() {
-            self.late.push((name.to_owned(), mode, seconds));
-        }
+        let is_sound = !is_aside
+            && mode & SPECIAL == 0
+            && (self.modes.sound.contains(&mode) || {
+                let is_so = rustix::fs::fstat(&file).at(&to)?.st_mode & 0o7777 == mode;
+                self.modes.sound.extend(is_so.then_some(mode));
+                is_so
+            });
+        self.file = Some(Open {
+            file: file.into(),
+            is_aside,
+            name,
+            to,
+            mode: (!is_sound).then_some(mode),
+            modified,
+            end: 0,
+            is_hollow: false,
+        });
         Ok(())
     }
 
-    /// Makes something at `to`, or beside the tree where something stands there; and says where.
-    fn made<T>(&self, to: &Path, make: impl Fn(&Path) -> Result<T, Errno>) -> Result<(PathBuf, T), Failure> {
-        match make(to) {
+    /// The name with this number, and how a message shows it.
+    fn name(&mut self, number: u32) -> Result<(Vec<u8>, PathBuf), Failure> {
+        let name = match usize::try_from(number) {
+            Ok(number) => (self.into.name)(number)?,
+            Err(_) => None,
+        };
+        let name =
+            name.ok_or_else(|| Failure::Refused(format!("the client has not named an entry {number}")))?;
+        let to = self.into.root.join(path(&name));
+        Ok((name, to))
+    }
+
+    fn directory(&mut self, name: Vec<u8>, mode: u32, seconds: Option<i64>) -> Result<(), Failure> {
+        let to = self.into.root.join(path(&name));
+        let within = self.into.dirs.enter(parent(&name)).at(&to)?;
+        match rustix::fs::mkdirat(within, leaf(&name), Mode::from_raw_mode(mode | 0o700)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno).at(&to),
+        }
+        let stat = rustix::fs::statat(within, leaf(&name), AtFlags::SYMLINK_NOFOLLOW).at(&to)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            return Err(Errno::NOTDIR).at(&to);
+        }
+        let now = stat.st_mode & 0o7777;
+        if now & 0o300 != 0o300 {
+            let open = Mode::from_raw_mode(now | 0o700);
+            rustix::fs::chmodat(within, leaf(&name), open, AtFlags::empty()).at(&to)?;
+        } else if now == mode && seconds.is_none() {
+            return Ok(());
+        }
+        self.late.push((name, mode, seconds));
+        Ok(())
+    }
+
+    /// Makes something at `name`, or beside the tree where something stands there; and says whether it is there.
+    fn made<T>(
+        &mut self,
+        name: &[u8],
+        to: &Path,
+        make: impl Fn(BorrowedFd<'_>, &Path) -> Result<T, Errno>,
+    ) -> Result<(bool, T), Failure> {
+        let within = self.into.dirs.enter(parent(name)).at(to)?;
+        match make(within, path(leaf(name))) {
             Err(Errno::EXIST) => {
-                let at = self.into.aside.clone();
-                discard(&at)?;
-                let made = make(&at).at(to)?;
-                Ok((at, made))
+                discard(&self.into.aside)?;
+                Ok((true, make(CWD, &self.into.aside).at(to)?))
             }
-            made => Ok((to.to_owned(), made.at(to)?)),
+            made => Ok((false, made.at(to)?)),
+        }
+    }
+
+    /// Puts what was made beside the tree into its place.
+    fn put(&mut self, name: &[u8], to: &Path) -> Result<(), Failure> {
+        let within = self.into.dirs.enter(parent(name)).at(to)?;
+        match rustix::fs::renameat(CWD, &self.into.aside, within.as_fd(), leaf(name)) {
+            Err(Errno::XDEV) => copy(&self.into.aside, to),
+            moved => moved.at(to),
         }
     }
 
@@ -196,9 +259,14 @@ impl Taking<'_> {
         if open.is_hollow {
             open.file.set_len(open.end).at(&open.to)?;
         }
-        rustix::fs::fchmod(&open.file, Mode::from_raw_mode(open.mode)).at(&open.to)?;
+        if let Some(mode) = open.mode {
+            rustix::fs::fchmod(&open.file, Mode::from_raw_mode(mode)).at(&open.to)?;
+        }
         rustix::fs::futimens(&open.file, &times(open.modified)).at(&open.to)?;
-        put(&open.at, &open.to)?;
+        if open.is_aside {
+            let (name, to) = (open.name.clone(), open.to.clone());
+            self.put(&name, &to)?;
+        }
         self.file = None;
         Ok(())
     }
@@ -207,15 +275,12 @@ impl Taking<'_> {
         self.finish()?;
         // A directory that nobody may write to gets its mode when it is full.
         for (name, mode, seconds) in self.late.iter().rev() {
-            std::fs::set_permissions(name, std::fs::Permissions::from_mode(*mode)).at(name)?;
+            let to = self.into.root.join(path(name));
+            let within = self.into.dirs.enter(parent(name)).at(&to)?;
+            rustix::fs::chmodat(within, leaf(name), Mode::from_raw_mode(*mode), AtFlags::empty()).at(&to)?;
             if let Some(seconds) = seconds {
-                rustix::fs::utimensat(
-                    CWD,
-                    name,
-                    &times(timespec(*seconds, 0)),
-                    AtFlags::SYMLINK_NOFOLLOW,
-                )
-                .at(name)?;
+                let times = times(timespec(*seconds, 0));
+                rustix::fs::utimensat(within, leaf(name), &times, AtFlags::SYMLINK_NOFOLLOW).at(&to)?;
             }
         }
         Ok(())
@@ -236,17 +301,6 @@ pub(crate) fn times(modified: Timespec) -> Timestamps {
             tv_nsec: UTIME_NOW,
         },
         last_modification: modified,
-    }
-}
-
-/// Puts what was made into its place.
-fn put(at: &Path, to: &Path) -> Result<(), Failure> {
-    if at == to {
-        return Ok(());
-    }
-    match rustix::fs::renameat(CWD, at, CWD, to) {
-        Err(Errno::XDEV) => copy(at, to),
-        moved => moved.at(to),
     }
 }
 

@@ -3,11 +3,12 @@
 //! `index`: a line with what it is a record of, then the deleted paths. `rows.K`: `<identity> <what was seen> <path>` of the files of some
 //! directories. A record that is not whole must never pass for one: then everything is compared anew.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::bytes::{discard, listed, parent, push, read, write};
-use crate::failure::Failure;
+use crate::bytes::{BUFFER, Records, Replacing, discard, listed, open, parent, push, read, write};
+use crate::failure::{At as _, Failure};
 use crate::seen::{Dirs, Kind, Seen};
 
 /// How many parts a large tree has.
@@ -76,8 +77,8 @@ pub(crate) struct Head {
     pub(crate) parts: u32,
     /// How many files there are.
     pub(crate) count: usize,
-    /// What was absent.
-    pub(crate) gone: Vec<Vec<u8>>,
+    /// What was absent, NUL after each.
+    pub(crate) gone: Vec<u8>,
 }
 
 impl Head {
@@ -100,7 +101,7 @@ impl Head {
             fingerprint: fingerprint.bytes().all(hex).then(|| fingerprint.to_owned())?,
             parts,
             count: rest.strip_suffix('}')?.parse().ok()?,
-            gone: listed(&gone[1..]).map(<[u8]>::to_vec).collect(),
+            gone: gone[1..].to_vec(),
         })
     }
 
@@ -111,14 +112,10 @@ impl Head {
             count,
             gone,
         } = self;
-        let mut data = format!(
+        let line = format!(
             "{{\"version\": 3, \"fingerprint\": \"{fingerprint}\", \"parts\": {parts}, \"count\": {count}}}\n"
-        )
-        .into_bytes();
-        for path in gone {
-            push(&mut data, path);
-        }
-        write(&place.of("index"), &[&data])
+        );
+        write(&place.of("index"), &[line.as_bytes(), gone])
     }
 }
 
@@ -140,7 +137,7 @@ impl<'a> Known<'a> {
     }
 
     /// Appends its row.
-    pub(crate) fn put(&self, out: &mut Vec<u8>) {
+    fn put(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self.identity);
         out.push(b' ');
         self.seen.put(out);
@@ -149,35 +146,72 @@ impl<'a> Known<'a> {
     }
 }
 
-/// One part of a record.
+/// A part on its way into its file.
 #[derive(Debug)]
-pub(crate) struct Part(Vec<u8>);
+pub(crate) struct Writing {
+    to: PathBuf,
+    new: Replacing,
+    /// What is not in the file yet.
+    waiting: Vec<u8>,
+    /// How many rows it has.
+    pub(crate) count: usize,
+}
 
-impl Part {
-    pub(crate) fn load(place: &Place, part: u32) -> Result<Self, Failure> {
-        read(&place.part(part)).map(Self)
+impl Writing {
+    pub(crate) fn begin(place: &Place, part: u32) -> Result<Self, Failure> {
+        let to = place.part(part);
+        Ok(Self {
+            new: Replacing::begin(&to)?,
+            to,
+            waiting: Vec::new(),
+            count: 0,
+        })
     }
 
-    /// Its rows. The last one of a file that was cut would name another path.
-    pub(crate) fn known(&self) -> impl Iterator<Item = Known<'_>> {
-        let whole = self.0.iter().rposition(|byte| *byte == 0).unwrap_or(0);
-        listed(&self.0[..whole]).filter_map(Known::parse)
+    pub(crate) fn put(&mut self, known: &Known<'_>) -> Result<(), Failure> {
+        known.put(&mut self.waiting);
+        self.count += 1;
+        if self.waiting.len() >= BUFFER {
+            self.flush()?;
+        }
+        Ok(())
     }
 
-    pub(crate) fn write(place: &Place, part: u32, rows: &[u8]) -> Result<(), Failure> {
-        write(&place.part(part), &[rows])
+    fn flush(&mut self) -> Result<(), Failure> {
+        self.new.file.write_all(&self.waiting).at(&self.new.path)?;
+        self.waiting.clear();
+        Ok(())
     }
 
-    pub(crate) fn discard(place: &Place, part: u32) -> Result<(), Failure> {
-        discard(&place.part(part))
+    /// Puts it into its place.
+    pub(crate) fn end(mut self) -> Result<(), Failure> {
+        self.flush()?;
+        self.new.put(&self.to)
     }
 }
 
-/// Reads these bytes as a head and as a part.
-#[cfg(feature = "fuzzing")]
-pub(crate) fn read_bytes(bytes: &[u8]) {
-    Head::parse(bytes);
-    Part(bytes.to_vec()).known().for_each(drop);
+/// The longest row, in bytes: no path of Linux is longer than 4096.
+const ROW: usize = 8192;
+
+/// Gives the rows of a part to `take` until it says that it wants no more. The last one of a file that was cut would name another path.
+pub(crate) fn each_of(
+    place: &Place,
+    part: u32,
+    mut take: impl FnMut(Known<'_>) -> Result<bool, Failure>,
+) -> Result<(), Failure> {
+    let path = place.part(part);
+    let Some(file) = open(&path)? else {
+        return Ok(());
+    };
+    let mut rows = Records::of(file, ROW);
+    while let Some(row) = rows.record().at(&path)? {
+        if let Some(known) = Known::parse(row)
+            && !take(known)?
+        {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Gives every file of a record to `take`, also of one that a sync was about to replace: what it says of a file is true or is not, whatever
@@ -185,19 +219,81 @@ pub(crate) fn read_bytes(bytes: &[u8]) {
 pub(crate) fn each(
     place: &Place,
     head: Option<&Head>,
-    mut take: impl FnMut(Known<'_>),
+    mut take: impl FnMut(Known<'_>) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     for part in 0..head.map_or(0, |head| head.parts) {
-        Part::load(place, part)?.known().for_each(&mut take);
+        each_of(place, part, |known| take(known).map(|()| true))?;
     }
     Ok(())
+}
+
+/// There is no such part any more.
+pub(crate) fn discard_part(place: &Place, part: u32) -> Result<(), Failure> {
+    discard(&place.part(part))
+}
+
+/// A part that is asked for single files: its bytes, and its rows in the order of their paths.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) number: u32,
+    data: Vec<u8>,
+    starts: Vec<u32>,
+}
+
+impl Part {
+    pub(crate) fn load(place: &Place, number: u32) -> Result<Self, Failure> {
+        let mut data = read(&place.part(number))?;
+        // The last row of a file that was cut would name another path.
+        data.truncate(data.iter().rposition(|byte| *byte == 0).unwrap_or(0));
+        let (mut starts, mut at) = (Vec::new(), 0);
+        for row in data.split(|byte| *byte == 0) {
+            // One that begins behind four gigabytes is not known, and so not believed.
+            if let (Some(_), Ok(start)) = (Known::parse(row), u32::try_from(at)) {
+                starts.push(start);
+            }
+            at += row.len() + 1;
+        }
+        let mut part = Self {
+            number,
+            data,
+            starts: Vec::new(),
+        };
+        let path = |start: &u32| part.known(*start).map(|known| known.path);
+        if !starts.is_sorted_by_key(path) {
+            starts.sort_by(|a, b| path(a).cmp(&path(b)));
+        }
+        part.starts = starts;
+        Ok(part)
+    }
+
+    fn known(&self, start: u32) -> Option<Known<'_>> {
+        let tail = self.data.get(usize::try_from(start).ok()?..)?;
+        Known::parse(listed(tail).next()?)
+    }
+
+    /// What was seen at a path.
+    pub(crate) fn seen(&self, path: &[u8]) -> Option<Seen> {
+        let order = |start: &u32| self.known(*start).map_or(&[][..], |known| known.path).cmp(path);
+        let place = self.starts.binary_search_by(order).ok()?;
+        self.known(self.starts[place]).map(|known| known.seen)
+    }
+}
+
+/// Reads these bytes as a head and as a part.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_bytes(bytes: &[u8]) {
+    Head::parse(bytes);
+    let mut rows = Records::of(bytes, ROW);
+    while let Ok(Some(row)) = rows.record() {
+        Known::parse(row);
+    }
 }
 
 /// Whether every file of the record is as it was seen, and what was absent still is. The workdir is the current directory.
 pub(crate) fn is_unchanged(place: &Place, head: &Head) -> bool {
     let mut dirs = Dirs::default();
-    let back = |path: &Vec<u8>| dirs.look(path).is_some_and(|now| now.kind != Kind::Other);
-    if head.gone.iter().any(back) {
+    let back = |path: &[u8]| dirs.look(path).is_some_and(|now| now.kind != Kind::Other);
+    if listed(&head.gone).any(back) {
         return false;
     }
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -210,18 +306,21 @@ pub(crate) fn is_unchanged(place: &Place, head: &Head) -> bool {
             if part >= head.parts {
                 return count;
             }
-            let Ok(loaded) = Part::load(place, part) else {
-                differs.store(true, Ordering::Relaxed);
-                return count;
-            };
-            for known in loaded.known() {
+            let read = each_of(place, part, |known| {
                 if differs.load(Ordering::Relaxed) {
-                    return count;
+                    return Ok(false);
                 }
                 if dirs.look(known.path) != Some(known.seen) {
                     differs.store(true, Ordering::Relaxed);
                 }
                 count += 1;
+                Ok(true)
+            });
+            if read.is_err() {
+                differs.store(true, Ordering::Relaxed);
+            }
+            if differs.load(Ordering::Relaxed) {
+                return count;
             }
         }
     };
@@ -247,7 +346,7 @@ mod tests {
             fingerprint: "ab.12.ff".to_owned(),
             parts: 8,
             count: 12,
-            gone: vec![b"a b".to_vec(), b"c".to_vec()],
+            gone: b"a b\0c\0".to_vec(),
         };
         let dir = tempfile::tempdir().unwrap();
         let place = Place::new(dir.path().to_str().unwrap(), "w");
@@ -268,5 +367,39 @@ mod tests {
         ] {
             assert_eq!(Head::parse(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_row_that_was_cut_is_none_and_the_others_are_found_in_any_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::new(dir.path().to_str().unwrap(), "w");
+        std::fs::create_dir_all(&place.meta).unwrap();
+        let row = |path: &str| format!("1 f 644 3 5 6 7 {path}");
+        for paths in [["a", "a b", "c"], ["c", "a", "a b"]] {
+            let text = paths.map(row).join("\0");
+            std::fs::write(place.part(1), format!("{text}\0no row\0{}", row("cut"))).unwrap();
+            let mut found = Vec::new();
+            each_of(&place, 1, |known| {
+                found.push(known.path.to_vec());
+                Ok(found.len() < 3)
+            })
+            .unwrap();
+            assert_eq!(found, paths.map(|path| path.as_bytes().to_vec()));
+            let part = Part::load(&place, 1).unwrap();
+            assert!(paths.iter().all(|path| part.seen(path.as_bytes()).is_some()));
+            assert!(part.seen(b"cut").is_none() && part.seen(b"b").is_none());
+        }
+        let written = Known {
+            identity: b"ff",
+            seen: Part::load(&place, 1).unwrap().seen(b"a").unwrap(),
+            path: b"new",
+        };
+        let mut new = Writing::begin(&place, 1).unwrap();
+        new.put(&written).unwrap();
+        // Until it is whole the old one is there.
+        assert!(Part::load(&place, 1).unwrap().seen(b"a").is_some());
+        new.end().unwrap();
+        let part = Part::load(&place, 1).unwrap();
+        assert_eq!((part.seen(b"new"), part.seen(b"a")), (Some(written.seen), None));
     }
 }

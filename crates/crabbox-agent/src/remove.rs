@@ -11,7 +11,8 @@ use rustix::io::Errno;
 
 use crate::bytes::path;
 use crate::failure::{At as _, Failure};
-use crate::seen::Dirs;
+use crate::rows::{Rows, unread};
+use crate::seen::{Dirs, is_below};
 
 const DIR: OFlags = OFlags::PATH
     .union(OFlags::DIRECTORY)
@@ -131,40 +132,40 @@ fn clear(name: &[u8]) -> Result<(), Failure> {
     changed_in(within, || remove_tree(within, path(parts[parts.len() - 1])))
 }
 
-/// Removes what stands where the manifest needs something of another kind.
-pub(crate) fn make_way<'a>(paths: impl Iterator<Item = &'a [u8]>) -> Result<(), Failure> {
-    let mut dirs = Dirs::default();
-    for name in paths {
-        if is_way_clear(&mut dirs, name)? && path(name).symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
-            clear(name)?;
+/// Removes what stands where the manifest needs something of another kind: in the places of the rows with these numbers, and above them.
+pub(crate) fn make_way(rows: &mut Rows, numbers: &[u32]) -> Result<(), Failure> {
+    let (mut dirs, mut free) = (Dirs::default(), None);
+    for number in numbers {
+        let number = usize::try_from(*number).unwrap_or(usize::MAX);
+        let row = rows.get(number)?.ok_or_else(unread)?;
+        match dirs.stat(row.path) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => clear(row.path)?,
+            Ok(_) => {}
+            Err(errno) => {
+                // What is below one that is not there has nothing in its way.
+                let above = dirs.none().filter(|none| is_below(none, row.path));
+                match above {
+                    Some(none) if free.as_deref() == Some(none) => {}
+                    Some(none) => {
+                        let none = none.to_vec();
+                        clear_above(&none)?;
+                        free = Some(none);
+                    }
+                    None if errno == Errno::NOENT => {}
+                    None => return Err(errno).at(path(row.path)),
+                }
+            }
         }
     }
     Ok(())
 }
 
-/// Whether all that is above `name` are directories; removes what is none.
-fn is_way_clear(dirs: &mut Dirs, name: &[u8]) -> Result<bool, Failure> {
-    for cut in name
-        .iter()
-        .enumerate()
-        .filter(|(_, byte)| **byte == b'/')
-        .map(|(cut, _)| cut)
-    {
-        let above = &name[..cut];
-        if dirs.known.contains_key(above) {
-            continue;
-        }
-        match path(above).symlink_metadata() {
-            Ok(meta) if meta.is_dir() => {
-                dirs.known.insert(above.to_vec(), true);
-            }
-            Ok(_) => {
-                clear(above)?;
-                return Ok(false);
-            }
-            Err(error) if crate::bytes::is_absent(&error) => return Ok(false),
-            Err(error) => return Err(error).at(path(above)),
-        }
+/// Removes what stands in the place of a directory, whose own directory is one.
+fn clear_above(name: &[u8]) -> Result<(), Failure> {
+    match path(name).symlink_metadata() {
+        Ok(meta) if meta.is_dir() => Ok(()),
+        Ok(_) => clear(name),
+        Err(error) if crate::bytes::is_absent(&error) => Ok(()),
+        Err(error) => Err(error).at(path(name)),
     }
-    Ok(true)
 }

@@ -1,11 +1,22 @@
 //! The manifest as it came: what the tree is to be, a record each, and what is to be absent.
 //!
-//! `<identity> <kind> <mode> <size> <mtime> <path>` records, the record `-`, then the deleted paths; NUL after each. It is kept as the bytes that
-//! came, because there may be hundreds of thousands.
+//! `<identity> <kind> <mode> <size> <mtime> <path>` records in the order of their paths, the record `-`, then the deleted paths; NUL after each. It
+//! is kept in a file, of which a block at a time is looked into: it must never be held whole, because there may be hundreds of thousands.
 
-use crate::bytes::listed;
-use crate::failure::Failure;
+use std::fs::File;
+use std::io::{BufRead, BufWriter, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use crate::bytes::BUFFER;
+use crate::failure::{At as _, Failure};
 use crate::seen::{Kind, Seen, Time, time};
+
+/// Records of a block.
+const BLOCK: usize = 128;
+
+/// The longest record, in bytes: no path of Linux is longer than 4096.
+const RECORD: usize = 8192;
 
 /// One file or link that the tree is to have.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +50,11 @@ impl<'a> Row<'a> {
         })
     }
 
+    /// The path of a record that was parsed before.
+    fn path_of(record: &'a [u8]) -> &'a [u8] {
+        record.splitn(6, |byte| *byte == b' ').nth(5).unwrap_or_default()
+    }
+
     /// Whether what is there now is what was to be sent.
     pub(crate) fn is(&self, now: &Seen) -> bool {
         let same_mode = self.kind != Kind::File || self.mode & 0o777 == now.mode & 0o777;
@@ -49,117 +65,331 @@ impl<'a> Row<'a> {
     }
 }
 
+/// Where a block begins.
+#[derive(Debug, Clone, Copy)]
+struct Start {
+    /// In the file.
+    at: u64,
+    /// Of its first path in [`Rows::heads`].
+    head: u32,
+}
+
 /// All of it.
 #[derive(Debug)]
 pub(crate) struct Rows {
-    pub(crate) data: Vec<u8>,
-    /// Where each record begins.
-    starts: Vec<u32>,
-    /// The numbers of the records in the order of their paths.
-    order: Vec<u32>,
-    /// What is to be absent.
-    pub(crate) gone: Vec<Vec<u8>>,
+    file: File,
+    starts: Vec<Start>,
+    /// The first path of each block, one behind the other.
+    heads: Vec<u8>,
+    /// Where the records end.
+    end: u64,
+    count: usize,
+    /// What is to be absent, NUL after each.
+    pub(crate) gone: Vec<u8>,
+    /// The block that was looked into last.
+    block: Block,
+}
+
+/// The records of a block.
+#[derive(Debug, Default)]
+struct Block {
+    number: Option<usize>,
+    data: Vec<u8>,
+    /// Where each record ends.
+    ends: Vec<u32>,
+}
+
+impl Block {
+    fn record(&self, place: usize) -> Option<&[u8]> {
+        let at = |place: usize| usize::try_from(*self.ends.get(place)?).ok();
+        let start = match place.checked_sub(1) {
+            Some(before) => at(before)? + 1,
+            None => 0,
+        };
+        self.data.get(start..at(place)?)
+    }
+}
+
+/// A manifest on its way into its file.
+#[derive(Debug)]
+pub(crate) struct Coming {
+    rows: Rows,
+    /// The beginning of the record that has not come whole.
+    rest: Vec<u8>,
+    last: Vec<u8>,
+    is_gone: bool,
+}
+
+impl Coming {
+    /// Into an empty file.
+    pub(crate) fn into(file: File) -> Self {
+        Self {
+            rows: Rows {
+                file,
+                starts: Vec::new(),
+                heads: Vec::new(),
+                end: 0,
+                count: 0,
+                gone: Vec::new(),
+                block: Block::default(),
+            },
+            rest: Vec::new(),
+            last: Vec::new(),
+            is_gone: false,
+        }
+    }
+
+    /// Takes what comes next of it.
+    pub(crate) fn take(&mut self, mut piece: &[u8]) -> Result<(), Failure> {
+        let whole = piece;
+        while let Some(cut) = piece.iter().position(|byte| *byte == 0) {
+            if self.rest.is_empty() {
+                self.record(&piece[..cut])?;
+            } else {
+                let mut record = std::mem::take(&mut self.rest);
+                record.extend_from_slice(&piece[..cut]);
+                self.record(&record)?;
+            }
+            piece = &piece[cut + 1..];
+        }
+        self.rest.extend_from_slice(piece);
+        if self.rest.len() > RECORD {
+            return Err(strange(&self.rest));
+        }
+        (&self.rows.file).write_all(whole)?;
+        Ok(())
+    }
+
+    fn record(&mut self, record: &[u8]) -> Result<(), Failure> {
+        if self.is_gone {
+            if !record.is_empty() {
+                crate::bytes::push(&mut self.rows.gone, record);
+            }
+            return Ok(());
+        }
+        let rows = &mut self.rows;
+        if record == b"-" {
+            self.is_gone = true;
+            return Ok(());
+        }
+        let row = Row::parse(record).filter(|_| record.len() <= RECORD);
+        // Whatever is found in it is found by its order.
+        let row = row.filter(|row| rows.count == 0 || self.last.as_slice() < row.path);
+        let row = row.ok_or_else(|| strange(record))?;
+        if rows.count.is_multiple_of(BLOCK) {
+            let head = u32::try_from(rows.heads.len())
+                .map_err(|_| Failure::Refused("the manifest is too long".to_owned()))?;
+            rows.starts.push(Start { at: rows.end, head });
+            rows.heads.extend_from_slice(row.path);
+        }
+        self.last.clear();
+        self.last.extend_from_slice(row.path);
+        rows.count += 1;
+        rows.end += record.len() as u64 + 1;
+        if u32::try_from(rows.count).is_err() {
+            return Err(Failure::Refused("the manifest is too long".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// All of it has come.
+    pub(crate) fn end(self) -> Result<Rows, Failure> {
+        if self.rest.is_empty() {
+            Ok(self.rows)
+        } else {
+            Err(strange(&self.rest))
+        }
+    }
+}
+
+fn strange(record: &[u8]) -> Failure {
+    let text = String::from_utf8_lossy(&record[..record.len().min(RECORD)]);
+    Failure::Refused(format!(
+        "the manifest has a record that is none, or not in its place: {}",
+        text.escape_debug()
+    ))
 }
 
 impl Rows {
-    /// Reads a manifest.
-    pub(crate) fn parse(data: Vec<u8>) -> Result<Self, Failure> {
-        let strange = |record: &[u8]| {
-            let text = String::from_utf8_lossy(record);
-            Failure::Refused(format!(
-                "the manifest has a record that is none: {}",
-                text.escape_debug()
-            ))
-        };
-        let (mut starts, mut gone, mut at, mut is_gone) = (Vec::new(), Vec::new(), 0, false);
-        for record in data.split(|byte| *byte == 0) {
-            let start = at;
-            at += record.len() + 1;
-            match record {
-                b"" => {}
-                b"-" if !is_gone => is_gone = true,
-                path if is_gone => gone.push(path.to_vec()),
-                record if Row::parse(record).is_some() => {
-                    starts.push(
-                        u32::try_from(start)
-                            .map_err(|_| Failure::Refused("the manifest is too long".to_owned()))?,
-                    );
-                }
-                record => return Err(strange(record)),
-            }
-        }
-        let mut rows = Self {
-            order: (0..u32::try_from(starts.len()).unwrap_or(u32::MAX)).collect(),
-            data,
-            starts,
-            gone,
-        };
-        let mut order = std::mem::take(&mut rows.order);
-        order.sort_by(|a, b| rows.path(*a).cmp(rows.path(*b)));
-        rows.order = order;
-        Ok(rows)
-    }
-
     pub(crate) fn len(&self) -> usize {
-        self.starts.len()
+        self.count
     }
 
     /// The one with this number, if there is one.
-    pub(crate) fn get(&self, number: usize) -> Option<Row<'_>> {
-        let start = usize::try_from(*self.starts.get(number)?).ok()?;
-        let record = self.data.get(start..)?.split(|byte| *byte == 0).next()?;
-        Row::parse(record)
-    }
-
-    /// All of them, in the order in which they came.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Row<'_>> {
-        (0..self.len()).filter_map(|number| self.get(number))
-    }
-
-    fn path(&self, number: u32) -> &[u8] {
-        let row = usize::try_from(number).ok().and_then(|number| self.get(number));
-        row.map_or(&[], |row| row.path)
+    pub(crate) fn get(&mut self, number: usize) -> Result<Option<Row<'_>>, Failure> {
+        if number >= self.count {
+            return Ok(None);
+        }
+        self.open(number / BLOCK)?;
+        let row = self.block.record(number % BLOCK).and_then(Row::parse);
+        row.ok_or_else(unread).map(Some)
     }
 
     /// The number of the record of a path.
-    pub(crate) fn find(&self, path: &[u8]) -> Option<usize> {
-        let place = self
-            .order
-            .binary_search_by(|number| self.path(*number).cmp(path))
-            .ok()?;
-        usize::try_from(self.order[place]).ok()
+    pub(crate) fn find(&mut self, path: &[u8]) -> Result<Option<usize>, Failure> {
+        let before = self.first_behind(path);
+        let Some(number) = before.checked_sub(1) else {
+            return Ok(None);
+        };
+        self.open(number)?;
+        let records = 0..self.block.ends.len();
+        let path_of = |place| Row::path_of(self.block.record(place).unwrap_or_default());
+        let place = first(records, |place| path_of(place) >= path);
+        let found = place < self.block.ends.len() && path_of(place) == path;
+        Ok(found.then_some(number * BLOCK + place))
+    }
+
+    /// The first block all of which is behind a path.
+    fn first_behind(&self, path: &[u8]) -> usize {
+        let head = |number: usize| {
+            let at = |number: usize| self.starts.get(number).map(|start| place(start.head));
+            let end = at(number + 1).unwrap_or(self.heads.len());
+            at(number)
+                .and_then(|start| self.heads.get(start..end))
+                .unwrap_or_default()
+        };
+        first(0..self.starts.len(), |number| head(number) > path)
+    }
+
+    /// Has this block in [`Self::block`].
+    fn open(&mut self, number: usize) -> Result<(), Failure> {
+        if self.block.number == Some(number) {
+            return Ok(());
+        }
+        let start = self.starts.get(number).ok_or_else(unread)?.at;
+        let end = self.starts.get(number + 1).map_or(self.end, |next| next.at);
+        self.block.number = None;
+        let length = usize::try_from(end - start).map_err(|_| unread())?;
+        self.block.data.resize(length, 0);
+        self.file
+            .read_exact_at(&mut self.block.data, start)
+            .map_err(|_| unread())?;
+        self.block.ends.clear();
+        let ends = (0_u32..).zip(&self.block.data).filter(|(_, byte)| **byte == 0);
+        self.block.ends.extend(ends.map(|(end, _)| end));
+        self.block.number = Some(number);
+        Ok(())
+    }
+
+    /// Writes all of it, as it came.
+    pub(crate) fn copy(&self, to: &File) -> Result<(), Failure> {
+        let (mut at, mut chunk) = (0, vec![0; BUFFER]);
+        let mut to = to;
+        loop {
+            match self.file.read_at(&mut chunk, at)? {
+                0 => return Ok(()),
+                count => {
+                    to.write_all(&chunk[..count])?;
+                    at += count as u64;
+                }
+            }
+        }
+    }
+
+    /// Writes the paths of its records, NUL after each.
+    pub(crate) fn put_paths(&mut self, to: &File, shown: &Path) -> Result<(), Failure> {
+        let mut out = BufWriter::with_capacity(BUFFER, to);
+        for number in 0..self.len() {
+            let row = self.get(number)?.ok_or_else(unread)?;
+            out.write_all(row.path).at(shown)?;
+            out.write_all(b"\0").at(shown)?;
+        }
+        out.flush().at(shown)
     }
 }
 
-/// The paths of a manifest that an earlier sync left, however much of it is whole.
-pub(crate) fn paths(data: &[u8]) -> impl Iterator<Item = &[u8]> {
-    listed(data)
-        .take_while(|record| *record != b"-")
-        .filter_map(Row::parse)
-        .map(|row| row.path)
+/// A record of the manifest could not be read again.
+pub(crate) fn unread() -> Failure {
+    Failure::Refused(
+        "the manifest cannot be read again: its file in the lease is not what was written".to_owned(),
+    )
+}
+
+/// The first of these numbers of which this is so, where it is so of all behind one of which it is; the end where it is of none.
+fn first(numbers: std::ops::Range<usize>, is_so: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (numbers.start, numbers.end);
+    while low < high {
+        let middle = usize::midpoint(low, high);
+        if is_so(middle) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    low
+}
+
+fn place(at: u32) -> usize {
+    usize::try_from(at).unwrap_or(usize::MAX)
+}
+
+/// Gives the paths of a manifest that an earlier sync left to `take`, however much of it is whole.
+pub(crate) fn paths(
+    from: impl BufRead,
+    mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut records = crate::bytes::Records::of(from, RECORD);
+    while let Some(record) = records.record()? {
+        if record == b"-" {
+            break;
+        }
+        if let Some(row) = Row::parse(record) {
+            take(row.path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Of bytes in memory.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn of_bytes(data: &[u8]) -> Result<Rows, Failure> {
+    let file = rustix::fs::memfd_create("rows", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut coming = Coming::into(file.into());
+    // In pieces that end anywhere.
+    for piece in data.chunks(7) {
+        coming.take(piece)?;
+    }
+    coming.end()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn all_paths(data: &[u8]) -> Vec<Vec<u8>> {
+        let mut all = Vec::new();
+        paths(data, |path| {
+            all.push(path.to_vec());
+            Ok(())
+        })
+        .unwrap();
+        all
+    }
+
     #[test]
     fn a_manifest_is_read_found_in_and_refused_when_it_is_none() {
-        let data = b"a1 f 644 3 1700000000123456789 z y\x000 l 777 4 -1 b\x00-\x00old\x00older\x00".to_vec();
-        let rows = Rows::parse(data).unwrap();
+        let data = b"0 l 777 4 -1 b\x00a1 f 644 3 1700000000123456789 z y\x00-\x00old\x00older\x00";
+        let mut rows = of_bytes(data).unwrap();
         assert_eq!(rows.len(), 2);
         assert_eq!(
-            (rows.find(b"b"), rows.find(b"z y"), rows.find(b"z")),
-            (Some(1), Some(0), None)
+            (
+                rows.find(b"b").unwrap(),
+                rows.find(b"z y").unwrap(),
+                rows.find(b"z").unwrap(),
+                rows.find(b"a").unwrap()
+            ),
+            (Some(0), Some(1), None, None)
         );
         assert_eq!(
-            rows.get(1).unwrap().modified,
+            rows.get(0).unwrap().unwrap().modified,
             Time {
                 seconds: -1,
                 nanoseconds: 999_999_999
             }
         );
-        assert_eq!(rows.gone, [b"old".to_vec(), b"older".to_vec()]);
+        assert!(rows.get(2).unwrap().is_none());
+        assert_eq!(rows.gone, b"old\0older\0");
+        assert_eq!(all_paths(data), [b"b".to_vec(), b"z y".to_vec()]);
         for bad in [
             &b"a1 f 644 3 x y\x00"[..],
             b"a1 f 644 3\x00",
@@ -167,15 +397,52 @@ mod tests {
             b"a1 f 648 3 1 y\x00",
             b"a1 f 644 3 1 \x00",
         ] {
-            assert!(Rows::parse(bad.to_vec()).is_err(), "{bad:?}");
-            assert_eq!(paths(bad).count(), 0);
+            assert!(of_bytes(bad).is_err(), "{bad:?}");
+            assert!(all_paths(bad).is_empty());
+        }
+        // Out of order, twice, or cut.
+        for bad in [
+            &b"0 f 644 3 1 b\x000 f 644 3 1 a\x00"[..],
+            b"0 f 644 3 1 b\x000 f 644 3 1 b\x00",
+            b"0 f 644 3 1 a\x000 f 644 3 1 b",
+        ] {
+            assert!(of_bytes(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn each_of_many_is_found_whatever_block_it_is_in() {
+        use std::io::Write as _;
+        for count in [1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 3] {
+            let mut data = Vec::new();
+            for number in 0..count {
+                write!(
+                    data,
+                    "{number:x} f 644 {number} 1 d{:03}/f{number:05}\0",
+                    number / 10
+                )
+                .unwrap();
+            }
+            let mut rows = of_bytes(&data).unwrap();
+            assert_eq!(rows.len(), count);
+            for number in (0..count).rev() {
+                let path = format!("d{:03}/f{number:05}", number / 10);
+                assert_eq!(rows.find(path.as_bytes()).unwrap(), Some(number));
+                assert_eq!(rows.get(number).unwrap().unwrap().size, number as u64);
+                assert_eq!(rows.find(format!("{path}x").as_bytes()).unwrap(), None);
+            }
+            assert!(
+                rows.get(count).unwrap().is_none()
+                    && rows.find(b"e").unwrap().is_none()
+                    && rows.find(b"a").unwrap().is_none()
+            );
         }
     }
 
     #[test]
     fn a_file_system_of_whole_seconds_cuts_a_time_and_nothing_else_does() {
-        let rows = Rows::parse(b"1 f 100644 3 5000000007 a\x00".to_vec()).unwrap();
-        let row = rows.get(0).unwrap();
+        let mut rows = of_bytes(b"1 f 100644 3 5000000007 a\x00").unwrap();
+        let row = rows.get(0).unwrap().unwrap();
         let at = |seconds, nanoseconds| Seen {
             size: 3,
             inode: 1,

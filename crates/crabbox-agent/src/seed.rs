@@ -2,10 +2,10 @@
 //!
 //! It leaves the files of the tree alone. What cannot be done is told, and must never fail the sync that it is part of.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use crabbox_agent_protocol::Seed;
@@ -138,8 +138,10 @@ fn heads(seed: &Seed) -> Result<String, Failure> {
 #[derive(Debug)]
 pub(crate) struct Came {
     pack: PathBuf,
-    staged: Vec<u8>,
-    marks: Vec<u8>,
+    /// The staged changes, as git update-index reads them.
+    staged: PathBuf,
+    /// The bits of the index, by path.
+    pub(crate) marks: Vec<u8>,
     settings: Vec<u8>,
     attributes: Vec<u8>,
     /// Commits that are to have no parents.
@@ -149,26 +151,12 @@ pub(crate) struct Came {
 impl Came {
     /// Takes it all from the client.
     pub(crate) fn take(talk: &mut Talk, place: &Place) -> Result<Self, Failure> {
-        let (staged, marks, settings, attributes, roots) = (
-            talk.list()?,
-            talk.list()?,
-            talk.list()?,
-            talk.list()?,
-            talk.list()?,
-        );
-        let pack = place.of("tmp/seed.pack");
-        // Also where the disk is full the client must be heard to the end of it.
-        let mut file = File::create(&pack).at(&pack);
-        let mut failed = None;
-        talk.pieces(|piece| {
-            if let Ok(open) = &mut file
-                && failed.is_none()
-            {
-                failed = open.write_all(piece).at(&pack).err();
-            }
-            Ok(())
-        })?;
-        if let Some(failure) = failed.or(file.err()) {
+        let (pack, staged) = (place.of("tmp/seed.pack"), place.of("tmp/seed.staged"));
+        let first = keep(talk, &staged)?;
+        let (marks, settings, attributes, roots) = (talk.list()?, talk.list()?, talk.list()?, talk.list()?);
+        let second = keep(talk, &pack)?;
+        if let Some(failure) = first.or(second) {
+            discard(&staged)?;
             discard(&pack)?;
             return Err(failure);
         }
@@ -182,19 +170,6 @@ impl Came {
         })
     }
 
-    /// The bits of the index, by path.
-    pub(crate) fn marks(&self) -> HashMap<Vec<u8>, u8> {
-        let mut marks = HashMap::new();
-        for mark in listed(&self.marks) {
-            let cut = mark.iter().position(|byte| *byte == b' ').unwrap_or(mark.len());
-            let flags: u8 = String::from_utf8_lossy(&mark[..cut]).parse().unwrap_or(0);
-            *marks
-                .entry(mark.get(cut + 1..).unwrap_or_default().to_vec())
-                .or_insert(0) |= flags;
-        }
-        marks
-    }
-
     /// Makes `.git` say what the client's repository says.
     pub(crate) fn apply(&self, place: &Place, seed: &Seed) -> Result<(), Failure> {
         let git_dir = Path::new(".git");
@@ -206,7 +181,7 @@ impl Came {
         discard(&place.of("seed"))?;
         if !Path::new(".git/objects").is_dir() {
             let mut args = vec!["init", "-q", "--template="];
-            args.extend(self.object_format(seed));
+            args.extend(self.object_format(seed)?);
             args.push(".");
             must_git(&args, &Feed::Nothing)?;
         }
@@ -239,8 +214,12 @@ impl Came {
             &["read-tree", "--reset", &seed.head]
         };
         must_git(&[&PLAIN_INDEX[..], read_tree].concat(), &Feed::Nothing)?;
-        let stage = [&PLAIN_INDEX[..], &["update-index", "-z", "--index-info"]].concat();
-        must_git(&stage, &Feed::Bytes(&self.staged))?;
+        let staged = File::open(&self.staged).at(&self.staged)?;
+        // Most often nothing is, and a process is not for nothing.
+        if staged.metadata().at(&self.staged)?.len() > 0 {
+            let stage = [&PLAIN_INDEX[..], &["update-index", "-z", "--index-info"]].concat();
+            must_git(&stage, &Feed::File(staged))?;
+        }
         if !seed.origin.is_empty() {
             must_git(&["config", "remote.origin.url", &seed.origin], &Feed::Nothing)?;
         }
@@ -254,12 +233,14 @@ impl Came {
     }
 
     /// What git init is told, by the length of the ids that come: sha256 has 64 digits (git-init(1)).
-    fn object_format(&self, seed: &Seed) -> Option<&'static str> {
-        let staged = self.staged.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
-        [seed.head.as_bytes(), staged]
-            .iter()
-            .any(|id| id.len() == 64)
-            .then_some("--object-format=sha256")
+    fn object_format(&self, seed: &Seed) -> Result<Option<&'static str>, Failure> {
+        // The first id stands behind a mode.
+        let mut begun = Vec::new();
+        let staged = File::open(&self.staged).at(&self.staged)?;
+        staged.take(100).read_to_end(&mut begun).at(&self.staged)?;
+        let staged = begun.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+        let is_long = [seed.head.as_bytes(), staged].iter().any(|id| id.len() == 64);
+        Ok(is_long.then_some("--object-format=sha256"))
     }
 
     /// Takes over the settings and attributes that decide whether git finds a file unchanged. Those that the guest made for itself stay, as
@@ -296,7 +277,23 @@ impl Drop for Came {
     fn drop(&mut self) {
         // The next sync empties the directory that it is in.
         std::fs::remove_file(&self.pack).ok();
+        std::fs::remove_file(&self.staged).ok();
     }
+}
+
+/// Takes a list into a file. Also where the disk is full the client must be heard to the end of it; what the system said then comes back.
+fn keep(talk: &mut Talk, path: &Path) -> Result<Option<Failure>, Failure> {
+    let mut file = File::create(path).at(path);
+    let mut failed = None;
+    talk.pieces(|piece| {
+        if let Ok(open) = &mut file
+            && failed.is_none()
+        {
+            failed = open.write_all(piece).at(path).err();
+        }
+        Ok(())
+    })?;
+    Ok(failed.or(file.err()))
 }
 
 pub(crate) fn make_dirs(dir: &Path) -> Result<(), Failure> {

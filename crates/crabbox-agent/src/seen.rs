@@ -3,12 +3,20 @@
 //! Kind, mode, size, both times and inode stand for the content, because nobody can change a file and keep its change time. What is beyond a
 //! link must never pass for a file of the tree.
 
-use std::collections::HashMap;
 use std::fs::Metadata;
 use std::io::Write as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 
-use crate::bytes::{parent, path};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::bytes::{leaf, parent, path};
+
+const DIRECTORY: OFlags = OFlags::PATH
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 const NANO: i128 = 1_000_000_000;
 
@@ -32,6 +40,9 @@ impl Time {
         i128::from(self.seconds) * NANO + i128::from(self.nanoseconds)
     }
 }
+
+/// Bytes of what was seen of a path, packed.
+pub(crate) const SIZE: usize = 48;
 
 /// What a path is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +105,28 @@ impl Seen {
         }
     }
 
+    pub(crate) fn of_stat(stat: &Stat) -> Self {
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Kind::File,
+            FileType::Symlink => Kind::Link,
+            _ => Kind::Other,
+        };
+        Self {
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            inode: stat.st_ino,
+            modified: Time {
+                seconds: stat.st_mtime,
+                nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+            },
+            changed: Time {
+                seconds: stat.st_ctime,
+                nanoseconds: u32::try_from(stat.st_ctime_nsec).unwrap_or(0),
+            },
+            mode: stat.st_mode & 0o7777,
+            kind,
+        }
+    }
+
     /// Of what stands at `name`, seen from the workdir, without following a link in its last place.
     pub(crate) fn at(name: &[u8]) -> std::io::Result<Self> {
         path(name).symlink_metadata().map(|meta| Self::of(&meta))
@@ -113,6 +146,42 @@ impl Seen {
             self.changed.nanos()
         )
         .ok();
+    }
+
+    /// In [`SIZE`] bytes, none of which is of what was not seen.
+    pub(crate) fn pack(seen: Option<&Self>) -> [u8; SIZE] {
+        let mut bytes = [0; SIZE];
+        if let Some(seen) = seen {
+            bytes[0] = seen.kind.letter();
+            bytes[4..8].copy_from_slice(&seen.mode.to_le_bytes());
+            bytes[8..16].copy_from_slice(&seen.size.to_le_bytes());
+            bytes[16..24].copy_from_slice(&seen.inode.to_le_bytes());
+            for (at, time) in [(24, seen.modified), (36, seen.changed)] {
+                bytes[at..at + 8].copy_from_slice(&time.seconds.to_le_bytes());
+                bytes[at + 8..at + 12].copy_from_slice(&time.nanoseconds.to_le_bytes());
+            }
+        }
+        bytes
+    }
+
+    /// Of such bytes.
+    pub(crate) fn unpack(bytes: &[u8]) -> Option<Self> {
+        let long = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
+        let short = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
+        let time = |at: usize| {
+            Some(Time {
+                seconds: long(at)?.cast_signed(),
+                nanoseconds: short(at + 8)?,
+            })
+        };
+        Some(Self {
+            kind: Kind::of(bytes.get(..1)?)?,
+            mode: short(4)?,
+            size: long(8)?,
+            inode: long(16)?,
+            modified: time(24)?,
+            changed: time(36)?,
+        })
     }
 
     /// Reads the six words of a record.
@@ -139,33 +208,104 @@ pub(crate) fn time(text: &[u8]) -> Option<Time> {
     Time::parse(text)
 }
 
-/// Which directories are directories of the tree, all the way down from the workdir, and not links.
+/// How many directories of a way are held open at most: a process may have about a thousand descriptors.
+const HELD: usize = 64;
+
+/// Directories of the tree, all the way down from the workdir and not links: the one that was looked into last is held open with those above it,
+/// for neighbours come one after the other.
 #[derive(Debug, Default)]
 pub(crate) struct Dirs {
-    pub(crate) known: HashMap<Vec<u8>, bool>,
+    /// What paths are seen from; the current directory where there is none.
+    root: Option<OwnedFd>,
+    /// The way down, each with the length of its path in `at`.
+    way: Vec<(usize, OwnedFd)>,
+    at: Vec<u8>,
+    /// The last one that is none, and why.
+    none: Option<(Vec<u8>, Errno)>,
+}
+
+/// Whether a path is a directory's or below it.
+pub(crate) fn is_below(dir: &[u8], path: &[u8]) -> bool {
+    path.strip_prefix(dir)
+        .is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
 }
 
 impl Dirs {
+    /// With paths that are seen from `root`.
+    pub(crate) fn below(root: OwnedFd) -> Self {
+        Self {
+            root: Some(root),
+            ..Self::default()
+        }
+    }
+
+    /// Goes to `dir`.
+    pub(crate) fn enter(&mut self, dir: &[u8]) -> Result<BorrowedFd<'_>, Errno> {
+        if let Some((none, errno)) = &self.none
+            && is_below(none, dir)
+        {
+            return Err(*errno);
+        }
+        // The workdir itself is above all of them: what is held stays for the next one.
+        if dir.is_empty() {
+            return Ok(self.root.as_ref().map_or(CWD, |root| root.as_fd()));
+        }
+        while self
+            .way
+            .last()
+            .is_some_and(|(length, _)| !is_below(&self.at[..*length], dir))
+        {
+            self.way.pop();
+        }
+        self.at.clear();
+        self.at.extend_from_slice(dir);
+        let mut start = self.way.last().map_or(0, |(length, _)| length + 1);
+        while start <= dir.len() {
+            let rest = &dir[start..];
+            let end = start + rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
+            let within = match (self.way.last(), &self.root) {
+                (Some((_, above)), _) => above.as_fd(),
+                (None, Some(root)) => root.as_fd(),
+                (None, None) => CWD,
+            };
+            match rustix::fs::openat(within, &dir[start..end], DIRECTORY, Mode::empty()) {
+                Ok(opened) => {
+                    // Of a deeper way those in the middle are opened again.
+                    self.way.truncate(HELD - 1);
+                    self.way.push((end, opened));
+                }
+                Err(errno) => {
+                    self.none = Some((dir[..end].to_vec(), errno));
+                    return Err(errno);
+                }
+            }
+            start = end + 1;
+        }
+        self.way
+            .last()
+            .map(|(_, opened)| opened.as_fd())
+            .ok_or(Errno::NOENT)
+    }
+
+    /// The directory at or above the one that could not be entered last, which is none.
+    pub(crate) fn none(&self) -> Option<&[u8]> {
+        self.none.as_ref().map(|(none, _)| none.as_slice())
+    }
+
     /// Whether `dir`, seen from the workdir, is one.
     pub(crate) fn own(&mut self, dir: &[u8]) -> bool {
-        if dir.is_empty() {
-            return true;
-        }
-        if let Some(answer) = self.known.get(dir) {
-            return *answer;
-        }
-        let answer = self.own(parent(dir)) && path(dir).symlink_metadata().is_ok_and(|meta| meta.is_dir());
-        self.known.insert(dir.to_vec(), answer);
-        answer
+        self.enter(dir).is_ok()
     }
 
     /// What stands at `name` in a directory of the tree.
+    pub(crate) fn stat(&mut self, name: &[u8]) -> Result<Stat, Errno> {
+        let within = self.enter(parent(name))?;
+        rustix::fs::statat(within, leaf(name), AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// The same, as a record has it.
     pub(crate) fn look(&mut self, name: &[u8]) -> Option<Seen> {
-        if self.own(parent(name)) {
-            Seen::at(name).ok()
-        } else {
-            None
-        }
+        self.stat(name).ok().map(|stat| Seen::of_stat(&stat))
     }
 }
 
@@ -185,6 +325,37 @@ mod tests {
             let words = &mut text.split(|byte| *byte == b' ');
             prop_assert_eq!(Seen::parse(words), Some(seen));
             prop_assert_eq!(words.next(), None);
+            prop_assert_eq!(Seen::unpack(&Seen::pack(Some(&seen))), Some(seen));
+            prop_assert_eq!(Seen::unpack(&Seen::pack(None)), None);
+        }
+    }
+
+    #[test]
+    fn a_directory_is_entered_only_where_it_and_all_above_it_are_directories() {
+        let dir = tempfile::tempdir().unwrap();
+        // Deeper than what is held open.
+        let deep: String = (0..HELD + 20).map(|level| format!("d{level}/")).collect();
+        std::fs::create_dir_all(dir.path().join(&deep)).unwrap();
+        std::fs::create_dir_all(dir.path().join("d0/other")).unwrap();
+        std::fs::write(dir.path().join("d0/file"), "12").unwrap();
+        std::fs::write(dir.path().join(&deep).join("file"), "123").unwrap();
+        std::os::unix::fs::symlink("d0", dir.path().join("link")).unwrap();
+        let mut dirs = Dirs::below(std::fs::File::open(dir.path()).unwrap().into());
+        let deep = deep.trim_end_matches('/');
+        let middle = &deep[..deep.len() / 2];
+        let middle = &middle[..middle.rfind('/').unwrap()];
+        for _ in 0..2 {
+            assert_eq!(dirs.look(format!("{deep}/file").as_bytes()).unwrap().size, 3);
+            assert_eq!(dirs.look(b"d0/file").unwrap().size, 2);
+            assert!(dirs.own(middle.as_bytes()) && dirs.own(b"d0/other") && dirs.own(b""));
+            assert!(dirs.way.len() <= HELD);
+            // The beginning of a name is another name.
+            for none in ["d", "d0/file", "link", "link/other", "d0/o", "d0/absent/d"] {
+                assert!(!dirs.own(none.as_bytes()), "{none}");
+                assert!(dirs.look(format!("{none}/file").as_bytes()).is_none(), "{none}");
+            }
+            assert_eq!(dirs.none(), Some(&b"d0/absent"[..]));
+            assert_eq!(dirs.look(b"link").unwrap().kind, Kind::Link);
         }
     }
 }

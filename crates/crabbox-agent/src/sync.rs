@@ -6,28 +6,30 @@
 mod patch;
 mod whole;
 
+use std::fs::File;
+use std::io::Write as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use crabbox_agent_protocol::{Reply, Request, SyncRequest};
+use crabbox_agent_protocol::{PIECE, Reply, Request, Stream, SyncRequest};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
+use rustix::time::ClockId;
 
-use crate::bytes::{discard, path, push, show, write};
+use crate::bytes::{Replacing, discard, listed, parent, push, show};
 use crate::failure::{At as _, Failure};
-use crate::index::{HOLLOW, Tree, Work};
+use crate::index::marks::Marks;
+use crate::index::{Tree, Work};
 use crate::receive::{Into, receive};
 use crate::record::{Head, Place, is_unchanged};
 use crate::remove::{prune, remove_tree};
-use crate::rows::Rows;
+use crate::rows::{Coming, Rows, unread};
 use crate::seed::{self, Came, State, go_dir};
-use crate::seen::{Dirs, Seen};
+use crate::seen::Dirs;
+use crate::sights::Sights;
 use crate::talk::{Heard, Talk, out_of_order};
 use patch::Patch;
 use whole::Whole;
-
-/// Two ticks of a slow kernel: two writes closer than this can carry one change time.
-const RACY: Duration = Duration::from_millis(20);
 
 /// A look at a tree before its client has said what it wants.
 #[derive(Debug)]
@@ -87,13 +89,13 @@ struct Laid {
 /// The two ways of a sync: by the whole manifest, or by what changed since the last one.
 trait Way: Tree + Send {
     /// What was sent of the manifest.
-    fn rows(&self) -> &Rows;
+    fn rows(&mut self) -> &mut Rows;
     /// The places of those that are to be sent.
     fn stale(&self) -> &[u32];
     /// Looks at what is there, and writes down what was seen.
     fn lay(&mut self) -> Result<Laid, Failure>;
     /// Tells the Go program what of the tree a sync brought.
-    fn tell(&self) -> Result<(), Failure>;
+    fn tell(&mut self) -> Result<(), Failure>;
 }
 
 /// One conversation.
@@ -104,23 +106,41 @@ pub(crate) fn sync(talk: &mut Talk, request: &SyncRequest, looked: Option<Looked
         .filter(|looked| looked.place == place)
         .or_else(|| believed.then(|| look(&request.lease_dir, &request.name)))
         .filter(|_| believed);
-    if let Some(looked) = &looked {
-        if let Some(head) = looked.may_patch(request) {
-            talk.say(&Reply::Patch {})?;
-            let (rows, removed, unlike) = (talk.list()?, talk.list()?, talk.list()?);
-            let lock = enter(&place, request)?;
-            let way = Patch::begin(&place, request, head, rows, &removed, &unlike)?;
-            return bring(talk, &place, request, way, &lock);
-        }
-        if looked.is_same(request)? {
-            return talk.say(&Reply::Same {});
-        }
+    let head = match &looked {
+        Some(looked) if looked.is_same(request)? => return talk.say(&Reply::Same {}),
+        Some(looked) => looked.may_patch(request),
+        None => None,
+    };
+    // The manifest goes into a file of the tree's.
+    let lock = enter(&place, request)?;
+    if let Some(head) = head {
+        talk.say(&Reply::Patch {})?;
+        let (rows, removed, unlike) = (manifest(talk, &place)?, talk.names()?, talk.names()?);
+        let way = Patch::begin(&place, request, head, rows, removed, unlike)?;
+        return bring(talk, &place, request, way, &lock);
     }
     talk.say(&Reply::Differs {})?;
-    let (rows, unlike) = (talk.list()?, talk.list()?);
-    let lock = enter(&place, request)?;
-    let way = Whole::begin(&place, request, rows, &unlike)?;
+    let (rows, unlike) = (manifest(talk, &place)?, talk.names()?);
+    let way = Whole::begin(&place, request, rows, unlike)?;
     bring(talk, &place, request, way, &lock)
+}
+
+/// Where a manifest is until it is what a sync is about to do.
+const MANIFEST: &str = "tmp/manifest";
+
+/// Takes a manifest.
+fn manifest(talk: &mut Talk, place: &Place) -> Result<Rows, Failure> {
+    let path = place.of(MANIFEST);
+    let mut options = File::options();
+    let file = options
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)
+        .at(&path)?;
+    let mut coming = Coming::into(file);
+    talk.pieces(|piece| coming.take(piece))?;
+    coming.end()
 }
 
 /// Held for as long as a sync is at work in a tree.
@@ -196,7 +216,7 @@ fn bring(
     mut way: impl Way,
     _lock: &Lock,
 ) -> Result<(), Failure> {
-    let mut work = Work::of(place, &way)?;
+    let mut work = Work::of(place, &mut way)?;
     let mut state = match &request.seed {
         Some(seed) => seed::state(place, seed)?,
         None => State::default(),
@@ -206,7 +226,8 @@ fn bring(
     }
     // Until one has come: in the index of another commit nothing is to look unchanged.
     work.is_failed = state.needed;
-    let all = way.stale().len() == way.rows().len() && way.rows().len() > 0;
+    let count = way.rows().len();
+    let all = way.stale().len() == count && count > 0;
     if way.stale().is_empty() && !state.needed {
         let laid = way.lay()?;
         return finish(talk, place, request, &mut way, &work, &laid);
@@ -218,12 +239,11 @@ fn bring(
         have_base: state.have_base,
     })?;
     if !all {
-        let numbers: Vec<u8> = way
-            .stale()
-            .iter()
-            .flat_map(|number| number.to_be_bytes())
-            .collect();
-        talk.send_list(&numbers)?;
+        for numbers in way.stale().chunks(PIECE / size_of::<u32>()) {
+            let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_be_bytes()).collect();
+            talk.send(Stream::Data, &bytes)?;
+        }
+        talk.say(&Reply::End {})?;
     }
     let mut laid = None;
     loop {
@@ -259,10 +279,11 @@ fn bring(
                 let rows = way.rows();
                 let into = Into {
                     root: Path::new(""),
+                    dirs: Dirs::default(),
                     aside: place.of("tmp/file"),
-                    name: &|number| rows.get(number).map(|row| path(row.path).to_owned()),
+                    name: &mut |number| Ok(rows.get(number)?.map(|row| row.path.to_owned())),
                 };
-                receive(talk, &into, first)?;
+                receive(talk, into, first)?;
                 talk.say(&Reply::Received {})?;
             }
             Heard::Request(other) => return Err(out_of_order(&other)),
@@ -279,11 +300,9 @@ fn apply(place: &Place, request: &SyncRequest, work: &mut Work, came: &Came) -> 
             "the client sent a repository that it did not want".to_owned(),
         ));
     };
-    let marks = came.marks();
+    let marks = Marks::parse(&came.marks)?;
     came.apply(place, seed)?;
-    let hollow = marks.iter().filter(|(_, flags)| **flags & HOLLOW != 0);
-    let hollow: Vec<&[u8]> = hollow.map(|(path, _)| path.as_slice()).collect();
-    seed::keep_hollow(place, &hollow)?;
+    seed::keep_hollow(place, &marks.hollow().collect::<Vec<_>>())?;
     work.anew = Some(marks);
     work.is_failed = false;
     Ok(())
@@ -325,76 +344,96 @@ fn prune_all(
     place: &Place,
     request: &SyncRequest,
     lost: &[Vec<u8>],
-    gone: &[&[u8]],
-    data: &[u8],
+    gone: &[u8],
+    rows: &Rows,
 ) -> Result<(), Failure> {
     let pending = place.of("pending");
-    if request.delete {
+    let told = || std::fs::rename(place.of(MANIFEST), &pending).at(&pending);
+    if !request.delete {
+        return told();
+    }
+    if lost.is_empty() {
+        told()?;
+    } else {
         let mut known = Vec::new();
         for path in lost {
             known.extend_from_slice(b"0 f 0 0 0 ");
             push(&mut known, path);
         }
-        write(&pending, &[&known, data])?;
-        for path in lost.iter().map(Vec::as_slice).chain(gone.iter().copied()) {
-            prune(path)?;
-        }
+        let mut new = Replacing::begin(&pending)?;
+        new.file.write_all(&known).at(&new.path)?;
+        rows.copy(&new.file)?;
+        new.put(&pending)?;
     }
-    if !lost.is_empty() || !request.delete {
-        write(&pending, &[data])?;
+    for path in lost.iter().map(Vec::as_slice).chain(listed(gone)) {
+        prune(path)?;
     }
-    Ok(())
+    if lost.is_empty() { Ok(()) } else { told() }
 }
 
-/// How every path looks now, by its place; those that are not what was to be sent are left out, and so sent again. A path that was left alone keeps
+/// How every path looks now, by its number; those that are not what was to be sent are left out, and so sent again. A path that was left alone keeps
 /// what was seen of it: if it is not so any more, the next look finds that out.
-fn settle(rows: &Rows, kept: &mut [Option<Seen>]) -> Vec<Option<Seen>> {
-    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let edge = i128::try_from(started.saturating_sub(RACY).as_nanos()).unwrap_or(0);
-    let mut dirs = Dirs::default();
-    let mut now: Vec<Option<Seen>> = Vec::with_capacity(rows.len());
-    let mut racy = Vec::new();
-    for (number, row) in rows.iter().enumerate() {
-        let was = kept.get(number).copied().flatten();
-        let seen = match was {
-            Some(was) => dirs.own(crate::bytes::parent(row.path)).then_some(was),
-            None => dirs.look(row.path),
+fn settle(place: &Place, rows: &mut Rows, mut kept: Option<&mut Sights>) -> Result<Sights, Failure> {
+    let mut now = Sights::new(&place.of("tmp/now"))?;
+    let (tick, mut dirs, mut racy) = (tick(), Dirs::default(), Vec::new());
+    for number in 0..rows.len() {
+        let was = match &mut kept {
+            Some(kept) => kept.get(number)?,
+            None => None,
         };
-        if was.is_none() && seen.is_some_and(|seen| seen.changed.nanos() > edge) {
-            racy.push(number);
-        }
-        now.push(seen);
+        let row = rows.get(number)?.ok_or_else(unread)?;
+        let seen = if was.is_some() {
+            was.filter(|_| dirs.own(parent(row.path)))
+        } else {
+            // Before the look: what is written behind it cannot be older.
+            let edge = now_in_ticks();
+            let seen = dirs.look(row.path);
+            if seen.is_some_and(|seen| seen.changed.nanos() + tick >= edge) {
+                racy.push(number);
+            }
+            seen.filter(|seen| row.is(seen))
+        };
+        now.put(number, seen.as_ref())?;
     }
     if !racy.is_empty() {
         // A write right after the look must not be able to carry the change time that was just seen.
-        std::thread::sleep(RACY);
+        std::thread::sleep(Duration::from_nanos(u64::try_from(2 * tick).unwrap_or(0)));
         let mut again = Dirs::default();
         for number in racy {
-            now[number] = rows.get(number).and_then(|row| again.look(row.path));
+            let row = rows.get(number)?.ok_or_else(unread)?;
+            let seen = again.look(row.path).filter(|seen| row.is(seen));
+            now.put(number, seen.as_ref())?;
         }
     }
-    for (number, row) in rows.iter().enumerate() {
-        let was = kept.get(number).copied().flatten();
-        if was.is_none() && now[number].is_some_and(|seen| !row.is(&seen)) {
-            now[number] = None;
-        }
-    }
-    now
+    Ok(now)
+}
+
+/// How far apart two change times are at least that are not one, in nanoseconds: a tick of the kernel, see clock_getres(2).
+fn tick() -> i128 {
+    let tick = rustix::time::clock_getres(ClockId::RealtimeCoarse);
+    let tick = nanos(tick);
+    // The slowest kernel has a hundred in a second, the fastest ones a thousand.
+    tick.clamp(1_000_000, 10_000_000)
+}
+
+/// The change time that a write would have now, in nanoseconds of the unix epoch.
+fn now_in_ticks() -> i128 {
+    nanos(rustix::time::clock_gettime(ClockId::RealtimeCoarse))
+}
+
+fn nanos(time: rustix::time::Timespec) -> i128 {
+    i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
 }
 
 /// Tells the Go program what of the tree a sync brought, if it has ever been here.
-fn tell_go<'a>(
-    place: &Place,
-    paths: impl FnOnce() -> Result<Vec<Vec<u8>>, Failure> + 'a,
-) -> Result<(), Failure> {
+fn tell_go(place: &Place, put: impl FnOnce(&File, &Path) -> Result<(), Failure>) -> Result<(), Failure> {
     let go = go_dir(place);
     if go.is_dir() || go.ends_with(".git/crabbox") {
         seed::make_dirs(&go)?;
-        let mut list = Vec::new();
-        for path in paths()? {
-            push(&mut list, &path);
-        }
-        write(&go.join("sync-manifest"), &[&list])?;
+        let manifest = go.join("sync-manifest");
+        let new = Replacing::begin(&manifest)?;
+        put(&new.file, &new.path)?;
+        new.put(&manifest)?;
     }
     Ok(())
 }
@@ -412,8 +451,13 @@ fn drop_go_fingerprint(place: &Place) -> Result<(), Failure> {
     }
 }
 
-/// The paths of `rows` with these numbers.
-fn named<'a>(rows: &'a Rows, numbers: &'a [u32]) -> impl Iterator<Item = &'a [u8]> {
-    let row = |number: &u32| usize::try_from(*number).ok().and_then(|number| rows.get(number));
-    numbers.iter().filter_map(row).map(|row| row.path)
+/// Whether `take` says so of a path of `rows` with one of these numbers.
+fn any_named(rows: &mut Rows, numbers: &[u32], take: &mut dyn FnMut(&[u8]) -> bool) -> Result<bool, Failure> {
+    for number in numbers {
+        let row = rows.get(usize::try_from(*number).unwrap_or(usize::MAX))?;
+        if row.is_some_and(|row| take(row.path)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

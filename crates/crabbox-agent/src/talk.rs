@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::PIPE_BUF;
 
 use crate::failure::Failure;
+use crate::names::Names;
 
 /// How much is read ahead, in bytes.
 const AHEAD: usize = 256 * 1024;
@@ -84,6 +85,11 @@ impl Talk {
             Ok(())
         })?;
         Ok(list)
+    }
+
+    /// A list of names.
+    pub(crate) fn names(&mut self) -> Result<Names, Failure> {
+        Names::of(self.list()?)
     }
 
     /// Gives each piece of a list to `take`.

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use crabbox_agent_protocol::{Command, Frame, Frames, HELLO, Reply, Request, Stream, put_bytes};
 
+mod memory;
+
 /// A conversation.
 struct Agent {
     process: Child,

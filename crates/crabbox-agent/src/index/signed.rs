@@ -7,20 +7,14 @@ use crabbox_agent_protocol::PIECE;
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
-/// The checksum of `data`, by the length of an object's name.
-pub(super) fn digest_of(ids: usize, data: &[u8]) -> Vec<u8> {
-    let mut hash = Hash::new(ids);
-    hash.update(data);
-    hash.end()
-}
-
-enum Hash {
+/// A checksum in the making, by the length of an object's name.
+pub(super) enum Hash {
     Short(Sha1),
     Long(Sha256),
 }
 
 impl Hash {
-    fn new(ids: usize) -> Self {
+    pub(super) fn new(ids: usize) -> Self {
         if ids == 20 {
             Self::Short(Sha1::new())
         } else {
@@ -28,14 +22,14 @@ impl Hash {
         }
     }
 
-    fn update(&mut self, data: &[u8]) {
+    pub(super) fn update(&mut self, data: &[u8]) {
         match self {
             Self::Short(hash) => hash.update(data),
             Self::Long(hash) => hash.update(data),
         }
     }
 
-    fn end(self) -> Vec<u8> {
+    pub(super) fn end(self) -> Vec<u8> {
         match self {
             Self::Short(hash) => hash.finalize().to_vec(),
             Self::Long(hash) => hash.finalize().to_vec(),

@@ -2,42 +2,40 @@
 //!
 //! It must never begin where the tree was not looked at whole.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::sync::Arc;
 
 use crabbox_agent_protocol::SyncRequest;
 
-use super::{Laid, Way, drop_go_fingerprint, named, prune_all, settle, tell_go};
-use crate::bytes::listed;
-use crate::failure::Failure;
+use super::{Laid, Way, any_named, drop_go_fingerprint, prune_all, settle, tell_go};
+use crate::bytes::push;
+use crate::failure::{At as _, Failure};
 use crate::index::Tree;
-use crate::record::{Head, Known, Part, Place, part_of};
+use crate::names::Names;
+use crate::record::{Head, Known, Part, Place, Writing, each_of, part_of};
 use crate::remove::make_way;
-use crate::rows::Rows;
+use crate::rows::{Rows, unread};
 use crate::seen::Seen;
-
-/// The files of a part, by path.
-type Files = BTreeMap<Vec<u8>, (Vec<u8>, Seen)>;
+use crate::sights::Sights;
 
 #[derive(Debug)]
 pub(super) struct Patch<'a> {
     place: &'a Place,
     rows: Rows,
+    /// What was seen of them when everything was there.
+    now: Option<Sights>,
     stale: Vec<u32>,
-    removed: Vec<Vec<u8>>,
-    unlike: HashSet<Vec<u8>>,
+    removed: Names,
+    unlike: Arc<Names>,
     parts: u32,
     count: usize,
-    /// Parts that this sync writes anew, and those that it was asked about.
-    loaded: HashMap<u32, Files>,
-    touched: HashSet<u32>,
+    /// Parts that this sync writes anew.
+    touched: BTreeSet<u32>,
+    /// The part that was asked last what it says of a path.
+    asked: Option<Part>,
     /// Whether there are other paths now than there were.
     has_moved: bool,
-}
-
-fn load(place: &Place, part: u32) -> Result<Files, Failure> {
-    let loaded = Part::load(place, part)?;
-    let file = |known: Known<'_>| (known.path.to_vec(), (known.identity.to_vec(), known.seen));
-    Ok(loaded.known().map(file).collect())
 }
 
 impl<'a> Patch<'a> {
@@ -45,71 +43,112 @@ impl<'a> Patch<'a> {
         place: &'a Place,
         request: &SyncRequest,
         head: &Head,
-        data: Vec<u8>,
-        removed: &[u8],
-        unlike: &[u8],
+        mut rows: Rows,
+        removed: Names,
+        unlike: Names,
     ) -> Result<Self, Failure> {
-        let rows = Rows::parse(data)?;
-        let removed: Vec<Vec<u8>> = listed(removed).map(<[u8]>::to_vec).collect();
         let parts = head.parts;
-        let touched: HashSet<u32> = removed
-            .iter()
-            .map(Vec::as_slice)
-            .chain(rows.iter().map(|row| row.path))
-            .map(|path| part_of(path, parts))
-            .collect();
-        let (mut loaded, mut count) = (HashMap::new(), head.count);
-        for part in &touched {
-            let files = load(place, *part)?;
-            count = count.saturating_sub(files.len());
-            loaded.insert(*part, files);
+        let mut touched: BTreeSet<u32> = removed.iter().map(|path| part_of(path, parts)).collect();
+        for number in 0..rows.len() {
+            let row = rows.get(number)?.ok_or_else(unread)?;
+            touched.insert(part_of(row.path, parts));
         }
         drop_go_fingerprint(place)?;
-        let gone: Vec<&[u8]> = rows.gone.iter().map(Vec::as_slice).collect();
-        prune_all(place, request, &removed, &gone, &rows.data)?;
+        let lost: Vec<Vec<u8>> = removed.iter().map(<[u8]>::to_vec).collect();
+        prune_all(place, request, &lost, &rows.gone, &rows)?;
         let stale: Vec<u32> = (0..u32::try_from(rows.len()).unwrap_or(u32::MAX)).collect();
-        make_way(named(&rows, &stale))?;
+        make_way(&mut rows, &stale)?;
         Ok(Self {
             place,
+            now: None,
             stale,
             removed,
-            unlike: listed(unlike).map(<[u8]>::to_vec).collect(),
+            unlike: Arc::new(unlike),
             parts,
-            count,
-            loaded,
+            count: head.count,
             touched,
+            asked: None,
             has_moved: false,
             rows,
         })
     }
+
+    /// Writes a part anew: what it had of other paths, and what was seen of those that came.
+    fn write(&mut self, part: u32, now: &mut Sights) -> Result<(), Failure> {
+        let (parts, rows, removed) = (self.parts, &mut self.rows, &self.removed);
+        let mut writing = Writing::begin(self.place, part)?;
+        let (mut next, mut before, mut replaced, mut came) = (0, 0_usize, 0_usize, 0_usize);
+        // Those that came stand where their paths have their place.
+        let mut put_until =
+            |path: Option<&[u8]>, writing: &mut Writing, rows: &mut Rows| -> Result<(), Failure> {
+                while let Some(row) = rows.get(next)? {
+                    if path.is_some_and(|path| row.path > path) {
+                        break;
+                    }
+                    if part_of(row.path, parts) == part {
+                        came += 1;
+                        if let Some(seen) = now.get(next)? {
+                            writing.put(&Known {
+                                identity: row.identity,
+                                seen,
+                                path: row.path,
+                            })?;
+                        }
+                    }
+                    next += 1;
+                }
+                Ok(())
+            };
+        each_of(self.place, part, |known| {
+            before += 1;
+            if rows.find(known.path)?.is_some() {
+                replaced += 1;
+            } else if !removed.contains(known.path) {
+                put_until(Some(known.path), &mut writing, rows)?;
+                writing.put(&known)?;
+            }
+            Ok(true)
+        })?;
+        put_until(None, &mut writing, rows)?;
+        self.has_moved |= came > replaced;
+        self.count = self.count.saturating_sub(before) + writing.count;
+        writing.end()
+    }
 }
 
 impl Tree for Patch<'_> {
-    fn unlike(&self) -> &HashSet<Vec<u8>> {
-        &self.unlike
+    fn unlike(&self) -> Arc<Names> {
+        Arc::clone(&self.unlike)
     }
 
-    fn sends(&self, path: &[u8]) -> bool {
-        self.rows.find(path).is_some()
+    fn sends(&mut self, path: &[u8]) -> Result<bool, Failure> {
+        self.rows.find(path).map(|found| found.is_some())
     }
 
-    fn any_sent(&self, take: &mut dyn FnMut(&[u8]) -> bool) -> bool {
-        named(&self.rows, &self.stale).any(take)
+    fn any_sent(&mut self, take: &mut dyn FnMut(&[u8]) -> bool) -> Result<bool, Failure> {
+        any_named(&mut self.rows, &self.stale, take)
     }
 
-    fn known(&mut self, path: &[u8]) -> Option<Seen> {
-        let part = part_of(path, self.parts);
-        let files = match self.loaded.entry(part) {
-            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::hash_map::Entry::Vacant(entry) => entry.insert(load(self.place, part).ok()?),
+    fn known(&mut self, path: &[u8]) -> Result<Option<Seen>, Failure> {
+        if let Some(number) = self.rows.find(path)? {
+            return match &mut self.now {
+                Some(now) => now.get(number),
+                None => Ok(None),
+            };
+        }
+        let number = part_of(path, self.parts);
+        let asked = self.asked.take().filter(|part| part.number == number);
+        let part = match asked {
+            Some(part) => part,
+            None => Part::load(self.place, number)?,
         };
-        files.get(path).map(|(_, seen)| *seen)
+        Ok(self.asked.insert(part).seen(path))
     }
 }
 
 impl Way for Patch<'_> {
-    fn rows(&self) -> &Rows {
-        &self.rows
+    fn rows(&mut self) -> &mut Rows {
+        &mut self.rows
     }
 
     fn stale(&self) -> &[u32] {
@@ -117,65 +156,42 @@ impl Way for Patch<'_> {
     }
 
     fn lay(&mut self) -> Result<Laid, Failure> {
-        let now = settle(&self.rows, &mut []);
+        let mut now = settle(self.place, &mut self.rows, None)?;
         self.has_moved = !self.removed.is_empty();
-        let parts = self.parts;
-        for path in &self.removed {
-            if let Some(files) = self.loaded.get_mut(&part_of(path, parts)) {
-                files.remove(path);
-            }
-        }
         let mut unsettled = 0;
-        for (row, seen) in self.rows.iter().zip(now) {
-            let Some(files) = self.loaded.get_mut(&part_of(row.path, parts)) else {
-                continue;
-            };
-            self.has_moved |= files.remove(row.path).is_none();
-            match seen {
-                Some(seen) => {
-                    files.insert(row.path.to_vec(), (row.identity.to_vec(), seen));
-                }
-                None => unsettled += 1,
-            }
+        for number in 0..self.rows.len() {
+            unsettled += u64::from(now.get(number)?.is_none());
         }
-        for part in &self.touched {
-            let Some(files) = self.loaded.get(part) else {
-                continue;
-            };
-            self.count += files.len();
-            let mut list = Vec::new();
-            for (path, (identity, seen)) in files {
-                let known = Known {
-                    identity,
-                    seen: *seen,
-                    path,
-                };
-                known.put(&mut list);
-            }
-            Part::write(self.place, *part, &list)?;
+        for part in self.touched.clone() {
+            self.write(part, &mut now)?;
         }
+        self.asked = None;
+        self.now = Some(now);
         Ok(Laid {
-            parts,
+            parts: self.parts,
             count: self.count,
             unsettled,
         })
     }
 
-    fn tell(&self) -> Result<(), Failure> {
+    fn tell(&mut self) -> Result<(), Failure> {
         if !self.has_moved {
             return Ok(());
         }
-        tell_go(self.place, || {
+        tell_go(self.place, |mut file, path| {
             let mut paths = Vec::new();
             for part in 0..self.parts {
-                paths.extend(
-                    Part::load(self.place, part)?
-                        .known()
-                        .map(|known| known.path.to_vec()),
-                );
+                each_of(self.place, part, |known| {
+                    push(&mut paths, known.path);
+                    Ok(true)
+                })?;
             }
-            paths.sort_unstable();
-            Ok(paths)
+            let paths = Names::of(paths)?;
+            let mut out = std::io::BufWriter::with_capacity(crate::bytes::BUFFER, &mut file);
+            for name in paths.iter() {
+                out.write_all(name).and_then(|()| out.write_all(b"\0")).at(path)?;
+            }
+            out.flush().at(path)
         })
     }
 }

@@ -2,119 +2,136 @@
 //!
 //! It must never leave a path alone that is not, on both sides, what the record says.
 
-use std::collections::HashSet;
+use std::sync::Arc;
 
 use crabbox_agent_protocol::SyncRequest;
 
-use super::{Laid, Way, drop_go_fingerprint, go_manifest, named, prune_all, settle, tell_go};
-use crate::bytes::{listed, read};
+use super::{Laid, Way, any_named, drop_go_fingerprint, go_manifest, prune_all, settle, tell_go};
+use crate::bytes::{listed, open};
 use crate::failure::Failure;
 use crate::index::Tree;
-use crate::record::{Head, Known, PARTS, Part, Place, SMALL, each, part_of};
+use crate::names::Names;
+use crate::record::{Head, Known, PARTS, Place, SMALL, Writing, discard_part, each, part_of};
 use crate::remove::make_way;
-use crate::rows::{Rows, paths};
+use crate::rows::{Rows, paths, unread};
 use crate::seen::{Dirs, Seen};
+use crate::sights::Sights;
 
 #[derive(Debug)]
 pub(super) struct Whole<'a> {
     place: &'a Place,
     rows: Rows,
-    /// By place: what was seen of a path that is left alone; later, of every path that is as it was to be.
-    now: Vec<Option<Seen>>,
+    /// What was seen of a path that is left alone; later, of every path that is as it was to be.
+    now: Sights,
     stale: Vec<u32>,
-    unlike: HashSet<Vec<u8>>,
+    unlike: Arc<Names>,
 }
 
 impl<'a> Whole<'a> {
     pub(super) fn begin(
         place: &'a Place,
         request: &SyncRequest,
-        data: Vec<u8>,
-        unlike: &[u8],
+        mut rows: Rows,
+        unlike: Names,
     ) -> Result<Self, Failure> {
-        let rows = Rows::parse(data)?;
         let head = Head::load(place);
-        let (mut lost, mut has_ours) = (Vec::new(), false);
-        each(place, head.as_ref(), |known| {
-            has_ours = true;
-            if rows.find(known.path).is_none() {
-                lost.push(known.path.to_vec());
-            }
-        })?;
-        let pending = read(&place.of("pending"))?;
-        for path in paths(&pending) {
-            has_ours = true;
-            if rows.find(path).is_none() {
-                lost.push(path.to_vec());
-            }
-        }
-        if !has_ours {
-            let theirs = go_manifest(place)?;
-            lost.extend(
-                listed(&theirs)
-                    .filter(|path| rows.find(path).is_none())
-                    .map(<[u8]>::to_vec),
-            );
-        }
-        lost.sort_unstable();
-        lost.dedup();
+        let lost = lost(place, head.as_ref(), &mut rows)?;
         drop_go_fingerprint(place)?;
-        let gone: Vec<&[u8]> = rows
-            .gone
-            .iter()
-            .map(Vec::as_slice)
-            .filter(|path| rows.find(path).is_none())
-            .collect();
-        prune_all(place, request, &lost, &gone, &rows.data)?;
-        let (mut dirs, mut now) = (Dirs::default(), vec![None; rows.len()]);
-        each(place, head.as_ref().filter(|_| !request.distrust), |known| {
-            let found = rows.find(known.path);
-            let row = found.and_then(|number| rows.get(number));
-            let is_fresh = row.is_some_and(|row| row.identity == known.identity && row.identity != b"0");
-            if let Some(number) = found.filter(|_| is_fresh)
-                && dirs.look(known.path) == Some(known.seen)
-            {
-                now[number] = Some(known.seen);
+        let mut gone = Vec::new();
+        for path in listed(&std::mem::take(&mut rows.gone)) {
+            if rows.find(path)?.is_none() {
+                crate::bytes::push(&mut gone, path);
             }
+        }
+        prune_all(place, request, &lost, &gone, &rows)?;
+        rows.gone = gone;
+        let (mut dirs, mut now) = (Dirs::default(), Sights::new(&place.of("tmp/kept"))?);
+        let mut kept = vec![0_u64; rows.len().div_ceil(64)];
+        each(place, head.as_ref().filter(|_| !request.distrust), |known| {
+            let Some(number) = rows.find(known.path)? else {
+                return Ok(());
+            };
+            let row = rows.get(number)?.ok_or_else(unread)?;
+            let is_fresh = row.identity == known.identity && row.identity != b"0";
+            if is_fresh && dirs.look(known.path) == Some(known.seen) {
+                now.put(number, Some(&known.seen))?;
+                kept[number / 64] |= 1 << (number % 64);
+            }
+            Ok(())
         })?;
-        let stale = (0_u32..)
-            .zip(&now)
-            .filter(|(_, seen)| seen.is_none())
-            .map(|(number, _)| number);
-        let stale: Vec<u32> = stale.collect();
-        make_way(named(&rows, &stale))?;
+        let is_stale = |number: &u32| {
+            let number = usize::try_from(*number).unwrap_or(0);
+            kept[number / 64] & (1 << (number % 64)) == 0
+        };
+        let all = 0..u32::try_from(rows.len()).unwrap_or(u32::MAX);
+        let stale: Vec<u32> = all.filter(is_stale).collect();
+        make_way(&mut rows, &stale)?;
         Ok(Self {
             place,
             now,
             stale,
-            unlike: listed(unlike).map(<[u8]>::to_vec).collect(),
+            unlike: Arc::new(unlike),
             rows,
         })
     }
 }
 
+/// What earlier syncs brought and the manifest has no more, in order.
+fn lost(place: &Place, head: Option<&Head>, rows: &mut Rows) -> Result<Vec<Vec<u8>>, Failure> {
+    let (mut lost, mut has_ours) = (Vec::new(), false);
+    let mut see = |path: &[u8]| -> Result<(), Failure> {
+        if rows.find(path)?.is_none() {
+            lost.push(path.to_vec());
+        }
+        Ok(())
+    };
+    each(place, head, |known| {
+        has_ours = true;
+        see(known.path)
+    })?;
+    if let Some(pending) = open(&place.of("pending"))? {
+        paths(pending, |path| {
+            has_ours = true;
+            see(path)
+        })?;
+    }
+    if !has_ours {
+        let theirs = go_manifest(place)?;
+        listed(&theirs).try_for_each(see)?;
+    }
+    lost.sort_unstable();
+    lost.dedup();
+    Ok(lost)
+}
+
 impl Tree for Whole<'_> {
-    fn unlike(&self) -> &HashSet<Vec<u8>> {
-        &self.unlike
+    fn unlike(&self) -> Arc<Names> {
+        Arc::clone(&self.unlike)
     }
 
-    fn sends(&self, path: &[u8]) -> bool {
-        let number = self.rows.find(path).and_then(|number| u32::try_from(number).ok());
-        number.is_some_and(|number| self.stale.binary_search(&number).is_ok())
+    fn sends(&mut self, path: &[u8]) -> Result<bool, Failure> {
+        let number = self
+            .rows
+            .find(path)?
+            .and_then(|number| u32::try_from(number).ok());
+        Ok(number.is_some_and(|number| self.stale.binary_search(&number).is_ok()))
     }
 
-    fn any_sent(&self, take: &mut dyn FnMut(&[u8]) -> bool) -> bool {
-        named(&self.rows, &self.stale).any(take)
+    fn any_sent(&mut self, take: &mut dyn FnMut(&[u8]) -> bool) -> Result<bool, Failure> {
+        any_named(&mut self.rows, &self.stale, take)
     }
 
-    fn known(&mut self, path: &[u8]) -> Option<Seen> {
-        self.rows.find(path).and_then(|number| self.now[number])
+    fn known(&mut self, path: &[u8]) -> Result<Option<Seen>, Failure> {
+        match self.rows.find(path)? {
+            Some(number) => self.now.get(number),
+            None => Ok(None),
+        }
     }
 }
 
 impl Way for Whole<'_> {
-    fn rows(&self) -> &Rows {
-        &self.rows
+    fn rows(&mut self) -> &mut Rows {
+        &mut self.rows
     }
 
     fn stale(&self) -> &[u32] {
@@ -122,26 +139,28 @@ impl Way for Whole<'_> {
     }
 
     fn lay(&mut self) -> Result<Laid, Failure> {
-        self.now = settle(&self.rows, &mut self.now);
-        let count = self.now.iter().flatten().count();
-        let parts = if count > SMALL { PARTS } else { 1 };
-        // As many writers as parts would hold as many buffers.
-        for part in 0..parts {
-            let mut list = Vec::new();
-            for (row, seen) in self.rows.iter().zip(&self.now) {
-                if let Some(seen) = seen.filter(|_| part_of(row.path, parts) == part) {
-                    let known = Known {
-                        identity: row.identity,
-                        seen,
-                        path: row.path,
-                    };
-                    known.put(&mut list);
-                }
+        self.now = settle(self.place, &mut self.rows, Some(&mut self.now))?;
+        let parts = if self.rows.len() > SMALL { PARTS } else { 1 };
+        let mut writing: Vec<Writing> = (0..parts)
+            .map(|part| Writing::begin(self.place, part))
+            .collect::<Result<_, _>>()?;
+        for number in 0..self.rows.len() {
+            let row = self.rows.get(number)?.ok_or_else(unread)?;
+            let part = usize::try_from(part_of(row.path, parts)).ok();
+            if let (Some(seen), Some(writing)) =
+                (self.now.get(number)?, part.and_then(|part| writing.get_mut(part)))
+            {
+                writing.put(&Known {
+                    identity: row.identity,
+                    seen,
+                    path: row.path,
+                })?;
             }
-            Part::write(self.place, part, &list)?;
         }
+        let count = writing.iter().map(|writing| writing.count).sum();
+        writing.into_iter().try_for_each(Writing::end)?;
         for part in parts..PARTS {
-            Part::discard(self.place, part)?;
+            discard_part(self.place, part)?;
         }
         Ok(Laid {
             parts,
@@ -150,9 +169,7 @@ impl Way for Whole<'_> {
         })
     }
 
-    fn tell(&self) -> Result<(), Failure> {
-        tell_go(self.place, || {
-            Ok(self.rows.iter().map(|row| row.path.to_vec()).collect())
-        })
+    fn tell(&mut self) -> Result<(), Failure> {
+        tell_go(self.place, |file, path| self.rows.put_paths(file, path))
     }
 }

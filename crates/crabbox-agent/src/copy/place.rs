@@ -1,0 +1,194 @@
+//! Putting a copy that was made beside its place into it: directories are merged, a file or link gives way to a file or link.
+//!
+//! It must never follow a link in the place of a directory, nor begin where something is in the way.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, Stat, Timespec};
+use rustix::io::Errno;
+
+use super::{DIRECTORY, STAGE};
+use crate::bytes::path;
+use crate::failure::{At as _, Failure};
+use crate::receive::times;
+
+/// Something that is to change its directory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Move<'a> {
+    /// The directory that it is in.
+    pub(super) from: BorrowedFd<'a>,
+    /// What it is called there.
+    pub(super) name: &'a Path,
+    /// The directory that it goes to.
+    pub(super) to: BorrowedFd<'a>,
+    /// What it is called there.
+    pub(super) leaf: &'a Path,
+    /// Its place, for messages.
+    pub(super) shown: &'a Path,
+}
+
+fn kind(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+impl Move<'_> {
+    /// What it is.
+    fn stat(&self) -> Result<Stat, Failure> {
+        rustix::fs::statat(self.from, self.name, AtFlags::SYMLINK_NOFOLLOW).at(self.shown)
+    }
+
+    /// What stands in its place.
+    fn there(&self) -> Result<Option<FileType>, Failure> {
+        match rustix::fs::statat(self.to, self.leaf, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(kind(&stat))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno).at(self.shown),
+        }
+    }
+
+    /// Both directories, open, where it is one that is there already. Of the copy's mode nobody wants to be kept out while it is made.
+    fn open(&self, stat: &Stat) -> Result<(OwnedFd, OwnedFd), Failure> {
+        if stat.st_mode & 0o700 != 0o700 {
+            let mode = Mode::from_raw_mode(stat.st_mode & 0o7777 | 0o700);
+            rustix::fs::chmodat(self.from, self.name, mode, AtFlags::empty()).at(self.shown)?;
+        }
+        let open = |within, leaf| rustix::fs::openat(within, leaf, DIRECTORY, Mode::empty()).at(self.shown);
+        Ok((open(self.from, self.name)?, open(self.to, self.leaf)?))
+    }
+
+    /// The same of what is in a directory that is there already.
+    fn child<'c>((from, to): &'c (OwnedFd, OwnedFd), name: &'c Path, shown: &'c Path) -> Move<'c> {
+        Move {
+            from: from.as_fd(),
+            name,
+            to: to.as_fd(),
+            leaf: name,
+            shown,
+        }
+    }
+
+    /// Whether [`Self::carry_out`] finds nothing in its way.
+    pub(super) fn fits(&self) -> Result<(), Failure> {
+        let in_the_way = |what| {
+            Err(Failure::Refused(format!(
+                "{} is there already and is {what}",
+                crate::bytes::show(self.shown)
+            )))
+        };
+        let stat = self.stat()?;
+        match (kind(&stat) == FileType::Directory, self.there()?) {
+            (_, None) | (false, Some(FileType::RegularFile | FileType::Symlink)) => Ok(()),
+            (true, Some(FileType::Directory)) => {
+                let both = self.open(&stat)?;
+                for name in names(&both.0, self.shown)? {
+                    Self::child(&both, &name, &self.shown.join(&name)).fits()?;
+                }
+                rustix::fs::fchmod(&both.0, Mode::from_raw_mode(stat.st_mode & 0o7777)).at(self.shown)
+            }
+            (true, Some(_)) => in_the_way("not a directory"),
+            (false, Some(FileType::Directory)) => in_the_way("a directory"),
+            (false, Some(_)) => in_the_way("not a regular file"),
+        }
+    }
+
+    /// Does it.
+    pub(super) fn carry_out(&self) -> Result<(), Failure> {
+        let stat = self.stat()?;
+        if kind(&stat) != FileType::Directory {
+            return match rustix::fs::renameat(self.from, self.name, self.to, self.leaf) {
+                Err(Errno::XDEV) => self.carry(&stat).at(self.shown),
+                moved => moved.at(self.shown),
+            };
+        }
+        if self.there()?.is_none() {
+            match self.rename_directory(&stat) {
+                // The destination is another file system than what it is in.
+                Err(Errno::XDEV) => rustix::fs::mkdirat(self.to, self.leaf, Mode::RWXU).at(self.shown)?,
+                moved => return moved.at(self.shown),
+            }
+        }
+        let both = self.open(&stat)?;
+        for name in names(&both.0, self.shown)? {
+            Self::child(&both, &name, &self.shown.join(&name)).carry_out()?;
+        }
+        rustix::fs::fchmod(&both.1, Mode::from_raw_mode(stat.st_mode & 0o7777)).at(self.shown)?;
+        rustix::fs::futimens(&both.1, &times(modified(&stat))).at(self.shown)
+    }
+
+    /// Moves a directory, which has to be writable for that: its `..` changes.
+    fn rename_directory(&self, stat: &Stat) -> Result<(), Errno> {
+        let Self {
+            from, name, to, leaf, ..
+        } = *self;
+        let mode = stat.st_mode & 0o7777;
+        let is_closed = mode & 0o200 == 0;
+        if is_closed {
+            rustix::fs::chmodat(from, name, Mode::from_raw_mode(mode | 0o200), AtFlags::empty())?;
+        }
+        rustix::fs::renameat_with(from, name, to, leaf, RenameFlags::NOREPLACE).or_else(
+            |errno| match errno {
+                // A kernel or a file system that knows no flags; what is there was looked at a moment ago, and a directory that is full stays.
+                Errno::NOSYS | Errno::INVAL => rustix::fs::renameat(from, name, to, leaf),
+                errno => Err(errno),
+            },
+        )?;
+        if is_closed {
+            rustix::fs::chmodat(to, leaf, Mode::from_raw_mode(mode), AtFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    /// Copies a file or link into another file system, and there renames it to its place.
+    fn carry(&self, stat: &Stat) -> Result<(), std::io::Error> {
+        let Self {
+            from, name, to, leaf, ..
+        } = *self;
+        let new = PathBuf::from(format!("{STAGE}{:x}", std::process::id()));
+        let make = || -> Result<(), std::io::Error> {
+            if kind(stat) == FileType::Symlink {
+                let target = rustix::fs::readlinkat(from, name, Vec::new())?;
+                rustix::fs::symlinkat(target.as_c_str(), to, &new)?;
+                rustix::fs::utimensat(to, &new, &times(modified(stat)), AtFlags::SYMLINK_NOFOLLOW)?;
+            } else {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let mut old = File::from(rustix::fs::openat(from, name, flags, Mode::empty())?);
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                let mut copy = File::from(rustix::fs::openat(to, &new, flags, Mode::RUSR | Mode::WUSR)?);
+                std::io::copy(&mut old, &mut copy)?;
+                rustix::fs::fchmod(&copy, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+                rustix::fs::futimens(&copy, &times(modified(stat)))?;
+            }
+            Ok(rustix::fs::renameat(to, &new, to, leaf)?)
+        };
+        let made = make();
+        if made.is_err() {
+            rustix::fs::unlinkat(to, &new, AtFlags::empty()).ok();
+        }
+        made
+    }
+}
+
+fn names(dir: impl AsFd, shown: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir).at(shown)? {
+        let entry = entry.at(shown)?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(path(name).to_owned());
+        }
+    }
+    Ok(names)
+}
+
+#[expect(
+    clippy::useless_conversion,
+    reason = "the types of these fields differ between machines"
+)]
+fn modified(stat: &Stat) -> Timespec {
+    Timespec {
+        tv_sec: stat.st_mtime.into(),
+        tv_nsec: i64::try_from(stat.st_mtime_nsec).unwrap_or(0),
+    }
+}

@@ -1,0 +1,143 @@
+//! What was seen of each path of a manifest, by its number there, in a file of its own that has no name.
+//!
+//! A number of which nothing was written was not seen; it must never have what was seen of another.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use crate::bytes::discard;
+use crate::failure::{At as _, Failure};
+use crate::seen::{SIZE, Seen};
+
+/// How many are written or read at once.
+const BLOCK: usize = 256;
+
+/// What was seen.
+#[derive(Debug)]
+pub(crate) struct Sights {
+    file: File,
+    /// Those that are not in the file yet, one behind the other, and the number of the first.
+    new: Vec<u8>,
+    first: usize,
+    /// Those that were read last, and the number of the first.
+    old: Vec<u8>,
+    from: usize,
+}
+
+impl Sights {
+    /// None, in a file that is made at `path` and gets its room where that is.
+    pub(crate) fn new(path: &Path) -> Result<Self, Failure> {
+        discard(path)?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)
+            .at(path)?;
+        discard(path)?;
+        Ok(Self::of(file))
+    }
+
+    fn of(file: File) -> Self {
+        Self {
+            file,
+            new: Vec::new(),
+            first: 0,
+            old: Vec::new(),
+            from: 0,
+        }
+    }
+
+    /// Writes down what was seen of `number`, or that nothing was.
+    pub(crate) fn put(&mut self, number: usize, seen: Option<&Seen>) -> Result<(), Failure> {
+        if number != self.first + self.new.len() / SIZE || self.new.len() >= BLOCK * SIZE {
+            self.flush()?;
+            self.first = number;
+        }
+        self.new.extend_from_slice(&Seen::pack(seen));
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Failure> {
+        self.file.write_all_at(&self.new, offset(self.first))?;
+        self.new.clear();
+        self.old.clear();
+        Ok(())
+    }
+
+    /// What was seen of `number`.
+    pub(crate) fn get(&mut self, number: usize) -> Result<Option<Seen>, Failure> {
+        if !self.new.is_empty() {
+            self.flush()?;
+        }
+        let held = self.from..self.from + self.old.len() / SIZE;
+        if !held.contains(&number) {
+            self.from = number / BLOCK * BLOCK;
+            self.old.resize(BLOCK * SIZE, 0);
+            let mut read = 0;
+            loop {
+                match self
+                    .file
+                    .read_at(&mut self.old[read..], offset(self.from) + read as u64)
+                {
+                    Ok(0) => break,
+                    Ok(count) => read += count,
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(error) => {
+                        self.old.clear();
+                        return Err(error.into());
+                    }
+                }
+            }
+            // What lies behind the end of the file was never written.
+            self.old[read..].fill(0);
+        }
+        let at = (number - self.from) * SIZE;
+        Ok(Seen::unpack(&self.old[at..at + SIZE]))
+    }
+}
+
+fn offset(number: usize) -> u64 {
+    (number * SIZE) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seen::{Kind, Time};
+
+    #[test]
+    fn each_number_has_what_was_written_of_it_last_and_no_other_has_any() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sights = Sights::new(&dir.path().join("sights")).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        let time = Time {
+            seconds: -5,
+            nanoseconds: 7,
+        };
+        let seen = |inode| Seen {
+            size: 1,
+            inode,
+            modified: time,
+            changed: time,
+            mode: 0o644,
+            kind: Kind::File,
+        };
+        assert_eq!(sights.get(3).unwrap(), None);
+        for number in (0..3 * BLOCK).filter(|number| number % 5 != 0) {
+            sights.put(number, Some(&seen(number as u64))).unwrap();
+        }
+        // Again, before and behind what is held.
+        sights.put(7, None).unwrap();
+        sights.put(2 * BLOCK + 4, Some(&seen(9))).unwrap();
+        for number in (0..4 * BLOCK).rev().chain(0..BLOCK) {
+            let inode = match number {
+                number if number % 5 == 0 || number >= 3 * BLOCK || number == 7 => None,
+                number if number == 2 * BLOCK + 4 => Some(9),
+                number => Some(number as u64),
+            };
+            assert_eq!(sights.get(number).unwrap(), inode.map(seen), "{number}");
+        }
+    }
+}
