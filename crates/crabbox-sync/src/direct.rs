@@ -79,38 +79,53 @@ impl To for Far {
     }
 }
 
-/// Sends the entries, each with the number by which the far side knows it.
+/// Entries that were sent, whose answer is not there yet: none where the far side has said something before all of them were, which is why it
+/// does not listen any more.
+#[derive(Debug)]
+#[must_use = "whether they arrived is not known yet"]
+pub(crate) struct Streamed(Option<Sent>);
+
+/// Sends the entries, each with the number by which the far side knows it. `is_awaited` says whether it owes an answer to something else: then one
+/// that comes meanwhile is no reason to stop.
 pub(crate) fn send<'e>(
     far: &mut Far,
     root: &Path,
     entries: impl Iterator<Item = (usize, &'e Entry)>,
+    is_awaited: bool,
     events: &dyn SyncEvents,
-) -> Result<Sent, DirectError> {
+) -> Result<Streamed, DirectError> {
     let root = Beneath::open(root).map_err(|source| DirectError::Read {
         path: root.display().to_string(),
         source: source.into(),
     })?;
-    let sent = match Stream::new(far, root, events).all(entries) {
+    let mut stream = Stream::new(far, root, events);
+    stream.is_awaited = is_awaited;
+    match stream.all(entries) {
         Err(Stop::Read { path, source }) => {
             // The far side has half of a file, and waits for the rest.
             far.give_up();
-            return Err(DirectError::Read {
+            Err(DirectError::Read {
                 path: show(&path),
                 source,
-            });
+            })
         }
-        Err(Stop::Far(source)) => return Err(DirectError::Call { source }),
-        // The far side says why it does not listen any more.
-        Err(Stop::Answered) => None,
-        Ok(sent) => Some(sent),
-    };
-    match (far.reply(), sent) {
-        (Ok(Reply::Received {}), Some(sent)) => Ok(sent),
-        (Err(FarError::Failed { why }), _) => Err(DirectError::Refused { why }),
-        (Ok(other), _) => Err(DirectError::OutOfOrder {
-            answer: format!("{other:?}").chars().take(200).collect(),
-        }),
-        (Err(source), _) => Err(DirectError::Call { source }),
+        Err(Stop::Far(source)) => Err(DirectError::Call { source }),
+        Err(Stop::Answered) => Ok(Streamed(None)),
+        Ok(sent) => Ok(Streamed(Some(sent))),
+    }
+}
+
+impl Streamed {
+    /// Waits until they have arrived.
+    pub(crate) fn received(self, far: &mut Far) -> Result<Sent, DirectError> {
+        match (far.reply(), self.0) {
+            (Ok(Reply::Received {}), Some(sent)) => Ok(sent),
+            (Err(FarError::Failed { why }), _) => Err(DirectError::Refused { why }),
+            (Ok(other), _) => Err(DirectError::OutOfOrder {
+                answer: format!("{other:?}").chars().take(200).collect(),
+            }),
+            (Err(source), _) => Err(DirectError::Call { source }),
+        }
     }
 }
 
@@ -140,6 +155,8 @@ struct Stream<'a, T: To> {
     block: Vec<u8>,
     progress: Progress,
     told: Instant,
+    /// Whether an answer that comes meanwhile is to something else.
+    is_awaited: bool,
     events: &'a dyn SyncEvents,
 }
 
@@ -155,6 +172,7 @@ impl<'a, T: To> Stream<'a, T> {
                 files: Some(0),
             },
             told: Instant::now(),
+            is_awaited: false,
             events,
         }
     }
@@ -176,7 +194,7 @@ impl<'a, T: To> Stream<'a, T> {
                 self.told = Instant::now();
                 self.events.progress(self.progress);
                 // A full disk there is not filled with the rest.
-                if self.out.has_answer() {
+                if !self.is_awaited && self.out.has_answer() {
                     return Err(Stop::Answered);
                 }
             }

@@ -17,6 +17,7 @@ mod git;
 mod glob;
 pub mod guardrail;
 mod listing;
+mod lists;
 pub mod manifest;
 mod mark;
 pub mod memory;

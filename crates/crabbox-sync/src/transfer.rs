@@ -10,22 +10,25 @@
 //! needs no invalidation before a command runs, and an interrupted sync only leaves paths without a matching record.
 //! This module must never delete: the agent prunes what earlier syncs brought, nothing else.
 
-use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use crabbox_agent_protocol::{Reply, Request, SyncRequest};
 use crabbox_host::command::CommandError;
 use crabbox_ssh::far::{Far, FarError};
-use sha2::{Digest as _, Sha256};
 
 use crate::base::Base;
 use crate::channel::Channel;
-use crate::direct::{self, DirectError};
-use crate::entry::{Entry, Kind, Standing, hex};
+use crate::direct::{self, DirectError, Streamed};
+use crate::entry::{Entry, Standing};
 use crate::events::{Stage, SyncEvents};
+use crate::lists::{numbers, send_manifest, send_paths, unlike_id};
 use crate::manifest::Manifest;
 use crate::rsync::{RsyncError, Sent, Transfer};
 use crate::seed::{Packing, Seed, SeedState};
+
+mod error;
+
+pub use self::error::TransferError;
 
 /// Linux's `PATH_MAX`, the NUL included.
 const PATH_MAX: usize = 4096;
@@ -35,6 +38,10 @@ const MASS_DELETION: usize = 200;
 
 /// Over a network, more bytes than this are worth rsync's differences and compression.
 const DIRECT_OVER_NETWORK: u64 = 1 << 20;
+
+/// So many files, and so many bytes of them, go before they are asked for.
+const EARLY_FILES: usize = 256;
+const EARLY_BYTES: u64 = 1 << 20;
 
 /// Where to and how.
 #[derive(Debug, Clone)]
@@ -118,109 +125,6 @@ pub struct Outcome {
     pub unsettled: u64,
     /// How long each step took, by the names of the run summary's `sync_steps`.
     pub steps: Vec<(&'static str, Duration)>,
-}
-
-/// Why the workdir could not be made equal to the manifest.
-#[derive(Debug, thiserror::Error)]
-pub enum TransferError {
-    /// Too many tracked files are gone.
-    #[error(
-        "{count} tracked files are missing from the working tree, which looks like an accident: \
-         restore them, or set CRABBOX_ALLOW_MASS_DELETIONS=1 to delete them in the lease too"
-    )]
-    MassDeletion {
-        /// How many.
-        count: usize,
-    },
-    /// A path does not fit below the workdir.
-    #[error("{path} is too long for the lease: with {workdir} before it, it exceeds {} bytes", PATH_MAX - 1)]
-    PathTooLong {
-        /// The path.
-        path: String,
-        /// The workdir.
-        workdir: String,
-    },
-    /// The comparison got no answer.
-    #[error("write sync manifests to {workdir}")]
-    Compare {
-        /// The workdir.
-        workdir: String,
-        /// How it failed.
-        #[source]
-        source: FarError,
-    },
-    /// The lease's side could not make ready.
-    #[error("remote sync prune failed: {why}")]
-    Prepare {
-        /// The path and the reason.
-        why: String,
-    },
-    /// The transfer failed.
-    #[error("send files to {workdir}")]
-    Rsync {
-        /// The workdir.
-        workdir: String,
-        /// How it failed.
-        #[source]
-        source: RsyncError,
-    },
-    /// Files could not be sent.
-    #[error("send files to {workdir}")]
-    Direct {
-        /// The workdir.
-        workdir: String,
-        /// How it failed.
-        #[source]
-        source: DirectError,
-    },
-    /// The record of what arrived could not be written.
-    #[error("remote sync finalize failed: {why}")]
-    Finalize {
-        /// The path and the reason.
-        why: String,
-    },
-    /// The same, without an answer.
-    #[error("finalize the sync of {workdir}")]
-    FinalizeCall {
-        /// The workdir.
-        workdir: String,
-        /// How it failed.
-        #[source]
-        source: FarError,
-    },
-    /// The lease's side answered out of order.
-    #[error("the lease's side of the sync of {workdir} answered out of order: {answer}")]
-    OutOfOrder {
-        /// The workdir.
-        workdir: String,
-        /// What it answered.
-        answer: String,
-    },
-}
-
-impl TransferError {
-    /// Whether the lease could not be reached or spoken to (exit code 7), rather than the sync itself failing (6).
-    pub fn is_remote(&self) -> bool {
-        matches!(self, Self::Compare { .. } | Self::OutOfOrder { .. })
-    }
-
-    /// Whether the connection to the lease broke; rsync says 12 or passes ssh's 255 on, see rsync(1).
-    pub fn lost_connection(&self) -> bool {
-        let answer = match self {
-            Self::Compare { source, .. }
-            | Self::FinalizeCall { source, .. }
-            | Self::Direct {
-                source: DirectError::Call { source },
-                ..
-            } => source,
-            Self::Rsync {
-                source: RsyncError::Failed { code, .. },
-                ..
-            } => return matches!(*code, 12 | 255),
-            _ => return false,
-        };
-        matches!(answer, FarError::Connection { .. })
-    }
 }
 
 /// A sync whose far side looks at what it has; this side may look at its own tree meanwhile.
@@ -357,8 +261,8 @@ impl Run<'_> {
         match (reply, &self.manifest.since) {
             (Reply::Patch {}, Some(since)) => {
                 let rows = since.changed.iter().filter_map(|place| entries.get(*place));
-                far.send_list(&encode(rows, deleted))?;
-                far.send_list(&list(&since.removed))?;
+                send_manifest(far, rows, deleted)?;
+                send_paths(far, since.removed.iter())?;
                 // What is sent and not of the index need not be looked for in it.
                 let strange = |(at, entry): &(usize, &Entry)| match entry.standing {
                     Standing::Same => false,
@@ -366,14 +270,13 @@ impl Run<'_> {
                     Standing::Untracked => since.changed.binary_search(at).is_ok(),
                 };
                 let strangers = entries.iter().enumerate().filter(strange);
-                far.send_list(&unlike(strangers.map(|(_, entry)| entry)))?;
+                send_paths(far, strangers.map(|(_, entry)| &entry.path))?;
                 Ok(Some(&since.changed))
             }
             (Reply::Differs {}, _) => {
-                far.send_list(&encode(entries.iter(), deleted))?;
-                far.send_list(&unlike(
-                    entries.iter().filter(|entry| entry.standing == Standing::Unlike),
-                ))?;
+                send_manifest(far, entries.iter(), deleted)?;
+                let unlike = entries.iter().filter(|entry| entry.standing == Standing::Unlike);
+                send_paths(far, unlike.map(|entry| &entry.path))?;
                 Ok(None)
             }
             (other, _) => Err(far.out_of_order(other)),
@@ -398,6 +301,13 @@ impl Run<'_> {
             return Ok(outcome);
         }
         let changed = self.lists(far, reply).map_err(|error| self.unasked(error))?;
+        // What changed since the base is wanted whatever the answer says: a few files of it go along.
+        let early = changed.map(|changed| self.numbered(0..changed.len(), Some(changed)));
+        let early = early.transpose()?.filter(|entries| self.is_small(entries));
+        let mut streamed = match early {
+            Some(entries) => Some(self.stream(far, entries, true, &mut outcome)?),
+            None => None,
+        };
         let reply = far.reply().map_err(|error| self.unasked(error))?;
         outcome.steps.push(("manifest_write", started.elapsed()));
         match reply {
@@ -411,19 +321,24 @@ impl Run<'_> {
                 let count = changed.map_or(self.manifest.entries.len(), <[usize]>::len);
                 let numbers = if all {
                     (0..count).collect()
+                } else if streamed.is_some() {
+                    return Err(self.out_of_order(&"a part of what changed is not wanted"));
                 } else {
                     numbers(&far.list().map_err(|error| self.unasked(error))?.0)
                 };
                 let state = SeedState { have, have_base };
                 let seed = seed.filter(|_| is_wanted);
                 let packed = seed.map(|seed| (seed, seed.pack(self.manifest, &state)));
-                if !numbers.is_empty() {
-                    self.send(far, &numbers, changed, &mut outcome)?;
+                if streamed.is_none() && !numbers.is_empty() {
+                    streamed = self.send(far, self.numbered(numbers.into_iter(), changed)?, &mut outcome)?;
                 }
                 if let Some((seed, packing)) = packed {
+                    if let Some(streamed) = streamed.take() {
+                        self.received(far, streamed)?;
+                    }
                     self.seed(far, seed, packing, &mut outcome);
                 }
-                self.finish(far, &mut outcome)?;
+                self.finish(far, streamed, &mut outcome)?;
             }
             other => return Err(self.out_of_order(&other)),
         }
@@ -449,65 +364,105 @@ impl Run<'_> {
         }
     }
 
-    /// Sends entries by the numbers that the far side gives them.
+    /// Entries by the numbers that the far side gives them.
+    fn numbered(
+        &self,
+        numbers: impl Iterator<Item = usize>,
+        changed: Option<&[usize]>,
+    ) -> Result<Vec<(usize, &Entry)>, TransferError> {
+        let place = |number: usize| changed.map_or(Some(number), |changed| changed.get(number).copied());
+        let entry = |number: usize| {
+            let entry = place(number).and_then(|place| self.manifest.entries.get(place));
+            entry
+                .map(|entry| (number, entry))
+                .ok_or_else(|| self.out_of_order(&number))
+        };
+        numbers.map(entry).collect()
+    }
+
+    /// Whether these are some, so few that nobody would want another way for them, and no disk is full of them.
+    fn is_small(&self, entries: &[(usize, &Entry)]) -> bool {
+        let bytes = |entries: &[(usize, &Entry)]| entries.iter().map(|(_, entry)| entry.size).sum::<u64>();
+        !self.way.options.checksum
+            && (1..=EARLY_FILES).contains(&entries.len())
+            && bytes(entries) <= EARLY_BYTES
+    }
+
+    /// Sends entries, by rsync where that pays; what is on its way when it does not.
     fn send(
         &self,
         far: &mut Far,
-        numbers: &[usize],
-        changed: Option<&[usize]>,
+        entries: Vec<(usize, &Entry)>,
         outcome: &mut Outcome,
-    ) -> Result<(), TransferError> {
-        let place = |number: usize| changed.map_or(Some(number), |changed| changed.get(number).copied());
-        let entries = numbers
-            .iter()
-            .map(|number| {
-                let entry = place(*number).and_then(|place| self.manifest.entries.get(place));
-                entry
-                    .map(|entry| (*number, entry))
-                    .ok_or_else(|| self.out_of_order(number))
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        let bytes = entries.iter().map(|(_, entry)| entry.size).sum();
+    ) -> Result<Option<Streamed>, TransferError> {
+        let bytes: u64 = entries.iter().map(|(_, entry)| entry.size).sum();
+        let options = &self.way.options;
+        let for_rsync = options.checksum || (options.compress && bytes > DIRECT_OVER_NETWORK);
+        if !(for_rsync && far.can_rsync()) {
+            return self.stream(far, entries, false, outcome).map(Some);
+        }
+        let started = self.begin_send(&entries, outcome);
+        match self.rsync(&entries) {
+            // What it is worth is time alone.
+            Err(TransferError::Rsync {
+                source:
+                    RsyncError::Run {
+                        source: CommandError::NotFound { .. },
+                    },
+                ..
+            }) => self.stream(far, entries, false, outcome).map(Some),
+            sent => {
+                self.tell_vanished(sent?);
+                outcome.steps.push(("rsync", started.elapsed()));
+                Ok(None)
+            }
+        }
+    }
+
+    fn begin_send(&self, entries: &[(usize, &Entry)], outcome: &mut Outcome) -> Instant {
         outcome.sent = entries.len() as u64;
         self.events.stage(Stage::Send {
             files: outcome.sent,
-            bytes,
+            bytes: entries.iter().map(|(_, entry)| entry.size).sum(),
         });
-        let started = Instant::now();
-        let options = &self.way.options;
-        let for_rsync = options.checksum || (options.compress && bytes > DIRECT_OVER_NETWORK);
-        let by_rsync = if for_rsync && far.can_rsync() {
-            match self.rsync(&entries) {
-                // What it is worth is time alone.
-                Err(TransferError::Rsync {
-                    source:
-                        RsyncError::Run {
-                            source: CommandError::NotFound { .. },
-                        },
-                    ..
-                }) => None,
-                sent => Some(sent?),
-            }
-        } else {
-            None
-        };
-        let sent = if let Some(sent) = by_rsync {
-            sent
-        } else {
-            direct::send(far, &self.manifest.root, entries.into_iter(), self.events).map_err(|source| {
-                TransferError::Direct {
-                    workdir: self.workdir.clone(),
-                    source,
-                }
-            })?
-        };
+        Instant::now()
+    }
+
+    /// Sends entries through the conversation. `is_awaited` as in [`direct::send`].
+    fn stream(
+        &self,
+        far: &mut Far,
+        entries: Vec<(usize, &Entry)>,
+        is_awaited: bool,
+        outcome: &mut Outcome,
+    ) -> Result<Streamed, TransferError> {
+        let started = self.begin_send(&entries, outcome);
+        let root = &self.manifest.root;
+        let streamed = direct::send(far, root, entries.into_iter(), is_awaited, self.events);
+        // The name that the summary has for it, whoever sends.
+        outcome.steps.push(("rsync", started.elapsed()));
+        streamed.map_err(|source| self.not_sent(source))
+    }
+
+    fn not_sent(&self, source: DirectError) -> TransferError {
+        TransferError::Direct {
+            workdir: self.workdir.clone(),
+            source,
+        }
+    }
+
+    /// Waits until what was sent has arrived.
+    fn received(&self, far: &mut Far, streamed: Streamed) -> Result<(), TransferError> {
+        let sent = streamed.received(far).map_err(|source| self.not_sent(source))?;
+        self.tell_vanished(sent);
+        Ok(())
+    }
+
+    fn tell_vanished(&self, sent: Sent) {
         if sent == Sent::SomeVanished {
             self.events
                 .warning("some files vanished from the working tree while they were sent");
         }
-        // The name that the summary has for it, whoever sends.
-        outcome.steps.push(("rsync", started.elapsed()));
-        Ok(())
     }
 
     fn rsync(&self, entries: &[(usize, &Entry)]) -> Result<Sent, TransferError> {
@@ -561,10 +516,20 @@ impl Run<'_> {
         outcome.steps.push(("git_seed", started.elapsed()));
     }
 
-    fn finish(&self, far: &mut Far, outcome: &mut Outcome) -> Result<(), TransferError> {
+    /// Has what was seen written down. What is still on its way is answered before that, and is not waited for by itself.
+    fn finish(
+        &self,
+        far: &mut Far,
+        streamed: Option<Streamed>,
+        outcome: &mut Outcome,
+    ) -> Result<(), TransferError> {
         self.events.stage(Stage::Finish);
         let started = Instant::now();
-        let reply = far.ask(&Request::Finish {}).and_then(|()| far.reply());
+        let asked = far.ask(&Request::Finish {});
+        if let Some(streamed) = streamed {
+            self.received(far, streamed)?;
+        }
+        let reply = asked.and_then(|()| far.reply());
         let reply = reply.map_err(|error| match error {
             FarError::Failed { why } => TransferError::Finalize { why },
             source => TransferError::FinalizeCall {
@@ -600,54 +565,4 @@ impl Run<'_> {
             answer: format!("{answer:?}").chars().take(200).collect(),
         }
     }
-}
-
-/// `<identity> <kind> <mode> <size> <mtime> <path>` records, the record `-`, then the deleted paths; NUL after each.
-fn encode<'e>(entries: impl Iterator<Item = &'e Entry>, deleted: &[Vec<u8>]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(entries.size_hint().0 * 96);
-    for entry in entries {
-        let kind = if entry.kind == Kind::File { 'f' } else { 'l' };
-        let identity = entry.identity.unwrap_or(0);
-        // Writing to a vector does not fail.
-        write!(
-            bytes,
-            "{identity:x} {kind} {:o} {} {} ",
-            entry.mode, entry.size, entry.mtime_ns
-        )
-        .ok();
-        bytes.extend_from_slice(&entry.path);
-        bytes.push(0);
-    }
-    bytes.extend_from_slice(b"-\0");
-    bytes.extend_from_slice(&list(deleted));
-    bytes
-}
-
-/// The numbers of a list, four bytes each.
-fn numbers(list: &[u8]) -> Vec<usize> {
-    let number = |four: &[u8]| four.try_into().map(u32::from_be_bytes).ok();
-    let numbers = list.chunks_exact(4).filter_map(number);
-    numbers
-        .filter_map(|number| usize::try_from(number).ok())
-        .collect()
-}
-
-/// The paths of these entries, NUL after each.
-fn unlike<'e>(entries: impl Iterator<Item = &'e Entry>) -> Vec<u8> {
-    entries
-        .flat_map(|entry| entry.path.iter().copied().chain([0]))
-        .collect()
-}
-
-/// Stands for the set of files that are something else than git's index has: it can change while no file does.
-fn unlike_id(manifest: &Manifest) -> String {
-    let entries = manifest.entries.iter();
-    let paths = unlike(entries.filter(|entry| entry.standing == Standing::Unlike));
-    hex(&Sha256::digest(paths)[..8])
-}
-
-/// Paths, NUL after each.
-fn list(paths: &[Vec<u8>]) -> Vec<u8> {
-    let each = |path: &Vec<u8>| path.iter().copied().chain([0]).collect::<Vec<u8>>();
-    paths.iter().flat_map(each).collect()
 }
