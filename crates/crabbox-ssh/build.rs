@@ -11,5 +11,8 @@ fn main() -> std::io::Result<()> {
         // Writing to a text does not fail.
         write!(name, "{byte:02x}").ok();
     }
-    crabbox_embed::say(&format!("rustc-env=CRABBOX_AGENT_DIGEST={name}"))
+    crabbox_embed::say(&format!("rustc-env=CRABBOX_AGENT_DIGEST={name}"))?;
+    let machine = crabbox_embed::machine()?;
+    crabbox_embed::say(&format!("rustc-env=CRABBOX_AGENT_MACHINE={machine}"))?;
+    crabbox_embed::say("rustc-check-cfg=cfg(crabbox_other_agent)")
 }

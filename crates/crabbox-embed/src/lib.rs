@@ -149,6 +149,14 @@ pub fn for_build_script(name: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The machine that is built for, as `uname -m` has it there.
+///
+/// # Errors
+/// When it is no build script that asks.
+pub fn machine() -> Result<String> {
+    Ok(of_cargo("CARGO_CFG_TARGET_ARCH")?.to_string_lossy().into_owned())
+}
+
 fn of_cargo(name: &str) -> Result<OsString> {
     optional(name).ok_or_else(|| Error::other(format!("cargo sets no {name}")))
 }

@@ -65,7 +65,10 @@ pub enum FarError {
     #[error("the conversation with the lease has broken off")]
     Over,
     /// There is no agent for its machine.
-    #[error("the lease is a {machine} machine, and this crabbox has no agent for it: only for x86_64")]
+    #[error(
+        "the lease is a {machine} machine, and this crabbox has no agent for it: only for {}",
+        agent::machines()
+    )]
     Machine {
         /// What it says of itself.
         machine: String,
@@ -181,7 +184,7 @@ impl End {
                     ]) =>
             {
                 Some(
-                    "the lease runs no x86_64 programs, although `uname -m` there says x86_64: crabbox has no agent for another machine",
+                    "the lease runs no programs for the machine that `uname -m` there says it is, so that crabbox's agent is of no use",
                 )
             }
             Self::Exited(126 | 127) if !greeted => Some(
@@ -265,12 +268,12 @@ impl Far {
         let mut far = Self::begin(first, open)?;
         match far.greet() {
             Err(FarError::Broke { said, .. }) if far.way.code() == Some(agent::ABSENT) => {
-                if said != agent::MACHINE {
+                let Some(wanted) = agent::of_machine(&said) else {
                     return Err(FarError::Machine { machine: said });
-                }
+                };
                 drop(far);
-                let program = agent::program().map_err(|source| ExecError::Local { source })?;
-                let (status, said) = place(&agent::place(), &program)?;
+                let program = wanted.program().map_err(|source| ExecError::Local { source })?;
+                let (status, said) = place(&agent::place(wanted), &program)?;
                 match status {
                     RemoteStatus::Exited(0) => {}
                     RemoteStatus::Cancelled { .. } => return Err(FarError::Cancelled),

@@ -7,13 +7,8 @@ use std::io::{self, Read as _};
 
 use flate2::read::GzDecoder;
 
-/// SHA-256 of the agent, hex: its name on the other side.
+/// SHA-256 of the agent for machines like this one, hex: its name on the other side.
 pub const DIGEST: &str = env!("CRABBOX_AGENT_DIGEST");
-
-const PACKED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/crabbox-agent.gz"));
-
-/// The machine that it is for, as `uname -m` has it.
-pub(super) const MACHINE: &str = "x86_64";
 
 /// Where images of ours have agents.
 const IMAGE_DIRECTORY: &str = "/usr/lib/crabbox/agents";
@@ -24,25 +19,73 @@ pub(super) const ABSENT: u8 = 71;
 /// Our exit code where it could not be put; standard error says why.
 pub(super) const UNPLACED: u8 = 73;
 
-/// The agent itself.
-pub fn program() -> io::Result<Vec<u8>> {
-    let mut program = Vec::new();
-    GzDecoder::new(PACKED).read_to_end(&mut program)?;
-    Ok(program)
+/// An agent that this program brings along.
+#[derive(Debug)]
+pub(super) struct Agent {
+    /// The machine that it is for, as `uname -m` has it.
+    pub(super) machine: &'static str,
+    digest: &'static str,
+    packed: &'static [u8],
 }
 
-/// A script that becomes the agent.
+/// All of them. The one for another machine is there where the build had the parts for it, see `crabbox-embed`.
+pub(super) const AGENTS: &[Agent] = &[
+    Agent {
+        machine: env!("CRABBOX_AGENT_MACHINE"),
+        digest: DIGEST,
+        packed: include_bytes!(concat!(env!("OUT_DIR"), "/crabbox-agent.gz")),
+    },
+    #[cfg(crabbox_other_agent)]
+    Agent {
+        machine: env!("CRABBOX_OTHER_AGENT_MACHINE"),
+        digest: env!("CRABBOX_OTHER_AGENT_DIGEST"),
+        packed: include_bytes!(concat!(env!("OUT_DIR"), "/crabbox-agent-other.gz")),
+    },
+];
+
+/// The one for a machine.
+pub(super) fn of_machine(machine: &str) -> Option<&'static Agent> {
+    AGENTS.iter().find(|agent| agent.machine == machine)
+}
+
+/// The machines that there is one for, for a message.
+pub(super) fn machines() -> String {
+    let names: Vec<&str> = AGENTS.iter().map(|agent| agent.machine).collect();
+    names.join(" and ")
+}
+
+impl Agent {
+    /// The agent itself.
+    pub(super) fn program(&self) -> io::Result<Vec<u8>> {
+        let mut program = Vec::new();
+        GzDecoder::new(self.packed).read_to_end(&mut program)?;
+        Ok(program)
+    }
+}
+
+/// The agent for machines like this one.
+pub fn program() -> io::Result<Vec<u8>> {
+    AGENTS[0].program()
+}
+
+/// A script that becomes the agent. Which one is there says for which machine it was put there, so that nobody need be asked.
 pub(super) fn start() -> String {
+    let digests: Vec<&str> = AGENTS.iter().map(|agent| agent.digest).collect();
     format!(
-        r#"cbx_a={IMAGE_DIRECTORY}/{DIGEST}
-[ -s "$cbx_a" ] && [ -x "$cbx_a" ] || cbx_a=$HOME/.cache/crabbox/agents/{DIGEST}
-[ -s "$cbx_a" ] && [ -x "$cbx_a" ] || {{ uname -m >&2; exit {ABSENT}; }}
-exec "$cbx_a""#
+        r#"for cbx_a in {}; do
+cbx_b={IMAGE_DIRECTORY}/$cbx_a
+[ -s "$cbx_b" ] && [ -x "$cbx_b" ] || cbx_b=$HOME/.cache/crabbox/agents/$cbx_a
+[ -s "$cbx_b" ] && [ -x "$cbx_b" ] && exec "$cbx_b"
+done
+uname -m >&2
+exit {ABSENT}"#,
+        digests.join(" ")
     )
 }
 
 /// A script that puts the agent, which is its input, where [`start`] finds it.
-pub(super) fn place() -> String {
+pub(super) fn place(agent: &Agent) -> String {
+    let digest = agent.digest;
     format!(
         r#"umask 077
 d=${{HOME:?the user of the lease has no home directory}}/.cache/crabbox/agents
@@ -54,13 +97,13 @@ mkdir -p "$d" || no
 chmod 700 "$d" && cat > "$f" || no
 s=$({{ sha256sum || shasum -a 256 || busybox sha256sum || openssl dgst -sha256 -r; }} < "$f" 2>/dev/null)
 case $s in
-  {DIGEST}*) ;;
+  {digest}*) ;;
   '') no 'there is nothing to check it with: install sha256sum (coreutils) there' ;;
   *) no 'what arrived is not what was sent' ;;
 esac
 sync "$f" 2>/dev/null
-chmod 700 "$f" && mv -f "$f" "$d/{DIGEST}" || no
-[ -x "$d/{DIGEST}" ] || no "the file system of $d lets no program run (noexec)""#
+chmod 700 "$f" && mv -f "$f" "$d/{digest}" || no
+[ -x "$d/{digest}" ] || no "the file system of $d lets no program run (noexec)""#
     )
 }
 
@@ -84,9 +127,16 @@ mod tests {
 
     #[test]
     fn the_agent_is_what_its_name_says_and_no_larger_than_a_guest_should_bear() {
-        let program = program().unwrap();
-        assert_eq!(crabbox_host::digest::sha256(&program), DIGEST);
-        assert!(program.len() < 1_500_000, "{} bytes", program.len());
+        for agent in AGENTS {
+            let program = agent.program().unwrap();
+            assert_eq!(crabbox_host::digest::sha256(&program), agent.digest);
+            assert!(program.len() < 1_500_000, "{} bytes", program.len());
+            assert_eq!(
+                of_machine(agent.machine).map(|found| found.digest),
+                Some(agent.digest)
+            );
+        }
+        assert!(of_machine("pdp11").is_none() && of_machine("").is_none());
     }
 
     #[test]
@@ -97,12 +147,12 @@ mod tests {
         assert_eq!(run(home.path(), &start(), b"").status.code(), Some(ABSENT.into()));
         // Cut, or changed on its way.
         for wrong in [&program[..program.len() - 1], b""] {
-            let placed = run(home.path(), &place(), wrong);
+            let placed = run(home.path(), &place(&AGENTS[0]), wrong);
             assert_eq!(placed.status.code(), Some(UNPLACED.into()));
             assert!(placed.stderr_text().contains("not what was sent"), "{placed:?}");
             assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
         }
-        assert!(run(home.path(), &place(), &program).status.success());
+        assert!(run(home.path(), &place(&AGENTS[0]), &program).status.success());
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&dir), mode(&dir.join(DIGEST))), (0o700, 0o700));
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
@@ -115,13 +165,13 @@ mod tests {
         let (home, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::create_dir_all(home.path().join(".cache/crabbox")).unwrap();
         symlink(other.path(), home.path().join(".cache/crabbox/agents")).unwrap();
-        let placed = run(home.path(), &place(), &program().unwrap());
+        let placed = run(home.path(), &place(&AGENTS[0]), &program().unwrap());
         assert!(
             placed.stderr_text().contains("not the user's own directory"),
             "{placed:?}"
         );
         assert_eq!(std::fs::read_dir(other.path()).unwrap().count(), 0);
-        let placed = run(Path::new("/proc"), &place(), &program().unwrap());
+        let placed = run(Path::new("/proc"), &place(&AGENTS[0]), &program().unwrap());
         assert_eq!(placed.status.code(), Some(UNPLACED.into()));
         assert!(placed.stderr_text().contains("/proc/.cache"), "{placed:?}");
     }

@@ -226,7 +226,7 @@ fn an_agent_that_ends_at_once_is_told_with_what_helps() {
         (
             "\u{7f}ELF\u{2}\u{1}\u{1}\0\0\0\0\0\0\0\0\0\u{2}\0\u{37}\0\u{1}\0\0\0",
             "ended (exit code",
-            "runs no x86_64 programs",
+            "runs no programs for the machine",
         ),
     ] {
         let lease = with_agent(script);
