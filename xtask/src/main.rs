@@ -128,6 +128,9 @@ enum Bench {
     Report,
     /// What a command costs in a microVM that is there already: time, and processes in the guest
     Run {
+        /// Over a real sshd on loopback instead: times only
+        #[arg(long)]
+        loopback: bool,
         /// Which lab, should this host have no working KVM
         #[arg(long, default_value = "main")]
         name: String,
@@ -138,17 +141,13 @@ enum Bench {
         #[arg(long, value_name = "PATH")]
         against: Option<PathBuf>,
     },
-    /// A lease that comes of a template beside one that boots
+    /// A lease that comes of a template, and one out of a pool, beside one that boots
     Warm {
         /// Which lab, should this host have no working KVM
         #[arg(long, default_value = "main")]
         name: String,
-        /// How many pairs with the page cache as it is
-        #[arg(long, default_value_t = 20)]
-        count: usize,
-        /// How many pairs for each of which the page cache is dropped
-        #[arg(long, default_value_t = 5)]
-        dropped: usize,
+        #[command(flatten)]
+        order: bench::warm::Order,
     },
     /// What a sync costs over a real sshd on loopback or into a microVM, beside `git status` and `rsync -a`
     Sync {
@@ -188,8 +187,16 @@ fn main() -> ExitCode {
         Task::Bench(Bench::Disk { inside }) => bench::disk::main(inside),
         Task::Bench(Bench::Remote { runs }) => bench::remote::main(runs),
         Task::Bench(Bench::Report) => bench::report::main(docs::figures),
-        Task::Bench(Bench::Run { name, runs, against }) => bench::run::main(&name, runs, against.as_deref()),
-        Task::Bench(Bench::Warm { name, count, dropped }) => bench::warm::main(&name, count, dropped),
+        Task::Bench(Bench::Run {
+            loopback: true,
+            runs,
+            against,
+            ..
+        }) => bench::run::loopback(runs, against.as_deref()),
+        Task::Bench(Bench::Run {
+            name, runs, against, ..
+        }) => bench::run::main(&name, runs, against.as_deref()),
+        Task::Bench(Bench::Warm { name, order }) => bench::warm::main(&name, order),
         Task::Bench(Bench::Sync {
             lease: true,
             name,

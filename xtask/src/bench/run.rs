@@ -5,11 +5,13 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::{Map, Value};
 
 use super::median;
+use super::sync::{Bench, HOST, pause, turns};
 use crate::{site, workspace};
 use crabbox_lab::payload::{Build, Images};
 
@@ -19,6 +21,9 @@ const SCRIPT: &str = concat!(include_str!("timed.sh"), include_str!("run.sh"));
 /// The other program there.
 const OTHER: &str = "crabbox-other";
 
+/// Files of the tree on loopback.
+const LOOPBACK_FILES: usize = 100;
+
 /// What is measured: its name in the script and in the document, for a person, whether it is a time.
 pub(super) const ROWS: [(&str, &str, bool); 5] = [
     ("unchanged", "run --id, nothing changed", true),
@@ -27,6 +32,46 @@ pub(super) const ROWS: [(&str, &str, bool); 5] = [
     ("started", "processes in the guest, nothing changed", false),
     ("started_plain", "processes in the guest, --no-sync", false),
 ];
+
+/// The same over a real sshd on loopback, where there are only times: what else this machine starts meanwhile would be counted too.
+pub(crate) fn loopback(runs: usize, against: Option<&Path>) -> Result<ExitCode> {
+    ensure!(runs >= 3, "a median of fewer than 3 runs says nothing");
+    let bench = Bench::new(LOOPBACK_FILES)?;
+    bench.crabbox(&["warmup"])?;
+    bench.round_trip()?;
+    let unchanged = ["run", "--id", HOST, "--", "true"];
+    let plain = ["run", "--id", HOST, "--no-sync", "--", "true"];
+    // Until nothing here was touched a moment ago, and everything is where it is to be.
+    bench.crabbox(&unchanged)?;
+    pause(Duration::from_secs(1));
+    bench.crabbox(&unchanged)?;
+    let [ours_unchanged, ours_plain, trip, other_unchanged, other_plain] = turns(runs, || {
+        let mut all = [
+            bench.crabbox(&unchanged)?,
+            bench.crabbox(&plain)?,
+            bench.round_trip()?,
+            0.0,
+            0.0,
+        ];
+        if let Some(other) = against {
+            all[3] = bench.other(other, &unchanged)?;
+            all[4] = bench.other(other, &plain)?;
+        }
+        Ok(all)
+    })?;
+    println!("A command over sshd on loopback, medians of {runs}, ms\n");
+    let mut document = Map::new();
+    document.insert("runs".to_owned(), runs.into());
+    for ((name, what, _), ours, other) in [
+        (ROWS[0], ours_unchanged, Some(other_unchanged)),
+        (ROWS[1], ours_plain, Some(other_plain)),
+        (ROWS[2], trip, None),
+    ] {
+        let other = other.filter(|_| against.is_some());
+        row(&mut document, (name, what), ours, other);
+    }
+    write(document, "run-loopback.json")
+}
 
 /// Measures and reports. `against` is another crabbox, turn about with ours.
 pub(crate) fn main(lab: &str, runs: usize, against: Option<&Path>) -> Result<ExitCode> {
@@ -63,16 +108,27 @@ pub(crate) fn main(lab: &str, runs: usize, against: Option<&Path>) -> Result<Exi
             ours.unwrap_or_default(),
             measured(&format!("other_{name}"), is_time)?,
         );
-        let beside = other.map_or_else(String::new, |other| {
-            format!("   the other {other:10.0}   ratio {:.2}", ours / other)
-        });
-        println!("  {what:<42} {ours:10.0}{beside}");
-        document.insert(name.to_owned(), ours.into());
-        document.extend(other.map(|other| (format!("other_{name}"), Value::from(other))));
+        row(&mut document, (name, what), ours, other);
     }
+    write(document, "run.json")
+}
+
+fn row(document: &mut Map<String, Value>, (name, what): (&str, &str), ours: f64, other: Option<f64>) {
+    let beside = other.map_or_else(String::new, |other| {
+        format!("   the other {other:10.1}   ratio {:.2}", ours / other)
+    });
+    println!("  {what:<42} {ours:10.1}{beside}");
+    document.insert(name.to_owned(), ours.into());
+    document.extend(other.map(|other| (format!("other_{name}"), Value::from(other))));
+}
+
+fn write(document: Map<String, Value>, name: &str) -> Result<ExitCode> {
     let out = workspace::target_dir().join("bench");
     std::fs::create_dir_all(&out)?;
-    std::fs::write(out.join("run.json"), serde_json::to_vec_pretty(&document)?)?;
-    println!("{}", out.join("run.json").display());
+    std::fs::write(
+        out.join(name),
+        serde_json::to_vec_pretty(&Value::Object(document))?,
+    )?;
+    println!("{}", out.join(name).display());
     Ok(ExitCode::SUCCESS)
 }

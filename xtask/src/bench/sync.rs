@@ -5,7 +5,8 @@
 
 pub(crate) mod lease;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -22,18 +23,22 @@ use crate::workspace;
 /// Files of a directory.
 const A_DIRECTORY: usize = 100;
 
+/// The lease that the host is.
+pub(super) const HOST: &str = "static_127-0-0-1";
+
 /// Longer than anything here may take.
 const LIMIT: Duration = Duration::from_mins(30);
 
 /// Everything the measurements share.
-struct Bench {
+pub(super) struct Bench {
     dir: tempfile::TempDir,
     sshd: Sshd,
     binary: PathBuf,
 }
 
 impl Bench {
-    fn new(files: usize) -> Result<Self> {
+    /// With a tree of so many files.
+    pub(super) fn new(files: usize) -> Result<Self> {
         workspace::cargo()
             .args(["build", "--profile", "lab", "-p", "crabbox", "--target-dir"])
             .arg(workspace::target_dir())
@@ -71,21 +76,31 @@ impl Bench {
         self.sshd.dir().join("work")
     }
 
-    /// A committed tree of small text files.
+    /// A committed tree of small text files: git makes the pack and the files from one stream, which takes a part of the time that adding them does.
     fn plant(&self, files: usize) -> Result<()> {
+        let path = self.at("stream");
+        let mut stream = BufWriter::new(File::create(&path)?);
+        let what = "commit refs/heads/main\ncommitter b <b@b> 1700000000 +0000\ndata 0\n";
+        stream.write_all(what.as_bytes())?;
         for number in 0..files {
             let dir = number / A_DIRECTORY;
-            let dir = self.at("tree").join(format!("d{}/s{}", dir / 50, dir % 50));
-            if number.is_multiple_of(A_DIRECTORY) {
-                fs::create_dir_all(&dir)?;
-            }
             let line = format!("line of file {number}, which is like no other\n");
-            fs::write(dir.join(format!("f{number}.txt")), line.repeat(1 + number % 60))?;
+            let text = line.repeat(1 + number % 60);
+            writeln!(
+                stream,
+                "M 100644 inline d{}/s{}/f{number}.txt\ndata {}\n{text}",
+                dir / 50,
+                dir % 50,
+                text.len()
+            )?;
         }
-        // Packed, as a clone is; git must not set about it by itself while something is measured.
-        let script = "git init -q -b main && git config gc.auto 0 && git config maintenance.auto false && git add -A && \
-                      git -c user.name=b -c user.email=b@b commit -qm one && git gc -q";
+        stream.flush()?;
+        drop(stream);
+        // In one pack, as a clone is; git must not set about it by itself while something is measured.
+        let script = "git init -q -b main && git config gc.auto 0 && git config maintenance.auto false && \
+                      git -c pack.compression=1 fast-import --quiet <../stream && git reset -q --hard main";
         self.local("sh", &["-ec", script]).run()?;
+        fs::remove_file(&path)?;
         Ok(())
     }
 
@@ -98,13 +113,18 @@ impl Bench {
             .limit(LIMIT)
     }
 
-    fn crabbox(&self, words: &[&str]) -> Result<f64> {
-        let program = self.binary.to_str().context("a path that is no text")?;
+    pub(super) fn crabbox(&self, words: &[&str]) -> Result<f64> {
+        self.other(&self.binary, words)
+    }
+
+    /// The same with another program.
+    pub(super) fn other(&self, program: &Path, words: &[&str]) -> Result<f64> {
+        let program = program.to_str().context("a path that is no text")?;
         timed(&self.local(program, words))
     }
 
     fn sync(&self) -> Result<f64> {
-        self.crabbox(&["run", "--id", "static_127-0-0-1", "--sync-only"])
+        self.crabbox(&["run", "--id", HOST, "--sync-only"])
     }
 
     /// Options of an ssh that shares one connection, as crabbox does.
@@ -124,7 +144,8 @@ impl Bench {
         words
     }
 
-    fn round_trip(&self) -> Result<f64> {
+    /// A command over a connection that is open.
+    pub(super) fn round_trip(&self) -> Result<f64> {
         let words = self.ssh();
         let host = format!("{}@127.0.0.1", self.sshd.user());
         timed(
@@ -144,7 +165,7 @@ impl Bench {
 }
 
 /// Waits the whole time, where a nap would be cut.
-fn pause(time: Duration) {
+pub(super) fn pause(time: Duration) {
     poll_until(time, || None::<()>);
 }
 
@@ -156,7 +177,10 @@ fn timed(cmd: &Cmd) -> Result<f64> {
 }
 
 /// Medians of what is done turn about, so that a busy moment of this machine hits all of it.
-fn turns<const N: usize>(runs: usize, mut turn: impl FnMut() -> Result<[f64; N]>) -> Result<[f64; N]> {
+pub(super) fn turns<const N: usize>(
+    runs: usize,
+    mut turn: impl FnMut() -> Result<[f64; N]>,
+) -> Result<[f64; N]> {
     let mut all = Vec::new();
     for _ in 0..runs {
         all.push(turn()?);

@@ -1,42 +1,50 @@
-//! `bench warm`: a lease that comes of a template beside one that boots, turn about in one run, with the page cache as it is and dropped.
+//! `bench warm`: a lease that comes of a template, and one out of a pool, beside one that boots, turn about in one run, with the page cache as it is and
+//! dropped; many at once; and a build in one of each.
 //!
 //! Two finishing lines: the guest's SSH server listens, so that its banner is there for whoever connects, and `true` has exited in it, in a
-//! command of its own. The same machine is loaded with Firecracker alone between them. Timings never decide a test; in the lab only their ratios say something.
+//! command of its own. The same machine is loaded with Firecracker alone between them. A failure is counted, and ends nothing but its own lease; figures are
+//! kept after every round. Timings never decide a test; in the lab only their ratios say something.
+
+mod measure;
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
+use self::measure::{Crowd, Lease, Way, alone, build, command, crowd, lease};
 use crate::site::{self, Site};
 use crate::workspace;
 use crabbox_lab::payload::{Build, Images};
 
-/// How many pairs at least.
+/// How many rounds at least.
 const LEAST: usize = 3;
 
-/// After how many failures without a success there is nothing to measure.
+/// After how many failures without a success a kind of lease is not tried again.
 const MOST_FAILURES: usize = 2;
 
 /// The machine: small, and in a network that every host has.
 const MACHINE: &str = "--provider firecracker --firecracker-cpus 1 --firecracker-memory-mib 256 --firecracker-disk-mib 2048 --firecracker-network nat";
 
-/// How the machine of a lease starts, as `--firecracker-warm` and `leaseSource` have it.
-const WAYS: [(&str, &str); 2] = [("off", "cold"), ("auto", "restored")];
-
-/// Milliseconds of one lease.
-#[derive(Debug, Clone, Default)]
-struct Lease {
-    /// Until its SSH server listens.
-    banner: f64,
-    /// Until `true` has exited in it.
-    exit: f64,
-    /// Until it can be entered, an SSH connection to it open.
-    whole: f64,
-    /// What of that was our own work.
-    ours: f64,
-    /// Until the machine runs, once Firecracker is started: its API, and what it is told.
-    load: f64,
+/// What is measured, and how often.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct Order {
+    /// How many rounds with the page cache as it is
+    #[arg(long = "n", visible_alias = "count", default_value_t = 20)]
+    count: usize,
+    /// How many rounds for each lease of which the page cache is dropped
+    #[arg(long, default_value_t = 5)]
+    dropped: usize,
+    /// How many leases are begun at once; 0 leaves that out
+    #[arg(long, default_value_t = 16)]
+    at_once: usize,
+    /// Seconds of a build in a lease that boots, which is then done in one of a template; 0 leaves that out
+    #[arg(long, default_value_t = 60)]
+    build: u32,
+    /// After how many minutes nothing more is begun
+    #[arg(long, default_value_t = 120)]
+    minutes: u64,
 }
 
 /// Leases of one way under one condition.
@@ -47,134 +55,179 @@ struct Series {
     failures: Vec<String>,
 }
 
-/// Pairs of leases, the page cache in the same state for all of them.
+impl Series {
+    fn take(&mut self, made: Result<Lease>) {
+        match made {
+            Ok(lease) => self.leases.push(lease),
+            Err(error) => {
+                eprintln!("xtask: a lease failed: {error:#}");
+                self.failures.push(format!("{error:#}"));
+            }
+        }
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.leases.is_empty() && self.failures.len() >= MOST_FAILURES
+    }
+}
+
+/// Rounds of leases, the page cache in the same state for all of them.
 #[derive(Debug)]
 struct Condition {
     name: &'static str,
-    /// In the order of [`WAYS`].
-    ways: [Series; 2],
+    /// In the order of [`Way::ALL`].
+    ways: [Series; 3],
 }
 
-/// Makes a template, then `count` pairs of leases, and `dropped` pairs for each of which the host's page cache is emptied.
-pub(crate) fn main(lab: &str, count: usize, dropped: usize) -> Result<ExitCode> {
-    ensure!(count >= LEAST, "figures of fewer than {LEAST} leases say nothing");
+/// All that was measured.
+#[derive(Debug)]
+struct Figures {
+    host: String,
+    /// What `image warm` said of the template.
+    made: Value,
+    anon_kib: f64,
+    conditions: [Condition; 2],
+    /// Firecracker alone, see [`alone`].
+    raw: Vec<[f64; 2]>,
+    crowd: Option<(usize, Crowd)>,
+    /// Milliseconds of the same build in a lease that boots and in one of a template.
+    builds: Vec<[f64; 2]>,
+    /// What could not be measured besides.
+    failures: Vec<String>,
+}
+
+/// Takes away what was put on the site, however the bench ends.
+struct Tidy<'a>(&'a Site);
+
+impl Drop for Tidy<'_> {
+    fn drop(&mut self) {
+        // What stays is found by the next bench, and by whoever looks.
+        self.0
+            .run(
+                "crabbox stop bench-warm; crabbox stop bench-idle; crabbox pool drain; ip netns del bench-warm; \
+                 rm -rf \"$HOME/bench-warm\" \"$HOME/bench-build.sh\" \"$HOME/.config/crabbox/state/firecracker/templates\"",
+            )
+            .ok();
+    }
+}
+
+/// Makes a template and measures what `order` says.
+pub(crate) fn main(lab: &str, order: Order) -> Result<ExitCode> {
+    ensure!(
+        order.count >= LEAST,
+        "figures of fewer than {LEAST} leases say nothing"
+    );
     let (_, site) = site::choose(Images::Ours, Build::Optimised, lab)?;
-    site.script("rm -rf \"$HOME/.config/crabbox/state/firecracker/templates\"")?;
-    let made: Value = serde_json::from_str(
-        &site
-            .script(&format!("crabbox image warm {MACHINE} --json"))?
-            .stdout_text(),
-    )?;
+    let tidy = Tidy(&site);
+    let until = Instant::now() + Duration::from_secs(60 * order.minutes);
+    let mut figures = prepare(&site)?;
+    for (at, rounds) in [order.count, order.dropped].into_iter().enumerate() {
+        for number in 0..rounds {
+            if Instant::now() >= until {
+                figures
+                    .failures
+                    .push(format!("the time was over after {number} of {rounds} rounds"));
+                break;
+            }
+            round(&site, &mut figures, at, number)?;
+            eprintln!("xtask: {}", told(&figures.conditions[at], number + 1, rounds));
+            keep(&figures)?;
+        }
+    }
+    if order.at_once > 0 && Instant::now() < until {
+        match crowd(&site, order.at_once) {
+            Ok(crowd) => figures.crowd = Some((order.at_once, crowd)),
+            Err(error) => figures
+                .failures
+                .push(format!("{} at once: {error:#}", order.at_once)),
+        }
+        keep(&figures)?;
+    }
+    if order.build > 0 && Instant::now() < until {
+        match builds(&site, order.build) {
+            Ok(builds) => figures.builds = builds,
+            Err(error) => figures.failures.push(format!("the builds: {error:#}")),
+        }
+    }
+    drop(tidy);
+    report(&figures)
+}
+
+fn prepare(site: &Site) -> Result<Figures> {
+    // What a bench left that was killed.
+    drop(Tidy(site));
+    let made = command(site, &format!("crabbox image warm {MACHINE} --json"))?;
     let idle = site.script(&format!(
         "set -- '{MACHINE}'\n{}",
         include_str!("warm/prepare.sh")
     ))?;
-    let anon_kib = number(&idle.stdout_text(), "anon").context("the idle machine said no RssAnon")?;
-    let mut conditions = ["as it is", "dropped"].map(|name| Condition {
-        name,
-        ways: Default::default(),
-    });
-    let mut raw = Vec::new();
-    for (condition, rounds) in conditions.iter_mut().zip([count, dropped]) {
-        let drop_cache = condition.name == "dropped";
-        for round in 0..rounds {
-            // Each of them first in turn, and Firecracker alone in between.
-            let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
-            for (place, way) in order.into_iter().enumerate() {
-                if drop_cache {
-                    site.script("sync && echo 3 > /proc/sys/vm/drop_caches")?;
-                }
-                let series = &mut condition.ways[way];
-                match lease(&site, WAYS[way]) {
-                    Ok(lease) => series.leases.push(lease),
-                    Err(error) => series.failures.push(format!("{error:#}")),
-                }
-                ensure!(
-                    !series.leases.is_empty() || series.failures.len() < MOST_FAILURES,
-                    "no lease came of it: {}",
-                    series.failures.join("; ")
-                );
-                if place == 0 && !drop_cache {
-                    raw.push(alone(&site)?);
-                }
-            }
-            let [cold, restored] = condition.ways.each_ref().map(|series| series.leases.last());
-            eprintln!(
-                "xtask: page cache {}, pair {} of {rounds}: cold {:.0} ms, restored {:.0} ms",
-                condition.name,
-                round + 1,
-                cold.map_or(f64::NAN, |lease| lease.exit),
-                restored.map_or(f64::NAN, |lease| lease.exit)
-            );
-        }
-    }
-    site.script("ip netns del bench-warm; rm -rf \"$HOME/bench-warm\" \"$HOME/.config/crabbox/state/firecracker/templates\"")?;
-    report(&site, &made, anon_kib, &conditions, &raw)
-}
-
-/// A new lease and `true` in it, and what both took.
-fn lease(site: &Site, (warm, source): (&str, &str)) -> Result<Lease> {
-    let made = timings(
-        site,
-        &format!("crabbox warmup {MACHINE} --firecracker-warm {warm} --slug bench-warm --timing-json"),
-    );
-    let ran = made.as_ref().ok().map(|_| {
-        timings(
-            site,
-            "crabbox run --id bench-warm --no-sync --timing-json -- true",
-        )
-    });
-    site.run("crabbox stop bench-warm")?;
-    let (made, ran) = (made?, ran.context("nothing was leased")??);
-    ensure!(
-        made["leaseSource"] == source,
-        "the machine did not start as it should: {made}"
-    );
-    let stages = made["leaseStages"].as_array().context("no stages")?;
-    let sum = |is: &dyn Fn(&Value) -> bool| -> f64 {
-        let micros = stages
-            .iter()
-            .filter(|stage| is(stage))
-            .filter_map(|stage| stage["micros"].as_f64());
-        micros.sum::<f64>() / 1000.0
-    };
-    let lease = made["totalMs"].as_f64().context("no total")?;
-    let run = ran["endToEndMs"].as_f64().context("no end to end")?;
-    let of = |whose: &'static str| sum(&move |stage| stage["whose"] == whose);
-    let others = of("guest") + of("firecracker") + of("ssh");
-    Ok(Lease {
-        banner: lease - of("ssh"),
-        exit: lease + run,
-        ours: (lease - others).max(0.0),
-        whole: lease,
-        load: sum(&|stage| stage["name"] == "vmm-boot"),
+    Ok(Figures {
+        host: site.name.to_owned(),
+        made: serde_json::from_str(&made).context("`image warm` printed no document")?,
+        anon_kib: number(&idle.stdout_text(), "anon").context("the idle machine said no RssAnon")?,
+        conditions: ["as it is", "dropped"].map(|name| Condition {
+            name,
+            ways: Default::default(),
+        }),
+        raw: Vec::new(),
+        crowd: None,
+        builds: Vec::new(),
+        failures: Vec::new(),
     })
 }
 
-/// The document that a command prints with `--timing-json`; it must succeed.
-fn timings(site: &Site, command: &str) -> Result<Value> {
-    let done = site.run(command)?;
-    let said = done.stderr_text();
-    ensure!(done.status.success(), "`{command}` failed: {said}");
-    said.lines()
-        .find_map(|line| serde_json::from_str(line).ok())
-        .with_context(|| format!("`{command}` printed no timings: {said}"))
+/// One lease of each way, each of them first in turn, and Firecracker alone in between.
+fn round(site: &Site, figures: &mut Figures, at: usize, number: usize) -> Result<()> {
+    let condition = &mut figures.conditions[at];
+    let drop_cache = condition.name == "dropped";
+    for place in 0..Way::ALL.len() {
+        let way = (place + number) % Way::ALL.len();
+        let series = &mut condition.ways[way];
+        if !series.is_given_up() {
+            series.take(lease(site, Way::ALL[way], drop_cache));
+        }
+    }
+    ensure!(
+        !condition.ways.iter().all(Series::is_given_up),
+        "no lease came of it: {}",
+        condition
+            .ways
+            .iter()
+            .flat_map(|series| &series.failures)
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join("; ")
+    );
+    if !drop_cache {
+        match alone(site) {
+            Ok(one) => figures.raw.push(one),
+            Err(error) => figures.failures.push(format!("Firecracker alone: {error:#}")),
+        }
+    }
+    Ok(())
 }
 
-/// What loading the same machine takes with Firecracker alone, in milliseconds: all of it, and the two requests.
-fn alone(site: &Site) -> Result<[f64; 2]> {
-    let script = include_str!("warm/raw.py");
-    let said = site
-        .script(&format!(
-            "ip netns exec bench-warm python3 - <<'PYTHON'\n{script}\nPYTHON"
-        ))?
-        .stdout_text();
-    let of = |name| {
-        number(&said, name)
-            .map(|micros| micros / 1000.0)
-            .with_context(|| format!("Firecracker alone said no {name}: {said}"))
+fn told(condition: &Condition, number: usize, rounds: usize) -> String {
+    let of = |(way, series): (&Way, &Series)| {
+        let last = series.leases.last().map_or(f64::NAN, |lease| lease.exit);
+        format!("{} {last:.0} ms", way.name())
     };
-    Ok([of("raw")?, of("load")?])
+    let all: Vec<String> = Way::ALL.iter().zip(&condition.ways).map(of).collect();
+    format!(
+        "page cache {}, round {number} of {rounds}: {}",
+        condition.name,
+        all.join(", ")
+    )
+}
+
+/// The same build in a lease that boots and in one of a template, twice, each of them first in turn.
+fn builds(site: &Site, seconds: u32) -> Result<Vec<[f64; 2]>> {
+    let (cold, units) = build(site, Way::Cold, &format!("for {seconds}"))?;
+    let asked = units.to_string();
+    let (restored, _) = build(site, Way::Restored, &asked)?;
+    let (restored_first, _) = build(site, Way::Restored, &asked)?;
+    let (cold_then, _) = build(site, Way::Cold, &asked)?;
+    Ok(vec![[cold, restored], [cold_then, restored_first]])
 }
 
 /// The number behind `name` on a line of its own.
@@ -207,111 +260,162 @@ fn half(leases: &[Lease], value: fn(&Lease) -> f64) -> f64 {
     percentile(&leases.iter().map(value).collect::<Vec<_>>(), 0.5)
 }
 
-/// Prints a row for each kind of lease and finishing line, and returns them.
-fn table(conditions: &[Condition]) -> Vec<Value> {
-    println!(
-        "  {:<10} {:<9} {:<11} {:>4} {:>8} {:>8} {:>8}   failures",
-        "page cache", "start", "until", "n", "p50", "p95", "max"
-    );
+/// A row for each kind of lease and finishing line of which there is one.
+fn rows(conditions: &[Condition]) -> Vec<Value> {
     let mut rows = Vec::new();
     for condition in conditions {
-        for ((_, source), series) in WAYS.iter().zip(&condition.ways) {
+        for (way, series) in Way::ALL.iter().zip(&condition.ways) {
             let of = |value: fn(&Lease) -> f64| series.leases.iter().map(value).collect::<Vec<_>>();
             for (line, values) in [
                 ("banner", of(|lease| lease.banner)),
                 ("true exits", of(|lease| lease.exit)),
             ] {
-                let [p50, p95, max] = figures(&values);
-                println!(
-                    "  {:<10} {source:<9} {line:<11} {:>4} {p50:>8.0} {p95:>8.0} {max:>8.0}   {}",
-                    condition.name,
-                    values.len(),
-                    series.failures.len()
-                );
-                rows.push(json!({
-                    "pageCache": condition.name, "start": source, "until": line, "n": values.len(), "p50": p50, "p95": p95,
-                    "max": max, "failures": series.failures, "values": values,
+                if !values.is_empty() {
+                    let [p50, p95, max] = figures(&values);
+                    rows.push(json!({
+                        "pageCache": condition.name, "start": way.name(), "until": line, "n": values.len(), "p50": p50, "p95": p95,
+                        "max": max, "failures": series.failures, "values": values,
+                    }));
+                }
+            }
+        }
+    }
+    rows
+}
+
+/// How leases of each other way compare with those that boot.
+fn ratios(conditions: &[Condition]) -> Vec<Value> {
+    let mut ratios = Vec::new();
+    for condition in conditions {
+        let [cold, others @ ..] = &condition.ways;
+        for (way, series) in Way::ALL[1..].iter().zip(others) {
+            let ratio = |value: fn(&Lease) -> f64| half(&series.leases, value) / half(&cold.leases, value);
+            if !(series.leases.is_empty() || cold.leases.is_empty()) {
+                ratios.push(json!({
+                    "pageCache": condition.name, "start": way.name(), "banner": ratio(|lease| lease.banner), "exit": ratio(|lease| lease.exit),
                 }));
             }
         }
     }
-    println!();
-    rows
+    ratios
 }
 
-/// Prints how a restored lease compares with one that boots, and returns it.
-fn ratios(conditions: &[Condition]) -> Vec<Value> {
-    let ratio = |condition: &Condition, value: fn(&Lease) -> f64| {
-        let [cold, restored] = &condition.ways;
-        half(&restored.leases, value) / half(&cold.leases, value)
-    };
-    let of = |condition: &Condition| {
-        let (banner, exit) = (
-            ratio(condition, |lease| lease.banner),
-            ratio(condition, |lease| lease.exit),
-        );
-        println!(
-            "  restored / cold, page cache {}: banner {banner:.2}, `true` exits {exit:.2}",
-            condition.name
-        );
-        json!({ "pageCache": condition.name, "banner": banner, "exit": exit })
-    };
-    conditions.iter().map(of).collect()
-}
-
-fn report(
-    site: &Site,
-    made: &Value,
-    anon_kib: f64,
-    conditions: &[Condition],
-    raw: &[[f64; 2]],
-) -> Result<ExitCode> {
-    println!(
-        "\nLeases on {}, from Enter to each finishing line, in ms (1 vCPU, 256 MiB, jailed, nat)\n",
-        site.name
-    );
-    let rows = table(conditions);
-    let ratios = ratios(conditions);
-    let restored = &conditions[0].ways[1].leases;
-    let share = half(restored, |lease| lease.ours / lease.whole);
-    let ours = half(restored, |lease| lease.ours);
-    let load = half(restored, |lease| lease.load);
+/// The document; what was not measured is null there.
+fn document(figures: &Figures) -> Value {
+    let restored = &figures.conditions[0].ways[1].leases;
     let [whole, requests] = [0, 1].map(|at| {
-        let values: Vec<f64> = raw.iter().map(|one| one[at]).collect();
+        let values: Vec<f64> = figures.raw.iter().map(|one| one[at]).collect();
         percentile(&values, 0.5)
     });
-    let bytes = made["allocatedBytes"]
-        .as_f64()
-        .context("the template has no size")?;
+    let builds = figures
+        .builds
+        .iter()
+        .map(|[cold, restored]| json!({ "coldMs": cold, "restoredMs": restored }));
+    let crowd = figures.crowd.map(|(count, crowd)| {
+        let by_processors = f64::from(u32::try_from(count).unwrap_or(0)) * crowd.alone / crowd.processors;
+        json!({
+            "count": count, "restored": crowd.restored, "wallMs": crowd.wall, "aloneProcessorMs": crowd.alone, "processors": crowd.processors,
+            "wallByProcessors": crowd.wall / by_processors,
+        })
+    });
+    json!({
+        "host": figures.host, "unit": "milliseconds", "series": rows(&figures.conditions), "ratios": ratios(&figures.conditions),
+        "ourShare": half(restored, |lease| lease.ours / lease.whole), "oursMs": half(restored, |lease| lease.ours),
+        "loadMs": half(restored, |lease| lease.load), "rawLoadMs": requests, "rawWholeMs": whole, "raw": figures.raw,
+        "idleRssAnonKib": figures.anon_kib, "template": figures.made, "atOnce": crowd, "builds": builds.collect::<Vec<_>>(),
+        "failures": figures.failures,
+    })
+}
+
+/// Writes down what there is so far.
+fn keep(figures: &Figures) -> Result<Value> {
+    let document = document(figures);
+    let dir = workspace::target_dir().join("bench");
+    std::fs::create_dir_all(&dir)?;
+    std::fs::write(dir.join("warm.json"), serde_json::to_vec_pretty(&document)?)?;
+    Ok(document)
+}
+
+fn report(figures: &Figures) -> Result<ExitCode> {
+    let document = keep(figures)?;
     println!(
-        "  our own share of a restored lease: {ours:.0} ms, {:.1} %",
-        100.0 * share
+        "\nLeases on {}, from Enter to each finishing line, in ms (1 vCPU, 256 MiB, jailed, nat)\n",
+        figures.host
     );
     println!(
-        "  load and resume: {load:.0} ms in a lease, {requests:.0} ms by hand ({:.2}); by hand with Firecracker's start {whole:.0} ms",
-        load / requests
+        "  {:<10} {:<9} {:<11} {:>4} {:>8} {:>8} {:>8}   failures",
+        "page cache", "start", "until", "n", "p50", "p95", "max"
+    );
+    let text = |row: &Value, name: &str| row[name].as_str().unwrap_or_default().to_owned();
+    let of = |row: &Value, name: &str| row[name].as_f64().unwrap_or(f64::NAN);
+    for row in document["series"].as_array().into_iter().flatten() {
+        println!(
+            "  {:<10} {:<9} {:<11} {:>4} {:>8.0} {:>8.0} {:>8.0}   {}",
+            text(row, "pageCache"),
+            text(row, "start"),
+            text(row, "until"),
+            of(row, "n"),
+            of(row, "p50"),
+            of(row, "p95"),
+            of(row, "max"),
+            row["failures"].as_array().map_or(0, Vec::len)
+        );
+    }
+    println!();
+    for row in document["ratios"].as_array().into_iter().flatten() {
+        println!(
+            "  {} / cold, page cache {}: banner {:.2}, `true` exits {:.2}",
+            text(row, "start"),
+            text(row, "pageCache"),
+            of(row, "banner"),
+            of(row, "exit")
+        );
+    }
+    let all = |name: &str| of(&document, name);
+    println!(
+        "  our own share of a restored lease: {:.0} ms, {:.1} %",
+        all("oursMs"),
+        100.0 * all("ourShare")
+    );
+    println!(
+        "  load and resume: {:.0} ms in a lease, {:.0} ms by hand ({:.2}); by hand with Firecracker's start {:.0} ms",
+        all("loadMs"),
+        all("rawLoadMs"),
+        all("loadMs") / all("rawLoadMs"),
+        all("rawWholeMs")
     );
     println!(
         "  private memory of an idle restored machine: {:.1} MiB",
-        anon_kib / 1024.0
+        figures.anon_kib / 1024.0
     );
     println!(
         "  template: {:.1} MiB on disk, made in {:.1} s",
-        bytes / f64::from(1 << 20),
-        made["seconds"].as_f64().unwrap_or(f64::NAN)
+        of(&figures.made, "allocatedBytes") / f64::from(1 << 20),
+        of(&figures.made, "seconds")
     );
-    let document = json!({
-        "host": site.name, "unit": "milliseconds", "series": rows, "ratios": ratios, "ourShare": share, "oursMs": ours,
-        "loadMs": load, "rawLoadMs": requests, "rawWholeMs": whole, "raw": raw, "idleRssAnonKib": anon_kib, "template": made,
-    });
-    let dir = workspace::target_dir().join("bench");
-    std::fs::create_dir_all(&dir)?;
-    let out = dir.join("warm.json");
-    std::fs::write(&out, serde_json::to_vec_pretty(&document)?)?;
-    println!("  kept in {}", out.display());
-    let ways = conditions.iter().flat_map(|condition| &condition.ways);
-    for failure in ways.flat_map(|series| &series.failures) {
-        eprintln!("xtask: a lease failed: {failure}");
+    if let Some((count, _)) = figures.crowd {
+        let crowd = &document["atOnce"];
+        println!(
+            "  {count} at once: {:.0} restored, {:.0} ms by the clock, {:.2} of what the processors need for so many ({:.0} ms each, {:.0} processors)",
+            of(crowd, "restored"),
+            of(crowd, "wallMs"),
+            of(crowd, "wallByProcessors"),
+            of(crowd, "aloneProcessorMs"),
+            of(crowd, "processors")
+        );
+    }
+    for [cold, restored] in &figures.builds {
+        println!(
+            "  a build: {cold:.0} ms in a lease that booted, {restored:.0} ms in one of a template ({:.3})",
+            restored / cold
+        );
+    }
+    println!(
+        "  kept in {}",
+        workspace::target_dir().join("bench/warm.json").display()
+    );
+    for failure in &figures.failures {
+        eprintln!("xtask: not measured: {failure}");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -343,5 +447,39 @@ mod tests {
             Some("5".to_owned())
         );
         assert!(number(said, "anon").is_none());
+    }
+
+    #[test]
+    fn what_failed_is_in_no_figure_and_ends_only_its_own_kind() {
+        let mut condition = Condition {
+            name: "as it is",
+            ways: Default::default(),
+        };
+        for exit in [8.0, 4.0, 6.0] {
+            condition.ways[0].take(Ok(Lease {
+                exit,
+                ..Lease::default()
+            }));
+        }
+        condition.ways[1].take(Err(anyhow::anyhow!("no")));
+        condition.ways[1].take(Ok(Lease {
+            exit: 3.0,
+            ..Lease::default()
+        }));
+        for _ in 0..MOST_FAILURES {
+            condition.ways[2].take(Err(anyhow::anyhow!("no")));
+        }
+        let given_up = condition.ways.each_ref().map(Series::is_given_up);
+        assert_eq!(given_up, [false, false, true]);
+        let conditions = [condition];
+        let rows = rows(&conditions);
+        let found: Vec<String> = rows
+            .iter()
+            .filter(|row| row["until"] == "true exits")
+            .map(|row| format!("{} {} {} {}", row["start"], row["n"], row["p50"], row["failures"]))
+            .collect();
+        assert_eq!(found, [r#""cold" 3 6.0 []"#, r#""restored" 1 3.0 ["no"]"#]);
+        let ratios = ratios(&conditions);
+        assert_eq!((ratios.len(), &ratios[0]["exit"]), (1, &json!(0.5)));
     }
 }
