@@ -29,7 +29,7 @@ MaxStartups 100
 LogLevel VERBOSE
 C
 /usr/sbin/sshd -f /srv/sshd/served -E /srv/sshd/served.log
-crabbox list
+mkdir -p -m 700 /srv/.config/crabbox/state
 "#;
 
 /// Sets up without a template, which a pretended host has nothing for.

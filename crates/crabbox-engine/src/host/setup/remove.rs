@@ -181,6 +181,9 @@ fn forget_serving(mut record: Record, lock: FileLock) -> Result<(), SetupError> 
         _ => true,
     };
     record.forget_where(&|made| serve::is_of_serving(&known, made) && is_gone(made))?;
+    if record.made().is_empty() {
+        record.forget()?;
+    }
     lock.remove_while_held().map_err(ServeSetupError::from)?;
     Ok(())
 }
