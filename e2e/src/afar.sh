@@ -1,5 +1,5 @@
 # Makes a pretended host one that serves alice and bob by a real sshd on its loopback; each has a key, a home and a repository of their own, and
-# nothing on the host but `crabbox __serve`. What stands in /srv/sshd/failpoint is armed in what serves them.
+# nothing on the host but `crabbox __serve`, which answers nothing while /srv/sshd/hang is there. What stands in /srv/sshd/failpoint is armed in what serves them.
 set -e
 mkdir -p /run/sshd /tmp/bin /srv/sshd /srv/.config/crabbox
 cp /srv/bin/crabbox /tmp/bin/crabbox
@@ -26,7 +26,7 @@ for who in alice bob; do
   mkdir -p /tmp/$who/repo
   ssh-keygen -q -t ed25519 -N '' -C $who -f /tmp/$who/key
   (cd /tmp/$who/repo && HOME=/srv git init -q && echo $who > tracked && HOME=/srv git add -A && HOME=/srv git commit -qm one)
-  echo "restrict,command=\"PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin CRABBOX_TEST_FAILPOINT=\$(cat /srv/sshd/failpoint 2>/dev/null) exec crabbox __serve --as $who\" $(cat /tmp/$who/key.pub)"
+  echo "restrict,command=\"test ! -e /srv/sshd/hang || exec sleep 600; PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin CRABBOX_TEST_FAILPOINT=\$(cat /srv/sshd/failpoint 2>/dev/null) exec crabbox __serve --as $who\" $(cat /tmp/$who/key.pub)"
 done > /srv/sshd/authorized
 chown -R nobody:nogroup /tmp/alice
 chown -R daemon:daemon /tmp/bob

@@ -142,17 +142,17 @@ fn one_ctrl_c_ends_whatever_a_host_is_asked() {
     let host = host();
     let before = settled(&host);
     drop(with(&host, "alice", "crabbox warmup --slug mine").exits(0));
-    // A host that takes every question and answers none: what serves her stands still.
+    // A host that lets her in and answers no question.
     let hung = |words: &str| {
         let done = host.sh(&format!(
-            "({}) >/tmp/out 2>&1 & cli=$!; \
-             for i in $(seq 600); do pkill -STOP -f '[c]rabbox __serve' && break; sleep 0.005; done; sleep 0.3; kill -INT $cli; \
-             for i in $(seq 200); do kill -0 $cli 2>/dev/null || break; sleep 0.05; done; kill -0 $cli 2>/dev/null && {{ kill -9 $cli; \
-             pkill -KILL -f '[c]rabbox __serve'; echo hangs; exit 98; }}; \
-             wait $cli; code=$?; pkill -KILL -f '[c]rabbox __serve'; cat /tmp/out; exit $code",
+            "touch /srv/sshd/hang; ({}) >/tmp/out 2>&1 & cli=$!; \
+             for i in $(seq 200); do pgrep -x sleep -a | grep -q 600 && break; sleep 0.05; done; sleep 0.3; kill -INT $cli; \
+             for i in $(seq 200); do kill -0 $cli 2>/dev/null || break; sleep 0.05; done; rm /srv/sshd/hang; \
+             if kill -0 $cli 2>/dev/null; then kill -9 $cli; echo hangs; exit 98; fi; wait $cli; code=$?; cat /tmp/out; exit $code",
             alice(words)
         ));
         assert!(!matches!(done.code, Some(98 | 0)), "{words}: {done:?}");
+        drop(host.sh("pkill -f '[s]leep 600'; true").exits(0));
         done
     };
     let told = hung("run --id mine --no-sync -- true");
@@ -190,7 +190,7 @@ fn a_cleanup_waits_once_for_a_host_that_is_away_and_forgets_nothing_of_it() {
     drop(host.sh(count).exits(0));
     until(&host, "test -e /srv/counted");
     let cleaned = with(&host, "alice", "crabbox cleanup").exits(0);
-    assert_eq!(cleaned.stdout.matches("host_away").count(), 2, "{cleaned:?}");
+    assert_eq!(cleaned.stderr.matches("host_away").count(), 2, "{cleaned:?}");
     assert_eq!(host.sh("cat /srv/counted").stdout, "x", "{cleaned:?}");
     assert_eq!(kept(&host).matches("id_ed25519\n").count(), 2);
     // It is back, and so are they.
@@ -225,7 +225,7 @@ fn a_host_that_takes_her_for_somebody_else_has_nothing_of_hers_removed() {
         );
     }
     let cleaned = with(&host, "alice", "crabbox cleanup").exits(0);
-    assert!(cleaned.stdout.contains("another_owner"), "{cleaned:?}");
+    assert!(cleaned.stderr.contains("another_owner"), "{cleaned:?}");
     assert!(kept(&host).contains("id_ed25519"));
     renamed("eve", "alice");
     let ran = with(&host, "alice", "crabbox run --id mine --no-sync -- echo hers").exits(0);
