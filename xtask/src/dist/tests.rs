@@ -29,6 +29,17 @@ fn components() -> Components {
 
 /// Packs `program` as `version` into `out`.
 fn packed(program: &Path, version: &str, components: &Components, out: &Path) -> Vec<PathBuf> {
+    of_parts(program, version, components, None, out)
+}
+
+/// The same of all parts, or of one alone.
+fn of_parts(
+    program: &Path,
+    version: &str,
+    components: &Components,
+    only: Option<Part>,
+    out: &Path,
+) -> Vec<PathBuf> {
     let release = Release {
         version,
         program,
@@ -37,7 +48,14 @@ fn packed(program: &Path, version: &str, components: &Components, out: &Path) ->
         releases: "",
         effort: 1,
     };
-    pack(&release, None, out).unwrap()
+    pack(&release, only, out).unwrap()
+}
+
+/// One part of a release of stand-ins.
+fn stand_in_part(version: &str, components: &Components, part: Part, dir: &Path) -> PathBuf {
+    let program = stand_in(dir, version);
+    let made = of_parts(&program, version, components, Some(part), &dir.join(version));
+    made.into_iter().next().unwrap()
 }
 
 fn stand_in(dir: &Path, version: &str) -> PathBuf {
@@ -223,11 +241,7 @@ fn a_package_of_the_program_is_installed_replaced_removed_and_leaves_nothing() {
 fn a_package_that_is_half_installed_is_mended_by_installing_it_again_and_the_old_program_runs_until_then() {
     let dir = tempfile::tempdir().unwrap();
     let components = components();
-    let [this, later] = VERSIONS.map(|version| {
-        let program = stand_in(dir.path(), version);
-        let packed = packed(&program, version, &components, &dir.path().join(version));
-        ending(&packed, ".deb").to_owned()
-    });
+    let [this, later] = VERSIONS.map(|version| stand_in_part(version, &components, Part::Deb, dir.path()));
     let system = System::new();
     let before = files(system.0.path());
     // Killed in the middle of the first file that is longer than this, in units of 512 bytes.
@@ -271,9 +285,7 @@ fn files_of_ours(system: &System, before: &[String]) -> Vec<String> {
 #[test]
 fn a_package_stays_while_leases_live_and_purging_keeps_what_others_put_there() {
     let dir = tempfile::tempdir().unwrap();
-    let program = stand_in(dir.path(), VERSIONS[0]);
-    let package = packed(&program, VERSIONS[0], &components(), &dir.path().join("out"));
-    let package = ending(&package, ".deb");
+    let package = &stand_in_part(VERSIONS[0], &components(), Part::Deb, dir.path());
     let system = System::new();
     let before = files(system.0.path());
     ok(&system.install(package));

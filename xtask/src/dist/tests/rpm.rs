@@ -68,11 +68,7 @@ fn asked(package: &Path, format: &str) -> String {
 fn an_rpm_is_installed_replaced_kept_while_leases_live_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let components = components();
-    let [this, later] = VERSIONS.map(|version| {
-        let program = stand_in(dir.path(), version);
-        let packed = packed(&program, version, &components, &dir.path().join(version));
-        ending(&packed, ".rpm").to_owned()
-    });
+    let [this, later] = VERSIONS.map(|version| stand_in_part(version, &components, Part::Rpm, dir.path()));
     let needs = asked(&this, "[%{REQUIRES}\n]");
     for need in ["libc.so.6(GLIBC_2.34)(64bit)", "git-core", "openssh-clients"] {
         assert!(needs.lines().any(|line| line == need), "{need} in {needs}");
