@@ -27,6 +27,8 @@ impl Tree {
         for tool in TOOLS {
             symlink("busybox", bin.join(tool)).unwrap();
         }
+        // Where scripts send what nobody wants to read; a file does.
+        fs::create_dir(dir.path().join("dev")).unwrap();
         fs::write(bin.join("flock"), FLOCK).unwrap();
         fs::set_permissions(bin.join("flock"), fs::Permissions::from_mode(0o755)).unwrap();
         Self(dir)
@@ -48,8 +50,9 @@ impl Tree {
 
     /// All that is there beside the shell and rpm's own records.
     fn files(&self) -> Vec<String> {
+        const NOT_OURS: [&str; 3] = ["./bin/", "./dev/", "./var/lib/rpm/"];
         let all = files(self.0.path()).into_iter();
-        all.filter(|file| !file.starts_with("./bin/") && !file.starts_with("./var/lib/rpm/"))
+        all.filter(|file| !NOT_OURS.iter().any(|dir| file.starts_with(dir)))
             .collect()
     }
 }
