@@ -334,7 +334,8 @@ mod tests {
     fn a_directory_is_entered_only_where_it_and_all_above_it_are_directories() {
         let dir = tempfile::tempdir().unwrap();
         // Deeper than what is held open.
-        let deep: String = (0..HELD + 20).map(|level| format!("d{level}/")).collect();
+        let levels: Vec<String> = (0..HELD + 20).map(|level| format!("d{level}")).collect();
+        let deep = levels.join("/");
         std::fs::create_dir_all(dir.path().join(&deep)).unwrap();
         std::fs::create_dir_all(dir.path().join("d0/other")).unwrap();
         std::fs::write(dir.path().join("d0/file"), "12").unwrap();

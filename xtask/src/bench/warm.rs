@@ -338,6 +338,29 @@ fn keep(figures: &Figures) -> Result<Value> {
 
 fn report(figures: &Figures) -> Result<ExitCode> {
     let document = keep(figures)?;
+    table(figures, &document);
+    println!();
+    rest(figures, &document);
+    println!(
+        "  kept in {}",
+        workspace::target_dir().join("bench/warm.json").display()
+    );
+    for failure in &figures.failures {
+        eprintln!("xtask: not measured: {failure}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn text(row: &Value, name: &str) -> String {
+    row[name].as_str().unwrap_or_default().to_owned()
+}
+
+fn of(row: &Value, name: &str) -> f64 {
+    row[name].as_f64().unwrap_or(f64::NAN)
+}
+
+/// A line for each way to start, page cache and finishing line.
+fn table(figures: &Figures, document: &Value) {
     println!(
         "\nLeases on {}, from Enter to each finishing line, in ms (1 vCPU, 256 MiB, jailed, nat)\n",
         figures.host
@@ -346,8 +369,6 @@ fn report(figures: &Figures) -> Result<ExitCode> {
         "  {:<10} {:<9} {:<11} {:>4} {:>8} {:>8} {:>8}   failures",
         "page cache", "start", "until", "n", "p50", "p95", "max"
     );
-    let text = |row: &Value, name: &str| row[name].as_str().unwrap_or_default().to_owned();
-    let of = |row: &Value, name: &str| row[name].as_f64().unwrap_or(f64::NAN);
     for row in document["series"].as_array().into_iter().flatten() {
         println!(
             "  {:<10} {:<9} {:<11} {:>4} {:>8.0} {:>8.0} {:>8.0}   {}",
@@ -361,7 +382,10 @@ fn report(figures: &Figures) -> Result<ExitCode> {
             row["failures"].as_array().map_or(0, Vec::len)
         );
     }
-    println!();
+}
+
+/// What was compared and counted.
+fn rest(figures: &Figures, document: &Value) {
     for row in document["ratios"].as_array().into_iter().flatten() {
         println!(
             "  {} / cold, page cache {}: banner {:.2}, `true` exits {:.2}",
@@ -371,7 +395,7 @@ fn report(figures: &Figures) -> Result<ExitCode> {
             of(row, "exit")
         );
     }
-    let all = |name: &str| of(&document, name);
+    let all = |name: &str| of(document, name);
     println!(
         "  our own share of a restored lease: {:.0} ms, {:.1} %",
         all("oursMs"),
@@ -410,14 +434,6 @@ fn report(figures: &Figures) -> Result<ExitCode> {
             restored / cold
         );
     }
-    println!(
-        "  kept in {}",
-        workspace::target_dir().join("bench/warm.json").display()
-    );
-    for failure in &figures.failures {
-        eprintln!("xtask: not measured: {failure}");
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]
