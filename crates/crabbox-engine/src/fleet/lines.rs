@@ -77,13 +77,18 @@ impl<R: Read + AsFd> Lines<R> {
             if looked >= LIMIT {
                 return Err(LineError::Long);
             }
-            match wait(self.from.as_fd(), PollFlags::IN, cancel, until).map_err(LineError::Io)? {
+            let ready = wait(self.from.as_fd(), PollFlags::IN, cancel, until).map_err(LineError::Io)?;
+            match ready {
                 Ready::First => {}
+                // What has been said already is heard: it may tell what cannot be asked again.
+                Ready::Second if self.has_come() => {}
                 Ready::Second => return Err(LineError::Cancelled),
                 Ready::Neither => return Err(LineError::Late),
             }
             let mut chunk = [0; CHUNK];
             match self.from.read(&mut chunk) {
+                // Whatever we are part of may have been ended by the same signal.
+                Ok(0) if ready == Ready::Second => return Err(LineError::Cancelled),
                 Ok(0) if looked == 0 => return Ok(None),
                 Ok(0) => return Err(LineError::Cut { bytes: looked }),
                 Ok(count) => self.ahead.extend_from_slice(&chunk[..count]),
@@ -95,11 +100,12 @@ impl<R: Read + AsFd> Lines<R> {
 
     /// Whether something, or the end, can be read at once.
     pub fn is_ready(&self) -> bool {
-        !self.ahead.is_empty()
-            || matches!(
-                wait(self.from.as_fd(), PollFlags::IN, None, Some(Instant::now())),
-                Ok(Ready::First)
-            )
+        !self.ahead.is_empty() || self.has_come()
+    }
+
+    fn has_come(&self) -> bool {
+        let ready = wait(self.from.as_fd(), PollFlags::IN, None, Some(Instant::now()));
+        matches!(ready, Ok(Ready::First))
     }
 
     /// What lies behind the last line, for a stream that is something else from there on.
@@ -208,6 +214,15 @@ mod tests {
         drop(ended);
         let heard = Lines::new(from).next(Some(cancel.as_fd()), None);
         assert!(matches!(heard, Err(LineError::Cancelled)), "{heard:?}");
+        // A reply that is there already is no less one; what is half there, or over, is none.
+        let (from, mut to) = io::pipe().unwrap();
+        to.write_all(b"said\nhal").unwrap();
+        let mut lines = Lines::new(from);
+        let mut next = || lines.next(Some(cancel.as_fd()), None);
+        assert!(matches!(next(), Ok(Some(line)) if line == b"said"));
+        assert!(matches!(next(), Err(LineError::Cancelled)));
+        drop(to);
+        assert!(matches!(next(), Err(LineError::Cancelled)));
         let (_reader, writer) = io::pipe().unwrap();
         let until = Instant::now() + Duration::from_millis(50);
         let put = put(writer.as_fd(), &vec![0; 1 << 20], until);

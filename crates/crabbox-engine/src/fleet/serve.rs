@@ -189,6 +189,10 @@ impl Serve<'_> {
         lines::put(output.as_fd(), &line, Instant::now() + HEARING)?;
         let mut lines = Lines::new(input);
         loop {
+            // A client that never stops asking is no reason to stay.
+            if self.interrupts.caught().is_some() {
+                return Ok(());
+            }
             let until = Some(Instant::now() + SILENCE);
             let line = match lines.next(Some(self.interrupts.as_fd()), until) {
                 Ok(Some(line)) => line,

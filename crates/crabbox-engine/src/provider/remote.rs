@@ -126,10 +126,10 @@ impl Remote {
         }
     }
 
-    fn open(&self, host: &KvmHost, heed: Heed) -> Result<Talk, LeaseError> {
+    fn open(&self, host: &KvmHost, heed: Heed) -> Result<Talk, FleetError> {
         let access = Access::of(&self.settings)?;
-        let dir = self.engine.control_dir().map_err(FleetError::from)?;
-        Ok(Talk::open(host, &access, &dir, heed)?)
+        let dir = self.engine.control_dir()?;
+        Talk::open(host, &access, &dir, heed)
     }
 
     /// Asks `host` over a conversation that goes on, or begins.
@@ -199,18 +199,18 @@ impl Remote {
     }
 
     /// Every lease on `host`, over a conversation of its own.
-    fn list_there(&self, host: &KvmHost) -> Result<Vec<Lease>, LeaseError> {
-        let mut talk = self.open(host, Ask::List.heed())?;
+    fn list_there(&self, host: &KvmHost, heed: Heed) -> Result<Vec<FarLease>, FleetError> {
+        let mut talk = self.open(host, heed)?;
         talk.say(&Ask::List)?;
         let until = Instant::now() + ANSWER_LIMIT;
         let mut leases = Vec::new();
         loop {
             match talk.hear(until)? {
                 Reply::Lease(told) if leases.len() < LEASES && talk.heard() <= LISTED => {
-                    leases.push(self.lease(host, told)?);
+                    leases.push(told);
                 }
                 Reply::Done => return Ok(leases),
-                _ => return Err(talk.nonsense().into()),
+                _ => return Err(talk.nonsense()),
             }
         }
     }
@@ -360,6 +360,7 @@ impl Provider for Remote {
         };
         let mut hosts: BTreeSet<KvmHost> = self.claims()?.into_iter().map(|(host, _)| host).collect();
         hosts.extend(configured);
+        // One for all: a signal between two of them is heeded by both.
         let heed = Ask::List.heed();
         // Side by side: one that is away costs what it costs once.
         let told: Vec<_> = std::thread::scope(|scope| {
@@ -368,7 +369,7 @@ impl Provider for Remote {
                 .map(|host| {
                     let asking = scope.spawn({
                         let host = host.clone();
-                        move || self.list_there(&host)
+                        move || self.list_there(&host, heed)
                     });
                     (host, asking)
                 })
@@ -378,11 +379,23 @@ impl Provider for Remote {
                 .filter_map(|(host, asking)| Some((host, asking.join().ok()?)))
                 .collect()
         });
+        // None is away of which the user does not want to hear any more, whichever of them is told first.
+        let mut told = told;
+        let is_interrupted = |(_, told): &(KvmHost, Result<_, FleetError>)| {
+            matches!(told, Err(FleetError::Interrupted { .. }))
+        };
+        if let Some(at) = told.iter().position(is_interrupted)
+            && let (_, Err(error)) = told.swap_remove(at)
+        {
+            return Err(error.into());
+        }
         for (host, told) in told {
-            match told {
+            let leases = told.map_err(LeaseError::from).and_then(|leases| {
+                let leases = leases.into_iter().map(|told| self.lease(&host, told));
+                leases.collect::<Result<Vec<_>, _>>()
+            });
+            match leases {
                 Ok(leases) => all.leases.extend(leases),
-                // None is away of which the user does not want to hear any more.
-                Err(error) if heed.is_asked() => return Err(error),
                 Err(error) => all.away.push(Away { host, error }),
             }
         }
