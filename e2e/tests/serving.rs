@@ -128,8 +128,19 @@ fn each_owner_comes_in_by_their_key_as_themselves_and_all_of_it_can_be_undone() 
     // Nobody's lease is left without its owner.
     let held = host.sh(&format!("{SETUP} --serve --remove --yes")).exits(2);
     assert!(held.stderr.contains(&lease), "{held:?}");
-    // Who may not come any more does not, over a connection that is open either.
+    // Who may not come any more does not, over a connection that is open either, and what serves him ends in the middle of it.
+    let serves_bob = "pgrep -f '^/srv/bin/crabbox __serve --as bob' >/dev/null";
+    let bobs = serve(&host, "bob", "crabbox warmup --slug his").exits(0).lease();
+    drop(serve(
+        &host,
+        "bob",
+        "(crabbox run --id his --no-sync -- sleep 600 >/tmp/bob/out 2>&1; echo ended $? >>/tmp/bob/out) >/dev/null 2>&1 & echo",
+    ));
+    until(&host, serves_bob);
     drop(setup(&host, "--remove-owner bob"));
+    drop(host.sh(&format!("! {serves_bob}")).exits(0));
+    until(&host, "grep -q '^ended [1-9]' /tmp/bob/out");
+    drop(host.sh(&format!("exec crabbox stop {bobs}")).exits(0));
     let gone = serve(&host, "bob", "crabbox stop mine").exits(5);
     assert!(gone.stderr.contains("no crabbox serves"), "{gone:?}");
     drop(serve(&host, "alice", "crabbox stop mine").exits(0));
@@ -196,12 +207,15 @@ fn a_setup_killed_anywhere_is_put_right_by_its_removal_and_by_itself() {
         &host,
         "--owner alice=/tmp/alice/key.pub --owner bob=/tmp/bob/key.pub",
     ));
-    kill("serve-expel:made", "--remove-owner bob");
-    drop(setup(&host, ""));
-    drop(
-        host.sh("! grep -q bob /etc/sudoers.d/crabbox /var/lib/crabbox-serve/.ssh/authorized_keys")
-            .exits(0),
-    );
+    for point in ["serve-expel:made", "serve-end:done"] {
+        kill(point, "--remove-owner bob");
+        drop(setup(&host, ""));
+        drop(
+            host.sh("! grep -q bob /etc/sudoers.d/crabbox /var/lib/crabbox-serve/.ssh/authorized_keys /srv/.config/crabbox/state/setup.json")
+                .exits(0),
+        );
+        drop(setup(&host, "--owner bob=/tmp/bob/key.pub"));
+    }
     drop(setup(&host, "--remove"));
     assert_nothing_left(&before, &written(&host));
 }

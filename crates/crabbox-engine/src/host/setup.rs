@@ -23,6 +23,7 @@ use crate::host::images::{self, Build, ImagesError, Progress, Source};
 use crate::host::prepare::{self, DEFAULT_IMAGE, PrepareError};
 use crate::host::warm::{self, WarmError};
 
+mod lock;
 mod network;
 mod record;
 mod remove;
@@ -323,28 +324,24 @@ pub fn apply(
     if plan.steps.is_empty() {
         return Ok(());
     }
-    let mut record = record::Record::open(&engine.places)?;
-    let lock = match &plan.serve {
-        None => None,
+    let (mut record, lock) = match &plan.serve {
+        None => record::Record::open(&engine.places, &lock::wait)?,
         Some(wanted) => {
-            let lock = serve::lock(engine)?;
+            let opened = record::Record::open(&engine.places, &lock::now)?;
             // Whoever was at work before us may have done some of it, or brought another owner.
-            record = record::Record::open(&engine.places)?;
             let is_serving = |step: &&Step| matches!(step, Step::Serve(_));
             let planned = plan.steps.iter().filter(is_serving);
             if !planned.eq(serving_steps(engine, wanted)?.iter()) {
                 return Err(ServeSetupError::Moved.into());
             }
-            Some(lock)
+            opened
         }
     };
     for step in &plan.steps {
         began(step);
         do_step(engine, step, &mut record, progress)?;
     }
-    if let Some(lock) = lock {
-        lock.remove_while_held().map_err(ServeSetupError::from)?;
-    }
+    lock.remove_while_held().map_err(ServeSetupError::from)?;
     Ok(())
 }
 
@@ -406,10 +403,11 @@ pub fn template(
     interrupts: &Interrupts,
     progress: &dyn Progress,
 ) -> Result<warm::Made, SetupError> {
-    let mut record = record::Record::open(&engine.places)?;
     let made = warm::make(engine, lease, interrupts, progress)?;
     // Until here whatever is left of it is nobody's, and goes with the store.
+    let (mut record, lock) = record::Record::open(&engine.places, &lock::wait)?;
     record.template(&engine.places, &made.template.key)?;
+    lock.remove_while_held().map_err(ServeSetupError::from)?;
     Ok(made)
 }
 

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use crabbox_host::files::{self, FileError};
+use crabbox_host::lock::FileLock;
 use crabbox_image::fetch;
 use crabbox_store::places::Places;
 use serde::{Deserialize, Serialize};
@@ -139,17 +140,21 @@ impl Record {
         Ok(Self { path, content })
     }
 
-    /// The record for more to come: its directory is made, and is the first thing in it.
-    pub(super) fn open(places: &Places) -> Result<Self, RecordError> {
-        let mut record = Self::read(places)?;
+    /// The record for more to come, and the lock under which it may be written: its directory is made, and is the first thing in it.
+    pub(super) fn open<E: From<RecordError>>(
+        places: &Places,
+        lock: &dyn Fn(&Places) -> Result<FileLock, E>,
+    ) -> Result<(Self, FileLock), E> {
+        // The lock lies in it, so this is made before it is on record; killed in between, an empty directory is left.
         let missing = missing(&places.state);
-        files::create_private_dir(&places.state)?;
-        // Where nothing is missing there is nothing to say yet, and what another one says meanwhile is not written over.
+        files::create_private_dir(&places.state).map_err(RecordError::from)?;
+        let lock = lock(places)?;
+        let mut record = Self::read(places)?;
         if !missing.is_empty() {
-            record.content.made.extend(missing);
+            missing.into_iter().for_each(|made| record.note(made));
             record.save()?;
         }
-        Ok(record)
+        Ok((record, lock))
     }
 
     /// What was made, the first one first.
@@ -232,6 +237,13 @@ impl Record {
     pub(super) fn wrote(&self, path: &Path, text: &str) -> bool {
         self.content.made.iter().any(|made| {
             matches!(made, Made::Sudoers { path: there, sha256 } if there == path && sha256.iter().any(|known| known == text))
+        })
+    }
+
+    /// Whether the line before `line` in the file of authorised keys at `path` got its end for it.
+    pub(super) fn has_ended(&self, path: &Path, line: &str) -> bool {
+        self.content.made.iter().any(|made| {
+            matches!(made, Made::Key { path: there, line: known, ended: true, .. } if there == path && known == line)
         })
     }
 

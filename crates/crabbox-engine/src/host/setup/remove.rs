@@ -16,9 +16,9 @@ use crabbox_store::places::Places;
 use crabbox_store::registry;
 use crabbox_store::templates::Templates;
 
-use super::SetupError;
 use super::record::{Made, Record};
 use super::serve::{self, Ground, ServeSetupError};
+use super::{SetupError, lock};
 use crate::host::images;
 use crate::host::prepare::DEFAULT_IMAGE;
 use crate::host::warm::{self, WarmError};
@@ -70,6 +70,13 @@ pub enum Removal {
         /// Whose key it is.
         owner: String,
     },
+    /// A file of authorised keys stays as it is: it cannot be read, or is not root's alone.
+    KeysLeft {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// A line of a file of authorised keys stays: somebody changed it.
     ChangedKey {
         /// The file.
@@ -105,7 +112,17 @@ fn in_use(places: &Places, part: Part) -> Result<Vec<String>, SetupError> {
         .collect())
 }
 
-/// Takes away what setup made, or a part of it, in the reverse order; with `dry_run` only tells. `told` hears each thing before it goes.
+fn refuse_in_use(places: &Places, part: Part) -> Result<(), SetupError> {
+    let leases = in_use(places, part)?;
+    if leases.is_empty() {
+        return Ok(());
+    }
+    Err(SetupError::InUse { leases })
+}
+
+/// Takes away what setup made, or a part of it; with `dry_run` only tells. `told` hears each thing before it goes.
+///
+/// First owners are shut out and what serves them ends; what leases need goes only when none has come until then.
 pub fn remove(
     engine: &Engine,
     ground: &Ground,
@@ -113,39 +130,45 @@ pub fn remove(
     told: &mut dyn FnMut(&Removal),
 ) -> Result<(), SetupError> {
     let places = &engine.places;
-    let left = in_use(places, part)?;
-    if !left.is_empty() {
-        return Err(SetupError::InUse { leases: left });
-    }
-    let record = Record::read(places)?;
-    let goes = |made: &&Made| part == Part::Everything || serve::is_of_serving(&record, made);
-    if !record.made().iter().any(|made| goes(&made)) {
+    // Before anything is touched.
+    refuse_in_use(places, part)?;
+    let is_needed = |record: &Record| {
+        let is_part = |made: &Made| part == Part::Everything || serve::is_of_serving(record, made);
+        record.made().iter().any(is_part)
+    };
+    if !is_needed(&Record::read(places)?) {
         return Ok(());
     }
-    // Nobody else writes what this takes away.
-    let lock = (!dry_run).then(|| serve::lock(engine)).transpose()?;
-    let mut removals = Vec::new();
-    for made in record.made().iter().rev().filter(goes) {
-        let decided = match made {
-            Made::Account { .. } | Made::KeyFile { .. } | Made::Key { .. } | Made::Sudoers { .. } => {
-                serve::decide(ground, made)?
-            }
-            _ => decide(places, made)?,
-        };
-        for removal in decided {
-            // A template of an image that goes may be one of ours as well, and a key may be an owner's second one.
-            let is_told = removals.contains(&removal);
-            if !is_told {
-                told(&removal);
-            }
-            let is_done = dry_run || is_told && matches!(removal, Removal::Template { .. });
-            if !is_done {
-                carry_out(places, &removal)?;
-                serve::carry_out(engine, ground, (made, &removal))?;
-            }
-            removals.push(removal);
-        }
+    // Nobody else writes what this takes away, nor the record of it.
+    let lock = (!dry_run).then(|| lock::now(places)).transpose()?;
+    let record = Record::read(places)?;
+    let goes = |made: &&Made| part == Part::Everything || serve::is_of_serving(&record, made);
+    let (ways_in, rest): (Vec<&Made>, Vec<&Made>) = record
+        .made()
+        .iter()
+        .rev()
+        .filter(goes)
+        .partition(|made| serve::lets_in(made));
+    let mut removal = Removing {
+        engine,
+        ground,
+        dry_run,
+        told,
+        removals: Vec::new(),
+    };
+    // By the rule all come in: whatever else cannot be done, nobody does any more.
+    let (rules, keys): (Vec<&Made>, Vec<&Made>) = ways_in
+        .into_iter()
+        .partition(|made| matches!(made, Made::Sudoers { .. }));
+    rules
+        .into_iter()
+        .chain(keys)
+        .try_for_each(|made| removal.go(made))?;
+    if !dry_run {
+        serve::end_sessions(engine, ground, &record)?;
+        refuse_in_use(places, part)?;
     }
+    rest.into_iter().try_for_each(|made| removal.go(made))?;
     if let Some(lock) = lock {
         match part {
             Part::Everything => forget(places, record, lock)?,
@@ -153,6 +176,41 @@ pub fn remove(
         }
     }
     Ok(())
+}
+
+/// A removal under way.
+struct Removing<'a> {
+    engine: &'a Engine,
+    ground: &'a Ground,
+    dry_run: bool,
+    told: &'a mut dyn FnMut(&Removal),
+    removals: Vec<Removal>,
+}
+
+impl Removing<'_> {
+    fn go(&mut self, made: &Made) -> Result<(), SetupError> {
+        let places = &self.engine.places;
+        let decided = match made {
+            Made::Account { .. } | Made::KeyFile { .. } | Made::Key { .. } | Made::Sudoers { .. } => {
+                serve::decide(self.ground, made)?
+            }
+            _ => decide(places, made)?,
+        };
+        for removal in decided {
+            // A template of an image that goes may be one of ours as well, and a key may be an owner's second one.
+            let is_told = self.removals.contains(&removal);
+            if !is_told {
+                (self.told)(&removal);
+            }
+            let is_done = self.dry_run || is_told && matches!(removal, Removal::Template { .. });
+            if !is_done {
+                carry_out(places, &removal)?;
+                serve::carry_out(self.engine, self.ground, (made, &removal))?;
+            }
+            self.removals.push(removal);
+        }
+        Ok(())
+    }
 }
 
 /// Takes away what is left when all on record is gone, and the record.
@@ -253,6 +311,7 @@ fn carry_out(places: &Places, removal: &Removal) -> Result<(), SetupError> {
         | Removal::Account
         | Removal::KeyFile { .. }
         | Removal::Key { .. }
+        | Removal::KeysLeft { .. }
         | Removal::ChangedKey { .. } => {}
     }
     Ok(())

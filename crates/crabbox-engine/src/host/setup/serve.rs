@@ -7,11 +7,13 @@ mod account;
 mod authorized;
 mod error;
 mod owners;
+mod sessions;
 mod sudoers;
 mod undo;
+mod way;
 
 pub use error::ServeSetupError;
-pub(super) use undo::{carry_out, decide, is_of_serving};
+pub(super) use undo::{carry_out, decide, end_sessions, is_of_serving, lets_in};
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -22,11 +24,10 @@ use std::time::Duration;
 use crabbox_host::command::{Cmd, find_on_path};
 use crabbox_host::digest;
 use crabbox_host::files::{self, FileError};
-use crabbox_host::lock::FileLock;
 use crabbox_machine::context::Engine;
 use crabbox_machine::failpoint::{self, Phase, Who};
 
-use self::authorized::Lines;
+use self::authorized::{Added, Lines};
 use super::record::{Made, Record};
 
 /// The account that owners log in to.
@@ -106,8 +107,31 @@ pub enum ServeStep {
         path: PathBuf,
         /// Whose key it is.
         owner: String,
-        /// The key, in base64.
-        key: String,
+        /// The line.
+        line: String,
+    },
+    /// Put another line in the place of one in the file of authorised keys: the program has moved.
+    Rewrite {
+        /// The file.
+        path: PathBuf,
+        /// Whose key it is.
+        owner: String,
+        /// The line that is there.
+        old: String,
+        /// The line.
+        line: String,
+    },
+    /// End what serves an owner who may not come any more.
+    End {
+        /// The owner.
+        owner: String,
+    },
+    /// Take a line that is gone off the record; after all that is to follow from its going.
+    Forget {
+        /// Whose key it is.
+        owner: String,
+        /// The line.
+        line: String,
     },
     /// Write the rule of sudo, once visudo has taken it.
     Sudoers {
@@ -140,9 +164,11 @@ struct Found {
     sudoers: Option<String>,
 }
 
-/// A key that setup put into the file, by its record.
+/// A line that setup put into the file, by its record.
+#[derive(Clone, Copy)]
 struct Known<'a> {
     owner: &'a str,
+    line: &'a str,
     key: &'a str,
 }
 
@@ -150,11 +176,75 @@ fn known(record: &Record) -> Vec<Known<'_>> {
     let keys = record.made().iter().filter_map(|made| match made {
         Made::Key { owner, line, .. } => Some(Known {
             owner,
+            line,
             key: authorized::key_of(line)?,
         }),
         _ => None,
     });
     keys.collect()
+}
+
+/// What is to become of the lines on record.
+#[derive(Default)]
+struct Standing {
+    expelled: Vec<ServeStep>,
+    rewritten: Vec<ServeStep>,
+    /// Lines that are gone, or will be, with their owners.
+    gone: Vec<(String, String)>,
+    /// Who may come, with the key.
+    served: Vec<(String, String)>,
+}
+
+fn standing(
+    engine: &Engine,
+    found: &Found,
+    known: &[Known<'_>],
+    removed: &[String],
+) -> Result<Standing, ServeSetupError> {
+    let mut standing = Standing::default();
+    for &Known { owner, line, key } in known {
+        let (path, owned) = (found.keys.clone(), owner.to_owned());
+        let is_there = found.lines.has(line);
+        if removed.contains(&owned) {
+            if is_there {
+                standing.expelled.push(ServeStep::Expel {
+                    path,
+                    owner: owned.clone(),
+                    line: line.to_owned(),
+                });
+            }
+            standing.gone.push((owned, line.to_owned()));
+            continue;
+        }
+        let wanted = authorized::moved(line, &engine.exe, owner).unwrap_or_default();
+        let recorded = |there: &str| known.iter().any(|known| known.line == there);
+        match found.lines.with_key(key) {
+            _ if is_there => {
+                if wanted != line {
+                    standing.rewritten.push(ServeStep::Rewrite {
+                        path,
+                        owner: owned.clone(),
+                        old: line.to_owned(),
+                        line: wanted,
+                    });
+                }
+                standing.served.push((owned, key.to_owned()));
+            }
+            // One that somebody changed by hand is theirs, and lets its owner in as long as it names what the rule does.
+            Some((number, there)) if !recorded(there) && authorized::serves(there, owner) => {
+                if !there.contains(&authorized::command(&engine.exe, owner)) {
+                    return Err(ServeSetupError::ChangedLine {
+                        owner: owned,
+                        path,
+                        line: number,
+                    });
+                }
+                standing.served.push((owned, key.to_owned()));
+            }
+            _ => standing.gone.push((owned, line.to_owned())),
+        }
+    }
+    Ok(standing)
 }
 
 /// Looks at the host and tells what has to be done.
@@ -169,40 +259,31 @@ pub(super) fn plan(
         ground.tool(tool)?;
     }
     check_exe(&engine.exe)?;
-    let found = look(ground)?;
+    let found = look(ground, record)?;
     let known = known(record);
+    let names: BTreeSet<_> = known.iter().map(|known| known.owner.to_owned()).collect();
+    if let Some(name) = wanted.removed.iter().find(|name| !names.contains(*name)) {
+        return Err(ServeSetupError::UnknownOwner {
+            name: name.clone(),
+            known: names.into_iter().collect(),
+        });
+    }
+    let Standing {
+        expelled,
+        rewritten,
+        mut gone,
+        mut served,
+    } = standing(engine, &found, &known, &wanted.removed)?;
     let mut steps = Vec::new();
     if !found.has_account {
         let home = ground.home.clone();
         steps.push(ServeStep::Account { home });
     }
     let path = || found.keys.clone();
-    let mut lines = found.lines.clone();
-    for name in &wanted.removed {
-        let theirs: Vec<_> = known.iter().filter(|known| known.owner == name).collect();
-        if theirs.is_empty() {
-            let names: BTreeSet<_> = known.iter().map(|known| known.owner.to_owned()).collect();
-            return Err(ServeSetupError::UnknownOwner {
-                name: name.clone(),
-                known: names.into_iter().collect(),
-            });
-        }
-        for known in theirs.iter().filter(|known| lines.with_key(known.key).is_some()) {
-            steps.push(ServeStep::Expel {
-                path: path(),
-                owner: name.clone(),
-                key: known.key.to_owned(),
-            });
-        }
-        for known in theirs {
-            lines.take_out_key(known.key);
-        }
-    }
-    let mut served: Vec<(String, String)> = known
-        .iter()
-        .filter(|known| lines.with_key(known.key).is_some())
-        .map(|known| (known.owner.to_owned(), known.key.to_owned()))
-        .collect();
+    let is_expelled = |line: &str| {
+        let is_it = |step: &ServeStep| matches!(step, ServeStep::Expel { line: going, .. } if going == line);
+        expelled.iter().any(is_it)
+    };
     let mut admitted = Vec::new();
     for (owner, key) in owners {
         let line = authorized::line(&engine.exe, &owner, &key);
@@ -215,7 +296,11 @@ pub(super) fn plan(
             }
             None => {}
         }
-        if let Some((line, _)) = lines.with_key(&body) {
+        if let Some((line, _)) = found
+            .lines
+            .with_key(&body)
+            .filter(|(_, there)| !is_expelled(there))
+        {
             let path = path();
             return Err(ServeSetupError::ForeignLine { owner, path, line });
         }
@@ -226,9 +311,24 @@ pub(super) fn plan(
             line,
         });
     }
-    let names = served.into_iter().map(|(owner, _)| owner).collect();
+    let names: BTreeSet<_> = served.into_iter().map(|(owner, _)| owner).collect();
+    steps.extend(expelled);
     steps.extend(rule(engine, ground, record, &found, &names)?);
+    // What comes, or comes back, stays on record.
+    for step in rewritten.iter().chain(&admitted) {
+        if let ServeStep::Rewrite { line, .. } | ServeStep::Admit { line, .. } = step {
+            gone.retain(|(_, going)| going != line);
+        }
+    }
+    steps.extend(rewritten);
     steps.extend(admitted);
+    let leaving: BTreeSet<_> = gone.iter().map(|(owner, _)| owner).collect();
+    let ends = leaving.into_iter().filter(|owner| !names.contains(*owner));
+    steps.extend(ends.map(|owner| ServeStep::End { owner: owner.clone() }));
+    steps.extend(
+        gone.into_iter()
+            .map(|(owner, line)| ServeStep::Forget { owner, line }),
+    );
     Ok(steps)
 }
 
@@ -252,8 +352,13 @@ fn rule(
     }
 }
 
-fn look(ground: &Ground) -> Result<Found, ServeSetupError> {
+fn look(ground: &Ground, record: &Record) -> Result<Found, ServeSetupError> {
     let account = account::find(ground)?;
+    // In anybody else's account, whatever runs there could run every owner's command, and write where root does.
+    if let Some(account) = account.as_ref().filter(|account| !is_made(account, record)) {
+        let home = account.home.clone();
+        return Err(ServeSetupError::ForeignAccount { home });
+    }
     if let Some(account) = account.as_ref().filter(|account| !account.runs_commands()) {
         let shell = account.shell.clone();
         return Err(ServeSetupError::Shell { shell });
@@ -268,20 +373,15 @@ fn look(ground: &Ground) -> Result<Found, ServeSetupError> {
     })
 }
 
-/// The lines of the file of authorised keys; none when it is not there. No part of the way to it may be a link: the account could make one,
-/// and root follows it.
+/// Whether setup made this account, by its record and by the account itself.
+fn is_made(account: &account::Account, record: &Record) -> bool {
+    let is_it = |made: &Made| matches!(made, Made::Account { home } if account.is_of_setup(home));
+    record.made().iter().any(is_it)
+}
+
+/// The lines of the file of authorised keys; none when it is not there.
 fn read_keys(path: &Path) -> Result<Lines, ServeSetupError> {
-    let found = |part: &Path| std::fs::symlink_metadata(part).ok();
-    let dir = path.parent().unwrap_or(path);
-    let wrong = [
-        found(dir).filter(|found| !found.is_dir()).map(|_| dir),
-        found(path).filter(|found| !found.is_file()).map(|_| path),
-    ];
-    if let Some(part) = wrong.into_iter().flatten().next() {
-        return Err(ServeSetupError::Link {
-            path: part.to_owned(),
-        });
-    }
+    way::check(path)?;
     Ok(Lines::of(&read_text(path)?.unwrap_or_default()))
 }
 
@@ -316,22 +416,11 @@ fn check_exe(exe: &Path) -> Result<(), ServeSetupError> {
     for part in exe.ancestors() {
         let found =
             std::fs::symlink_metadata(part).map_err(|source| FileError::io("look at", part, source))?;
-        // In a directory like /tmp others can replace nothing that is not theirs.
-        let is_shared = found.is_dir() && found.mode() & 0o1000 != 0;
-        if found.uid() != us && found.uid() != 0 {
-            return refuse(part, "it belongs to somebody else than root");
-        }
-        if found.mode() & 0o022 != 0 && !is_shared {
-            return refuse(part, "others than its owner may write there");
+        if let Some(why) = way::loose(found.uid(), found.mode(), us, found.is_dir()) {
+            return refuse(part, why);
         }
     }
     Ok(())
-}
-
-/// Keeps two setups from writing at once.
-pub(super) fn lock(engine: &Engine) -> Result<FileLock, ServeSetupError> {
-    let path = engine.places.state.join("setup.lock");
-    FileLock::try_acquire(&path)?.ok_or(ServeSetupError::Busy)
 }
 
 /// Does one step. What it is about to make is on record before it is made.
@@ -349,17 +438,43 @@ pub(super) fn apply(
             account::make(ground)?;
             hit("serve-account", Phase::Done);
         }
-        ServeStep::Expel { path, owner, key } => {
+        ServeStep::Expel { path, line, .. } => {
             let mut lines = read_keys(path)?;
-            lines.take_out_key(key);
+            let ended = record.has_ended(path, line);
+            lines.take_out(line, Added { ended });
             replace(path, &lines.text(), 0o644, &|_| Ok(()))?;
             hit("serve-expel", Phase::Made);
-            let is_it = |made: &Made| {
-                matches!(made, Made::Key { owner: whose, line, .. }
-                    if whose == owner && authorized::key_of(line) == Some(key.as_str()))
-            };
-            record.forget_where(&is_it)?;
         }
+        ServeStep::Rewrite {
+            path,
+            owner,
+            old,
+            line,
+        } => {
+            let mut lines = read_keys(path)?;
+            if !lines.has(old) {
+                return Err(ServeSetupError::Moved);
+            }
+            let ended = record.has_ended(path, old);
+            record.add(
+                Made::Key {
+                    path: path.clone(),
+                    owner: owner.clone(),
+                    line: line.clone(),
+                    ended,
+                },
+                path.parent().unwrap_or(path),
+            )?;
+            lines.replace(old, line);
+            replace(path, &lines.text(), 0o644, &|_| Ok(()))?;
+            hit("serve-rewrite", Phase::Made);
+            record.forget_where(&|made| is_line(made, owner, old))?;
+        }
+        ServeStep::End { owner } => {
+            sessions::end_servers(&ground.processes, &engine.exe, &|served| served == owner)?;
+            hit("serve-end", Phase::Done);
+        }
+        ServeStep::Forget { owner, line } => record.forget_where(&|made| is_line(made, owner, line))?,
         ServeStep::Sudoers { path, text } => {
             if read_text(path)?.is_some_and(|there| !record.wrote(path, &digest::sha256(there.as_bytes()))) {
                 return Err(ServeSetupError::Changed { path: path.clone() });
@@ -412,6 +527,10 @@ pub(super) fn apply(
         }
     }
     Ok(())
+}
+
+fn is_line(made: &Made, owner: &str, line: &str) -> bool {
+    matches!(made, Made::Key { owner: whose, line: there, .. } if whose == owner && there == line)
 }
 
 /// Makes `dir` and those above it that are missing: root's, and for sshd to be read as the account.

@@ -225,8 +225,9 @@ fn templates_of_an_image_go_with_it_and_one_of_setups_own_always() {
         .manifest
         .digest;
     let key = template(&world, &image);
-    let mut record = record::Record::open(&world.places).unwrap();
+    let (mut record, lock) = record::Record::open(&world.places, &lock::now).unwrap();
     record.template(&world.places, &key).unwrap();
+    drop(lock);
     let removal = Removal::Template { key };
     let planned = world.removals(true);
     let count = planned.iter().filter(|one| **one == removal).count();

@@ -243,6 +243,14 @@ fn serve_words(step: &ServeStep) -> String {
         ServeStep::Expel { path, owner, .. } => {
             format!("take a key of {owner} out of {}", path.display())
         }
+        ServeStep::Rewrite { path, line, .. } => {
+            format!(
+                "have the program where it is now in {}:\n    {line}",
+                path.display()
+            )
+        }
+        ServeStep::End { owner } => format!("end what still serves {owner}"),
+        ServeStep::Forget { owner, .. } => format!("forget a key of {owner}"),
         ServeStep::Sudoers { path, text } => {
             let lines: Vec<String> = text.lines().map(|line| format!("    {line}")).collect();
             format!(
@@ -308,6 +316,10 @@ fn removal_words(removal: &Removal) -> String {
         Removal::Key { path, owner } => format!("take a key of {owner} out of {}", path.display()),
         Removal::ChangedKey { path, owner } => format!(
             "leave a line with a key of {owner} in {}: it was changed since",
+            path.display()
+        ),
+        Removal::KeysLeft { path, why } => format!(
+            "leave {}: {why}; take the lines with `{ACCOUNT}-owner-` out by hand",
             path.display()
         ),
         Removal::Changed { path } => format!("leave {}: it was changed since", path.display()),

@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use crabbox_host::clock;
 use crabbox_host::command::{Cmd, CommandError};
-use crabbox_host::process::{self, ProcessError};
 
-use super::{ACCOUNT, Ground, ServeSetupError};
+use super::{ACCOUNT, Ground, ServeSetupError, sessions};
 
 /// What stands in the account's field for a person's name, by which setup knows its own.
 const NAME: &str = "leases for owners from afar (crabbox setup)";
@@ -17,7 +16,7 @@ const NAME: &str = "leases for owners from afar (crabbox setup)";
 /// How long one of the programs may take that change accounts: they wait for each other's locks.
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// How long a session may take to end by itself.
+/// How long a process that has ended may be waited for by its parent.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// getent(1) found nothing.
@@ -105,11 +104,9 @@ pub(super) fn make(ground: &Ground) -> Result<(), ServeSetupError> {
 
 /// Takes it away, and ends the sessions that are still open in it.
 pub(super) fn remove(ground: &Ground, account: &Account) -> Result<(), ServeSetupError> {
-    for pid in processes(&ground.processes, account.uid) {
-        end(pid)?;
-    }
+    sessions::end(&ground.processes, account.uid)?;
     // One that has ended is still the account's until its parent has heard of it.
-    let is_gone = || processes(&ground.processes, account.uid).is_empty().then_some(());
+    let is_gone = || (!sessions::any(&ground.processes, account.uid)).then_some(());
     clock::poll_until(GRACE, is_gone);
     let removed = Cmd::new(ground.tool("userdel")?).arg(ACCOUNT).limit(LIMIT).run();
     removed
@@ -120,46 +117,9 @@ pub(super) fn remove(ground: &Ground, account: &Account) -> Result<(), ServeSetu
         })
 }
 
-/// The processes that are the account's by any of their uids. Whose the directory of one in proc(5) is says nothing of a process that has
-/// changed them.
-fn processes(proc: &Path, uid: u32) -> Vec<u32> {
-    let entries = std::fs::read_dir(proc).into_iter().flatten();
-    let pids = entries
-        .filter_map(Result::ok)
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid: &u32| {
-        let status = std::fs::read_to_string(proc.join(pid.to_string()).join("status")).unwrap_or_default();
-        is_of(&status, uid)
-    })
-    .collect()
-}
-
-/// Whether proc(5)'s `status` is one of a process of `uid`.
-fn is_of(status: &str, uid: u32) -> bool {
-    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
-    uids.is_some_and(|uids| uids.split_whitespace().any(|word| word.parse() == Ok(uid)))
-}
-
-fn end(pid: u32) -> Result<(), ProcessError> {
-    let Some(id) = process::identify(pid)? else {
-        return Ok(());
-    };
-    match process::open(&id)? {
-        Some(handle) => handle.terminate(GRACE).map(drop),
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_process_is_the_account_s_by_any_of_its_uids() {
-        let status = |uids: &str| format!("Name:\tsshd\nUid:\t{uids}\nGid:\t998\t998\t998\t998\n");
-        assert!(is_of(&status("998\t998\t998\t998"), 998) && is_of(&status("998\t0\t0\t0"), 998));
-        assert!(!is_of(&status("0\t0\t0\t0"), 998) && !is_of("", 998));
-    }
 
     #[test]
     fn an_account_is_setups_by_its_name_and_home_alone() {

@@ -11,10 +11,25 @@ const KINDS: [&str; 3] = ["ssh-", "ecdsa-sha2-", "sk-"];
 
 /// The line by which `key`, an OpenSSH public key, has the program at `exe` serve `owner`, and nothing else.
 pub(super) fn line(exe: &Path, owner: &str, key: &str) -> String {
-    format!(
-        r#"restrict,command="sudo -n {} __serve --as {owner}" {key}"#,
-        exe.display()
-    )
+    format!(r#"restrict,command="{}" {key}"#, command(exe, owner))
+}
+
+/// The command that a key of `owner` runs.
+pub(super) fn command(exe: &Path, owner: &str) -> String {
+    format!("sudo -n {} __serve --as {owner}", exe.display())
+}
+
+/// Whether `line` serves `owner`, by whatever program.
+pub(super) fn serves(line: &str, owner: &str) -> bool {
+    line.contains(&format!(" __serve --as {owner}\""))
+}
+
+/// What `line`, one of ours, is for the program at `exe`.
+pub(super) fn moved(line: &str, exe: &Path, owner: &str) -> Option<String> {
+    let mut words = words(line).into_iter();
+    let kind = words.by_ref().find(|word| is_kind(word))?;
+    let key = format!("{kind} {} {}", words.next()?, comment(owner));
+    Some(self::line(exe, owner, &key))
 }
 
 /// The comment of a key of `owner`, by which a reader of the file knows whose it is.
@@ -120,9 +135,15 @@ impl Lines {
         }
     }
 
-    /// Takes out every line with this key, whatever else stands there.
-    pub(super) fn take_out_key(&mut self, key: &str) {
-        self.0.retain(|line| key_of(line) != Some(key));
+    /// Puts `new` in the place of this very line.
+    pub(super) fn replace(&mut self, old: &str, new: &str) {
+        for line in self
+            .0
+            .iter_mut()
+            .filter(|line| line.trim_end_matches('\n') == old)
+        {
+            *line = format!("{new}{}", &line[old.len()..]);
+        }
     }
 
     /// Whether nothing is in it.
@@ -155,6 +176,19 @@ mod tests {
         ] {
             assert_eq!(key_of(line), None, "{line}");
         }
+    }
+
+    #[test]
+    fn a_line_of_ours_keeps_all_but_the_program_when_that_moves() {
+        let (one, two) = (Path::new("/one/crabbox"), Path::new("/two/crabbox"));
+        let key = format!("ssh-ed25519 AAAA {}", comment("alice"));
+        let before = line(one, "alice", &key);
+        assert_eq!(moved(&before, one, "alice"), Some(before.clone()));
+        let after = moved(&before, two, "alice").unwrap();
+        assert_eq!(after, line(two, "alice", &key));
+        let mut lines = Lines::of(&format!("# {before}\n{before}\nx"));
+        lines.replace(&before, &after);
+        assert_eq!(lines.text(), format!("# {before}\n{after}\nx"));
     }
 
     #[test]

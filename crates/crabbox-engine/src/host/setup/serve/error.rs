@@ -40,32 +40,38 @@ pub enum ServeSetupError {
         /// The name.
         name: String,
     },
+    /// What was given is the half that is to stay where it is.
+    #[error("--owner has a private key, which is to stay with its owner; here the public one is wanted")]
+    PrivateText,
+    /// What was given is no one line.
+    #[error("--owner has more than one line, or characters that no key and no name of a file has")]
+    SeveralLines,
     /// The key's file cannot be read.
-    #[error("cannot read the key of {owner}, {}", path.display())]
+    #[error("cannot read the key of {owner} from the file {file:?}")]
     KeyFile {
         /// The owner.
         owner: String,
-        /// The file.
-        path: PathBuf,
+        /// The file's name.
+        file: String,
         /// Why.
         #[source]
         source: std::io::Error,
     },
     /// It is the half that is to stay where it is.
-    #[error("{} has a private key; {owner} is known by the public one", path.display())]
+    #[error("the file {file:?} has a private key; {owner} is known by the public one")]
     PrivateKey {
         /// The owner.
         owner: String,
-        /// The file.
-        path: PathBuf,
+        /// The file's name.
+        file: String,
     },
     /// A file has no key.
-    #[error("{} has no key for {owner}", path.display())]
+    #[error("the file {file:?} has no key for {owner}")]
     NoKey {
         /// The owner.
         owner: String,
-        /// The file.
-        path: PathBuf,
+        /// The file's name.
+        file: String,
     },
     /// The key is none.
     #[error("the key of {owner} cannot be used")]
@@ -102,6 +108,16 @@ pub enum ServeSetupError {
         /// The line.
         line: usize,
     },
+    /// A line of ours that somebody changed would not let its owner in any more.
+    #[error("line {line} of {}, with a key of {owner}, was changed by hand and does not run what sudo would let it run", path.display())]
+    ChangedLine {
+        /// The owner.
+        owner: String,
+        /// The file of authorised keys.
+        path: PathBuf,
+        /// The line.
+        line: usize,
+    },
     /// There is no such owner.
     #[error("no owner {name:?} is set up here{}", among(.known))]
     UnknownOwner {
@@ -110,8 +126,14 @@ pub enum ServeSetupError {
         /// Those that there are.
         known: Vec<String>,
     },
-    /// The account that is there runs nothing.
-    #[error("the account {ACCOUNT} is there already, and its shell {shell} runs no command")]
+    /// The account that is there is somebody else's.
+    #[error("there is an account {ACCOUNT} already, with the home {}, which setup did not make", home.display())]
+    ForeignAccount {
+        /// Its home.
+        home: PathBuf,
+    },
+    /// The account that setup made runs nothing any more.
+    #[error("the shell {shell} of the account {ACCOUNT} runs no command")]
     Shell {
         /// Its shell.
         shell: String,
@@ -142,11 +164,13 @@ pub enum ServeSetupError {
         /// Why.
         why: &'static str,
     },
-    /// A part of the way to the file of authorised keys is a link or no regular file.
-    #[error("{} is a link, or not what it should be; somebody else could say where it leads", path.display())]
-    Link {
-        /// It.
+    /// Somebody else than root can say where a part of the way to the file of authorised keys leads.
+    #[error("{} cannot lead to the keys of owners: {why}", path.display())]
+    Way {
+        /// The part.
         path: PathBuf,
+        /// Why.
+        why: &'static str,
     },
     /// The file of authorised keys is no text, or too long.
     #[error("cannot read {}", path.display())]
@@ -216,7 +240,12 @@ impl Fault for ServeSetupError {
             Self::OwnerForm { .. } => {
                 "for example --owner alice=alice.pub, or --owner 'alice=ssh-ed25519 AAAA...'".to_owned()
             }
-            Self::KeyFile { .. } | Self::PrivateKey { .. } | Self::NoKey { .. } | Self::Key { .. } => {
+            Self::PrivateText
+            | Self::SeveralLines
+            | Self::KeyFile { .. }
+            | Self::PrivateKey { .. }
+            | Self::NoKey { .. }
+            | Self::Key { .. } => {
                 "name the file that ends in .pub, or give the key itself as `ssh-ed25519 AAAA...`".to_owned()
             }
             Self::Kind { .. } => "make another one: `ssh-keygen -t ed25519`".to_owned(),
@@ -225,9 +254,20 @@ impl Fault for ServeSetupError {
                     "give each owner a key of their own, or take the other out first: --remove-owner {other}"
                 )
             }
+            Self::UnknownOwner { .. } => "see who is in the file of sudo, /etc/sudoers.d/crabbox".to_owned(),
+            Self::ChangedLine { owner, .. } => format!(
+                "take that line out and name the owner again with their key, or let them go: --remove-owner {owner}"
+            ),
             Self::ForeignLine { .. } => {
                 "take that line out first: sshd heeds the first one with a key".to_owned()
             }
+            Self::ForeignAccount { .. } => format!(
+                "rename it or remove it (`usermod --login NEW {ACCOUNT}`, `userdel {ACCOUNT}`): owners need an account of that name in which nothing else runs"
+            ),
+            Self::Way { path, .. } => format!(
+                "make it root's alone: `chown root: {0}` and `chmod go-w {0}`; a link goes, with what it leads to in its place",
+                path.display()
+            ),
             Self::Shell { .. } => format!("give it one that does: `usermod --shell /bin/sh {ACCOUNT}`"),
             Self::Exe { .. } => {
                 "install the program where only root writes, for example in /usr/local/bin, and run that one"

@@ -2,7 +2,7 @@
 //!
 //! Of what was given only the key itself is kept, so that nothing else can come into a file; no part of a private one is repeated.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crabbox_core::labels;
 use crabbox_host::files;
@@ -14,6 +14,9 @@ use super::authorized;
 /// The longest file of public keys that is read, in bytes.
 const LIMIT: u64 = 64 * 1024;
 
+/// How much of what cannot be used is shown, in characters.
+const SHOWN: usize = 32;
+
 /// How every text form of a private key begins.
 const PRIVATE: &str = "-----BEGIN";
 
@@ -21,16 +24,22 @@ const PRIVATE: &str = "-----BEGIN";
 pub(super) fn read(texts: &[String]) -> Result<Vec<(String, String)>, ServeSetupError> {
     let mut all = Vec::new();
     for text in texts {
+        let text = text.trim();
+        // Before anything of it is taken for a name or a path, which an error would repeat.
+        if text.contains(PRIVATE) {
+            return Err(ServeSetupError::PrivateText);
+        }
+        if text.contains(|c: char| c.is_control() && c != '\t') {
+            return Err(ServeSetupError::SeveralLines);
+        }
         let (owner, given) = text
             .split_once('=')
             .filter(|(_, given)| !given.trim().is_empty())
             .ok_or_else(|| ServeSetupError::OwnerForm {
-                text: text.split('=').next().unwrap_or_default().to_owned(),
+                text: short(text.split('=').next().unwrap_or_default()),
             })?;
         if !labels::is_owner_name(owner) {
-            return Err(ServeSetupError::OwnerName {
-                name: owner.to_owned(),
-            });
+            return Err(ServeSetupError::OwnerName { name: short(owner) });
         }
         let word = given.split_whitespace().next().unwrap_or_default();
         if authorized::is_kind(word) && given.trim().contains(char::is_whitespace) {
@@ -44,17 +53,33 @@ pub(super) fn read(texts: &[String]) -> Result<Vec<(String, String)>, ServeSetup
     Ok(all)
 }
 
+/// As much of what is no name as tells which one it is: a whole one could be a key.
+fn short(text: &str) -> String {
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// The name of a file, without the way to it.
+fn name_of(path: &Path) -> String {
+    short(&path.file_name().unwrap_or_default().to_string_lossy())
+}
+
 fn file(owner: &str, path: PathBuf) -> Result<Vec<String>, ServeSetupError> {
     let owned = || owner.to_owned();
     let read = files::read_regular(&path, LIMIT)
         .and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other));
     let text = read.map_err(|source| ServeSetupError::KeyFile {
         owner: owned(),
-        path: path.clone(),
+        file: name_of(&path),
         source,
     })?;
     if text.contains(PRIVATE) {
-        return Err(ServeSetupError::PrivateKey { owner: owned(), path });
+        return Err(ServeSetupError::PrivateKey {
+            owner: owned(),
+            file: name_of(&path),
+        });
     }
     let lines = text.lines().map(str::trim);
     let keys: Vec<String> = lines
@@ -62,7 +87,10 @@ fn file(owner: &str, path: PathBuf) -> Result<Vec<String>, ServeSetupError> {
         .map(|line| key(owner, line))
         .collect::<Result<_, _>>()?;
     if keys.is_empty() {
-        return Err(ServeSetupError::NoKey { owner: owned(), path });
+        return Err(ServeSetupError::NoKey {
+            owner: owned(),
+            file: name_of(&path),
+        });
     }
     Ok(keys)
 }
@@ -124,7 +152,26 @@ mod tests {
             path.display().to_string()
         };
         let private = at("private", &pair.private_openssh);
+        let text = pair.private_openssh.as_str();
+        // Without its first and last line, in one line.
+        let body: String = text.lines().filter(|line| !line.starts_with("-----")).collect();
+        let bare = text.replace("-----BEGIN OPENSSH PRIVATE KEY-----\n", "");
         let cases = [
+            (format!("alice={text}"), "has a private key"),
+            (format!("alice={}", text.replace('\n', " ")), "has a private key"),
+            (text.to_owned(), "has a private key"),
+            (format!("alice={bare}"), "more than one line"),
+            (
+                format!("alice={0}\n{0}", pair.public_openssh.trim()),
+                "more than one line",
+            ),
+            (body.clone(), "NAME=KEY"),
+            (format!("{body}=x"), "an owner is named by"),
+            (format!("alice={body}"), "cannot read the key of alice"),
+            (
+                format!("alice=/nonexistent/{body}/key.pub"),
+                "cannot read the key of alice",
+            ),
             ("alice".to_owned(), "NAME=KEY"),
             ("alice=".to_owned(), "NAME=KEY"),
             (format!("al ice={}", pair.public_openssh), "an owner is named by"),
@@ -157,7 +204,9 @@ mod tests {
             let told = crabbox_core::fault::chain(&error);
             assert!(told.contains(said), "{said}: {told}");
             assert!(
-                !told.contains("BEGIN") && !told.contains("b3BlbnNzaC1rZXk"),
+                !told.contains("BEGIN")
+                    && !told.contains(&body[SHOWN + 1..SHOWN + 9])
+                    && !told.contains("/nonexistent"),
                 "{told}"
             );
         }

@@ -12,7 +12,7 @@ use crabbox_machine::failpoint::{self, Phase, Who};
 use super::super::record::{Made, Record};
 use super::super::remove::Removal;
 use super::authorized::{self, Added};
-use super::{Ground, ServeSetupError, account, new_of, read_keys, read_text, replace};
+use super::{Ground, ServeSetupError, account, is_made, new_of, read_keys, read_text, replace, sessions};
 
 /// Whether `made` is of what serves owners from afar.
 pub(in super::super) fn is_of_serving(record: &Record, made: &Made) -> bool {
@@ -27,6 +27,30 @@ pub(in super::super) fn is_of_serving(record: &Record, made: &Made) -> bool {
     }
 }
 
+/// Whether owners come in by it.
+pub(in super::super) fn lets_in(made: &Made) -> bool {
+    matches!(
+        made,
+        Made::KeyFile { .. } | Made::Key { .. } | Made::Sudoers { .. }
+    )
+}
+
+/// Ends what serves owners, and what else is open in the account: none of it can come back once `lets_in` is gone.
+pub(in super::super) fn end_sessions(
+    engine: &Engine,
+    ground: &Ground,
+    record: &Record,
+) -> Result<(), ServeSetupError> {
+    if !record.made().iter().any(|made| is_of_serving(record, made)) {
+        return Ok(());
+    }
+    sessions::end_servers(&ground.processes, &engine.exe, &|_| true)?;
+    if let Some(account) = account::find(ground)?.filter(|account| is_made(account, record)) {
+        sessions::end(&ground.processes, account.uid)?;
+    }
+    Ok(())
+}
+
 /// What is to become of it; nothing of what is gone already.
 pub(in super::super) fn decide(ground: &Ground, made: &Made) -> Result<Vec<Removal>, ServeSetupError> {
     let mut removals = Vec::new();
@@ -37,13 +61,26 @@ pub(in super::super) fn decide(ground: &Ground, made: &Made) -> Result<Vec<Remov
         }
         Made::KeyFile { path } => {
             let removal = Removal::KeyFile { path: path.clone() };
-            removals.extend(path.exists().then_some(removal));
+            removals.extend(
+                path.exists()
+                    .then_some(removal)
+                    .filter(|_| read_keys(path).is_ok()),
+            );
         }
         Made::Key {
             path, owner, line, ..
         } => {
+            // What cannot be read lets nobody in either: the rule has gone before it.
+            let lines = match read_keys(path) {
+                Ok(lines) => lines,
+                Err(error) => {
+                    return Ok(vec![Removal::KeysLeft {
+                        path: path.clone(),
+                        why: crabbox_core::fault::chain(&error),
+                    }]);
+                }
+            };
             removals.extend(half_written(path));
-            let lines = read_keys(path)?;
             let key = authorized::key_of(line).unwrap_or_default();
             if lines.has(line) {
                 removals.push(Removal::Key {

@@ -1,0 +1,215 @@
+//! The processes that serve owners from afar: the account's own, and root's that it asked for by sudo.
+//!
+//! One is identified before it is looked at, and looked at again under that identity before it is ended. It must never be a process of another
+//! namespace, where the same number is somebody else.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crabbox_core::labels;
+use crabbox_host::process::{self, ProcessError, ProcessHandle};
+
+use super::ACCOUNT;
+
+/// How long one may take to end by itself.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The namespaces in which a number of a process and one of a user mean what they mean to us.
+const SPACES: [&str; 2] = ["pid", "user"];
+
+/// Ends the account's processes, which are those that have `uid` as any of theirs.
+pub(super) fn end(proc: &Path, uid: u32) -> Result<(), ProcessError> {
+    end_where(proc, &|dir| is_of(&text(dir, "status"), uid))
+}
+
+/// Ends what serves owners for whom `is_gone` is true; what they are connected to goes with it.
+pub(super) fn end_servers(
+    proc: &Path,
+    exe: &Path,
+    is_gone: &dyn Fn(&str) -> bool,
+) -> Result<(), ProcessError> {
+    end_where(proc, &|dir| served(dir, exe).is_some_and(|owner| is_gone(&owner)))
+}
+
+/// Whether a process of the account is left.
+pub(super) fn any(proc: &Path, uid: u32) -> bool {
+    pids(proc)
+        .filter_map(|pid| directory(proc, pid))
+        .any(|dir| is_of(&text(&dir, "status"), uid))
+}
+
+fn end_where(proc: &Path, is_it: &dyn Fn(&Path) -> bool) -> Result<(), ProcessError> {
+    let handles: Vec<ProcessHandle> = pids(proc)
+        .filter_map(|pid| hold(proc, pid, is_it).transpose())
+        .collect::<Result<_, _>>()?;
+    handles
+        .iter()
+        .try_for_each(|handle| handle.terminate(GRACE).map(drop))
+}
+
+/// A handle on the process with this number, if `is_it` is true of it.
+fn hold(proc: &Path, pid: u32, is_it: &dyn Fn(&Path) -> bool) -> Result<Option<ProcessHandle>, ProcessError> {
+    let Some(handle) = process::identify(pid)?
+        .map(|id| process::open(&id))
+        .transpose()?
+        .flatten()
+    else {
+        return Ok(None);
+    };
+    let is_it = directory(proc, pid).is_some_and(|dir| is_it(&dir));
+    // One that has not ended by now was the one that was looked at.
+    let is_over = handle.wait_exit(Duration::ZERO)?;
+    Ok((is_it && !is_over).then_some(handle))
+}
+
+fn pids(proc: &Path) -> impl Iterator<Item = u32> {
+    let entries = std::fs::read_dir(proc).into_iter().flatten();
+    entries
+        .filter_map(Result::ok)
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// The directory of the process with this number, when it is in our own namespaces.
+fn directory(proc: &Path, pid: u32) -> Option<PathBuf> {
+    let dir = proc.join(pid.to_string());
+    let space = |dir: &Path, name: &str| std::fs::read_link(dir.join("ns").join(name)).ok();
+    let is_ours = SPACES
+        .iter()
+        .all(|name| space(&dir, name).is_some_and(|there| Some(there) == space(&proc.join("self"), name)));
+    is_ours.then_some(dir)
+}
+
+/// The owner for whom a process serves whom sudo started for the account, with exactly the words of the rule.
+fn served(dir: &Path, exe: &Path) -> Option<String> {
+    let command = text(dir, "cmdline");
+    let words: Vec<&str> = command.trim_end_matches('\0').split('\0').collect();
+    let &[program, "__serve", "--as", owner] = words.as_slice() else {
+        return None;
+    };
+    // Wherever it was when it was started: it may have been moved since.
+    let is_ours = Path::new(program).file_name() == exe.file_name() && labels::is_owner_name(owner);
+    let asked = format!("SUDO_USER={ACCOUNT}");
+    let is_asked_for = text(dir, "environ").split('\0').any(|pair| pair == asked);
+    let is_root = is_of(&text(dir, "status"), process::euid());
+    (is_ours && is_asked_for && is_root).then(|| owner.to_owned())
+}
+
+fn text(dir: &Path, name: &str) -> String {
+    let bytes = std::fs::read(dir.join(name)).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Whether proc(5)'s `status` is one of a process of `uid` by any of its uids. Whose the directory of one in proc(5) is says nothing of a
+/// process that has changed them.
+fn is_of(status: &str, uid: u32) -> bool {
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    uids.is_some_and(|uids| uids.split_whitespace().any(|word| word.parse() == Ok(uid)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    const EXE: &str = "/opt/crabbox";
+
+    /// A pretended proc(5) in which we are in the namespaces 1.
+    struct Proc(tempfile::TempDir);
+
+    impl Proc {
+        fn new() -> Self {
+            let proc = Self(tempfile::tempdir().unwrap());
+            proc.spaces("self", 1, 1);
+            proc
+        }
+
+        fn spaces(&self, name: &str, pid: u32, user: u32) {
+            let ns = self.0.path().join(name).join("ns");
+            std::fs::create_dir_all(&ns).unwrap();
+            symlink(format!("pid:[{pid}]"), ns.join("pid")).unwrap();
+            symlink(format!("user:[{user}]"), ns.join("user")).unwrap();
+        }
+
+        fn add(&self, pid: u32, (pid_space, user_space): (u32, u32), uid: u32, command: &[&str], env: &str) {
+            let name = pid.to_string();
+            self.spaces(&name, pid_space, user_space);
+            let dir = self.0.path().join(name);
+            let uids = format!("Name:\tx\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\nGid:\t998\t998\t998\t998\n");
+            std::fs::write(dir.join("status"), uids).unwrap();
+            std::fs::write(dir.join("cmdline"), command.join("\0") + "\0").unwrap();
+            std::fs::write(dir.join("environ"), env).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_process_is_the_account_s_by_any_of_its_uids() {
+        let status = |uids: &str| format!("Name:\tsshd\nUid:\t{uids}\nGid:\t998\t998\t998\t998\n");
+        assert!(is_of(&status("998\t998\t998\t998"), 998) && is_of(&status("998\t0\t0\t0"), 998));
+        assert!(!is_of(&status("0\t0\t0\t0"), 998) && !is_of("", 998));
+    }
+
+    #[test]
+    fn a_container_s_process_with_the_account_s_number_is_somebody_else_s() {
+        for spaces in [(2, 1), (1, 2), (2, 2)] {
+            let proc = Proc::new();
+            proc.add(10, spaces, 998, &["sshd"], "");
+            assert!(!any(proc.0.path(), 998), "{spaces:?}");
+        }
+        let proc = Proc::new();
+        proc.add(10, (1, 1), 998, &["sshd"], "");
+        assert!(any(proc.0.path(), 998) && !any(proc.0.path(), 997));
+        // One whose namespaces cannot be read may be anybody's.
+        std::fs::remove_dir_all(proc.0.path().join("10/ns")).unwrap();
+        assert!(!any(proc.0.path(), 998));
+    }
+
+    #[test]
+    fn what_serves_an_owner_is_root_s_started_by_sudo_for_the_account_with_the_rule_s_words() {
+        let us = process::euid();
+        let by_sudo = format!("PATH=/bin\0SUDO_USER={ACCOUNT}\0");
+        let words = ["/usr/local/bin/crabbox", "__serve", "--as", "bob"];
+        let served = |spaces, uid, command: &[&str], env: &str| {
+            let proc = Proc::new();
+            proc.add(10, spaces, uid, command, env);
+            directory(proc.0.path(), 10).and_then(|dir| super::served(&dir, Path::new(EXE)))
+        };
+        assert_eq!(served((1, 1), us, &words, &by_sudo).as_deref(), Some("bob"));
+        // A container's, the account's own, one by hand, and those that say something else.
+        assert!(served((2, 1), us, &words, &by_sudo).is_none());
+        assert!(served((1, 1), us.wrapping_add(1), &words, &by_sudo).is_none());
+        assert!(served((1, 1), us, &words, "SUDO_USER=root\0").is_none());
+        for command in [
+            &["/usr/bin/sudo", "-n", "/opt/crabbox", "__serve", "--as", "bob"][..],
+            &["/opt/crabbox", "__serve", "--as"],
+            &["/opt/crabbox", "__serve", "--as", "bob", "more"],
+            &["/opt/other", "__serve", "--as", "bob"],
+            &["/opt/crabbox", "list"],
+        ] {
+            assert!(served((1, 1), us, command, &by_sudo).is_none(), "{command:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_to_end_ends_and_nothing_beside_it() {
+        let start = |command: &str| {
+            let mut child = Command::new("/bin/sh");
+            child.args(["-c", command]).stdin(Stdio::null()).spawn().unwrap()
+        };
+        let (mut one, mut other) = (start("exec sleep 600"), start("exec sleep 601"));
+        let id = one.id();
+        let is_one = |dir: &Path| dir.ends_with(id.to_string());
+        let proc = Path::new("/proc");
+        assert!(hold(proc, other.id(), &is_one).unwrap().is_none());
+        assert!(hold(proc, id, &is_one).unwrap().is_some());
+        end_where(proc, &is_one).unwrap();
+        assert!(other.try_wait().unwrap().is_none());
+        // Over, and not yet waited for.
+        assert!(hold(proc, id, &is_one).unwrap().is_none());
+        one.wait().unwrap();
+        assert!(hold(proc, id, &is_one).unwrap().is_none());
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
+}
