@@ -158,7 +158,11 @@ fn one_ctrl_c_ends_whatever_a_host_is_asked() {
             "{words}: {done:?}"
         );
         drop(host.sh("pkill -f '[s]leep 600'; true").exits(0));
-        assert!(done.stdout.contains("interrupted"), "{words}: {done:?}");
+        // What has nothing to take back may die of the signal itself.
+        assert!(
+            done.stdout.contains("interrupted") || (done.code == Some(130) && done.stdout.is_empty()),
+            "{words}: {done:?}"
+        );
     };
     for words in ["run --id mine --no-sync -- true", "pull --id mine", "status mine"] {
         hung(words);

@@ -286,10 +286,11 @@ fn remove(ctx: &Ctx<'_>, engine: &Engine, args: &SetupArgs) -> Result<Exit, Comm
             ctx.printer.line(line);
         }
     }
-    if !args.dry_run && !planned.is_empty() {
-        if !args.yes {
+    if !args.dry_run {
+        if !planned.is_empty() && !args.yes {
             ask(ctx, "Go ahead?")?;
         }
+        // Where nothing is left to remove there may be a record still, of what a killed set-up never made.
         setup::remove(engine, &ground, (part, false), &mut |_| {})?;
     }
     if args.json {
