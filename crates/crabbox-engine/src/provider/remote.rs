@@ -379,23 +379,15 @@ impl Provider for Remote {
                 .filter_map(|(host, asking)| Some((host, asking.join().ok()?)))
                 .collect()
         });
-        // None is away of which the user does not want to hear any more, whichever of them is told first.
-        let mut told = told;
-        let is_interrupted = |(_, told): &(KvmHost, Result<_, FleetError>)| {
-            matches!(told, Err(FleetError::Interrupted { .. }))
-        };
-        if let Some(at) = told.iter().position(is_interrupted)
-            && let (_, Err(error)) = told.swap_remove(at)
-        {
-            return Err(error.into());
-        }
         for (host, told) in told {
-            let leases = told.map_err(LeaseError::from).and_then(|leases| {
-                let leases = leases.into_iter().map(|told| self.lease(&host, told));
-                leases.collect::<Result<Vec<_>, _>>()
-            });
+            let leases = match told {
+                Ok(told) => told.into_iter().map(|told| self.lease(&host, told)).collect(),
+                // None is away of which the user does not want to hear any more, whichever of them is told first.
+                Err(error @ FleetError::Interrupted { .. }) => return Err(error.into()),
+                Err(error) => Err(LeaseError::from(error)),
+            };
             match leases {
-                Ok(leases) => all.leases.extend(leases),
+                Ok::<Vec<_>, _>(leases) => all.leases.extend(leases),
                 Err(error) => all.away.push(Away { host, error }),
             }
         }
