@@ -61,6 +61,25 @@ fn serve(host: &Host, who: &str, script: &str) -> Done {
     with_host(host, who, SERVED, script)
 }
 
+/// Bob goes.
+fn shut_out(host: &Host) {
+    // Who may not come any more does not, over a connection that is open either, and what serves him ends in the middle of it.
+    let serves_bob = "pgrep -f '^/srv/bin/crabbox __serve --as bob' >/dev/null";
+    let bobs = serve(host, "bob", "crabbox warmup --slug his").exits(0).lease();
+    drop(serve(
+        host,
+        "bob",
+        "(crabbox run --id his --no-sync -- sleep 600 >/tmp/bob/out 2>&1; echo ended $? >>/tmp/bob/out) >/dev/null 2>&1 & echo",
+    ));
+    until(host, serves_bob);
+    drop(setup(host, "--remove-owner bob"));
+    drop(host.sh(&format!("! {serves_bob}")).exits(0));
+    until(host, "grep -q '^ended [1-9]' /tmp/bob/out");
+    drop(host.sh(&format!("exec crabbox stop {bobs}")).exits(0));
+    let gone = serve(host, "bob", "crabbox stop mine").exits(5);
+    assert!(gone.stderr.contains("no crabbox serves"), "{gone:?}");
+}
+
 #[test]
 fn each_owner_comes_in_by_their_key_as_themselves_and_all_of_it_can_be_undone() {
     let host = accounts();
@@ -128,21 +147,7 @@ fn each_owner_comes_in_by_their_key_as_themselves_and_all_of_it_can_be_undone() 
     // Nobody's lease is left without its owner.
     let held = host.sh(&format!("{SETUP} --serve --remove --yes")).exits(2);
     assert!(held.stderr.contains(&lease), "{held:?}");
-    // Who may not come any more does not, over a connection that is open either, and what serves him ends in the middle of it.
-    let serves_bob = "pgrep -f '^/srv/bin/crabbox __serve --as bob' >/dev/null";
-    let bobs = serve(&host, "bob", "crabbox warmup --slug his").exits(0).lease();
-    drop(serve(
-        &host,
-        "bob",
-        "(crabbox run --id his --no-sync -- sleep 600 >/tmp/bob/out 2>&1; echo ended $? >>/tmp/bob/out) >/dev/null 2>&1 & echo",
-    ));
-    until(&host, serves_bob);
-    drop(setup(&host, "--remove-owner bob"));
-    drop(host.sh(&format!("! {serves_bob}")).exits(0));
-    until(&host, "grep -q '^ended [1-9]' /tmp/bob/out");
-    drop(host.sh(&format!("exec crabbox stop {bobs}")).exits(0));
-    let gone = serve(&host, "bob", "crabbox stop mine").exits(5);
-    assert!(gone.stderr.contains("no crabbox serves"), "{gone:?}");
+    shut_out(&host);
     drop(serve(&host, "alice", "crabbox stop mine").exits(0));
     until(&host, NO_LEASE);
     // Alice's connection is still open, and is no reason to stay.

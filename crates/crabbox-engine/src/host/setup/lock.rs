@@ -24,6 +24,6 @@ pub(super) fn wait(places: &Places) -> Result<FileLock, ServeSetupError> {
     let path = places.state.join("setup.lock");
     FileLock::acquire_within(&path, LIMIT).map_err(|error| match error {
         LockError::Busy { .. } => ServeSetupError::Busy,
-        error => error.into(),
+        error @ LockError::Io { .. } => error.into(),
     })
 }

@@ -151,7 +151,9 @@ impl Record {
         let lock = lock(places)?;
         let mut record = Self::read(places)?;
         if !missing.is_empty() {
-            missing.into_iter().for_each(|made| record.note(made));
+            for made in missing {
+                record.note(made);
+            }
             record.save()?;
         }
         Ok((record, lock))

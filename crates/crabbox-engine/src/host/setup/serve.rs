@@ -8,11 +8,13 @@ mod authorized;
 mod error;
 mod owners;
 mod sessions;
+mod steps;
 mod sudoers;
 mod undo;
 mod way;
 
 pub use error::ServeSetupError;
+pub(super) use steps::apply;
 pub(super) use undo::{carry_out, decide, end_sessions, is_of_serving, lets_in};
 
 use std::collections::BTreeSet;
@@ -21,13 +23,12 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crabbox_host::command::{Cmd, find_on_path};
+use crabbox_host::command::find_on_path;
 use crabbox_host::digest;
 use crabbox_host::files::{self, FileError};
 use crabbox_machine::context::Engine;
-use crabbox_machine::failpoint::{self, Phase, Who};
 
-use self::authorized::{Added, Lines};
+use self::authorized::Lines;
 use super::record::{Made, Record};
 
 /// The account that owners log in to.
@@ -418,112 +419,6 @@ fn check_exe(exe: &Path) -> Result<(), ServeSetupError> {
             std::fs::symlink_metadata(part).map_err(|source| FileError::io("look at", part, source))?;
         if let Some(why) = way::loose(found.uid(), found.mode(), us, found.is_dir()) {
             return refuse(part, why);
-        }
-    }
-    Ok(())
-}
-
-/// Does one step. What it is about to make is on record before it is made.
-pub(super) fn apply(
-    engine: &Engine,
-    ground: &Ground,
-    record: &mut Record,
-    step: &ServeStep,
-) -> Result<(), ServeSetupError> {
-    let hit = |step: &str, phase| failpoint::hit(&engine.failpoint, Who::Cli, step, phase);
-    match step {
-        ServeStep::Account { home } => {
-            record.add(Made::Account { home: home.clone() }, Path::new("/"))?;
-            hit("serve-account", Phase::Begun);
-            account::make(ground)?;
-            hit("serve-account", Phase::Done);
-        }
-        ServeStep::Expel { path, line, .. } => {
-            let mut lines = read_keys(path)?;
-            let ended = record.has_ended(path, line);
-            lines.take_out(line, Added { ended });
-            replace(path, &lines.text(), 0o644, &|_| Ok(()))?;
-            hit("serve-expel", Phase::Made);
-        }
-        ServeStep::Rewrite {
-            path,
-            owner,
-            old,
-            line,
-        } => {
-            let mut lines = read_keys(path)?;
-            if !lines.has(old) {
-                return Err(ServeSetupError::Moved);
-            }
-            let ended = record.has_ended(path, old);
-            record.add(
-                Made::Key {
-                    path: path.clone(),
-                    owner: owner.clone(),
-                    line: line.clone(),
-                    ended,
-                },
-                path.parent().unwrap_or(path),
-            )?;
-            lines.replace(old, line);
-            replace(path, &lines.text(), 0o644, &|_| Ok(()))?;
-            hit("serve-rewrite", Phase::Made);
-            record.forget_where(&|made| is_line(made, owner, old))?;
-        }
-        ServeStep::End { owner } => {
-            sessions::end_servers(&ground.processes, &engine.exe, &|served| served == owner)?;
-            hit("serve-end", Phase::Done);
-        }
-        ServeStep::Forget { owner, line } => record.forget_where(&|made| is_line(made, owner, line))?,
-        ServeStep::Sudoers { path, text } => {
-            if read_text(path)?.is_some_and(|there| !record.wrote(path, &digest::sha256(there.as_bytes()))) {
-                return Err(ServeSetupError::Changed { path: path.clone() });
-            }
-            record.sudoers(path, &digest::sha256(text.as_bytes()))?;
-            hit("serve-sudoers", Phase::Begun);
-            let check = |new: &Path| {
-                let checked = Cmd::new(ground.tool("visudo")?)
-                    .args(["-c", "-q", "-f"])
-                    .arg(new)
-                    .limit(CHECK_LIMIT)
-                    .run();
-                hit("serve-sudoers", Phase::Made);
-                checked.map(drop).map_err(|source| ServeSetupError::Refused {
-                    path: path.clone(),
-                    source,
-                })
-            };
-            replace(path, text, 0o440, &check)?;
-            hit("serve-sudoers", Phase::Done);
-        }
-        ServeStep::NoSudoers { path } => files::remove_tree(path)?,
-        ServeStep::Admit { path, owner, line } => {
-            let mut lines = read_keys(path)?;
-            let key = authorized::key_of(line).unwrap_or_default();
-            if lines.with_key(key).is_some() {
-                return Err(ServeSetupError::Moved);
-            }
-            let dir = path.parent().unwrap_or(path);
-            if std::fs::symlink_metadata(path).is_err() {
-                record.add(Made::KeyFile { path: path.clone() }, dir)?;
-            }
-            let added = lines.add(line);
-            record.add(
-                Made::Key {
-                    path: path.clone(),
-                    owner: owner.clone(),
-                    line: line.clone(),
-                    ended: added.ended,
-                },
-                dir,
-            )?;
-            hit("serve-keys", Phase::Begun);
-            open_dirs(dir)?;
-            replace(path, &lines.text(), 0o644, &|_| {
-                hit("serve-keys", Phase::Made);
-                Ok(())
-            })?;
-            hit("serve-keys", Phase::Done);
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 //!
 //! Of what was given only the key itself is kept, so that nothing else can come into a file; no part of a private one is repeated.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crabbox_core::labels;
 use crabbox_host::files;
@@ -45,7 +45,7 @@ pub(super) fn read(texts: &[String]) -> Result<Vec<(String, String)>, ServeSetup
         if authorized::is_kind(word) && given.trim().contains(char::is_whitespace) {
             all.push((owner.to_owned(), key(owner, given)?));
         } else {
-            for key in file(owner, PathBuf::from(given))? {
+            for key in file(owner, Path::new(given))? {
                 all.push((owner.to_owned(), key));
             }
         }
@@ -66,19 +66,19 @@ fn name_of(path: &Path) -> String {
     short(&path.file_name().unwrap_or_default().to_string_lossy())
 }
 
-fn file(owner: &str, path: PathBuf) -> Result<Vec<String>, ServeSetupError> {
+fn file(owner: &str, path: &Path) -> Result<Vec<String>, ServeSetupError> {
     let owned = || owner.to_owned();
-    let read = files::read_regular(&path, LIMIT)
+    let read = files::read_regular(path, LIMIT)
         .and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other));
     let text = read.map_err(|source| ServeSetupError::KeyFile {
         owner: owned(),
-        file: name_of(&path),
+        file: name_of(path),
         source,
     })?;
     if text.contains(PRIVATE) {
         return Err(ServeSetupError::PrivateKey {
             owner: owned(),
-            file: name_of(&path),
+            file: name_of(path),
         });
     }
     let lines = text.lines().map(str::trim);
@@ -89,7 +89,7 @@ fn file(owner: &str, path: PathBuf) -> Result<Vec<String>, ServeSetupError> {
     if keys.is_empty() {
         return Err(ServeSetupError::NoKey {
             owner: owned(),
-            file: name_of(&path),
+            file: name_of(path),
         });
     }
     Ok(keys)

@@ -109,7 +109,9 @@ fn is_of(status: &str, uid: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
-    use std::process::{Command, Stdio};
+    use std::process::Stdio;
+
+    use crabbox_host::command::Cmd;
 
     use super::*;
 
@@ -194,8 +196,9 @@ mod tests {
     #[test]
     fn what_is_to_end_ends_and_nothing_beside_it() {
         let start = |command: &str| {
-            let mut child = Command::new("/bin/sh");
-            child.args(["-c", command]).stdin(Stdio::null()).spawn().unwrap()
+            let cmd = Cmd::new("/bin/sh").args(["-c", command]);
+            let mut child = cmd.to_std();
+            cmd.spawn(child.stdin(Stdio::null())).unwrap()
         };
         let (mut one, mut other) = (start("exec sleep 600"), start("exec sleep 601"));
         let id = one.id();

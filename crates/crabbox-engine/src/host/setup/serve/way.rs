@@ -37,9 +37,10 @@ pub(super) fn check(keys: &Path) -> Result<(), ServeSetupError> {
 }
 
 fn wrong_kind(found: &Metadata, is_keys: bool) -> Option<&'static str> {
-    match is_keys {
-        true => (!found.is_file()).then_some("it is a link, or no regular file"),
-        false => (!found.is_dir()).then_some("it is a link, or no directory"),
+    if is_keys {
+        (!found.is_file()).then_some("it is a link, or no regular file")
+    } else {
+        (!found.is_dir()).then_some("it is a link, or no directory")
     }
 }
 
