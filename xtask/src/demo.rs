@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 
 use crate::site::{self, Site};
 use crabbox_lab::payload::{Build, Images};
-use recording::{Line, Recording, Step};
+use recording::{Found, Line, Recording, Step};
 
 /// The size of the demo's machine: small, because it may be emulated.
 const SIZE: &str =
@@ -56,10 +56,12 @@ pub(crate) fn main(lab: &str, record: Option<&Path>) -> Result<ExitCode> {
         "\nThe main job, on {}, with the program as it was compiled in a hurry:\n",
         site.name
     );
+    let shown = STEPS.map(|(shown, _)| shown);
     let mut steps = Vec::new();
     for (shown, script) in STEPS {
         steps.push(step(&site, shown, &script.replace("SIZE", SIZE))?);
     }
+    let stopped = Instant::now();
     site.script("rm -rf demo")?;
     let after = site.residue()?;
     let left: Vec<&String> = after.iter().filter(|line| !before.contains(line)).collect();
@@ -68,13 +70,17 @@ pub(crate) fn main(lab: &str, record: Option<&Path>) -> Result<ExitCode> {
         "Nothing is left on {}: no process, namespace, link, route, nft table, mount, control group, CNI address or file.",
         site.name
     );
-    println!("{found}");
+    let found = Found {
+        after: stopped.elapsed(),
+        text: found,
+    };
+    println!("{}", found.text);
     println!(
         "The demo took {:.0} s from its first line.",
         started.elapsed().as_secs_f64()
     );
     if let Some(place) = record {
-        place.write(&Recording::now(&site, steps, found)?)?;
+        place.write(&Recording::now(&site, steps, found)?, &shown)?;
         println!("It is drawn in {}.", place.drawing().display());
     }
     Ok(ExitCode::SUCCESS)
@@ -86,10 +92,8 @@ fn step(site: &Site, shown: &str, script: &str) -> Result<Step> {
     println!("$ {shown}");
     let mut lines = Vec::new();
     let ended = site.listen(script, |text| {
-        if !text.is_empty() {
-            println!("  {text}");
-            lines.push(Line::new(started.elapsed(), text));
-        }
+        println!("{}", format!("  {text}").trim_end());
+        lines.push(Line::new(started.elapsed(), text));
     })?;
     let took = started.elapsed();
     println!("  ({:.1} s)\n", took.as_secs_f64());

@@ -47,8 +47,9 @@ impl Place {
         self.drawing.with_extension("json")
     }
 
-    pub(super) fn write(&self, recording: &Recording) -> Result<()> {
-        recording.judge()?;
+    /// Writes a new recording, of a demo with the steps `shown`.
+    pub(super) fn write(&self, recording: &Recording, shown: &[&str]) -> Result<()> {
+        recording.judge_new(shown)?;
         let text = serde_json::to_string_pretty(recording)? + "\n";
         for (path, text) in [
             (self.document(), text),
@@ -102,7 +103,7 @@ pub(crate) fn block() -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::recording::tests::recording;
+    use super::super::recording::tests::{SHOWN, recording};
     use super::*;
 
     #[test]
@@ -110,7 +111,8 @@ mod tests {
         assert_eq!(settle(false).unwrap(), None);
         let dir = tempfile::tempdir().unwrap();
         let place = Place::new(&dir.path().join("demo.svg")).unwrap();
-        place.write(&recording()).unwrap();
+        assert!(place.write(&recording(), &SHOWN[1..]).is_err() && !place.document().exists());
+        place.write(&recording(), &SHOWN).unwrap();
         let kept = fs::read_to_string(place.drawing()).unwrap();
         assert_eq!(screen::svg(&place.read().unwrap()), kept);
         let other = fs::read_to_string(place.document())

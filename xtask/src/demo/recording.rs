@@ -23,6 +23,16 @@ pub(super) struct Recording {
     pub(super) steps: Vec<Step>,
     /// What was found of leftovers.
     pub(super) found: String,
+    /// How long after the last step that was known, in milliseconds; a recording of before this was measured has none.
+    #[serde(default)]
+    pub(super) searched: u64,
+}
+
+/// What was found of leftovers, and how long after the last step.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) after: Duration,
+    pub(super) text: String,
 }
 
 /// A command, and what it printed.
@@ -61,14 +71,15 @@ impl Step {
 
 impl Recording {
     /// Of a demo that has just ended on `site`.
-    pub(super) fn now(site: &Site, steps: Vec<Step>, found: String) -> Result<Self> {
+    pub(super) fn now(site: &Site, steps: Vec<Step>, found: Found) -> Result<Self> {
         let date = Cmd::inheriting("date").args(["--utc", "+%F"]).run()?;
         Ok(Self {
             date: date.stdout_text(),
             rung: if site.is_lab() { 4 } else { 5 },
             processors: std::thread::available_parallelism()?.get(),
             steps,
-            found,
+            found: found.text,
+            searched: milliseconds(found.after),
         })
     }
 
@@ -92,6 +103,20 @@ impl Recording {
                 at = *time;
             }
         }
+        Ok(())
+    }
+
+    /// Refuses also what no demo of the steps `shown` has just given: other steps, or the times of a text that was read afterwards, in which all
+    /// lines of a command come when it ends.
+    pub(super) fn judge_new(&self, shown: &[&str]) -> Result<()> {
+        self.judge()?;
+        let has: Vec<&str> = self.steps.iter().map(|step| step.shown.as_str()).collect();
+        ensure!(has == shown, "the steps are not those of the demo: {has:#?}");
+        let mut several = self.steps.iter().filter(|step| step.lines.len() > 1);
+        ensure!(
+            several.any(|step| step.lines.iter().any(|Line(time, _)| *time < step.took)),
+            "every line came when its command ended, so nobody listened"
+        );
         Ok(())
     }
 
@@ -134,7 +159,7 @@ pub(super) mod tests {
                 { "shown": "one <1>", "took": 1500, "lines": [[250, "first & last"], [1250, "x".repeat(250)]] },
                 { "shown": "two", "took": 500, "lines": [[0, "at once"]] },
             ],
-            "found": "Nothing is left.",
+            "found": "Nothing is left.", "searched": 400,
         }))
         .unwrap()
     }
@@ -156,8 +181,37 @@ pub(super) mod tests {
         }
     }
 
+    /// The steps of [`recording`].
+    pub(crate) const SHOWN: [&str; 2] = ["one <1>", "two"];
+
     #[test]
-    fn the_text_has_every_line() {
+    fn a_new_recording_of_other_steps_or_of_lines_without_times_is_refused() {
+        recording().judge_new(&SHOWN).unwrap();
+        for shown in [
+            &["one <1>"][..],
+            &["two", "one <1>"],
+            &["one <1>", "two", "three"],
+        ] {
+            let error = recording().judge_new(shown).unwrap_err();
+            assert!(error.to_string().contains("not those of the demo"), "{error}");
+        }
+        let mut converted = recording();
+        for step in &mut converted.steps {
+            for line in &mut step.lines {
+                line.0 = step.took;
+            }
+        }
+        converted.judge().unwrap();
+        let error = converted.judge_new(&SHOWN).unwrap_err();
+        assert!(error.to_string().contains("nobody listened"), "{error}");
+    }
+
+    #[test]
+    fn the_text_has_every_line_empty_ones_too() {
+        let mut spaced = recording();
+        spaced.steps[1].lines.push(Line(1, String::new()));
+        spaced.steps[1].lines.push(Line(2, "after it".to_owned()));
+        assert!(spaced.transcript().contains("at once\n\nafter it\n"));
         let text = recording().transcript();
         assert!(text.starts_with("$ one <1>\nfirst & last\nxxx"), "{text}");
         assert!(text.ends_with("\n\n$ two\nat once\n\nNothing is left."), "{text}");

@@ -110,7 +110,7 @@ fn rows(recording: &Recording) -> Vec<(u64, Kind, String)> {
         began += step.took;
         put(began, Kind::Output, "");
     }
-    put(began, Kind::Found, &recording.found);
+    put(began + recording.searched, Kind::Found, &recording.found);
     rows
 }
 
@@ -140,7 +140,8 @@ mod tests {
         assert!(line("first &amp; last").contains("animation-duration:0.250s"));
         // A command begins when the one before it has ended.
         assert!(line("$ two").contains("animation-duration:1.500s"));
-        assert!(line("Nothing is left.").contains("animation-duration:2.000s"));
+        // What is left was looked for before it was known.
+        assert!(line("Nothing is left.").contains("animation-duration:2.400s"));
         let long: Vec<&str> = drawn.lines().filter(|line| line.contains(">xxx")).collect();
         let marks: Vec<usize> = long.iter().map(|line| line.matches('x').count()).collect();
         // One of each line is of the attribute `x`, one of `text`, twice.
