@@ -47,7 +47,7 @@ struct Tidy<'a>(&'a Host);
 impl Drop for Tidy<'_> {
     fn drop(&mut self) {
         self.0.sh(&format!(
-            "{SETUP} --remove >&2; kill $(cat {HOMES}/sshd.pid); pkill -u nobody -x ssh; pkill -u daemon -x ssh; rm -rf {HOMES} /tmp/crabbox-65534 /tmp/crabbox-1"
+            "{SETUP} --remove >&2; kill $(cat {HOMES}/sshd.pid); pkill -u nobody -x ssh; pkill -u daemon -x ssh; rm -rf {HOMES} /tmp/crabbox-ssh-65534 /tmp/crabbox-ssh-1"
         ));
     }
 }
@@ -160,6 +160,9 @@ fn a_microvm_on_another_machine_is_its_owner_s_from_setup_to_removal() {
         host.sh("test ! -e /var/lib/crabbox-serve && { pkill -u nobody -x ssh; pkill -u daemon -x ssh; sleep 1; }")
             .exits(0),
     );
-    assert_nothing_left(&before, &host.residue());
+    // Locks of connections, in the clients' own directories, stay for the next one.
+    let left = host.residue().into_iter();
+    let left: Vec<_> = left.filter(|line| !line.contains("/tmp/crabbox-ssh-")).collect();
+    assert_nothing_left(&before, &left);
     drop(tidy);
 }

@@ -64,6 +64,9 @@ enum Part {
     Rpm,
 }
 
+/// The file with the digests of all others.
+const SUMS: &str = "SHA256SUMS";
+
 /// The most bytes that the program may have.
 const MOST: u64 = 10_000_000;
 
@@ -82,7 +85,7 @@ struct Release<'a> {
 
 /// Builds and packs.
 pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
-    packages::ensure_dist_tools()?;
+    packages::ensure_dist_tools(|name| calls_for(arguments.only, arguments.crabbox.is_none(), name))?;
     let components = Components::read(TARGET)?;
     let program = match &arguments.crabbox {
         Some(path) => path
@@ -110,6 +113,16 @@ pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
         "the program has {bytes} bytes, {MOST} are the most that it may have"
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the Debian package `name` has a tool that is called to make `only` this file, or all; `built` says whether the program is built, too.
+fn calls_for(only: Option<Part>, built: bool, name: &str) -> bool {
+    match name {
+        "binutils" => built,
+        "rpm" => only.is_none_or(|only| only == Part::Rpm),
+        "xz-utils" => only != Some(Part::Tarball),
+        _ => true,
+    }
 }
 
 /// The program as it is released; no path of this machine is in it.
@@ -192,9 +205,30 @@ fn pack(release: &Release<'_>, only: Option<Part>, out: &Path) -> Result<Vec<Pat
         paths.push(path);
     }
     if only.is_none() {
-        paths.push(written(out, "SHA256SUMS", &sums)?);
+        paths.push(written(out, SUMS, &sums)?);
+    } else {
+        forget(&out.join(SUMS), &paths)?;
     }
     Ok(paths)
+}
+
+/// Removes the digests `sums` of an earlier release when a file of `paths`, which was made alone, took the place of one that they name.
+fn forget(sums: &Path, paths: &[PathBuf]) -> Result<()> {
+    let Ok(text) = fs::read_to_string(sums) else {
+        return Ok(());
+    };
+    let replaced = |line: &str| {
+        let name = line.split_once("  ").map(|(_, name)| name.as_ref());
+        paths.iter().any(|path| path.file_name() == name)
+    };
+    if text.lines().any(replaced) {
+        fs::remove_file(sums).with_context(|| format!("cannot remove {}", sums.display()))?;
+        eprintln!(
+            "xtask: {} went: it had the digest of the file that was made anew",
+            sums.display()
+        );
+    }
+    Ok(())
 }
 
 /// The install script, which knows where this release's files will lie.

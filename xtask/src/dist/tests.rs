@@ -40,15 +40,18 @@ fn of_parts(
     only: Option<Part>,
     out: &Path,
 ) -> Vec<PathBuf> {
-    let release = Release {
+    pack(&release(program, version, components), only, out).unwrap()
+}
+
+fn release<'a>(program: &'a Path, version: &'a str, components: &'a Components) -> Release<'a> {
+    Release {
         version,
         program,
         components,
         epoch: 1_700_000_000,
         releases: "",
         effort: 1,
-    };
-    pack(&release, only, out).unwrap()
+    }
 }
 
 /// One part of a release of stand-ins.
@@ -343,4 +346,37 @@ fn the_same_release_has_the_same_bytes_whatever_the_place_and_the_umask() {
     let sums = [one, two].map(|paths| fs::read_to_string(ending(&paths, "SHA256SUMS")).unwrap());
     assert_eq!(sums[0], sums[1]);
     assert_eq!(sums[0].lines().count(), 5);
+}
+
+#[test]
+fn a_file_made_alone_calls_for_its_own_tools_and_leaves_no_digest_of_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = stand_in(dir.path(), VERSIONS[0]);
+    let components = components();
+    let out = dir.path().join("out");
+    let all = packed(&program, VERSIONS[0], &components, &out);
+    let sums = ending(&all, SUMS);
+    let alone = |version, only| {
+        let release = Release {
+            epoch: 1_700_000_001,
+            ..release(&program, version, &components)
+        };
+        pack(&release, Some(only), &out).unwrap()
+    };
+    // Of another version: what the digests name is still there.
+    alone(VERSIONS[1], Part::Tarball);
+    assert!(sums.exists());
+    alone(VERSIONS[0], Part::Tarball);
+    assert!(!sums.exists());
+
+    let tools = |only, built| {
+        let listed = ["binutils", "rpm", "xz-utils"].into_iter();
+        listed
+            .filter(|name| calls_for(only, built, name))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(tools(None, true), ["binutils", "rpm", "xz-utils"]);
+    assert_eq!(tools(Some(Part::Tarball), false), <[&str; 0]>::default());
+    assert_eq!(tools(Some(Part::Deb), false), ["xz-utils"]);
+    assert_eq!(tools(Some(Part::Rpm), true), ["binutils", "rpm", "xz-utils"]);
 }

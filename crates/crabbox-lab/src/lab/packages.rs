@@ -42,14 +42,19 @@ pub fn ensure_test_tools() -> Result<()> {
     ensure(&all, "the tests need")
 }
 
-/// Makes sure that what packs a release is installed.
-pub fn ensure_dist_tools() -> Result<()> {
-    ensure(&[recipe::DIST_TOOLS], "packages are made with")
+/// Makes sure that what packs a release is installed, but for packages that are not `called` for.
+pub fn ensure_dist_tools(called: impl Fn(&str) -> bool) -> Result<()> {
+    let wanted: Vec<&'static str> = recipe::DIST_TOOLS.lines().filter(|name| called(name)).collect();
+    ensure_all(&wanted, "packages are made with")
 }
 
 fn ensure(lists: &[&'static str], needs: &str) -> Result<()> {
     let wanted: Vec<&str> = lists.iter().flat_map(|list| list.lines()).collect();
-    let missing = missing(&wanted)?;
+    ensure_all(&wanted, needs)
+}
+
+fn ensure_all(wanted: &[&'static str], needs: &str) -> Result<()> {
+    let missing = missing(wanted)?;
     if missing.is_empty() {
         return Ok(());
     }
