@@ -3,9 +3,11 @@
 //! It must never take a macro of this machine's into the package, nor look through the program for what it needs: both would be other bytes
 //! on another machine.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use crabbox_host::command::Cmd;
@@ -19,6 +21,9 @@ const NEEDS: &str = "e2fsprogs, git-core, libgcc, nftables, openssh-clients, uti
 /// Of this packaging, which is never done twice for a version.
 const REVISION: u32 = 1;
 
+/// Whose it is: without it rpmbuild takes what this machine's macros say.
+const DEVELOPERS: &str = "The crabbox developers";
+
 /// Settings of rpmbuild for the same bytes everywhere, and against all that it does with a tree by itself.
 const SETTINGS: &str = "\
 %global _buildhost localhost
@@ -31,18 +36,50 @@ const SETTINGS: &str = "\
 %global __spec_install_post %{nil}
 %global _source_filedigest_algorithm 8
 %global _binary_filedigest_algorithm 8
+%global optflags %{nil}
 ";
+
+/// The macros that rpm itself brings: none of a vendor's, of this machine's or of a user's.
+const MACROS: &str = "/usr/lib/rpm/macros:/usr/lib/rpm/platform/%{_target}/macros";
+
+/// The directories that Fedora's package `filesystem` has; all others below `usr` are this package's, too, and go with the last that has them.
+const OF_THE_SYSTEM: [&str; 6] = [
+    "usr",
+    "usr/bin",
+    "usr/share",
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/man/man1",
+];
 
 /// Puts the package into `scratch`.
 pub(super) fn package(release: &Release<'_>, contents: &[Content], scratch: &Path) -> Result<PathBuf> {
+    package_by(Cmd::inheriting("rpmbuild"), release, contents, scratch)
+}
+
+/// The same with the command line that begins with `rpmbuild`.
+pub(super) fn package_by(
+    rpmbuild: Cmd,
+    release: &Release<'_>,
+    contents: &[Content],
+    scratch: &Path,
+) -> Result<PathBuf> {
     let home = scratch.join("rpm");
     let tree = home.join("tree");
     for content in contents {
         content.place(&tree.join("usr"), content.portable)?;
     }
+    date(&tree, release.epoch)?;
     let spec = written(&home, "crabbox.spec", &spec(release, &tree)?)?;
-    let built = Cmd::inheriting("rpmbuild")
-        .args(["-bb", "--quiet", "--nodeps", "--target"])
+    let built = rpmbuild
+        .arg(format!("--macros={MACROS}"))
+        .args([
+            "--rcfile=/usr/lib/rpm/rpmrc",
+            "-bb",
+            "--quiet",
+            "--nodeps",
+            "--target",
+        ])
         .arg(format!("{MACHINE}-linux"))
         .arg("--define")
         .arg(format!("_topdir {}", home.display()))
@@ -51,8 +88,9 @@ pub(super) fn package(release: &Release<'_>, contents: &[Content], scratch: &Pat
             "_rpmfilename %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm",
         ])
         .arg(&spec)
-        // Macros of a user's own lie there.
         .env("HOME", &home)
+        // It would name another directory than the ones above.
+        .env_remove("RPM_CONFIGDIR")
         .env("LC_ALL", "C.UTF-8")
         .env("SOURCE_DATE_EPOCH", release.epoch.to_string())
         .run();
@@ -64,6 +102,25 @@ pub(super) fn package(release: &Release<'_>, contents: &[Content], scratch: &Pat
     Ok(path)
 }
 
+/// Gives all below `tree` the time of the sources. What rpmbuild does by itself is to take a later time back to it, which leaves an earlier
+/// one where the clock of this machine is behind the commit's.
+fn date(tree: &Path, epoch: u64) -> Result<()> {
+    let time = UNIX_EPOCH + Duration::from_secs(epoch);
+    let files = deb::files(tree)?;
+    for path in files.iter().map(PathBuf::as_path).chain(directories(&files)) {
+        let file = fs::File::open(tree.join(path))?;
+        file.set_modified(time)
+            .with_context(|| format!("cannot date {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Every directory that `files` are in, by name, without the one that they are relative to.
+fn directories(files: &[PathBuf]) -> BTreeSet<&Path> {
+    let above = files.iter().flat_map(|file| file.ancestors().skip(1));
+    above.filter(|dir| !dir.as_os_str().is_empty()).collect()
+}
+
 /// A dash would be the beginning of the revision.
 fn version(release: &Release<'_>) -> String {
     release.version.replace('-', "~")
@@ -72,20 +129,26 @@ fn version(release: &Release<'_>) -> String {
 /// What rpmbuild is told.
 fn spec(release: &Release<'_>, tree: &Path) -> Result<String> {
     let glibc = deb::glibc(&fs::read(release.program)?).context("the program names no version of glibc")?;
+    let all = deb::files(tree)?;
     let mut files = String::new();
-    for file in deb::files(tree)? {
-        // Writing to a text does not fail.
+    for dir in directories(&all) {
+        if !OF_THE_SYSTEM.iter().any(|theirs| dir == Path::new(theirs)) {
+            // Writing to a text does not fail.
+            writeln!(files, "%dir /{}", dir.display()).ok();
+        }
+    }
+    for file in &all {
         writeln!(files, "/{}", file.display()).ok();
     }
     Ok(format!(
         "{SETTINGS}%global _binary_payload w{}.xzdio\n\
          Name: crabbox\nVersion: {}\nRelease: {REVISION}\nSummary: Throw-away Firecracker microVMs for your working tree\n\
-         License: MIT OR Apache-2.0\nAutoReqProv: no\nRequires: libc.so.6(GLIBC_{}.{})(64bit), {NEEDS}\nRecommends: rsync\n\n\
+         License: MIT OR Apache-2.0\nVendor: {DEVELOPERS}\nPackager: {DEVELOPERS}\nAutoReqProv: no\nRequires: libc.so.6(GLIBC_{}.{})(64bit), {NEEDS}\nRecommends: rsync\n\n\
          %description\nLeases a Firecracker microVM on this KVM host, syncs the working tree into it,\nruns a command there, gives it back and \
          leaves nothing behind.\n\n`crabbox setup firecracker` brings Firecracker and a guest image.\n\n\
          %install\nmkdir -p %{{buildroot}}\ncp -a '{}/.' %{{buildroot}}/\n\n\
          %preun\n{}\n%postun\n{}\n\
-         %files\n%defattr(-,root,root,755)\n%dir /usr/share/doc/crabbox\n%dir /usr/share/doc/crabbox/examples\n{files}",
+         %files\n%defattr(-,root,root,755)\n{files}",
         release.effort,
         version(release),
         glibc.0,

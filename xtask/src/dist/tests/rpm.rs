@@ -15,9 +15,26 @@ struct Tree(tempfile::TempDir);
 
 impl Tree {
     fn new() -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "this test needs root: rpm changes its root to a tree and runs the package's scripts there"
+        );
         let dir = tempfile::tempdir().unwrap();
         let bin = dir.path().join("bin");
         fs::create_dir(&bin).unwrap();
+        // As every system has them, by its package `filesystem`.
+        for of_the_system in [
+            "dev",
+            "usr/bin",
+            "usr/share/doc",
+            "usr/share/man/man1",
+            "var/lib/rpm",
+            "var/tmp",
+        ] {
+            fs::create_dir_all(dir.path().join(of_the_system)).unwrap();
+        }
+        // The package's scripts write there; a file will do.
+        fs::write(dir.path().join("dev/null"), "").unwrap();
         let busybox = Path::new("/bin/busybox");
         assert!(
             busybox.is_file(),
@@ -48,12 +65,14 @@ impl Tree {
             .unwrap()
     }
 
-    /// All that is there beside the shell and rpm's own records.
-    fn files(&self) -> Vec<String> {
-        const NOT_OURS: [&str; 3] = ["./bin/", "./dev/", "./var/lib/rpm/"];
-        let all = files(self.0.path()).into_iter();
-        all.filter(|file| !NOT_OURS.iter().any(|dir| file.starts_with(dir)))
-            .collect()
+    /// All that is there beside the shell, devices and rpm's own records, directories, too.
+    fn paths(&self) -> Vec<String> {
+        const NOT_OURS: [&str; 3] = ["./bin/", "./dev", "./var/lib/rpm/"];
+        let found = Cmd::new("find").cwd(self.0.path()).run().unwrap().stdout_text();
+        let ours = |path: &&str| !NOT_OURS.iter().any(|dir| path.starts_with(dir));
+        let mut paths: Vec<String> = found.lines().filter(ours).map(str::to_owned).collect();
+        paths.sort();
+        paths
     }
 }
 
@@ -80,6 +99,7 @@ fn an_rpm_is_installed_replaced_kept_while_leases_live_and_leaves_nothing() {
     assert_eq!(told, "MIT OR Apache-2.0 x86_64 localhost 1700000000");
 
     let tree = Tree::new();
+    let before = tree.paths();
     let [this, later] = [&this, &later].map(|path| path.to_str().unwrap());
     ok(&tree.rpm(&["--install", this]));
     let say = || {
@@ -119,7 +139,52 @@ fn an_rpm_is_installed_replaced_kept_while_leases_live_and_leaves_nothing() {
 
     fs::remove_file(entry).unwrap();
     ok(&tree.rpm(&["--erase", "crabbox"]));
-    assert_eq!(tree.files(), Vec::<String>::new());
-    assert!(!tree.at("var/lib/crabbox").exists());
-    assert!(!tree.at("usr/share/doc/crabbox").exists());
+    assert_eq!(tree.paths(), before);
+}
+
+/// Lays macros as a vendor or an administrator has them over those of this machine, for the command line behind it alone.
+const FOREIGN: &str = "mount --bind \"$0\" /usr/lib/rpm/macros.d && exec rpmbuild \"$@\"";
+
+#[test]
+fn an_rpm_has_the_same_bytes_whatever_the_clock_and_the_macros_of_its_machine() {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "this test needs root: it mounts macros of another machine where rpmbuild alone sees them"
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let components = components();
+    let program = stand_in(dir.path(), VERSIONS[0]);
+    let macros = dir.path().join("macros");
+    fs::create_dir(&macros).unwrap();
+    fs::write(
+        macros.join("macros.vendor"),
+        "%vendor Somebody\n%packager Somebody\n%distribution Something\n%disttag some1\n%bugurl some\n",
+    )
+    .unwrap();
+    let there = || {
+        let cmd = Cmd::inheriting("unshare").args(["--mount", "sh", "-c", FOREIGN]);
+        cmd.arg(&macros)
+    };
+    let said = there().args(["--eval", "%vendor %distribution"]).run().unwrap();
+    assert_eq!(
+        said.stdout_text(),
+        "Somebody Something",
+        "the macros would be taken"
+    );
+    // The clock of whoever commits is ahead of this machine's.
+    let release = Release {
+        epoch: 2_100_000_000,
+        ..release(&program, VERSIONS[0], &components)
+    };
+    let made = [("plain", Cmd::inheriting("rpmbuild")), ("foreign", there())].map(|(name, rpmbuild)| {
+        let scratch = dir.path().join(name);
+        let contents = contents::all(&release, &scratch.join("spoken")).unwrap();
+        crate::dist::rpm::package_by(rpmbuild, &release, &contents, &scratch).unwrap()
+    });
+    let times = asked(&made[0], "[%{FILEMTIMES}\n]");
+    assert!(times.lines().all(|time| time == "2100000000"), "{times}");
+    let told = asked(&made[1], "%{VENDOR}|%{PACKAGER}|%{DISTRIBUTION}|%{OPTFLAGS}");
+    assert_eq!(told, "The crabbox developers|The crabbox developers|(none)|");
+    let [plain, foreign] = made.map(|path| fs::read(path).unwrap());
+    assert!(plain == foreign, "the bytes differ");
 }
