@@ -33,6 +33,8 @@ pub const LOCAL: &str = "local";
 const BOOT_LIMIT: Duration = Duration::from_secs(5);
 /// How long one command may take.
 const LIMIT: Duration = Duration::from_mins(15);
+/// How long it may take to end once it was told to: a lease is given back meanwhile.
+const GRACE: Duration = Duration::from_mins(2);
 
 /// A host that was made ready for the end-to-end tests.
 #[derive(Debug, Clone)]
@@ -329,9 +331,21 @@ impl Site {
     }
 
     /// Runs a shell script there in the home directory, and hands every line to `heard` as it comes, of standard output and standard error as
-    /// they mix in a terminal.
-    pub fn listen(&self, script: &str, mut heard: impl FnMut(&str)) -> Result<ExitStatus> {
-        let within = format!("exec timeout {} sh -c {}", LIMIT.as_secs(), quoted(script));
+    /// they mix in a terminal. All that the script started is told to end when we do, so that an interrupt leaves no command behind.
+    pub fn listen(&self, script: &str, heard: impl FnMut(&str)) -> Result<ExitStatus> {
+        self.listen_for(LIMIT, script, heard)
+    }
+
+    /// The same within `limit`. `timeout` has a process group of its own, so that it can end all of it; an interrupt at a terminal goes to the
+    /// other group, ours. So it is told by the kernel that whoever started it has ended, and tells its child and then its group. Its child is
+    /// always the shell: a command that was told twice would end at once and not give its lease back.
+    fn listen_for(&self, limit: Duration, script: &str, mut heard: impl FnMut(&str)) -> Result<ExitStatus> {
+        let within = format!(
+            "exec setpriv --pdeathsig TERM timeout --kill-after {} {} sh -c {}",
+            GRACE.as_secs(),
+            limit.as_secs(),
+            quoted(&format!("{script}\nexit $?"))
+        );
         let cmd = self.cmd(&format!("cd && {{ {within}; }} 2>&1")).dies_with_us();
         let mut command = cmd.to_std();
         command.stdin(Stdio::null()).stdout(Stdio::piped());
@@ -380,4 +394,56 @@ fn quoted(script: &str) -> String {
 fn are_current(names: &[&str]) -> Result<()> {
     fs::write(workspace::lab_dir().join(CURRENT), names.join("\n"))
         .context("cannot note which hosts the tests use")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crabbox_host::clock;
+
+    fn here() -> Site {
+        Site {
+            name: "this host",
+            argv: vec!["sh".to_owned(), "-c".to_owned()],
+            emulator: None,
+        }
+    }
+
+    #[test]
+    fn a_command_that_is_listened_to_is_told_when_we_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = dir.path().join("told");
+        // A shell in the script, as a command is one that the script started.
+        let command = format!(
+            "trap \"touch {}; exit 1\" TERM; echo ready; for i in $(seq 300); do sleep 0.1; done",
+            told.display()
+        );
+        let script = format!("sh -c {}; echo ended", quoted(&command));
+        let listener = move || here().listen(&script, |_| std::panic::resume_unwind(Box::new("interrupted")));
+        assert!(std::thread::spawn(listener).join().is_err());
+        let seen = clock::poll_until(Duration::from_secs(20), || told.exists().then_some(()));
+        assert!(seen.is_some(), "the command was told nothing");
+    }
+
+    #[test]
+    fn a_shell_is_between_a_command_that_is_listened_to_and_what_tells_it_to_end() {
+        let mut heard = Vec::new();
+        let ended = here()
+            .listen("sh -c 'cat /proc/$PPID/comm; exit 7'", |line| {
+                heard.push(line.to_owned());
+            })
+            .unwrap();
+        assert_eq!((heard, ended.code()), (vec!["sh".to_owned()], Some(7)));
+    }
+
+    #[test]
+    fn all_of_a_script_ends_at_its_limit() {
+        let mut heard = Vec::new();
+        let script = "echo began; sh -c 'sleep 30; echo late'; echo later";
+        let ended = here()
+            .listen_for(Duration::from_secs(1), script, |line| heard.push(line.to_owned()))
+            .unwrap();
+        assert_eq!(ended.code(), Some(124));
+        assert!(!heard.iter().any(|line| line.starts_with("late")), "{heard:?}");
+    }
 }
