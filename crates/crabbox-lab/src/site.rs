@@ -413,9 +413,9 @@ mod tests {
     fn a_command_that_is_listened_to_is_told_when_we_end() {
         let dir = tempfile::tempdir().unwrap();
         let told = dir.path().join("told");
-        // A shell in the script, as a command is one that the script started.
+        // A shell in the script, as a command is one that the script started; it writes no more to whoever has gone.
         let command = format!(
-            "trap \"touch {}; exit 1\" TERM; echo ready; for i in $(seq 300); do sleep 0.1; done",
+            "trap \"touch {}; exit 1\" TERM; echo ready; exec >/dev/null 2>&1; for i in $(seq 300); do sleep 0.1; done",
             told.display()
         );
         let script = format!("sh -c {}; echo ended", quoted(&command));
