@@ -427,8 +427,14 @@ mod tests {
 
     #[test]
     fn a_shell_is_between_a_command_that_is_listened_to_and_what_tells_it_to_end() {
+        // bash becomes the last command of what it is given, where dash starts it.
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/bin/bash", dir.path().join("sh")).unwrap();
+        let mut site = here();
+        let path = format!("PATH={}:/usr/bin:/bin", dir.path().display());
+        site.argv.splice(0..0, ["env".to_owned(), path]);
         let mut heard = Vec::new();
-        let ended = here()
+        let ended = site
             .listen("sh -c 'cat /proc/$PPID/comm; exit 7'", |line| {
                 heard.push(line.to_owned());
             })
