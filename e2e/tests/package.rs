@@ -59,8 +59,11 @@ fn assert_installed(host: &Host, version: &str) {
 
 /// Leases live on, and are used with the program that is there now.
 #[track_caller]
-fn assert_alive(host: &Host, supervisor: &str) {
-    let ran = crabbox(host, "run --id kept --no-sync -- echo alive").exits(0);
+fn assert_alive(host: &Host, repo: &str, supervisor: &str) {
+    let ran = host.sh(&format!(
+        "cd {repo} && exec {PROGRAM} run --id kept --no-sync -- echo alive"
+    ));
+    let ran = ran.exits(0);
     assert_eq!(ran.stdout, "alive\n");
     assert_eq!(host.sh("pgrep -f '[_]_supervise'").stdout, supervisor);
 }
@@ -84,10 +87,8 @@ fn a_package_is_installed_replaced_under_a_lease_removed_and_purged_and_leaves_n
             .exits(0),
     );
     assert_installed(&host, version);
-    let said = host.sh(&format!(
-        "{PROGRAM} --version; cmp $(command -v crabbox) {PROGRAM}"
-    ));
-    assert_eq!(said.exits(0).stdout.trim(), version);
+    let said = crabbox(&host, "--version").exits(0).stdout;
+    assert_eq!(said.trim(), version);
     let first = host.sh(&format!("cd {repo} && {PROGRAM} run {SMALL} --yes -- uname -a"));
     let first = first.exits(0);
     assert!(first.stdout.starts_with("Linux crabbox-"), "{}", first.stdout);
@@ -103,7 +104,7 @@ fn a_package_is_installed_replaced_under_a_lease_removed_and_purged_and_leaves_n
     let supervisor = host.sh("pgrep -f '[_]_supervise'").exits(0).stdout;
     drop(host.sh("dpkg -i e2e/deb/later.deb").exits(0));
     assert_installed(&host, "99.0.0");
-    assert_alive(&host, &supervisor);
+    assert_alive(&host, &repo, &supervisor);
     let gone = host.sh("readlink /proc/$(pgrep -f '[_]_supervise')/exe").exits(0);
     assert!(
         gone.stdout.contains("(deleted)"),
@@ -112,7 +113,7 @@ fn a_package_is_installed_replaced_under_a_lease_removed_and_purged_and_leaves_n
     );
     drop(host.sh("dpkg -i e2e/deb/crabbox.deb").exits(0));
     assert_installed(&host, version);
-    assert_alive(&host, &supervisor);
+    assert_alive(&host, &repo, &supervisor);
 
     let lease = crabbox(&host, "list --provider firecracker --json")
         .exits(0)

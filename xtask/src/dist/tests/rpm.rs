@@ -44,8 +44,6 @@ impl Tree {
         for tool in TOOLS {
             symlink("busybox", bin.join(tool)).unwrap();
         }
-        // Where scripts send what nobody wants to read; a file does.
-        fs::create_dir(dir.path().join("dev")).unwrap();
         fs::write(bin.join("flock"), FLOCK).unwrap();
         fs::set_permissions(bin.join("flock"), fs::Permissions::from_mode(0o755)).unwrap();
         Self(dir)
