@@ -95,7 +95,12 @@ fn literals(source: &str) -> Vec<String> {
 /// Every source file of the program, tests aside.
 fn sources() -> Vec<PathBuf> {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let apart = ["crabbox-testkit", "crabbox-lab", "crabbox-guest"];
+    let apart = [
+        "crabbox-testbase",
+        "crabbox-testkit",
+        "crabbox-lab",
+        "crabbox-guest",
+    ];
     let mut dirs: Vec<PathBuf> = std::fs::read_dir(crates)
         .unwrap()
         .map(|entry| entry.unwrap().path())

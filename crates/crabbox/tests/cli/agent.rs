@@ -31,8 +31,15 @@ def say(tag, *fields):
 def hear():
     head = sys.stdin.buffer.read(5)
     if len(head) < 5: sys.exit()
-    sys.stdin.buffer.read(struct.unpack(">I", head[1:])[0])
+    global body
+    body = sys.stdin.buffer.read(struct.unpack(">I", head[1:])[0])
     return head[0]
+def own():
+    # The lock's name, the owner's, and perhaps a directory to make, which is answered by itself.
+    at = 0
+    for _ in range(2): at += 4 + struct.unpack(">I", body[at:at + 4])[0]
+    say(67, b"\0")
+    if body[at] == 1: say(84)
 def text(words): return struct.pack(">I", len(words)) + words
 def file(number, size, mode=0o644): return frame(82, struct.pack(">IIqQ", number, mode, 0, size))
 def problem(number, words, lost=b"\1"): return frame(83, struct.pack(">I", number), text(words), lost)
@@ -77,7 +84,7 @@ fn run_within(lease: &Entered, limit: Duration, flags: &[&str], script: &str) ->
 const ANSWERS: &str = r#"
 while True:
     tag = hear()
-    if tag == OWN: say(67, b"\0")
+    if tag == OWN: own()
     elif tag == RELEASE: say(68)
     elif tag == MAKE: say(84)
     elif tag == RUN: say(79, struct.pack(">I", 0), b"\1")
@@ -263,7 +270,7 @@ fn a_session_that_never_closes_after_the_last_answer_is_not_waited_for() {
         r#"
 while True:
     tag = hear()
-    if tag == OWN: say(67, b"\0")
+    if tag == OWN: own()
     elif tag == MAKE: say(84)
     elif tag == RUN: say(79, struct.pack(">I", 0), b"\1")
     elif tag == RELEASE: say(68); open(home + "/pid", "w").write(str(os.getpid())); time.sleep(600)

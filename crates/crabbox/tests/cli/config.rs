@@ -105,7 +105,20 @@ fn config_show_json_is_one_line_with_the_go_programs_keys() {
             "cniConfDir",
             "cniBinDir",
             "launchTimeout",
-            "deleteOnRelease"
+            "deleteOnRelease",
+            // Our own, behind those of the Go program.
+            "host",
+            "image",
+            "warm",
+            "pool",
+            "poolMaxAge",
+            "maxLeases",
+            "maxLeasesPerOwner",
+            "maxMemoryMiBPerOwner",
+            "reserveMemoryMiB",
+            "reserveDiskMiB",
+            "firstUid",
+            "uidCount",
         ]
     );
     assert_eq!(json["firecracker"]["launchTimeout"], "1m30s");

@@ -291,13 +291,20 @@ say = lambda tag, *fields: (sys.stdout.buffer.write(bytes([tag]) + struct.pack("
 def hear():
     head = sys.stdin.buffer.read(5)
     if len(head) < 5: sys.exit()
-    sys.stdin.buffer.read(struct.unpack(">I", head[1:])[0])
+    global body
+    body = sys.stdin.buffer.read(struct.unpack(">I", head[1:])[0])
     return head[0]
+def own():
+    # The lock's name, the owner's, and perhaps a directory to make, which is answered by itself.
+    at = 0
+    for _ in range(2): at += 4 + struct.unpack(">I", body[at:at + 4])[0]
+    say(67, b"\0")
+    if body[at] == 1: say(84)
 say(64, b"crb2\0")
 OWN, RELEASE, CHANGES, RUN, LIST, FETCH, MAKE, TREE, PUT = 16, 17, 28, 29, 31, 32, 33, 34, 35
 while True:
     tag = hear()
-    if tag == OWN: say(67, b"\0")
+    if tag == OWN: own()
     elif tag == RELEASE: say(68)
     elif tag == MAKE: say(84)
     elif tag == RUN: say(79, struct.pack(">I", 0), b"\1")
