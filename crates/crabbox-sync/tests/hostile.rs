@@ -487,7 +487,7 @@ fn git_is_started_in_one_place() {
         "/crabbox-sync/src/git.rs",
         // Makes the tree of a proof, in a directory of its own, with a home and a configuration of its own.
         "/crabbox-engine/src/host/proof/fixture.rs",
-        "/crabbox-testkit/src/compat.rs",
+        "/crabbox-testbase/src/compat.rs",
         "/crabbox-testkit/src/trees.rs",
     ];
     let unexpected: Vec<&String> = places
