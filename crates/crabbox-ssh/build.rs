@@ -13,6 +13,5 @@ fn main() -> std::io::Result<()> {
     }
     crabbox_embed::say(&format!("rustc-env=CRABBOX_AGENT_DIGEST={name}"))?;
     let machine = crabbox_embed::machine()?;
-    crabbox_embed::say(&format!("rustc-env=CRABBOX_AGENT_MACHINE={machine}"))?;
-    crabbox_embed::say("rustc-check-cfg=cfg(crabbox_other_agent)")
+    crabbox_embed::say(&format!("rustc-env=CRABBOX_AGENT_MACHINE={machine}"))
 }

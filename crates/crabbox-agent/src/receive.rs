@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom, Write as _};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use crabbox_agent_protocol::Request;
@@ -43,12 +43,11 @@ pub(crate) fn receive(talk: &mut Talk, into: Into<'_>, first: Request) -> Result
     let done = take_all(talk, &mut taking, first);
     if let (Err(_), Some(open)) = (&done, taking.file.take()) {
         // A full disk gets its room back.
-        let at = if open.is_aside {
-            &taking.into.aside
-        } else {
-            &open.to
-        };
-        std::fs::remove_file(at).ok();
+        if open.is_aside {
+            discard(&taking.into.aside).ok();
+        } else if let Ok(within) = taking.into.dirs.enter(parent(&open.name)) {
+            rustix::fs::unlinkat(within, leaf(&open.name), AtFlags::empty()).ok();
+        }
     }
     done
 }
@@ -194,8 +193,7 @@ impl Taking<'_> {
         }
         let now = stat.st_mode & 0o7777;
         if now & 0o300 != 0o300 {
-            let open = Mode::from_raw_mode(now | 0o700);
-            rustix::fs::chmodat(within, leaf(&name), open, AtFlags::empty()).at(&to)?;
+            set_mode(within, leaf(&name), now | 0o700).at(&to)?;
         } else if now == mode && seconds.is_none() {
             return Ok(());
         }
@@ -277,7 +275,7 @@ impl Taking<'_> {
         for (name, mode, seconds) in self.late.iter().rev() {
             let to = self.into.root.join(path(name));
             let within = self.into.dirs.enter(parent(name)).at(&to)?;
-            rustix::fs::chmodat(within, leaf(name), Mode::from_raw_mode(*mode), AtFlags::empty()).at(&to)?;
+            set_mode(within, leaf(name), *mode).at(&to)?;
             if let Some(seconds) = seconds {
                 let times = times(timespec(*seconds, 0));
                 rustix::fs::utimensat(within, leaf(name), &times, AtFlags::SYMLINK_NOFOLLOW).at(&to)?;
@@ -285,6 +283,15 @@ impl Taking<'_> {
         }
         Ok(())
     }
+}
+
+/// Changes the mode of a directory, and of nothing that a link in its place leads to.
+fn set_mode(within: BorrowedFd<'_>, leaf: &[u8], mode: u32) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // One that its own user may not read cannot be opened in another way, and what is opened so has no fchmod(2): by its own entry it has.
+    let dir = rustix::fs::openat(within, leaf, flags, Mode::empty())?;
+    let own = format!("/proc/self/fd/{}", dir.as_raw_fd());
+    rustix::fs::chmodat(CWD, own.as_str(), Mode::from_raw_mode(mode), AtFlags::empty())
 }
 
 fn timespec(seconds: i64, nanoseconds: u32) -> Timespec {

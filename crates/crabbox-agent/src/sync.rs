@@ -112,15 +112,17 @@ pub(crate) fn sync(talk: &mut Talk, request: &SyncRequest, looked: Option<Looked
         None => None,
     };
     // The manifest goes into a file of the tree's.
-    let lock = enter(&place, request)?;
+    let lock = enter(&place)?;
     if let Some(head) = head {
         talk.say(&Reply::Patch {})?;
         let (rows, removed, unlike) = (manifest(talk, &place)?, talk.names()?, talk.names()?);
+        occupy(&place, request.reset)?;
         let way = Patch::begin(&place, request, head, rows, removed, unlike)?;
         return bring(talk, &place, request, way, &lock);
     }
     talk.say(&Reply::Differs {})?;
     let (rows, unlike) = (manifest(talk, &place)?, talk.names()?);
+    occupy(&place, request.reset)?;
     let way = Whole::begin(&place, request, rows, unlike)?;
     bring(talk, &place, request, way, &lock)
 }
@@ -158,10 +160,10 @@ pub(crate) fn make_private(dir: &Path) -> Result<(), Failure> {
         .at(dir)
 }
 
-/// Makes the tree's directories, and keeps others out.
-fn enter(place: &Place, request: &SyncRequest) -> Result<Lock, Failure> {
-    make_private(&place.lease)?;
-    if request.reset {
+/// Makes the tree its own, and goes there; with `is_reset` it is removed before. Only when all that was to be heard has come whole: whoever
+/// is not heard to the end has changed nothing.
+fn occupy(place: &Place, is_reset: bool) -> Result<(), Failure> {
+    if is_reset {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let lease = rustix::fs::openat(CWD, &place.lease, flags, Mode::empty()).at(&place.lease)?;
         remove_tree(&lease, Path::new(&place.name))?;
@@ -177,23 +179,31 @@ fn enter(place: &Place, request: &SyncRequest) -> Result<Lock, Failure> {
             discard(&place.of(leaf))?;
         }
     }
-    let tmp = place.of("tmp");
-    for (dir, mode) in [
-        (&place.workdir, 0o755),
-        (&place.lease.join(".crabbox-sync"), 0o700),
-        (&place.meta, 0o700),
-        (&tmp, 0o700),
-    ] {
-        match std::fs::DirBuilder::new().mode(mode).create(dir) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                if !dir.symlink_metadata().at(dir)?.is_dir() {
-                    return Err(Failure::Refused(format!("{} is not a directory", show(dir))));
-                }
+    make_directory(&place.workdir, 0o755)?;
+    std::env::set_current_dir(&place.workdir).at(&place.workdir)
+}
+
+/// Makes a directory, where none is.
+fn make_directory(dir: &Path, mode: u32) -> Result<(), Failure> {
+    match std::fs::DirBuilder::new().mode(mode).create(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            if dir.symlink_metadata().at(dir)?.is_dir() {
+                Ok(())
+            } else {
+                Err(Failure::Refused(format!("{} is not a directory", show(dir))))
             }
-            made => made.at(dir)?,
         }
+        made => made.at(dir),
     }
-    std::env::set_current_dir(&place.workdir).at(&place.workdir)?;
+}
+
+/// Makes what is kept of the tree's syncs, and keeps others out.
+fn enter(place: &Place) -> Result<Lock, Failure> {
+    make_private(&place.lease)?;
+    let tmp = place.of("tmp");
+    for dir in [&place.lease.join(".crabbox-sync"), &place.meta, &tmp] {
+        make_directory(dir, 0o700)?;
+    }
     let file = place.of("lock");
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let lock = rustix::fs::openat(CWD, &file, flags, Mode::from_raw_mode(0o600)).at(&file)?;

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use crabbox_agent_protocol::{Command, Frame, Frames, HELLO, Reply, Request, Stream, put_bytes};
 
 mod memory;
+mod syncing;
 
 /// A conversation.
 struct Agent {

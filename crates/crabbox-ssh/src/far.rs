@@ -66,7 +66,7 @@ pub enum FarError {
     Over,
     /// There is no agent for its machine.
     #[error(
-        "the lease is a {machine} machine, and this crabbox has no agent for it: only for {}",
+        "the machine of the lease is {machine}, and this crabbox has an agent for {} only",
         agent::machines()
     )]
     Machine {
@@ -184,7 +184,7 @@ impl End {
                     ]) =>
             {
                 Some(
-                    "the lease runs no programs for the machine that `uname -m` there says it is, so that crabbox's agent is of no use",
+                    "the kernel and the programs of the lease are for different machines (a 32-bit system on a 64-bit kernel?): take a host or an image that is of one kind throughout",
                 )
             }
             Self::Exited(126 | 127) if !greeted => Some(

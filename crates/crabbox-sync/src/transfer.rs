@@ -309,7 +309,10 @@ impl Run<'_> {
             None => None,
         };
         let reply = far.reply().map_err(|error| self.unasked(error))?;
-        outcome.steps.push(("manifest_write", started.elapsed()));
+        // What was sent meanwhile has a line of its own, behind this one.
+        let sent: Duration = outcome.steps.iter().map(|(_, took)| *took).sum();
+        let compared = started.elapsed().saturating_sub(sent);
+        outcome.steps.insert(0, ("manifest_write", compared));
         match reply {
             Reply::Done { unsettled, unseeded } => self.done(unsettled, unseeded, &mut outcome),
             Reply::Stale {

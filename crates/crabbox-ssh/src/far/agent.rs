@@ -28,20 +28,12 @@ pub(super) struct Agent {
     packed: &'static [u8],
 }
 
-/// All of them. The one for another machine is there where the build had the parts for it, see `crabbox-embed`.
-pub(super) const AGENTS: &[Agent] = &[
-    Agent {
-        machine: env!("CRABBOX_AGENT_MACHINE"),
-        digest: DIGEST,
-        packed: include_bytes!(concat!(env!("OUT_DIR"), "/crabbox-agent.gz")),
-    },
-    #[cfg(crabbox_other_agent)]
-    Agent {
-        machine: env!("CRABBOX_OTHER_AGENT_MACHINE"),
-        digest: env!("CRABBOX_OTHER_AGENT_DIGEST"),
-        packed: include_bytes!(concat!(env!("OUT_DIR"), "/crabbox-agent-other.gz")),
-    },
-];
+/// All of them; there is none yet but for machines like the one that this was built for (docs/design/agent.md).
+pub(super) const AGENTS: &[Agent] = &[Agent {
+    machine: env!("CRABBOX_AGENT_MACHINE"),
+    digest: DIGEST,
+    packed: include_bytes!(concat!(env!("OUT_DIR"), "/crabbox-agent.gz")),
+}];
 
 /// The one for a machine.
 pub(super) fn of_machine(machine: &str) -> Option<&'static Agent> {

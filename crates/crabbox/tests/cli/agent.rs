@@ -233,7 +233,7 @@ fn an_agent_that_ends_at_once_is_told_with_what_helps() {
         (
             "\u{7f}ELF\u{2}\u{1}\u{1}\0\0\0\0\0\0\0\0\0\u{2}\0\u{37}\0\u{1}\0\0\0",
             "ended (exit code",
-            "runs no programs for the machine",
+            "are for different machines",
         ),
     ] {
         let lease = with_agent(script);
@@ -261,6 +261,25 @@ fn an_agent_that_ends_at_once_is_told_with_what_helps() {
         "{}",
         done.err
     );
+}
+
+#[test]
+fn a_plain_command_asks_for_the_tree_runs_and_gives_it_back_and_asks_nothing_else() {
+    let lease = with_agent(&forged(
+        &("
+def heard():
+    tag = hear()
+    with open(home + '/heard', 'a') as file: file.write(str(tag) + ' ')
+    return tag
+"
+        .to_owned()
+            + &ANSWERS.replace("tag = hear()", "tag = heard()")),
+    ));
+    let done = lease.script(&[], "true");
+    assert_eq!(done.code, 0, "{}", done.err);
+    let heard = fs::read_to_string(lease.sshd.home().join("heard")).unwrap();
+    // The lock with the directory to make, the command, the end: each is a wait for the other side.
+    assert_eq!(heard, "16 29 17 ");
 }
 
 #[test]
