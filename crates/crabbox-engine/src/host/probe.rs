@@ -151,14 +151,14 @@ pub struct Probe<'a> {
     pub firecracker: &'a Path,
     /// A guest kernel, ELF.
     pub kernel: &'a Path,
-    /// An initrd with `crabbox-guest` as its `/init`: an image's, or [`initrd`].
-    pub initrd: &'a Path,
+    /// The program `crabbox-guest`, which is all that is booted.
+    pub guest: &'a [u8],
     /// How long the guest may take; [`LIMIT`] unless there is a reason.
     pub limit: Duration,
 }
 
 /// The smallest initrd that can be probed with: the first process and what it stands on.
-pub fn initrd(guest: &[u8]) -> Vec<u8> {
+fn initrd(guest: &[u8]) -> Vec<u8> {
     let mut archive = Writer::new();
     for directory in ["dev", "proc", "sys"] {
         archive.directory(directory, 0o755);
@@ -199,25 +199,29 @@ pub fn verdict(probe: &Probe<'_>) -> Result<Judged, ProbeError> {
             remembered: true,
         });
     }
-    Ok(Judged {
-        verdict: boot_and_keep(probe)?,
-        remembered: false,
-    })
+    boot_and_keep(probe, &holds)
 }
 
 /// Boots the guest, whatever is known already, and keeps the verdict.
 pub fn boot(probe: &Probe<'_>) -> Result<Verdict, ProbeError> {
     match absent() {
         Some(verdict) => Ok(verdict),
-        None => boot_and_keep(probe),
+        None => Ok(boot_and_keep(probe, &|_| false)?.verdict),
     }
 }
 
-fn boot_and_keep(probe: &Probe<'_>) -> Result<Verdict, ProbeError> {
+/// Boots, unless somebody else has found a verdict that `holds` while this one waited for the lock.
+fn boot_and_keep(probe: &Probe<'_>, holds: &dyn Fn(&Kept) -> bool) -> Result<Judged, ProbeError> {
     files::create_private_dir(probe.cache)?;
     let patience = probe.limit * 2 + Duration::from_secs(10);
     let lock = FileLock::acquire_within(&probe.cache.join(format!("{SCRATCH}.lock")), patience)?;
     let key = Key::of(probe.firecracker, probe.kernel)?;
+    if let Some(kept) = kept(probe.cache, &key).filter(holds) {
+        return Ok(Judged {
+            verdict: kept.verdict,
+            remembered: true,
+        });
+    }
     let scratch = Scratch::make(&probe.cache.join(SCRATCH))?;
     let verdict = try_boot(probe, &scratch.0)?;
     drop(scratch);
@@ -233,7 +237,10 @@ fn boot_and_keep(probe: &Probe<'_>) -> Result<Verdict, ProbeError> {
         0o600,
     )?;
     drop(lock);
-    Ok(kept.verdict)
+    Ok(Judged {
+        verdict: kept.verdict,
+        remembered: false,
+    })
 }
 
 fn absent() -> Option<Verdict> {
@@ -266,11 +273,12 @@ impl Drop for Scratch {
 fn try_boot(probe: &Probe<'_>, dir: &Path) -> Result<Verdict, ProbeError> {
     let real =
         |path: &Path| std::fs::canonicalize(path).map_err(|source| FileError::io("find", path, source));
-    for (file, name) in [(probe.kernel, "vmlinux"), (probe.initrd, "initrd.img")] {
-        let link = dir.join(name);
-        std::os::unix::fs::symlink(real(file)?, &link)
-            .map_err(|source| FileError::io("link", &link, source))?;
-    }
+    let link = dir.join("vmlinux");
+    std::os::unix::fs::symlink(real(probe.kernel)?, &link)
+        .map_err(|source| FileError::io("link", &link, source))?;
+    let initrd_file = dir.join("initrd.img");
+    std::fs::write(&initrd_file, initrd(probe.guest))
+        .map_err(|source| FileError::io("write", &initrd_file, source))?;
     let config = dir.join("machine.json");
     std::fs::write(&config, machine()?).map_err(|source| FileError::io("write", &config, source))?;
     let console = dir.join("console");

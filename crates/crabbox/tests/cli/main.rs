@@ -24,6 +24,7 @@ mod next;
 mod odd_host;
 mod place;
 mod ports;
+mod probe;
 mod proof;
 mod providers;
 mod pull;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_engine::host::probe::{self, Probe, ProbeError};
-use crabbox_host::files::{self, FileError};
+use crabbox_host::files::FileError;
 use serde::Serialize;
 
 use crate::args::ProbeArgs;
@@ -48,19 +48,13 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ProbeArgs) -> Result<Exit, 
 
 fn judge(args: &ProbeArgs) -> Result<JudgedView, Error> {
     let guest = fs::read(&args.guest).map_err(|source| FileError::io("read", &args.guest, source))?;
-    files::create_private_dir(&args.cache)?;
-    let initrd = args.cache.join("kvm-probe-initrd.img");
-    files::write_atomic(&initrd, &probe::initrd(&guest), 0o600)?;
     let judged = probe::verdict(&Probe {
         cache: &args.cache,
         firecracker: &args.firecracker,
         kernel: &args.kernel,
-        initrd: &initrd,
+        guest: &guest,
         limit: Duration::from_millis(args.limit_millis),
-    });
-    // A killed probe's stays until the next call.
-    fs::remove_file(&initrd).map_err(|source| FileError::io("remove", &initrd, source))?;
-    let judged = judged?;
+    })?;
     Ok(JudgedView {
         works: judged.verdict.works(),
         words: judged.verdict.to_string(),

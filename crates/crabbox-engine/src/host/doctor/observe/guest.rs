@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
-use crabbox_host::{files, process};
+use crabbox_host::process;
 use crabbox_image::debugfs;
 use crabbox_image::manifest::Init;
 use crabbox_image::programs::{self, Check};
@@ -162,24 +162,18 @@ pub(super) fn remembered(engine: &Engine, vmm: &Vmm, guest: &Guest) -> Option<Ve
 pub(super) fn probe(engine: &Engine, vmm: &Vmm, guest: &Guest) -> Seen<Judged> {
     let firecracker = vmm.firecracker.as_ref().map_err(Clone::clone)?;
     let cache = &engine.places.cache;
-    let initrd = cache.join("kvm-probe-initrd.img");
     let written = guest_binary::bytes().map_err(|error| {
         Trouble::new(format!(
             "this crabbox is damaged: its guest cannot be unpacked: {error}"
         ))
     })?;
-    files::create_private_dir(cache)
-        .and_then(|()| files::write_atomic(&initrd, &probe::initrd(&written), 0o600))
-        .map_err(|error| Trouble::chain(&error))?;
     let verdict = probe::boot(&Probe {
         cache,
         firecracker: &firecracker.path,
         kernel: &guest.kernel.path,
-        initrd: &initrd,
+        guest: &written,
         limit: probe::LIMIT,
     });
-    // Left behind it would do no harm: the next probe writes it anew.
-    std::fs::remove_file(&initrd).ok();
     verdict
         .map(|verdict| Judged {
             verdict,
