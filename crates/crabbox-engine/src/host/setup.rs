@@ -15,7 +15,7 @@ use crabbox_host::digest;
 use crabbox_host::files::{self, FileError};
 use crabbox_host::signals::Interrupts;
 use crabbox_image::fetch::{self, FetchError};
-use crabbox_image::store::StoreError;
+use crabbox_image::store::{Store, StoreError};
 use crabbox_machine::context::Engine;
 use crabbox_machine::resource::network::DEBIAN_CNI;
 
@@ -213,6 +213,15 @@ pub fn plan(
     lease: &FirecrackerPlan,
     wanted: &Wanted,
 ) -> Result<Plan, SetupError> {
+    // Who is only shut out waits for nothing else: no image, no download, nothing that may fail.
+    let shut_out = |wanted: &&WantedServe| wanted.owners.is_empty() && !wanted.removed.is_empty();
+    if let Some(wanted) = wanted.serve.as_ref().filter(shut_out) {
+        return Ok(Plan {
+            steps: serving_steps(engine, wanted)?,
+            serve: Some(wanted.clone()),
+            ..Plan::default()
+        });
+    }
     let mut plan = Plan::default();
     let programs = match prepare::programs(engine, lease) {
         Ok(_) => false,
@@ -365,6 +374,8 @@ fn do_step(
                 record.made_image(&imported.image.manifest.digest)?;
             }
         }
+        // Another setup may have made one while this one waited for it.
+        Step::BuildImage { store } if has_image(store) => {}
         Step::BuildImage { .. } => {
             record.image(places, true)?;
             let image = images::build(places, &Build::usual(), progress)?;
@@ -414,7 +425,16 @@ pub fn template(
 /// What a user without a configuration gets.
 const CONFIGURATION: &str = "# Written by `crabbox setup`; yours to change.\nprovider: firecracker\n";
 
+/// Whether the image that is built is there.
+fn has_image(store: &Path) -> bool {
+    Store::open(store).is_ok_and(|store| store.get(DEFAULT_IMAGE).is_ok())
+}
+
+/// Writes a file that was not there when this was planned; one that has come since is somebody's, and stays.
 fn new_file(record: &mut record::Record, path: &Path, text: &str, mode: u32) -> Result<(), SetupError> {
+    if std::fs::symlink_metadata(path).is_ok() {
+        return Ok(());
+    }
     let parent = path.parent().unwrap_or(Path::new("/"));
     record.add(
         Made::File {

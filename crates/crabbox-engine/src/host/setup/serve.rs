@@ -122,7 +122,7 @@ pub enum ServeStep {
         /// The line.
         line: String,
     },
-    /// End what serves an owner who may not come any more.
+    /// End what serves an owner one of whose keys is gone, and all connections to the account, of which one may have been opened by it.
     End {
         /// The owner.
         owner: String,
@@ -185,6 +185,10 @@ fn known(record: &Record) -> Vec<Known<'_>> {
     keys.collect()
 }
 
+fn is_recorded(known: &[Known<'_>], line: &str) -> bool {
+    known.iter().any(|known| known.line == line)
+}
+
 /// What is to become of the lines on record.
 #[derive(Default)]
 struct Standing {
@@ -213,12 +217,18 @@ fn standing(
                     owner: owned.clone(),
                     line: line.to_owned(),
                 });
+            } else if let Some(number) = found.lines.serving(owner, &|there| is_recorded(known, there)) {
+                // Forgotten, it would let its holder in again as soon as the owner comes back with another key.
+                return Err(ServeSetupError::ChangedLine {
+                    owner: owned,
+                    path,
+                    line: number,
+                });
             }
             standing.gone.push((owned, line.to_owned()));
             continue;
         }
         let wanted = authorized::moved(line, &engine.exe, owner).unwrap_or_default();
-        let recorded = |there: &str| known.iter().any(|known| known.line == there);
         match found.lines.with_key(key) {
             _ if is_there => {
                 if wanted != line {
@@ -232,7 +242,7 @@ fn standing(
                 standing.served.push((owned, key.to_owned()));
             }
             // One that somebody changed by hand is theirs, and lets its owner in as long as it names what the rule does.
-            Some((number, there)) if !recorded(there) && authorized::serves(there, owner) => {
+            Some((number, there)) if !is_recorded(known, there) && authorized::serves(there, owner) => {
                 if !there.contains(&authorized::command(&engine.exe, owner)) {
                     return Err(ServeSetupError::ChangedLine {
                         owner: owned,
@@ -280,6 +290,41 @@ pub(super) fn plan(
         let home = ground.home.clone();
         steps.push(ServeStep::Account { home });
     }
+    let admitted = admitted(engine, &found, &known, owners, &expelled, &mut served)?;
+    let names: BTreeSet<_> = served.into_iter().map(|(owner, _)| owner).collect();
+    steps.extend(expelled);
+    steps.extend(rule(engine, ground, record, &found, &names)?);
+    // What comes, or comes back, stays on record.
+    for step in rewritten.iter().chain(&admitted) {
+        if let ServeStep::Rewrite { line, .. } | ServeStep::Admit { line, .. } = step {
+            gone.retain(|(_, going)| going != line);
+        }
+    }
+    steps.extend(rewritten);
+    steps.extend(admitted);
+    // Also of an owner who stays, or comes back, with another key: whoever came in with the one that is gone is to go.
+    let leaving: BTreeSet<_> = gone.iter().map(|(owner, _)| owner).collect();
+    steps.extend(
+        leaving
+            .into_iter()
+            .map(|owner| ServeStep::End { owner: owner.clone() }),
+    );
+    steps.extend(
+        gone.into_iter()
+            .map(|(owner, line)| ServeStep::Forget { owner, line }),
+    );
+    Ok(steps)
+}
+
+/// The lines to be added for owners who are not served yet, who are then among `served`.
+fn admitted(
+    engine: &Engine,
+    found: &Found,
+    known: &[Known<'_>],
+    owners: Vec<(String, String)>,
+    expelled: &[ServeStep],
+    served: &mut Vec<(String, String)>,
+) -> Result<Vec<ServeStep>, ServeSetupError> {
     let path = || found.keys.clone();
     let is_expelled = |line: &str| {
         let is_it = |step: &ServeStep| matches!(step, ServeStep::Expel { line: going, .. } if going == line);
@@ -305,6 +350,16 @@ pub(super) fn plan(
             let path = path();
             return Err(ServeSetupError::ForeignLine { owner, path, line });
         }
+        // By a key of which setup knows nothing, somebody would come in with this owner.
+        let is_known = |there: &str| {
+            known
+                .iter()
+                .any(|known| authorized::key_of(there) == Some(known.key))
+        };
+        if let Some(line) = found.lines.serving(&owner, &is_known) {
+            let path = path();
+            return Err(ServeSetupError::ForeignLine { owner, path, line });
+        }
         served.push((owner.clone(), body));
         admitted.push(ServeStep::Admit {
             path: path(),
@@ -312,25 +367,7 @@ pub(super) fn plan(
             line,
         });
     }
-    let names: BTreeSet<_> = served.into_iter().map(|(owner, _)| owner).collect();
-    steps.extend(expelled);
-    steps.extend(rule(engine, ground, record, &found, &names)?);
-    // What comes, or comes back, stays on record.
-    for step in rewritten.iter().chain(&admitted) {
-        if let ServeStep::Rewrite { line, .. } | ServeStep::Admit { line, .. } = step {
-            gone.retain(|(_, going)| going != line);
-        }
-    }
-    steps.extend(rewritten);
-    steps.extend(admitted);
-    let leaving: BTreeSet<_> = gone.iter().map(|(owner, _)| owner).collect();
-    let ends = leaving.into_iter().filter(|owner| !names.contains(*owner));
-    steps.extend(ends.map(|owner| ServeStep::End { owner: owner.clone() }));
-    steps.extend(
-        gone.into_iter()
-            .map(|(owner, line)| ServeStep::Forget { owner, line }),
-    );
-    Ok(steps)
+    Ok(admitted)
 }
 
 /// What is to become of the rule of sudo, for these owners.

@@ -7,7 +7,8 @@ use crabbox_core::config::{Settings, firecracker};
 use crabbox_core::fault::{Fault, Kind, chain};
 use crabbox_engine::host::images::Source;
 use crabbox_engine::host::setup::{
-    self, ACCOUNT, Ground, Part, Plan, Removal, ServeStep, SetupError, Step, Wanted, WantedServe,
+    self, ACCOUNT, Ground, Part, Plan, Removal, ServeSetupError, ServeStep, SetupError, Step, Wanted,
+    WantedServe,
 };
 use crabbox_engine::host::warm::{Made, WarmError};
 use crabbox_engine::provider::error::LeaseError;
@@ -249,7 +250,9 @@ fn serve_words(step: &ServeStep) -> String {
                 path.display()
             )
         }
-        ServeStep::End { owner } => format!("end what still serves {owner}"),
+        ServeStep::End { owner } => format!(
+            "end what still serves {owner}, and all connections to the account {ACCOUNT}: other owners' come back by themselves"
+        ),
         ServeStep::Forget { owner, .. } => format!("forget a key of {owner}"),
         ServeStep::Sudoers { path, text } => {
             let lines: Vec<String> = text.lines().map(|line| format!("    {line}")).collect();
@@ -265,6 +268,10 @@ fn serve_words(step: &ServeStep) -> String {
 }
 
 fn remove(ctx: &Ctx<'_>, engine: &Engine, args: &SetupArgs) -> Result<Exit, CommandError> {
+    // Anybody else has a record of their own, in which there is nothing of it.
+    if args.serve && !crabbox_host::process::is_root() {
+        return Err(ServeSetupError::NotRoot.into());
+    }
     let mut planned = Vec::new();
     let ground = Ground::of(engine);
     let part = if args.serve {

@@ -34,7 +34,8 @@ pub(super) struct Account {
 impl Account {
     /// Whether it is the one that setup makes.
     pub(super) fn is_of_setup(&self, home: &Path) -> bool {
-        self.name == NAME && self.home == home
+        // One that was made root since is no account that anything may be ended in.
+        self.name == NAME && self.home == home && self.uid != 0
     }
 
     /// Whether its shell runs commands, which a forced one is.
@@ -102,9 +103,27 @@ pub(super) fn make(ground: &Ground) -> Result<(), ServeSetupError> {
     })
 }
 
+/// Ends its processes, if its number is its own: with another account's, they would be that one's.
+pub(super) fn end_sessions(ground: &Ground, account: &Account) -> Result<(), ServeSetupError> {
+    let uid = account.uid.to_string();
+    let named = Cmd::new(ground.tool("getent")?)
+        .args(["passwd", &uid])
+        .limit(LIMIT)
+        .capture()?;
+    let named = named.stdout_text();
+    let name = named.split(':').next().unwrap_or_default();
+    if name != ACCOUNT {
+        return Err(ServeSetupError::SharedNumber {
+            uid: account.uid,
+            other: name.to_owned(),
+        });
+    }
+    Ok(sessions::end(&ground.processes, account.uid)?)
+}
+
 /// Takes it away, and ends the sessions that are still open in it.
 pub(super) fn remove(ground: &Ground, account: &Account) -> Result<(), ServeSetupError> {
-    sessions::end(&ground.processes, account.uid)?;
+    end_sessions(ground, account)?;
     // One that has ended is still the account's until its parent has heard of it.
     let is_gone = || (!sessions::any(&ground.processes, account.uid)).then_some(());
     clock::poll_until(GRACE, is_gone);
@@ -122,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_account_is_setups_by_its_name_and_home_alone() {
+    fn an_account_is_setups_by_its_name_and_home_and_never_root_s() {
         let home = Path::new("/var/lib/crabbox-serve");
         let ours = parse(&format!(
             "crabbox:x:998:998:{NAME}:/var/lib/crabbox-serve:/bin/sh"
@@ -132,6 +151,7 @@ mod tests {
         for line in [
             "crabbox:x:998:998:Somebody:/var/lib/crabbox-serve:/bin/sh".to_owned(),
             format!("crabbox:x:998:998:{NAME}:/home/crabbox:/bin/sh"),
+            format!("crabbox:x:0:0:{NAME}:/var/lib/crabbox-serve:/bin/sh"),
         ] {
             assert!(!parse(&line).unwrap().is_of_setup(home), "{line}");
         }

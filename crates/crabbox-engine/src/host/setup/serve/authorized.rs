@@ -99,6 +99,15 @@ impl Lines {
         found.map(|(at, line)| (at + 1, line.trim_end_matches('\n')))
     }
 
+    /// The number, from 1 on, of the first line that serves `owner` and is not one of those that are `known`.
+    pub(super) fn serving(&self, owner: &str, known: &dyn Fn(&str) -> bool) -> Option<usize> {
+        let is_it = |line: &String| {
+            let line = line.trim_end_matches('\n');
+            !line.trim_start().starts_with('#') && serves(line, owner) && !known(line)
+        };
+        self.0.iter().position(is_it).map(|at| at + 1)
+    }
+
     /// Whether this very line is there.
     pub(super) fn has(&self, line: &str) -> bool {
         self.0.iter().any(|found| found.trim_end_matches('\n') == line)

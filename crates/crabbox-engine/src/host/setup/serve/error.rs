@@ -18,7 +18,7 @@ use super::ACCOUNT;
 #[derive(Debug, thiserror::Error)]
 pub enum ServeSetupError {
     /// Only root makes accounts.
-    #[error("preparing this host for owners from afar needs root")]
+    #[error("owners from afar are set up, and taken away again, by root")]
     NotRoot,
     /// A program is not there.
     #[error("{program} is not installed, which owners from afar need")]
@@ -98,8 +98,8 @@ pub enum ServeSetupError {
         /// Who has it.
         other: String,
     },
-    /// The key opens the account by a line that is not ours.
-    #[error("the key of {owner} opens the account {ACCOUNT} already, by line {line} of {}, which setup did not write", path.display())]
+    /// A line that is not ours has the key, or serves the owner.
+    #[error("line {line} of {}, which setup did not write, lets {owner} into the account {ACCOUNT} already, or whoever has its key", path.display())]
     ForeignLine {
         /// The owner.
         owner: String,
@@ -153,8 +153,18 @@ pub enum ServeSetupError {
         #[source]
         source: CommandError,
     },
-    /// A session of the account does not end.
-    #[error("a session of the account {ACCOUNT} does not end")]
+    /// The account's number is another one's as well.
+    #[error(
+        "the number {uid} of the account {ACCOUNT} is that of {other:?}, whose processes would be ended with it"
+    )]
+    SharedNumber {
+        /// The number.
+        uid: u32,
+        /// Whose it is, first of all.
+        other: String,
+    },
+    /// What serves owners could not be ended.
+    #[error("cannot end what serves owners from afar")]
     Session(#[from] ProcessError),
     /// Our own program is not one that root should run for somebody else.
     #[error("{} cannot be what others run as root: {why}", path.display())]
@@ -254,13 +264,14 @@ impl Fault for ServeSetupError {
                     "give each owner a key of their own, or take the other out first: --remove-owner {other}"
                 )
             }
-            Self::UnknownOwner { .. } => "see who is in the file of sudo, /etc/sudoers.d/crabbox".to_owned(),
-            Self::ChangedLine { owner, .. } => format!(
-                "take that line out and name the owner again with their key, or let them go: --remove-owner {owner}"
-            ),
-            Self::ForeignLine { .. } => {
-                "take that line out first: sshd heeds the first one with a key".to_owned()
+            Self::UnknownOwner { known, .. } if known.is_empty() => {
+                "nobody is set up here; add somebody with --owner NAME=KEY".to_owned()
             }
+            Self::UnknownOwner { .. } => "see who is in the file of sudo, /etc/sudoers.d/crabbox".to_owned(),
+            Self::ChangedLine { .. } => {
+                "take that line out by hand, then try again; an owner who is to stay is named again with --owner".to_owned()
+            }
+            Self::ForeignLine { .. } => "take that line out by hand, then try again".to_owned(),
             Self::ForeignAccount { .. } => format!(
                 "rename it or remove it (`usermod --login NEW {ACCOUNT}`, `userdel {ACCOUNT}`): owners need an account of that name in which nothing else runs"
             ),
@@ -274,7 +285,20 @@ impl Fault for ServeSetupError {
                     .to_owned()
             }
             Self::Changed { path } => format!("put {} aside, and try again", path.display()),
-            Self::Moved | Self::Busy => "try again".to_owned(),
+            Self::Moved => "look at what it would do now, with --dry-run, and try again".to_owned(),
+            Self::Busy => "it may be making an image, for minutes: wait until it has ended, then try again".to_owned(),
+            Self::Session(_) => format!(
+                "see `ps -u {ACCOUNT}` and `pgrep -af '__serve --as'`, end what is there, then run the same command again"
+            ),
+            Self::SharedNumber { .. } => {
+                format!("give the account a number of its own: `usermod --uid NUMBER {ACCOUNT}`")
+            }
+            Self::Account { .. } => format!(
+                "where a group {ACCOUNT} is left and nobody's, `groupdel {ACCOUNT}`; then run the same command again"
+            ),
+            Self::Unreadable { path, .. } => {
+                format!("make {} plain UTF-8 text below 1 MiB, or put it aside", path.display())
+            }
             _ => return Vec::new(),
         };
         vec![hint]

@@ -12,8 +12,8 @@ use crabbox_machine::failpoint::{self, Phase, Who};
 use super::super::record::{Made, Record};
 use super::authorized::{self, Added};
 use super::{
-    CHECK_LIMIT, Ground, ServeSetupError, ServeStep, account, is_line, open_dirs, read_keys, read_text,
-    replace, sessions,
+    CHECK_LIMIT, Ground, ServeSetupError, ServeStep, account, is_line, is_made, open_dirs, read_keys,
+    read_text, replace, sessions,
 };
 
 /// What a step works with.
@@ -49,7 +49,7 @@ pub(in super::super) fn apply(
             Ok(applying.record.forget_where(&|made| is_line(made, owner, line))?)
         }
         ServeStep::Sudoers { path, text } => applying.sudoers(path, text),
-        ServeStep::NoSudoers { path } => Ok(files::remove_tree(path)?),
+        ServeStep::NoSudoers { path } => applying.no_sudoers(path),
         ServeStep::Admit { path, owner, line } => applying.admit(path, owner, line),
     }
 }
@@ -104,17 +104,34 @@ impl Applying<'_> {
     fn end(&mut self, owner: &str) -> Result<(), ServeSetupError> {
         let is_gone = |served: &str| served == owner;
         sessions::end_servers(&self.ground.processes, &self.engine.exe, &is_gone)?;
+        // A connection is whoever's key opened it, for as long as it is open, and nobody can tell whose that was.
+        if let Some(account) = account::find(self.ground)?.filter(|account| is_made(account, self.record)) {
+            account::end_sessions(self.ground, &account)?;
+        }
         self.hit("serve-end", Phase::Done);
         Ok(())
     }
 
-    fn sudoers(&mut self, path: &Path, text: &str) -> Result<(), ServeSetupError> {
+    /// Refuses a rule that setup did not write: there may be another one by now than when this was planned.
+    fn check_sudoers(&self, path: &Path) -> Result<(), ServeSetupError> {
         let wrote = |there: &str| self.record.wrote(path, &digest::sha256(there.as_bytes()));
         if read_text(path)?.is_some_and(|there| !wrote(&there)) {
             return Err(ServeSetupError::Changed {
                 path: path.to_owned(),
             });
         }
+        Ok(())
+    }
+
+    fn no_sudoers(&self, path: &Path) -> Result<(), ServeSetupError> {
+        self.check_sudoers(path)?;
+        files::remove_tree(path)?;
+        self.hit("serve-nosudoers", Phase::Done);
+        Ok(())
+    }
+
+    fn sudoers(&mut self, path: &Path, text: &str) -> Result<(), ServeSetupError> {
+        self.check_sudoers(path)?;
         self.record.sudoers(path, &digest::sha256(text.as_bytes()))?;
         self.hit("serve-sudoers", Phase::Begun);
         let check = |new: &Path| {

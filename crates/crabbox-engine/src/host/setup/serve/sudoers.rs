@@ -20,12 +20,12 @@ pub(super) fn text(exe: &Path, owners: &BTreeSet<String>) -> Option<String> {
         .map(|owner| format!("{} __serve --as {owner}", exe.display()))
         .collect();
     // Its streams are pipes: a terminal of its own would only stand in their way. Of the environment nothing comes along, whatever else the
-    // host's sudo lets through.
+    // host's sudo lets through or looks at first.
     (!commands.is_empty()).then(|| {
         format!(
             "# Written by `crabbox setup firecracker --serve`, which writes it anew when an owner comes or goes.\n\
              Cmnd_Alias {ALIAS} = {}\n\
-             Defaults!{ALIAS} !use_pty, !requiretty, env_reset, !env_keep, always_set_home, !setenv, \
+             Defaults!{ALIAS} !use_pty, !requiretty, env_reset, !env_keep, !env_check, always_set_home, !setenv, \
              secure_path=\"{PATH}\"\n\
              {ACCOUNT} ALL=(root) NOPASSWD: {ALIAS}\n",
             commands.join(", \\\n    ")
@@ -48,7 +48,7 @@ mod tests {
             rules,
             "Cmnd_Alias CRABBOX_SERVE = /usr/local/bin/crabbox __serve --as alice, \\\n    \
              /usr/local/bin/crabbox __serve --as bob\n\
-             Defaults!CRABBOX_SERVE !use_pty, !requiretty, env_reset, !env_keep, always_set_home, !setenv, \
+             Defaults!CRABBOX_SERVE !use_pty, !requiretty, env_reset, !env_keep, !env_check, always_set_home, !setenv, \
              secure_path=\"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\"\n\
              crabbox ALL=(root) NOPASSWD: CRABBOX_SERVE\n"
         );

@@ -31,7 +31,10 @@ fn world() -> World {
     let passwd = at("passwd").display().to_string();
     std::fs::write(at("passwd"), "root:x:0:0::/root:/bin/sh\n").unwrap();
     let tool = |name: &str, text: &str| script(&at("bin").join(name), text);
-    tool("getent", &format!("grep \"^$2:\" {passwd} || exit 2"));
+    tool(
+        "getent",
+        &format!("grep -E \"^$2:|^[^:]*:[^:]*:$2:\" {passwd} || exit 2"),
+    );
     // The words that it is called with are told apart by their places.
     tool(
         "useradd",
@@ -424,6 +427,64 @@ fn an_owner_who_goes_leaves_what_others_wrote_and_no_entry_behind() {
     let record = Record::read(&world.engine.places).unwrap();
     assert_eq!(known(&record).len(), 1);
     world.refusal(&[("bob", &bobs)], &[], "which setup did not write");
+}
+
+#[test]
+fn who_came_in_with_a_key_that_was_exchanged_goes() {
+    let world = world();
+    let [first, second] = [key(), key()];
+    world.set_up(&[("bob", &first)], &[]);
+    let steps = world.plan(&[("bob", &second)], &["bob"]).unwrap();
+    let ends = |step: &ServeStep| matches!(step, ServeStep::End { owner } if owner == "bob");
+    assert!(steps.iter().any(ends), "{steps:?}");
+    world.apply(&steps).unwrap();
+    assert_eq!(world.plan(&[], &[]).unwrap(), []);
+}
+
+#[test]
+fn a_line_that_was_changed_by_hand_is_not_forgotten() {
+    let world = world();
+    world.set_up(&[("bob", &key())], &[]);
+    let text = world.read(KEYS).unwrap();
+    std::fs::write(
+        world.at(KEYS),
+        text.replace("restrict", "restrict,from=\"192.0.2.1\""),
+    )
+    .unwrap();
+    world.refusal(&[], &["bob"], "was changed by hand");
+    // As long as he stays it is his, and he may have another key.
+    assert_eq!(world.plan(&[], &[]).unwrap(), []);
+    world.set_up(&[("bob", &key())], &[]);
+    // A line of which nothing is known lets nobody become an owner.
+    let line = authorized::line(&world.engine.exe, "eve", key().trim());
+    let text = world.read(KEYS).unwrap();
+    std::fs::write(world.at(KEYS), format!("{text}{line}\n")).unwrap();
+    world.refusal(&[("eve", &key())], &[], "which setup did not write");
+}
+
+#[test]
+fn a_rule_that_somebody_wrote_meanwhile_stays() {
+    let world = world();
+    world.set_up(&[("bob", &key())], &[]);
+    let steps = world.plan(&[], &["bob"]).unwrap();
+    std::fs::write(world.at("sudoers.d/crabbox"), "theirs").unwrap();
+    let error = world.apply(&steps).unwrap_err();
+    assert!(matches!(error, ServeSetupError::Changed { .. }), "{error}");
+    assert_eq!(world.read("sudoers.d/crabbox").as_deref(), Some("theirs"));
+}
+
+#[test]
+fn processes_of_an_account_with_the_same_number_are_not_ended() {
+    let world = world();
+    world.set_up(&[("bob", &key())], &[]);
+    let accounts = world.read("passwd").unwrap();
+    let other = "postgres:x:4294967294:4294967294::/var/lib/postgresql:/bin/sh";
+    std::fs::write(world.at("passwd"), format!("{other}\n{accounts}")).unwrap();
+    let error = world.apply(&world.plan(&[], &["bob"]).unwrap()).unwrap_err();
+    assert!(
+        matches!(&error, ServeSetupError::SharedNumber { other, .. } if other == "postgres"),
+        "{error}"
+    );
 }
 
 #[test]

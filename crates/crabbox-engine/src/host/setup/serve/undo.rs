@@ -46,7 +46,7 @@ pub(in super::super) fn end_sessions(
     }
     sessions::end_servers(&ground.processes, &engine.exe, &|_| true)?;
     if let Some(account) = account::find(ground)?.filter(|account| is_made(account, record)) {
-        sessions::end(&ground.processes, account.uid)?;
+        account::end_sessions(ground, &account)?;
     }
     Ok(())
 }
@@ -127,8 +127,9 @@ pub(in super::super) fn carry_out(
 ) -> Result<(), ServeSetupError> {
     let hit = |step: &str| failpoint::hit(&engine.failpoint, Who::Cli, step, Phase::Done);
     match (made, removal) {
-        (_, Removal::Account) => {
-            if let Some(account) = account::find(ground)? {
+        (Made::Account { home }, Removal::Account) => {
+            // Looked at again: what was decided is some time ago.
+            if let Some(account) = account::find(ground)?.filter(|account| account.is_of_setup(home)) {
                 account::remove(ground, &account)?;
             }
             hit("unserve-account");
