@@ -184,6 +184,21 @@ impl Host {
         }
     }
 
+    /// The same, and a lab: what is done to the whole system there is done to no machine that somebody works on.
+    #[track_caller]
+    pub fn lab() -> Self {
+        let host = Self::alone();
+        let is_lab = host
+            .prepared
+            .as_ref()
+            .is_some_and(|(host, _)| host.name != site::LOCAL);
+        assert!(
+            is_lab,
+            "this test installs and purges packages, which it does in a lab only; this machine's KVM works, so it has none"
+        );
+        host
+    }
+
     /// Resets the lab as a power cut would, and waits until it answers again.
     #[track_caller]
     pub fn reset(&self) {

@@ -51,7 +51,10 @@ pub(crate) fn main(lab: &str, record: Option<&Path>) -> Result<ExitCode> {
     let record = record.map(place::Place::new).transpose()?;
     let started = Instant::now();
     let (_, site) = site::choose(Images::Ours, Build::Quick, lab)?;
+    // What a demo left that was killed.
+    drop(Tidy(&site));
     let before = site.residue()?;
+    let tidy = Tidy(&site);
     println!(
         "\nThe main job, on {}, with the program as it was compiled in a hurry:\n",
         site.name
@@ -62,7 +65,7 @@ pub(crate) fn main(lab: &str, record: Option<&Path>) -> Result<ExitCode> {
         steps.push(step(&site, shown, &script.replace("SIZE", SIZE))?);
     }
     let stopped = Instant::now();
-    site.script("rm -rf demo")?;
+    drop(tidy);
     let after = site.residue()?;
     let left: Vec<&String> = after.iter().filter(|line| !before.contains(line)).collect();
     ensure!(left.is_empty(), "left behind on {}: {left:#?}", site.name);
@@ -84,6 +87,16 @@ pub(crate) fn main(lab: &str, record: Option<&Path>) -> Result<ExitCode> {
         println!("It is drawn in {}.", place.drawing().display());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Gives the demo's lease back and takes its directory away, also where a step failed.
+struct Tidy<'a>(&'a Site);
+
+impl Drop for Tidy<'_> {
+    fn drop(&mut self) {
+        // Where there is none it says so to nobody.
+        self.0.run("crabbox stop demo; rm -rf demo").ok();
+    }
 }
 
 /// Shows one step with what it printed, as it comes, and how long it took.

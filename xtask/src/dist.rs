@@ -93,6 +93,12 @@ pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
             .with_context(|| format!("cannot find {}", path.display()))?,
         None => audit::audited(&build()?, &components, &workspace::target_dir().join("audited"))?,
     };
+    let bytes = fs::metadata(&program)?.len();
+    // Before anything is there that looks like a release.
+    ensure!(
+        arguments.crabbox.is_some() || bytes <= MOST,
+        "the program has {bytes} bytes, {MOST} are the most that it may have; nothing was packed"
+    );
     let release = Release {
         version: env!("CARGO_PKG_VERSION"),
         program: &program,
@@ -103,15 +109,10 @@ pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
     };
     let out = workspace::root().join(&arguments.out);
     let made = stage::stage("packing", || pack(&release, arguments.only, &out))?;
-    let bytes = fs::metadata(&program)?.len();
     println!("{:>9} bytes  {} (the program itself)", bytes, program.display());
     for path in made {
         println!("{:>9} bytes  {}", fs::metadata(&path)?.len(), path.display());
     }
-    ensure!(
-        arguments.crabbox.is_some() || bytes <= MOST,
-        "the program has {bytes} bytes, {MOST} are the most that it may have"
-    );
     Ok(ExitCode::SUCCESS)
 }
 

@@ -148,6 +148,10 @@ pub fn choose_for_tests(names: &[&str]) -> Result<()> {
 /// one processor busy at most, so the program is compiled beside that; and the lab's own system is made beside the image where this is a
 /// virtual machine, whose KVM seldom works: waiting for the verdict first would take as long as making it does. The verdict is the program's.
 fn prepare(images: Images, build: Build) -> Result<(Payload, bool)> {
+    // Only root can install what is missing; anybody else is told before minutes of compiling.
+    if !rustix::process::geteuid().is_root() {
+        packages::ensure_tools()?;
+    }
     std::thread::scope(|scope| {
         let tools = scope.spawn(packages::ensure_tools);
         let carried = payload::carried()?;
@@ -224,6 +228,9 @@ fn kvm_works(payload: &Payload) -> Result<bool> {
     if judged.works && rustix::process::geteuid().is_root() {
         packages::ensure_host_tools()?;
         return Ok(true);
+    }
+    if judged.works {
+        eprintln!("xtask: leases on this host itself need root");
     }
     eprintln!("xtask: leases are made in the lab, a KVM host emulated by QEMU");
     Ok(false)

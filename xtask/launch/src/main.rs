@@ -62,11 +62,20 @@ fn built() -> PathBuf {
 
 /// The packages that a task will not do without.
 fn needed(arguments: &[OsString]) -> Vec<&'static str> {
-    let asks_for_help = arguments.iter().any(|word| word == "-h" || word == "--help");
-    match arguments.first().and_then(|word| word.to_str()) {
-        // No more of them: a server among what the tests need is to be kept from starting.
-        Some("demo" | "provision" | "test") if !asks_for_help => LAB.lines().collect(),
-        _ => Vec::new(),
+    let words: Vec<&str> = arguments.iter().filter_map(|word| word.to_str()).collect();
+    // Only for a command line that the task will not refuse; for all others it installs what it needs by itself.
+    let is_plain = matches!(
+        words.as_slice(),
+        ["demo" | "provision" | "test"]
+            | ["test", "all" | "e2e" | "crash"]
+            | ["demo" | "provision" | "test", "--name", _]
+            | ["demo", "--record", _]
+    );
+    // No more of them: a server among what the tests need is to be kept from starting.
+    if is_plain && words.len() == arguments.len() {
+        LAB.lines().collect()
+    } else {
+        Vec::new()
     }
 }
 
@@ -123,7 +132,15 @@ mod tests {
         let needed = |line: &str| needed(&line.split_whitespace().map(OsString::from).collect::<Vec<_>>());
         assert!(needed("demo --name main").contains(&"qemu-system-x86"));
         assert!(needed("test").contains(&"mmdebstrap"));
-        for line in ["docs", "", "test --help", "demo -h"] {
+        for line in [
+            "docs",
+            "",
+            "test --help",
+            "demo -h",
+            "test --bogus",
+            "demo --nmae x",
+            "test local",
+        ] {
             assert_eq!(needed(line), [""; 0], "{line}");
         }
     }

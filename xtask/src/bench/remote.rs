@@ -67,7 +67,7 @@ pub(crate) fn main(runs: usize) -> Result<ExitCode> {
         .arg(runs.to_string())
         .limit(LIMIT)
         .run()
-        .context("no host could be pretended (root?)")?;
+        .context("cannot pretend a host; namespaces of its own need root")?;
     report(&done.stdout_text(), runs)
 }
 
