@@ -37,9 +37,10 @@ pub const KILL_BOTH: &str = "s=$(pgrep -f '[_]_supervise'); kill -STOP $s; kill 
      for i in $(seq 1000); do pgrep -f '[_]_supervise' >/dev/null || break; sleep 0.01; done";
 
 /// Options with which a lease costs an emulated host as little as possible; the plugins of a CNI network alone are two seconds of a
-/// processor. A test about networks names its own behind these.
+/// processor. A test about networks names its own behind these. An emulated host that has four leases at once on a slow machine takes longer
+/// for one than any host of a user should.
 pub const SMALL: &str = "--provider firecracker --firecracker-cpus 1 --firecracker-memory-mib 256 --firecracker-disk-mib 2048 \
-     --firecracker-network nat";
+     --firecracker-network nat --firecracker-launch-timeout 5m";
 
 /// What is added to [`SMALL`] for a lease in a CNI network.
 pub const CHAINED: &str = "--firecracker-network cni";
@@ -248,7 +249,7 @@ impl Host {
         let stands = "pgrep -r T -f '[_]_supervise' >/dev/null";
         let done = self.sh(&format!(
             "CRABBOX_TEST_FAILPOINT=supervisor:{point}:wait crabbox warmup {options} --slug killed >/dev/null 2>&1 & cli=$!; \
-             for i in $(seq 600); do {stands} && break; sleep 0.1; done; {stands} || {{ kill -9 $cli; exit 99; }}; \
+             for i in $(seq 2400); do {stands} && break; sleep 0.1; done; {stands} || {{ kill -9 $cli; exit 99; }}; \
              {kill}; pkill -CONT -f '[_]_supervise'; \
              (while sleep 0.1; do pkill -CONT -f '[_]_supervise'; done) & on=$!; wait $cli; kill $on"
         ));

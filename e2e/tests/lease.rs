@@ -168,7 +168,7 @@ fn a_guest_that_panics_is_taken_back_and_its_last_words_are_shown() {
     let failed = host
         .crabbox(&format!(
             "warmup {SMALL} --firecracker-kernel {}/vmlinux --firecracker-rootfs $HOME/e2e/empty/rootfs.ext4 \
-             --firecracker-launch-timeout 40s",
+             --firecracker-launch-timeout 3m",
             host.image("default")
         ))
         .exits(5);

@@ -9,9 +9,9 @@ const CTRL_C: &str = include_str!("run/ctrl_c.py");
 /// Says `began` in a way that the command line, which is shown, does not.
 const BEGAN: &str = "echo be\"\"gan";
 
-/// Shell words that wait until `condition` holds, for at most half a minute.
+/// Shell words that wait until `condition` holds, for at most two minutes.
 fn until(condition: &str) -> String {
-    format!("for i in $(seq 150); do {condition} && break; sleep 0.2; done; {condition}")
+    format!("for i in $(seq 600); do {condition} && break; sleep 0.2; done; {condition}")
 }
 
 /// A script as one word of a shell.

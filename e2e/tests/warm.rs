@@ -87,10 +87,10 @@ fn waits_and_is_taken(host: &Host, repo: &str, seen: &BTreeSet<String>) {
     );
     assert_eq!(*tree, "three", "{told}");
     let off = there.parse::<i64>().unwrap() - here.parse::<i64>().unwrap();
-    assert!((-3..=1).contains(&off), "its clock is {off} s off");
+    assert!((-10..=1).contains(&off), "its clock is {off} s off");
     // Its successor is made behind it.
     let waited = host.sh(
-        "for i in $(seq 60); do crabbox pool list --provider firecracker | grep -q ' pooled ' && exit 0; sleep 0.5; done; exit 1",
+        "for i in $(seq 240); do crabbox pool list --provider firecracker | grep -q ' pooled ' && exit 0; sleep 0.5; done; exit 1",
     );
     assert_eq!(waited.code, Some(0), "no other one waits");
     drop(host.crabbox("stop pooled").exits(0));
@@ -134,7 +134,7 @@ fn restored_machines_share_nothing_and_do_what_booted_ones_do() {
             assert!(seen.insert((*fact).to_owned()), "two machines have {fact}");
         }
         let off = there.parse::<i64>().unwrap() - here.parse::<i64>().unwrap();
-        assert!((-3..=1).contains(&off), "its clock is {off} s off");
+        assert!((-10..=1).contains(&off), "its clock is {off} s off");
     }
     // Nothing but process 1 was alive in what was frozen: the first program of a machine is the SSH server that it started when it woke.
     let oldest = host.sh(&format!(

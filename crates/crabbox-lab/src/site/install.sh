@@ -27,3 +27,5 @@ J
 git config --global user.name lab
 git config --global user.email lab@example.invalid
 git config --global init.defaultBranch main
+# A kernel that loads these while a guest boots needs seconds for it here, of one processor that both share.
+modprobe -a tun veth overlay loop nft_chain_nat nft_masq nft_nat nft_ct nft_fib_inet nft_limit nft_connlimit nft_reject_inet nft_compat
