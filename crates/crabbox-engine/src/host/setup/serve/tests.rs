@@ -288,7 +288,7 @@ fn a_key_is_one_owner_s_and_opens_nothing_else() {
         ),
     )
     .unwrap();
-    world.refusal(&[("carol", &two)], &[], "by line 2 of");
+    world.refusal(&[("carol", &two)], &[], "lets carol into the account crabbox already");
 }
 
 #[test]
