@@ -373,6 +373,46 @@ fn a_jailed_vmm_writes_no_file_longer_than_its_disk() {
 }
 
 #[test]
+fn a_disk_that_is_to_be_kept_outlives_its_lease_in_a_jail_and_without_one() {
+    let host = Host::pretend();
+    lease(&host, "first", "");
+    drop(host.crabbox("stop first").exits(0));
+    let before = host.residue();
+    let disk = "find /srv/.config/crabbox/state/firecracker/leases -name disk.ext4 -size +0";
+    for jail in ["", "--firecracker-jailer none"] {
+        lease(
+            &host,
+            "kept",
+            &format!("--firecracker-delete-on-release=false {jail}"),
+        );
+        let path = host.sh(disk).exits(0).stdout;
+        assert_eq!(path.lines().count(), 1, "{path}");
+        let written = host.sh(&format!(
+            "echo mine | dd of={} conv=notrunc status=none",
+            path.trim_end()
+        ));
+        drop(written.exits(0));
+        for _ in 0..2 {
+            let stopped = host.crabbox("stop kept").exits(0);
+            assert!(stopped.stderr.contains("kept lease="), "{stopped:?}");
+            let there = host.sh(&format!("head -c 5 {}", path.trim_end())).exits(0);
+            assert_eq!(there.stdout, "mine\n", "{jail}: {stopped:?}");
+        }
+        assert_eq!(
+            host.crabbox("cleanup --provider firecracker")
+                .exits(0)
+                .stdout
+                .matches("remove firecracker")
+                .count(),
+            0
+        );
+        assert_eq!(host.sh(disk).exits(0).stdout, path);
+        drop(host.crabbox("stop --firecracker-delete-on-release kept").exits(0));
+        assert_nothing_left(&before, &comes_back_to(&host, &before));
+    }
+}
+
+#[test]
 fn the_last_words_of_a_vmm_are_its_log_and_not_what_it_links_there() {
     let host = Host::pretend();
     let evil = PRETEND.replace("/srv/fake/firecracker", "/srv/evil/firecracker");

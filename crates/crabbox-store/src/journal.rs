@@ -64,6 +64,8 @@ impl JournalFileError {
 pub struct JournalFile {
     path: PathBuf,
     file: File,
+    /// Its length in bytes, up to the last line that was written whole.
+    whole: u64,
     state: Journal,
 }
 
@@ -91,6 +93,7 @@ impl JournalFile {
         let mut journal = Self {
             path: path.to_owned(),
             file,
+            whole: 0,
             state: Journal::default(),
         };
         journal.append(open)?;
@@ -112,10 +115,12 @@ impl JournalFile {
         let file = OpenOptions::new().append(true).open(path).map_err(fail)?;
         // A torn last line is cut off, so that what is appended now stands on lines of its own.
         let bytes = std::fs::read(path).map_err(fail)?;
-        file.set_len(whole_lines(&bytes) as u64).map_err(fail)?;
+        let whole = whole_lines(&bytes) as u64;
+        file.set_len(whole).map_err(fail)?;
         Ok(Some(Self {
             path: path.to_owned(),
             file,
+            whole,
             state,
         }))
     }
@@ -131,10 +136,7 @@ impl JournalFile {
         let durable = step.outlives_boot();
         self.append(&Entry::Begin { seq, step })?;
         if durable {
-            self.file.sync_data().map_err(|source| JournalFileError::Write {
-                path: self.path.clone(),
-                source,
-            })?;
+            self.sync()?;
         }
         Ok(Pending { seq })
     }
@@ -144,6 +146,14 @@ impl JournalFile {
     pub fn done(&mut self, pending: Pending, process: Option<ProcessId>) -> Result<(), JournalFileError> {
         let Pending { seq } = pending;
         self.append(&Entry::Done { seq, process })
+    }
+
+    /// Syncs what was written: for a mark that decides what becomes of the lease after a crash of the host.
+    pub fn sync(&self) -> Result<(), JournalFileError> {
+        self.file.sync_data().map_err(|source| JournalFileError::Write {
+            path: self.path.clone(),
+            source,
+        })
     }
 
     /// Writes that step `seq` was undone.
@@ -166,7 +176,14 @@ impl JournalFile {
         };
         let mut line = serde_json::to_vec(entry).map_err(|error| fail(error.into()))?;
         line.push(b'\n');
-        self.file.write_all(&line).map_err(fail)?;
+        // A part of an earlier line, which a full disk has cut, would make this one unreadable, and with it the whole journal.
+        self.file.set_len(self.whole).map_err(fail)?;
+        if let Err(error) = self.file.write_all(&line) {
+            // Best effort: it is looked after before the next line, and by whoever opens the file.
+            self.file.set_len(self.whole).ok();
+            return Err(fail(error));
+        }
+        self.whole += line.len() as u64;
         self.state
             .apply(entry.clone())
             .map_err(|source| JournalFileError::Corrupt {
@@ -273,6 +290,43 @@ mod tests {
         journal.done(pending, None).unwrap();
         drop(journal);
         assert_eq!(read(&path).unwrap().unwrap().live.len(), 1);
+    }
+
+    /// A file system of `bytes`, mounted by the test as root.
+    struct Small(tempfile::TempDir);
+
+    impl Small {
+        fn new(bytes: u64) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+            let flags = rustix::mount::MountFlags::empty();
+            rustix::mount::mount("tmpfs", dir.path(), "tmpfs", flags, options.as_c_str()).unwrap();
+            Self(dir)
+        }
+    }
+
+    impl Drop for Small {
+        fn drop(&mut self) {
+            rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_line_that_a_full_disk_cut_costs_that_line_alone() {
+        let small = Small::new(64 << 10);
+        let path = small.0.path().join("journal.jsonl");
+        let mut journal = JournalFile::create(&path, &open_entry()).unwrap();
+        let pending = journal.begin(Step::Claim {}).unwrap();
+        journal.done(pending, None).unwrap();
+        // All but the page that the journal has begun, and then that one.
+        let fill = small.0.path().join("fill");
+        std::fs::write(&fill, vec![0; 128 << 10]).unwrap_err();
+        while journal.note("some", &"long ".repeat(50)).is_ok() {}
+        assert!(journal.undone(7).is_err() || journal.note("more", &"x".repeat(300)).is_err());
+        std::fs::remove_file(&fill).unwrap();
+        journal.undone(0).unwrap();
+        let there = read(&path).unwrap().unwrap();
+        assert!(there.live.is_empty(), "{there:?}");
     }
 
     #[test]

@@ -136,7 +136,7 @@ impl Fault for ResolveError {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::Name(NameError::NotFound { .. }) => {
-                vec!["`crabbox list --provider firecracker` shows the leases of this host".to_owned()]
+                vec!["it has ended, or belongs to another user or state directory; `crabbox list --provider firecracker --all` shows those that are here".to_owned()]
             }
             Self::Unreadable {
                 source: RecordError::TooNew { .. },

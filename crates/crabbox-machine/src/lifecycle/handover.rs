@@ -14,6 +14,7 @@ use crabbox_core::record::LeaseRecord;
 use crabbox_core::state::LeaseState;
 use crabbox_core::timestamp;
 use crabbox_host::clock;
+use crabbox_host::signals::Interrupts;
 use crabbox_store::journal::{JournalFile, Pending};
 use crabbox_store::leases::StoredLease;
 use crabbox_store::places::Places;
@@ -66,6 +67,8 @@ impl Promised {
         for pending in self.steps {
             journal.done(pending, None)?;
         }
+        // A cleanup after a power cut takes a lease without these marks for one that nobody ever had.
+        journal.sync()?;
         failpoint::hit(armed, Who::Supervisor, "claim", Phase::Done);
         let (seconds, nanoseconds) = clock::unix_now();
         labels::touch(&mut stored.record.labels, Some(&LeaseState::Ready), None, seconds);
@@ -75,17 +78,24 @@ impl Promised {
 }
 
 /// Waits for the command line's message. End of input without one means that the command line died or gave up; a
-/// request to end the lease is served meanwhile.
-pub(super) fn says_claimed(input: &mut BufReader<File>, control: &Control) -> bool {
+/// request to end the lease, a signal to end and the machine's own end are heard meanwhile.
+pub(super) fn says_claimed(
+    input: &mut BufReader<File>,
+    control: &Control,
+    interrupts: &Interrupts,
+    vmm: &impl AsFd,
+) -> bool {
     let waiting = input.buffer().is_empty();
     while waiting && !is_readable(input.get_ref()) {
         let mut fds = [
             PollFd::new(input.get_ref(), PollFlags::IN),
             PollFd::new(control, PollFlags::IN),
+            PollFd::new(interrupts, PollFlags::IN),
+            PollFd::new(vmm, PollFlags::IN),
         ];
         // An interrupted poll is looked at like a finished one.
         poll(&mut fds, None).ok();
-        if control.is_asked() {
+        if control.is_asked() || interrupts.caught().is_some() || is_readable(vmm) {
             return false;
         }
     }

@@ -20,7 +20,7 @@ use crabbox_store::registry::{self, RegistryError};
 
 use crate::lease::holders::{self, HoldersError};
 use crate::lease::machine;
-use crate::resource::cgroup::CGROUPS;
+use crate::resource::cgroup::{self, CGROUPS};
 
 /// Time between SIGTERM and SIGKILL for an orphaned VMM.
 const GRACE: Duration = Duration::from_millis(500);
@@ -108,6 +108,15 @@ pub enum OrphanError {
     /// The host's registry cannot be used.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// It is unknown which leases there are.
+    #[error("cannot list {}", path.display())]
+    List {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// A control group could not be removed.
     #[error("cannot remove control group {}", path.display())]
     Cgroup {
@@ -139,9 +148,9 @@ pub fn find(places: &Places) -> Result<Vec<Orphan>, OrphanError> {
         });
     }
     seen.extend(nat::owned_tables()?.into_iter().map(|tag| Orphan::Table { tag }));
-    seen.extend(cgroups());
-    seen.extend(lock_files(places));
-    let leases = leases(places);
+    seen.extend(cgroups()?);
+    seen.extend(lock_files(places)?);
+    let leases = leases(places)?;
     let held = holders::look(places, &registry::look(places)?)?;
     let mut tags: BTreeSet<String> = leases
         .iter()
@@ -163,6 +172,8 @@ pub fn find(places: &Places) -> Result<Vec<Orphan>, OrphanError> {
 /// Removes one orphan; succeeds if it no longer exists.
 pub fn remove(places: &Places, orphan: &Orphan) -> Result<(), OrphanError> {
     match orphan {
+        // Its lease may have come back: a directory that was moved away and put in its place again.
+        Orphan::Process { lease, .. } if is_there(places, lease)? => {}
         Orphan::Process { id, .. } => {
             if let Some(handle) = process::open(id)? {
                 handle.terminate(GRACE)?;
@@ -188,16 +199,29 @@ pub fn remove(places: &Places, orphan: &Orphan) -> Result<(), OrphanError> {
     Ok(())
 }
 
-fn leases(places: &Places) -> BTreeSet<String> {
-    names(&places.leases()).into_iter().collect()
+fn leases(places: &Places) -> Result<BTreeSet<String>, OrphanError> {
+    Ok(names(&places.leases())?.into_iter().collect())
 }
 
-fn names(dir: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(dir).map(|entries| entries.filter_map(Result::ok).collect());
-    let entries: Vec<std::fs::DirEntry> = entries.unwrap_or_default();
+fn is_there(places: &Places, lease: &str) -> Result<bool, OrphanError> {
+    let path = places.leases().join(lease);
+    path.try_exists()
+        .map_err(|source| OrphanError::List { path, source })
+}
+
+/// What is in `dir`, which need not exist. One that cannot be listed is an error: with no leases, everything would be an orphan.
+fn names(dir: &Path) -> Result<Vec<String>, OrphanError> {
+    let failed = |source| OrphanError::List {
+        path: dir.to_owned(),
+        source,
+    };
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
     entries
-        .into_iter()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned()))
         .collect()
 }
 
@@ -250,19 +274,16 @@ fn tag_of(path: &Path) -> &str {
 }
 
 /// Control groups named `crabbox-<8 hex>` at the root of the hierarchy, which is the name that we pass to the jailer.
-fn cgroups() -> Vec<Orphan> {
+fn cgroups() -> Result<Vec<Orphan>, OrphanError> {
     let root = Path::new(CGROUPS);
     let ours = |name: &String| {
         name.strip_prefix("crabbox-")
             .is_some_and(|tag| tag.len() == 8 && tag.bytes().all(|byte| byte.is_ascii_hexdigit()))
     };
-    names(root)
-        .into_iter()
-        .filter(ours)
-        .map(|name| Orphan::Cgroup {
-            path: root.join(name),
-        })
-        .collect()
+    let groups = names(root)?.into_iter().filter(ours).map(|name| Orphan::Cgroup {
+        path: root.join(name),
+    });
+    Ok(groups.collect())
 }
 
 fn remove_cgroup(path: &Path) -> Result<(), OrphanError> {
@@ -270,7 +291,9 @@ fn remove_cgroup(path: &Path) -> Result<(), OrphanError> {
         path: path.to_owned(),
         source,
     };
-    for inner in names(path)
+    // A jailed VMM that nobody noted is found by its group alone.
+    cgroup::end_members(path).map_err(failed)?;
+    for inner in names(path)?
         .into_iter()
         .map(|name| path.join(name))
         .filter(|inner| inner.is_dir())
@@ -283,20 +306,17 @@ fn remove_cgroup(path: &Path) -> Result<(), OrphanError> {
     }
 }
 
-fn lock_files(places: &Places) -> Vec<Orphan> {
+fn lock_files(places: &Places) -> Result<Vec<Orphan>, OrphanError> {
     let dir = places
         .lease_lock("x")
         .parent()
         .map(Path::to_owned)
         .unwrap_or_default();
     let lease = |name: String| LeaseId::parse(name.strip_suffix(".lock")?).ok();
-    names(&dir)
-        .into_iter()
-        .filter_map(lease)
-        .map(|id| Orphan::Lock {
-            lease: id.to_string(),
-        })
-        .collect()
+    let locks = names(&dir)?.into_iter().filter_map(lease).map(|id| Orphan::Lock {
+        lease: id.to_string(),
+    });
+    Ok(locks.collect())
 }
 
 #[cfg(test)]

@@ -306,7 +306,7 @@ pub fn cleanup(
         let id = claim.lease_id.clone();
         // Whether a lease on another host is still there only that host knows.
         let is_elsewhere = !claim.provider_scope.is_empty();
-        if claim.provider != "firecracker" || is_elsewhere || places.leases().join(&id).exists() {
+        if claim.provider != "firecracker" || is_elsewhere || is_there(&places.leases().join(&id))? {
             continue;
         }
         let mut decision = Decision {
@@ -344,6 +344,13 @@ pub fn cleanup(
     Ok(decisions)
 }
 
+/// Whether a lease's directory exists; when that cannot be known, nothing of it may be removed.
+fn is_there(dir: &std::path::Path) -> Result<bool, ReleaseError> {
+    Ok(dir
+        .try_exists()
+        .map_err(|source| files::FileError::io("look for", dir, source))?)
+}
+
 /// Removes a claim and its keys, unless the lease exists after all.
 fn remove_claim(places: &Places, id: &str) -> Result<(), ReleaseError> {
     let Ok(lease) = LeaseId::parse(id) else {
@@ -353,7 +360,7 @@ fn remove_claim(places: &Places, id: &str) -> Result<(), ReleaseError> {
     let Some(guard) = locks::try_lease(places, id)? else {
         return Ok(());
     };
-    if places.lease(&lease).exists() {
+    if is_there(&places.lease(&lease))? {
         return Ok(());
     }
     claims::remove(places, id, None)?;

@@ -309,7 +309,13 @@ impl Taken {
             ..waiting.ready.clone()
         });
         tell(output, &ready);
-        if !says_claimed(input, waiting.life.control) {
+        let Life {
+            control,
+            interrupts,
+            vmm,
+            ..
+        } = waiting.life;
+        if !says_claimed(input, control, interrupts, vmm) {
             return Err(AcquireError::Abandoned);
         }
         promised.keep(&mut self.journal, &mut self.stored, request)

@@ -322,7 +322,7 @@ fn hand_over(
         }
         let promised = making.promise(places, &mut acquired)?;
         making.tell(Event::Ready(acquired.ready));
-        if !says_claimed(input, control) {
+        if !says_claimed(input, control, interrupts, acquired.vmm.handle()) {
             return Err(AcquireError::Abandoned);
         }
         making.claimed(promised)?;

@@ -25,6 +25,7 @@ use crabbox_store::registry::{self, RegistryError};
 use crate::failpoint::{self, Phase, Who};
 use crate::lease::machine;
 use crate::lease::ownership::OwnedLease;
+use crate::resource::cgroup;
 use crate::resource::connection;
 use crate::resource::network::{self, DetachError, SavedAttach};
 
@@ -181,7 +182,7 @@ pub fn teardown(places: &Places, lease: OwnedLease, extent: Extent, actor: Actor
     for live in state.teardown() {
         let name = live.step.name();
         if matches!(live.step, Step::Directory { .. } | Step::Supervisor {})
-            || (extent == Extent::KeepDirectory && matches!(live.step, Step::Disk { .. }))
+            || (extent == Extent::KeepDirectory && holds_disk(&live.step))
         {
             continue;
         }
@@ -206,6 +207,11 @@ pub fn teardown(places: &Places, lease: OwnedLease, extent: Extent, actor: Actor
     }
     finish(places, lease, &state, (extent, actor), &mut report);
     report
+}
+
+/// Whether the lease's disk lies in what this step made: a jailed VMM has it in its jail.
+fn holds_disk(step: &Step) -> bool {
+    matches!(step, Step::Disk { .. } | Step::Jail { .. })
 }
 
 /// The final part: removes directory, registry entry and lock, or writes the record of a kept directory, which keeps
@@ -439,6 +445,11 @@ fn remove_cgroup(path: &Path, lease: &OwnedLease) -> Result<(), UndoError> {
             path: path.to_owned(),
         });
     }
+    // A VMM whose start was never noted is in it all the same. It is not found by its root, which its jailer has made `/`.
+    cgroup::end_members(path).map_err(|source| UndoError::Cgroup {
+        path: path.to_owned(),
+        source,
+    })?;
     remove_group(path)?;
     remove_group(parent)
 }

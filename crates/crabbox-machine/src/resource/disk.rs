@@ -487,8 +487,32 @@ impl Home {
 /// Makes the socket at `path` for connections from a VMM with this uid.
 fn listen(path: &Path, uid: Option<u32>) -> Result<UnixListener, DiskError> {
     let listener = unix::bind(path)?;
-    give(uid, path)?;
+    if let Some(uid) = uid {
+        give_socket(uid, path).map_err(|source| DiskError::Owner {
+            path: path.to_owned(),
+            uid,
+            source,
+        })?;
+    }
     Ok(listener)
+}
+
+/// Gives the socket at `path` to `uid`, and nothing else that has taken its name: the directory is a VMM's own, which may be running,
+/// and shared files of the image store are links in it.
+fn give_socket(uid: u32, path: &Path) -> std::io::Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let socket = rustix::fs::open(path, flags, Mode::empty())?;
+    let facts = rustix::fs::fstat(&socket)?;
+    let kind = rustix::fs::FileType::from_raw_mode(facts.st_mode);
+    if kind != rustix::fs::FileType::Socket
+        || facts.st_nlink != 1
+        || facts.st_uid != crabbox_host::process::euid()
+    {
+        return Err(std::io::Error::other("it is no longer the socket that was made"));
+    }
+    let (user, group) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(uid));
+    let itself = rustix::fs::AtFlags::EMPTY_PATH;
+    Ok(rustix::fs::chownat(&socket, "", Some(user), Some(group), itself)?)
 }
 
 /// Listens in place of a dead supervisor, in the directory of `disk`.

@@ -368,6 +368,11 @@ impl Running {
         &self.id
     }
 
+    /// What becomes readable when it ends.
+    pub(crate) fn handle(&self) -> &ProcessHandle {
+        &self.handle
+    }
+
     /// Whether it has ended.
     pub fn has_ended(&self) -> bool {
         self.handle.wait_exit(Duration::ZERO).unwrap_or(false)

@@ -67,10 +67,10 @@ pub(super) fn carry(
 ) -> Result<(), ServeError> {
     let guest = Arc::new(guest);
     let moved = Arc::new(AtomicU64::new(0));
-    let mut input = lines.get_mut().try_clone().map_err(ServeError::Streams)?;
+    let input = lines.get_mut().try_clone().map_err(ServeError::Streams)?;
     let mut output = output.try_clone().map_err(ServeError::Streams)?;
-    let behind = lines.behind();
-    (&*guest).write_all(&behind).ok();
+    // What came behind the question goes first, by whoever may be blocked on a guest that does not read.
+    let mut input = io::Cursor::new(lines.behind()).chain(input);
     let (up, counted) = (Arc::clone(&guest), Arc::clone(&moved));
     std::thread::spawn(move || {
         copy(&mut input, &mut &*up, &counted);

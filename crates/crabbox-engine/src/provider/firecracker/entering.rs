@@ -6,6 +6,7 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crabbox_core::fault;
 use crabbox_host::clock;
 use crabbox_host::signals::Interrupts;
 use crabbox_image::READY;
@@ -98,17 +99,27 @@ pub(super) fn acquire(
             says_ready: matches!(request.guest, GuestSource::Ours { .. }),
             deadline,
         };
-        taker.take(&made, interrupts)
+        taker.take(&made, interrupts)?;
+        Ok(lease)
     });
     stages.push(entering(entered));
-    if let Err(error) = outcome {
-        acquisition.abandon();
-        return Err(error);
-    }
+    let lease = match outcome {
+        Ok(lease) => lease,
+        Err(error) => {
+            acquisition.abandon();
+            return Err(error);
+        }
+    };
     acquisition.claim()?;
-    // The supervisor has written the last labels; the lease is shown, and its claim kept, with those.
-    let lease = read_back(engine, request)?;
-    taker.taken(&lease)?;
+    // The supervisor has written the last labels; the lease is shown, and its claim kept, with those. It is the caller's by now, so
+    // what goes wrong from here on costs these words and not the lease.
+    let lease = read_back(engine, request).unwrap_or_else(|error| {
+        tracing::warn!("the lease's last labels are not shown: {}", fault::chain(&error));
+        lease
+    });
+    if let Err(error) = taker.taken(&lease) {
+        tracing::warn!("its claim keeps earlier labels: {}", fault::chain(&error));
+    }
     Ok(AcquiredLease {
         lease,
         stages,
