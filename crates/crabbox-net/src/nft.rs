@@ -16,7 +16,7 @@ const PLACES: [&str; 4] = [
 
 /// Time limit: a transaction takes milliseconds, but a kernel that loads its modules for the first time needs a second or
 /// two, and a minute is what a host may be behind with its work before that is what has to be told.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// Why a change of the packet filter failed. A change is all or nothing.
 #[derive(Debug, thiserror::Error)]

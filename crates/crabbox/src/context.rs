@@ -52,10 +52,10 @@ impl Ctx<'_> {
     fn load(&self, flags: &[FlagValue]) -> Result<Loaded, SettingsError> {
         let loaded = settings::load(&self.env, flags)?;
         for warning in &loaded.notices {
-            self.printer.warn(warning);
+            self.printer.warn_once(warning);
         }
         for warning in &loaded.resolution.warnings {
-            self.printer.warn(warning);
+            self.printer.warn_once(warning);
         }
         Ok(loaded)
     }

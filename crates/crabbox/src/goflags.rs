@@ -113,6 +113,12 @@ pub(crate) enum Problem {
         /// Why not.
         why: &'static str,
     },
+    /// A command of the Go program that this one may have one day.
+    #[error("{word} is not in this program yet")]
+    NotYet {
+        /// What was typed.
+        word: String,
+    },
     /// `---x`, `-=x` and the like.
     #[error("bad flag syntax: {flag}")]
     Syntax {
@@ -124,6 +130,8 @@ pub(crate) enum Problem {
     Undefined {
         /// Its name.
         name: String,
+        /// The nearest one that the command has.
+        near: Option<String>,
     },
     /// A flag at the end that needs a value.
     #[error("flag needs an argument: -{name}")]
@@ -174,6 +182,13 @@ fn after_positional(word: &str) -> &'static str {
 impl Fault for UsageError {
     fn kind(&self) -> Kind {
         Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match &self.problem {
+            Problem::Undefined { near: Some(near), .. } => vec![format!("did you mean --{near}?")],
+            _ => Vec::new(),
+        }
     }
 }
 
@@ -241,6 +256,10 @@ pub(crate) fn unknown_command(command: &Command, word: &str) -> UsageError {
         let word = word.to_owned();
         return UsageError::plain(Problem::RefusedCommand { word, why });
     }
+    if command.get_name() == "crabbox" && will_not::is_to_come(word) {
+        let word = word.to_owned();
+        return UsageError::plain(Problem::NotYet { word });
+    }
     let suggestion = nearest(word, command.get_subcommands().map(Command::get_name));
     UsageError::new(
         Problem::UnknownCommand {
@@ -271,8 +290,11 @@ fn group_stop(command: &Command, path: Vec<String>, word: Option<&OsString>) -> 
         }
         Some(word) if word.starts_with('-') && word.len() > 1 => Problem::Undefined {
             name: word.trim_start_matches('-').to_owned(),
+            near: None,
         },
-        Some(word) if path.is_empty() && will_not::command(&word).is_some() => {
+        Some(word)
+            if path.is_empty() && (will_not::command(&word).is_some() || will_not::is_to_come(&word)) =>
+        {
             return Stop::Usage(unknown_command(command, &word));
         }
         Some(word) => Problem::UnknownCommand {
@@ -355,7 +377,9 @@ impl Flags<'_> {
         let name = String::from_utf8_lossy(name).into_owned();
         let Some(arg) = self.find(&name) else {
             let help = matches!(name.as_str(), "h" | "help");
-            return Err((!help).then_some(Problem::Undefined { name }));
+            let all = self.command.get_arguments().filter(|arg| !arg.is_hide_set());
+            let near = nearest(&name, all.filter_map(Arg::get_long));
+            return Err((!help).then_some(Problem::Undefined { name, near }));
         };
         let value = if is_boolean(arg) {
             let value = value.unwrap_or_else(|| "true".into());

@@ -5,11 +5,13 @@
 
 use clap::Command;
 use crabbox_core::config::FlagValue;
-use crabbox_core::config::key::Kind;
+use crabbox_core::config::key::{Kind, Name};
 use crabbox_workspace::quote;
 
 /// How a command line of this program begins.
 const PROGRAM: &str = "crabbox ";
+/// Commands that are about one provider, whichever was chosen.
+const OF_ONE_PROVIDER: [&str; 2] = ["setup ", "image "];
 
 /// `text` with its command lines completed by those `given` flags that they take and do not have.
 pub(crate) fn complete(text: &str, given: &[FlagValue]) -> String {
@@ -49,8 +51,12 @@ fn completed(line: &str, root: &Command, given: &[FlagValue]) -> String {
         let flag = format!("--{name}");
         line.split(' ').any(|word| word.split('=').next() == Some(&flag))
     };
+    let is_of_one = OF_ONE_PROVIDER.iter().any(|group| rest.starts_with(group));
     let mut words = Vec::new();
     for FlagValue { key, values } in given {
+        if is_of_one && *key == Name::ProviderName {
+            continue;
+        }
         let key = key.key();
         let Some(flag) = key.flag.filter(|flag| takes(flag.name) && !has(flag.name)) else {
             continue;

@@ -86,6 +86,14 @@ const REASONS: &[(&str, &str)] = &[
     ),
 ];
 
+/// Commands that may come: of a machine's memory and disk as they were at a moment, and of many machines made of one.
+const TO_COME: [&str; 2] = ["checkpoint", "shard"];
+
+/// Whether a command of this name may come one day.
+pub(crate) fn is_to_come(name: &str) -> bool {
+    TO_COME.contains(&name)
+}
+
 /// Why this program will not have a command of this name, where it is known.
 pub(crate) fn command(name: &str) -> Option<&'static str> {
     reason(COMMANDS, name)

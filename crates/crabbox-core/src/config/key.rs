@@ -215,7 +215,7 @@ use Kind::{Bool, Duration, Integer, List, Path, Port, Ports, Program, Text};
 use Trust::{Destination, DestinationOfHost};
 
 registry! {
-    /// Name of the profile; what it brings stands under profiles.
+    /// Name of the profile, one of those under profiles.
     Profile = row("profile", Text, "default").env(&["CRABBOX_PROFILE"]).flag("profile", Create);
     /// Who provides the machine: firecracker, or ssh for a host that exists already.
     ProviderName = row("provider", Kind::Choice(Choice::Provider), "hetzner").env(&["CRABBOX_PROVIDER"]).flag("provider", Provider);
@@ -348,7 +348,7 @@ registry! {
     /// Whether a new lease comes of a template of `crabbox image warm` where one fits it: auto, or off.
     FirecrackerWarm = row("firecracker.warm", Text, "auto")
         .env(&["CRABBOX_FIRECRACKER_WARM"]).flag("firecracker-warm", ProviderOptions).host_only();
-    /// How many leases are kept ready ahead of their use, of those that new ones are made like; 0 is none.
+    /// How many unused leases are kept ready for a warmup or run with the same settings; 0 is none.
     FirecrackerPool = row("firecracker.pool", Integer, "0")
         .env(&["CRABBOX_FIRECRACKER_POOL"]).flag("firecracker-pool", ProviderOptions).host_only();
     /// How long one of them waits to be used before it ends.

@@ -32,7 +32,7 @@ pub enum PrepareError {
     #[error("/dev/kvm unavailable")]
     Kvm(#[source] std::io::Error),
     /// A program is not there.
-    #[error("{key} unavailable: {} is not an executable file", path.display())]
+    #[error("{key} unavailable: {}", absent(path))]
     Program {
         /// The setting that names it.
         key: &'static str,
@@ -115,6 +115,15 @@ pub enum PrepareError {
     Random(#[source] std::io::Error),
 }
 
+/// What is wrong with a program of that name or path.
+fn absent(path: &Path) -> String {
+    if path.parent() == Some(Path::new("")) {
+        format!("there is no program {:?} in PATH", path.display().to_string())
+    } else {
+        format!("{} is not an executable file", path.display())
+    }
+}
+
 impl Fault for PrepareError {
     fn kind(&self) -> Kind {
         Kind::Usage
@@ -122,9 +131,7 @@ impl Fault for PrepareError {
 
     fn hints(&self) -> Vec<String> {
         let hint = match self {
-            Self::Kvm(_) => {
-                "this needs a Linux host with KVM, and access to /dev/kvm (root, or membership of the group kvm)"
-            }
+            Self::Kvm(_) => "this needs a Linux host with KVM, and root",
             Self::Program {
                 key: "firecracker.jailer",
                 ..

@@ -313,7 +313,7 @@ fn kvm_advice() -> Option<String> {
     let kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm");
     match kvm.err()?.kind() {
         std::io::ErrorKind::PermissionDenied => Some(
-            "you may not use /dev/kvm: run `sudo usermod -aG kvm $USER` and log in again".to_owned(),
+            "you may not use /dev/kvm: leases are made as root, who has an image and a configuration of its own; set up as root".to_owned(),
         ),
         _ => Some(
             "there is no /dev/kvm: switch virtualization on in the firmware (or nested virtualization in the cloud), \

@@ -64,10 +64,11 @@ use crate::ui::Verbosity;
 #[command(subcommand_required = true)]
 pub(crate) struct Cli {
     /// Tell on standard error what is done. Hidden: it is said once, in the program's own help, and not on every command's page.
-    #[arg(long = "v", global = true, hide = true)]
+    /// Its id is its own: a command whose `--verbose` had the same would not have it.
+    #[arg(id = "v", long = "v", global = true, hide = true)]
     verbose: bool,
     /// The same in every detail.
-    #[arg(long = "vv", global = true, hide = true)]
+    #[arg(id = "vv", long = "vv", global = true, hide = true)]
     detailed: bool,
     /// What to do.
     #[command(subcommand)]
@@ -290,9 +291,17 @@ fn explain(error: &clap::Error, vector: &[OsString], root: &clap::Command) -> St
                 .to_owned();
             let reason = std::error::Error::source(error).map_or_else(
                 || possible_values(error).unwrap_or_else(|| "parse error".to_owned()),
-                ToString::to_string,
+                |source| match source.downcast_ref::<std::num::ParseIntError>() {
+                    Some(_) => "expected a whole number".to_owned(),
+                    None => source.to_string(),
+                },
             );
-            Problem::BadValue { name, value, reason }
+            if arg.starts_with('-') {
+                Problem::BadValue { name, value, reason }
+            } else {
+                let message = format!("invalid value {value:?} for {arg}: {reason}");
+                Problem::Other { message }
+            }
         }
         _ => {
             let message = error.to_string();
@@ -308,7 +317,11 @@ fn explain(error: &clap::Error, vector: &[OsString], root: &clap::Command) -> St
 /// The arguments that are not there.
 fn missing(error: &clap::Error) -> String {
     match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::Strings(names)) => names.join(", "),
+        Some(ContextValue::Strings(names)) => {
+            // Without what stands for a value that may be left out.
+            let names: Vec<_> = names.iter().filter_map(|name| name.split('[').next()).collect();
+            names.join(", ")
+        }
         _ => "argument".to_owned(),
     }
 }

@@ -93,6 +93,8 @@ fn help(path: &[OsString], printer: &Printer) -> Result<Exit, CommandError> {
             .expect("it was found a line above");
     }
     let text = command.render_help().ansi().to_string();
+    // There is one help, so none that says more.
+    let text = text.replace("Print help (see more with '--help')", "Print help");
     printer.line(text.trim_end());
     Ok(Exit::SUCCESS)
 }

@@ -27,6 +27,8 @@ pub(crate) struct Printer {
     events: OnceLock<Mutex<Pieces>>,
     /// There when a person has asked for all that a script is told.
     verbose: OnceLock<()>,
+    /// What [`Self::warn_once`] has said.
+    warned: Mutex<Vec<String>>,
 }
 
 struct Stream {
@@ -86,6 +88,7 @@ impl Printer {
             terminal: false,
             events: OnceLock::new(),
             verbose: OnceLock::new(),
+            warned: Mutex::default(),
         }
     }
 
@@ -215,6 +218,21 @@ impl Printer {
             return self.event(&Event::Warning { text: &text });
         }
         self.labelled(AnsiColor::Yellow, "warning:", &text);
+    }
+
+    /// The same, unless this process has said it already: a command that runs another one reads the same files again.
+    pub(crate) fn warn_once(&self, text: impl Display) {
+        let text = text.to_string();
+        let is_new = self.warned.lock().map_or(true, |mut warned| {
+            let is_new = !warned.contains(&text);
+            if is_new {
+                warned.push(text.clone());
+            }
+            is_new
+        });
+        if is_new {
+            self.warn(text);
+        }
     }
 
     /// A document as one line of JSON, escaped as in the Go program, on standard output.

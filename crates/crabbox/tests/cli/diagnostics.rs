@@ -37,6 +37,38 @@ fn flags_and_the_variable_show_diagnostics_on_standard_error_alone() {
 }
 
 #[test]
+fn every_command_takes_the_flags_for_diagnostics() {
+    let place = Place::new();
+    let commands = [
+        "warmup",
+        "run",
+        "watch",
+        "prewarm",
+        "job run",
+        "job list",
+        "list",
+        "stop",
+        "status",
+        "doctor",
+        "pool fill",
+        "setup firecracker",
+    ];
+    for command in commands {
+        for flag in ["-v", "-vv"] {
+            let mut words: Vec<&str> = command.split(' ').collect();
+            words.extend([flag, "--no-such-flag"]);
+            let told = place.run(&words);
+            let wrong = "flag provided but not defined: -no-such-flag\n";
+            assert!(
+                told.code == 2 && told.err.starts_with(wrong),
+                "{words:?}: {}",
+                told.err
+            );
+        }
+    }
+}
+
+#[test]
 fn a_filter_that_is_none_is_refused_even_under_a_flag_that_wins() {
     let place = Place::new().env("CRABBOX_LOG", "debugg");
     for words in [&["config", "path"][..], &["config", "path", "-v"]] {

@@ -130,7 +130,7 @@ fn the_lines_say_the_same_and_the_fixes_are_not_among_them() {
     assert!(
         answer
             .err
-            .contains("fix: `crabbox setup firecracker --provider firecracker "),
+            .contains("fix: `crabbox setup firecracker --firecracker-binary /nowhere/firecracker` "),
         "{}",
         answer.err
     );

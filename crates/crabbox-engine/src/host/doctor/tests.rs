@@ -498,7 +498,7 @@ fn without_any_image_the_reference_s_two_checks_and_ours_say_so() {
     assert_eq!(unwell(&checks), expected);
     for (name, _, _) in expected {
         let check = checks.iter().find(|check| check.check == name).unwrap();
-        assert_eq!(check.details["fix"], "crabbox image build");
+        assert_eq!(check.details["fix"], "crabbox setup firecracker");
     }
 }
 

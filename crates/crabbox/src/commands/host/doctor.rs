@@ -216,7 +216,11 @@ fn grouped(checks: &[Check]) -> Vec<String> {
             .filter(|check| statuses.contains(&check.status))
             .collect()
     };
-    let verdict = if doctor::is_well(checks) {
+    // Nothing of a lease was looked at then.
+    let is_chosen = |check: &Check| check.details.get("selected").map(String::as_str) != Some("false");
+    let verdict = if !checks.iter().all(is_chosen) {
+        "No provider is chosen, so only this machine's tools were looked at"
+    } else if doctor::is_well(checks) {
         "This host can lease machines"
     } else {
         "This host cannot lease machines yet"
@@ -233,6 +237,11 @@ fn grouped(checks: &[Check]) -> Vec<String> {
         .filter(|(count, _)| *count > 0)
         .map(|(count, words)| format!("{count} {words}"))
         .collect();
+    let width = checks
+        .iter()
+        .map(|check| check.check.len())
+        .max()
+        .unwrap_or_default();
     let mut lines = vec![format!("{verdict}: {}", counted.join(", "))];
     for (title, statuses) in GROUPS {
         let found = of(statuses);
@@ -241,9 +250,12 @@ fn grouped(checks: &[Check]) -> Vec<String> {
         }
         lines.extend([String::new(), title.to_owned()]);
         for check in found {
-            lines.push(format!("  {check}"));
+            // That nothing was changed is for programs, which ask for it.
+            let message = check.message.replace(" mutation=false", "");
+            let line = format!("  {:<7} {:<width$} {message}", check.status.name(), check.check);
+            lines.push(line.trim_end().to_owned());
             if let Some(fix) = check.details.get("fix") {
-                lines.push(format!("            fix: {fix}"));
+                lines.push(format!("{:width$}fix: {fix}", "", width = width + 11));
             }
         }
     }
@@ -268,15 +280,15 @@ mod tests {
                 "This host cannot lease machines yet: 1 to be fixed, 1 to be better, 1 well",
                 "",
                 "To be fixed, before anything can be leased",
-                "  missing binary   none",
-                "            fix: crabbox setup firecracker",
+                "  missing binary none",
+                "                 fix: crabbox setup firecracker",
                 "",
                 "Works, less well than it could",
-                "  warning swap     slow",
-                "            fix: less of it",
+                "  warning swap   slow",
+                "                 fix: less of it",
                 "",
                 "Well",
-                "  ok      git      version=2.39.5",
+                "  ok      git    version=2.39.5",
             ]
         );
         let well = grouped(&checks[..1]);

@@ -50,7 +50,8 @@ fn host(world: &World) -> Check {
 fn kvm(world: &World) -> Check {
     const ENABLE: &str =
         "enable virtualization in the firmware or hypervisor, then: sudo modprobe -a kvm_intel kvm_amd";
-    const ACCESS: &str = "sudo usermod -aG kvm \"$USER\" and log in again, or run crabbox as root";
+    // The group kvm alone would not do: a lease has a network and a jail of its own.
+    const ACCESS: &str = "run crabbox as root";
     if world.host.os != "linux" {
         return Check::firecracker(Status::Skip, "kvm", "/dev/kvm check skipped on non-Linux host")
             .with("path", KVM)
@@ -122,7 +123,7 @@ fn jailer(plan: &FirecrackerPlan, world: &World) -> Check {
 fn file(check: &'static str, field: &'static str, entry: &Entry, world: &World) -> Check {
     let path = entry.path.display();
     let fix = match &world.guest.image {
-        Image::None { .. } => "crabbox image build".to_owned(),
+        Image::None { .. } => "crabbox setup firecracker".to_owned(),
         _ => format!(
             "point {field} at the file, or unset firecracker.kernel and firecracker.rootfs and run `crabbox image build`"
         ),

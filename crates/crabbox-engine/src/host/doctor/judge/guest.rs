@@ -27,7 +27,7 @@ pub(super) fn checks(plan: &FirecrackerPlan, world: &World) -> Vec<Check> {
                 None => "no image: nothing is built and nothing is configured".to_owned(),
             };
             Check::firecracker(Status::Missing, "image", message)
-                .trouble(Class::EnvironmentBlocked, "crabbox image build")
+                .trouble(Class::EnvironmentBlocked, "crabbox setup firecracker")
         }
         Image::Ours {
             digest,

@@ -288,7 +288,11 @@ fn a_key_is_one_owner_s_and_opens_nothing_else() {
         ),
     )
     .unwrap();
-    world.refusal(&[("carol", &two)], &[], "lets carol into the account crabbox already");
+    world.refusal(
+        &[("carol", &two)],
+        &[],
+        "lets carol into the account crabbox already",
+    );
 }
 
 #[test]
