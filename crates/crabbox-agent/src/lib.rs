@@ -6,6 +6,7 @@
 
 mod bytes;
 mod caches;
+mod carry;
 mod changes;
 mod command;
 mod copy;

@@ -5,20 +5,24 @@
 
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use crabbox_agent_protocol::Request;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_NOW};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec};
 use rustix::io::Errno;
 
 use crate::bytes::{discard, leaf, parent, path};
+use crate::carry::{Carry, times};
 use crate::failure::{At as _, Failure};
 use crate::seen::Dirs;
 use crate::talk::{Heard, Talk, out_of_order};
 
 /// The bits of a mode that a write takes away, or that are not for a new file to have.
 const SPECIAL: u32 = 0o7000;
+
+/// What a file is called beside its place, in another file system than where it was made, until it is whole.
+const NEW: &str = ".crabbox-new";
 
 /// Where what comes is made.
 pub(crate) struct Into<'a> {
@@ -221,10 +225,27 @@ impl Taking<'_> {
     /// Puts what was made beside the tree into its place.
     fn put(&mut self, name: &[u8], to: &Path) -> Result<(), Failure> {
         let within = self.into.dirs.enter(parent(name)).at(to)?;
-        match rustix::fs::renameat(CWD, &self.into.aside, within.as_fd(), leaf(name)) {
-            Err(Errno::XDEV) => copy(&self.into.aside, to),
-            moved => moved.at(to),
+        let aside = self.into.aside.as_path();
+        match rustix::fs::renameat(CWD, aside, within, leaf(name)) {
+            // The workdir, or something in it, is another file system than its surroundings.
+            Err(Errno::XDEV) => {}
+            moved => return moved.at(to),
         }
+        let stat = rustix::fs::statat(CWD, aside, AtFlags::SYMLINK_NOFOLLOW).at(aside)?;
+        // Of a sync that was killed here; nobody else brings anything now.
+        match rustix::fs::unlinkat(within, NEW, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno).at(to),
+        }
+        let carry = Carry {
+            from: CWD,
+            name: aside,
+            to: within,
+            new: Path::new(NEW),
+            leaf: path(leaf(name)),
+        };
+        carry.out(&stat).at(to)?;
+        discard(aside)
     }
 
     fn piece(&mut self, bytes: &[u8]) -> Result<(), Failure> {
@@ -299,30 +320,4 @@ fn timespec(seconds: i64, nanoseconds: u32) -> Timespec {
         tv_sec: seconds,
         tv_nsec: i64::from(nanoseconds),
     }
-}
-
-pub(crate) fn times(modified: Timespec) -> Timestamps {
-    Timestamps {
-        last_access: Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_NOW,
-        },
-        last_modification: modified,
-    }
-}
-
-/// The workdir is another file system than its surroundings.
-fn copy(at: &Path, to: &Path) -> Result<(), Failure> {
-    let meta = at.symlink_metadata().at(at)?;
-    std::fs::remove_file(to).at(to)?;
-    if meta.is_symlink() {
-        let target = std::fs::read_link(at).at(at)?;
-        std::os::unix::fs::symlink(target, to).at(to)?;
-    } else {
-        std::fs::copy(at, to).at(to)?;
-    }
-    let seen = crate::seen::Seen::of(&meta).modified;
-    let times = times(timespec(seen.seconds, seen.nanoseconds));
-    rustix::fs::utimensat(CWD, to, &times, AtFlags::SYMLINK_NOFOLLOW).at(to)?;
-    std::fs::remove_file(at).at(at)
 }

@@ -396,8 +396,15 @@ struct Mounted(std::path::PathBuf);
 
 impl Mounted {
     fn new(at: std::path::PathBuf) -> Self {
+        Self::with(at, "rw")
+    }
+
+    /// With these options of tmpfs(5).
+    fn with(at: std::path::PathBuf, options: &str) -> Self {
         let mut mount = Program::new("mount");
-        mount.args(["-t", "tmpfs", "crabbox-test"]).arg(&at);
+        mount
+            .args(["-t", "tmpfs", "-o", options, "crabbox-test"])
+            .arg(&at);
         assert!(mount.status().unwrap().success());
         Self(at)
     }

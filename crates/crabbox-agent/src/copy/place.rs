@@ -2,17 +2,16 @@
 //!
 //! It must never follow a link in the place of a directory, nor begin where something is in the way.
 
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, Stat, Timespec};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::{DIRECTORY, STAGE};
 use crate::bytes::path;
+use crate::carry::{Carry, modified, times};
 use crate::failure::{At as _, Failure};
-use crate::receive::times;
 
 /// Something that is to change its directory.
 #[derive(Debug, Clone, Copy)]
@@ -142,31 +141,15 @@ impl Move<'_> {
 
     /// Copies a file or link into another file system, and there renames it to its place.
     fn carry(&self, stat: &Stat) -> Result<(), std::io::Error> {
-        let Self {
-            from, name, to, leaf, ..
-        } = *self;
-        let new = PathBuf::from(format!("{STAGE}{:x}", std::process::id()));
-        let make = || -> Result<(), std::io::Error> {
-            if kind(stat) == FileType::Symlink {
-                let target = rustix::fs::readlinkat(from, name, Vec::new())?;
-                rustix::fs::symlinkat(target.as_c_str(), to, &new)?;
-                rustix::fs::utimensat(to, &new, &times(modified(stat)), AtFlags::SYMLINK_NOFOLLOW)?;
-            } else {
-                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let mut old = File::from(rustix::fs::openat(from, name, flags, Mode::empty())?);
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                let mut copy = File::from(rustix::fs::openat(to, &new, flags, Mode::RUSR | Mode::WUSR)?);
-                std::io::copy(&mut old, &mut copy)?;
-                rustix::fs::fchmod(&copy, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
-                rustix::fs::futimens(&copy, &times(modified(stat)))?;
-            }
-            Ok(rustix::fs::renameat(to, &new, to, leaf)?)
+        let new = format!("{STAGE}{:x}", std::process::id());
+        let carry = Carry {
+            from: self.from,
+            name: self.name,
+            to: self.to,
+            new: Path::new(&new),
+            leaf: self.leaf,
         };
-        let made = make();
-        if made.is_err() {
-            rustix::fs::unlinkat(to, &new, AtFlags::empty()).ok();
-        }
-        made
+        carry.out(stat)
     }
 }
 
@@ -180,15 +163,4 @@ fn names(dir: impl AsFd, shown: &Path) -> Result<Vec<PathBuf>, Failure> {
         }
     }
     Ok(names)
-}
-
-#[expect(
-    clippy::useless_conversion,
-    reason = "the types of these fields differ between machines"
-)]
-fn modified(stat: &Stat) -> Timespec {
-    Timespec {
-        tv_sec: stat.st_mtime.into(),
-        tv_nsec: i64::try_from(stat.st_mtime_nsec).unwrap_or(0),
-    }
 }

@@ -1,11 +1,12 @@
 //! Syncs spoken by hand: what a client that goes, or a guest that closes its directories, may cost.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::process::Command as Program;
 
 use crabbox_agent_protocol::{Reply, Request, SyncRequest};
 
-use super::Agent;
+use super::{Agent, Mounted, names};
 
 /// A sync of the tree `w` in which nothing is known of an earlier one.
 fn request(home: &Path, fingerprint: &str, reset: bool) -> SyncRequest {
@@ -23,13 +24,16 @@ fn request(home: &Path, fingerprint: &str, reset: bool) -> SyncRequest {
 
 /// Brings the one file `d/f`, which is not there as it is to be.
 fn bring(agent: &mut Agent, sync: SyncRequest, text: &str) {
+    begin(agent, sync, text.len());
+    agent.send_files([(0, text)].into_iter());
+    agent.finish();
+}
+
+/// Begins to bring `d/f`, of this size.
+fn begin(agent: &mut Agent, sync: SyncRequest, size: usize) {
     agent.say(&Request::Sync { sync });
     assert_eq!(agent.reply(), Reply::Differs {});
-    let row = format!(
-        "{:016x} f 644 {} 1700000000000000000 d/f\0-\0",
-        text.len(),
-        text.len()
-    );
+    let row = format!("{size:016x} f 644 {size} 1700000000000000000 d/f\0-\0");
     agent.send_list(row.as_bytes());
     agent.send_list(b"");
     let reply = agent.reply();
@@ -39,8 +43,6 @@ fn bring(agent: &mut Agent, sync: SyncRequest, text: &str) {
         mode: 0o755,
         seconds: None,
     });
-    agent.send_files([(0, text)].into_iter());
-    agent.finish();
 }
 
 #[test]
@@ -79,7 +81,12 @@ fn a_directory_that_the_guest_has_closed_is_opened_again() {
     let home = tempfile::tempdir().unwrap();
     // Root is kept out of nothing.
     let copy = home.path().join("agent");
-    std::fs::copy(env!("CARGO_BIN_EXE_crabbox-agent"), &copy).unwrap();
+    // By a process of its own: what another test starts meanwhile must not hold it open for writing, or the kernel calls it busy.
+    let copied = Program::new("cp")
+        .arg(env!("CARGO_BIN_EXE_crabbox-agent"))
+        .arg(&copy)
+        .status();
+    assert!(copied.unwrap().success());
     let as_nobody = "exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$0\"";
     let around = ["sh", "-c", as_nobody, copy.to_str().unwrap()];
     let is_root = rustix::process::geteuid().is_root();
@@ -94,4 +101,49 @@ fn a_directory_that_the_guest_has_closed_is_opened_again() {
     assert_eq!(std::fs::read(dir.join("f")).unwrap(), b"other");
     let mode = dir.metadata().unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o755);
+}
+
+#[test]
+fn what_does_not_fit_into_another_file_system_leaves_the_file_there_as_it_was() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("lease/w/d");
+    std::fs::create_dir_all(&dir).unwrap();
+    let _mounted = Mounted::with(dir.clone(), "size=64k");
+    bring(
+        &mut Agent::start(home.path(), &[]),
+        request(home.path(), "aa.1", false),
+        "one",
+    );
+    // Of one that was killed in the middle.
+    std::fs::write(dir.join(".crabbox-new"), "hal").unwrap();
+    bring(
+        &mut Agent::start(home.path(), &[]),
+        request(home.path(), "bb.1", false),
+        "other",
+    );
+    assert_eq!(std::fs::read(dir.join("f")).unwrap(), b"other");
+    assert_eq!(names(&dir), ["f"]);
+    let meta = dir.join("f").metadata().unwrap();
+    assert_eq!(
+        (meta.permissions().mode() & 0o7777, meta.mtime()),
+        (0o644, 1_700_000_000)
+    );
+    let mut agent = Agent::start(home.path(), &[]);
+    let large = "x".repeat(128 << 10);
+    begin(&mut agent, request(home.path(), "cc.1", false), large.len());
+    agent.say(&Request::File {
+        number: 0,
+        mode: 0o644,
+        seconds: 1_700_000_000,
+        nanoseconds: 0,
+    });
+    agent.piece(large.as_bytes());
+    agent.say(&Request::Received {});
+    let reply = agent.reply();
+    let Reply::Failed { why } = reply else {
+        panic!("{reply:?}");
+    };
+    assert!(why.starts_with("d/f: No space left on device"), "{why}");
+    assert_eq!(std::fs::read(dir.join("f")).unwrap(), b"other");
+    assert_eq!(names(&dir), ["f"]);
 }
