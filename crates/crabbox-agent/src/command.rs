@@ -17,7 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::failure::{Failure, said};
+use crate::failure::{At as _, Failure, said};
 use crate::owner::Owner;
 use crate::process::{Ending, end_group};
 use crate::talk::{Heard, Talk};
@@ -37,7 +37,8 @@ impl Past {
     /// Listens from here on.
     pub(crate) fn listen() -> Result<Self, Failure> {
         let past = Arc::new(AtomicBool::new(false));
-        signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&past))?;
+        signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&past))
+            .trying("listen to signals")?;
         Ok(Self(past))
     }
 }
@@ -269,7 +270,7 @@ impl Running {
         match poll(&mut fds, limit.as_ref()) {
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(Ready::default()),
-            Err(errno) => return Err(errno.into()),
+            Err(errno) => return Err(errno).trying("wait for the command"),
         }
         let mut happened = fds.iter().map(|fd| !fd.revents().is_empty());
         let mut next = |asked: bool| asked && happened.next().unwrap_or(false);
@@ -320,7 +321,7 @@ impl End {
 
     fn status(&mut self) -> Result<ExitStatus, Failure> {
         match self {
-            Self::Process(_, child) => Ok(child.wait()?),
+            Self::Process(_, child) => child.wait().trying("wait for the command"),
             // The thread says so before it ends.
             Self::Thread(_, status) => status
                 .recv()
@@ -355,6 +356,6 @@ fn pass(
             Ok(true)
         }
         Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(true),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error).trying("read what the command prints"),
     }
 }

@@ -179,7 +179,7 @@ pub(crate) fn put(talk: &mut Talk, to: &str, name: &str, make: bool) -> Result<(
     let stage = Stage::new(beside)?;
     let into = Into {
         root: &stage.path,
-        dirs: Dirs::below(stage.dir.try_clone()?),
+        dirs: Dirs::below(stage.dir.try_clone().at(&stage.path)?),
         aside: stage.path.join("aside"),
         name: &mut |number| Ok(names.get(number).map(|name| name.to_vec())),
     };

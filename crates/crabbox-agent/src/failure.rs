@@ -14,7 +14,7 @@ pub(crate) enum Failure {
     Gone,
     /// A reason of our own.
     Refused(String),
-    /// The system said no.
+    /// The system said no, of this path. There is no way to make one of an error alone: what has no path is [`At::trying`] something.
     System { path: PathBuf, source: io::Error },
 }
 
@@ -34,11 +34,7 @@ impl Failure {
                         " (in the lease: remove something there, or take a lease with a larger disk)",
                     );
                 }
-                if path.as_os_str().is_empty() {
-                    why
-                } else {
-                    format!("{}: {why}", path.display())
-                }
+                format!("{}: {why}", path.display())
             }
         }
     }
@@ -82,24 +78,13 @@ pub(crate) fn said(error: &io::Error) -> String {
     text.split(" (os error ").next().unwrap_or_default().to_owned()
 }
 
-impl From<io::Error> for Failure {
-    fn from(source: io::Error) -> Self {
-        Self::System {
-            path: PathBuf::new(),
-            source,
-        }
-    }
-}
-
-impl From<Errno> for Failure {
-    fn from(errno: Errno) -> Self {
-        io::Error::from(errno).into()
-    }
-}
-
-/// Names the path that an error is about.
+/// Names what an error is about.
 pub(crate) trait At<T> {
+    /// This path.
     fn at(self, path: &Path) -> Result<T, Failure>;
+
+    /// No path, but what was tried: behind "cannot".
+    fn trying(self, what: &str) -> Result<T, Failure>;
 }
 
 impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
@@ -108,5 +93,9 @@ impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
             path: path.to_owned(),
             source: error.into(),
         })
+    }
+
+    fn trying(self, what: &str) -> Result<T, Failure> {
+        self.map_err(|error| Failure::Refused(format!("cannot {what}: {}", said(&error.into()))))
     }
 }

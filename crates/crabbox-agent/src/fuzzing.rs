@@ -20,7 +20,7 @@ pub fn requests(bytes: &[u8]) {
             assert_eq!(found, Some(number));
         }
     }
-    paths(bytes, |_| Ok(())).ok();
+    paths(bytes, std::path::Path::new("pending"), |_| Ok(())).ok();
     crate::record::read_bytes(bytes);
     crate::index::read_bytes(bytes);
     crate::owner::read_bytes(bytes);

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::process::{Command, Stdio};
 
-use crate::failure::{Failure, said};
+use crate::failure::{At as _, Failure, said};
 
 /// Nothing of the repository runs but git itself.
 const QUIET: [&str; 6] = [
@@ -46,7 +46,7 @@ pub(crate) fn git(args: &[&str], feed: &Feed) -> Result<Said, Failure> {
     }
     let stdin = match feed {
         Feed::Nothing => Stdio::null(),
-        Feed::File(file) => file.try_clone()?.into(),
+        Feed::File(file) => file.try_clone().trying("start git")?.into(),
     };
     command.args(QUIET).args(args).env("LC_ALL", "C");
     command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -54,7 +54,7 @@ pub(crate) fn git(args: &[&str], feed: &Feed) -> Result<Said, Failure> {
         std::io::ErrorKind::NotFound => Failure::Refused("there is no git in the lease".to_owned()),
         _ => Failure::Refused(format!("git cannot be started: {}", said(&error))),
     })?;
-    let output = child.wait_with_output()?;
+    let output = child.wait_with_output().trying("read what git says")?;
     Ok(Said {
         success: output.status.success(),
         code: output.status.code().unwrap_or(-1),

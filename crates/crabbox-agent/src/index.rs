@@ -75,7 +75,10 @@ fn short(error: std::io::Error) -> Failure {
     if error.kind() == std::io::ErrorKind::UnexpectedEof {
         return Failure::Refused("git's index ends too early".to_owned());
     }
-    error.into()
+    Failure::System {
+        path: Path::new(INDEX).to_owned(),
+        source: error,
+    }
 }
 
 impl Index {
@@ -86,12 +89,12 @@ impl Index {
 
     /// Reads all of it, so that whatever goes on from it finds it whole.
     fn read(file: File) -> Result<Self, Failure> {
-        let length = file.metadata()?.len();
+        let length = file.metadata().map_err(short)?.len();
         let (ids, stop) = [20, 32]
             .into_iter()
             .find_map(|ids| match checks(&file, length, ids) {
                 Ok(is_so) => is_so.map(|stop| Ok((ids, stop))),
-                Err(error) => Some(Err(error)),
+                Err(error) => Some(Err(short(error))),
             })
             .ok_or_else(|| Failure::Refused("git's index has another checksum than its own".to_owned()))??;
         let mut head = [0; 12];
@@ -160,7 +163,7 @@ impl Index {
         let (at, end) = self.trees()?;
         let (mut trees, mut chunk) = (Part::of(&self.file, at, end), vec![0; BUFFER]);
         loop {
-            match trees.read(&mut chunk)? {
+            match trees.read(&mut chunk).map_err(short)? {
                 0 => return out.end().at(&new.path),
                 count => out.put(&chunk[..count]).at(&new.path)?,
             }

@@ -30,20 +30,23 @@ fn name(handle: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()))
 }
 
-fn set_mode(handle: &OwnedFd, mode: u32) -> Result<(), Failure> {
-    let name = name(handle);
-    std::fs::set_permissions(&name, std::fs::Permissions::from_mode(mode)).at(&name)
+fn set_mode(handle: &OwnedFd, mode: u32, shown: &Path) -> Result<(), Failure> {
+    std::fs::set_permissions(name(handle), std::fs::Permissions::from_mode(mode)).at(shown)
 }
 
-/// Calls `act` in a directory that is made writable for it.
-fn changed_in(handle: &OwnedFd, act: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
-    let mode = rustix::fs::fstat(handle)?.st_mode & 0o7777;
+/// Calls `act` in a directory that is made writable for it; `shown` is what is changed there, for messages.
+fn changed_in(
+    handle: &OwnedFd,
+    shown: &Path,
+    act: impl FnOnce() -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mode = rustix::fs::fstat(handle).at(shown)?.st_mode & 0o7777;
     if mode & 0o300 == 0o300 {
         return act();
     }
-    set_mode(handle, mode | 0o700)?;
+    set_mode(handle, mode | 0o700, shown)?;
     let done = act();
-    done.and(set_mode(handle, mode))
+    done.and(set_mode(handle, mode, shown))
 }
 
 /// Removes whatever `leaf` of an open directory is, with all that is in it.
@@ -58,7 +61,7 @@ pub(crate) fn remove_tree(within: &OwnedFd, leaf: &Path) -> Result<(), Failure> 
     }
     let handle = open(within, leaf).at(leaf)?;
     if stat.st_mode & 0o700 != 0o700 {
-        set_mode(&handle, 0o700)?;
+        set_mode(&handle, 0o700, leaf)?;
     }
     let all = std::fs::read_dir(name(&handle)).at(leaf)?;
     // All names first: a directory that is changed while it is read may leave some out.
@@ -100,7 +103,7 @@ pub(crate) fn prune(name: &[u8]) -> Result<(), Failure> {
         let (within, leaf) = (&handles[handles.len() - 1], path(parts[parts.len() - 1]));
         match rustix::fs::statat(within, leaf, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => {
-                changed_in(within, || {
+                changed_in(within, path(name), || {
                     rustix::fs::unlinkat(within, leaf, AtFlags::empty()).at(path(name))
                 })?;
             }
@@ -111,7 +114,7 @@ pub(crate) fn prune(name: &[u8]) -> Result<(), Failure> {
     while handles.len() > 1 {
         drop(handles.pop());
         let (within, leaf) = (&handles[handles.len() - 1], path(parts[handles.len() - 1]));
-        let removed = changed_in(within, || {
+        let removed = changed_in(within, leaf, || {
             rustix::fs::unlinkat(within, leaf, AtFlags::REMOVEDIR).at(leaf)
         });
         if removed.is_err() {
@@ -130,7 +133,9 @@ fn clear(name: &[u8]) -> Result<(), Failure> {
         return Ok(());
     }
     let within = &handles[handles.len() - 1];
-    changed_in(within, || remove_tree(within, path(parts[parts.len() - 1])))
+    changed_in(within, path(name), || {
+        remove_tree(within, path(parts[parts.len() - 1]))
+    })
 }
 
 /// Removes what stands where the manifest needs something of another kind: in the places of the rows with these numbers, and above them.

@@ -4,11 +4,11 @@
 //! is kept in a file, of which a block at a time is looked into: it must never be held whole, because there may be hundreds of thousands.
 
 use std::fs::File;
-use std::io::{BufRead, BufWriter, Write as _};
+use std::io::{BufRead, BufWriter, ErrorKind, Write as _};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::bytes::BUFFER;
+use crate::bytes::{BUFFER, Replacing};
 use crate::failure::{At as _, Failure};
 use crate::seen::{Kind, Seen, Time, time};
 
@@ -78,6 +78,8 @@ struct Start {
 #[derive(Debug)]
 pub(crate) struct Rows {
     file: File,
+    /// Where it came, for messages.
+    shown: PathBuf,
     starts: Vec<Start>,
     /// The first path of each block, one behind the other.
     heads: Vec<u8>,
@@ -121,11 +123,12 @@ pub(crate) struct Coming {
 }
 
 impl Coming {
-    /// Into an empty file.
-    pub(crate) fn into(file: File) -> Self {
+    /// Into an empty file, which is at `shown`.
+    pub(crate) fn into(file: File, shown: PathBuf) -> Self {
         Self {
             rows: Rows {
                 file,
+                shown,
                 starts: Vec::new(),
                 heads: Vec::new(),
                 end: 0,
@@ -156,8 +159,7 @@ impl Coming {
         if self.rest.len() > RECORD {
             return Err(strange(&self.rest));
         }
-        (&self.rows.file).write_all(whole)?;
-        Ok(())
+        (&self.rows.file).write_all(whole).at(&self.rows.shown)
     }
 
     fn record(&mut self, record: &[u8]) -> Result<(), Failure> {
@@ -261,9 +263,10 @@ impl Rows {
         self.block.number = None;
         let length = usize::try_from(end - start).map_err(|_| unread())?;
         self.block.data.resize(length, 0);
-        self.file
-            .read_exact_at(&mut self.block.data, start)
-            .map_err(|_| unread())?;
+        match self.file.read_exact_at(&mut self.block.data, start) {
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Err(unread()),
+            read => read.at(&self.shown)?,
+        }
         self.block.ends.clear();
         let ends = (0_u32..).zip(&self.block.data).filter(|(_, byte)| **byte == 0);
         self.block.ends.extend(ends.map(|(end, _)| end));
@@ -272,14 +275,13 @@ impl Rows {
     }
 
     /// Writes all of it, as it came.
-    pub(crate) fn copy(&self, to: &File) -> Result<(), Failure> {
+    pub(crate) fn copy(&self, to: &Replacing) -> Result<(), Failure> {
         let (mut at, mut chunk) = (0, vec![0; BUFFER]);
-        let mut to = to;
         loop {
-            match self.file.read_at(&mut chunk, at)? {
+            match self.file.read_at(&mut chunk, at).at(&self.shown)? {
                 0 => return Ok(()),
                 count => {
-                    to.write_all(&chunk[..count])?;
+                    (&to.file).write_all(&chunk[..count]).at(&to.path)?;
                     at += count as u64;
                 }
             }
@@ -323,13 +325,14 @@ fn place(at: u32) -> usize {
     usize::try_from(at).unwrap_or(usize::MAX)
 }
 
-/// Gives the paths of a manifest that an earlier sync left to `take`, however much of it is whole.
+/// Gives the paths of a manifest that an earlier sync left to `take`, however much of it is whole; `shown` is where it is.
 pub(crate) fn paths(
     from: impl BufRead,
+    shown: &Path,
     mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let mut records = crate::bytes::Records::of(from, RECORD);
-    while let Some(record) = records.record()? {
+    while let Some(record) = records.record().at(shown)? {
         if record == b"-" {
             break;
         }
@@ -343,8 +346,8 @@ pub(crate) fn paths(
 /// Of bytes in memory.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn of_bytes(data: &[u8]) -> Result<Rows, Failure> {
-    let file = rustix::fs::memfd_create("rows", rustix::fs::MemfdFlags::CLOEXEC)?;
-    let mut coming = Coming::into(file.into());
+    let file = rustix::fs::memfd_create("rows", rustix::fs::MemfdFlags::CLOEXEC).at(Path::new("rows"))?;
+    let mut coming = Coming::into(file.into(), PathBuf::from("rows"));
     // In pieces that end anywhere.
     for piece in data.chunks(7) {
         coming.take(piece)?;
@@ -358,7 +361,7 @@ mod tests {
 
     fn all_paths(data: &[u8]) -> Vec<Vec<u8>> {
         let mut all = Vec::new();
-        paths(data, |path| {
+        paths(data, Path::new("pending"), |path| {
             all.push(path.to_vec());
             Ok(())
         })
@@ -463,5 +466,31 @@ mod tests {
                     ..at(5, 7)
                 })
         );
+    }
+
+    #[test]
+    fn a_file_that_fails_is_named_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("manifest");
+        let said = |failure: Failure| failure.why();
+        // Each of them can do one thing only.
+        let deaf = File::create(&at).unwrap();
+        let mut coming = Coming::into(deaf, at.clone());
+        coming.take(b"0 f 644 1 1 a\0").unwrap();
+        let mut rows = coming.end().unwrap();
+        let why = format!("{}: Bad file descriptor", at.display());
+        assert_eq!(said(rows.get(0).unwrap_err()), why);
+        let new = Replacing::begin(&dir.path().join("pending")).unwrap();
+        assert_eq!(said(rows.copy(&new).unwrap_err()), why);
+        let mut coming = Coming::into(File::open(&at).unwrap(), at.clone());
+        assert_eq!(said(coming.take(b"0 f 644 1 1 a\0").unwrap_err()), why);
+        // One that somebody cut is no error of the system's.
+        let mut options = File::options();
+        let file = options.read(true).write(true).open(&at).unwrap();
+        let mut coming = Coming::into(file.try_clone().unwrap(), at);
+        coming.take(b"0 f 644 1 1 a\0").unwrap();
+        file.set_len(3).unwrap();
+        let cut = coming.end().unwrap().get(0).unwrap_err();
+        assert_eq!(said(cut), unread().why());
     }
 }

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::bytes::discard;
 use crate::failure::{At as _, Failure};
@@ -17,6 +17,8 @@ const BLOCK: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Sights {
     file: File,
+    /// Where it was made, for messages.
+    shown: PathBuf,
     /// Those that are not in the file yet, one behind the other, and the number of the first.
     new: Vec<u8>,
     first: usize,
@@ -36,12 +38,13 @@ impl Sights {
             .open(path)
             .at(path)?;
         discard(path)?;
-        Ok(Self::of(file))
+        Ok(Self::of(file, path.to_owned()))
     }
 
-    fn of(file: File) -> Self {
+    fn of(file: File, shown: PathBuf) -> Self {
         Self {
             file,
+            shown,
             new: Vec::new(),
             first: 0,
             old: Vec::new(),
@@ -60,7 +63,9 @@ impl Sights {
     }
 
     fn flush(&mut self) -> Result<(), Failure> {
-        self.file.write_all_at(&self.new, offset(self.first))?;
+        self.file
+            .write_all_at(&self.new, offset(self.first))
+            .at(&self.shown)?;
         self.new.clear();
         self.old.clear();
         Ok(())
@@ -86,7 +91,7 @@ impl Sights {
                     Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                     Err(error) => {
                         self.old.clear();
-                        return Err(error.into());
+                        return Err(error).at(&self.shown);
                     }
                 }
             }
@@ -139,5 +144,17 @@ mod tests {
             };
             assert_eq!(sights.get(number).unwrap(), inode.map(seen), "{number}");
         }
+    }
+
+    #[test]
+    fn a_file_that_fails_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("now");
+        let why = format!("{}: Bad file descriptor", at.display());
+        let mut deaf = Sights::of(File::create(&at).unwrap(), at.clone());
+        assert_eq!(deaf.get(0).unwrap_err().why(), why);
+        let mut mute = Sights::of(File::open(&at).unwrap(), at);
+        mute.put(0, None).unwrap();
+        assert_eq!(mute.get(0).unwrap_err().why(), why);
     }
 }

@@ -140,7 +140,7 @@ fn manifest(talk: &mut Talk, place: &Place) -> Result<Rows, Failure> {
         .create_new(true)
         .open(&path)
         .at(&path)?;
-    let mut coming = Coming::into(file);
+    let mut coming = Coming::into(file, path);
     talk.pieces(|piece| coming.take(piece))?;
     coming.end()
 }
@@ -372,7 +372,7 @@ fn prune_all(
         }
         let mut new = Replacing::begin(&pending)?;
         new.file.write_all(&known).at(&new.path)?;
-        rows.copy(&new.file)?;
+        rows.copy(&new)?;
         new.put(&pending)?;
     }
     for path in lost.iter().map(Vec::as_slice).chain(listed(gone)) {

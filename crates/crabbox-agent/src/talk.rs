@@ -11,7 +11,7 @@ use crabbox_agent_protocol::{Frame, FrameError, Frames, PIECE, Reply, Request, S
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::PIPE_BUF;
 
-use crate::failure::Failure;
+use crate::failure::{At as _, Failure};
 use crate::names::Names;
 
 /// How much is read ahead, in bytes.
@@ -40,11 +40,15 @@ pub(crate) struct Talk {
 impl Talk {
     /// Over standard input and output.
     pub(crate) fn new() -> Result<Self, Failure> {
-        let from = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let twice = |fd: BorrowedFd<'_>| {
+            let twin = fd.try_clone_to_owned().map(File::from);
+            twin.trying("use the standard streams")
+        };
+        let from = twice(io::stdin().as_fd())?;
         Ok(Self {
-            input: from.try_clone()?,
+            input: twice(from.as_fd())?,
             frames: Frames::new(BufReader::with_capacity(AHEAD, from)),
-            out: File::from(io::stdout().as_fd().try_clone_to_owned()?),
+            out: twice(io::stdout().as_fd())?,
             waiting: Vec::new(),
         })
     }

@@ -89,8 +89,9 @@ fn lost(place: &Place, head: Option<&Head>, rows: &mut Rows) -> Result<Vec<Vec<u
         has_ours = true;
         see(known.path)
     })?;
-    if let Some(pending) = open(&place.of("pending"))? {
-        paths(pending, |path| {
+    let pending = place.of("pending");
+    if let Some(from) = open(&pending)? {
+        paths(from, &pending, |path| {
             has_ours = true;
             see(path)
         })?;
