@@ -16,7 +16,7 @@ use crate::seen::{Kind, Seen, Time, time};
 const BLOCK: usize = 128;
 
 /// The longest record, in bytes: no path of Linux is longer than 4096.
-const RECORD: usize = 8192;
+pub(crate) const RECORD: usize = 8192;
 
 /// One file or link that the tree is to have.
 #[derive(Debug, Clone, Copy)]

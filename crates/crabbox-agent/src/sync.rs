@@ -3,11 +3,12 @@
 //! It must never call a file unchanged whose inode does not carry the very times that it carried right after the last sync. What is to go stays
 //! known until it is gone, and what a sync brings is known before it comes, so that one that broke off is finished by the next.
 
+mod lost;
 mod patch;
 mod whole;
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::BufRead as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -16,13 +17,13 @@ use crabbox_agent_protocol::{PIECE, Reply, Request, Stream, SyncRequest};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use rustix::time::ClockId;
 
-use crate::bytes::{Replacing, discard, listed, parent, push, show};
+use crate::bytes::{Replacing, discard, open, parent, show};
 use crate::failure::{At as _, Failure};
 use crate::index::marks::Marks;
 use crate::index::{Tree, Work};
 use crate::receive::{Into, receive};
 use crate::record::{Head, Place, is_unchanged};
-use crate::remove::{prune, remove_tree};
+use crate::remove::remove_tree;
 use crate::rows::{Coming, Rows, unread};
 use crate::seed::{self, Came, State, go_dir};
 use crate::seen::Dirs;
@@ -349,38 +350,6 @@ fn finish(
     })
 }
 
-/// Prunes `lost`, which earlier syncs brought, and `gone`.
-fn prune_all(
-    place: &Place,
-    request: &SyncRequest,
-    lost: &[Vec<u8>],
-    gone: &[u8],
-    rows: &Rows,
-) -> Result<(), Failure> {
-    let pending = place.of("pending");
-    let told = || std::fs::rename(place.of(MANIFEST), &pending).at(&pending);
-    if !request.delete {
-        return told();
-    }
-    if lost.is_empty() {
-        told()?;
-    } else {
-        let mut known = Vec::new();
-        for path in lost {
-            known.extend_from_slice(b"0 f 0 0 0 ");
-            push(&mut known, path);
-        }
-        let mut new = Replacing::begin(&pending)?;
-        new.file.write_all(&known).at(&new.path)?;
-        rows.copy(&new)?;
-        new.put(&pending)?;
-    }
-    for path in lost.iter().map(Vec::as_slice).chain(listed(gone)) {
-        prune(path)?;
-    }
-    if lost.is_empty() { Ok(()) } else { told() }
-}
-
 /// How every path looks now, by its number; those that are not what was to be sent are left out, and so sent again. A path that was left alone keeps
 /// what was seen of it: if it is not so any more, the next look finds that out.
 fn settle(place: &Place, rows: &mut Rows, mut kept: Option<&mut Sights>) -> Result<Sights, Failure> {
@@ -448,9 +417,20 @@ fn tell_go(place: &Place, put: impl FnOnce(&File, &Path) -> Result<(), Failure>)
     Ok(())
 }
 
-/// What the Go program synced last.
-fn go_manifest(place: &Place) -> Result<Vec<u8>, Failure> {
-    crate::bytes::read(&go_dir(place).join("sync-manifest"))
+/// Gives every path that the Go program synced last to `take`.
+fn each_of_go(place: &Place, mut take: impl FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
+    let manifest = go_dir(place).join("sync-manifest");
+    let Some(mut from) = open(&manifest)? else {
+        return Ok(());
+    };
+    let mut path = Vec::new();
+    while from.read_until(0, &mut path).at(&manifest)? > 0 {
+        // The last one need not have it.
+        path.pop_if(|byte| *byte == 0);
+        take(&path)?;
+        path.clear();
+    }
+    Ok(())
 }
 
 /// The Go program would believe that nothing had changed.

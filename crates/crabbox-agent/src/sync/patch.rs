@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use crabbox_agent_protocol::SyncRequest;
 
-use super::{Laid, Way, any_named, drop_go_fingerprint, prune_all, settle, tell_go};
-use crate::bytes::push;
+use super::lost::Lost;
+use super::{Laid, Way, any_named, drop_go_fingerprint, settle, tell_go};
 use crate::failure::{At as _, Failure};
 use crate::index::Tree;
 use crate::names::Names;
@@ -54,8 +54,9 @@ impl<'a> Patch<'a> {
             touched.insert(part_of(row.path, parts));
         }
         drop_go_fingerprint(place)?;
-        let lost: Vec<Vec<u8>> = removed.iter().map(<[u8]>::to_vec).collect();
-        prune_all(place, request, &lost, &rows.gone, &rows)?;
+        let mut lost = Lost::begin(place)?;
+        removed.iter().try_for_each(|path| lost.put(path))?;
+        lost.prune(request, &rows.gone, &rows)?;
         let stale: Vec<u32> = (0..u32::try_from(rows.len()).unwrap_or(u32::MAX)).collect();
         make_way(&mut rows, &stale)?;
         Ok(Self {
@@ -178,18 +179,14 @@ impl Way for Patch<'_> {
         if !self.has_moved {
             return Ok(());
         }
-        tell_go(self.place, |mut file, path| {
-            let mut paths = Vec::new();
+        tell_go(self.place, |file, path| {
+            let mut out = std::io::BufWriter::with_capacity(crate::bytes::BUFFER, file);
+            // It takes them for a set, in whatever order they come.
             for part in 0..self.parts {
                 each_of(self.place, part, |known| {
-                    push(&mut paths, known.path);
-                    Ok(true)
+                    let written = out.write_all(known.path).and_then(|()| out.write_all(b"\0"));
+                    written.at(path).map(|()| true)
                 })?;
-            }
-            let paths = Names::of(paths)?;
-            let mut out = std::io::BufWriter::with_capacity(crate::bytes::BUFFER, &mut file);
-            for name in paths.iter() {
-                out.write_all(name).and_then(|()| out.write_all(b"\0")).at(path)?;
             }
             out.flush().at(path)
         })

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use crabbox_agent_protocol::SyncRequest;
 
-use super::{Laid, Way, any_named, drop_go_fingerprint, go_manifest, prune_all, settle, tell_go};
+use super::lost::Lost;
+use super::{Laid, Way, any_named, drop_go_fingerprint, each_of_go, settle, tell_go};
 use crate::bytes::{listed, open};
 use crate::failure::Failure;
 use crate::index::Tree;
@@ -43,7 +44,7 @@ impl<'a> Whole<'a> {
                 crate::bytes::push(&mut gone, path);
             }
         }
-        prune_all(place, request, &lost, &gone, &rows)?;
+        lost.prune(request, &gone, &rows)?;
         rows.gone = gone;
         let (mut dirs, mut now) = (Dirs::default(), Sights::new(&place.of("tmp/kept"))?);
         let mut kept = vec![0_u64; rows.len().div_ceil(64)];
@@ -76,14 +77,12 @@ impl<'a> Whole<'a> {
     }
 }
 
-/// What earlier syncs brought and the manifest has no more, in order.
-fn lost(place: &Place, head: Option<&Head>, rows: &mut Rows) -> Result<Vec<Vec<u8>>, Failure> {
-    let (mut lost, mut has_ours) = (Vec::new(), false);
-    let mut see = |path: &[u8]| -> Result<(), Failure> {
-        if rows.find(path)?.is_none() {
-            lost.push(path.to_vec());
-        }
-        Ok(())
+/// What earlier syncs brought and the manifest has no more.
+fn lost<'a>(place: &'a Place, head: Option<&Head>, rows: &mut Rows) -> Result<Lost<'a>, Failure> {
+    let (mut lost, mut has_ours) = (Lost::begin(place)?, false);
+    let mut see = |path: &[u8]| match rows.find(path)? {
+        Some(_) => Ok(()),
+        None => lost.put(path),
     };
     each(place, head, |known| {
         has_ours = true;
@@ -97,11 +96,8 @@ fn lost(place: &Place, head: Option<&Head>, rows: &mut Rows) -> Result<Vec<Vec<u
         })?;
     }
     if !has_ours {
-        let theirs = go_manifest(place)?;
-        listed(&theirs).try_for_each(see)?;
+        each_of_go(place, see)?;
     }
-    lost.sort_unstable();
-    lost.dedup();
     Ok(lost)
 }
 

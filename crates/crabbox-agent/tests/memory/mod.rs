@@ -248,8 +248,70 @@ fn a_large_tree_costs_little_memory() {
     agent.send_files(edited().map(|number| (number, TEXT)));
     agent.finish();
     let whole = agent.peak();
+    let added = add_one(&mut agent, &mut sync);
+    let looked = look_at_half(&mut agent, &sync, &work);
+    let emptied = take_all_but_one(&mut agent, &mut sync, &work);
     assert!(
-        whole < LIMIT,
-        "KiB of memory at most: idle {idle}, first sync {first}, edits {edit}, whole sync {whole}"
+        emptied < LIMIT,
+        "KiB of memory at most: idle {idle}, first sync {first}, edits {edit}, whole sync {whole}, one more file {added}, \
+         changes {looked}, all but one gone {emptied}"
     );
+}
+
+/// A file more, of which the Go program is told with all the others; the most memory so far.
+fn add_one(agent: &mut Agent, sync: &mut SyncRequest) -> u64 {
+    (sync.base, sync.fingerprint) = ("cc".to_owned(), "dd.1".to_owned());
+    agent.say(&Request::Sync { sync: sync.clone() });
+    assert_eq!(agent.reply(), Reply::Patch {});
+    agent.send_list(&rows(FILES..=FILES, TEXT.len()));
+    agent.send_list(b"");
+    agent.send_list(format!("{}\0", path(FILES)).as_bytes());
+    assert!(matches!(agent.reply(), Reply::Stale { all: true, .. }));
+    let parent = Path::new(&path(FILES)).parent().unwrap().to_owned();
+    for dir in [parent.parent().unwrap(), &parent] {
+        agent.say(&Request::Directory {
+            path: dir.to_str().unwrap().as_bytes().to_vec(),
+            mode: 0o755,
+            seconds: None,
+        });
+    }
+    agent.send_files([(0, TEXT)].into_iter());
+    agent.finish();
+    let go = Path::new(&sync.lease_dir).join("w/.git/crabbox/sync-manifest");
+    let told = std::fs::read(go).unwrap();
+    assert_eq!(told.split(|byte| *byte == 0).count(), FILES + 2);
+    agent.peak()
+}
+
+/// What has changed, when the guest has removed half of the tree and made as much again; the most memory so far.
+fn look_at_half(agent: &mut Agent, sync: &SyncRequest, work: &Path) -> u64 {
+    let half = FILES / SIBLINGS / 50 / 2;
+    for dir in 0..half {
+        let at = |prefix: &str| work.join(format!("{prefix}{dir:02}"));
+        std::fs::rename(at("directory"), at("moved")).unwrap();
+    }
+    agent.say(&Request::Changes {
+        lease_dir: sync.lease_dir.clone(),
+        name: sync.name.clone(),
+    });
+    let list = agent.list().unwrap();
+    let told = |state: u8| {
+        list.split(|byte| *byte == 0)
+            .filter(|row| row.first() == Some(&state))
+            .count()
+    };
+    assert_eq!((told(b'D'), told(b'N'), told(b'M')), (FILES / 2, FILES / 2, 0));
+    agent.peak()
+}
+
+/// A manifest of one file; the most memory so far.
+fn take_all_but_one(agent: &mut Agent, sync: &mut SyncRequest, work: &Path) -> u64 {
+    "ee.1".clone_into(&mut sync.fingerprint);
+    agent.say(&Request::Sync { sync: sync.clone() });
+    assert_eq!(agent.reply(), Reply::Differs {});
+    agent.send_list(&rows(FILES - 1..FILES, TEXT.len()));
+    agent.send_list(b"");
+    assert!(matches!(agent.reply(), Reply::Done { unsettled: 0, .. }));
+    assert!(work.join(path(FILES - 1)).exists() && !work.join(path(FILES - SIBLINGS)).exists());
+    agent.peak()
 }
