@@ -8,6 +8,7 @@
     reason = "the exception for tests does not reach their fixtures"
 )]
 
+mod early;
 mod world;
 
 use std::os::unix::fs::MetadataExt as _;

@@ -133,6 +133,41 @@ fn a_line_that_dies_in_the_middle_fails_and_the_next_sync_converges() {
 }
 
 #[test]
+fn a_line_that_dies_while_an_edit_is_sent_early_is_told_as_one_that_did() {
+    let sshd = Sshd::start();
+    for at in ["send", "progress", "finish"] {
+        let world = World::over(&target(&sshd));
+        world.local("for f in $(seq 30); do echo old > f$f; done; git add -A; git commit -qm x");
+        settle();
+        world.sync();
+        world.local("for f in $(seq 30); do echo new > f$f; done");
+        settle();
+        let manifest = world.manifest();
+        assert!(manifest.since.is_some(), "it would not be sent early");
+        let cutter = Cutter {
+            sshd: &sshd,
+            at,
+            done: AtomicBool::new(false),
+        };
+        let error = world
+            .sync_as(&manifest, &Options::default(), &cutter)
+            .unwrap_err();
+        assert!(cutter.done.load(Ordering::SeqCst));
+        // That is what a run begins once more for.
+        assert!(error.lost_connection(), "{at}: {error:?}");
+        for file in 1..=30 {
+            let text = std::fs::read_to_string(world.workdir().join(format!("f{file}"))).unwrap();
+            assert!(
+                ["old\n", "new\n"].contains(&text.as_str()),
+                "{at}: f{file}: {text:?}"
+            );
+        }
+        world.sync();
+        assert!(world.sync().skipped);
+    }
+}
+
+#[test]
 fn a_machine_that_is_not_there_is_a_remote_error() {
     let mut sshd = Sshd::start();
     let target = target(&sshd);
