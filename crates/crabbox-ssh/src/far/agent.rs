@@ -60,18 +60,34 @@ pub fn program() -> io::Result<Vec<u8>> {
     AGENTS[0].program()
 }
 
-/// A script that becomes the agent. Which one is there says for which machine it was put there, so that nobody need be asked.
+/// Where the kernel says for which machine it is, since Linux 6.1: that costs no process, as uname(1) does.
+const ARCH: &str = "/proc/sys/kernel/arch";
+
+/// A script that becomes the agent.
 pub(super) fn start() -> String {
-    let digests: Vec<&str> = AGENTS.iter().map(|agent| agent.digest).collect();
+    start_one(AGENTS, IMAGE_DIRECTORY, ARCH)
+}
+
+/// One of `agents`. An image has one for its own machine alone. A home directory may be shared by machines of several kinds: there it is the one
+/// for this machine. What has its name there was checked against it by [`place`], and only the user could have put something else there since.
+fn start_one(agents: &[Agent], image: &str, arch: &str) -> String {
+    let digests: Vec<&str> = agents.iter().map(|agent| agent.digest).collect();
+    let one = |agent: &Agent| format!("{}) cbx_a={} ;;\n", agent.machine, agent.digest);
     format!(
         r#"for cbx_a in {}; do
-cbx_b={IMAGE_DIRECTORY}/$cbx_a
-[ -s "$cbx_b" ] && [ -x "$cbx_b" ] || cbx_b=$HOME/.cache/crabbox/agents/$cbx_a
+cbx_b={image}/$cbx_a
 [ -s "$cbx_b" ] && [ -x "$cbx_b" ] && exec "$cbx_b"
 done
-uname -m >&2
+{{ read -r cbx_m < {arch}; }} 2>/dev/null || cbx_m=$(uname -m)
+case $cbx_m in
+{}*) cbx_a= ;;
+esac
+cbx_b=$HOME/.cache/crabbox/agents/$cbx_a
+[ -n "$cbx_a" ] && [ -s "$cbx_b" ] && [ -x "$cbx_b" ] && exec "$cbx_b"
+echo "$cbx_m" >&2
 exit {ABSENT}"#,
-        digests.join(" ")
+        digests.join(" "),
+        agents.iter().map(one).collect::<String>(),
     )
 }
 
@@ -150,6 +166,68 @@ mod tests {
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
         let hello = run(home.path(), &start(), b"");
         assert!(hello.status.success() && hello.stdout.len() == 10, "{hello:?}");
+    }
+
+    /// An agent that is a script which says `word`.
+    fn saying(machine: &'static str, word: &str) -> (Agent, String) {
+        let text = format!("#!/bin/sh\necho {word}\n");
+        let digest: &'static str = crabbox_host::digest::sha256(text.as_bytes()).leak();
+        let packed = &[];
+        let agent = Agent {
+            machine,
+            digest,
+            packed,
+        };
+        (agent, text)
+    }
+
+    #[test]
+    fn of_those_in_a_home_that_machines_share_the_one_for_this_machine_is_started() {
+        let home = tempfile::tempdir().unwrap();
+        let at = |name: &str| home.path().join(name);
+        let put = |path: &Path, text: &str| {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        };
+        let ((one, one_text), (two, two_text)) = (saying("one", "first"), saying("two", "second"));
+        let both = [one, two];
+        let dir = at(".cache/crabbox/agents");
+        put(&dir.join(both[0].digest), &one_text);
+        put(&dir.join(both[1].digest), &two_text);
+        let image = at("image");
+        let (image_text, arch) = (image.to_str().unwrap(), at("arch"));
+        let started = || {
+            let script = start_one(&both, image_text, arch.to_str().unwrap());
+            let path = format!("{}:/usr/bin:/bin", at("bin").display());
+            let done = Cmd::new("sh").args(["-c", &script]).env("HOME", home.path());
+            let done = done.env("PATH", &path).capture().unwrap();
+            (
+                done.status.code(),
+                done.stdout_text().trim().to_owned(),
+                done.stderr_text().trim().to_owned(),
+            )
+        };
+        let runs = |word: &str| (Some(0), word.to_owned(), String::new());
+        let absent = |machine: &str| (Some(ABSENT.into()), String::new(), machine.to_owned());
+        // By what the kernel says, and by uname where it does not.
+        for (machine, told) in [
+            ("one", runs("first")),
+            ("two", runs("second")),
+            ("three", absent("three")),
+            ("on", absent("on")),
+        ] {
+            std::fs::write(&arch, format!("{machine}\n")).unwrap();
+            put(&at("bin/uname"), "#!/bin/sh\necho other\n");
+            assert_eq!(started(), told);
+            std::fs::remove_file(&arch).unwrap();
+            put(&at("bin/uname"), &format!("#!/bin/sh\necho {machine}\n"));
+            assert_eq!(started(), told);
+        }
+        // An image's own comes first.
+        std::fs::write(&arch, "one\n").unwrap();
+        put(&image.join(both[1].digest), "#!/bin/sh\necho image\n");
+        assert_eq!(started(), runs("image"));
     }
 
     #[test]
