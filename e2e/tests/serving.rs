@@ -244,6 +244,63 @@ fn a_setup_killed_anywhere_is_put_right_by_its_removal_and_by_itself() {
         );
         drop(setup(&host, "--owner bob=/tmp/bob/key.pub"));
     }
+    // The program is at another place now, and setup is killed when the lines say so and the record does not: either of them goes on from there.
+    drop(
+        host.sh("mkdir /srv/moved && cp /srv/bin/crabbox /srv/moved/crabbox")
+            .exits(0),
+    );
+    let moved = |exe: &str| {
+        // A connection that is open runs what its key's line said when it was opened.
+        drop(
+            host.sh("pkill -u nobody -x ssh; pkill -u daemon -x ssh; true")
+                .exits(0),
+        );
+        until(&host, "! pgrep -u nobody,daemon -x ssh >/dev/null");
+        let lines = host
+            .sh("cat /var/lib/crabbox-serve/.ssh/authorized_keys")
+            .exits(0)
+            .stdout;
+        let rule = host.sh("cat /etc/sudoers.d/crabbox").exits(0).stdout;
+        assert_eq!(
+            lines.matches(&format!("sudo -n {exe} __serve")).count(),
+            2,
+            "{lines}"
+        );
+        assert_eq!(rule.matches(&format!("{exe} __serve")).count(), 2, "{rule}");
+        for who in ["alice", "bob"] {
+            let asked = serve(&host, who, "crabbox doctor --provider firecracker");
+            assert!(asked.stdout.contains(&format!("owner={who}")), "{exe}: {asked:?}");
+        }
+    };
+    for goes_on in ["/srv/moved/crabbox", "/srv/bin/crabbox"] {
+        drop(setup(&host, ""));
+        moved("/srv/bin/crabbox");
+        let killed = format!(
+            "CRABBOX_TEST_FAILPOINT=cli:serve-rewrite:made {} --serve --yes; test $? -gt 128",
+            SETUP.replace("crabbox", "/srv/moved/crabbox")
+        );
+        drop(host.sh(&killed).exits(0));
+        let again = format!("{} --serve --yes", SETUP.replace("crabbox", goes_on));
+        drop(host.sh(&again).exits(0));
+        moved(goes_on);
+        let again = host.sh(&again).exits(0);
+        assert_eq!(again.stdout, "nothing to do: this host is set up\n");
+    }
+    // The last owner goes, and the rule with her.
+    kill("serve-nosudoers:done", "--remove-owner bob --remove-owner alice");
+    drop(
+        host.sh("! test -e /etc/sudoers.d/crabbox && ! grep -q __serve /var/lib/crabbox-serve/.ssh/authorized_keys")
+            .exits(0),
+    );
+    drop(setup(&host, ""));
+    drop(
+        host.sh("! grep -qE 'alice|bob' /srv/.config/crabbox/state/setup.json")
+            .exits(0),
+    );
+    let gone = serve(&host, "alice", "crabbox warmup").exits(5);
+    assert!(gone.stderr.contains("refused the key"), "{gone:?}");
+    drop(setup(&host, "--owner alice=/tmp/alice/key.pub"));
+    drop(serve(&host, "alice", "crabbox list").exits(0));
     drop(setup(&host, "--remove"));
     assert_nothing_left(&before, &written(&host));
 }
