@@ -29,6 +29,7 @@ MaxStartups 100
 LogLevel VERBOSE
 C
 /usr/sbin/sshd -f /srv/sshd/served -E /srv/sshd/served.log
+ssh-keygen -A >/dev/null
 mkdir -p -m 700 /srv/.config/crabbox/state
 "#;
 
@@ -54,6 +55,13 @@ fn written(host: &Host) -> Vec<String> {
 #[track_caller]
 fn setup(host: &Host, words: &str) -> Done {
     host.sh(&format!("{SETUP} --serve --yes {words}")).exits(0)
+}
+
+/// Has setup killed at this point.
+#[track_caller]
+fn kill(host: &Host, point: &str, words: &str) {
+    let killed = format!("CRABBOX_TEST_FAILPOINT=cli:{point} {SETUP} --serve --yes {words}; test $? -gt 128");
+    drop(host.sh(&killed).exits(0));
 }
 
 #[track_caller]
@@ -186,15 +194,110 @@ fn each_owner_comes_in_by_their_key_as_themselves_and_all_of_it_can_be_undone() 
 }
 
 #[test]
+fn what_else_keeps_owners_out_is_told_with_what_would_let_them_in() {
+    let host = accounts();
+    let before = written(&host);
+    // Nothing of this machine's own sshd is to be seen here.
+    drop(
+        host.sh("printf 'UsePAM no\n' > /etc/ssh/sshd_config; cp /etc/ssh/sshd_config /tmp/usual")
+            .exits(0),
+    );
+    let first = setup(&host, "--owner alice=/tmp/alice/key.pub");
+    assert!(!first.stderr.contains("warning"), "{first:?}");
+    for (told, says) in [
+        (
+            "AuthorizedKeysFile /etc/ssh/keys/%u",
+            "`AuthorizedKeysFile /etc/ssh/keys/%u`",
+        ),
+        ("PubkeyAuthentication no", "`PubkeyAuthentication yes` is needed"),
+        ("AllowUsers admin", "`AllowUsers admin`"),
+        ("DenyUsers crab*", "`DenyUsers crab*`"),
+        (
+            "Match User crabbox\n    ForceCommand internal-sftp",
+            "`ForceCommand internal-sftp`",
+        ),
+        ("No such keyword", "is not known"),
+    ] {
+        drop(
+            host.sh(&format!(
+                "cp /tmp/usual /etc/ssh/sshd_config; printf '%b\\n' '{told}' >> /etc/ssh/sshd_config"
+            ))
+            .exits(0),
+        );
+        let again = setup(&host, "");
+        assert_eq!(again.stderr.matches("warning: ").count(), 1, "{told}: {again:?}");
+        assert!(again.stderr.contains(says), "{told}: {again:?}");
+    }
+    let advice = host.sh(&format!("{SETUP} --serve --yes --json")).exits(0);
+    assert!(advice.stdout.contains("is not known"), "{advice:?}");
+    drop(host.sh("cp /tmp/usual /etc/ssh/sshd_config").exits(0));
+    // sudo takes the last rule that there is.
+    for rule in [
+        "crabbox ALL=(ALL) ALL",
+        "crabbox ALL=(root) !/srv/bin/crabbox __serve --as alice",
+    ] {
+        drop(
+            host.sh(&format!(
+                "umask 337; echo '{rule}' > /etc/sudoers.d/zz-other; visudo -c >/dev/null"
+            ))
+            .exits(0),
+        );
+        let again = setup(&host, "");
+        assert!(
+            again.stderr.contains("sudo does not serve alice: ")
+                && again.stderr.matches("warning: ").count() == 1,
+            "{rule}: {again:?}"
+        );
+        drop(host.sh("rm -f /etc/sudoers.d/zz-other").exits(0));
+    }
+    let again = setup(&host, "");
+    assert!(!again.stderr.contains("warning"), "{again:?}");
+    drop(setup(&host, "--remove"));
+    assert_nothing_left(&before, &written(&host));
+}
+
+#[test]
+fn what_would_be_set_up_where_nobody_is_served_from_is_refused() {
+    let host = accounts();
+    let before = written(&host);
+    drop(setup(&host, "--owner alice=/tmp/alice/key.pub"));
+    let set_up = written(&host);
+    for (variable, where_to) in [
+        ("HOME=/tmp/other", "/tmp/other/.config/crabbox"),
+        ("XDG_CONFIG_HOME=/tmp/other", "/tmp/other/crabbox"),
+        ("XDG_STATE_HOME=/tmp/other", "/tmp/other/crabbox"),
+        ("XDG_CACHE_HOME=/tmp/other", "/tmp/other/crabbox"),
+        ("CRABBOX_REGISTRY_DIR=/tmp/other", "/tmp/other"),
+    ] {
+        for words in [
+            "--owner bob=/tmp/bob/key.pub --yes",
+            "--owner bob=/tmp/bob/key.pub --dry-run",
+            "--remove-owner alice --yes",
+            "--remove --yes",
+        ] {
+            let refused = host
+                .sh(&format!("export {variable}; {SETUP} --serve {words}"))
+                .exits(2);
+            assert!(
+                refused.stderr.contains(&format!("this would use {where_to}\n"))
+                    && refused
+                        .stderr
+                        .contains("run it with HOME=/srv and without XDG_CONFIG_HOME"),
+                "{variable} {words}: {refused:?}"
+            );
+        }
+        drop(host.sh("! test -e /tmp/other").exits(0));
+        assert_nothing_left(&set_up, &written(&host));
+    }
+    drop(setup(&host, "--remove"));
+    assert_nothing_left(&before, &written(&host));
+}
+
+#[test]
 fn a_setup_killed_anywhere_is_put_right_by_its_removal_and_by_itself() {
     let host = accounts();
     // An account of somebody's is not there, and the rest of this machine's sudo is.
     let before = written(&host);
-    let kill = |point: &str, words: &str| {
-        let killed =
-            format!("CRABBOX_TEST_FAILPOINT=cli:{point} {SETUP} --serve --yes {words}; test $? -gt 128");
-        drop(host.sh(&killed).exits(0));
-    };
     for point in [
         "serve-account:begun",
         "serve-account:done",
@@ -206,7 +309,7 @@ fn a_setup_killed_anywhere_is_put_right_by_its_removal_and_by_itself() {
         "serve-keys:done",
     ] {
         for goes_on in [false, true] {
-            kill(point, "--owner alice=/tmp/alice/key.pub");
+            kill(&host, point, "--owner alice=/tmp/alice/key.pub");
             drop(host.sh("visudo -c >/dev/null").exits(0));
             if goes_on {
                 drop(setup(&host, "--owner alice=/tmp/alice/key.pub"));
@@ -226,7 +329,7 @@ fn a_setup_killed_anywhere_is_put_right_by_its_removal_and_by_itself() {
             &host,
             "--owner alice=/tmp/alice/key.pub --owner bob=/tmp/bob/key.pub",
         ));
-        kill(point, "--remove");
+        kill(&host, point, "--remove");
         drop(setup(&host, "--remove"));
         assert_nothing_left(&before, &written(&host));
     }
@@ -236,7 +339,7 @@ fn a_setup_killed_anywhere_is_put_right_by_its_removal_and_by_itself() {
         "--owner alice=/tmp/alice/key.pub --owner bob=/tmp/bob/key.pub",
     ));
     for point in ["serve-expel:made", "serve-end:done"] {
-        kill(point, "--remove-owner bob");
+        kill(&host, point, "--remove-owner bob");
         drop(setup(&host, ""));
         drop(
             host.sh("cat /etc/sudoers.d/crabbox /var/lib/crabbox-serve/.ssh/authorized_keys /srv/.config/crabbox/state/setup.json >/tmp/all && ! grep -q bob /tmp/all")
@@ -244,6 +347,18 @@ fn a_setup_killed_anywhere_is_put_right_by_its_removal_and_by_itself() {
         );
         drop(setup(&host, "--owner bob=/tmp/bob/key.pub"));
     }
+    drop(setup(&host, "--remove"));
+    assert_nothing_left(&before, &written(&host));
+}
+
+#[test]
+fn a_setup_killed_where_a_line_moves_or_the_rule_goes_is_put_right_by_itself() {
+    let host = accounts();
+    let before = written(&host);
+    drop(setup(
+        &host,
+        "--owner alice=/tmp/alice/key.pub --owner bob=/tmp/bob/key.pub",
+    ));
     // The program is at another place now, and setup is killed when the lines say so and the record does not: either of them goes on from there.
     drop(
         host.sh("mkdir /srv/moved && cp /srv/bin/crabbox /srv/moved/crabbox")
@@ -287,7 +402,11 @@ fn a_setup_killed_anywhere_is_put_right_by_its_removal_and_by_itself() {
         assert_eq!(again.stdout, "nothing to do: this host is set up\n");
     }
     // The last owner goes, and the rule with her.
-    kill("serve-nosudoers:done", "--remove-owner bob --remove-owner alice");
+    kill(
+        &host,
+        "serve-nosudoers:done",
+        "--remove-owner bob --remove-owner alice",
+    );
     drop(
         host.sh("! test -e /etc/sudoers.d/crabbox && ! grep -q __serve /var/lib/crabbox-serve/.ssh/authorized_keys")
             .exits(0),

@@ -79,6 +79,14 @@ impl Env {
         }
     }
 
+    /// What a program has that is given no variable but where its home is.
+    pub(crate) fn at_home(home: &Path) -> Self {
+        Self {
+            variables: BTreeMap::from([("HOME".into(), home.into())]),
+            cwd: Ok(home.to_owned()),
+        }
+    }
+
     /// The same for a program that stands in `dir`.
     pub(crate) fn standing_in(self, dir: &Path) -> Self {
         Self {

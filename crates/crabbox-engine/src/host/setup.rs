@@ -31,7 +31,9 @@ mod serve;
 
 pub use record::{Made, RecordError};
 pub use remove::{Part, Removal, remove};
-pub use serve::{ACCOUNT, Ground, ServeSetupError, ServeStep, WantedServe};
+pub use serve::{
+    ACCOUNT, Barrier, Ground, ServeSetupError, ServeStep, WantedServe, barriers, check_home, served_home,
+};
 
 /// What the user asked for.
 #[derive(Debug, Clone, Default)]

@@ -5,7 +5,9 @@
 
 mod account;
 mod authorized;
+mod barrier;
 mod error;
+mod home;
 mod owners;
 mod sessions;
 mod steps;
@@ -13,7 +15,9 @@ mod sudoers;
 mod undo;
 mod way;
 
+pub use barrier::{Barrier, barriers};
 pub use error::ServeSetupError;
+pub use home::{check_home, served_home};
 pub(super) use steps::apply;
 pub(super) use undo::{carry_out, decide, end_sessions, is_of_serving, lets_in};
 
@@ -76,6 +80,7 @@ impl Ground {
             "sudo" | "visudo" => "sudo",
             "sshd" => "openssh-server",
             "getent" => "libc-bin",
+            "setpriv" => "util-linux",
             _ => "passwd",
         };
         find_on_path(name.as_ref(), &self.path).ok_or(ServeSetupError::Program {

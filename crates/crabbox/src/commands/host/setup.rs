@@ -21,6 +21,7 @@ use crate::commands::engine;
 use crate::commands::host::template::{self, WarmView};
 use crate::commands::lease::stages::Stages;
 use crate::context::Ctx;
+use crate::env::Env;
 use crate::ui::{CommandError, Exit};
 
 /// The variable that names a bundle for hosts that are set up by `run` or `warmup`; read from the environment only, so that no
@@ -71,6 +72,9 @@ pub(in crate::commands) struct SetupView<'a> {
 pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &SetupArgs) -> Result<Exit, CommandError> {
     let settings = ctx.settings(&args.keys.values)?.settings;
     let engine = engine::looking(ctx)?;
+    if args.serve {
+        check_home(&engine)?;
+    }
     if args.remove {
         return remove(ctx, &engine, args);
     }
@@ -99,15 +103,38 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &SetupArgs) -> Result<Exit, 
             made = make_template(ctx, &engine, &lease, args.json)?;
         }
     }
+    let mut advice = plan.advice.clone();
+    if args.serve && !args.dry_run {
+        let found = match setup::barriers(&engine, &Ground::of(&engine)) {
+            Ok(barriers) => barriers.iter().map(ToString::to_string).collect(),
+            // What was asked for is done.
+            Err(error) => vec![format!("whether owners get in is not known: {}", chain(&error))],
+        };
+        for line in found.iter().filter(|_| !args.json) {
+            ctx.printer.warn(line);
+        }
+        advice.extend(found);
+    }
     if args.json {
         ctx.printer.json(&SetupView {
             dry_run: args.dry_run,
             template: made.as_ref().map(WarmView::new),
             steps: plan.steps.iter().map(words).collect(),
-            advice: &plan.advice,
+            advice: &advice,
         })?;
     }
     Ok(Exit::SUCCESS)
+}
+
+/// Refuses an environment in which other places are meant than those of whoever serves owners; only root has those.
+fn check_home(engine: &Engine) -> Result<(), CommandError> {
+    if !crabbox_host::process::is_root() {
+        return Err(ServeSetupError::NotRoot.into());
+    }
+    let home = setup::served_home(&Ground::of(engine))?;
+    let served = Env::at_home(&home).places()?;
+    setup::check_home(&engine.places, &served, &home)?;
+    Ok(())
 }
 
 /// Sets up a host on which a command found nothing to lease with, when the user or CI agrees; `false` when `error` is about
@@ -268,10 +295,6 @@ fn serve_words(step: &ServeStep) -> String {
 }
 
 fn remove(ctx: &Ctx<'_>, engine: &Engine, args: &SetupArgs) -> Result<Exit, CommandError> {
-    // Anybody else has a record of their own, in which there is nothing of it.
-    if args.serve && !crabbox_host::process::is_root() {
-        return Err(ServeSetupError::NotRoot.into());
-    }
     let mut planned = Vec::new();
     let ground = Ground::of(engine);
     let part = if args.serve {

@@ -26,6 +26,7 @@ const NOT_FOUND: i32 = 2;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Account {
     pub(super) uid: u32,
+    pub(super) gid: u32,
     pub(super) home: PathBuf,
     pub(super) shell: String,
     name: String,
@@ -45,10 +46,15 @@ impl Account {
     }
 }
 
-/// The account, where there is one, from whatever the host has its accounts.
+/// The account, where there is one.
 pub(super) fn find(ground: &Ground) -> Result<Option<Account>, ServeSetupError> {
+    named(ground, ACCOUNT)
+}
+
+/// The account of this name, from whatever the host has its accounts.
+pub(super) fn named(ground: &Ground, name: &str) -> Result<Option<Account>, ServeSetupError> {
     let looked = Cmd::new(ground.tool("getent")?)
-        .args(["passwd", ACCOUNT])
+        .args(["passwd", name])
         .limit(LIMIT)
         .capture()?;
     match looked.status.code() {
@@ -69,11 +75,12 @@ pub(super) fn find(ground: &Ground) -> Result<Option<Account>, ServeSetupError> 
 
 fn parse(line: &str) -> Option<Account> {
     let fields: Vec<&str> = line.split(':').collect();
-    let [_, _, uid, _, name, home, shell] = fields.as_slice() else {
+    let [_, _, uid, gid, name, home, shell] = fields.as_slice() else {
         return None;
     };
     Some(Account {
         uid: uid.parse().ok()?,
+        gid: gid.parse().ok()?,
         home: PathBuf::from(home),
         shell: (*shell).to_owned(),
         name: (*name).to_owned(),

@@ -20,6 +20,18 @@ pub enum ServeSetupError {
     /// Only root makes accounts.
     #[error("owners from afar are set up, and taken away again, by root")]
     NotRoot,
+    /// What is served is not at this place.
+    #[error("owners from afar are served what is root's own, with {what} in {}, and this would use {}", served.display(), found.display())]
+    Elsewhere {
+        /// What is meant.
+        what: &'static str,
+        /// Where it is for whoever is served.
+        served: PathBuf,
+        /// Where it is here.
+        found: PathBuf,
+        /// Root's home directory.
+        home: PathBuf,
+    },
     /// A program is not there.
     #[error("{program} is not installed, which owners from afar need")]
     Program {
@@ -244,6 +256,10 @@ impl Fault for ServeSetupError {
     fn hints(&self) -> Vec<String> {
         let hint = match self {
             Self::NotRoot => "run it as root, for example with sudo".to_owned(),
+            Self::Elsewhere { home, .. } => format!(
+                "run it with HOME={} and without XDG_CONFIG_HOME, XDG_STATE_HOME, XDG_CACHE_HOME and CRABBOX_REGISTRY_DIR, as in a shell of `sudo -i`",
+                home.display()
+            ),
             Self::Program { package, .. } => {
                 format!("`apt-get install {package}`, or what your system calls it")
             }
