@@ -191,7 +191,7 @@ fn a_host_that_is_away_or_another_one_is_told_and_costs_no_other_lease() {
         "{unasked:?}"
     );
     // Somebody answers who is not our program.
-    let other = r#"sed -i "s/exec crabbox __serve --as bob/echo welcome; echo no >\&2; exit 9/" /srv/sshd/authorized; pkill -u daemon -x ssh"#;
+    let other = r#"sed -i "s/exec .srv.sshd.serve --as bob/echo welcome; echo no >\&2; exit 9/" /srv/sshd/authorized; pkill -u daemon -x ssh"#;
     drop(host.sh(other).exits(0));
     let none = with(&host, "bob", "crabbox list").exits(0);
     assert!(

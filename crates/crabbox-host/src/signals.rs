@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::process::Signal;
 
@@ -35,6 +35,18 @@ pub struct Interrupts {
 
 /// The watch that this process installed first, for waits so deep that nobody could hand it to each.
 static WATCH: OnceLock<(Arc<AtomicUsize>, OwnedFd)> = OnceLock::new();
+
+/// The watch of a program that watches only while it waits for something ([`watching`]).
+static GATE: OnceLock<Gate> = OnceLock::new();
+
+struct Gate {
+    /// Whether a signal ends the program at once: what is going on hears none.
+    is_shut: Arc<AtomicBool>,
+    /// How many waits that hear one are going on.
+    waits: Mutex<usize>,
+    /// Whether the program has a watch of its own by now, which stays.
+    is_open: AtomicBool,
+}
 
 /// What a wait ends by, as this process stands when what it is part of begins. It is made once for all waits of one thing, so that a signal
 /// that falls between two of them is heeded by the second.
@@ -113,6 +125,10 @@ impl Interrupts {
         let pipe = OwnedFd::from(pipe);
         let copy = pipe.try_clone().map_err(failed(Signal::INT))?;
         WATCH.set((Arc::clone(&first), copy)).ok();
+        if let Some(gate) = GATE.get() {
+            gate.is_open.store(true, Ordering::SeqCst);
+            gate.is_shut.store(false, Ordering::SeqCst);
+        }
         Ok(Self { first, pipe, writer })
     }
 
@@ -131,6 +147,57 @@ impl Interrupts {
             .into_iter()
             .find(|signal| usize::try_from(signal.as_raw()) == Ok(number))
     }
+}
+
+impl Gate {
+    /// One that is shut. What it registers comes before the watch, so that a signal ends the program before it is noted.
+    fn install() -> Option<Self> {
+        let is_shut = Arc::new(AtomicBool::new(true));
+        for signal in ASKING.into_iter().filter(|signal| !is_ignored(*signal)) {
+            signal_hook::flag::register_conditional_default(signal.as_raw(), Arc::clone(&is_shut)).ok()?;
+        }
+        Some(Self {
+            is_shut,
+            waits: Mutex::new(0),
+            is_open: AtomicBool::new(false),
+        })
+    }
+
+    fn change(&self, by: impl FnOnce(usize) -> usize) {
+        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        *waits = by(*waits);
+        let is_shut = *waits == 0 && !self.is_open.load(Ordering::SeqCst);
+        self.is_shut.store(is_shut, Ordering::SeqCst);
+    }
+}
+
+/// Has a program that dies of the first signal hear it instead while it does `act`, whose waits end by a [`Heed`] made there. A signal of whose
+/// coming the outcome does not say, by `is_told`, ends the program behind it as it would have before. Where the whole program watches, it goes on doing so.
+pub fn watching<T>(act: impl FnOnce() -> T, is_told: impl FnOnce(&T) -> bool) -> T {
+    static INSTALLED: OnceLock<Option<Interrupts>> = OnceLock::new();
+    if GATE.get().is_none() && WATCH.get().is_some() {
+        return act();
+    }
+    let watch = INSTALLED.get_or_init(|| {
+        let gate = Gate::install()?;
+        let watch = Interrupts::install().ok()?;
+        GATE.set(gate).ok()?;
+        Some(watch)
+    });
+    let (Some(watch), Some(gate)) = (watch, GATE.get()) else {
+        return act();
+    };
+    let before = watch.caught();
+    gate.change(|waits| waits + 1);
+    let outcome = act();
+    gate.change(|waits| waits - 1);
+    if let (None, Some(signal)) = (before, watch.caught())
+        && !gate.is_open.load(Ordering::SeqCst)
+        && !is_told(&outcome)
+    {
+        signal_hook::low_level::emulate_default_handler(signal.as_raw()).ok();
+    }
+    outcome
 }
 
 /// Requests an orderly end like SIGTERM, for a program whose user has gone away without a signal.
@@ -258,6 +325,56 @@ mod tests {
         assert!(before.is_asked() && Heed::ever().is_asked());
         assert!(!Heed::from_now_on().is_asked() && Heed::from_now_on().fd().is_none());
         assert!(!Heed::never().is_asked());
+    }
+
+    #[test]
+    fn a_program_that_watches_for_a_while_dies_of_a_signal_before_and_after_and_of_one_that_is_not_told() {
+        let name = "a_program_that_watches_for_a_while_dies_of_a_signal_before_and_after_and_of_one_that_is_not_told";
+        let heard = || {
+            let heed = Heed::from_now_on();
+            assert!(!heed.is_asked());
+            raise(Signal::INT);
+            heed.is_asked()
+        };
+        let case = std::env::args().skip_while(|arg| arg != MAY_DIE).nth(1);
+        match case.as_deref() {
+            Some("told, and again behind it") => {
+                assert!(watching(heard, |heard| *heard));
+                raise(Signal::TERM);
+            }
+            Some("not told") => {
+                watching(heard, |_| false);
+            }
+            Some("between two") => {
+                watching(|| (), |()| false);
+                raise(Signal::TERM);
+            }
+            Some("a watch of its own") => {
+                watching(|| (), |()| false);
+                let interrupts = Interrupts::install().unwrap();
+                raise(Signal::INT);
+                assert_eq!(interrupts.caught(), Some(Signal::INT));
+                watching(|| (), |()| false);
+                // Its second one ends it.
+                raise(Signal::TERM);
+            }
+            Some(other) => panic!("{other}"),
+            None => {
+                for (case, signal) in [
+                    ("told, and again behind it", Signal::TERM),
+                    ("not told", Signal::INT),
+                    ("between two", Signal::TERM),
+                    ("a watch of its own", Signal::TERM),
+                ] {
+                    let copy = Cmd::new(std::env::current_exe().unwrap());
+                    let copy = copy.args(["--exact", &format!("signals::tests::{name}"), MAY_DIE, case]);
+                    let ended = copy.limit(Duration::from_secs(30)).capture().unwrap();
+                    assert_eq!(ended.status.signal(), Some(signal.as_raw()), "{case}: {ended:?}");
+                }
+                return;
+            }
+        }
+        unreachable!("a signal has ended it");
     }
 
     #[test]

@@ -144,8 +144,8 @@ impl Fault for FleetError {
             | Self::NoServe { .. }
             | Self::Broken { .. }
             | Self::Nonsense { .. }
-            | Self::Odd { .. }
-            | Self::Interrupted { .. } => Kind::Unavailable,
+            | Self::Odd { .. } => Kind::Unavailable,
+            Self::Interrupted { .. } => Kind::Passthrough(130),
         }
     }
 

@@ -464,10 +464,19 @@ impl Ask {
     /// What the waits of this question end by. What begins somebody's work is not begun after an interruption; what follows one, as a lease
     /// that is given back, is asked all the same.
     pub(crate) fn heed(&self) -> Heed {
+        if self.begins_work() {
+            Heed::ever()
+        } else {
+            Heed::from_now_on()
+        }
+    }
+
+    fn begins_work(&self) -> bool {
         match self {
-            Self::Acquire { .. } | Self::Connect { .. } | Self::Resolve { aim: Aim::Use, .. } => Heed::ever(),
-            Self::Touch { state, .. } if state.as_deref() == Some("running") => Heed::ever(),
-            _ => Heed::from_now_on(),
+            Self::Acquire { .. } | Self::Connect { .. } => true,
+            Self::Resolve { aim, .. } => *aim == Aim::Use,
+            Self::Touch { state, .. } => state.as_deref() == Some("running"),
+            Self::Claimed | Self::List | Self::Release { .. } | Self::Logs { .. } => false,
         }
     }
 

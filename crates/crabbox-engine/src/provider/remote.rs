@@ -26,7 +26,7 @@ use crabbox_core::state::LeaseState;
 use crabbox_core::timestamp;
 use crabbox_host::clock;
 use crabbox_host::files;
-use crabbox_host::signals::{Heed, Interrupts};
+use crabbox_host::signals::{self, Heed, Interrupts};
 use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::{NameError, Purpose};
 use crabbox_machine::lease::logs::Source;
@@ -139,16 +139,19 @@ impl Remote {
         ask: &Ask,
         take: impl FnMut(Reply) -> Option<T>,
     ) -> Result<T, LeaseError> {
-        let mut talk = match self.talks.take(host, Instant::now()) {
-            Some(talk) => talk.heeding(ask.heed()),
-            None => self.open(host, ask.heed())?,
+        let asked = || {
+            let mut talk = match self.talks.take(host, Instant::now()) {
+                Some(talk) => talk.heeding(ask.heed()),
+                None => self.open(host, ask.heed())?,
+            };
+            let answer = talk.ask(ask, take);
+            // One that broke off is not taken up again.
+            if matches!(answer, Ok(_) | Err(FleetError::Refused(..))) {
+                self.talks.keep(host, talk, Instant::now());
+            }
+            answer
         };
-        let answer = talk.ask(ask, take);
-        // One that broke off is not taken up again.
-        if matches!(answer, Ok(_) | Err(FleetError::Refused(..))) {
-            self.talks.keep(host, talk, Instant::now());
-        }
-        Ok(answer?)
+        Ok(signals::watching(asked, tells_of_it)?)
     }
 
     /// Whether `host` took us a moment ago for the owner of the lease of `claim`. To anybody else it says of that lease that there is none.
@@ -198,6 +201,28 @@ impl Remote {
         self.lease(host, told)
     }
 
+    /// What each of the hosts says, side by side: one that is away costs what it costs once.
+    fn list_at(&self, hosts: BTreeSet<KvmHost>) -> Vec<(KvmHost, Result<Vec<FarLease>, FleetError>)> {
+        // One for all: a signal between two of them is heeded by both.
+        let heed = Ask::List.heed();
+        std::thread::scope(|scope| {
+            let asked: Vec<_> = hosts
+                .into_iter()
+                .map(|host| {
+                    let asking = scope.spawn({
+                        let host = host.clone();
+                        move || self.list_there(&host, heed)
+                    });
+                    (host, asking)
+                })
+                .collect();
+            asked
+                .into_iter()
+                .filter_map(|(host, asking)| Some((host, asking.join().ok()?)))
+                .collect()
+        })
+    }
+
     /// Every lease on `host`, over a conversation of its own.
     fn list_there(&self, host: &KvmHost, heed: Heed) -> Result<Vec<FarLease>, FleetError> {
         let mut talk = self.open(host, heed)?;
@@ -238,6 +263,11 @@ impl Remote {
             .find(|(_, claim)| claim.lease_id == id)?;
         self.lease(&host, told_by(&claim)?).ok()
     }
+}
+
+/// Whether this tells the user of their Ctrl-C.
+fn tells_of_it<T>(told: &Result<T, FleetError>) -> bool {
+    matches!(told, Err(FleetError::Interrupted { .. }))
 }
 
 fn lease_of(reply: Reply) -> Option<FarLease> {
@@ -360,25 +390,8 @@ impl Provider for Remote {
         };
         let mut hosts: BTreeSet<KvmHost> = self.claims()?.into_iter().map(|(host, _)| host).collect();
         hosts.extend(configured);
-        // One for all: a signal between two of them is heeded by both.
-        let heed = Ask::List.heed();
-        // Side by side: one that is away costs what it costs once.
-        let told: Vec<_> = std::thread::scope(|scope| {
-            let asked: Vec<_> = hosts
-                .into_iter()
-                .map(|host| {
-                    let asking = scope.spawn({
-                        let host = host.clone();
-                        move || self.list_there(&host, heed)
-                    });
-                    (host, asking)
-                })
-                .collect();
-            asked
-                .into_iter()
-                .filter_map(|(host, asking)| Some((host, asking.join().ok()?)))
-                .collect()
-        });
+        let ask = || self.list_at(hosts);
+        let told = signals::watching(ask, |told| told.iter().any(|(_, told)| tells_of_it(told)));
         for (host, told) in told {
             let leases = match told {
                 Ok(told) => told.into_iter().map(|told| self.lease(&host, told)).collect(),

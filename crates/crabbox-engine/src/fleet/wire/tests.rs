@@ -19,6 +19,32 @@ const ASKS: [&str; 8] = [
 const LEASE: &str = r#"{"reply":"lease","id":"cbx_0123456789ab","slug":"jade-krill","name":"crabbox-jade-krill-1a2b3c4d","server_type":"microvm","state":"ready","labels":{"owner":"alice"},"user":"crabbox","port":22,"work_root":"/work/crabbox","has_address":true,"unjailed":false,"capacity":null}"#;
 
 #[test]
+fn what_begins_somebody_s_work_is_not_begun_after_an_interruption_and_all_else_is_asked() {
+    let begins = |line: &str| Ask::read(line.as_bytes()).unwrap().begins_work();
+    let told = ASKS.map(begins);
+    // acquire, claimed, resolve, list, touch, release, logs, connect.
+    assert_eq!(told, [true, false, true, false, true, false, false, true]);
+    for (line, expected) in [
+        (r#"{"protocol":1,"verb":"resolve","lease":"a","aim":"use"}"#, true),
+        (
+            r#"{"protocol":1,"verb":"resolve","lease":"a","aim":"look"}"#,
+            false,
+        ),
+        (
+            r#"{"protocol":1,"verb":"touch","lease":"a","state":"running"}"#,
+            true,
+        ),
+        (
+            r#"{"protocol":1,"verb":"touch","lease":"a","state":"ready"}"#,
+            false,
+        ),
+        (r#"{"protocol":1,"verb":"touch","lease":"a"}"#, false),
+    ] {
+        assert_eq!(begins(line), expected, "{line}");
+    }
+}
+
+#[test]
 fn every_request_has_its_bytes_and_its_verb_is_known() {
     for (line, verb) in ASKS.into_iter().zip(VERBS) {
         let ask = Ask::read(line.as_bytes()).unwrap();
