@@ -110,17 +110,18 @@ impl Host {
             reason = "libtest passes no arguments on: this is how who deals the tests says where each one goes"
         )]
         let wanted = std::env::var(HOST).ok();
-        let mut all = Prepared::all();
-        all.retain(|host| wanted.as_ref().is_none_or(|name| *name == host.name));
+        let is_wanted = |host: &Prepared| wanted.as_ref().is_none_or(|name| *name == host.name);
         assert!(
-            !all.is_empty(),
+            Prepared::all().iter().any(is_wanted),
             "this test needs a KVM host with crabbox installed; start the lab: cargo xtask provision"
         );
         let free = || {
-            all.iter().find_map(|host| {
+            // Looked for each time: a task that has one alone makes it anew.
+            let all = Prepared::all_used().unwrap_or_else(|error| panic!("no host is to be had: {error}"));
+            all.into_iter().filter(is_wanted).find_map(|host| {
                 let lock = FileLock::try_acquire(&host.dir.join("alone.lock"))
                     .unwrap_or_else(|error| panic!("the host is not to be had: {error}"))?;
-                Some((host.clone(), lock))
+                Some((host, lock))
             })
         };
         let (host, lock) = clock::poll_until(PATIENCE, free)

@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 use crabbox_host::command::Cmd;
-use crabbox_lab::lab::{self, packages};
+use crabbox_lab::lab::{Alone, packages};
 use crabbox_lab::payload::PROGRAMS_OF;
 use crabbox_lab::site::{LOCAL, Prepared};
 
@@ -91,7 +91,10 @@ pub(crate) fn main(which: Which, name: &str, labs: Option<usize>) -> Result<Exit
     let closed = run.ledger.close(&budget);
     if which != Which::Local {
         for name in &names {
-            lab::down(name)?;
+            // Whoever uses it by now has waited for us, and takes it away.
+            if let Some(lab) = Alone::try_take(name)? {
+                lab.remove()?;
+            }
         }
     }
     // What the tests themselves said stands last, as it does when cargo runs them.
@@ -360,7 +363,7 @@ impl LastRung<'_> {
 
     /// The hosts that were prepared, and what there is to do on them.
     fn deal(&self, files: &[&Executable]) -> Result<(Vec<Prepared>, Queue)> {
-        let hosts = Prepared::all();
+        let hosts = Prepared::all_used()?;
         ensure!(!hosts.is_empty(), "no host was prepared for the tests");
         let without: &[&str] = if hosts.iter().any(|host| host.name == LOCAL) {
             eprintln!(

@@ -75,10 +75,19 @@ impl FileLock {
 
     /// Takes the lock if it is free; `None` if it is held. Creates file and directory like [`FileLock::acquire`].
     pub fn try_acquire(path: &Path) -> Result<Option<Self>, LockError> {
+        Self::try_for(path, File::try_lock)
+    }
+
+    /// The same for a shared lock; `None` if one is held that is not shared.
+    pub fn try_share(path: &Path) -> Result<Option<Self>, LockError> {
+        Self::try_for(path, File::try_lock_shared)
+    }
+
+    fn try_for(path: &Path, take: fn(&File) -> Result<(), TryLockError>) -> Result<Option<Self>, LockError> {
         make_parent(path)?;
         loop {
             let file = open(path)?;
-            match file.try_lock() {
+            match take(&file) {
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Interrupted => {}
                 Err(TryLockError::Error(source)) => return Err(failed("take", path, source)),

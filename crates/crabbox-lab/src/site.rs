@@ -8,14 +8,16 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use crabbox_host::command::{Captured, Cmd};
+use crabbox_host::lock::FileLock;
 use serde::{Deserialize, Serialize};
 
-use crate::lab::{self, Lab, Options, packages};
+use crate::lab::{self, Alone, Lab, Options, packages};
 use crate::payload::{self, Build, Images, Payload};
 use crate::stage::stage;
 use crate::workspace;
@@ -47,6 +49,8 @@ pub struct Prepared {
     pub argv: Vec<String>,
     /// `None` for this machine.
     lab: Option<Lab>,
+    /// Held as long as it is used.
+    _used: Option<Arc<FileLock>>,
 }
 
 impl Prepared {
@@ -61,8 +65,13 @@ impl Prepared {
         if name == LOCAL {
             let known: Local = serde_json::from_slice(&fs::read(dir.join("lab.json")).ok()?).ok()?;
             let (name, argv) = (name.to_owned(), known.ssh_argv);
-            let lab = None;
-            return Some(Self { name, dir, argv, lab });
+            return Some(Self {
+                name,
+                dir,
+                argv,
+                lab: None,
+                _used: None,
+            });
         }
         let lab = Lab::find(name).ok()?;
         Some(Self {
@@ -70,7 +79,23 @@ impl Prepared {
             dir,
             argv: lab.record().ssh_argv.clone(),
             lab: Some(lab),
+            _used: None,
         })
+    }
+
+    /// Those that are there, each so that nobody takes it away as long as it is held; none that somebody has for a task of their own.
+    pub fn all_used() -> Result<Vec<Self>> {
+        let mut all = Vec::new();
+        for name in Self::all().into_iter().map(|host| host.name) {
+            if let Some(used) = lab::share(&name)? {
+                // Who had it before may have made it anew.
+                all.extend(Self::find(&name).map(|host| Self {
+                    _used: Some(Arc::new(used)),
+                    ..host
+                }));
+            }
+        }
+        Ok(all)
     }
 
     /// Whether it responds over a connection of its own within `patience`.
@@ -118,6 +143,8 @@ pub struct Site {
     argv: Vec<String>,
     /// The process of the lab's emulator.
     emulator: Option<u32>,
+    /// As long as this is held nobody else takes the lab away.
+    _alone: Option<Alone>,
 }
 
 /// Builds what is missing, chooses the site and prepares it: this machine where a boot proves its KVM, else the lab `name`.
@@ -244,7 +271,8 @@ impl Site {
 
     /// Starts the lab `name` anew and installs `payload` in it: no test may see what an earlier one left.
     pub fn lab(name: &str, payload: &Payload) -> Result<Self> {
-        lab::down(name)?;
+        let alone = Alone::wait(name)?;
+        alone.remove()?;
         let options = Options {
             artefacts: Some(payload.artefacts.clone()),
             ..Options::default()
@@ -254,6 +282,7 @@ impl Site {
             name: "the lab",
             argv: lab.record().ssh_argv.clone(),
             emulator: Some(lab.record().pid),
+            _alone: Some(alone),
         };
         stage("installing crabbox in the lab", || {
             lab.copy(
@@ -308,6 +337,7 @@ impl Site {
             name: "this host",
             argv,
             emulator: None,
+            _alone: None,
         };
         let known = Local {
             ssh_argv: site.argv.clone(),
@@ -413,6 +443,7 @@ mod tests {
             name: "this host",
             argv: vec!["sh".to_owned(), "-c".to_owned()],
             emulator: None,
+            _alone: None,
         }
     }
 

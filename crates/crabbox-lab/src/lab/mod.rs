@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use crabbox_host::clock;
 use crabbox_host::command::Cmd;
+use crabbox_host::lock::FileLock;
 use crabbox_host::process::{self, ProcessId};
 
 use crate::cache::Cache;
@@ -205,13 +206,59 @@ pub fn prepare() -> Result<()> {
     images::ensure(&Cache::of_user()).map(drop)
 }
 
-/// Ends the lab `name` and removes everything of it; `false` when there was nothing.
+/// Ends the lab `name` and removes everything of it; `false` when there was nothing. Refused while a task uses it.
 pub fn down(name: &str) -> Result<bool> {
-    let dir = dir_of(name)?;
-    let there = dir.exists();
-    let _lock = lock(&dir)?;
-    clean(&dir)?;
-    Ok(there)
+    let alone = Alone::try_take(name)?.with_context(|| {
+        format!("another task uses the lab `{name}`; it ends with that, or end that first")
+    })?;
+    alone.remove()
+}
+
+/// A lab that nobody else uses as long as this is held, whether it is there or not: nobody else takes it away.
+#[derive(Debug)]
+pub struct Alone {
+    dir: PathBuf,
+    _used: FileLock,
+}
+
+impl Alone {
+    /// Waits until no other task uses the lab `name`, and says so.
+    pub fn wait(name: &str) -> Result<Self> {
+        if let Some(alone) = Self::try_take(name)? {
+            return Ok(alone);
+        }
+        eprintln!("lab: waiting for another task, which uses `{name}`");
+        Ok(Self {
+            dir: dir_of(name)?,
+            _used: FileLock::acquire(&used(name)?)?,
+        })
+    }
+
+    /// `None` while another task uses it.
+    pub fn try_take(name: &str) -> Result<Option<Self>> {
+        let dir = dir_of(name)?;
+        let used = FileLock::try_acquire(&used(name)?)?;
+        Ok(used.map(|used| Self { dir, _used: used }))
+    }
+
+    /// Ends it and removes everything of it; `false` when there was nothing.
+    pub fn remove(&self) -> Result<bool> {
+        let there = self.dir.exists();
+        let _lock = lock(&self.dir)?;
+        clean(&self.dir)?;
+        Ok(there)
+    }
+}
+
+/// Uses the lab `name` beside others who do, so that nobody takes it away meanwhile; `None` while somebody has it alone.
+pub fn share(name: &str) -> Result<Option<FileLock>> {
+    Ok(FileLock::try_share(&used(name)?)?)
+}
+
+/// The lock of those who use the lab `name`. It lies in the cache, because the lab's directory comes and goes.
+fn used(name: &str) -> Result<PathBuf> {
+    dir_of(name)?;
+    Ok(workspace::lab_dir().join("cache").join(format!("{name}.used")))
 }
 
 /// Starts the machine, records it before anything else can fail, and waits until it can be entered.
@@ -323,6 +370,38 @@ fn dir_of(name: &str) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lab_that_is_used_is_not_taken_away_under_its_users_and_one_that_is_taken_is_not_used() {
+        let name = format!("used-{}", std::process::id());
+        let dir = dir_of(&name).unwrap();
+        fs::create_dir_all(&dir).unwrap();
+        let users = [share(&name).unwrap().unwrap(), share(&name).unwrap().unwrap()];
+        let refused = down(&name).unwrap_err().to_string();
+        assert!(refused.contains("another task uses the lab"), "{refused}");
+        assert!(dir.exists());
+        let (told, taken) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                let alone = Alone::wait(&name).unwrap();
+                told.send(()).unwrap();
+                assert!(alone.remove().unwrap());
+                alone
+            });
+            let [first, last] = users;
+            drop(first);
+            assert!(taken.recv_timeout(Duration::from_millis(200)).is_err());
+            drop(last);
+            let alone = waiting.join().unwrap();
+            assert!(!dir.exists());
+            assert!(share(&name).unwrap().is_none() && down(&name).is_err());
+            drop(alone);
+        });
+        assert!(!down(&name).unwrap());
+        for kind in ["used", "lock"] {
+            fs::remove_file(workspace::lab_dir().join("cache").join(format!("{name}.{kind}"))).unwrap();
+        }
+    }
 
     #[test]
     fn a_name_is_never_a_path() {
