@@ -42,6 +42,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
     workspace::cargo()
         .args(["build", "--quiet", "--release", "--locked", "--target", PLATFORM])
         .env("RUSTFLAGS", INSTRUMENTATION)
+        .env("CARGO_TARGET_DIR", dir.join("target"))
         .cwd(&dir)
         .run()?;
     let program = dir.join("target").join(PLATFORM).join("release/crabbox-fuzz");

@@ -222,11 +222,7 @@ fn image_key(carried: &Carried) -> Result<String> {
 
 /// Runs cargo with its own output, so that a failed build shows why.
 fn cargo(args: &[&str]) -> Result<()> {
-    let cmd = workspace::cargo()
-        .arg("--quiet")
-        .args(args)
-        // Where cargo builds must not depend on who calls: the products are looked for in one place.
-        .env("CARGO_TARGET_DIR", workspace::target_dir());
+    let cmd = workspace::cargo().arg("--quiet").args(args);
     let mut command = cmd.to_std();
     let status = cmd.spawn(&mut command)?.wait()?;
     ensure!(status.success(), "`cargo {}` failed", args.join(" "));

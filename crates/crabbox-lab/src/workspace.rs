@@ -44,16 +44,43 @@ pub fn target_dir() -> PathBuf {
 }
 
 /// The cargo that built this, in the workspace, as if somebody called it who is no program of cargo's: a build script that asks for a
-/// variable about its package (`ring`'s does) would be run again because xtask's is another, and half the house compiled after it.
+/// variable about its package (`ring`'s does) would be run again because xtask's is another, and half the house compiled after it. Where it builds
+/// does not depend on who calls: the products are looked for in one place.
 pub fn cargo() -> Cmd {
     OF_PACKAGE
         .iter()
         .fold(Cmd::inheriting(env!("CARGO")), Cmd::env_remove)
+        .env("CARGO_TARGET_DIR", target_dir())
         .cwd(root())
+}
+
+/// What cargo built as `name` beside the program that runs, which may be a test: wherever that was.
+pub fn built_beside(name: &str) -> std::io::Result<PathBuf> {
+    let this = std::env::current_exe()?;
+    // Tests lie in `deps` below the programs.
+    let dir = this.ancestors().skip(1).find(|dir| !dir.ends_with("deps"));
+    Ok(dir.unwrap_or(&this).join(name))
 }
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_program_is_looked_for_beside_the_directory_of_the_tests() {
+        let this = std::env::current_exe().unwrap();
+        let beside = super::built_beside("crabbox").unwrap();
+        assert_eq!(beside, this.parent().unwrap().with_file_name("crabbox"));
+    }
+
+    #[test]
+    fn cargo_builds_where_the_products_are_looked_for_whatever_the_caller_has() {
+        let command = super::cargo().to_std();
+        let mut told = command.get_envs().filter(|(name, _)| *name == "CARGO_TARGET_DIR");
+        assert_eq!(
+            told.next().and_then(|(_, value)| value),
+            Some(super::target_dir().as_os_str())
+        );
+    }
+
     #[test]
     fn cargo_hears_nothing_of_the_package_that_calls_it() {
         let command = super::cargo().to_std();

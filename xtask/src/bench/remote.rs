@@ -35,11 +35,7 @@ fn programs() -> Result<PathBuf> {
     for program in PROGRAMS {
         cargo = cargo.args(["--bin", program]);
     }
-    cargo
-        .arg("--target-dir")
-        .arg(workspace::target_dir())
-        .limit(LIMIT)
-        .run()?;
+    cargo.limit(LIMIT).run()?;
     Ok(workspace::target_dir().join("lab"))
 }
 

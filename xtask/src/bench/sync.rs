@@ -40,8 +40,7 @@ impl Bench {
     /// With a tree of so many files.
     pub(super) fn new(files: usize) -> Result<Self> {
         workspace::cargo()
-            .args(["build", "--profile", "lab", "-p", "crabbox", "--target-dir"])
-            .arg(workspace::target_dir())
+            .args(["build", "--profile", "lab", "-p", "crabbox"])
             .limit(LIMIT)
             .run()?;
         let bench = Self {

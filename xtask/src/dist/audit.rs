@@ -19,18 +19,22 @@ const SECTION: &str = ".dep-v0";
 /// A copy of `program` in `dir` that names its `components`.
 pub(super) fn audited(program: &Path, components: &Components, dir: &Path) -> Result<PathBuf> {
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let list = dir.join("dependencies.json.z");
+    // Whole or not at all: another task may be packing the one that is there, and one that was killed leaves nothing that looks like it.
+    let scratch = tempfile::Builder::new().prefix(".auditing-").tempdir_in(dir)?;
+    let list = scratch.path().join("dependencies.json.z");
     let mut encoder = ZlibEncoder::new(fs::File::create(&list)?, Compression::best());
     encoder.write_all(components.audit().to_string().as_bytes())?;
     encoder.finish()?;
-    let copy = dir.join(program.file_name().context("a program without a name")?);
+    let name = program.file_name().context("a program without a name")?;
+    let (new, copy) = (scratch.path().join(name), dir.join(name));
     let section = format!("{SECTION}={}", list.display());
     Cmd::inheriting("objcopy")
         .args(["--add-section", &section])
         .args(["--set-section-flags", &format!("{SECTION}=noload,readonly")])
-        .args([program, &copy])
+        .args([program, &new])
         .run()
         .context("objcopy, of Debian's package binutils, writes the list into the program")?;
+    fs::rename(&new, &copy).with_context(|| format!("cannot put {}", copy.display()))?;
     Ok(copy)
 }
 
@@ -50,6 +54,12 @@ mod tests {
         let two = audited(&program, &components, &dir.path().join("two")).unwrap();
         assert_eq!(fs::read(&one).unwrap(), fs::read(two).unwrap());
         Cmd::new(&one).run().unwrap();
+        // Made again while it is held open, as by one who packs it: what was opened stays whole, and nothing else is left.
+        let opened = fs::File::open(&one).unwrap();
+        let inode = |file: &fs::File| std::os::unix::fs::MetadataExt::ino(&file.metadata().unwrap());
+        audited(&program, &components, &dir.path().join("one")).unwrap();
+        assert_ne!(inode(&opened), inode(&fs::File::open(&one).unwrap()));
+        assert_eq!(fs::read_dir(dir.path().join("one")).unwrap().count(), 1);
 
         let dumped = dir.path().join("section");
         Cmd::inheriting("objcopy")

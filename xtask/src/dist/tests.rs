@@ -157,7 +157,7 @@ fn ok(done: &Captured) {
 /// The development program, without what is there for debuggers: compressing that takes long and shows nothing. It is not built from here: a
 /// cargo below a test has another environment, in which it would compile nearly everything anew.
 fn development(dir: &Path) -> PathBuf {
-    let built = workspace::target_dir().join("debug/crabbox");
+    let built = workspace::built_beside("crabbox").unwrap();
     assert!(
         built.is_file(),
         "{} is not there: cargo build --workspace --bin crabbox",
