@@ -116,7 +116,10 @@ fn usage_errors_are_exit_2_on_standard_error() {
             &["help", "rum"],
             "unknown command \"rum\", did you mean \"run\"?\n",
         ),
-        (&["checkpoint", "create"], "checkpoint is not in this program yet\n"),
+        (
+            &["checkpoint", "create"],
+            "checkpoint is not in this program yet\n",
+        ),
         (
             &["completions"],
             "missing <SHELL>\nusage: crabbox completions <SHELL>",
