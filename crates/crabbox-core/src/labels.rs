@@ -195,6 +195,28 @@ pub fn set_owner(labels: &mut Labels, name: &str) {
     labels.insert(OWNER.to_owned(), sanitise(name));
 }
 
+/// The label with the number of the scheduler's job that a lease belongs to.
+const JOB: &str = "job";
+
+/// The label with the scheduler's name of the host that a job's lease is on.
+const NODE: &str = "node";
+
+/// The scheduler's job that the lease belongs to, if it does. Such a lease ends with its job and gets no second supervisor.
+pub fn job(labels: &Labels) -> Option<&str> {
+    labels.get(JOB).map(String::as_str)
+}
+
+/// The scheduler's name of the host that a job's lease is on.
+pub fn node(labels: &Labels) -> Option<&str> {
+    labels.get(NODE).map(String::as_str)
+}
+
+/// Makes the lease one of the scheduler's job `job` on the host `node`; both must be valid label values.
+pub fn set_job(labels: &mut Labels, job: u32, node: &str) {
+    labels.insert(JOB.to_owned(), job.to_string());
+    labels.insert(NODE.to_owned(), sanitise(node));
+}
+
 /// Whether the user asked to keep the lease.
 pub fn keep(labels: &Labels) -> bool {
     labels.get("keep").is_some_and(|keep| keep == "true")

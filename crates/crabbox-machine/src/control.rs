@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 /// The version of requests and replies.
 pub const VERSION: u32 = 1;
 /// Limit for a request and its reply together, on either side. No request here takes long.
-const LIMIT: Duration = Duration::from_secs(2);
+pub(crate) const LIMIT: Duration = Duration::from_secs(2);
 /// The longest line, in bytes.
 const LINE_LIMIT: u64 = 4096;
 
@@ -139,7 +139,7 @@ pub enum LineError {
 }
 
 /// Reads one line, version first.
-fn read<T: for<'a> Deserialize<'a>>(from: &mut impl Read) -> Result<T, LineError> {
+pub(crate) fn read<T: for<'a> Deserialize<'a>>(from: &mut impl Read) -> Result<T, LineError> {
     let mut line = Vec::new();
     BufReader::new(from.take(LINE_LIMIT)).read_until(b'\n', &mut line)?;
     if line.last() != Some(&b'\n') {
@@ -153,7 +153,7 @@ fn read<T: for<'a> Deserialize<'a>>(from: &mut impl Read) -> Result<T, LineError
 }
 
 /// One line, its newline included.
-fn line(what: impl Serialize) -> Result<Vec<u8>, serde_json::Error> {
+pub(crate) fn line(what: impl Serialize) -> Result<Vec<u8>, serde_json::Error> {
     let mut line = serde_json::to_vec(&Versioned {
         version: VERSION,
         what,

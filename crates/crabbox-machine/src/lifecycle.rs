@@ -4,7 +4,9 @@
 pub mod acquire;
 pub mod adopt;
 pub mod client;
+pub mod epilog;
 mod handover;
+pub mod hold;
 pub mod orphans;
 pub mod pool;
 mod refill;

@@ -67,6 +67,9 @@ pub struct AcquireRequest {
     /// The owner, if the lease was requested from another machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
+    /// The scheduler's job that the lease belongs to, if a scheduler placed it here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<Job>,
     /// Time limit for start and readiness together.
     pub launch_timeout: Duration,
     /// Whether releasing the lease deletes its directory.
@@ -112,6 +115,15 @@ pub struct Owner {
     pub public_key: String,
     /// The quota of one owner.
     pub quota: Quota,
+}
+
+/// A job of the scheduler that places leases on hosts. Its one process is the lease's supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its number.
+    pub id: u32,
+    /// The scheduler's name of the host on which it runs.
+    pub node: String,
 }
 
 /// A pool: leases made before they are needed, identical except for what is set when one is taken.

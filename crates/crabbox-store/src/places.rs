@@ -47,6 +47,16 @@ impl Places {
         self.state.join("firecracker/locks").join(format!("{id}.lock"))
     }
 
+    /// The directory of the sockets at which jobs of a scheduler wait for the requests for their leases.
+    pub fn jobs(&self) -> PathBuf {
+        self.state.join("firecracker/jobs")
+    }
+
+    /// The socket of the job with this number.
+    pub fn job_socket(&self, job: u32) -> PathBuf {
+        self.jobs().join(format!("{job}.sock"))
+    }
+
     /// The lock under which ids, slugs, addresses and uids are allocated.
     pub fn allocation_lock(&self) -> PathBuf {
         self.state.join("firecracker/allocation.lock")

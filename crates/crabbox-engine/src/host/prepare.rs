@@ -279,6 +279,7 @@ fn complete(
         start: Start::Boot,
         pool: None,
         owner: None,
+        job: None,
     })
 }
 

@@ -347,6 +347,9 @@ fn first_record(request: &AcquireRequest, id: &LeaseId, slug: &Slug, dir: &Lease
     if let Some(owner) = &request.owner {
         labels::set_owner(&mut labels, &owner.name);
     }
+    if let Some(job) = &request.job {
+        labels::set_job(&mut labels, job.id, &job.node);
+    }
     let (kernel, rootfs) = match &request.guest {
         GuestSource::Ours { dir, .. } => (dir.join("vmlinux"), dir.join("base.ext4")),
         GuestSource::Foreign { kernel, rootfs, .. } => (kernel.clone(), rootfs.clone()),

@@ -3,7 +3,8 @@
 //!
 //! The cost is one read of each journal. It must never start a supervisor for a lease that another process is making or
 //! tearing down: the new supervisor takes the lease's lock first and checks again
-//! ([`crate::lifecycle::supervise::watch`]).
+//! ([`crate::lifecycle::supervise::watch`]). Nor for a lease of a scheduler's job: with its supervisor its job is over, and
+//! the room that it takes may be another's already ([`crate::lifecycle::epilog`]).
 
 use std::process::Stdio;
 
@@ -23,6 +24,9 @@ use crate::protocol::SUPERVISE;
 pub fn orphans(engine: &Engine) -> Result<Vec<String>, RecordError> {
     let mut adopted = Vec::new();
     for stored in leases::list(&engine.places.leases())?.leases {
+        if labels::job(&stored.record.labels).is_some() {
+            continue;
+        }
         let Ok(Some(journal)) = journal::read(&stored.dir.journal()) else {
             continue;
         };

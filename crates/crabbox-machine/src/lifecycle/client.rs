@@ -26,6 +26,7 @@ use crate::context::Engine;
 use crate::control::client::{self, AskError};
 use crate::failpoint::Who;
 use crate::lease::ownership::{OwnedLease, OwnershipError};
+use crate::lifecycle::hold::{self, Knock};
 use crate::lifecycle::teardown::{self, Actor, Extent};
 use crate::protocol::{self, Event, Failure, Message, Ready, SUPERVISE};
 use crate::request::AcquireRequest;
@@ -59,6 +60,15 @@ pub enum ClientError {
     Kept {
         /// The lease.
         id: String,
+    },
+    /// No job waits for this request.
+    #[error("job {job} takes no request for a lease")]
+    Job {
+        /// The job.
+        job: u32,
+        /// Why.
+        #[source]
+        source: AskError,
     },
     /// The lease was not made.
     #[error("{}", .0.message)]
@@ -131,6 +141,7 @@ impl Fault for ClientError {
             | Self::Interrupted { .. }
             | Self::Speak(_)
             | Self::Taken { .. }
+            | Self::Job { .. }
             | Self::Kept { .. } => Kind::Unavailable,
             Self::Start(_) | Self::Lock(_) | Self::Ownership(_) => Kind::Usage,
         }
@@ -197,6 +208,31 @@ pub fn take<'e>(
 fn parse(id: &str) -> Result<LeaseId, ClientError> {
     LeaseId::parse(id)
         .map_err(|error| ClientError::Speak(std::io::Error::new(std::io::ErrorKind::InvalidInput, error)))
+}
+
+/// Has the waiting process of a scheduler's job make the lease of `request`, which becomes its supervisor.
+pub fn knock<'e>(
+    engine: &'e Engine,
+    request: &AcquireRequest,
+    knock: &Knock,
+) -> Result<Acquisition<'e>, ClientError> {
+    let id = parse(&request.lease_id)?;
+    let stream = hold::knock(&engine.places, knock).map_err(|source| ClientError::Job {
+        job: knock.job,
+        source,
+    })?;
+    tracing::debug!(lease = %id, job = knock.job, "its job makes the lease");
+    let output = stream.try_clone().map_err(ClientError::Speak)?;
+    let mut input = File::from(OwnedFd::from(stream));
+    let line = protocol::opening(request).map_err(|error| ClientError::Speak(error.into()))?;
+    input.write_all(&line).map_err(ClientError::Speak)?;
+    Ok(Acquisition {
+        engine,
+        id,
+        child: None,
+        input: Some(input),
+        output: BufReader::new(File::from(OwnedFd::from(output))),
+    })
 }
 
 /// Whether the supervisor of the lease in `dir` is alive and not about to disappear: a dying process closes its sockets

@@ -123,23 +123,39 @@ pub fn watch(
 }
 
 /// Logs an error that ends the supervisor: nobody reads its standard error.
-fn logged(outcome: Result<(), SuperviseError>) -> Result<(), SuperviseError> {
+pub(super) fn logged<T, E: std::error::Error + 'static>(outcome: Result<T, E>) -> Result<T, E> {
     match &outcome {
-        Ok(()) => tracing::info!("the supervisor ends"),
+        Ok(_) => tracing::info!("the supervisor ends"),
         Err(error) => tracing::error!("the supervisor gives up: {}", fault::chain(error)),
     }
     outcome
 }
 
-fn make_and_watch(input: File, mut output: File, log: &SupervisorLog) -> Result<(), SuperviseError> {
+fn make_and_watch(input: File, output: File, log: &SupervisorLog) -> Result<(), SuperviseError> {
     let mut input = BufReader::new(input);
-    let mut tell = |event: Event| {
-        // A command line that has gone away shows as the end of our input; that its pipe is closed is no news.
-        output.write_all(&protocol::line(&event).unwrap_or_default()).ok();
-    };
     let request = protocol::read_request(&mut input).inspect_err(|error| {
-        tell(Event::Failed(Failure::of(error, Vec::new(), Vec::new())));
+        tell(
+            &output,
+            &Event::Failed(Failure::of(error, Vec::new(), Vec::new())),
+        );
     })?;
+    make_requested(&request, input, output, log).map(drop)
+}
+
+/// Tells the command line. One that has gone away shows as the end of our input; that its pipe is closed is no news.
+fn tell(mut output: &File, event: &Event) {
+    output.write_all(&protocol::line(event).unwrap_or_default()).ok();
+}
+
+/// Makes the lease of `request` for the other end of `input` and `output`, then watches it to its end; returns whether it
+/// became that end's.
+pub(super) fn make_requested(
+    request: &AcquireRequest,
+    mut input: BufReader<File>,
+    output: File,
+    log: &SupervisorLog,
+) -> Result<bool, SuperviseError> {
+    let mut tell = |event: Event| tell(&output, &event);
     let id = LeaseId::parse(&request.lease_id)?;
     let _lease = tracing::info_span!("lease", %id).entered();
     tracing::info!(pid = std::process::id(), "the supervisor makes the lease");
@@ -155,13 +171,13 @@ fn make_and_watch(input: File, mut output: File, log: &SupervisorLog) -> Result<
     }
     // What the command line says after its request comes later: now there is nothing to be read but its end.
     let gone = || interrupts.caught().is_some() || is_readable(input.get_ref());
-    let making = match acquire::allocate(&places, &request, &id, &mut tell, &gone) {
+    let making = match acquire::allocate(&places, request, &id, &mut tell, &gone) {
         Ok(making) => making,
         Err(error) => {
             let mut failure = Failure::of(&error, Vec::new(), Vec::new());
             failure.hints = error.hints_for(request.asker());
             tell(Event::Failed(failure));
-            return Ok(());
+            return Ok(false);
         }
     };
     log.enter(making.made.lease.dir());
@@ -184,13 +200,13 @@ fn make_and_watch(input: File, mut output: File, log: &SupervisorLog) -> Result<
             tell(Event::Frozen {
                 leftovers: report.leftovers(),
             });
-            return Ok(());
+            return Ok(false);
         }
         Err(error) => {
             control.enter(Phase::Ending);
-            let failure = roll_back(&places, lease, threads, (&request, &error));
+            let failure = roll_back(&places, lease, threads, (request, &error));
             tell(Event::Failed(failure));
-            return Ok(());
+            return Ok(false);
         }
     };
     let dir = lease.dir().clone();
@@ -211,9 +227,10 @@ fn make_and_watch(input: File, mut output: File, log: &SupervisorLog) -> Result<
         control: &control,
     };
     match pooled {
-        None => life.watch(threads, &request),
-        Some((ready, pool)) => life.wait(threads, &Waiting::new(&life, &request, &pool, &ready)),
+        None => life.watch(threads, request)?,
+        Some((ready, pool)) => life.wait(threads, &Waiting::new(&life, request, &pool, &ready))?,
     }
+    Ok(true)
 }
 
 /// Rolls back what was made of a lease before `error`.

@@ -1,0 +1,332 @@
+//! The process of a scheduler's job: waits for the one request that is meant for it, and is then the supervisor of that lease.
+//!
+//! It stays in the foreground, so that the job lasts exactly as long as the lease. It must never make a lease for a request that
+//! is not bound to this job, this lease and this submission, nor for more than one.
+
+use std::fs::File;
+use std::io::{self, BufReader, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::id::LeaseId;
+use crabbox_host::files::{self, FileError};
+use crabbox_host::unix::{self, DeadlineStream, SocketError};
+use crabbox_host::wait::{Ready, wait};
+use crabbox_store::places::Places;
+use rustix::event::PollFlags;
+use serde::{Deserialize, Serialize};
+
+use crate::control::client::AskError;
+use crate::control::{self, LIMIT, Reply};
+use crate::lifecycle::supervise::{self, SuperviseError, logged};
+use crate::lifecycle::supervisor_log::SupervisorLog;
+use crate::log_filter::LogFilter;
+use crate::protocol::{self, Event, Failure, RequestError};
+use crate::request::{AcquireRequest, Job};
+
+/// The hidden command that runs this program as the process of a job.
+pub const HOLD: &str = "__hold";
+
+/// How long a job waits for its request at most. A job that was started a second time, on another host, is over after that.
+pub const LONGEST_WAIT: Duration = Duration::from_mins(1);
+
+/// What a request must know of the job that it is meant for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Knock {
+    /// The number of the job.
+    pub job: u32,
+    /// The lease that the job was submitted for.
+    pub lease: LeaseId,
+    /// Whose lease it is.
+    pub owner: String,
+    /// Drawn at submission: the scheduler gives numbers anew once it has lost its state.
+    pub nonce: String,
+}
+
+/// What the process of a job was started with.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// What a request must say.
+    pub knock: Knock,
+    /// The scheduler's name of this host.
+    pub node: String,
+    /// How long it waits, [`LONGEST_WAIT`] at most.
+    pub wait: Duration,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It had a lease, which has ended.
+    Ended,
+    /// Its lease was not made, or its client gave it up.
+    NotMade,
+}
+
+/// Why a job has no lease.
+#[derive(Debug, thiserror::Error)]
+pub enum HoldError {
+    /// Nobody asked.
+    #[error("no request for lease {lease} came to job {job} within {} s", waited.as_secs())]
+    NoRequest {
+        /// The job.
+        job: u32,
+        /// Its lease.
+        lease: LeaseId,
+        /// How long it waited.
+        waited: Duration,
+    },
+    /// There is no place for its socket.
+    #[error(transparent)]
+    Files(#[from] FileError),
+    /// Nobody can reach it.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// It cannot wait.
+    #[error("cannot wait for the request of a lease")]
+    Wait(#[source] io::Error),
+    /// The request makes no sense.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The lease cannot be made or looked after.
+    #[error(transparent)]
+    Supervise(#[from] SuperviseError),
+}
+
+impl Fault for HoldError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Supervise(error) => error.kind(),
+            _ => Kind::Unavailable,
+        }
+    }
+}
+
+/// Waits for the request of a job, makes its lease and watches it to its end. Takes over this process including its log.
+pub fn run(places: &Places, held: &Held, filter: Option<LogFilter>) -> Result<Outcome, HoldError> {
+    let log = SupervisorLog::install(filter);
+    logged(hold(places, held, &log))
+}
+
+fn hold(places: &Places, held: &Held, log: &SupervisorLog) -> Result<Outcome, HoldError> {
+    let stream = admit(places, held)?;
+    let output = File::from(OwnedFd::from(stream.try_clone().map_err(HoldError::Wait)?));
+    let mut input = BufReader::new(File::from(OwnedFd::from(stream)));
+    let request = protocol::read_request(&mut input)?;
+    if !is_bound(&request, held) {
+        let refused = Failure::of(&Unbound, Vec::new(), Vec::new());
+        let line = protocol::line(&Event::Failed(refused)).unwrap_or_default();
+        // One that has gone away need not be told.
+        (&output).write_all(&line).ok();
+        return Ok(Outcome::NotMade);
+    }
+    let was_theirs = supervise::make_requested(&request, input, output, log)?;
+    Ok(if was_theirs {
+        Outcome::Ended
+    } else {
+        Outcome::NotMade
+    })
+}
+
+/// A request that passed for this job's and describes another lease.
+#[derive(Debug, thiserror::Error)]
+#[error("the request is not one for the lease of this job")]
+struct Unbound;
+
+impl Fault for Unbound {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+}
+
+fn is_bound(request: &AcquireRequest, held: &Held) -> bool {
+    let job = Job {
+        id: held.knock.job,
+        node: held.node.clone(),
+    };
+    request.lease_id == held.knock.lease.as_str()
+        && request.job == Some(job)
+        && request.owner.as_ref().map(|owner| &owner.name) == Some(&held.knock.owner)
+        && request.start.is_boot()
+        && request.pool.is_none()
+}
+
+/// The connection of the one request that knows of this job. From then on no other one finds it.
+fn admit(places: &Places, held: &Held) -> Result<UnixStream, HoldError> {
+    let job = held.knock.job;
+    files::create_private_dir(&places.jobs())?;
+    let path = places.job_socket(job);
+    // A job of this number that is over: the scheduler runs one at a time.
+    files::remove_tree(&path)?;
+    let listener = unix::bind(&path)?;
+    let waited = held.wait.min(LONGEST_WAIT);
+    let admitted = first_bound(&listener, held, Instant::now() + waited);
+    files::remove_tree(&path)?;
+    admitted.map_err(HoldError::Wait)?.ok_or(HoldError::NoRequest {
+        job,
+        lease: held.knock.lease.clone(),
+        waited,
+    })
+}
+
+/// Answers each that comes until one knows of this job. A wrong one must not cost the right one its lease.
+fn first_bound(listener: &UnixListener, held: &Held, until: Instant) -> io::Result<Option<UnixStream>> {
+    while wait(listener.as_fd(), PollFlags::IN, None, Some(until))? == Ready::First {
+        let (stream, _) = listener.accept()?;
+        if !unix::is_own_peer(&stream)? {
+            continue;
+        }
+        let mut stream = DeadlineStream::new(stream);
+        stream.set_limit(LIMIT);
+        let is_right = control::read::<Knock>(&mut stream).is_ok_and(|knock| knock == held.knock);
+        let reply = if is_right {
+            Reply::Yours
+        } else {
+            Reply::Refused {
+                why: "it waits for another request".to_owned(),
+            }
+        };
+        let told = stream.write_all(&control::line(reply).map_err(io::Error::from)?);
+        if is_right && told.is_ok() {
+            return stream.into_inner().map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// Reaches the process of the job that `knock` knows of. From here on the connection is that of a lease that is being made.
+pub(super) fn knock(places: &Places, knock: &Knock) -> Result<UnixStream, AskError> {
+    let path = places.job_socket(knock.job);
+    let stream = unix::connect_to_own(&path).map_err(|error| {
+        if error.is_absent() {
+            AskError::NoJob(path.clone())
+        } else {
+            AskError::Socket(error)
+        }
+    })?;
+    let mut stream = DeadlineStream::new(stream);
+    stream.set_limit(LIMIT);
+    let line = control::line(knock).map_err(|error| AskError::Send(error.into()))?;
+    stream.write_all(&line).map_err(AskError::Send)?;
+    match control::read(&mut stream).map_err(AskError::Reply)? {
+        Reply::Yours => stream.into_inner().map_err(AskError::Send),
+        Reply::Refused { why } => Err(AskError::Refused { why }),
+        reply => Err(AskError::Refused {
+            why: format!("it said {reply:?}"),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held() -> Held {
+        Held {
+            knock: Knock {
+                job: 7,
+                lease: LeaseId::parse("cbx_0123456789ab").unwrap(),
+                owner: "alice".to_owned(),
+                nonce: "right".to_owned(),
+            },
+            node: "h1".to_owned(),
+            wait: Duration::from_secs(20),
+        }
+    }
+
+    #[test]
+    fn only_who_knows_the_job_gets_in_and_only_once() {
+        let root = tempfile::tempdir().unwrap();
+        let places = Places::below(root.path());
+        let held = held();
+        std::thread::scope(|scope| {
+            let admitted = scope.spawn(|| admit(&places, &held));
+            let reach = |wanted: &Knock| {
+                crabbox_host::clock::poll_until(Duration::from_secs(10), || match knock(&places, wanted) {
+                    Err(AskError::NoJob(_)) => None,
+                    other => Some(other),
+                })
+                .unwrap()
+            };
+            let wrong = [
+                Knock {
+                    nonce: "wrong".to_owned(),
+                    ..held.knock.clone()
+                },
+                Knock {
+                    owner: "bob".to_owned(),
+                    ..held.knock.clone()
+                },
+                Knock {
+                    lease: LeaseId::parse("cbx_0123456789ac").unwrap(),
+                    ..held.knock.clone()
+                },
+            ];
+            for wrong in &wrong {
+                assert!(matches!(reach(wrong), Err(AskError::Refused { .. })), "{wrong:?}");
+            }
+            assert!(reach(&held.knock).is_ok());
+            assert!(admitted.join().unwrap().is_ok());
+            let again = knock(&places, &held.knock);
+            assert!(matches!(again, Err(AskError::NoJob(_))), "{again:?}");
+        });
+        assert!(!places.job_socket(7).exists());
+    }
+
+    #[test]
+    fn a_job_that_nobody_asks_is_over_and_leaves_no_socket() {
+        let root = tempfile::tempdir().unwrap();
+        let places = Places::below(root.path());
+        let held = Held {
+            wait: Duration::ZERO,
+            ..held()
+        };
+        let error = admit(&places, &held).unwrap_err();
+        assert!(matches!(error, HoldError::NoRequest { job: 7, .. }) && error.kind() == Kind::Unavailable);
+        assert!(!places.job_socket(7).exists());
+    }
+
+    #[test]
+    fn a_request_for_another_lease_owner_job_or_host_is_not_bound() {
+        let held = held();
+        let mut right = crate::protocol::tests::request();
+        right.lease_id = held.knock.lease.to_string();
+        right.job = Some(Job {
+            id: 7,
+            node: "h1".to_owned(),
+        });
+        right.owner = Some(crate::request::Owner {
+            name: "alice".to_owned(),
+            public_key: String::new(),
+            quota: crabbox_core::admission::Quota {
+                max_leases: 0,
+                max_memory_mib: 0,
+            },
+        });
+        right.pool = None;
+        right.start = crate::request::Start::Boot;
+        assert!(is_bound(&right, &held));
+        let but = |change: fn(&mut AcquireRequest)| {
+            let mut request = right.clone();
+            change(&mut request);
+            is_bound(&request, &held)
+        };
+        assert!(!but(|request| request.lease_id = "cbx_0123456789ac".to_owned()));
+        assert!(!but(|request| request.job = None));
+        assert!(!but(|request| request.owner = None));
+        assert!(!but(|request| {
+            request.job = Some(Job {
+                id: 7,
+                node: "h2".to_owned(),
+            });
+        }));
+        assert!(!but(|request| {
+            request.job = Some(Job {
+                id: 8,
+                node: "h1".to_owned(),
+            });
+        }));
+    }
+}
