@@ -9,6 +9,7 @@ pub mod external;
 mod fixture;
 pub mod fleet;
 pub mod host;
+pub mod placement;
 pub mod provider;
 pub mod receipt;
 pub mod run;

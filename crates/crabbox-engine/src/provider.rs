@@ -157,6 +157,8 @@ pub enum Notice<'a> {
     },
     /// It does not answer yet.
     Waiting(&'a Progress),
+    /// The lease waits for a host of a fleet: its place, and for what.
+    Queued(&'a str),
     /// A lease that waits in a pool was to be taken, and is not.
     NotPooled {
         /// The lease; `None` where the pool itself cannot be told.

@@ -15,12 +15,26 @@ const SCHEME: &str = "ssh://";
 /// The port of SSH.
 const PORT: u16 = 22;
 
-/// A KVM host that is reached over SSH.
+/// The longest name of a scheduler's, in bytes (`HOST_NAME_MAX` of Linux).
+const NAME: usize = 64;
+
+/// Whether `text` is a name of the scheduler's that is never more than one word, one host, or a value.
+pub fn is_name(text: &str) -> bool {
+    text.len() <= NAME
+        && text.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+/// A KVM host that is reached over SSH, itself or through the gateway of its fleet.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KvmHost {
     user: String,
     address: String,
     port: u16,
+    /// The scheduler's name of the host behind a gateway, which is what the rest names then.
+    node: Option<String>,
 }
 
 /// Why a text names no KVM host.
@@ -29,6 +43,12 @@ pub enum HostError {
     /// It is not written as one.
     #[error("firecracker.host must be user@host or user@host:port, found {text:?}")]
     Form {
+        /// The text.
+        text: String,
+    },
+    /// It names one host behind a gateway, and the scheduler chooses.
+    #[error("firecracker.host names the gateway of a fleet and not one host behind it, found {text:?}")]
+    Behind {
         /// The text.
         text: String,
     },
@@ -61,6 +81,7 @@ impl Fault for HostError {
             Self::Form { .. } | Self::Target(_) => {
                 "for example --firecracker-host crabbox@kvm1, or unset it to lease on this machine".to_owned()
             }
+            Self::Behind { .. } => "leave out what is behind the slash".to_owned(),
             Self::Elsewhere { host, .. } => {
                 format!("run it on {host}, or for this machine with --firecracker-host ''")
             }
@@ -76,6 +97,8 @@ pub struct Access {
     pub key: Option<PathBuf>,
     /// The user's file.
     pub known_hosts: PathBuf,
+    /// Whether only hosts are entered whose keys are there already.
+    pub pinned: bool,
 }
 
 impl Access {
@@ -87,10 +110,12 @@ impl Access {
             true => Ok(Self {
                 key: Some(key.value.clone()),
                 known_hosts,
+                pinned: false,
             }),
             false if key.is_default() => Ok(Self {
                 key: None,
                 known_hosts,
+                pinned: false,
             }),
             false => Err(HostError::Key {
                 path: key.value.clone(),
@@ -100,12 +125,17 @@ impl Access {
 }
 
 impl KvmHost {
-    /// Reads `user@host`, `user@host:port` or `user@[address]:port`.
+    /// Reads `user@host`, `user@host:port` or `user@[address]:port`, and any of them with `/node` behind it.
     pub fn parse(text: &str) -> Result<Self, HostError> {
         let form = || HostError::Form {
             text: text.to_owned(),
         };
-        let (user, rest) = text.trim().split_once('@').ok_or_else(form)?;
+        let (text, node) = match text.trim().split_once('/') {
+            Some((gateway, node)) if is_name(node) => (gateway, Some(node.to_owned())),
+            Some(_) => return Err(form()),
+            None => (text.trim(), None),
+        };
+        let (user, rest) = text.split_once('@').ok_or_else(form)?;
         let (address, port) = match rest.strip_prefix('[').map(|inside| inside.split_once(']')) {
             Some(Some((address, ""))) => (address, None),
             Some(Some((address, port))) => (address, Some(port.strip_prefix(':').ok_or_else(form)?)),
@@ -122,6 +152,7 @@ impl KvmHost {
             user: user.to_owned(),
             address: address.to_owned(),
             port: port.ok_or_else(form)?,
+            node,
         };
         Target::new(&host.user, &host.address, host.port, Path::new(""))?;
         Ok(host)
@@ -131,7 +162,12 @@ impl KvmHost {
     pub fn configured(settings: &Settings) -> Result<Option<Self>, HostError> {
         match settings.firecracker.host.value.as_str().trim() {
             "" => Ok(None),
-            text => Self::parse(text).map(Some),
+            text => match Self::parse(text)? {
+                Self { node: Some(_), .. } => Err(HostError::Behind {
+                    text: text.to_owned(),
+                }),
+                host => Ok(Some(host)),
+            },
         }
     }
 
@@ -143,6 +179,27 @@ impl KvmHost {
         }
     }
 
+    /// The scheduler's name of the host, where it lies behind a gateway.
+    pub fn node(&self) -> Option<&str> {
+        self.node.as_deref()
+    }
+
+    /// The host `node` of the fleet of this gateway.
+    pub(crate) fn behind(&self, node: &str) -> Self {
+        Self {
+            node: Some(node.to_owned()),
+            ..self.clone()
+        }
+    }
+
+    /// What is entered over SSH: the host itself, or its gateway.
+    pub(crate) fn gateway(&self) -> Self {
+        Self {
+            node: None,
+            ..self.clone()
+        }
+    }
+
     /// The host that a claim's scope names.
     pub(crate) fn of_scope(scope: &str) -> Option<Self> {
         Self::parse(scope.strip_prefix(SCHEME)?).ok()
@@ -150,12 +207,14 @@ impl KvmHost {
 
     /// As claims have it.
     pub(crate) fn scope(&self) -> String {
-        format!("{SCHEME}{}", self.with_port())
+        format!("{SCHEME}{}{}", self.with_port(), self.with_node())
     }
 
     /// The command that a user types to enter it: OpenSSH takes no port behind a colon.
     pub(crate) fn by_hand(&self) -> String {
-        let Self { user, address, port } = self;
+        let Self {
+            user, address, port, ..
+        } = self;
         if *port == PORT {
             format!("ssh {user}@{address}")
         } else {
@@ -164,7 +223,9 @@ impl KvmHost {
     }
 
     fn with_port(&self) -> String {
-        let Self { user, address, port } = self;
+        let Self {
+            user, address, port, ..
+        } = self;
         if address.contains(':') {
             format!("{user}@[{address}]:{port}")
         } else {
@@ -172,10 +233,17 @@ impl KvmHost {
         }
     }
 
+    fn with_node(&self) -> String {
+        self.node
+            .as_ref()
+            .map_or_else(String::new, |node| format!("/{node}"))
+    }
+
     /// How it is entered, without a shared connection. The user set it up, so their `ssh_config` counts.
     pub(crate) fn target(&self, access: &Access) -> Result<Target, HostError> {
         let mut target = Target::new(&self.user, &self.address, self.port, &access.known_hosts)?;
         target.key.clone_from(&access.key);
+        target.host_key_pinned = access.pinned;
         target.user_config = true;
         // What runs at its other end is ended by that: one try is enough, and its failure is told.
         target.connection_attempts = 1;
@@ -186,9 +254,9 @@ impl KvmHost {
 impl fmt::Display for KvmHost {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.port == PORT {
-            write!(out, "{}@{}", self.user, self.address)
+            write!(out, "{}@{}{}", self.user, self.address, self.with_node())
         } else {
-            out.write_str(&self.with_port())
+            write!(out, "{}{}", self.with_port(), self.with_node())
         }
     }
 }
@@ -205,6 +273,9 @@ mod tests {
             ("root@192.0.2.1:2222", "root@192.0.2.1:2222"),
             ("a@[2001:db8::1]:2222", "a@[2001:db8::1]:2222"),
             ("a@2001:db8::1", "a@2001:db8::1"),
+            ("crabbox@gw:22/h1", "crabbox@gw/h1"),
+            ("crabbox@gw:2222/h-2.a", "crabbox@gw:2222/h-2.a"),
+            ("a@[2001:db8::1]:2222/h1", "a@[2001:db8::1]:2222/h1"),
         ] {
             let host = KvmHost::parse(text).unwrap();
             assert_eq!(host.to_string(), shown);
@@ -227,6 +298,11 @@ mod tests {
             "a@[::1]22",
             "a b@h",
             "a@h\nx",
+            "a@h/",
+            "a@h/-x",
+            "a@h/h1/h2",
+            "a@h/h 1",
+            "a/h1@h",
         ] {
             let error = KvmHost::parse(text).unwrap_err();
             assert!(

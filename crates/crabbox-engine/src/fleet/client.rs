@@ -198,37 +198,47 @@ pub struct Talk {
 }
 
 impl Talk {
-    /// Begins one with `host`. Each wait of it, this one too, ends by what `heed` says.
+    /// Begins one with `host`, through its gateway where it has one. Each wait of it, this one too, ends by what `heed` says.
     pub fn open(
         host: &KvmHost,
         access: &Access,
         control_dir: &PrivateDir,
         heed: Heed,
     ) -> Result<Self, FleetError> {
-        let mut target = host.target(access)?;
-        target.control = Some(control::path(control_dir, &target)?);
-        let peer =
-            Peer::start(&target, &format!("crabbox {SERVE}"), heed.fd()).map_err(|source| match source {
-                ExecError::Connect {
-                    source: ConnectError::Cancelled { .. },
-                } => FleetError::Interrupted { host: host.clone() },
-                source => FleetError::Away {
-                    host: host.clone(),
-                    source,
-                },
+        let peer = start(host, access, control_dir, heed)?;
+        let mut talk = Self::of(host, peer, heed)?;
+        if let Some(node) = host.node() {
+            let node = node.to_owned();
+            talk.ask(&Ask::Enter { node }, |reply| {
+                matches!(reply, Reply::Done).then_some(())
             })?;
+            // It is another one's from here on.
+            let greeting = greeted(host, &mut talk.lines, heed)?;
+            talk.version = common(host, &greeting)?;
+            talk.greeting = greeting;
+        }
+        Ok(talk)
+    }
+
+    /// Begins one with the host of a fleet, as its gateway and for `owner`.
+    pub(super) fn open_for(
+        owner: &str,
+        host: &KvmHost,
+        access: &Access,
+        control_dir: &PrivateDir,
+        heed: Heed,
+    ) -> Result<Self, FleetError> {
+        let peer = start_for(owner, host, access, control_dir, heed)?;
+        Self::of(host, peer, heed)
+    }
+
+    fn of(host: &KvmHost, peer: Peer, heed: Heed) -> Result<Self, FleetError> {
         let mut lines = Lines::new(peer);
         let greeting = greeted(host, &mut lines, heed)?;
-        let theirs = greeting.protocol;
-        let version = SPOKEN.common(theirs).ok_or_else(|| FleetError::Version {
-            host: host.clone(),
-            program: shown(&greeting.program),
-            theirs: (theirs.least, theirs.most),
-        })?;
         Ok(Self {
             host: host.clone(),
             lines,
-            version,
+            version: common(host, &greeting)?,
             heard: 0,
             heed,
             greeting,
@@ -340,6 +350,55 @@ impl Talk {
             source,
         }
     }
+}
+
+/// The newest version that both speak.
+fn common(host: &KvmHost, greeting: &Greeting) -> Result<u32, FleetError> {
+    let theirs = greeting.protocol;
+    SPOKEN.common(theirs).ok_or_else(|| FleetError::Version {
+        host: host.clone(),
+        program: shown(&greeting.program),
+        theirs: (theirs.least, theirs.most),
+    })
+}
+
+/// Has our program answer on `host`, or on its gateway.
+fn start(host: &KvmHost, access: &Access, control_dir: &PrivateDir, heed: Heed) -> Result<Peer, FleetError> {
+    let mut target = host.target(access)?;
+    target.control = Some(control::path(control_dir, &target)?);
+    Peer::start(&target, &format!("crabbox {SERVE}"), heed.fd()).map_err(|source| match source {
+        ExecError::Connect {
+            source: ConnectError::Cancelled { .. },
+        } => FleetError::Interrupted { host: host.clone() },
+        source => FleetError::Away {
+            host: host.clone(),
+            source,
+        },
+    })
+}
+
+/// The same on the host of a fleet, which has been told for whom it is.
+pub(super) fn start_for(
+    owner: &str,
+    host: &KvmHost,
+    access: &Access,
+    control_dir: &PrivateDir,
+    heed: Heed,
+) -> Result<Peer, FleetError> {
+    let mut peer = start(host, access, control_dir, heed)?;
+    let owner = owner.to_owned();
+    let line = Ask::SpeakFor { owner }.line(SPOKEN.least);
+    let line = line.map_err(|source| FleetError::Nonsense {
+        host: host.clone(),
+        source: Some(source),
+    })?;
+    peer.write(&line, heed.fd(), Instant::now() + ASK_LIMIT)
+        .map_err(|error| FleetError::Broken {
+            host: host.clone(),
+            said: String::new(),
+            source: Some(LineError::Io(error)),
+        })?;
+    Ok(peer)
 }
 
 /// Waits for the greeting, whatever a login shell prints before it.

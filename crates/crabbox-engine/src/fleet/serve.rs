@@ -2,8 +2,11 @@
 //!
 //! It speaks for one owner, whom the key said who logged in. What the client says decides what its lease is like and nothing of what runs on
 //! the host; another owner's lease is never listed, named, touched, ended or connected to, and is told apart from none in no reply.
+//! For whom it speaks is said by the line that lets the client in, on a host of a fleet by its gateway.
 
 mod carry;
+mod placing;
+mod relay;
 mod taking;
 
 use std::collections::BTreeMap;
@@ -22,18 +25,23 @@ use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::{NameError, Purpose, ResolveError};
 use crabbox_machine::lease::logs::{self, Source};
 use crabbox_machine::lease::touch;
+use crabbox_machine::lifecycle::hold::Knock;
 use crabbox_machine::protocol::{self, Failure};
 use crabbox_machine::request::Owner;
 use crabbox_ssh::keys::{self, KeyError};
 
 use self::taking::{Gone, Taking};
+use super::client::FleetError;
 use super::lines::{self, LineError, Lines};
 use super::wire::{
-    Aim, Ask, AskError, FarLease, Greeting, LEASES, LOG, LogSource, Reply, SAYABLE, SPOKEN, crossing,
+    Aim, Ask, AskError, Bound, FarLease, GATEWAY, Greeting, HOST, LEASES, LOG, LogSource, Reply, SAYABLE,
+    SPOKEN, crossing,
 };
 use crate::host::prepare::NewLease;
+use crate::placement::PlacementError;
+use crate::placement::gateway::{Gateway, GatewayError};
 use crate::provider::error::LeaseError;
-use crate::provider::firecracker::{Firecracker, lookup};
+use crate::provider::firecracker::{Firecracker, For, lookup};
 use crate::provider::lease::Lease;
 use crate::provider::{Notice, Provider as _};
 
@@ -97,6 +105,43 @@ pub enum ServeError {
         #[source]
         source: std::io::Error,
     },
+    /// A host of a fleet was not told by its gateway for whom it is to speak.
+    #[error("this host serves the gateway of its fleet, which says first for whom")]
+    NotForAnybody,
+    /// What only a gateway may say, or what is said to a gateway only, was said to a host that is not meant.
+    #[error("{what} is not for this host: it is {role}")]
+    NotHere {
+        /// What was asked for.
+        what: &'static str,
+        /// What this host is.
+        role: &'static str,
+    },
+    /// The client does not know what a queue is.
+    #[error("this host is the gateway of a fleet, and this crabbox cannot have leases there")]
+    NoQueue,
+    /// The gateway is not one that can be used.
+    #[error(transparent)]
+    Gateway(#[from] GatewayError),
+    /// The scheduler did not do what it was asked.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
+    /// The job ended before the lease could be made.
+    #[error("the lease's job {job} ended before it had a host: {how}")]
+    JobOver {
+        /// The job.
+        job: u32,
+        /// How, in the scheduler's word.
+        how: String,
+    },
+    /// A host of the fleet did not do what it was asked.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
+    /// Each host that was tried refused.
+    #[error("no host of the fleet could make the lease: {}", .refusals.join("; "))]
+    NoHost {
+        /// Host and reason of each.
+        refusals: Vec<String>,
+    },
     /// A reply cannot be written.
     #[error("a reply cannot be put into words")]
     Words(#[source] serde_json::Error),
@@ -110,6 +155,9 @@ impl ServeError {
         match self {
             Self::Ask(error) => Some(error),
             Self::Lease(error) => Some(error),
+            Self::Gateway(error) => Some(error),
+            Self::Placement(error) => Some(error),
+            Self::Fleet(error) => Some(error),
             _ => None,
         }
     }
@@ -124,27 +172,58 @@ impl Fault for ServeError {
     fn kind(&self) -> Kind {
         match (self.fault(), self) {
             (Some(fault), _) => fault.kind(),
-            (None, Self::Line(_) | Self::Connect { .. } | Self::Streams(_) | Self::Unreadable { .. }) => {
-                Kind::Unavailable
-            }
+            (
+                None,
+                Self::Line(_)
+                | Self::Connect { .. }
+                | Self::Streams(_)
+                | Self::Unreadable { .. }
+                | Self::NotHere { .. }
+                | Self::JobOver { .. }
+                | Self::NoHost { .. },
+            ) => Kind::Unavailable,
             (None, _) => Kind::Usage,
         }
     }
 
     fn hints(&self) -> Vec<String> {
-        self.fault().map_or_else(Vec::new, Fault::hints)
+        match self {
+            Self::NoQueue => vec!["update crabbox on your machine: its gateway's is newer".to_owned()],
+            Self::JobOver { .. } => vec!["try again; whoever runs the fleet may have ended it".to_owned()],
+            Self::NoHost { .. } => {
+                vec!["try again later, or ask for less; the scheduler thought that there was room".to_owned()]
+            }
+            Self::NotHere { role: GATEWAY, .. } => vec![
+                "leases of a fleet are found by the claim of the machine that made them: run it there"
+                    .to_owned(),
+            ],
+            _ => self.fault().map_or_else(Vec::new, Fault::hints),
+        }
     }
 }
 
 /// The settings of this host with what a client says on top; repositories have no say here.
 pub type SettingsWith<'a> = &'a dyn Fn(&[FlagValue]) -> Result<Settings, LeaseError>;
 
+/// What a host is to those whom it serves.
+#[derive(Debug, Clone, Copy)]
+pub enum Role<'a> {
+    /// It makes leases for the owner whom the way in names.
+    Host,
+    /// It makes leases for whom the gateway of its fleet names, each for a job.
+    Node,
+    /// It has leases made on the hosts of its fleet.
+    Gateway(&'a Gateway),
+}
+
 /// One conversation.
 pub struct Serve<'a> {
     /// Where leases are.
     pub engine: &'a Engine,
-    /// Whom it is for.
+    /// Whom it is for; a gateway says it of [`Role::Node`].
     pub owner: String,
+    /// What this host is.
+    pub role: Role<'a>,
     /// The settings of the host.
     pub settings: SettingsWith<'a>,
     /// Readable when we are to end.
@@ -172,7 +251,26 @@ impl Out<'_> {
 
 impl Serve<'_> {
     /// Speaks until the client has nothing more to ask.
-    pub fn run(&self, input: File, output: &File) -> Result<(), ServeError> {
+    pub fn run(self, input: File, output: &File) -> Result<(), ServeError> {
+        let mut lines = Lines::new(input);
+        let owner = match self.role {
+            Role::Node => self.named(&mut lines)?,
+            Role::Host | Role::Gateway(_) => self.owner,
+        };
+        Self { owner, ..self }.converse(lines, output)
+    }
+
+    /// For whom the gateway speaks, by its first line.
+    fn named(&self, lines: &mut Lines<File>) -> Result<String, ServeError> {
+        let until = Some(Instant::now() + HEARING);
+        let line = lines.next(Some(self.interrupts.as_fd()), until)?;
+        match line.map(|line| Ask::read(&line)).transpose()? {
+            Some(Ask::SpeakFor { owner }) => Ok(owner),
+            _ => Err(ServeError::NotForAnybody),
+        }
+    }
+
+    fn converse(&self, mut lines: Lines<File>, output: &File) -> Result<(), ServeError> {
         if !labels::is_owner_name(&self.owner) {
             return Err(ServeError::Owner {
                 name: self.owner.clone(),
@@ -182,12 +280,15 @@ impl Serve<'_> {
         let greeting = Greeting {
             program: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: SPOKEN,
-            role: "host".to_owned(),
+            role: match self.role {
+                Role::Gateway(_) => GATEWAY,
+                Role::Host | Role::Node => HOST,
+            }
+            .to_owned(),
             owner: self.owner.clone(),
         };
         let line = protocol::line(&greeting).map_err(ServeError::Words)?;
         lines::put(output.as_fd(), &line, Instant::now() + HEARING)?;
-        let mut lines = Lines::new(input);
         loop {
             // A client that never stops asking is no reason to stay.
             if self.interrupts.caught().is_some() {
@@ -214,21 +315,32 @@ impl Serve<'_> {
 
     /// Does one thing; `false` when the streams have been something else's since.
     fn serve(&self, line: &[u8], lines: &mut Lines<File>, out: &Out<'_>) -> Result<bool, ServeError> {
-        match Ask::read(line)? {
+        let ask = Ask::read(line)?;
+        match self.role {
+            Role::Gateway(gateway) => self.serve_fleet(gateway, ask, lines, out),
+            Role::Host | Role::Node => self.serve_here(ask, lines, out),
+        }
+    }
+
+    fn serve_here(&self, ask: Ask, lines: &mut Lines<File>, out: &Out<'_>) -> Result<bool, ServeError> {
+        match ask {
             Ask::Acquire {
                 key,
                 settings,
                 slug,
                 keep,
                 external,
+                queue: _,
+                job,
             } => {
+                let job = self.bound(job)?;
                 let new = NewLease {
                     slug,
                     keep,
                     reclaim: false,
                     external,
                 };
-                self.acquire(&key, &settings, &new, lines, out)?;
+                self.acquire(&key, &settings, &new, job.as_ref(), (lines, out))?;
             }
             Ask::Claimed => return Err(ServeError::OutOfOrder),
             Ask::Resolve { lease, aim } => {
@@ -268,26 +380,51 @@ impl Serve<'_> {
                     kept: released.kept.map(|path| path.to_string_lossy().into_owned()),
                 })?;
             }
-            Ask::Logs { lease, source } => {
-                let lease = self.owned(&lease)?;
-                let source = match source {
-                    LogSource::Console => Source::Console,
-                    LogSource::Vmm => Source::Vmm,
-                    LogSource::Supervisor => Source::Supervisor,
-                };
-                let opened = logs::open(self.engine, &lease.id, source);
-                let (_, bytes) = opened.map_err(LeaseError::new)?;
-                let last = &bytes[bytes.len().saturating_sub(LOG)..];
-                out.put(&Reply::Log {
-                    text: String::from_utf8_lossy(last).into_owned(),
-                })?;
-            }
+            Ask::Logs { lease, source } => self.log(&lease, source, out)?,
             Ask::Connect { lease } => {
                 self.connect(&lease, lines, out)?;
                 return Ok(false);
             }
+            Ask::Enter { .. } | Ask::Fate { .. } | Ask::SpeakFor { .. } => {
+                return Err(ServeError::NotHere {
+                    what: "what a gateway is asked, or says,",
+                    role: HOST,
+                });
+            }
         }
         Ok(true)
+    }
+
+    fn log(&self, lease: &str, source: LogSource, out: &Out<'_>) -> Result<(), ServeError> {
+        let lease = self.owned(lease)?;
+        let source = match source {
+            LogSource::Console => Source::Console,
+            LogSource::Vmm => Source::Vmm,
+            LogSource::Supervisor => Source::Supervisor,
+        };
+        let opened = logs::open(self.engine, &lease.id, source);
+        let (_, bytes) = opened.map_err(LeaseError::new)?;
+        let last = &bytes[bytes.len().saturating_sub(LOG)..];
+        out.put(&Reply::Log {
+            text: String::from_utf8_lossy(last).into_owned(),
+        })
+    }
+
+    /// The job that a new lease is for, as the gateway says. Somebody else's word for it is worth nothing, and without one a host of a
+    /// fleet makes no lease: its room is the scheduler's.
+    fn bound(&self, job: Option<Bound>) -> Result<Option<Bound>, ServeError> {
+        match (self.role, job) {
+            (Role::Node, Some(job)) => Ok(Some(job)),
+            (Role::Node, None) => Err(ServeError::NotHere {
+                what: "a lease without a job",
+                role: "a host of a fleet",
+            }),
+            (_, Some(_)) => Err(ServeError::NotHere {
+                what: "a lease of a job",
+                role: HOST,
+            }),
+            (_, None) => Ok(None),
+        }
     }
 
     /// Makes the streams those of the guest's SSH server.
@@ -312,8 +449,8 @@ impl Serve<'_> {
         key: &str,
         settings: &BTreeMap<String, String>,
         new: &NewLease,
-        lines: &mut Lines<File>,
-        out: &Out<'_>,
+        job: Option<&Bound>,
+        (lines, out): (&mut Lines<File>, &Out<'_>),
     ) -> Result<(), ServeError> {
         let settings = (self.settings)(&flags(settings)?)?;
         let plan = firecracker::plan(&settings).map_err(LeaseError::from)?;
@@ -322,22 +459,33 @@ impl Serve<'_> {
             public_key: keys::public(key, "")?,
             quota: plan.quota,
         };
+        let knock = job.map(|job| Knock {
+            job: job.id,
+            lease: job.lease.clone(),
+            owner: self.owner.clone(),
+            nonce: job.nonce.clone(),
+        });
+        let whose = For {
+            owner: Some(&owner),
+            job: job
+                .zip(knock.as_ref())
+                .map(|(job, knock)| (job.node.as_str(), knock)),
+        };
         let provider = Firecracker::new(self.engine.clone(), settings);
         // A client that goes away while its machine is made has given it up.
         let gone = Gone::watch(lines.as_fd(), self.interrupts).map_err(ServeError::Streams)?;
         let mut taking = Taking::new(lines, out, gone);
-        let acquired =
-            provider.acquire_for(new, Some(&owner), &mut taking, self.interrupts, &mut |notice| {
-                let told = match notice {
-                    Notice::Stage(stage) => Reply::Stage((*stage).clone()),
-                    Notice::Cold { why, .. } => Reply::Cold {
-                        why: (*why).to_owned(),
-                    },
-                    _ => return,
-                };
-                // Who does not hear it is not there to claim the lease either.
-                out.put(&told).ok();
-            })?;
+        let acquired = provider.acquire_for(new, &whose, &mut taking, self.interrupts, &mut |notice| {
+            let told = match notice {
+                Notice::Stage(stage) => Reply::Stage((*stage).clone()),
+                Notice::Cold { why, .. } => Reply::Cold {
+                    why: (*why).to_owned(),
+                },
+                _ => return,
+            };
+            // Who does not hear it is not there to claim the lease either.
+            out.put(&told).ok();
+        })?;
         out.put(&Reply::Lease(far(&acquired.lease)?))?;
         out.put(&Reply::Done)
     }

@@ -7,6 +7,10 @@
 //!  client  {"protocol":1,"verb":"claimed"}
 //!  host    {"reply":"lease",..}  {"reply":"done"}            or at any time {"reply":"failed",..}, which ends that request
 //! ```
+//! A gateway says `"role":"gateway"`, and to `acquire` first `{"reply":"queued",..}` as often as it likes: the lease is made on a host of
+//! its fleet, which its label `node` names. After `enter` and its `done` the streams are that host's, which greets again. A host of a
+//! fleet hears from its gateway first for whom it speaks (`speak_for`), before it greets.
+//!
 //! A client that goes away before `claimed` has given the lease up. After `connect` and its `done` the streams are the guest's SSH
 //! server. The highest version that both know is spoken; fields that a reader does not know are passed over, verbs are refused by name.
 //! A failure crosses as text with its kind. Nothing here may be believed that the other side could not honestly say.
@@ -32,6 +36,12 @@ pub const SERVE: &str = "__serve";
 
 /// The hidden command that leads an SSH client to a guest there.
 pub const PROXY: &str = "__proxy";
+
+/// The role of what makes leases itself.
+pub const HOST: &str = "host";
+
+/// The role of what has leases made on the hosts of a fleet.
+pub const GATEWAY: &str = "gateway";
 
 /// The longest text of a lease that is shown, in bytes.
 const TEXT: usize = 256;
@@ -96,7 +106,7 @@ pub struct Greeting {
     pub program: String,
     /// The versions of the protocol that it speaks.
     pub protocol: Span,
-    /// What it is: `host`.
+    /// What it is: [`HOST`] or [`GATEWAY`].
     pub role: String,
     /// For whom it takes us.
     pub owner: String,
@@ -144,6 +154,12 @@ pub enum Ask {
         /// What another program calls it, which is judged as it is read.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         external: Option<External>,
+        /// Whether the client understands a queue, and a lease on another host than the one that it speaks to.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        queue: bool,
+        /// The job that the lease is for: a gateway's to say, and nobody else's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        job: Option<Bound>,
     },
     /// The new lease has been entered and claimed.
     Claimed,
@@ -187,11 +203,51 @@ pub enum Ask {
         /// The lease's id.
         lease: String,
     },
+    /// From the reply on the streams are those of a host behind this gateway.
+    Enter {
+        /// The scheduler's name of the host.
+        node: String,
+    },
+    /// What has become of a lease whose host does not answer.
+    Fate {
+        /// Its id.
+        lease: LeaseId,
+        /// Its job.
+        job: u32,
+    },
+    /// For whom a gateway speaks from here on.
+    SpeakFor {
+        /// The owner.
+        owner: String,
+    },
+}
+
+/// What binds a request to a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bound {
+    /// The number of the job.
+    pub id: u32,
+    /// The lease that it was submitted for.
+    pub lease: LeaseId,
+    /// The scheduler's name of the host on which it runs.
+    pub node: String,
+    /// What was drawn at its submission.
+    pub nonce: String,
 }
 
 /// The verbs of [`Ask`].
-const VERBS: [&str; 8] = [
-    "acquire", "claimed", "resolve", "list", "touch", "release", "logs", "connect",
+const VERBS: [&str; 11] = [
+    "acquire",
+    "claimed",
+    "resolve",
+    "list",
+    "touch",
+    "release",
+    "logs",
+    "connect",
+    "enter",
+    "fate",
+    "speak_for",
 ];
 
 /// One line of a client.
@@ -352,6 +408,16 @@ pub enum Reply {
         /// Why.
         why: String,
     },
+    /// The lease waits for a host.
+    Queued {
+        /// Its place, and for what.
+        text: String,
+    },
+    /// What has become of a job, in the scheduler's word; `None` where it does not know it any more.
+    Fate {
+        /// As `RUNNING` or `NODE_FAIL`.
+        how: Option<String>,
+    },
     /// The guest is ready, and waits to be entered and claimed.
     Ready {
         /// The lease.
@@ -402,6 +468,8 @@ impl Reply {
         match &self {
             Self::Stage(stage) if !is_plain(&stage.name, TEXT) => Err(odd("stage", &stage.name)),
             Self::Cold { why } if why.len() > PATH => Err(odd("cold start", why)),
+            Self::Queued { text } if text.len() > PATH => Err(odd("queue", text)),
+            Self::Fate { how: Some(how) } if !is_plain(how, TEXT) => Err(odd("fate", how)),
             Self::Ready { host_key, .. } if !is_plain(host_key, HOST_KEY) => Err(odd("host key", host_key)),
             Self::Ready { guest_stages, .. } if guest_stages.len() > STAGES => {
                 Err(odd("number of stages", &guest_stages.len().to_string()))
@@ -473,10 +541,15 @@ impl Ask {
 
     fn begins_work(&self) -> bool {
         match self {
-            Self::Acquire { .. } | Self::Connect { .. } => true,
+            Self::Acquire { .. } | Self::Connect { .. } | Self::Enter { .. } => true,
             Self::Resolve { aim, .. } => *aim == Aim::Use,
             Self::Touch { state, .. } => state.as_deref() == Some("running"),
-            Self::Claimed | Self::List | Self::Release { .. } | Self::Logs { .. } => false,
+            Self::Claimed
+            | Self::List
+            | Self::Release { .. }
+            | Self::Logs { .. }
+            | Self::Fate { .. }
+            | Self::SpeakFor { .. } => false,
         }
     }
 

@@ -16,8 +16,9 @@ use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::{NameError, Purpose, ResolveError};
 use crabbox_machine::lease::touch;
 use crabbox_machine::lifecycle::client;
+use crabbox_machine::lifecycle::hold::Knock;
 use crabbox_machine::lifecycle::release::{self, Decision, ReleaseError, Released};
-use crabbox_machine::request::{AcquireRequest, Owner};
+use crabbox_machine::request::{AcquireRequest, Job, Owner};
 
 use crabbox_core::fault;
 use crabbox_core::id::Slug;
@@ -69,6 +70,15 @@ pub(crate) fn terms(settings: &Settings) -> Result<Terms, LeaseError> {
         work_root: plan.work_root,
         server_type: plan.server_type,
     })
+}
+
+/// Whom a new lease is for, beside whoever runs this command.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct For<'a> {
+    /// Somebody who came from another machine.
+    pub(crate) owner: Option<&'a Owner>,
+    /// A scheduler's job, with the scheduler's name of this host and what its process wants to hear.
+    pub(crate) job: Option<(&'a str, &'a Knock)>,
 }
 
 /// The provider `firecracker`.
@@ -159,18 +169,42 @@ impl Firecracker {
         None
     }
 
-    /// Has a machine ready, and handed over to `taker`; for `owner`, where that is somebody who came from another machine.
+    /// Has a machine ready that the process of a job makes, and handed over to `taker`. It boots: what is restored may have to be tried
+    /// twice, and a job has one lease.
+    fn acquire_held(
+        &self,
+        mut request: AcquireRequest,
+        (node, knock): (&str, &Knock),
+        taker: &mut dyn Taker,
+        interrupts: &Interrupts,
+        on_notice: &mut dyn FnMut(&Notice<'_>),
+    ) -> Result<AcquiredLease, AcquireLeaseError> {
+        request.lease_id = knock.lease.to_string();
+        request.job = Some(Job {
+            id: knock.job,
+            node: node.to_owned(),
+        });
+        let acquisition = client::knock(&self.engine, &request, knock)?;
+        let on_stage = &mut |stage: &_| on_notice(&Notice::Stage(stage));
+        entering::acquire(&self.engine, acquisition, &request, taker, interrupts, on_stage)
+    }
+
+    /// Has a machine ready, and handed over to `taker`, for `whose`.
     pub(crate) fn acquire_for(
         &self,
         new: &NewLease,
-        owner: Option<&Owner>,
+        whose: &For<'_>,
         taker: &mut dyn Taker,
         interrupts: &Interrupts,
         on_notice: &mut dyn FnMut(&Notice<'_>),
     ) -> Result<AcquiredLease, LeaseError> {
         let plan = firecracker::plan(&self.settings)?;
         let mut request = prepare::request(&self.engine, &plan, new)?;
+        let owner = whose.owner;
         request.owner = owner.cloned();
+        if let Some(job) = whose.job {
+            return Ok(self.acquire_held(request, job, taker, interrupts, on_notice)?);
+        }
         // What waits in a pool was made with a key of this machine, and opens to nobody else.
         if owner.is_none() {
             match pool::of(&self.engine, &plan, &request) {
@@ -271,7 +305,7 @@ impl Provider for Firecracker {
             engine: &self.engine,
             repo,
         };
-        self.acquire_for(new, None, &mut taker, interrupts, on_notice)
+        self.acquire_for(new, &For::default(), &mut taker, interrupts, on_notice)
     }
 
     fn resolve(&self, text: &str, purpose: Purpose) -> Result<Lease, LeaseError> {

@@ -223,6 +223,19 @@ impl Remote {
         })
     }
 
+    /// How the job of the lease of `claim` ended, when its host behind a gateway did not answer for `why` and the scheduler has given
+    /// the job up with it. Otherwise it may live on, and what was said first is what is known.
+    fn lost(&self, host: &KvmHost, claim: Option<&Claim>, why: &LeaseError) -> Option<String> {
+        let claim = claim.filter(|_| host.node().is_some() && why.kind() == Kind::Unavailable)?;
+        let job = labels::job(&claim.labels)?.parse().ok()?;
+        let lease = LeaseId::parse(&claim.lease_id).ok()?;
+        let told = self.ask(&host.gateway(), &Ask::Fate { lease, job }, |reply| match reply {
+            Reply::Fate { how } => Some(how),
+            _ => None,
+        });
+        told.ok()?.filter(|how| is_lost(how))
+    }
+
     /// Every lease on `host`, over a conversation of its own.
     fn list_there(&self, host: &KvmHost, heed: Heed) -> Result<Vec<FarLease>, FleetError> {
         let mut talk = self.open(host, heed)?;
@@ -268,6 +281,11 @@ impl Remote {
 /// Whether this tells the user of their Ctrl-C.
 fn tells_of_it<T>(told: &Result<T, FleetError>) -> bool {
     matches!(told, Err(FleetError::Interrupted { .. }))
+}
+
+/// Whether a job that ended so ended with its host, in the scheduler's words (`squeue`, job state codes).
+fn is_lost(how: &str) -> bool {
+    ["NODE_FAIL", "BOOT_FAIL"].contains(&how)
 }
 
 fn lease_of(reply: Reply) -> Option<FarLease> {
@@ -344,7 +362,13 @@ impl Provider for Remote {
         } else {
             Aim::Look
         };
-        let lease = self.resolve_there(&host, name, aim)?;
+        let lease = match self.resolve_there(&host, name, aim) {
+            Ok(lease) => lease,
+            Err(error) => match self.lost(&host, claim.as_deref(), &error) {
+                Some(how) => return Err(RemoteError::lost(name, &host, &how, error).into()),
+                None => return Err(error),
+            },
+        };
         if purpose == Purpose::Use && lease.target.is_none() {
             let id = lease.id;
             return Err(RemoteError::KeyElsewhere { id, host }.into());
@@ -470,6 +494,10 @@ impl Provider for Remote {
             // It has ended by itself: what is left of it is here.
             (Err(error), Some(claim)) if error.kind() == Kind::NotFound => {
                 self.speaks_to_its_owner(&host, claim)?;
+                (claim.lease_id.clone(), claim.cloud_id.clone(), None)
+            }
+            // Its host is gone, and takes back what it had when it comes up again.
+            (Err(error), Some(claim)) if self.lost(&host, Some(claim), &error).is_some() => {
                 (claim.lease_id.clone(), claim.cloud_id.clone(), None)
             }
             (Err(error), _) => return Err(error),

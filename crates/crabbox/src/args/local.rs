@@ -265,8 +265,50 @@ pub(crate) struct SuperviseArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
     /// Whom it is for; the account it runs as without it
-    #[arg(long = "as", value_name = "NAME")]
+    #[arg(long = "as", value_name = "NAME", conflicts_with = "for_gateway")]
     pub(crate) owner: Option<String>,
+    /// The client is the gateway of this host's fleet, and says for whom it speaks
+    #[arg(long)]
+    pub(crate) for_gateway: bool,
+}
+
+/// `__hold`: the process of a scheduler's job, which makes one lease and watches it.
+#[derive(Debug, Args)]
+pub(crate) struct HoldArgs {
+    /// The number of the job
+    #[arg(value_name = "JOB")]
+    pub(crate) number: u32,
+    /// The lease that it was submitted for
+    #[arg(long, value_name = "LEASE")]
+    pub(crate) lease: String,
+    /// Whose it is
+    #[arg(long, value_name = "NAME")]
+    pub(crate) owner: String,
+    /// What was drawn at its submission
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) nonce: String,
+    /// How long its request may take to come, in seconds
+    #[arg(long, value_name = "N")]
+    pub(crate) wait: u64,
+}
+
+/// `__health`: leases of jobs that are over, on a host of a fleet.
+#[derive(Debug, Args)]
+pub(crate) struct HealthArgs {
+    /// How old a lease is at least that is taken back, in seconds
+    #[arg(long, value_name = "N", default_value_t = crabbox_engine::placement::strays::GRACE.as_secs())]
+    pub(crate) grace: u64,
+}
+
+/// `__epilog`: the end of a scheduler's job on its host.
+#[derive(Debug, Args)]
+pub(crate) struct EpilogArgs {
+    /// The number of the job
+    #[arg(value_name = "JOB")]
+    pub(crate) number: u32,
+    /// The lease that it was submitted for
+    #[arg(value_name = "LEASE")]
+    pub(crate) lease: Option<String>,
 }
 
 /// `__proxy`: what an `ssh` of ours starts to reach a guest on a KVM host.

@@ -34,9 +34,9 @@ pub(crate) use lease::{
 };
 pub(crate) use local::{
     ClaimsCommand, ClaimsListArgs, CompletionsArgs, ConfigCommand, ConfigExplainArgs, ConfigShowArgs,
-    DoctorArgs, ProbeArgs, ProvidersArgs, ProvidersCommand, ProvidersDescribeArgs, ProvidersFilterArgs,
-    ProvidersFiltersArgs, ProvidersRecommendArgs, ProxyArgs, ReferenceArgs, ServeArgs, SuperviseArgs,
-    SyncPlanArgs, VerifyArgs,
+    DoctorArgs, EpilogArgs, HealthArgs, HoldArgs, ProbeArgs, ProvidersArgs, ProvidersCommand,
+    ProvidersDescribeArgs, ProvidersFilterArgs, ProvidersFiltersArgs, ProvidersRecommendArgs, ProxyArgs,
+    ReferenceArgs, ServeArgs, SuperviseArgs, SyncPlanArgs, VerifyArgs,
 };
 pub(crate) use measure::{
     BenchCommand, BenchRecordArgs, BenchReportArgs, BenchRunArgs, CacheCommand, CachePurgeArgs,
@@ -188,6 +188,15 @@ pub(crate) enum Command {
     /// The way of an ssh to a guest on another machine
     #[command(name = "__proxy", hide = true)]
     Proxy(ProxyArgs),
+    /// The process of a scheduler's job, which is the supervisor of its lease
+    #[command(name = "__hold", hide = true)]
+    Hold(HoldArgs),
+    /// What is left of a scheduler's job on this host is taken back
+    #[command(name = "__epilog", hide = true)]
+    Epilog(EpilogArgs),
+    /// Leases of a scheduler's jobs that are over are taken back
+    #[command(name = "__health", hide = true)]
+    Health(HealthArgs),
     /// The maker of a pool's leases
     #[command(name = "__fill", hide = true)]
     Fill,

@@ -2,6 +2,7 @@
 
 mod documents;
 mod engine;
+mod held;
 mod host;
 mod lease;
 mod reference;
@@ -150,6 +151,9 @@ fn dispatch(ctx: &Ctx<'_>, command: Command) -> Result<Exit, CommandError> {
         Command::Supervise(args) => supervise::run(ctx, &args),
         Command::Serve(args) => serve::run(ctx, &args),
         Command::Proxy(args) => serve::proxy(ctx, &args),
+        Command::Hold(args) => held::hold(ctx, &args),
+        Command::Epilog(args) => held::epilog(ctx, &args),
+        Command::Health(args) => held::health(ctx, &args),
         Command::Fill => lease::pool::refill(ctx),
         Command::Probe(args) => host::probe::run(ctx, &args),
     }

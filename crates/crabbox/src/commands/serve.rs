@@ -10,7 +10,8 @@ use crabbox_core::config::{FlagValue, Settings};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_engine::fleet::address::{Access, KvmHost};
 use crabbox_engine::fleet::proxy::{self, Proxy};
-use crabbox_engine::fleet::serve::{Serve, ServeError};
+use crabbox_engine::fleet::serve::{Role, Serve, ServeError};
+use crabbox_engine::placement::gateway::Gateway;
 use crabbox_engine::provider::error::LeaseError;
 use crabbox_engine::provider::remote;
 use crabbox_machine::context::Engine;
@@ -43,8 +44,20 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &ServeArgs) -> Result<Exit, CommandError>
         let loaded = settings::load(&env, flags).map_err(|error| LeaseError::new(Unsettled(error)))?;
         Ok(loaded.resolution.settings)
     };
+    let engine = engine::adopting(ctx)?;
+    // A host that its gateway lets in is none to it, whatever else it is.
+    let gateway = if args.for_gateway {
+        None
+    } else {
+        Gateway::find(&engine.places.config)?
+    };
     let serve = Serve {
-        engine: &engine::adopting(ctx)?,
+        engine: &engine,
+        role: match &gateway {
+            _ if args.for_gateway => Role::Node,
+            Some(gateway) => Role::Gateway(gateway),
+            None => Role::Host,
+        },
         owner: args.owner.clone().unwrap_or_else(account),
         settings: &settings,
         interrupts: &engine::interrupts()?,
@@ -68,6 +81,7 @@ pub(super) fn proxy(ctx: &Ctx<'_>, args: &ProxyArgs) -> Result<Exit, CommandErro
         access: Access {
             key: args.key.clone(),
             known_hosts: args.known_hosts.clone(),
+            pinned: false,
         },
         lease: args.lease.clone(),
     };

@@ -19,7 +19,7 @@ use crate::provider::firecracker::error::AcquireLeaseError;
 use crate::provider::lease::Lease;
 
 /// How much longer than the lease may take to be entered its owner may take to say so: the way through the network.
-const GRACE: Duration = Duration::from_secs(10);
+pub(super) const GRACE: Duration = Duration::from_secs(10);
 
 /// Notices a client that goes away while nothing is expected of it.
 #[derive(Debug)]

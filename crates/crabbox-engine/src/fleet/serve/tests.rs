@@ -48,6 +48,7 @@ fn heard(engine: &Engine, owner: &str, said: &[u8]) -> (Vec<String>, Result<(), 
     let serve = Serve {
         engine,
         owner: owner.to_owned(),
+        role: Role::Host,
         settings: &settings,
         interrupts: &interrupts,
     };

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const ASKS: [&str; 8] = [
+const ASKS: [&str; 11] = [
     r#"{"protocol":1,"verb":"acquire","key":"ssh-ed25519 AAAA","settings":{"firecracker.cpus":"2"},"slug":"jade-krill","keep":true}"#,
     r#"{"protocol":1,"verb":"claimed"}"#,
     r#"{"protocol":1,"verb":"resolve","lease":"jade-krill","aim":"use"}"#,
@@ -14,6 +14,9 @@ const ASKS: [&str; 8] = [
     r#"{"protocol":1,"verb":"release","lease":"cbx_0123456789ab","discard":true}"#,
     r#"{"protocol":1,"verb":"logs","lease":"cbx_0123456789ab","source":"console"}"#,
     r#"{"protocol":1,"verb":"connect","lease":"cbx_0123456789ab"}"#,
+    r#"{"protocol":1,"verb":"enter","node":"h1"}"#,
+    r#"{"protocol":1,"verb":"fate","lease":"cbx_0123456789ab","job":7}"#,
+    r#"{"protocol":1,"verb":"speak_for","owner":"alice"}"#,
 ];
 
 const LEASE: &str = r#"{"reply":"lease","id":"cbx_0123456789ab","slug":"jade-krill","name":"crabbox-jade-krill-1a2b3c4d","server_type":"microvm","state":"ready","labels":{"owner":"alice"},"user":"crabbox","port":22,"work_root":"/work/crabbox","has_address":true,"unjailed":false,"capacity":null}"#;
@@ -23,7 +26,12 @@ fn what_begins_somebody_s_work_is_not_begun_after_an_interruption_and_all_else_i
     let begins = |line: &str| Ask::read(line.as_bytes()).unwrap().begins_work();
     let told = ASKS.map(begins);
     // acquire, claimed, resolve, list, touch, release, logs, connect.
-    assert_eq!(told, [true, false, true, false, true, false, false, true]);
+    assert_eq!(
+        told,
+        [
+            true, false, true, false, true, false, false, true, true, false, false
+        ]
+    );
     for (line, expected) in [
         (r#"{"protocol":1,"verb":"resolve","lease":"a","aim":"use"}"#, true),
         (
@@ -54,6 +62,14 @@ fn every_request_has_its_bytes_and_its_verb_is_known() {
         );
         assert!(line.contains(&format!(r#""verb":"{verb}""#)), "{line}");
     }
+    // What a gateway adds, and what a client that understands one does.
+    let bound = r#"{"protocol":1,"verb":"acquire","key":"k","settings":{},"slug":null,"keep":false,"queue":true,"job":{"id":7,"lease":"cbx_0123456789ab","node":"h1","nonce":"n"}}"#;
+    let ask = Ask::read(bound.as_bytes()).unwrap();
+    assert_eq!(
+        String::from_utf8(ask.line(1).unwrap()).unwrap(),
+        format!("{bound}\n")
+    );
+    assert!(Ask::read(bound.replace("cbx_0123456789ab", "../x").as_bytes()).is_err());
     // Another program's name for it is judged as it is read.
     let named = |slug: &str| {
         format!(

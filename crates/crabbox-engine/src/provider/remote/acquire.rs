@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crabbox_core::config::firecracker as plans;
 use crabbox_core::config::layer::Sourced;
 use crabbox_core::id::Slug;
+use crabbox_core::labels;
 use crabbox_host::signals::Interrupts;
 use crabbox_machine::failpoint::{self, Phase, Who};
 use crabbox_machine::lifecycle::client::ClientError;
@@ -18,9 +19,9 @@ use crabbox_store::claims;
 
 use super::Remote;
 use super::error::RemoteError;
-use crate::fleet::address::KvmHost;
+use crate::fleet::address::{KvmHost, is_name};
 use crate::fleet::client::{ANSWER_LIMIT, FleetError};
-use crate::fleet::wire::{Ask, FarLease, Reply, STAGES};
+use crate::fleet::wire::{Ask, FarLease, GATEWAY, Reply, STAGES};
 use crate::host::prepare::NewLease;
 use crate::provider::error::LeaseError;
 use crate::provider::firecracker::entering;
@@ -38,6 +39,15 @@ const CLAIMED_LIMIT: Duration = Duration::from_secs(30);
 fn is_too_much(told: &mut usize) -> bool {
     *told += 1;
     *told > STAGES
+}
+
+/// The host of a new lease that is ready: the one that was asked, or the one behind that gateway which the lease names.
+fn made_on(host: &KvmHost, is_gateway: bool, lease: &FarLease) -> Option<KvmHost> {
+    match (is_gateway, labels::node(&lease.labels)) {
+        (false, _) => Some(host.clone()),
+        (true, Some(node)) if is_name(node) => Some(host.behind(node)),
+        (true, _) => None,
+    }
 }
 
 impl Remote {
@@ -140,12 +150,16 @@ impl Remote {
             slug,
             keep: new.keep,
             external: new.external.clone(),
+            queue: true,
+            job: None,
         };
         let mut talk = self.open(host, ask.heed())?;
+        let is_gateway = talk.greeting.role == GATEWAY;
         talk.say(&ask)?;
         let mut until = Instant::now() + limit;
         let (mut stages, mut why, mut told) = (Vec::new(), None, 0);
         let mut is_refused = false;
+        let mut at = host.clone();
         let mut entered: Option<(Lease, Vec<(String, u64)>)> = None;
         let outcome = loop {
             match talk.hear(until) {
@@ -155,6 +169,11 @@ impl Remote {
                 Ok(Reply::Stage(stage)) => {
                     on_notice(&Notice::Stage(&stage));
                     stages.push(stage);
+                }
+                // However long it takes: who waits sees it, and interrupts when it is too long.
+                Ok(Reply::Queued { text }) if is_gateway && entered.is_none() => {
+                    on_notice(&Notice::Queued(&crabbox_host::console::harmless(&text)));
+                    until = Instant::now() + limit;
                 }
                 Ok(Reply::Cold { why: said }) => {
                     let said = crabbox_host::console::harmless(&said);
@@ -173,6 +192,10 @@ impl Remote {
                 }) if entered.is_none() => {
                     let began = Instant::now();
                     let id = lease.id.to_string();
+                    match made_on(host, is_gateway, &lease) {
+                        Some(found) => at = found,
+                        None => break Err(talk.nonsense().into()),
+                    }
                     match self.is_known(&id) {
                         Ok(false) => {}
                         // A new lease has a new id: what stands here by that name is another one's.
@@ -181,7 +204,7 @@ impl Remote {
                     }
                     let deadline = began + Duration::from_secs(seconds).min(limit);
                     let parts = (says_ready, deadline);
-                    match self.take(host, &pair, (lease, &host_key), parts, (repo, interrupts)) {
+                    match self.take(&at, &pair, (lease, &host_key), parts, (repo, interrupts)) {
                         Ok(lease) => {
                             stages.push(entering::entering(began));
                             entered = Some((lease, guest_stages));
@@ -219,7 +242,7 @@ impl Remote {
         match outcome {
             Ok(told) => {
                 // Its labels are the last ones of its making.
-                let lease = self.lease(host, told)?;
+                let lease = self.lease(&at, told)?;
                 self.claim(&lease, repo, false)?;
                 Ok(AcquiredLease {
                     lease,
@@ -238,7 +261,7 @@ impl Remote {
                     // It may have heard that we have claimed it, and then it lives: its key is nowhere else.
                     Some((lease, _)) => Err(RemoteError::Unheard {
                         id: lease.id.clone(),
-                        host: host.clone(),
+                        host: at,
                         source: Box::new(error),
                     }
                     .into()),
@@ -263,6 +286,25 @@ mod tests {
         let mut told = 0;
         assert!((0..STAGES).all(|_| !is_too_much(&mut told)));
         assert!(is_too_much(&mut told));
+    }
+
+    #[test]
+    fn a_lease_of_a_fleet_is_on_the_host_that_it_names_and_any_other_on_the_one_that_was_asked() {
+        let host = KvmHost::parse("a@gw").unwrap();
+        let lease = |node: &str| -> FarLease {
+            serde_json::from_value(serde_json::json!({
+                "id": "cbx_0123456789ab", "slug": "s", "name": "n", "server_type": "t", "state": "ready", "user": "u", "port": 22,
+                "labels": {"node": node}, "work_root": "/w", "has_address": true,
+            }))
+            .unwrap()
+        };
+        let made =
+            |is_gateway, node: &str| made_on(&host, is_gateway, &lease(node)).map(|host| host.to_string());
+        assert_eq!(made(true, "h1").as_deref(), Some("a@gw/h1"));
+        assert_eq!(made(false, "h1").as_deref(), Some("a@gw"));
+        for odd in ["", "-x", "h1/h2", "h 1"] {
+            assert_eq!(made(true, odd), None, "{odd:?}");
+        }
     }
 
     #[test]

@@ -67,6 +67,19 @@ pub enum RemoteError {
         #[source]
         source: Box<LeaseError>,
     },
+    /// Its host behind a gateway is gone.
+    #[error("lease {id} on {host} is lost ({how})")]
+    Lost {
+        /// The lease.
+        id: String,
+        /// Its host.
+        host: KvmHost,
+        /// How its job ended, in the scheduler's word.
+        how: String,
+        /// What the host was asked in vain.
+        #[source]
+        source: Box<LeaseError>,
+    },
     /// The slug asked for is none.
     #[error(transparent)]
     Slug(#[from] crabbox_core::id::SlugError),
@@ -82,6 +95,16 @@ pub enum RemoteError {
 }
 
 impl RemoteError {
+    /// The lease `id` is lost with its host, which did not answer for `source`; `how` is the scheduler's word.
+    pub(super) fn lost(id: &str, host: &KvmHost, how: &str, source: LeaseError) -> Self {
+        Self::Lost {
+            id: id.to_owned(),
+            host: host.clone(),
+            how: how.to_lowercase(),
+            source: Box::new(source),
+        }
+    }
+
     fn fault(&self) -> Option<&dyn fault::Fault> {
         match self {
             Self::Fleet(error) => Some(error),
@@ -95,9 +118,13 @@ impl fault::Fault for RemoteError {
     fn kind(&self) -> Kind {
         match (self.fault(), self) {
             (Some(fault), _) => fault.kind(),
-            (None, Self::KeyElsewhere { .. } | Self::AnotherOwner { .. } | Self::Unheard { .. }) => {
-                Kind::Unavailable
-            }
+            (
+                None,
+                Self::KeyElsewhere { .. }
+                | Self::AnotherOwner { .. }
+                | Self::Unheard { .. }
+                | Self::Lost { .. },
+            ) => Kind::Unavailable,
             (None, Self::Close { .. }) => Kind::Remote,
             (None, _) => Kind::Usage,
         }
@@ -119,6 +146,9 @@ impl fault::Fault for RemoteError {
                 format!("its key and claim stay here: `crabbox status {id}` asks the host"),
                 format!("`crabbox stop {id}` gives it back, or removes what is here when it is gone there"),
             ],
+            Self::Lost { id, .. } => vec![format!(
+                "`crabbox stop {id}` removes what is here of it; its host takes the rest back when it is up again"
+            )],
             _ => self.fault().map_or_else(Vec::new, fault::Fault::hints),
         }
     }

@@ -84,6 +84,7 @@ mod tests {
         let access = Access {
             key: Some("/h/my key".into()),
             known_hosts: "/h/known_hosts".into(),
+            pinned: false,
         };
         let host = KvmHost::parse("crabbox@kvm1:2222").unwrap();
         let line = proxy_command(&engine, &host, &access, "cbx_0123456789ab").replace("%%", "%");

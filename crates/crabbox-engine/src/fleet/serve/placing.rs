@@ -1,0 +1,415 @@
+//! A new lease of a fleet: a job is submitted, waited for, and its host asked to make the lease, for a client who hears of all of it.
+//!
+//! A client that goes away ends its job. A host that refuses is left out of the next try, a few times; of a lease that the client has
+//! been told of nothing is tried again.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
+
+use crabbox_core::admission::VMM_OVERHEAD_MIB;
+use crabbox_core::config::firecracker::{self, FirecrackerPlan};
+use crabbox_core::external::External;
+use crabbox_core::fault::{self, Kind};
+use crabbox_core::id::LeaseId;
+use crabbox_host::signals::Heed;
+use crabbox_host::wait::{Ready, wait};
+use crabbox_machine::lifecycle::hold::HOLD;
+use crabbox_machine::protocol::Failure;
+use crabbox_ssh::keys;
+use rustix::event::PollFlags;
+
+use super::taking::{GRACE, Gone};
+use super::{Out, Serve, ServeError, flags};
+use crate::fleet::client::{ANSWER_LIMIT, FleetError, Talk};
+use crate::fleet::lines::Lines;
+use crate::fleet::wire::{Ask, Bound, GATEWAY, Reply};
+use crate::placement::gateway::Gateway;
+use crate::placement::queue::{self, Need};
+use crate::placement::{JOB, JobState, Placement, PlacementError, Wish};
+use crate::provider::error::LeaseError;
+
+/// How many hosts may refuse one lease.
+const TRIES: usize = 3;
+
+/// How much longer the job may last than the lease, in minutes: it is the supervisor that ends a lease, and its job after it.
+const SLACK: u64 = 5;
+
+/// How long after its submission a job is looked at first: a host that is free takes it at once.
+const FIRST_LOOK: Duration = Duration::from_millis(300);
+
+/// How often somebody who waits hears something, if only that all is as it was.
+const SIGN_OF_LIFE: Duration = Duration::from_mins(1);
+
+/// How often in a row the scheduler may not answer while a job waits.
+const SILENCES: u32 = 3;
+
+/// How long a host may take to take back what was given up.
+const ROLLBACK_LIMIT: Duration = Duration::from_mins(1);
+
+/// What a client wants.
+struct Wanted {
+    key: String,
+    settings: BTreeMap<String, String>,
+    slug: Option<String>,
+    keep: bool,
+    external: Option<External>,
+    /// The lease as the settings of this host have it.
+    plan: FirecrackerPlan,
+}
+
+/// How a host dealt with a request.
+enum Answer {
+    /// The lease is its client's.
+    Taken,
+    /// The host did not make it, and the client has heard of nothing.
+    Refused(String),
+    /// It failed for a reason that would be the same elsewhere, or too late; the client has been told.
+    Told,
+}
+
+impl Serve<'_> {
+    /// Does one thing as a gateway; `false` when the streams have been something else's since.
+    pub(super) fn serve_fleet(
+        &self,
+        gateway: &Gateway,
+        ask: Ask,
+        lines: &mut Lines<File>,
+        out: &Out<'_>,
+    ) -> Result<bool, ServeError> {
+        match ask {
+            Ask::Acquire { queue: false, .. } => return Err(ServeError::NoQueue),
+            Ask::Acquire {
+                key,
+                settings,
+                slug,
+                keep,
+                external,
+                queue: true,
+                job: None,
+            } => {
+                let plan =
+                    firecracker::plan(&(self.settings)(&flags(&settings)?)?).map_err(LeaseError::from)?;
+                // Refused here, before anybody waits in a queue.
+                keys::public(&key, "")?;
+                let wanted = Wanted {
+                    key,
+                    settings: sized(settings, &plan),
+                    slug,
+                    keep,
+                    external,
+                    plan,
+                };
+                self.place(gateway, &wanted, lines, out)?;
+            }
+            Ask::Claimed => return Err(ServeError::OutOfOrder),
+            // Each is found by the claim of the machine that made it, and told by its host.
+            Ask::List => out.put(&Reply::Done)?,
+            Ask::Enter { node } => {
+                self.enter(gateway, &node, lines, out)?;
+                return Ok(false);
+            }
+            Ask::Fate { lease, job } => {
+                let how = match gateway.placement().state(job, &lease)? {
+                    JobState::Pending { .. } => Some("PENDING".to_owned()),
+                    JobState::Running { .. } => Some("RUNNING".to_owned()),
+                    JobState::Over { how } => Some(how),
+                    JobState::Unknown => None,
+                };
+                out.put(&Reply::Fate { how })?;
+            }
+            Ask::Acquire { .. }
+            | Ask::SpeakFor { .. }
+            | Ask::Resolve { .. }
+            | Ask::Touch { .. }
+            | Ask::Release { .. }
+            | Ask::Logs { .. }
+            | Ask::Connect { .. } => {
+                return Err(ServeError::NotHere {
+                    what: "this",
+                    role: GATEWAY,
+                });
+            }
+        }
+        Ok(true)
+    }
+
+    /// Has the lease made on a host that the scheduler chooses, and hands it over.
+    fn place(
+        &self,
+        gateway: &Gateway,
+        wanted: &Wanted,
+        lines: &mut Lines<File>,
+        out: &Out<'_>,
+    ) -> Result<(), ServeError> {
+        let placement = gateway.placement();
+        let (mut refusals, mut exclude) = (Vec::new(), Vec::new());
+        while refusals.len() < TRIES {
+            let (lease, nonce) = (drawn()?, drawn()?.to_string());
+            let command = self.held(gateway, &lease, &nonce);
+            let wish = Wish {
+                lease: &lease,
+                owner: &self.owner,
+                memory_mib: u64::from(wanted.plan.memory_mib) + VMM_OVERHEAD_MIB,
+                cpus: wanted.plan.cpus,
+                disk_gib: wanted.plan.disk_mib.div_ceil(1024),
+                minutes: wanted.plan.ttl.to_std().as_secs().div_ceil(60) + SLACK,
+                exclude: &exclude,
+                command: &command,
+            };
+            let job = match placement.submit(&wish) {
+                Ok(job) => job,
+                // All others are left out.
+                Err(PlacementError::Never { .. }) if !refusals.is_empty() => break,
+                Err(error) => return Err(error.into()),
+            };
+            let mut ending = Ending {
+                placement: &*placement,
+                job: Some((job, &lease)),
+            };
+            let gone = Gone::watch(lines.as_fd(), self.interrupts).map_err(ServeError::Streams)?;
+            let node = self.wait_for(&*placement, (job, &wish), out)?;
+            let bound = Bound {
+                id: job,
+                lease: lease.clone(),
+                node: node.clone(),
+                nonce,
+            };
+            match self.make_there(gateway, wanted, bound, (gone, &mut ending), (lines, out))? {
+                Answer::Taken | Answer::Told => return Ok(()),
+                Answer::Refused(why) => {
+                    out.put(&Reply::Queued {
+                        text: format!("host {node} refused, trying another one: {why}"),
+                    })?;
+                    refusals.push(format!("{node}: {why}"));
+                    exclude.push(node);
+                }
+            }
+        }
+        Err(ServeError::NoHost { refusals })
+    }
+
+    /// What the process of the job runs.
+    fn held(&self, gateway: &Gateway, lease: &LeaseId, nonce: &str) -> Vec<String> {
+        let exe = self.engine.exe.to_string_lossy().into_owned();
+        let wait = gateway.request_wait().as_secs().to_string();
+        [
+            &exe,
+            HOLD,
+            "--lease",
+            lease.as_str(),
+            "--owner",
+            &self.owner,
+            "--nonce",
+            nonce,
+            "--wait",
+            &wait,
+            JOB,
+        ]
+        .map(str::to_owned)
+        .into()
+    }
+
+    /// Waits until the job has a host, and says meanwhile how it stands.
+    fn wait_for(
+        &self,
+        placement: &dyn Placement,
+        (job, wish): (u32, &Wish<'_>),
+        out: &Out<'_>,
+    ) -> Result<String, ServeError> {
+        let need = Need {
+            memory_mib: wish.memory_mib,
+            cpus: wish.cpus,
+        };
+        let began = Instant::now();
+        let (mut said, mut silences) = ((String::new(), began), 0);
+        let mut pause = FIRST_LOOK;
+        loop {
+            let until = Some(Instant::now() + pause);
+            let asked = wait(self.interrupts.as_fd(), PollFlags::IN, None, until);
+            if asked.map_err(ServeError::Streams)? != Ready::Neither {
+                return Err(ServeError::JobOver {
+                    job,
+                    how: "its client has gone".to_owned(),
+                });
+            }
+            pause = queue::pause(began.elapsed());
+            match placement.state(job, wish.lease) {
+                Ok(JobState::Running { node }) => return Ok(node),
+                Ok(JobState::Pending { rank, reason }) => {
+                    silences = 0;
+                    // What is short is a word more; without it the place is shown all the same.
+                    let nodes = placement.nodes().unwrap_or_default();
+                    let text = queue::words(rank, &reason, need, &nodes);
+                    if let Some(text) =
+                        text.filter(|text| *text != said.0 || said.1.elapsed() >= SIGN_OF_LIFE)
+                    {
+                        out.put(&Reply::Queued { text: text.clone() })?;
+                        said = (text, Instant::now());
+                    }
+                }
+                Ok(JobState::Over { how }) => return Err(ServeError::JobOver { job, how }),
+                Ok(JobState::Unknown) => {
+                    let how = "the scheduler does not know it any more".to_owned();
+                    return Err(ServeError::JobOver { job, how });
+                }
+                Err(error) => {
+                    silences += 1;
+                    if silences >= SILENCES {
+                        return Err(error.into());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Has the host of the job make the lease, and passes on what either side says.
+    fn make_there(
+        &self,
+        gateway: &Gateway,
+        wanted: &Wanted,
+        bound: Bound,
+        (gone, ending): (Gone, &mut Ending<'_>),
+        (lines, out): (&mut Lines<File>, &Out<'_>),
+    ) -> Result<Answer, ServeError> {
+        let node = bound.node.clone();
+        let limit = wanted.plan.launch_timeout.to_std() * 2 + ANSWER_LIMIT;
+        let opened = self.open(gateway, &node).and_then(|mut talk| {
+            talk.say(&Ask::Acquire {
+                key: wanted.key.clone(),
+                settings: wanted.settings.clone(),
+                slug: wanted.slug.clone(),
+                keep: wanted.keep,
+                external: wanted.external.clone(),
+                queue: false,
+                job: Some(bound),
+            })?;
+            Ok(talk)
+        });
+        let mut talk = match opened {
+            Ok(talk) => talk,
+            Err(ServeError::Fleet(error @ FleetError::Interrupted { .. })) => return Err(error.into()),
+            Err(error) => return Ok(Answer::Refused(fault::chain(&error))),
+        };
+        let answer = self.pass_on(&mut talk, limit, (gone, ending), (lines, out));
+        if !matches!(answer, Ok(Answer::Taken)) {
+            talk.give_up(ROLLBACK_LIMIT);
+        }
+        answer
+    }
+
+    fn open(&self, gateway: &Gateway, node: &str) -> Result<Talk, ServeError> {
+        let host = gateway.node(node)?;
+        let dir = self.engine.control_dir().map_err(FleetError::from)?;
+        Ok(Talk::open_for(
+            &self.owner,
+            host,
+            &gateway.access(),
+            &dir,
+            Heed::ever(),
+        )?)
+    }
+
+    fn pass_on(
+        &self,
+        talk: &mut Talk,
+        limit: Duration,
+        (gone, ending): (Gone, &mut Ending<'_>),
+        (lines, out): (&mut Lines<File>, &Out<'_>),
+    ) -> Result<Answer, ServeError> {
+        let until = Instant::now() + limit;
+        let mut gone = Some(gone);
+        loop {
+            match talk.hear(until) {
+                Ok(Reply::Ready { .. }) if gone.is_none() => return Err(talk.nonsense().into()),
+                Ok(reply @ (Reply::Stage(_) | Reply::Cold { .. })) => out.put(&reply)?,
+                Ok(reply @ Reply::Ready { .. }) => {
+                    let Reply::Ready { seconds, .. } = &reply else {
+                        continue;
+                    };
+                    let left = Duration::from_secs(*seconds).min(limit);
+                    // From here on the client has something to say.
+                    gone = None;
+                    out.put(&reply)?;
+                    let said =
+                        lines.next(Some(self.interrupts.as_fd()), Some(Instant::now() + left + GRACE))?;
+                    match said.map(|line| Ask::read(&line)).transpose()? {
+                        Some(Ask::Claimed) => {
+                            // It is almost the client's: who interrupts now has it to be stopped. From here on the job is the
+                            // lease's, whatever becomes of this conversation, as that of a client which has heard enough.
+                            ending.job = None;
+                            talk.heed_no_more();
+                            talk.say(&Ask::Claimed)?;
+                        }
+                        _ => return Err(ServeError::OutOfOrder),
+                    }
+                }
+                Ok(reply @ Reply::Lease(_)) if gone.is_none() => {
+                    out.put(&reply)?;
+                    out.put(&Reply::Done)?;
+                    return Ok(Answer::Taken);
+                }
+                Ok(_) => return Err(talk.nonsense().into()),
+                // A host without room, or without what it needs, may be one of several; what the client asked for is the same everywhere.
+                Err(FleetError::Refused(failure, _)) if gone.is_some() && is_the_host_s(&failure) => {
+                    return Ok(Answer::Refused(whole(&failure)));
+                }
+                Err(FleetError::Refused(failure, _)) => {
+                    out.put(&Reply::Failed(failure))?;
+                    return Ok(Answer::Told);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// A failure with its causes, as one line.
+fn whole(failure: &Failure) -> String {
+    let causes = failure.causes.iter().map(String::as_str);
+    let all: Vec<&str> = std::iter::once(failure.message.as_str()).chain(causes).collect();
+    all.join(": ")
+}
+
+/// Whether a failure says something of the host, as one of its room or of its configuration does: what was asked for the gateway has
+/// judged already. A guest that did not come up is no refusal, since its console is worth more than another try.
+fn is_the_host_s(failure: &Failure) -> bool {
+    matches!(failure.kind, Kind::Unavailable | Kind::Usage)
+        && !failure.machine_ended
+        && failure.console.is_empty()
+}
+
+/// The client's settings with the sizes and the time that its job is submitted with, so that no host's own defaults make it another lease.
+fn sized(mut settings: BTreeMap<String, String>, plan: &FirecrackerPlan) -> BTreeMap<String, String> {
+    for (key, value) in [
+        ("firecracker.cpus", plan.cpus.to_string()),
+        ("firecracker.memoryMiB", plan.memory_mib.to_string()),
+        ("firecracker.diskMiB", plan.disk_mib.to_string()),
+        ("ttl", plan.ttl.to_string()),
+    ] {
+        settings.insert(key.to_owned(), value);
+    }
+    settings
+}
+
+fn drawn() -> Result<LeaseId, ServeError> {
+    Ok(LeaseId::from_random(
+        crabbox_host::random::bytes().map_err(ServeError::Streams)?,
+    ))
+}
+
+/// Ends the job when the lease is not made, however that comes; once a client has it, the lease ends its job and never the other way
+/// round. A job that cannot be told ends by itself: nobody asks it for a lease.
+struct Ending<'a> {
+    placement: &'a dyn Placement,
+    job: Option<(u32, &'a LeaseId)>,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        if let Some((job, lease)) = self.job {
+            self.placement.cancel(job, lease).ok();
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! What somebody is told whose lease waits: its place, and for what, in words of ours.
+//!
+//! A scheduler's own word is shown where the table does not know it. No time is ever foretold.
+
+use std::time::Duration;
+
+use super::Node;
+
+/// What a lease takes of a host.
+#[derive(Debug, Clone, Copy)]
+pub struct Need {
+    /// In MiB.
+    pub memory_mib: u64,
+    /// Processors.
+    pub cpus: u32,
+}
+
+/// How long to wait before the job is looked at again that was submitted `waited` ago: a host that is free takes it within a
+/// second, and thousands may wait.
+pub fn pause(waited: Duration) -> Duration {
+    Duration::from_millis(match waited.as_secs() {
+        0..10 => 1_000,
+        10..60 => 5_000,
+        _ => 15_000,
+    })
+}
+
+/// The line that is shown: `queued: 3rd, waiting for memory`. `None` while the scheduler has not looked at the job: most have a host
+/// then, and no place would be the right one.
+pub fn words(rank: Option<usize>, reason: &str, need: Need, nodes: &[Node]) -> Option<String> {
+    if ["", "None"].contains(&reason) {
+        return None;
+    }
+    let what = waiting_for(reason, need, nodes);
+    Some(match rank {
+        Some(rank) => format!("queued: {}, {what}", ordinal(rank)),
+        None => format!("queued, {what}"),
+    })
+}
+
+/// What a job waits for, by the word of the scheduler (squeue(1), field `%r` and "job reason codes").
+fn waiting_for(reason: &str, need: Need, nodes: &[Node]) -> String {
+    let limit = |of: &str| format!("waiting for your own limit of {of}");
+    match reason {
+        "Resources" | "Priority" => scarce(reason, need, nodes).to_owned(),
+        "BeginTime" | "JobHeldAdmin" | "JobHeldUser" | "JobHoldMaxRequeue" => {
+            "held by whoever runs the fleet".to_owned()
+        }
+        "PartitionDown" | "PartitionInactive" => "waiting for the fleet, which is closed".to_owned(),
+        "ReqNodeNotAvail" | "NodeDown" => "waiting for hosts that are down or being drained".to_owned(),
+        _ if reason.starts_with("ReqNodeNotAvail")
+            || reason.starts_with("Nodes required for job are DOWN") =>
+        {
+            "waiting for hosts that are down or being drained".to_owned()
+        }
+        _ if reason.contains("Reservation") => "waiting for a maintenance that is planned".to_owned(),
+        _ if is_limit(reason) && reason.contains("Mem") => limit("memory"),
+        _ if is_limit(reason) && reason.contains("Cpu") => limit("processors"),
+        _ if is_limit(reason) && (reason.contains("GRES") || reason.contains("Jobs")) => limit("leases"),
+        _ if is_limit(reason) => limit(reason),
+        _ => format!("waiting ({reason})"),
+    }
+}
+
+/// Limits of accounts, associations and qualities of service.
+fn is_limit(reason: &str) -> bool {
+    ["QOS", "Assoc", "Account"]
+        .iter()
+        .any(|start| reason.starts_with(start))
+}
+
+/// What is short on the hosts that are up. The scheduler says only that something is.
+fn scarce(reason: &str, need: Need, nodes: &[Node]) -> &'static str {
+    let up: Vec<&Node> = nodes.iter().filter(|node| node.is_up()).collect();
+    if up.is_empty() {
+        return "waiting for a host: none is up";
+    }
+    let with_memory: Vec<&&Node> = up
+        .iter()
+        .filter(|node| node.free_memory_mib >= need.memory_mib)
+        .collect();
+    if with_memory.is_empty() {
+        return "waiting for memory";
+    }
+    if !with_memory
+        .iter()
+        .any(|node| node.free_cpus >= u64::from(need.cpus))
+    {
+        return "waiting for processors";
+    }
+    match reason {
+        // There is room, and somebody's turn before.
+        "Priority" => "waiting for those before it",
+        _ => "waiting for a host with a free place",
+    }
+}
+
+/// `1st`, `2nd`, `3rd`, `4th`, `11th`.
+fn ordinal(number: usize) -> String {
+    let ending = match (number % 10, number % 100) {
+        (1, 1 | 21..) => "st",
+        (2, 2 | 22..) => "nd",
+        (3, 3 | 23..) => "rd",
+        _ => "th",
+    };
+    format!("{number}{ending}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, state: &str, free_memory_mib: u64, free_cpus: u64) -> Node {
+        Node {
+            name: name.to_owned(),
+            state: state.to_owned(),
+            free_memory_mib,
+            free_cpus,
+        }
+    }
+
+    const NEED: Need = Need {
+        memory_mib: 256,
+        cpus: 2,
+    };
+
+    #[test]
+    fn who_waits_is_told_their_place_and_what_is_short() {
+        let full = [node("h1", "allocated", 100, 8), node("h2", "down", 4096, 8)];
+        let said = |rank, reason: &str, nodes: &[Node]| words(rank, reason, NEED, nodes).unwrap_or_default();
+        for unseen in ["", "None"] {
+            assert_eq!(words(Some(1), unseen, NEED, &full), None);
+        }
+        assert_eq!(
+            said(Some(3), "Resources", &full),
+            "queued: 3rd, waiting for memory"
+        );
+        assert_eq!(
+            said(Some(1), "Priority", &full),
+            "queued: 1st, waiting for memory"
+        );
+        let busy = [node("h1", "mixed", 4096, 1), node("h2", "mixed", 100, 8)];
+        assert_eq!(
+            said(Some(2), "Resources", &busy),
+            "queued: 2nd, waiting for processors"
+        );
+        let roomy = [node("h1", "mixed", 4096, 8)];
+        assert_eq!(
+            said(Some(2), "Resources", &roomy),
+            "queued: 2nd, waiting for a host with a free place"
+        );
+        assert_eq!(
+            said(Some(2), "Priority", &roomy),
+            "queued: 2nd, waiting for those before it"
+        );
+        for none in [&[] as &[Node], &[node("h1", "drained", 4096, 8)]] {
+            assert_eq!(
+                said(None, "Resources", none),
+                "queued, waiting for a host: none is up"
+            );
+        }
+    }
+
+    #[test]
+    fn each_reason_has_its_words_and_an_unknown_one_is_shown() {
+        for (reason, expected) in [
+            ("QOSMaxMemoryPerUser", "waiting for your own limit of memory"),
+            ("AssocGrpMemLimit", "waiting for your own limit of memory"),
+            ("AssocGrpCpuLimit", "waiting for your own limit of processors"),
+            ("AssocGrpGRES", "waiting for your own limit of leases"),
+            ("QOSMaxJobsPerUserLimit", "waiting for your own limit of leases"),
+            (
+                "AssocGrpBillingLimit",
+                "waiting for your own limit of AssocGrpBillingLimit",
+            ),
+            ("JobHeldAdmin", "held by whoever runs the fleet"),
+            ("PartitionDown", "waiting for the fleet, which is closed"),
+            (
+                "ReqNodeNotAvail, UnavailableNodes:h3",
+                "waiting for hosts that are down or being drained",
+            ),
+            ("Reservation", "waiting for a maintenance that is planned"),
+            ("Licenses", "waiting (Licenses)"),
+        ] {
+            assert_eq!(waiting_for(reason, NEED, &[]), expected, "{reason}");
+        }
+    }
+
+    #[test]
+    fn places_are_counted_as_people_do() {
+        for (number, expected) in [
+            (1, "1st"),
+            (2, "2nd"),
+            (3, "3rd"),
+            (4, "4th"),
+            (11, "11th"),
+            (12, "12th"),
+            (13, "13th"),
+            (21, "21st"),
+            (22, "22nd"),
+            (103, "103rd"),
+            (111, "111th"),
+            (112, "112th"),
+        ] {
+            assert_eq!(ordinal(number), expected);
+        }
+    }
+
+    #[test]
+    fn a_job_is_looked_at_ever_less_often() {
+        let pause = |seconds| pause(Duration::from_secs(seconds)).as_secs();
+        assert_eq!(
+            [pause(0), pause(9), pause(10), pause(59), pause(60), pause(86_400)],
+            [1, 1, 5, 5, 15, 15]
+        );
+    }
+}

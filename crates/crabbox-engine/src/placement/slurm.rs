@@ -1,0 +1,405 @@
+//! Slurm: `sbatch`, `squeue`, `scancel` and `sinfo`, by name, each bounded in time.
+//!
+//! What they say is read, never believed to be complete. No word of a user's reaches them but as a number or as a name that was
+//! judged before.
+
+use std::time::Duration;
+
+use crabbox_core::id::LeaseId;
+use crabbox_host::command::{Cmd, CommandError};
+
+use super::{JOB, JobState, Node, Placement, PlacementError, Wish};
+
+/// How long one of Slurm's programs may take. One that finds no slurmctld gives up by itself after some ten seconds.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// The most that one of them may say, in bytes: a queue of 100,000 jobs.
+const SAID: usize = 4 * 1024 * 1024;
+
+/// How much of an answer is repeated in an error, in characters.
+const SHOWN: usize = 300;
+
+/// A cluster.
+#[derive(Debug)]
+pub struct Slurm {
+    /// The partition of the KVM hosts.
+    pub partition: String,
+    /// What stands before an owner's name in the name of their account; `None` in a cluster without a database.
+    pub account_prefix: Option<String>,
+}
+
+impl Slurm {
+    fn submission(&self, wish: &Wish<'_>) -> Cmd {
+        let id = wish.lease.as_str();
+        // The script is one line of a shell. Words are quoted, but for the number, which the shell of the job knows.
+        let words: Vec<String> = wish
+            .command
+            .iter()
+            .map(|word| match word.as_str() {
+                JOB => "\"$SLURM_JOB_ID\"".to_owned(),
+                word => crabbox_ssh::quote::join([word]),
+            })
+            .collect();
+        let mut cmd = slurm("sbatch")
+            .arg("--parsable")
+            .args(["--job-name", id])
+            .arg(format!("--comment={id}"))
+            .args(["--partition", &self.partition])
+            .args(["--no-requeue", "--nodes=1", "--ntasks=1"])
+            .arg(format!("--mem={}", wish.memory_mib))
+            .arg(format!("--cpus-per-task={}", wish.cpus))
+            .arg(format!("--gres=lease:1,disk:{}", wish.disk_gib))
+            .arg(format!("--time={}", wish.minutes))
+            // All that Slurm's programs get of our environment is what any program does; a list would have the host load the
+            // user's login environment. What is of this session or this host alone is left out.
+            .arg("--export=ALL")
+            .env_remove("XDG_RUNTIME_DIR")
+            .env_remove("TMPDIR")
+            .args(["--chdir=/", "--input=/dev/null", "--output=/dev/null"]);
+        if let Some(prefix) = &self.account_prefix {
+            cmd = cmd.arg(format!("--account={prefix}{}", wish.owner));
+        }
+        if !wish.exclude.is_empty() {
+            cmd = cmd.arg(format!("--exclude={}", wish.exclude.join(",")));
+        }
+        cmd.arg(format!("--wrap=exec {}", words.join(" ")))
+    }
+
+    /// The place of a job among those that wait.
+    fn rank(&self, job: u32) -> Result<Option<usize>, PlacementError> {
+        let waiting = slurm("squeue")
+            .args(["--noheader", "--states=PENDING", "--sort=-p,i", "--format=%i"])
+            .args(["--partition", &self.partition]);
+        let said = said("squeue", &waiting)?;
+        let number = job.to_string();
+        Ok(said
+            .lines()
+            .position(|line| line.trim() == number)
+            .map(|before| before + 1))
+    }
+}
+
+/// One of Slurm's programs; its configuration is where its own build says.
+fn slurm(program: &'static str) -> Cmd {
+    Cmd::new(program).limit(LIMIT).output_limit(SAID)
+}
+
+fn said(program: &'static str, cmd: &Cmd) -> Result<String, PlacementError> {
+    match cmd.run() {
+        Ok(captured) => Ok(captured.stdout_text()),
+        Err(error) => Err(judged(program, error)),
+    }
+}
+
+/// What a failure of one of the programs means, by the words of Slurm's own errors (`slurm_errno.c`).
+fn judged(program: &'static str, error: CommandError) -> PlacementError {
+    let CommandError::Failed { stderr, .. } = &error else {
+        return PlacementError::Away(error);
+    };
+    let why = || last_line(stderr);
+    let says = |words: &[&str]| words.iter().any(|word| stderr.contains(word));
+    if says(&[
+        "Requested node configuration is not available",
+        "Requested nodes are busy",
+        "Memory specification can not be satisfied",
+        "More processors requested than permitted",
+        "Invalid generic resource",
+    ]) {
+        PlacementError::Never { why: why() }
+    } else if program == "sbatch" && says(&["Batch job submission failed"]) && !is_away(stderr) {
+        PlacementError::Refused { why: why() }
+    } else {
+        PlacementError::Away(error)
+    }
+}
+
+fn is_away(stderr: &str) -> bool {
+    [
+        "Unable to contact slurm controller",
+        "Socket timed out",
+        "Connection refused",
+        "Zero Bytes",
+        "Slurm backup controller in standby",
+    ]
+    .iter()
+    .any(|word| stderr.contains(word))
+}
+
+/// The last thing that a program said, without its own name before it.
+fn last_line(stderr: &str) -> String {
+    let line = stderr
+        .lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or_default();
+    let line = line.split_once("error: ").map_or(line, |(_, rest)| rest);
+    line.chars().take(SHOWN).collect()
+}
+
+fn nonsense(program: &'static str, said: &str) -> PlacementError {
+    PlacementError::Nonsense {
+        program,
+        said: said.chars().take(SHOWN).collect(),
+    }
+}
+
+impl Placement for Slurm {
+    fn submit(&self, wish: &Wish<'_>) -> Result<u32, PlacementError> {
+        let said = said("sbatch", &self.submission(wish))?;
+        // `number` or `number;cluster`.
+        let number = said.lines().next_back().unwrap_or_default();
+        let number = number.split(';').next().unwrap_or_default().trim();
+        number.parse().map_err(|_| nonsense("sbatch", &said))
+    }
+
+    fn state(&self, job: u32, lease: &LeaseId) -> Result<JobState, PlacementError> {
+        let asked = slurm("squeue")
+            .args(["--noheader", "--states=all", "--format=%T|%N|%r"])
+            .arg(format!("--name={lease}"))
+            .arg(format!("--jobs={job}"));
+        let said = match asked.run() {
+            Ok(captured) => captured.stdout_text(),
+            // Those that are over are forgotten after a while (`MinJobAge`).
+            Err(CommandError::Failed { stderr, .. }) if stderr.contains("Invalid job id") => {
+                return Ok(JobState::Unknown);
+            }
+            Err(error) => return Err(judged("squeue", error)),
+        };
+        let mut state = read_state(&said)?;
+        if let JobState::Pending { rank, .. } = &mut state {
+            *rank = self.rank(job)?;
+        }
+        Ok(state)
+    }
+
+    fn cancel(&self, job: u32, lease: &LeaseId) -> Result<(), PlacementError> {
+        let cancelled = slurm("scancel")
+            .arg("--quiet")
+            .arg(format!("--name={lease}"))
+            .arg(job.to_string())
+            .run();
+        match cancelled {
+            Ok(_) => Ok(()),
+            Err(CommandError::Failed { stderr, .. }) if stderr.contains("Invalid job id") => Ok(()),
+            Err(error) => Err(judged("scancel", error)),
+        }
+    }
+
+    fn nodes(&self) -> Result<Vec<Node>, PlacementError> {
+        let asked = slurm("sinfo")
+            .args(["--noheader", "--Node", "--partition", &self.partition])
+            .arg("--Format=NodeList:128,StateLong:32,Memory:24,AllocMem:24,CPUsState:48");
+        read_nodes(&said("sinfo", &asked)?)
+    }
+}
+
+/// Reads `RUNNING|h1|None`.
+fn read_state(said: &str) -> Result<JobState, PlacementError> {
+    let Some(line) = said.lines().next() else {
+        return Ok(JobState::Unknown);
+    };
+    let mut fields = line.trim().splitn(3, '|');
+    let (Some(state), Some(nodes), Some(reason)) = (fields.next(), fields.next(), fields.next()) else {
+        return Err(nonsense("squeue", said));
+    };
+    Ok(match state {
+        "PENDING" | "REQUEUED" | "REQUEUE_HOLD" | "SUSPENDED" => JobState::Pending {
+            rank: None,
+            reason: reason.to_owned(),
+        },
+        "RUNNING" => JobState::Running {
+            node: nodes.to_owned(),
+        },
+        // The host is being woken or prepared: it is not there yet.
+        "CONFIGURING" => JobState::Pending {
+            rank: None,
+            reason: "None".to_owned(),
+        },
+        "" => return Err(nonsense("squeue", said)),
+        how => JobState::Over { how: how.to_owned() },
+    })
+}
+
+/// Reads the columns of `sinfo`; the processors are allocated/idle/other/all.
+fn read_nodes(said: &str) -> Result<Vec<Node>, PlacementError> {
+    said.lines()
+        .filter(|line| !line.trim().is_empty())
+        .map(|line| {
+            let mut fields = line.split_whitespace();
+            let mut next = || fields.next().ok_or_else(|| nonsense("sinfo", line));
+            let (name, state) = (next()?.to_owned(), next()?);
+            let number = |text: &str| text.parse::<u64>().map_err(|_| nonsense("sinfo", line));
+            let (all, allocated) = (number(next()?)?, number(next()?)?);
+            let idle = next()?.split('/').nth(1).unwrap_or_default().to_owned();
+            Ok(Node {
+                name,
+                // Marks behind it, as `*` for one that does not answer, say more than `up`.
+                state: state.to_owned(),
+                free_memory_mib: all.saturating_sub(allocated),
+                free_cpus: number(&idle)?,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crabbox_core::fault::{Fault as _, Kind};
+
+    fn slurm() -> Slurm {
+        Slurm {
+            partition: "lease".to_owned(),
+            account_prefix: Some("dev_".to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_submission_names_sizes_and_limits_and_quotes_what_its_shell_reads() {
+        let lease = LeaseId::parse("cbx_0123456789ab").unwrap();
+        let command = ["/opt/it's here/crabbox", "__hold", JOB, "--owner", "alice"].map(str::to_owned);
+        let wish = Wish {
+            lease: &lease,
+            owner: "alice",
+            memory_mib: 640,
+            cpus: 2,
+            disk_gib: 3,
+            minutes: 65,
+            exclude: &["h1".to_owned(), "h2".to_owned()],
+            command: &command,
+        };
+        let words: Vec<String> = slurm()
+            .submission(&wish)
+            .argv()
+            .into_iter()
+            .map(|word| word.into_string().unwrap())
+            .collect();
+        assert_eq!(words[0], "sbatch");
+        for word in [
+            "--parsable",
+            "--comment=cbx_0123456789ab",
+            "--no-requeue",
+            "--mem=640",
+            "--cpus-per-task=2",
+            "--gres=lease:1,disk:3",
+            "--time=65",
+            "--account=dev_alice",
+            "--exclude=h1,h2",
+            "--export=ALL",
+        ] {
+            assert!(words.iter().any(|found| found == word), "{word}: {words:?}");
+        }
+        let script = words.last().unwrap().strip_prefix("--wrap=exec ").unwrap();
+        let read = Cmd::new("sh")
+            .args(["-c", &format!("SLURM_JOB_ID=7; printf '%s\\n' {script}")])
+            .run()
+            .unwrap();
+        let heard: Vec<_> = read.stdout_text().lines().map(str::to_owned).collect();
+        assert_eq!(
+            heard,
+            ["/opt/it's here/crabbox", "__hold", "7", "--owner", "alice"]
+        );
+        // Without a database there are no accounts.
+        let plain = Slurm {
+            account_prefix: None,
+            ..slurm()
+        };
+        let said = format!("{:?}", plain.submission(&Wish { exclude: &[], ..wish }).argv());
+        assert!(
+            !said.contains("--account") && !said.contains("--exclude"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn the_state_of_a_job_is_read_and_an_unknown_end_is_one() {
+        let pending = |reason: &str| JobState::Pending {
+            rank: None,
+            reason: reason.to_owned(),
+        };
+        let over = |how: &str| JobState::Over { how: how.to_owned() };
+        for (said, expected) in [
+            ("PENDING||Resources\n", pending("Resources")),
+            (
+                "PENDING||ReqNodeNotAvail, UnavailableNodes:h1|h2",
+                pending("ReqNodeNotAvail, UnavailableNodes:h1|h2"),
+            ),
+            ("CONFIGURING|h1|None", pending("None")),
+            (
+                "RUNNING|h1|None",
+                JobState::Running {
+                    node: "h1".to_owned(),
+                },
+            ),
+            ("COMPLETING|h1|None", over("COMPLETING")),
+            ("NODE_FAIL|h1|None", over("NODE_FAIL")),
+            ("SOMETHING_NEW||x", over("SOMETHING_NEW")),
+            ("", JobState::Unknown),
+        ] {
+            assert_eq!(read_state(said).unwrap(), expected, "{said:?}");
+        }
+        for said in ["RUNNING", "|h1|None", "RUNNING|h1"] {
+            assert!(
+                matches!(read_state(said), Err(PlacementError::Nonsense { .. })),
+                "{said:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn hosts_are_read_with_what_nobody_has_of_them() {
+        let said = "h1      mixed    600   256   1/7/0/8  \nh2  down*  600 0 0/0/8/8\n\n";
+        let nodes = read_nodes(said).unwrap();
+        assert_eq!(nodes.len(), 2);
+        assert_eq!(
+            (nodes[0].free_memory_mib, nodes[0].free_cpus, nodes[0].is_up()),
+            (344, 7, true)
+        );
+        assert!(!nodes[1].is_up());
+        for said in ["h1", "h1 idle x 0 0/0/0/0", "h1 idle 1 0 0"] {
+            assert!(read_nodes(said).is_err(), "{said:?}");
+        }
+    }
+
+    #[test]
+    fn a_scheduler_that_is_away_is_told_from_one_that_refuses() {
+        let failed = |program: &'static str, stderr: &str| {
+            let status = Cmd::new("false").capture().unwrap().status;
+            let args = Vec::new();
+            judged(
+                program,
+                CommandError::Failed {
+                    program: program.to_owned(),
+                    args,
+                    status,
+                    stderr: stderr.to_owned(),
+                },
+            )
+        };
+        let away = failed(
+            "sbatch",
+            "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
+        );
+        assert!(matches!(away, PlacementError::Away(_)), "{away:?}");
+        let never = failed(
+            "sbatch",
+            "sbatch: error: Batch job submission failed: Requested node configuration is not available",
+        );
+        assert!(
+            matches!(&never, PlacementError::Never { why } if why.starts_with("Batch job")),
+            "{never:?}"
+        );
+        let refused = failed(
+            "sbatch",
+            "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
+        );
+        assert!(matches!(refused, PlacementError::Refused { .. }), "{refused:?}");
+        let late = judged(
+            "squeue",
+            CommandError::NotFound {
+                program: "squeue".to_owned(),
+            },
+        );
+        assert!(matches!(late, PlacementError::Away(_)) && late.kind() == Kind::Unavailable);
+    }
+}

@@ -1,0 +1,106 @@
+//! `__hold`, `__epilog` and `__health`: the beginning and the end of a scheduler's job on a host of a fleet, and what an end left. The
+//! scheduler starts each, never a user.
+//!
+//! Neither reads a repository or a configuration: what they need stands on their command lines.
+
+use std::time::Duration;
+
+use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::id::{LeaseId, LeaseIdError};
+use crabbox_core::labels;
+use crabbox_engine::fleet::address::is_name;
+use crabbox_engine::placement::slurm::Slurm;
+use crabbox_engine::placement::strays;
+use crabbox_machine::lifecycle::epilog;
+use crabbox_machine::lifecycle::hold::{self, Held, Knock, Outcome};
+
+use crate::args::{EpilogArgs, HealthArgs, HoldArgs};
+use crate::commands::engine;
+use crate::context::Ctx;
+use crate::ui::{CommandError, Exit, log_filter};
+
+/// The variable with Slurm's name of the host that a job runs on (sbatch(1), slurmd(8)).
+const NODE: &str = "SLURMD_NODENAME";
+
+/// What the scheduler started us with makes no sense.
+#[derive(Debug, thiserror::Error)]
+enum Started {
+    /// The lease is none.
+    #[error(transparent)]
+    Lease(#[from] LeaseIdError),
+    /// The owner is none.
+    #[error("{name:?} is no owner's name")]
+    Owner {
+        /// The name.
+        name: String,
+    },
+    /// It is no job that we run in.
+    #[error("{NODE} names no host: this runs as the process of a job of Slurm")]
+    NoJob,
+}
+
+impl Fault for Started {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+}
+
+pub(super) fn hold(ctx: &Ctx<'_>, args: &HoldArgs) -> Result<Exit, CommandError> {
+    let node = ctx
+        .env
+        .text(NODE)
+        .filter(|name| is_name(name))
+        .ok_or(Started::NoJob)?;
+    if !labels::is_owner_name(&args.owner) {
+        let name = args.owner.clone();
+        return Err(Started::Owner { name }.into());
+    }
+    let held = Held {
+        knock: Knock {
+            job: args.number,
+            lease: LeaseId::parse(&args.lease).map_err(Started::from)?,
+            owner: args.owner.clone(),
+            nonce: args.nonce.clone(),
+        },
+        node: node.to_owned(),
+        wait: Duration::from_secs(args.wait),
+    };
+    // The gateway's command refused a wrong filter; a job has none.
+    let filter = log_filter(&ctx.env).ok().flatten();
+    match hold::run(&ctx.env.places()?, &held, filter)? {
+        Outcome::Ended => Ok(Exit::SUCCESS),
+        // Its client was told why.
+        Outcome::NotMade => Err(CommandError::silent(Kind::Unavailable)),
+    }
+}
+
+pub(super) fn epilog(ctx: &Ctx<'_>, args: &EpilogArgs) -> Result<Exit, CommandError> {
+    // A comment that somebody changed names no lease; the label of the job's own still does.
+    let lease = args.lease.as_deref().and_then(|lease| LeaseId::parse(lease).ok());
+    let taken = epilog::take_back(&engine::looking(ctx)?, args.number, lease.as_ref())?;
+    for id in &taken.leases {
+        ctx.printer
+            .detail(format_args!("job {}: lease {id} was taken back", args.number));
+    }
+    for pid in &taken.processes {
+        ctx.printer.detail(format_args!(
+            "job {}: process {pid} still ran and was ended",
+            args.number
+        ));
+    }
+    Ok(Exit::SUCCESS)
+}
+
+pub(super) fn health(ctx: &Ctx<'_>, args: &HealthArgs) -> Result<Exit, CommandError> {
+    // Only asked for jobs by their numbers, which no partition or account is needed for.
+    let slurm = Slurm {
+        partition: String::new(),
+        account_prefix: None,
+    };
+    let grace = Duration::from_secs(args.grace);
+    for id in strays::take_back(&engine::looking(ctx)?, &slurm, grace)? {
+        ctx.printer
+            .detail(format_args!("lease {id} was taken back: its job is over"));
+    }
+    Ok(Exit::SUCCESS)
+}
