@@ -34,6 +34,21 @@ const BIN: [&str; 2] = ["bin", "bin"];
 const MAN: [&str; 2] = ["share/man/man1", "share/man/man1"];
 const DOC: [&str; 2] = ["share/doc/crabbox", "share/doc/crabbox"];
 const EXAMPLES: [&str; 2] = ["share/doc/crabbox/examples", "share/doc/crabbox/examples"];
+
+/// The examples of a fleet, and where they go.
+const SLURM: [&str; 6] = [
+    "slurm.conf",
+    "gres.conf",
+    "gateway.json",
+    "crabbox-epilog",
+    "crabbox-health",
+    "crabbox-fleet.service",
+];
+const SLURM_EXAMPLES: [&str; 2] = [
+    "share/doc/crabbox/examples/slurm",
+    "share/doc/crabbox/examples/slurm",
+];
+
 /// Completions by shell: the name of the file, and where it belongs.
 const COMPLETIONS: [(&str, &str, [&str; 2]); 3] = [
     (
@@ -134,6 +149,12 @@ pub(super) fn all(release: &Release<'_>, scratch: &Path) -> Result<Vec<Content>>
     }
     for example in listed(&root.join("docs/examples"), "yaml")? {
         all.push(Content::file(example, EXAMPLES)?);
+    }
+    for name in SLURM {
+        all.push(Content::file(
+            root.join("docs/examples/slurm").join(name),
+            SLURM_EXAMPLES,
+        )?);
     }
     let components = release.components;
     all.push(Content::text(

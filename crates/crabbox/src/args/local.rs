@@ -165,6 +165,9 @@ pub(crate) struct DoctorArgs {
         value_delimiter = ','
     )]
     pub(crate) providers: Vec<String>,
+    /// Look at the Slurm configuration of the fleet that this host belongs to, and at nothing else
+    #[arg(long, conflicts_with_all = ["id", "all", "probe", "prepare_check", "doctor_probe_ssh"])]
+    pub(crate) fleet: bool,
     /// Also find everything that a lease is made of, and make nothing
     #[arg(long)]
     pub(crate) prepare_check: bool,

@@ -5,6 +5,7 @@
 //! `forwarding` sends packets from a namespace that it makes and removes, keeps them on this host, and says `probe=packet`.
 
 pub mod check;
+pub mod fleet;
 pub(crate) mod generic;
 pub mod judge;
 pub mod observe;

@@ -87,13 +87,28 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &DoctorArgs) -> Result<Exit,
     if args.all {
         return all(ctx, args, &flags);
     }
-    let report = look(ctx, args, &flags)?;
+    let report = if args.fleet {
+        fleet(ctx, &flags)?
+    } else {
+        look(ctx, args, &flags)?
+    };
     if args.json {
         ctx.printer.json(&report.view())?;
     } else {
         show(ctx, &report.checks);
     }
     ended(report.view().ok)
+}
+
+/// The fleet that this host belongs to.
+fn fleet(ctx: &Ctx<'_>, flags: &[FlagValue]) -> Result<Report, CommandError> {
+    let settings = ctx.settings(flags)?.settings;
+    let reserve = settings.firecracker.reserve_memory_mib.value;
+    let checks = doctor::fleet::checks(&ctx.env.places()?.config, u64::try_from(reserve).unwrap_or(0));
+    Ok(Report {
+        provider: "firecracker",
+        checks,
+    })
 }
 
 /// Each provider by itself, as if it were the one that was chosen.

@@ -1,0 +1,208 @@
+//! What is read of `slurm.conf` and `gres.conf` (slurm.conf(5)): values by their keys, whose case does not count, and the lines of nodes.
+//!
+//! It must never fail: what it does not understand is as good as not there, and Slurm itself refuses it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The most names that a range is read as.
+const MOST: u64 = 10_000;
+
+/// A configuration.
+#[derive(Debug, Default)]
+pub(super) struct Conf {
+    values: BTreeMap<String, String>,
+    nodes: Vec<Node>,
+    partitions: BTreeSet<String>,
+}
+
+/// A line `NodeName=`.
+#[derive(Debug)]
+pub(super) struct Node {
+    /// The name, which may be a range.
+    pub(super) name: String,
+    /// What else the line says, by keys in lower case; what `NodeName=DEFAULT` says before is part of it.
+    pub(super) values: BTreeMap<String, String>,
+}
+
+impl Node {
+    /// Each of its names.
+    pub(super) fn names(&self) -> Vec<String> {
+        expand(&self.name)
+    }
+
+    /// Whether it is that of the host `name`.
+    pub(super) fn is(&self, name: &str) -> bool {
+        self.names().iter().any(|one| one == name)
+    }
+}
+
+impl Conf {
+    pub(super) fn read(text: &str) -> Self {
+        let mut conf = Self::default();
+        let mut default = BTreeMap::new();
+        for line in lines(text) {
+            let words = words(&line);
+            match words.first().map(|(key, value)| (key.as_str(), value.as_str())) {
+                Some(("nodename", "DEFAULT")) => default.extend(words.into_iter().skip(1)),
+                Some(("nodename", name)) => {
+                    let name = name.to_owned();
+                    let mut values: BTreeMap<_, _> = default.clone();
+                    values.extend(words.into_iter().skip(1));
+                    conf.nodes.push(Node { name, values });
+                }
+                Some(("partitionname", name)) => {
+                    conf.partitions.insert(name.to_owned());
+                }
+                // The last of several counts.
+                _ => conf.values.extend(words),
+            }
+        }
+        conf
+    }
+
+    /// What `key` is set to.
+    pub(super) fn get(&self, key: &str) -> Option<&str> {
+        let found = self.values.get(&key.to_ascii_lowercase())?;
+        Some(found.as_str()).filter(|text| !text.is_empty() && *text != "(null)")
+    }
+
+    /// The same, or what Slurm takes without it.
+    pub(super) fn text<'a>(&'a self, key: &str, default: &'a str) -> &'a str {
+        self.get(key).unwrap_or(default)
+    }
+
+    /// A list with commas.
+    pub(super) fn list(&self, key: &str) -> BTreeSet<&str> {
+        self.text(key, "")
+            .split(',')
+            .map(str::trim)
+            .filter(|one| !one.is_empty())
+            .collect()
+    }
+
+    /// Seconds, or what Slurm takes without them; `None` for what is no number.
+    pub(super) fn seconds(&self, key: &str, default: u64) -> Option<u64> {
+        self.get(key).map_or(Some(default), |text| text.parse().ok())
+    }
+
+    pub(super) fn nodes(&self) -> Vec<&Node> {
+        self.nodes.iter().collect()
+    }
+
+    pub(super) fn partitions(&self) -> &BTreeSet<String> {
+        &self.partitions
+    }
+}
+
+/// The lines of `text` that begin with `key`, each by its keys in lower case.
+pub(super) fn sections(text: &str, key: &str) -> Vec<BTreeMap<String, String>> {
+    let key = key.to_ascii_lowercase();
+    lines(text)
+        .map(|line| words(&line))
+        .filter(|words| words.first().is_some_and(|(first, _)| *first == key))
+        .map(|words| words.into_iter().collect())
+        .collect()
+}
+
+/// Lines without comments; one that ends with a backslash goes on in the next.
+fn lines(text: &str) -> impl Iterator<Item = String> {
+    text.replace("\\\n", " ")
+        .lines()
+        .map(|line| line.split('#').next().unwrap_or_default().trim().to_owned())
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .into_iter()
+}
+
+fn words(line: &str) -> Vec<(String, String)> {
+    line.split_whitespace()
+        .filter_map(|word| word.split_once('='))
+        .map(|(key, value)| (key.to_ascii_lowercase(), value.trim_matches('"').to_owned()))
+        .collect()
+}
+
+/// The names of `kvm[1-3,7]` or `kvm1,kvm2`; digits keep their zeroes.
+fn expand(text: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let open = rest.find('[');
+        match (open, rest.find(',')) {
+            (Some(open), comma) if comma.is_none_or(|comma| open < comma) => {
+                let Some((inside, behind)) = rest[open + 1..].split_once(']') else {
+                    return names;
+                };
+                let (before, (after, next)) = (&rest[..open], behind.split_once(',').unwrap_or((behind, "")));
+                names.extend(
+                    inside
+                        .split(',')
+                        .flat_map(range)
+                        .map(|number| format!("{before}{number}{after}")),
+                );
+                rest = next;
+            }
+            (_, Some(comma)) => {
+                names.push(rest[..comma].to_owned());
+                rest = &rest[comma + 1..];
+            }
+            (_, None) => {
+                names.push(rest.to_owned());
+                rest = "";
+            }
+        }
+    }
+    names
+}
+
+fn range(text: &str) -> Vec<String> {
+    let Some((first, last)) = text.split_once('-') else {
+        return vec![text.to_owned()];
+    };
+    match (first.parse::<u64>(), last.parse::<u64>()) {
+        (Ok(from), Ok(to)) if to >= from && to - from < MOST => (from..=to)
+            .map(|number| format!("{number:0width$}", width = first.len()))
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_slurm_writes_them() {
+        for (text, expected) in [
+            ("kvm1", vec!["kvm1"]),
+            ("kvm1,kvm2", vec!["kvm1", "kvm2"]),
+            ("kvm[1-3,7]", vec!["kvm1", "kvm2", "kvm3", "kvm7"]),
+            (
+                "a,kvm[08-10].x,b",
+                vec!["a", "kvm08.x", "kvm09.x", "kvm10.x", "b"],
+            ),
+            ("kvm[1-", vec![]),
+            ("kvm[3-1]", vec![]),
+            ("kvm[1-99999999]", vec![]),
+        ] {
+            assert_eq!(expand(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn keys_have_no_case_comments_are_passed_over_and_the_last_value_counts() {
+        let conf = Conf::read(
+            "killwait=5 # short\n#KillWait=6\nKillWait = 9\nEpilog=\\\n/x\nNodeName=DEFAULT RealMemory=7\nnodename=h[1-2] CPUs=2\nPartitionName=p Nodes=ALL",
+        );
+        assert_eq!(
+            (conf.seconds("KillWait", 30), conf.get("epilog")),
+            (Some(5), None)
+        );
+        assert_eq!(conf.nodes()[0].values["realmemory"], "7");
+        assert!(conf.nodes()[0].is("h2") && !conf.nodes()[0].is("h3") && conf.partitions().contains("p"));
+        assert_eq!(
+            Conf::read("KillWait=5\nKILLWAIT=7").seconds("KillWait", 30),
+            Some(7)
+        );
+        assert_eq!(Conf::read("KillWait=x").seconds("KillWait", 30), None);
+    }
+}

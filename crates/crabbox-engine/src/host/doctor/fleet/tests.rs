@@ -1,0 +1,162 @@
+//! The example that users are given is well, and each thing that is changed in it is found, with a fix.
+
+use super::*;
+
+const SLURM: &str = include_str!("../../../../../../docs/examples/slurm/slurm.conf");
+const GRES: &str = include_str!("../../../../../../docs/examples/slurm/gres.conf");
+const EPILOG: &str = include_str!("../../../../../../docs/examples/slurm/crabbox-epilog");
+
+/// What is changed in the example, and which check finds it.
+const CHANGES: [(&str, &str, &str, Status); 23] = [
+    ("GresTypes=lease,disk", "GresTypes=lease", "gres", Status::Failed),
+    (
+        "Gres=lease:40,disk:500\nNodeName=kvm3",
+        "Gres=lease:40\nNodeName=kvm3",
+        "gres",
+        Status::Failed,
+    ),
+    ("select/cons_tres", "select/linear", "select", Status::Failed),
+    ("CR_CPU_Memory", "CR_CPU", "select", Status::Failed),
+    ("Epilog=/etc/slurm/crabbox-epilog", "", "epilog", Status::Failed),
+    ("JobRequeue=0", "JobRequeue=1", "requeue", Status::Warning),
+    ("proctrack/cgroup", "proctrack/pgid", "proctrack", Status::Warning),
+    ("KillWait=30", "KillWait=2", "killwait", Status::Failed),
+    ("KillWait=30", "KillWait=soon", "killwait", Status::Failed),
+    (
+        "SlurmdTimeout=60",
+        "SlurmdTimeout=0",
+        "slurmdtimeout",
+        Status::Failed,
+    ),
+    (
+        "SlurmdTimeout=60",
+        "SlurmdTimeout=3600",
+        "slurmdtimeout",
+        Status::Failed,
+    ),
+    (
+        "ReturnToService=2",
+        "ReturnToService=1",
+        "return",
+        Status::Warning,
+    ),
+    ("ReturnToService=2", "", "return", Status::Failed),
+    ("auth/munge", "auth/none", "auth", Status::Failed),
+    (
+        "JobRequeue=0",
+        "JobRequeue=0\nPrologFlags=Alloc,Serial",
+        "prolog",
+        Status::Failed,
+    ),
+    (
+        "JobRequeue=0",
+        "JobRequeue=0\nProlog=/x",
+        "prolog",
+        Status::Warning,
+    ),
+    (
+        "JobRequeue=0",
+        "JobRequeue=0\nMinJobAge=2",
+        "minjobage",
+        Status::Failed,
+    ),
+    ("HealthCheckInterval=60", "", "health", Status::Warning),
+    (
+        "NodeName=kvm2 CPUs=32 RealMemory=60000",
+        "NodeName=kvm2 CPUs=32 RealMemory=64000",
+        "realmemory",
+        Status::Failed,
+    ),
+    (
+        "NodeName=kvm2 CPUs=32 RealMemory=60000",
+        "NodeName=kvm2 CPUs=32",
+        "realmemory",
+        Status::Failed,
+    ),
+    (
+        "PartitionName=lease",
+        "PartitionName=other",
+        "gateway",
+        Status::Failed,
+    ),
+    ("NodeName=kvm3", "NodeName=kvm4", "gateway", Status::Failed),
+    ("NodeName=kvm3", "NodeName=kvm[3-4]", "gateway", Status::Warning),
+];
+
+fn facts(slurm: &str) -> Facts {
+    Facts {
+        slurm: slurm.to_owned(),
+        gres: GRES.to_owned(),
+        epilog: Some(Ok(EPILOG.to_owned())),
+        hostname: "kvm2".to_owned(),
+        memory_mib: 64_000,
+        reserve_mib: 2048,
+        gateway: Some(Behind {
+            partition: "lease".to_owned(),
+            nodes: ["kvm1", "kvm2", "kvm3"].map(str::to_owned).into(),
+        }),
+    }
+}
+
+fn troubles(facts: &Facts) -> Vec<Check> {
+    let all = judge(facts);
+    all.into_iter()
+        .filter(|check| check.status != Status::Ok)
+        .collect()
+}
+
+#[test]
+fn the_example_is_well() {
+    assert_eq!(troubles(&facts(SLURM)), Vec::new());
+    assert_eq!(judge(&facts(SLURM)).len(), 14);
+}
+
+#[test]
+fn each_thing_that_a_lease_needs_is_missed_by_name_and_with_a_fix() {
+    for (good, bad, check, status) in CHANGES {
+        let slurm = SLURM.replacen(good, bad, 1);
+        assert_ne!(slurm, SLURM, "{good}");
+        let found = troubles(&facts(&slurm));
+        assert_eq!(found.len(), 1, "{bad}: {found:?}");
+        assert_eq!((found[0].check, found[0].status), (check, status), "{bad}");
+        assert!(!found[0].details["fix"].is_empty(), "{bad}");
+    }
+}
+
+#[test]
+fn what_is_counted_and_what_takes_back_must_be_there_too() {
+    let found = |facts: Facts| {
+        troubles(&facts)
+            .iter()
+            .map(|check| check.check)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        found(Facts {
+            gres: String::new(),
+            ..facts(SLURM)
+        }),
+        ["gres"]
+    );
+    for epilog in [
+        Err("it can be written by others".to_owned()),
+        Ok("#!/bin/sh\nexit 0\n".to_owned()),
+    ] {
+        assert_eq!(
+            found(Facts {
+                epilog: Some(epilog),
+                ..facts(SLURM)
+            }),
+            ["epilog"]
+        );
+    }
+    // A host of its own, and one that is only a gateway.
+    assert_eq!(
+        found(Facts {
+            gateway: None,
+            hostname: "gw".to_owned(),
+            ..facts(SLURM)
+        }),
+        Vec::<&str>::new()
+    );
+}
