@@ -8,6 +8,7 @@
 )]
 
 pub mod afar;
+pub mod fleet;
 mod pretend;
 
 pub use pretend::{OURS, PRETEND};
@@ -53,7 +54,7 @@ pub struct Host {
     /// What is known of a host that was prepared for all tests; nobody else has it as long as the lock is held.
     prepared: Option<(Prepared, FileLock)>,
     /// The namespaces of a pretended host, which end with it.
-    _pretend: Option<pretend::Namespaces>,
+    pretend: Option<pretend::Namespaces>,
 }
 
 /// What a command on the host did.
@@ -129,7 +130,7 @@ impl Host {
         let host = Self {
             argv: host.argv.clone(),
             prepared: Some((host, lock)),
-            _pretend: None,
+            pretend: None,
         };
         if !host.answers() {
             host.reset();

@@ -34,6 +34,8 @@ const BUILD: &str = include_str!("build.sh");
 #[derive(Debug)]
 pub(crate) struct Namespaces {
     child: Child,
+    /// The first process in them, as this machine numbers it.
+    first: u32,
 }
 
 impl Drop for Namespaces {
@@ -103,8 +105,17 @@ impl Host {
         Self {
             argv: argv.map(str::to_owned).into(),
             prepared: None,
-            _pretend: Some(Namespaces { child }),
+            pretend: Some(Namespaces { child, first: inner }),
         }
+    }
+
+    /// The first process of a pretended host, as this machine numbers it: by it its namespaces are found from outside.
+    #[track_caller]
+    pub(crate) fn first_process(&self) -> u32 {
+        let Some(namespaces) = &self.pretend else {
+            panic!("a real host has a first process of its own");
+        };
+        namespaces.first
     }
 
     /// Runs `command` and kills it, each time a little later, until it ends before that; `between` looks at what each kill leaves and

@@ -15,8 +15,13 @@ use crate::stage::stage;
 /// How long another apt on this machine is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_mins(5);
 
-/// The package whose installation starts a service.
-const SSH_SERVER: &str = "openssh-server";
+/// The packages whose installation starts a service, and that service.
+const SERVERS: [(&str, &str); 4] = [
+    ("openssh-server", "ssh.service"),
+    ("munge", "munge.service"),
+    ("slurmctld", "slurmctld.service"),
+    ("slurmd", "slurmd.service"),
+];
 
 /// There when systemd is the first process (sd_booted(3)).
 const SYSTEMD: &str = "/run/systemd/system";
@@ -69,11 +74,13 @@ fn ensure_all(wanted: &[&'static str], needs: &str) -> Result<()> {
         apt(Cmd::inheriting("apt-get")
             .args(["install", "-y", "-qq", "--no-install-recommends"])
             .args(&missing))?;
-        if missing.contains(&SSH_SERVER) && Path::new(SYSTEMD).exists() {
-            // Its program is all that is wanted: a port that nobody asked for must not stay open on this machine.
-            Cmd::inheriting("systemctl")
-                .args(["disable", "--now", "--quiet", "ssh.service"])
-                .run()?;
+        for (package, service) in SERVERS {
+            if missing.contains(&package) && Path::new(SYSTEMD).exists() {
+                // Its program is all that is wanted: a port that nobody asked for must not stay open on this machine.
+                Cmd::inheriting("systemctl")
+                    .args(["disable", "--now", "--quiet", service])
+                    .run()?;
+            }
         }
         Ok(())
     })

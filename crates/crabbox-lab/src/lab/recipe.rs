@@ -21,7 +21,8 @@ pub(super) const TOOLS: &str = include_str!("packages/lab.list");
 /// What a host needs on which leases are made, and looked for after them.
 pub(super) const HOST_TOOLS: &str = include_str!("packages/host.list");
 
-/// What the tests call besides: a server to speak to and login shells for it, plugins, firewalls of others, archives and disks to look at.
+/// What the tests call besides: a server to speak to and login shells for it, plugins, firewalls of others, archives and disks to look at,
+/// a scheduler.
 pub(super) const TEST_TOOLS: &str = include_str!("packages/tests.list");
 
 /// What puts the packages of a release together, beside dpkg.

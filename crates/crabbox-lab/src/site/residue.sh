@@ -1,7 +1,7 @@
 # One line for each object on this host that a lease could leave behind. Compared before and after; order does not matter.
 # An emulated host takes a good part of a second for every few processes that are started, and this is asked often: so the shell
 # looks by itself where it can, and one awk does what pipes of filters would.
-for p in $(grep -laE 'firecracker|jailer|__supervise|crabbox-ssh-|/testboxes/' /proc/[0-9]*/cmdline 2>/dev/null); do
+for p in $(grep -laE 'firecracker|jailer|__supervise|__hold|crabbox-ssh-|/testboxes/' /proc/[0-9]*/cmdline 2>/dev/null); do
   words=$(tr '\0' ' ' < "$p" 2>/dev/null) || continue
   # The first of them is whoever runs this script, whose text has all those words.
   case "$words" in *residue*|"") ;; *) echo "process $words" ;; esac
@@ -35,5 +35,5 @@ own=$(readlink /proc/1/ns/net)
   path ~ "^/var/lib/cni/" { if (/^f/ && path !~ /\/(lock|last_reserved_ip\.0)$/) print "cni", path; next }
   path ~ "^/var/lib/crabbox/registry/" { if (/^f/ && path !~ /\.lock$/) print "entry", path; next }
   path == config || path ~ "^/tmp/crabbox-[^/]*$" || path ~ "^/var/lib/(cni|crabbox/registry)$" { next }
-  path !~ /\/state$|\/state\/(firecracker|claims|claim-locks)$|\/firecracker\/(leases|locks|allocation.lock)$|\/testboxes$/ { print "file", path }
+  path !~ /\/state$|\/state\/(firecracker|claims|claim-locks)$|\/firecracker\/(leases|locks|jobs|allocation.lock)$|\/testboxes$/ { print "file", path }
 '
