@@ -178,6 +178,9 @@ pub enum Entry {
 /// The version of the journal format that this program writes.
 pub const VERSION: u32 = 1;
 
+/// The note with the number of the scheduler's job that a lease is made for.
+pub const JOB: &str = "job";
+
 /// A live step: it may have left something on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Live {

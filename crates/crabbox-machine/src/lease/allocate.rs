@@ -11,7 +11,7 @@ use crabbox_core::admission::{Asker, Had, Refusal};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::holding::Holding;
 use crabbox_core::id::{LeaseId, Slug, SlugError};
-use crabbox_core::journal::{Entry, Journal, Step, VERSION};
+use crabbox_core::journal::{Entry, JOB, Journal, Step, VERSION};
 use crabbox_core::labels::{self, Labels, NewLease};
 use crabbox_core::network::NetworkMode;
 use crabbox_core::record::{LeaseRecord, SCHEMA_VERSION};
@@ -323,6 +323,10 @@ fn open(
             memory_mib: Some(request.most_memory_mib()),
         },
     )?;
+    // Before the record, by whose label the job's end finds the lease otherwise.
+    if let Some(job) = &request.job {
+        journal.note(JOB, &job.id.to_string())?;
+    }
     let pending = journal.begin(Step::Directory {
         path: dir.path().to_string_lossy().into_owned(),
     })?;

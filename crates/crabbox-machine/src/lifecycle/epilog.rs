@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::LeaseId;
+use crabbox_core::journal::JOB;
 use crabbox_core::labels;
+use crabbox_core::record::LeaseRecord;
+use crabbox_core::state::LeaseState;
 use crabbox_host::files::{self, FileError};
 use crabbox_host::process::{self, ProcessError};
 use crabbox_store::journal;
@@ -17,6 +20,7 @@ use crabbox_store::places::LeaseDir;
 use crate::context::Engine;
 use crate::lifecycle::hold::HOLD;
 use crate::lifecycle::release::{self, ReleaseError};
+use crate::lifecycle::teardown;
 
 /// How long the job's process may take to end by itself: it may be in the middle of its own teardown.
 const GRACE: Duration = Duration::from_secs(5);
@@ -83,11 +87,8 @@ pub fn take_back(engine: &Engine, job: u32, lease: Option<&LeaseId>) -> Result<T
         leases: Vec::new(),
     };
     for id in leases_of(engine, job, lease)? {
-        // What nobody ever had is nobody's to keep.
         let dir = LeaseDir::at(engine.places.leases().join(&id));
-        let was_claimed = journal::read(&dir.journal())
-            .is_ok_and(|journal| journal.is_some_and(|journal| journal.is_claimed()));
-        match release::stop(engine, &id, !was_claimed) {
+        match release::stop(engine, &id, was_nobody_s(&dir)) {
             Ok(_) => taken.leases.push(id),
             Err(_) if !dir.path().exists() => {}
             Err(source) => {
@@ -119,21 +120,40 @@ fn end_processes(job: u32) -> Result<Vec<u32>, ProcessError> {
     Ok(ended)
 }
 
-/// The leases of the job: those that say so, and the one that it was submitted for unless that says otherwise.
+/// Whether nobody ever had the lease in `dir`, so that its disk is nobody's to keep. A teardown undoes the claim first: of one that has
+/// begun, as of a journal that cannot be read, nothing is known.
+fn was_nobody_s(dir: &LeaseDir) -> bool {
+    matches!(
+        journal::read(&dir.journal()),
+        Ok(Some(journal)) if !journal.is_claimed() && journal.note(teardown::ENDING).is_none()
+    )
+}
+
+/// Whether the lease has been given back, and what is there of it is a disk that its user keeps.
+pub fn is_kept(record: &LeaseRecord) -> bool {
+    !record.delete_on_release && labels::state(&record.labels) == LeaseState::Released
+}
+
+/// The leases of the job: those that say so, and the one that it was submitted for where that has no record yet and its journal names the
+/// job. What somebody said of a job is no proof.
 fn leases_of(engine: &Engine, job: u32, lease: Option<&LeaseId>) -> Result<Vec<String>, EpilogError> {
     let number = job.to_string();
     let all = leases::list(&engine.places.leases())?;
     let mut found: Vec<String> = all
         .leases
         .iter()
-        .filter(|stored| labels::job(&stored.record.labels) == Some(&number))
+        .filter(|stored| labels::job(&stored.record.labels) == Some(&number) && !is_kept(&stored.record))
         .map(|stored| stored.record.lease_id.clone())
         .collect();
-    if let Some(lease) = lease.map(LeaseId::as_str) {
-        let is_another_s = all.leases.iter().any(|stored| stored.record.lease_id == lease);
-        let is_there = engine.places.leases().join(lease).exists();
-        if is_there && !is_another_s && !found.iter().any(|id| id == lease) {
-            found.push(lease.to_owned());
+    if let Some(lease) = lease {
+        let has_record = all
+            .leases
+            .iter()
+            .any(|stored| stored.record.lease_id == lease.as_str());
+        let dir = LeaseDir::at(engine.places.lease(lease));
+        let names_it = || matches!(journal::read(&dir.journal()), Ok(Some(journal)) if journal.note(JOB) == Some(&number));
+        if !has_record && names_it() {
+            found.push(lease.to_string());
         }
     }
     Ok(found)
@@ -142,6 +162,7 @@ fn leases_of(engine: &Engine, job: u32, lease: Option<&LeaseId>) -> Result<Vec<S
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crabbox_core::journal::{Entry, Step, VERSION};
     use crabbox_store::places::Places;
 
     fn engine(root: &std::path::Path) -> Engine {
@@ -181,15 +202,21 @@ mod tests {
         lease(&engine, theirs, r#""job":"8","node":"h1""#);
         lease(&engine, plain, "");
         lease(&engine, early, "unreadable");
+        journal(&engine, early, &[opened(early), noted(JOB, "4100000007")]);
         let there = |id: &str| engine.places.leases().join(id).exists();
         std::fs::create_dir_all(engine.places.jobs()).unwrap();
         std::fs::write(engine.places.job_socket(job), "").unwrap();
-        // One that is said to be the job's, and says of itself that it is not.
-        for said in [theirs, plain] {
+        let (silent, eighth) = ("cbx_000000000005", "cbx_000000000006");
+        lease(&engine, silent, "unreadable");
+        lease(&engine, eighth, "unreadable");
+        journal(&engine, eighth, &[opened(eighth), noted(JOB, "8")]);
+        // Those that are said to be the job's, and say of themselves that they are not, or nothing.
+        for said in [theirs, plain, silent, eighth] {
             let said = LeaseId::parse(said).unwrap();
             take_back(&engine, job, Some(&said)).unwrap();
         }
         assert!(!there(ours) && there(theirs) && there(plain) && there(early));
+        assert!(there(silent) && there(eighth));
         assert!(!engine.places.job_socket(job).exists());
         let said = LeaseId::parse(early).unwrap();
         let taken = take_back(&engine, job, Some(&said)).unwrap();
@@ -199,6 +226,75 @@ mod tests {
             TakenBack::default()
         );
         assert!(!there(early) && there(theirs) && there(plain));
+    }
+
+    fn opened(id: &str) -> Entry {
+        Entry::Open {
+            version: VERSION,
+            lease: id.to_owned(),
+            at: 1,
+            uid: None,
+            subnet: None,
+            memory_mib: None,
+        }
+    }
+
+    fn noted(name: &str, value: &str) -> Entry {
+        Entry::Note {
+            name: name.to_owned(),
+            value: value.to_owned(),
+        }
+    }
+
+    fn journal(engine: &Engine, id: &str, entries: &[Entry]) {
+        let lines = entries
+            .iter()
+            .map(|entry| serde_json::to_string(entry).unwrap() + "\n");
+        let dir = LeaseDir::at(engine.places.leases().join(id));
+        std::fs::write(dir.journal(), lines.collect::<String>()).unwrap();
+    }
+
+    #[test]
+    fn a_disk_that_its_user_keeps_outlives_the_job_and_one_that_nobody_ever_had_does_not() {
+        let claimed = [
+            Entry::Begin {
+                seq: 0,
+                step: Step::Claim {},
+            },
+            Entry::Done {
+                seq: 0,
+                process: None,
+            },
+        ];
+        // A release that came to its end, one that was killed once it had undone the claim, one that had not begun; a lease that nobody
+        // entered, and one of which its journal says nothing.
+        let ending = noted(teardown::ENDING, "yes");
+        for (state, entries, is_to_stay) in [
+            ("released", vec![ending.clone()], true),
+            ("ready", vec![ending], true),
+            ("ready", claimed.to_vec(), true),
+            ("ready", vec![], false),
+            ("ready", vec![Entry::Undone { seq: 9 }, noted("x", "y")], false),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let engine = engine(root.path());
+            let (id, job) = ("cbx_000000000001", 4_100_000_009);
+            lease(&engine, id, &format!(r#""job":"{job}","state":"{state}""#));
+            let dir = LeaseDir::at(engine.places.leases().join(id));
+            let record = std::fs::read_to_string(dir.metadata()).unwrap();
+            let keeps = record.replace(r#""deleteOnRelease":true"#, r#""deleteOnRelease":false"#);
+            assert_ne!(keeps, record);
+            std::fs::write(dir.metadata(), keeps).unwrap();
+            let mut all = vec![opened(id)];
+            all.extend(entries.clone());
+            journal(&engine, id, &all);
+            let disk = dir.path().join("disk");
+            std::fs::write(&disk, "work").unwrap();
+            for said in [None, Some(LeaseId::parse(id).unwrap()), None] {
+                take_back(&engine, job, said.as_ref()).unwrap();
+                assert_eq!(disk.exists(), is_to_stay, "{state} {entries:?}");
+            }
+        }
     }
 
     #[test]
