@@ -15,9 +15,12 @@ pub enum AskError {
     /// Nobody listens: the supervisor has ended, or belongs to a release without a control socket.
     #[error("no supervisor listens on {}", .0.display())]
     Absent(std::path::PathBuf),
-    /// No process of a job waits there: it has not started, has had its request, or is over.
+    /// No process of a job waits there: it has not started, or is over.
     #[error("nobody waits on {}", .0.display())]
     NoJob(std::path::PathBuf),
+    /// The process of the job has had its request.
+    #[error("it has had its one request")]
+    JobTaken,
     /// The socket cannot be reached, or belongs to another user.
     #[error("cannot reach the lease's supervisor")]
     Socket(#[source] SocketError),

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::LeaseId;
@@ -210,16 +210,23 @@ fn parse(id: &str) -> Result<LeaseId, ClientError> {
         .map_err(|error| ClientError::Speak(std::io::Error::new(std::io::ErrorKind::InvalidInput, error)))
 }
 
-/// Has the waiting process of a scheduler's job make the lease of `request`, which becomes its supervisor.
+/// Has the process of a scheduler's job, which is waited for until `until`, make the lease of `request`, whose supervisor it becomes.
 pub fn knock<'e>(
     engine: &'e Engine,
     request: &AcquireRequest,
     knock: &Knock,
+    until: Instant,
+    interrupts: &Interrupts,
 ) -> Result<Acquisition<'e>, ClientError> {
     let id = parse(&request.lease_id)?;
-    let stream = hold::knock(&engine.places, knock).map_err(|source| ClientError::Job {
-        job: knock.job,
-        source,
+    let stream = hold::knock(&engine.places, knock, until, interrupts).map_err(|source| {
+        match (&source, interrupts.caught()) {
+            (AskError::NoJob(_), Some(_)) => ClientError::Interrupted { id: id.to_string() },
+            _ => ClientError::Job {
+                job: knock.job,
+                source,
+            },
+        }
     })?;
     tracing::debug!(lease = %id, job = knock.job, "its job makes the lease");
     let output = stream.try_clone().map_err(ClientError::Speak)?;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::LeaseId;
 use crabbox_host::files::{self, FileError};
+use crabbox_host::signals::Interrupts;
 use crabbox_host::unix::{self, DeadlineStream, SocketError};
 use crabbox_host::wait::{Ready, wait};
 use crabbox_store::places::Places;
@@ -31,6 +32,9 @@ pub const HOLD: &str = "__hold";
 
 /// How long a job waits for its request at most. A job that was started a second time, on another host, is over after that.
 pub const LONGEST_WAIT: Duration = Duration::from_mins(1);
+
+/// How long after an attempt in vain the process of a job is looked for again.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// What a request must know of the job that it is meant for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,10 +115,9 @@ pub fn run(places: &Places, held: &Held, filter: Option<LogFilter>) -> Result<Ou
 }
 
 fn hold(places: &Places, held: &Held, log: &SupervisorLog) -> Result<Outcome, HoldError> {
-    let stream = admit(places, held)?;
+    let (stream, request) = admit(places, held)?;
     let output = File::from(OwnedFd::from(stream.try_clone().map_err(HoldError::Wait)?));
-    let mut input = BufReader::new(File::from(OwnedFd::from(stream)));
-    let request = protocol::read_request(&mut input)?;
+    let input = BufReader::new(File::from(OwnedFd::from(stream)));
     if !is_bound(&request, held) {
         let refused = Failure::of(&Unbound, Vec::new(), Vec::new());
         let line = protocol::line(&Event::Failed(refused)).unwrap_or_default();
@@ -153,8 +156,8 @@ fn is_bound(request: &AcquireRequest, held: &Held) -> bool {
         && request.pool.is_none()
 }
 
-/// The connection of the one request that knows of this job. From then on no other one finds it.
-fn admit(places: &Places, held: &Held) -> Result<UnixStream, HoldError> {
+/// The one request that knows of this job, and its connection. From then on no other one finds it.
+fn admit(places: &Places, held: &Held) -> Result<(UnixStream, AcquireRequest), HoldError> {
     let job = held.knock.job;
     files::create_private_dir(&places.jobs())?;
     let path = places.job_socket(job);
@@ -164,18 +167,23 @@ fn admit(places: &Places, held: &Held) -> Result<UnixStream, HoldError> {
     let waited = held.wait.min(LONGEST_WAIT);
     let admitted = first_bound(&listener, held, Instant::now() + waited);
     files::remove_tree(&path)?;
-    admitted.map_err(HoldError::Wait)?.ok_or(HoldError::NoRequest {
+    admitted?.ok_or(HoldError::NoRequest {
         job,
         lease: held.knock.lease.clone(),
         waited,
     })
 }
 
-/// Answers each that comes until one knows of this job. A wrong one must not cost the right one its lease.
-fn first_bound(listener: &UnixListener, held: &Held, until: Instant) -> io::Result<Option<UnixStream>> {
-    while wait(listener.as_fd(), PollFlags::IN, None, Some(until))? == Ready::First {
-        let (stream, _) = listener.accept()?;
-        if !unix::is_own_peer(&stream)? {
+/// Answers each that comes until one knows of this job. A wrong one must not cost the right one its lease, and one that knocks and then
+/// falls silent must not keep the job.
+fn first_bound(
+    listener: &UnixListener,
+    held: &Held,
+    until: Instant,
+) -> Result<Option<(UnixStream, AcquireRequest)>, HoldError> {
+    while wait(listener.as_fd(), PollFlags::IN, None, Some(until)).map_err(HoldError::Wait)? == Ready::First {
+        let (stream, _) = listener.accept().map_err(HoldError::Wait)?;
+        if !unix::is_own_peer(&stream).map_err(HoldError::Wait)? {
             continue;
         }
         let mut stream = DeadlineStream::new(stream);
@@ -188,16 +196,52 @@ fn first_bound(listener: &UnixListener, held: &Held, until: Instant) -> io::Resu
                 why: "it waits for another request".to_owned(),
             }
         };
-        let told = stream.write_all(&control::line(reply).map_err(io::Error::from)?);
-        if is_right && told.is_ok() {
-            return stream.into_inner().map(Some);
+        let line = control::line(reply).map_err(io::Error::from);
+        let told = stream.write_all(&line.map_err(HoldError::Wait)?);
+        if !is_right || told.is_err() {
+            continue;
+        }
+        stream.set_limit(LIMIT);
+        // What comes behind the request comes only once its client has heard something, so nothing is read too far.
+        match protocol::read_request(&mut BufReader::new(&mut stream)) {
+            Ok(request) => {
+                let stream = stream.into_inner().map_err(HoldError::Wait)?;
+                return Ok(Some((stream, request)));
+            }
+            Err(RequestError::Read(_) | RequestError::Cut) => {}
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(None)
 }
 
-/// Reaches the process of the job that `knock` knows of. From here on the connection is that of a lease that is being made.
-pub(super) fn knock(places: &Places, knock: &Knock) -> Result<UnixStream, AskError> {
+/// Reaches the process of the job that `knock` knows of, which may still be on its way: it is waited for until `until`, and no longer than
+/// `interrupts` let. From here on the connection is that of a lease that is being made.
+pub(super) fn knock(
+    places: &Places,
+    knock: &Knock,
+    until: Instant,
+    interrupts: &Interrupts,
+) -> Result<UnixStream, AskError> {
+    loop {
+        let absent = match reach(places, knock) {
+            Err(error @ AskError::NoJob(_)) => error,
+            reached => return reached,
+        };
+        // Its process takes one request, and has the lease's directory from then on.
+        if places.lease(&knock.lease).exists() {
+            return Err(AskError::JobTaken);
+        }
+        let now = Instant::now();
+        if now >= until || interrupts.caught().is_some() {
+            return Err(absent);
+        }
+        let next = Some(until.min(now + AGAIN));
+        wait(interrupts.as_fd(), PollFlags::IN, None, next).map_err(AskError::Send)?;
+    }
+}
+
+fn reach(places: &Places, knock: &Knock) -> Result<UnixStream, AskError> {
     let path = places.job_socket(knock.job);
     let stream = unix::connect_to_own(&path).map_err(|error| {
         if error.is_absent() {
@@ -236,20 +280,25 @@ mod tests {
         }
     }
 
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
+    /// Says what a client says once it has been let in.
+    fn ask(stream: &mut UnixStream) {
+        let request = crate::protocol::tests::request();
+        stream.write_all(&protocol::opening(&request).unwrap()).unwrap();
+    }
+
     #[test]
     fn only_who_knows_the_job_gets_in_and_only_once() {
         let root = tempfile::tempdir().unwrap();
         let places = Places::below(root.path());
         let held = held();
+        let interrupts = Interrupts::install().unwrap();
         std::thread::scope(|scope| {
             let admitted = scope.spawn(|| admit(&places, &held));
-            let reach = |wanted: &Knock| {
-                crabbox_host::clock::poll_until(Duration::from_secs(10), || match knock(&places, wanted) {
-                    Err(AskError::NoJob(_)) => None,
-                    other => Some(other),
-                })
-                .unwrap()
-            };
+            let reach = |wanted: &Knock| knock(&places, wanted, soon(), &interrupts);
             let wrong = [
                 Knock {
                     nonce: "wrong".to_owned(),
@@ -267,12 +316,47 @@ mod tests {
             for wrong in &wrong {
                 assert!(matches!(reach(wrong), Err(AskError::Refused { .. })), "{wrong:?}");
             }
-            assert!(reach(&held.knock).is_ok());
+            // One that knocks and dies, and one that knocks and says nothing, keep nobody out.
+            drop(reach(&held.knock).unwrap());
+            let silent = reach(&held.knock).unwrap();
+            // The control socket's own limit would end the wait for this one's turn.
+            let turn =
+                crabbox_host::clock::poll_until(Duration::from_secs(20), || match reach(&held.knock) {
+                    Err(AskError::Reply(_)) => None,
+                    reached => Some(reached),
+                });
+            ask(&mut turn.unwrap().unwrap());
             assert!(admitted.join().unwrap().is_ok());
-            let again = knock(&places, &held.knock);
+            drop(silent);
+            let again = knock(&places, &held.knock, Instant::now(), &interrupts);
             assert!(matches!(again, Err(AskError::NoJob(_))), "{again:?}");
+            // As it is known by what it has made, nobody waits for it.
+            std::fs::create_dir_all(places.lease(&held.knock.lease)).unwrap();
+            let again = reach(&held.knock);
+            assert!(matches!(again, Err(AskError::JobTaken)), "{again:?}");
         });
         assert!(!places.job_socket(7).exists());
+    }
+
+    #[test]
+    fn a_job_whose_process_is_on_its_way_is_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let places = Places::below(root.path());
+        let held = held();
+        let interrupts = Interrupts::install().unwrap();
+        std::thread::scope(|scope| {
+            let (places, held) = (&places, &held);
+            let late = scope.spawn(move || {
+                crabbox_host::clock::nap(Duration::from_millis(300));
+                admit(places, held)
+            });
+            ask(&mut knock(places, &held.knock, soon(), &interrupts).unwrap());
+            assert!(late.join().unwrap().is_ok());
+        });
+        // Who is asked to end waits for none.
+        interrupts.asker().unwrap().ask();
+        let given_up = knock(&places, &held.knock, soon(), &interrupts);
+        assert!(matches!(given_up, Err(AskError::NoJob(_))), "{given_up:?}");
     }
 
     #[test]
