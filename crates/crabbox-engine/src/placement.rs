@@ -121,7 +121,7 @@ impl Fault for PlacementError {
             Self::Away(_) => {
                 "leases that are there go on, and are used and stopped as usual; whoever runs the fleet can see to slurmctld on its controller"
             }
-            Self::Never { .. } => "ask for less memory, disk or processors, or have whoever runs the fleet look at `sinfo`",
+            Self::Never { .. } => "ask for less memory, disk, processors or time (ttl), or have whoever runs the fleet look at `sinfo`",
             Self::Refused { .. } => "whoever runs the fleet knows its limits",
             Self::Nonsense { .. } => "Slurm 22.05 and later are known to be understood",
         }

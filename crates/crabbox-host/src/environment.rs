@@ -20,6 +20,9 @@ pub enum Environment {
     Git,
     /// Also those for this program's own child processes only: the filter of its log, the failpoint of a test.
     Own,
+    /// The six that name the user and where programs are, and nothing of this session or of this machine's files: for a program that
+    /// hands its environment on to another machine.
+    Bare,
     /// All variables: for a program that starts others of the user's choice, as an SSH client does by the user's
     /// `ssh_config`.
     Whole,
@@ -44,6 +47,8 @@ const PLAIN: &[&str] = &[
     // Where programs are not linked against fixed places (Nix, Conda) they start with it only; it is no secret.
     "LD_LIBRARY_PATH",
 ];
+
+const BARE: &[&str] = &["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG"];
 
 const LOGIN: &[&str] = &[
     "SSH_AUTH_SOCK",
@@ -98,16 +103,17 @@ const OWN: &[&str] = &["CRABBOX_LOG", "CRABBOX_TEST_FAILPOINT"];
 impl Environment {
     /// Whether a child under this policy gets the variable `name`.
     pub fn lets(self, name: &OsStr) -> bool {
-        let more = match self {
+        let (least, more): (&[&str], &[&str]) = match self {
             Self::Whole => return true,
-            Self::Plain => &[],
-            Self::Login => LOGIN,
-            Self::Fetch => FETCH,
-            Self::Git => GIT,
-            Self::Own => OWN,
+            Self::Bare => (BARE, &[]),
+            Self::Plain => (PLAIN, &[]),
+            Self::Login => (PLAIN, LOGIN),
+            Self::Fetch => (PLAIN, FETCH),
+            Self::Git => (PLAIN, GIT),
+            Self::Own => (PLAIN, OWN),
         };
         let name = name.as_encoded_bytes();
-        PLAIN
+        least
             .iter()
             .chain(more)
             .any(|known| match known.strip_suffix('*') {
@@ -191,6 +197,25 @@ mod tests {
         }
         assert!(Environment::Login.lets(OsStr::new("SSH_AUTH_SOCK")));
         assert!(!Environment::Git.lets(OsStr::new("SSH_AUTH_SOCK")));
+    }
+
+    #[test]
+    fn what_goes_to_another_machine_is_of_the_user_alone() {
+        for name in ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG"] {
+            assert!(Environment::Bare.lets(OsStr::new(name)), "{name}");
+        }
+        for name in [
+            "XDG_RUNTIME_DIR",
+            "XDG_STATE_HOME",
+            "LD_LIBRARY_PATH",
+            "TMPDIR",
+            "LC_ALL",
+            "SSH_AUTH_SOCK",
+            "CRABBOX_LOG",
+            "SLURM_CONF",
+        ] {
+            assert!(!Environment::Bare.lets(OsStr::new(name)), "{name}");
+        }
     }
 
     #[test]

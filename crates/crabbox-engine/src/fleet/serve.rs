@@ -25,7 +25,7 @@ use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::{NameError, Purpose, ResolveError};
 use crabbox_machine::lease::logs::{self, Source};
 use crabbox_machine::lease::touch;
-use crabbox_machine::lifecycle::hold::Knock;
+use crabbox_machine::lifecycle::hold::{Knock, LONGEST_WAIT};
 use crabbox_machine::protocol::{self, Failure};
 use crabbox_machine::request::Owner;
 use crabbox_ssh::keys::{self, KeyError};
@@ -467,9 +467,11 @@ impl Serve<'_> {
         });
         let whose = For {
             owner: Some(&owner),
-            job: job
-                .zip(knock.as_ref())
-                .map(|(job, knock)| (job.node.as_str(), knock)),
+            job: job.zip(knock.as_ref()).map(|(job, knock)| {
+                // Whoever says more: no process waits longer.
+                let waits = Duration::from_secs(job.seconds).min(LONGEST_WAIT);
+                (job.node.as_str(), knock, Instant::now() + waits)
+            }),
         };
         let provider = Firecracker::new(self.engine.clone(), settings);
         // A client that goes away while its machine is made has given it up.

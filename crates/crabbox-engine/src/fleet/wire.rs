@@ -22,6 +22,7 @@ use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::LeaseId;
 use crabbox_core::labels::{self, Labels};
 use crabbox_host::signals::Heed;
+use crabbox_machine::lifecycle::hold::LONGEST_WAIT;
 use crabbox_machine::protocol::{Failure, Stage};
 use serde::{Deserialize, Serialize};
 
@@ -233,6 +234,13 @@ pub struct Bound {
     pub node: String,
     /// What was drawn at its submission.
     pub nonce: String,
+    /// How long its process waits for the request, in seconds.
+    #[serde(default = "longest_wait")]
+    pub seconds: u64,
+}
+
+fn longest_wait() -> u64 {
+    LONGEST_WAIT.as_secs()
 }
 
 /// The verbs of [`Ask`].

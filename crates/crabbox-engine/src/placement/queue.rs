@@ -62,6 +62,19 @@ fn waiting_for(reason: &str, need: Need, nodes: &[Node]) -> String {
     }
 }
 
+/// Whether a job that waits for this waits for ever: what it asks for is more than its partition or its account allows one job. Slurm
+/// refuses most of those at once where `EnforcePartLimits` is `ALL`.
+pub fn is_never(reason: &str) -> bool {
+    [
+        "PartitionTimeLimit",
+        "PartitionNodeLimit",
+        "AssocMaxWallDurationPerJobLimit",
+        "QOSMaxWallDurationPerJobLimit",
+        "BadConstraints",
+    ]
+    .contains(&reason)
+}
+
 /// Limits of accounts, associations and qualities of service.
 fn is_limit(reason: &str) -> bool {
     ["QOS", "Assoc", "Account"]
@@ -183,6 +196,28 @@ mod tests {
             ("Licenses", "waiting (Licenses)"),
         ] {
             assert_eq!(waiting_for(reason, NEED, &[]), expected, "{reason}");
+        }
+    }
+
+    #[test]
+    fn what_no_end_of_another_lease_changes_is_not_waited_for() {
+        for reason in [
+            "PartitionTimeLimit",
+            "PartitionNodeLimit",
+            "AssocMaxWallDurationPerJobLimit",
+            "BadConstraints",
+        ] {
+            assert!(is_never(reason), "{reason}");
+        }
+        for reason in [
+            "Resources",
+            "Priority",
+            "None",
+            "",
+            "PartitionDown",
+            "QOSMaxMemoryPerUser",
+        ] {
+            assert!(!is_never(reason), "{reason}");
         }
     }
 

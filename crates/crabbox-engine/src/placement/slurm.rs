@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crabbox_core::id::LeaseId;
 use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::environment::Environment;
 
 use super::{JOB, JobState, Node, Placement, PlacementError, Wish};
 
@@ -50,11 +51,10 @@ impl Slurm {
             .arg(format!("--cpus-per-task={}", wish.cpus))
             .arg(format!("--gres=lease:1,disk:{}", wish.disk_gib))
             .arg(format!("--time={}", wish.minutes))
-            // All that Slurm's programs get of our environment is what any program does; a list would have the host load the
-            // user's login environment. What is of this session or this host alone is left out.
+            // All of what it gets is the job's; a list would have the host load the user's login environment. What is of this
+            // session or of this host alone, as the places of its files, must not go to another one.
             .arg("--export=ALL")
-            .env_remove("XDG_RUNTIME_DIR")
-            .env_remove("TMPDIR")
+            .environment(Environment::Bare)
             .args(["--chdir=/", "--input=/dev/null", "--output=/dev/null"]);
         if let Some(prefix) = &self.account_prefix {
             cmd = cmd.arg(format!("--account={prefix}{}", wish.owner));
@@ -104,6 +104,7 @@ fn judged(program: &'static str, error: CommandError) -> PlacementError {
         "Memory specification can not be satisfied",
         "More processors requested than permitted",
         "Invalid generic resource",
+        "Requested time limit is invalid",
     ]) {
         PlacementError::Never { why: why() }
     } else if program == "sbatch" && says(&["Batch job submission failed"]) && !is_away(stderr) {
@@ -289,6 +290,16 @@ mod tests {
         ] {
             assert!(words.iter().any(|found| found == word), "{word}: {words:?}");
         }
+        // Cargo runs tests with a variable for the linker, which is one of this machine.
+        let submitted = slurm().submission(&wish).to_std();
+        let withheld: Vec<_> = submitted
+            .get_envs()
+            .filter(|(_, value)| value.is_none())
+            .collect();
+        assert!(
+            withheld.iter().any(|(name, _)| *name == "LD_LIBRARY_PATH"),
+            "{withheld:?}"
+        );
         let script = words.last().unwrap().strip_prefix("--wrap=exec ").unwrap();
         let read = Cmd::new("sh")
             .args(["-c", &format!("SLURM_JOB_ID=7; printf '%s\\n' {script}")])
@@ -389,6 +400,11 @@ mod tests {
             matches!(&never, PlacementError::Never { why } if why.starts_with("Batch job")),
             "{never:?}"
         );
+        let long = failed(
+            "sbatch",
+            "sbatch: error: Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)",
+        );
+        assert!(matches!(long, PlacementError::Never { .. }), "{long:?}");
         let refused = failed(
             "sbatch",
             "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",

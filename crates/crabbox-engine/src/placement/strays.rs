@@ -3,9 +3,10 @@
 //! Only the scheduler's word ends a lease here, and only some time after it was made. When the scheduler does not answer, nothing is
 //! ended.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::fault::{self, Fault, Kind};
 use crabbox_core::id::LeaseId;
 use crabbox_core::labels;
 use crabbox_host::clock;
@@ -27,9 +28,35 @@ pub enum StrayError {
     /// The scheduler says nothing.
     #[error(transparent)]
     Placement(#[from] PlacementError),
-    /// One cannot be taken back.
+    /// Some are left, each of which was tried.
+    #[error("{} left: {}", count(.0.len()), shown(.0))]
+    Left(Vec<(String, Stray)>),
+}
+
+/// Why one lease is left.
+#[derive(Debug, thiserror::Error)]
+pub enum Stray {
+    /// What the scheduler says of its job makes no sense here.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
+    /// It cannot be taken back.
     #[error(transparent)]
     Epilog(#[from] EpilogError),
+}
+
+fn count(leases: usize) -> String {
+    match leases {
+        1 => "a lease is".to_owned(),
+        several => format!("{several} leases are"),
+    }
+}
+
+fn shown(left: &[(String, Stray)]) -> String {
+    let all: Vec<String> = left
+        .iter()
+        .map(|(lease, why)| format!("{lease}: {}", fault::chain(why)))
+        .collect();
+    all.join("; ")
 }
 
 impl Fault for StrayError {
@@ -37,7 +64,7 @@ impl Fault for StrayError {
         match self {
             Self::Records(_) => Kind::Usage,
             Self::Placement(error) => error.kind(),
-            Self::Epilog(error) => error.kind(),
+            Self::Left(_) => Kind::Remote,
         }
     }
 
@@ -45,20 +72,30 @@ impl Fault for StrayError {
         match self {
             Self::Records(_) => Vec::new(),
             Self::Placement(error) => error.hints(),
-            Self::Epilog(error) => error.hints(),
+            Self::Left(all) => all
+                .iter()
+                .flat_map(|(_, why)| match why {
+                    Stray::Placement(error) => error.hints(),
+                    Stray::Epilog(error) => error.hints(),
+                })
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
         }
     }
 }
 
-/// Takes back each lease older than `grace` whose job is over; returns their ids.
+/// Takes back each lease older than `grace` whose job is over, and tells `on_taken` of its id. One that cannot be taken back keeps none of
+/// the others.
 pub fn take_back(
     engine: &Engine,
     placement: &dyn Placement,
     grace: Duration,
-) -> Result<Vec<String>, StrayError> {
+    on_taken: &mut dyn FnMut(&str),
+) -> Result<(), StrayError> {
     let now = clock::unix_seconds();
     let grace = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
-    let mut taken = Vec::new();
+    let mut left = Vec::new();
     for stored in leases::list(&engine.places.leases())?.leases {
         let found = &stored.record.labels;
         let age = now.saturating_sub(labels::time(found, "created_at").unwrap_or(now));
@@ -68,18 +105,47 @@ pub fn take_back(
         let Ok(lease) = LeaseId::parse(&stored.record.lease_id) else {
             continue;
         };
-        if age < grace || !is_over(&placement.state(job, &lease)?) {
+        if age < grace || epilog::is_kept(&stored.record) {
             continue;
         }
-        taken.extend(epilog::take_back(engine, job, Some(&lease))?.leases);
+        let taken = match placement.state(job, &lease) {
+            // It would say nothing of the others either, after as long a wait for each.
+            Err(error @ PlacementError::Away(_)) => return Err(error.into()),
+            Err(error) => Err(error.into()),
+            Ok(state) if is_over(&state) => epilog::take_back(engine, job, Some(&lease)).map_err(Stray::from),
+            Ok(_) => continue,
+        };
+        match taken {
+            Ok(taken) => taken.leases.iter().for_each(|id| on_taken(id)),
+            Err(error) => left.push((lease.to_string(), error)),
+        }
     }
-    Ok(taken)
+    if left.is_empty() {
+        Ok(())
+    } else {
+        Err(StrayError::Left(left))
+    }
 }
 
-/// Whether nothing on this host belongs to the job any more. While it is `COMPLETING` its epilog is at work.
+/// The states of a job that has ended, of which nothing runs any more (squeue(1), job state codes). Any other, one of a later release too,
+/// destroys nothing: while a job is `COMPLETING` its epilog is at work, `STOPPED` and `SIGNALING` ones live.
+const ENDED: [&str; 9] = [
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "BOOT_FAIL",
+    "OUT_OF_MEMORY",
+    "DEADLINE",
+    "PREEMPTED",
+];
+
+/// Whether nothing on this host belongs to the job any more.
 fn is_over(state: &JobState) -> bool {
     match state {
-        JobState::Over { how } => how != "COMPLETING",
+        JobState::Over { how } => ENDED.contains(&how.as_str()),
+        // The scheduler answers, and has no such job.
         JobState::Unknown => true,
         JobState::Pending { .. } | JobState::Running { .. } => false,
     }
@@ -112,48 +178,97 @@ mod tests {
         }
     }
 
+    const ID: &str = "cbx_000000000001";
+
+    fn made(engine: &Engine, id: &str, labels: &str, is_kept: bool) {
+        let dir = engine.places.leases().join(id);
+        std::fs::create_dir_all(&dir).unwrap();
+        let record = format!(
+            r#"{{"schemaVersion":1,"leaseID":"{id}","slug":"s-{id}","name":"n","vmid":"n","provider":"firecracker","deleteOnRelease":{},"labels":{{{labels}}}}}"#,
+            !is_kept
+        );
+        std::fs::write(dir.join("metadata.json"), record).unwrap();
+    }
+
+    fn taken(engine: &Engine, says: Option<JobState>) -> Result<Vec<String>, StrayError> {
+        let mut taken = Vec::new();
+        take_back(engine, &Says(says), GRACE, &mut |id| taken.push(id.to_owned()))?;
+        Ok(taken)
+    }
+
+    fn over(how: &str) -> Option<JobState> {
+        Some(JobState::Over { how: how.to_owned() })
+    }
+
+    fn of_job() -> String {
+        let old = clock::unix_seconds() - 600;
+        format!(r#""created_at":"{old}","job":"4100000009""#)
+    }
+
     #[test]
     fn a_lease_goes_whose_job_is_over_and_none_that_is_young_or_of_which_nothing_is_known() {
         let root = tempfile::tempdir().unwrap();
         let engine = crate::fixture::engine(root.path());
-        let id = "cbx_000000000001";
-        let dir = engine.places.leases().join(id);
-        let made = |labels: String| {
-            std::fs::create_dir_all(&dir).unwrap();
-            let record = format!(
-                r#"{{"schemaVersion":1,"leaseID":"{id}","slug":"s","name":"n","vmid":"n","provider":"firecracker","deleteOnRelease":true,"labels":{{{labels}}}}}"#
-            );
-            std::fs::write(dir.join("metadata.json"), record).unwrap();
-        };
-        let old = clock::unix_seconds() - 600;
-        let of_job = format!(r#""created_at":"{old}","job":"4100000009""#);
-        let over = |how: &str| Some(JobState::Over { how: how.to_owned() });
+        let dir = engine.places.leases().join(ID);
+        let none = Vec::<String>::new;
         let running = Some(JobState::Running {
             node: "h1".to_owned(),
         });
-        for state in [running, over("COMPLETING")] {
-            made(of_job.clone());
-            assert_eq!(
-                take_back(&engine, &Says(state), GRACE).unwrap(),
-                Vec::<String>::new()
-            );
+        for state in [
+            running,
+            over("COMPLETING"),
+            over("STOPPED"),
+            over("SIGNALING"),
+            over("STAGE_OUT"),
+            over("SOMETHING_NEW"),
+        ] {
+            made(&engine, ID, &of_job(), false);
+            assert_eq!(taken(&engine, state).unwrap(), none());
         }
-        assert!(take_back(&engine, &Says(None), GRACE).is_err() && dir.exists());
-        for state in [over("FAILED"), Some(JobState::Unknown)] {
-            made(of_job.clone());
-            assert_eq!(take_back(&engine, &Says(state), GRACE).unwrap(), [id]);
+        assert!(taken(&engine, None).is_err() && dir.exists());
+        let all = ENDED.iter().map(|how| over(how));
+        for state in all.chain([Some(JobState::Unknown)]) {
+            made(&engine, ID, &of_job(), false);
+            assert_eq!(taken(&engine, state).unwrap(), [ID]);
             assert!(!dir.exists());
         }
         let now = clock::unix_seconds();
         for labels in [
             format!(r#""created_at":"{now}","job":"4100000009""#),
-            format!(r#""created_at":"{old}""#),
+            format!(r#""created_at":"{}""#, now - 600),
         ] {
-            made(labels);
-            assert_eq!(
-                take_back(&engine, &Says(over("FAILED")), GRACE).unwrap(),
-                Vec::<String>::new()
-            );
+            made(&engine, ID, &labels, false);
+            assert_eq!(taken(&engine, over("FAILED")).unwrap(), none());
         }
+        // Given back long ago, and its disk is kept.
+        made(&engine, ID, &format!(r#"{},"state":"released""#, of_job()), true);
+        assert_eq!(taken(&engine, over("COMPLETED")).unwrap(), none());
+        assert!(dir.exists());
+    }
+
+    #[test]
+    fn one_that_stays_keeps_none_of_the_others_and_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let engine = crate::fixture::engine(root.path());
+        let (stays, goes) = (ID, "cbx_000000000002");
+        for id in [stays, goes] {
+            let labels = of_job().replace(
+                "4100000009",
+                if id == stays { "4100000008" } else { "4100000009" },
+            );
+            made(&engine, id, &labels, false);
+        }
+        // A later release's journal, of which nothing may be undone.
+        let journal = engine.places.leases().join(stays).join("journal.jsonl");
+        let newer = format!("{{\"entry\":\"open\",\"version\":999,\"lease\":\"{stays}\",\"at\":1}}\n");
+        std::fs::write(journal, newer).unwrap();
+        let mut taken = Vec::new();
+        let left = take_back(&engine, &Says(over("FAILED")), GRACE, &mut |id| {
+            taken.push(id.to_owned());
+        });
+        let left = left.unwrap_err().to_string();
+        assert_eq!(taken, [goes]);
+        assert!(left.contains(stays) && !left.contains(goes), "{left}");
+        assert!(engine.places.leases().join(stays).exists());
     }
 }

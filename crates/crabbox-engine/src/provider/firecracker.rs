@@ -77,8 +77,8 @@ pub(crate) fn terms(settings: &Settings) -> Result<Terms, LeaseError> {
 pub(crate) struct For<'a> {
     /// Somebody who came from another machine.
     pub(crate) owner: Option<&'a Owner>,
-    /// A scheduler's job, with the scheduler's name of this host and what its process wants to hear.
-    pub(crate) job: Option<(&'a str, &'a Knock)>,
+    /// A scheduler's job, with the scheduler's name of this host, what its process wants to hear, and until when it may come.
+    pub(crate) job: Option<(&'a str, &'a Knock, Instant)>,
 }
 
 /// The provider `firecracker`.
@@ -174,7 +174,7 @@ impl Firecracker {
     fn acquire_held(
         &self,
         mut request: AcquireRequest,
-        (node, knock): (&str, &Knock),
+        (node, knock, until): (&str, &Knock, Instant),
         taker: &mut dyn Taker,
         interrupts: &Interrupts,
         on_notice: &mut dyn FnMut(&Notice<'_>),
@@ -184,7 +184,7 @@ impl Firecracker {
             id: knock.job,
             node: node.to_owned(),
         });
-        let acquisition = client::knock(&self.engine, &request, knock)?;
+        let acquisition = client::knock(&self.engine, &request, knock, until, interrupts)?;
         let on_stage = &mut |stage: &_| on_notice(&Notice::Stage(stage));
         entering::acquire(&self.engine, acquisition, &request, taker, interrupts, on_stage)
     }

@@ -98,9 +98,9 @@ pub(super) fn health(ctx: &Ctx<'_>, args: &HealthArgs) -> Result<Exit, CommandEr
         account_prefix: None,
     };
     let grace = Duration::from_secs(args.grace);
-    for id in strays::take_back(&engine::looking(ctx)?, &slurm, grace)? {
+    strays::take_back(&engine::looking(ctx)?, &slurm, grace, &mut |id| {
         ctx.printer
             .detail(format_args!("lease {id} was taken back: its job is over"));
-    }
+    })?;
     Ok(Exit::SUCCESS)
 }

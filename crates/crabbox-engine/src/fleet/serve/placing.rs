@@ -30,6 +30,9 @@ use crate::placement::queue::{self, Need};
 use crate::placement::{JOB, JobState, Placement, PlacementError, Wish};
 use crate::provider::error::LeaseError;
 
+/// The longest reason of a host or of the scheduler that is passed on, in characters.
+const WHY: usize = 500;
+
 /// How many hosts may refuse one lease.
 const TRIES: usize = 3;
 
@@ -169,20 +172,30 @@ impl Serve<'_> {
                 job: Some((job, &lease)),
             };
             let gone = Gone::watch(lines.as_fd(), self.interrupts).map_err(ServeError::Streams)?;
-            let node = self.wait_for(&*placement, (job, &wish), out)?;
+            let node = match self.wait_for(&*placement, (job, &wish), out) {
+                Ok(node) => node,
+                Err(ServeError::Placement(PlacementError::Never { .. })) if !refusals.is_empty() => break,
+                Err(error) => return Err(error),
+            };
             let bound = Bound {
                 id: job,
                 lease: lease.clone(),
                 node: node.clone(),
                 nonce,
+                seconds: gateway.request_wait().as_secs(),
             };
             match self.make_there(gateway, wanted, bound, (gone, &mut ending), (lines, out))? {
                 Answer::Taken | Answer::Told => return Ok(()),
                 Answer::Refused(why) => {
+                    let why = short(&why);
+                    refusals.push(format!("{node}: {why}"));
+                    // What another program calls so is there once, and this host may not have said all that it did.
+                    if wanted.external.is_some() {
+                        break;
+                    }
                     out.put(&Reply::Queued {
                         text: format!("host {node} refused, trying another one: {why}"),
                     })?;
-                    refusals.push(format!("{node}: {why}"));
                     exclude.push(node);
                 }
             }
@@ -237,11 +250,14 @@ impl Serve<'_> {
             pause = queue::pause(began.elapsed());
             match placement.state(job, wish.lease) {
                 Ok(JobState::Running { node }) => return Ok(node),
+                Ok(JobState::Pending { reason, .. }) if queue::is_never(&reason) => {
+                    return Err(PlacementError::Never { why: reason }.into());
+                }
                 Ok(JobState::Pending { rank, reason }) => {
                     silences = 0;
                     // What is short is a word more; without it the place is shown all the same.
                     let nodes = placement.nodes().unwrap_or_default();
-                    let text = queue::words(rank, &reason, need, &nodes);
+                    let text = queue::words(rank, &reason, need, &nodes).map(|text| short(&text));
                     if let Some(text) =
                         text.filter(|text| *text != said.0 || said.1.elapsed() >= SIGN_OF_LIFE)
                     {
@@ -336,9 +352,7 @@ impl Serve<'_> {
                         lines.next(Some(self.interrupts.as_fd()), Some(Instant::now() + left + GRACE))?;
                     match said.map(|line| Ask::read(&line)).transpose()? {
                         Some(Ask::Claimed) => {
-                            // It is almost the client's: who interrupts now has it to be stopped. From here on the job is the
-                            // lease's, whatever becomes of this conversation, as that of a client which has heard enough.
-                            ending.job = None;
+                            // It is almost the client's: who interrupts now has it to be stopped.
                             talk.heed_no_more();
                             talk.say(&Ask::Claimed)?;
                         }
@@ -346,8 +360,7 @@ impl Serve<'_> {
                     }
                 }
                 Ok(reply @ Reply::Lease(_)) if gone.is_none() => {
-                    out.put(&reply)?;
-                    out.put(&Reply::Done)?;
+                    ending.hand_over(out, &reply)?;
                     return Ok(Answer::Taken);
                 }
                 Ok(_) => return Err(talk.nonsense().into()),
@@ -363,6 +376,11 @@ impl Serve<'_> {
             }
         }
     }
+}
+
+/// As much of somebody's reason as is passed on: three of them, and what is said around them, are less than one line may have.
+fn short(why: &str) -> String {
+    why.chars().take(WHY).collect()
 }
 
 /// A failure with its causes, as one line.
@@ -406,10 +424,82 @@ struct Ending<'a> {
     job: Option<(u32, &'a LeaseId)>,
 }
 
+impl Ending<'_> {
+    /// Tells the client that the lease is theirs. It is from the host's word on, whether they still hear of it or not: they have its key, and
+    /// ask for it by that.
+    fn hand_over(&mut self, out: &Out<'_>, lease: &Reply) -> Result<(), ServeError> {
+        self.job = None;
+        out.put(lease)?;
+        out.put(&Reply::Done)
+    }
+}
+
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
         if let Some((job, lease)) = self.job {
             self.placement.cancel(job, lease).ok();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::placement::Node;
+
+    /// A scheduler that counts what it is asked to end.
+    #[derive(Debug, Default)]
+    struct Counts(Cell<usize>);
+
+    impl Placement for Counts {
+        fn submit(&self, _: &Wish<'_>) -> Result<u32, PlacementError> {
+            Ok(7)
+        }
+
+        fn state(&self, _: u32, _: &LeaseId) -> Result<JobState, PlacementError> {
+            Ok(JobState::Unknown)
+        }
+
+        fn cancel(&self, _: u32, _: &LeaseId) -> Result<(), PlacementError> {
+            self.0.set(self.0.get() + 1);
+            Ok(())
+        }
+
+        fn nodes(&self) -> Result<Vec<Node>, PlacementError> {
+            Ok(Vec::new())
+        }
+    }
+
+    #[test]
+    fn a_lease_that_is_its_client_s_lives_although_its_client_does_not_hear_of_it() {
+        let lease = LeaseId::parse("cbx_0123456789ab").unwrap();
+        let (deaf, ear) = std::io::pipe().unwrap();
+        drop(deaf);
+        let nobody = File::from(std::os::fd::OwnedFd::from(ear));
+        for (is_handed_over, ended) in [(true, 0), (false, 1)] {
+            let placement = Counts::default();
+            let mut ending = Ending {
+                placement: &placement,
+                job: Some((7, &lease)),
+            };
+            if is_handed_over {
+                let unheard = ending.hand_over(&Out(&nobody), &Reply::Done);
+                assert!(unheard.is_err());
+            }
+            drop(ending);
+            assert_eq!(placement.0.get(), ended);
+        }
+    }
+
+    #[test]
+    fn whatever_hosts_say_at_length_is_a_reply_that_a_client_bears() {
+        let said = "\u{1f980}".repeat(5 * 1024);
+        let why = short(&said);
+        let text = format!("host {} refused, trying another one: {why}", "h".repeat(64));
+        assert!(Reply::Queued { text }.judged().is_ok());
+        assert!(Reply::Queued { text: said }.judged().is_err());
+        assert_eq!(short("full"), "full");
     }
 }
