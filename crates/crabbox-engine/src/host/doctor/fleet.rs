@@ -24,8 +24,8 @@ const TEARDOWN: u64 = 10;
 /// After how many seconds a silent host may be given up: sooner a busy one would be, later its leases are missed for long.
 const SILENCE: std::ops::RangeInclusive<u64> = 10..=300;
 
-/// The least time, in seconds, that a job is known after its end: what became of a lease is asked for then.
-const REMEMBERED: u64 = 60;
+/// The least time, in seconds, that a job is known after its end: how a lease was lost is asked for then.
+const REMEMBERED: u64 = 3600;
 
 /// What the configuration is judged by.
 #[derive(Debug, Default)]
@@ -135,6 +135,8 @@ pub fn judge(facts: &Facts) -> Vec<Check> {
         memory_of_jobs(&conf),
         health(&conf),
     ];
+    checks.push(limits(&conf));
+    checks.extend(submitters(&conf, facts));
     checks.extend(room(&conf, facts));
     checks.extend(facts.gateway.as_ref().map(|behind| known(&conf, behind)));
     checks
@@ -347,12 +349,50 @@ fn memory_of_jobs(conf: &Conf) -> Check {
         found => wrong(
             "minjobage",
             format!(
-                "MinJobAge={}: whether a lease was lost with its host is forgotten at once",
+                "MinJobAge={}: how a lease was lost with its host is soon forgotten",
                 shown(found)
             ),
-            "set MinJobAge=300",
+            "set MinJobAge=86400",
         ),
     }
+}
+
+/// What no host may ever have is refused at once.
+fn limits(conf: &Conf) -> Check {
+    match conf.text("EnforcePartLimits", "NO") {
+        found if found.eq_ignore_ascii_case("ALL") => well("limits", "ALL"),
+        found => wrong(
+            "limits",
+            format!("EnforcePartLimits={found}: a lease whose ttl is above MaxTime is queued and never made"),
+            "set EnforcePartLimits=ALL",
+        ),
+    }
+}
+
+/// Leases are the gateway's to submit: whoever else does runs what they like on a host, next to the leases of others.
+fn submitters(conf: &Conf, facts: &Facts) -> Option<Check> {
+    let is_meant = |partition: &&conf::Partition| {
+        let is_gateway_s = |behind: &Behind| behind.partition == partition.name;
+        partition.has(&facts.hostname) && conf.nodes().iter().any(|node| node.is(&facts.hostname))
+            || facts.gateway.as_ref().is_some_and(is_gateway_s)
+    };
+    let meant: Vec<_> = conf.partitions().iter().filter(is_meant).collect();
+    let allowed = |partition: &conf::Partition| {
+        let groups = partition.values.get("allowgroups");
+        groups.map(String::as_str).unwrap_or("ALL").to_owned()
+    };
+    let Some(open) = meant.iter().find(|partition| allowed(partition) != "root") else {
+        return (!meant.is_empty()).then(|| well("submitters", "root"));
+    };
+    Some(wrong(
+        "submitters",
+        format!(
+            "partition {} has AllowGroups={}: others than the gateway submit jobs to the hosts of leases",
+            open.name,
+            allowed(open)
+        ),
+        format!("add AllowGroups=root to PartitionName={}", open.name),
+    ))
 }
 
 /// A host that cannot make leases any more is seen.
@@ -402,7 +442,11 @@ fn room(conf: &Conf, facts: &Facts) -> Option<Check> {
 /// The gateway and Slurm speak of the same hosts.
 fn known(conf: &Conf, behind: &Behind) -> Check {
     let nodes = conf.nodes();
-    if !conf.partitions().contains(&behind.partition) {
+    if !conf
+        .partitions()
+        .iter()
+        .any(|partition| partition.name == behind.partition)
+    {
         let message = format!("slurm.conf has no partition {}", behind.partition);
         return wrong(
             "gateway",

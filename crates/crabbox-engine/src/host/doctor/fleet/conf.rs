@@ -12,7 +12,24 @@ const MOST: u64 = 10_000;
 pub(super) struct Conf {
     values: BTreeMap<String, String>,
     nodes: Vec<Node>,
-    partitions: BTreeSet<String>,
+    partitions: Vec<Partition>,
+}
+
+/// A line `PartitionName=`.
+#[derive(Debug)]
+pub(super) struct Partition {
+    /// The name.
+    pub(super) name: String,
+    /// What else the line says, by keys in lower case; what `PartitionName=DEFAULT` says before is part of it.
+    pub(super) values: BTreeMap<String, String>,
+}
+
+impl Partition {
+    /// Whether the host `name` is one of its.
+    pub(super) fn has(&self, name: &str) -> bool {
+        let nodes = self.values.get("nodes").map(String::as_str).unwrap_or_default();
+        nodes.eq_ignore_ascii_case("ALL") || expand(nodes).iter().any(|node| node == name)
+    }
 }
 
 /// A line `NodeName=`.
@@ -39,7 +56,7 @@ impl Node {
 impl Conf {
     pub(super) fn read(text: &str) -> Self {
         let mut conf = Self::default();
-        let mut default = BTreeMap::new();
+        let (mut default, mut of_all) = (BTreeMap::new(), BTreeMap::new());
         for line in lines(text) {
             let words = words(&line);
             match words.first().map(|(key, value)| (key.as_str(), value.as_str())) {
@@ -50,8 +67,12 @@ impl Conf {
                     values.extend(words.into_iter().skip(1));
                     conf.nodes.push(Node { name, values });
                 }
+                Some(("partitionname", "DEFAULT")) => of_all.extend(words.into_iter().skip(1)),
                 Some(("partitionname", name)) => {
-                    conf.partitions.insert(name.to_owned());
+                    let name = name.to_owned();
+                    let mut values: BTreeMap<_, _> = of_all.clone();
+                    values.extend(words.into_iter().skip(1));
+                    conf.partitions.push(Partition { name, values });
                 }
                 // The last of several counts.
                 _ => conf.values.extend(words),
@@ -89,7 +110,7 @@ impl Conf {
         self.nodes.iter().collect()
     }
 
-    pub(super) fn partitions(&self) -> &BTreeSet<String> {
+    pub(super) fn partitions(&self) -> &[Partition] {
         &self.partitions
     }
 }
@@ -198,7 +219,16 @@ mod tests {
             (Some(5), None)
         );
         assert_eq!(conf.nodes()[0].values["realmemory"], "7");
-        assert!(conf.nodes()[0].is("h2") && !conf.nodes()[0].is("h3") && conf.partitions().contains("p"));
+        assert!(conf.nodes()[0].is("h2") && !conf.nodes()[0].is("h3"));
+        let partitions = Conf::read(
+            "PartitionName=DEFAULT AllowGroups=root\nPartitionName=p Nodes=ALL\nPartitionName=q Nodes=h[1-2] AllowGroups=x",
+        );
+        let [p, q] = partitions.partitions() else {
+            panic!("{partitions:?}")
+        };
+        assert_eq!((p.name.as_str(), p.values["allowgroups"].as_str()), ("p", "root"));
+        assert_eq!((q.name.as_str(), q.values["allowgroups"].as_str()), ("q", "x"));
+        assert!(p.has("h9") && q.has("h2") && !q.has("h9"));
         assert_eq!(
             Conf::read("KillWait=5\nKILLWAIT=7").seconds("KillWait", 30),
             Some(7)

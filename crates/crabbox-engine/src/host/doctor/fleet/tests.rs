@@ -7,7 +7,7 @@ const GRES: &str = include_str!("../../../../../../docs/examples/slurm/gres.conf
 const EPILOG: &str = include_str!("../../../../../../docs/examples/slurm/crabbox-epilog");
 
 /// What is changed in the example, and which check finds it.
-const CHANGES: [(&str, &str, &str, Status); 23] = [
+const CHANGES: [(&str, &str, &str, Status); 28] = [
     ("GresTypes=lease,disk", "GresTypes=lease", "gres", Status::Failed),
     (
         "Gres=lease:40,disk:500\nNodeName=kvm3",
@@ -54,10 +54,20 @@ const CHANGES: [(&str, &str, &str, Status); 23] = [
         "prolog",
         Status::Warning,
     ),
+    ("MinJobAge=86400", "MinJobAge=2", "minjobage", Status::Failed),
+    ("MinJobAge=86400", "", "minjobage", Status::Failed),
+    ("EnforcePartLimits=ALL", "", "limits", Status::Failed),
     (
-        "JobRequeue=0",
-        "JobRequeue=0\nMinJobAge=2",
-        "minjobage",
+        "EnforcePartLimits=ALL",
+        "EnforcePartLimits=ANY",
+        "limits",
+        Status::Failed,
+    ),
+    (" AllowGroups=root", "", "submitters", Status::Failed),
+    (
+        "AllowGroups=root",
+        "AllowGroups=root,staff",
+        "submitters",
         Status::Failed,
     ),
     ("HealthCheckInterval=60", "", "health", Status::Warning),
@@ -108,7 +118,7 @@ fn troubles(facts: &Facts) -> Vec<Check> {
 #[test]
 fn the_example_is_well() {
     assert_eq!(troubles(&facts(SLURM)), Vec::new());
-    assert_eq!(judge(&facts(SLURM)).len(), 14);
+    assert_eq!(judge(&facts(SLURM)).len(), 16);
 }
 
 #[test]
