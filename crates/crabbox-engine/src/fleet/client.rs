@@ -19,7 +19,7 @@ use crabbox_ssh::peer::Peer;
 
 use super::address::{Access, HostError, KvmHost};
 use super::lines::{LineError, Lines};
-use super::wire::{Ask, GREETING, Greeting, Odd, Reply, SERVE, SPOKEN, crossing};
+use super::wire::{Ask, FarLease, GREETING, Greeting, LEASES, Odd, Reply, SERVE, SPOKEN, crossing};
 
 /// How long a host may take to greet: a login and the start of a program.
 const GREETING_LIMIT: Duration = Duration::from_mins(1);
@@ -32,6 +32,9 @@ const ASK_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long a host may be at work on what it was asked: a lease that is taken back may be busy for two minutes before.
 pub const ANSWER_LIMIT: Duration = Duration::from_mins(5);
+
+/// How many bytes one list has. A lease has one or two KiB.
+const LISTED: usize = 16 * 1024 * 1024;
 
 /// How much of one text of a failure is shown, in characters.
 const TEXT: usize = 4000;
@@ -304,9 +307,20 @@ impl Talk {
         take(reply).ok_or_else(|| self.nonsense())
     }
 
-    /// How many bytes the replies so far had.
-    pub fn heard(&self) -> usize {
-        self.heard
+    /// Every lease there that is its owner's.
+    pub fn list(&mut self) -> Result<Vec<FarLease>, FleetError> {
+        self.say(&Ask::List)?;
+        let until = Instant::now() + ANSWER_LIMIT;
+        let mut leases = Vec::new();
+        loop {
+            match self.hear(until)? {
+                Reply::Lease(told) if leases.len() < LEASES && self.heard <= LISTED => {
+                    leases.push(told);
+                }
+                Reply::Done => return Ok(leases),
+                _ => return Err(self.nonsense()),
+            }
+        }
     }
 
     /// Closes our side and waits until the host has ended, which takes back what was not claimed.

@@ -136,6 +136,9 @@ pub enum ServeError {
     /// A host of the fleet did not do what it was asked.
     #[error(transparent)]
     Fleet(#[from] FleetError),
+    /// Not all hosts of the fleet could be asked.
+    #[error("not all hosts of the fleet could be asked for leases")]
+    Unlisted,
     /// Each host that was tried refused.
     #[error("no host of the fleet could make the lease: {}", .refusals.join("; "))]
     NoHost {
@@ -179,6 +182,7 @@ impl Fault for ServeError {
                 | Self::Streams(_)
                 | Self::Unreadable { .. }
                 | Self::NotHere { .. }
+                | Self::Unlisted
                 | Self::JobOver { .. }
                 | Self::NoHost { .. },
             ) => Kind::Unavailable,

@@ -35,8 +35,8 @@ use crabbox_machine::resource::connection;
 use crabbox_store::claims;
 
 use crate::fleet::address::{Access, KvmHost};
-use crate::fleet::client::{ANSWER_LIMIT, FleetError, Talk};
-use crate::fleet::wire::{self, Aim, Ask, FarLease, LEASES, LogSource, Reply};
+use crate::fleet::client::{FleetError, Talk};
+use crate::fleet::wire::{self, Aim, Ask, FarLease, GATEWAY, LogSource, Reply};
 use crate::host::doctor::check::{Check, Class, Options, Status};
 use crate::host::doctor::generic;
 use crate::host::prepare::NewLease;
@@ -50,9 +50,6 @@ use crate::provider::remote::kept::Kept;
 use crate::provider::remote::trust::{is_answer, is_its_owner, is_to_forget, nonsense};
 use crate::provider::remote::way::{target, told_by};
 use crate::provider::{AcquiredLease, Away, Leases, Notice, Provider};
-
-/// How many bytes one list has. A lease has one or two KiB.
-const LISTED: usize = 16 * 1024 * 1024;
 
 /// Where a lease is.
 enum Place {
@@ -202,7 +199,10 @@ impl Remote {
     }
 
     /// What each of the hosts says, side by side: one that is away costs what it costs once.
-    fn list_at(&self, hosts: BTreeSet<KvmHost>) -> Vec<(KvmHost, Result<Vec<FarLease>, FleetError>)> {
+    fn list_at(
+        &self,
+        hosts: BTreeSet<KvmHost>,
+    ) -> Vec<(KvmHost, Result<Vec<(KvmHost, FarLease)>, FleetError>)> {
         // One for all: a signal between two of them is heeded by both.
         let heed = Ask::List.heed();
         std::thread::scope(|scope| {
@@ -233,24 +233,20 @@ impl Remote {
             Reply::Fate { how } => Some(how),
             _ => None,
         });
-        told.ok()?.filter(|how| is_lost(how))
+        lost_how(told.ok()?)
     }
 
-    /// Every lease on `host`, over a conversation of its own.
-    fn list_there(&self, host: &KvmHost, heed: Heed) -> Result<Vec<FarLease>, FleetError> {
+    /// Every lease on `host`, or on the hosts behind it where it is a gateway, over a conversation of its own.
+    fn list_there(&self, host: &KvmHost, heed: Heed) -> Result<Vec<(KvmHost, FarLease)>, FleetError> {
         let mut talk = self.open(host, heed)?;
-        talk.say(&Ask::List)?;
-        let until = Instant::now() + ANSWER_LIMIT;
-        let mut leases = Vec::new();
-        loop {
-            match talk.hear(until)? {
-                Reply::Lease(told) if leases.len() < LEASES && talk.heard() <= LISTED => {
-                    leases.push(told);
-                }
-                Reply::Done => return Ok(leases),
-                _ => return Err(talk.nonsense()),
-            }
-        }
+        let is_gateway = talk.greeting.role == GATEWAY;
+        let leases = talk.list()?.into_iter();
+        leases
+            .map(|told| match acquire::made_on(host, is_gateway, &told) {
+                Some(at) => Ok((at, told)),
+                None => Err(talk.nonsense()),
+            })
+            .collect()
     }
 
     /// Removes what this machine has of a lease elsewhere.
@@ -283,9 +279,13 @@ fn tells_of_it<T>(told: &Result<T, FleetError>) -> bool {
     matches!(told, Err(FleetError::Interrupted { .. }))
 }
 
-/// Whether a job that ended so ended with its host, in the scheduler's words (`squeue`, job state codes).
-fn is_lost(how: &str) -> bool {
-    ["NODE_FAIL", "BOOT_FAIL"].contains(&how)
+/// How the lease of a job on a host that does not answer was lost, where it was, by what the scheduler says (`squeue`, job state codes). Of a
+/// job that a scheduler which answers does not know any more, nothing lives: its host takes the lease back when it is up.
+fn lost_how(how: Option<String>) -> Option<String> {
+    match how {
+        None => Some("forgotten".to_owned()),
+        Some(how) => ["NODE_FAIL", "BOOT_FAIL"].contains(&how.as_str()).then_some(how),
+    }
 }
 
 fn lease_of(reply: Reply) -> Option<FarLease> {
@@ -418,13 +418,22 @@ impl Provider for Remote {
         let told = signals::watching(ask, |told| told.iter().any(|(_, told)| tells_of_it(told)));
         for (host, told) in told {
             let leases = match told {
-                Ok(told) => told.into_iter().map(|told| self.lease(&host, told)).collect(),
+                Ok(told) => told.into_iter().map(|(at, told)| self.lease(&at, told)).collect(),
                 // None is away of which the user does not want to hear any more, whichever of them is told first.
                 Err(error @ FleetError::Interrupted { .. }) => return Err(error.into()),
                 Err(error) => Err(LeaseError::from(error)),
             };
             match leases {
-                Ok::<Vec<_>, _>(leases) => all.leases.extend(leases),
+                Ok::<Vec<_>, _>(leases) => {
+                    for lease in leases {
+                        // A host behind a gateway is asked for its own, too, where there is a claim of one.
+                        let is_same =
+                            |other: &Lease| other.id == lease.id && other.kvm_host == lease.kvm_host;
+                        if !all.leases.iter().any(is_same) {
+                            all.leases.push(lease);
+                        }
+                    }
+                }
                 Err(error) => all.away.push(Away { host, error }),
             }
         }
@@ -590,6 +599,24 @@ mod tests {
     use crabbox_store::claims::ClaimError;
 
     use super::*;
+
+    #[test]
+    fn a_lease_is_lost_when_its_job_ended_with_its_host_or_is_not_known_any_more() {
+        let told = |how: &str| lost_how(Some(how.to_owned()));
+        assert_eq!(told("NODE_FAIL").as_deref(), Some("NODE_FAIL"));
+        assert_eq!(told("BOOT_FAIL").as_deref(), Some("BOOT_FAIL"));
+        assert_eq!(lost_how(None).as_deref(), Some("forgotten"));
+        for alive in [
+            "RUNNING",
+            "PENDING",
+            "COMPLETING",
+            "COMPLETED",
+            "CANCELLED",
+            "SOMETHING_NEW",
+        ] {
+            assert_eq!(told(alive), None, "{alive}");
+        }
+    }
 
     #[test]
     fn a_slug_that_is_claimed_on_two_machines_is_nobody_s_and_an_id_leads_to_its_own() {

@@ -24,7 +24,7 @@ use super::taking::{GRACE, Gone};
 use super::{Out, Serve, ServeError, flags};
 use crate::fleet::client::{ANSWER_LIMIT, FleetError, Talk};
 use crate::fleet::lines::Lines;
-use crate::fleet::wire::{Ask, Bound, GATEWAY, Reply};
+use crate::fleet::wire::{Ask, Bound, FarLease, GATEWAY, LEASES, Reply};
 use crate::placement::gateway::Gateway;
 use crate::placement::queue::{self, Need};
 use crate::placement::{JOB, JobState, Placement, PlacementError, Wish};
@@ -107,8 +107,12 @@ impl Serve<'_> {
                 self.place(gateway, &wanted, lines, out)?;
             }
             Ask::Claimed => return Err(ServeError::OutOfOrder),
-            // Each is found by the claim of the machine that made it, and told by its host.
-            Ask::List => out.put(&Reply::Done)?,
+            Ask::List => {
+                for lease in self.list_behind(gateway)? {
+                    out.put(&Reply::Lease(lease))?;
+                }
+                out.put(&Reply::Done)?;
+            }
             Ask::Enter { node } => {
                 self.enter(gateway, &node, lines, out)?;
                 return Ok(false);
@@ -136,6 +140,28 @@ impl Serve<'_> {
             }
         }
         Ok(true)
+    }
+
+    /// The owner's leases on all hosts of the fleet, asked side by side. Of a list that is not whole nothing is told: what is missing from one
+    /// is taken not to be there, and made once more.
+    fn list_behind(&self, gateway: &Gateway) -> Result<Vec<FarLease>, ServeError> {
+        let dir = self.engine.control_dir().map_err(FleetError::from)?;
+        let (owner, access) = (&self.owner, gateway.access());
+        std::thread::scope(|scope| {
+            let mut asked = Vec::new();
+            for node in gateway.names() {
+                let (host, access, dir) = (gateway.node(node)?, &access, &dir);
+                asked.push(
+                    scope.spawn(move || Talk::open_for(owner, host, access, dir, Heed::ever())?.list()),
+                );
+            }
+            let mut leases = Vec::new();
+            for asking in asked {
+                leases.extend(asking.join().map_err(|_| ServeError::Unlisted)??);
+            }
+            leases.truncate(LEASES);
+            Ok(leases)
+        })
     }
 
     /// Has the lease made on a host that the scheduler chooses, and hands it over.

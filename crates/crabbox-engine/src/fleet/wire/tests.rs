@@ -63,7 +63,7 @@ fn every_request_has_its_bytes_and_its_verb_is_known() {
         assert!(line.contains(&format!(r#""verb":"{verb}""#)), "{line}");
     }
     // What a gateway adds, and what a client that understands one does.
-    let bound = r#"{"protocol":1,"verb":"acquire","key":"k","settings":{},"slug":null,"keep":false,"queue":true,"job":{"id":7,"lease":"cbx_0123456789ab","node":"h1","nonce":"n"}}"#;
+    let bound = r#"{"protocol":1,"verb":"acquire","key":"k","settings":{},"slug":null,"keep":false,"queue":true,"job":{"id":7,"lease":"cbx_0123456789ab","node":"h1","nonce":"n","seconds":60}}"#;
     let ask = Ask::read(bound.as_bytes()).unwrap();
     assert_eq!(
         String::from_utf8(ask.line(1).unwrap()).unwrap(),

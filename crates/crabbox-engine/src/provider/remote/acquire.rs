@@ -41,8 +41,8 @@ fn is_too_much(told: &mut usize) -> bool {
     *told > STAGES
 }
 
-/// The host of a new lease that is ready: the one that was asked, or the one behind that gateway which the lease names.
-fn made_on(host: &KvmHost, is_gateway: bool, lease: &FarLease) -> Option<KvmHost> {
+/// The host of a lease that was told of: the one that was asked, or the one behind that gateway which the lease names.
+pub(super) fn made_on(host: &KvmHost, is_gateway: bool, lease: &FarLease) -> Option<KvmHost> {
     match (is_gateway, labels::node(&lease.labels)) {
         (false, _) => Some(host.clone()),
         (true, Some(node)) if is_name(node) => Some(host.behind(node)),
