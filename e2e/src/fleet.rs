@@ -218,15 +218,16 @@ impl Fleet {
         })
     }
 
-    /// What the host `h{number}` answers to the gateway that speaks for `who` and says `line`, until the gateway hangs up.
+    /// What the host `h{number}` answers to the gateway that speaks for `who` and says `line`, and hangs up once it has heard something.
     #[track_caller]
     pub fn as_gateway(&self, number: usize, who: &str, line: &str) -> String {
-        self.gateway
-            .feed(
-                &Self::speak(number),
-                format!("{}{line}\n", speaks_for(who)).as_bytes(),
-            )
-            .stdout
+        let said = format!("{}{line}\n", speaks_for(who));
+        let speak = Self::speak(number);
+        let script = format!(
+            "rm -f /tmp/heard; {{ cat; for i in $(seq 300); do grep -q '\"reply\"' /tmp/heard && break; sleep 0.1; done; }} | {speak} > /tmp/heard; \
+             cat /tmp/heard"
+        );
+        self.gateway.feed(&script, said.as_bytes()).stdout
     }
 
     /// The same, with the same said by a second one once the first has heard that its lease is ready; the answers to both.
@@ -237,7 +238,7 @@ impl Fleet {
         let speak = Self::speak(number);
         let first = self.gateway.sh(&format!(
             "rm -f /tmp/first; {{ cat /tmp/said; for i in $(seq 300); do grep -q ready /tmp/first && break; sleep 0.1; done; \
-             {speak} < /tmp/said > /tmp/second; }} | {speak} > /tmp/first; cat /tmp/first"
+             {{ cat /tmp/said; for i in $(seq 300); do grep -q '\"reply\"' /tmp/second && break; sleep 0.1; done; }} | {speak} > /tmp/second; }} | {speak} > /tmp/first; cat /tmp/first"
         ));
         (first.stdout, self.gateway.sh("cat /tmp/second").stdout)
     }

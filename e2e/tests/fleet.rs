@@ -68,7 +68,8 @@ fn is_listed_without_a_claim(fleet: &Fleet, listed: &str) {
     );
     assert_eq!(told.exits(0).stdout, listed);
     let file = "/srv/.config/crabbox/fleet/gateway.json";
-    let with_another = format!("cp {file} /tmp/gateway.json && sed -i 's/\"h1\":/\"h9\": \"root@10.77.9.2\", &/' {file}");
+    let with_another =
+        format!("cp {file} /tmp/gateway.json && sed -i 's/\"h1\":/\"h9\": \"root@10.77.9.2\", &/' {file}");
     drop(fleet.gateway.sh(&with_another).exits(0));
     let partial = fleet.with("bob", "crabbox list");
     assert!(

@@ -196,6 +196,10 @@ mod tests {
         Ok(taken)
     }
 
+    #[expect(
+        clippy::unnecessary_wraps,
+        reason = "it stands where a scheduler may say nothing"
+    )]
     fn over(how: &str) -> Option<JobState> {
         Some(JobState::Over { how: how.to_owned() })
     }

@@ -51,6 +51,9 @@ use crate::provider::remote::trust::{is_answer, is_its_owner, is_to_forget, nons
 use crate::provider::remote::way::{target, told_by};
 use crate::provider::{AcquiredLease, Away, Leases, Notice, Provider};
 
+/// What a host told of its leases, each with the host that it is on.
+type Told = Result<Vec<(KvmHost, FarLease)>, FleetError>;
+
 /// Where a lease is.
 enum Place {
     Here,
@@ -199,10 +202,7 @@ impl Remote {
     }
 
     /// What each of the hosts says, side by side: one that is away costs what it costs once.
-    fn list_at(
-        &self,
-        hosts: BTreeSet<KvmHost>,
-    ) -> Vec<(KvmHost, Result<Vec<(KvmHost, FarLease)>, FleetError>)> {
+    fn list_at(&self, hosts: BTreeSet<KvmHost>) -> Vec<(KvmHost, Told)> {
         // One for all: a signal between two of them is heeded by both.
         let heed = Ask::List.heed();
         std::thread::scope(|scope| {

@@ -379,7 +379,7 @@ fn submitters(conf: &Conf, facts: &Facts) -> Option<Check> {
     let meant: Vec<_> = conf.partitions().iter().filter(is_meant).collect();
     let allowed = |partition: &conf::Partition| {
         let groups = partition.values.get("allowgroups");
-        groups.map(String::as_str).unwrap_or("ALL").to_owned()
+        groups.map_or("ALL", String::as_str).to_owned()
     };
     let Some(open) = meant.iter().find(|partition| allowed(partition) != "root") else {
         return (!meant.is_empty()).then(|| well("submitters", "root"));
