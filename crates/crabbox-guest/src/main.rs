@@ -24,6 +24,7 @@ mod power;
 mod probe;
 mod root;
 mod seed;
+mod settle;
 mod sshd;
 mod sys;
 mod trim;
@@ -81,6 +82,10 @@ fn serve_command(mut words: std::env::ArgsOs) -> u8 {
     match name.rsplit('/').next().unwrap_or_default() {
         handover::WAITER => {
             handover::wait_and_tell(&words.next().unwrap_or_default().to_string_lossy());
+            0
+        }
+        settle::SERVER => {
+            settle::serve_paths(words);
             0
         }
         name @ (trim_command::TRIM | trim_command::FSTRIM) => {
@@ -162,6 +167,14 @@ fn become_instance(console: &mut Console, mut seed: Seed, layer: root::Layer) ->
     }
     if let Some(path) = &seed.work_root {
         root::mount_work_root(&layer, path, account.uid, account.gid)?;
+    }
+    if !seed.volumes.is_empty() {
+        console.begin(crabbox_guest_protocol::seed::VOLUMES);
+        root::mount_volumes(&seed.volumes, &account)?;
+        // Without it the machine is whole; a host that asks before its end gets no answer, and the journals keep the volumes whole.
+        if let Err(failure) = settle::start(&seed.volumes) {
+            console.say(&failure.to_string());
+        }
     }
     seed.forget_secrets();
     let layer = layer.into_whole();

@@ -6,6 +6,7 @@
 //! overlay                     -> /newroot -> /
 //!           /layer/work-root  -> the work root,        beside the overlay: plain ext4, no copy-up, stable inodes
 //!           /layer/tmp        -> /tmp
+//! /dev/vdc… ext4, a volume    -> where the seed says, last of all
 //! ```
 //! The base must never be written to: several instances share it.
 
@@ -19,8 +20,10 @@ use rustix::mount::{
     MountFlags, MoveMountFlags, OpenTreeFlags, mount, mount_bind, mount_move, move_mount, open_tree,
 };
 
+use crate::accounts::Account;
 use crate::clock;
 use crate::failure::Failure;
+use crate::seed::Volume;
 
 /// How long the disks may take to appear: virtio-mmio needs milliseconds, an emulated host a second.
 const DISK_WAIT: Duration = Duration::from_secs(5);
@@ -213,6 +216,42 @@ pub(crate) fn mount_work_root(layer: &Layer, path: &Path, uid: u32, gid: u32) ->
     }
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     rustix::fs::chown(path, Some(uid), Some(gid)).map_err(Failure::path("give away", path))
+}
+
+/// Mounts `volumes` once the root is switched, each for `account`. They are whole ext4 file systems with a journal, of which the host has
+/// seen that they are not damaged.
+pub(crate) fn mount_volumes(volumes: &[Volume], account: &Account) -> Result<(), Failure> {
+    for Volume { device, path } in volumes {
+        clock::poll_until(DISK_WAIT, Duration::from_millis(1), || {
+            device.exists().then_some(())
+        })
+        .ok_or_else(|| Failure::Missing {
+            what: device.to_owned(),
+            seconds: DISK_WAIT.as_secs(),
+        })?;
+        make_mount_point(path, account)?;
+        // As the layer: no kernel thread that writes inode tables while the lease works.
+        mount(device, path, "ext4", MountFlags::NOATIME, c"noinit_itable")
+            .map_err(Failure::path("mount", device))?;
+        // Only the root of it: what is in it is whoever's it was.
+        let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
+        rustix::fs::chown(path, Some(uid), Some(gid)).map_err(Failure::path("give away", path))?;
+    }
+    Ok(())
+}
+
+/// Makes the directory `path`. What of it lies in the user's home and was not there is the user's, so that others can be made beside it.
+fn make_mount_point(path: &Path, account: &Account) -> Result<(), Failure> {
+    let mut missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
+    missing.reverse();
+    let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
+    for dir in missing {
+        create_dir(dir)?;
+        if dir.starts_with(&account.home) {
+            rustix::fs::chown(dir, Some(uid), Some(gid)).map_err(Failure::path("give away", dir))?;
+        }
+    }
+    Ok(())
 }
 
 fn hardened() -> MountFlags {
