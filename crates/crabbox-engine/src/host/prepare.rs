@@ -279,6 +279,8 @@ fn complete(
         start: Start::Boot,
         pool: None,
         owner: None,
+        // Only a lease that is somebody's has any: none that waits in a pool, and none that a template is made of.
+        volumes: Vec::new(),
     })
 }
 

@@ -67,6 +67,7 @@ pub(crate) fn request() -> AcquireRequest {
         start: Start::Boot,
         pool: None,
         owner: None,
+        volumes: Vec::new(),
     }
 }
 

@@ -133,6 +133,7 @@ impl World {
             start: crate::request::Start::Boot,
             pool: None,
             owner: None,
+            volumes: Vec::new(),
         }
     }
 }
