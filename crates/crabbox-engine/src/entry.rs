@@ -13,6 +13,7 @@ use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::Purpose;
 
 use crate::host::prepare::NewLease;
+use crate::host::volumes;
 use crate::provider::capability::Capability;
 use crate::provider::error::{LeaseError, Remedy};
 use crate::provider::lease::Lease;
@@ -141,6 +142,12 @@ impl Entry<'_> {
         });
         let provider = registry::open(which, self.engine, self.settings);
         let lease = provider.resolve(name, Purpose::Use)?;
+        for volume in fit::required_of_any_lease(self.settings) {
+            if !volumes::has(&self.engine.places, &lease.id, &volume.key) {
+                let (lease, name) = (lease.id, volume.name.clone());
+                return Err(Unfit::LeaseWithoutVolume { lease, name }.into());
+            }
+        }
         provider.claim(&lease, self.repo, reclaim)?;
         Ok((provider, lease))
     }

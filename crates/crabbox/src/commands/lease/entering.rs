@@ -99,6 +99,7 @@ fn show(ctx: &Ctx<'_>, notice: &Notice<'_>) {
             lease.unwrap_or("-")
         )),
         Notice::Waiting(progress) => ctx.printer.note(progress),
+        Notice::Without { text } => ctx.printer.warn(crabbox_host::console::harmless(text)),
         Notice::Cold { why, console } => {
             console_tail(ctx.printer, console);
             ctx.printer.warn(format_args!(
