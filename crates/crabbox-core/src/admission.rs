@@ -113,15 +113,15 @@ pub enum Refusal {
     },
     /// A volume of the lease could fill the disk.
     #[error(
-        "no room for cache volume {name:?} (insufficient_disk): it may grow by {growth_mib} MiB, and of {free_mib} MiB free {reserve_mib} MiB \
-         are to stay free"
+        "no room for cache volume {name:?} (insufficient_disk): it may grow by {growth_mib} MiB, and of {free_mib} MiB free \
+         that no other volume may take {reserve_mib} MiB are to stay free"
     )]
     Volume {
         /// The volume's name.
         name: String,
         /// What it does not take yet of its size.
         growth_mib: u64,
-        /// Free space.
+        /// Free space, without what other volumes may still take.
         free_mib: u64,
         /// `firecracker.reserveDiskMiB`.
         reserve_mib: u64,
@@ -264,7 +264,7 @@ pub fn admit_owner(quota: &Quota, owner: &str, had: &Had, demand: &Demand) -> Re
     Ok(())
 }
 
-/// Admits a volume that may still grow by `growth_mib`. It is counted in full, unlike the disk of a lease: what is written to a volume stays
+/// Admits a volume that may still grow by `growth_mib`, where `free_mib` are free and promised to no other volume. It is counted in full, unlike the disk of a lease: what is written to a volume stays
 /// when the lease goes, and a full host has nobody to stop then.
 pub fn admit_volume(name: &str, growth_mib: u64, free_mib: u64, limits: &Limits) -> Result<(), Refusal> {
     let reserve_mib = limits.reserve_disk_mib;

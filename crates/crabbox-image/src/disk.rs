@@ -75,6 +75,14 @@ pub enum DiskError {
         /// Its last line.
         said: String,
     },
+    /// The checker could not do its work: that says nothing of the disk.
+    #[error("cannot check {}: {how}", disk.display())]
+    Unchecked {
+        /// The disk.
+        disk: PathBuf,
+        /// How it ended, and its last line.
+        how: String,
+    },
     /// The image is not a bootable file system.
     #[error(transparent)]
     Inspect(#[from] InspectError),
@@ -238,6 +246,8 @@ fn grow(image: &Path, disk: &Path, want: u64, facts: &Superblock) -> Result<bool
 fn confined(program: &str, confinement: &Arc<Confinement>) -> Cmd {
     Cmd::new(program)
         .confined(Arc::clone(confinement))
+        // One that went on would change a disk that the next lease may have by then.
+        .dies_with_us()
         // There is no list of mounts where they run, and no host mounts a guest's disk: libext2fs, check_mntent.
         .env("EXT2FS_NO_MTAB_OK", "1")
         // It looks into /sys whether tables may stay unwritten, and every kernel that boots such a disk knows them: resize/main.c.

@@ -3,20 +3,22 @@
 //! ```text
 //! <state>/firecracker/volumes/
 //!     <digest of the key>.lock   held while the volume changes hands
-//!     <digest of the key>/       about.json, image.ext4; and set-aside.ext4, the last image that was damaged
+//!     <digest of the key>/       about.json, image.ext4; and set-aside.ext4, an image that was damaged
+//! volumes.lock                   held while room is promised to one of them; it goes with its holder
 //! ```
 //! The name of a holder is a promise of the lease that its journal keeps: it is written after the journal's line, and removed before it. An
-//! image is only ever removed because its user says so; nothing here may look into one.
+//! image is only ever removed because its user says so; nothing here may look into one, cut one off, or put one in the place of another.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crabbox_core::fault::{Fault, Kind};
+use crabbox_host::clock;
 use crabbox_host::digest;
 use crabbox_host::files::{self, FileError};
 use crabbox_host::lock::{FileLock, LockError};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::places::Places;
@@ -25,7 +27,7 @@ use crate::places::Places;
 pub const IMAGE: &str = "image.ext4";
 /// An image that is not finished.
 pub const MAKING: &str = "making.ext4";
-/// The last image that was damaged.
+/// An image that was damaged.
 pub const SET_ASIDE: &str = "set-aside.ext4";
 
 const ABOUT: &str = "about.json";
@@ -38,6 +40,9 @@ const ABOUT_LIMIT: u64 = 64 * 1024;
 /// How long another process may check or make the volume.
 const LOCK_LIMIT: Duration = Duration::from_mins(6);
 
+/// How long others may promise room to theirs, which is a matter of reading some records.
+const ROOM_LIMIT: Duration = Duration::from_mins(1);
+
 /// What is recorded about a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct About {
@@ -47,7 +52,7 @@ pub struct About {
     pub name: String,
     /// Its key.
     pub key: String,
-    /// Size of its file system in MiB.
+    /// Size of its file system in MiB. It is written before the file system has it: one that is still smaller was interrupted while it grew.
     pub size_mib: u64,
     /// When its present image was made, in seconds since 1970.
     pub created_at: i64,
@@ -95,6 +100,9 @@ pub enum VolumesError {
     /// Somebody else has the volume's lock for too long.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// Who waited for the lock gave up.
+    #[error("the command that asked for it gave up")]
+    Cancelled,
     /// The record is damaged, or a newer program's.
     #[error("the record {} cannot be read: {why}", path.display())]
     Record {
@@ -113,7 +121,12 @@ pub enum VolumesError {
 
 impl Fault for VolumesError {
     fn kind(&self) -> Kind {
-        Kind::Usage
+        match self {
+            Self::Lock(LockError::Busy { .. }) => Kind::Unavailable,
+            Self::File(_) | Self::Lock(_) | Self::Cancelled | Self::Record { .. } | Self::NotAFile { .. } => {
+                Kind::Usage
+            }
+        }
     }
 
     fn hints(&self) -> Vec<String> {
@@ -160,12 +173,48 @@ pub struct Locked {
 impl Locked {
     /// Takes the lock of the volume in `dir`, and makes the directories above it.
     pub fn take(places: &Places, dir: &Path) -> Result<Self, VolumesError> {
-        files::create_private_dir(&places.volumes())?;
-        let lock = FileLock::acquire_within(&dir.with_extension(LOCK_SUFFIX), LOCK_LIMIT)?;
+        Self::take_unless(places, dir, &|| false)
+    }
+
+    /// The same; gives up as soon as `cancelled` says so.
+    pub fn take_unless(
+        places: &Places,
+        dir: &Path,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Self, VolumesError> {
+        make_dir(&places.volumes())?;
+        let path = dir.with_extension(LOCK_SUFFIX);
+        let tried = clock::poll_until(LOCK_LIMIT, || {
+            if cancelled() {
+                return Some(Err(VolumesError::Cancelled));
+            }
+            FileLock::try_acquire(&path)
+                .map_err(VolumesError::from)
+                .transpose()
+        });
+        let lock = tried.unwrap_or_else(|| {
+            let limit = LOCK_LIMIT;
+            Err(LockError::Busy { path, limit }.into())
+        })?;
         Ok(Self {
             dir: dir.to_owned(),
             lock,
         })
+    }
+
+    /// The same, without waiting; `None` if somebody else has the lock.
+    pub fn try_take(places: &Places, dir: &Path) -> Result<Option<Self>, VolumesError> {
+        make_dir(&places.volumes())?;
+        let lock = FileLock::try_acquire(&dir.with_extension(LOCK_SUFFIX))?;
+        Ok(lock.map(|lock| Self {
+            dir: dir.to_owned(),
+            lock,
+        }))
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The path of one of its files.
@@ -180,7 +229,7 @@ impl Locked {
 
     /// Records `about`, and makes the directory if it is missing.
     pub fn save(&self, about: &About) -> Result<(), VolumesError> {
-        files::create_private_dir(&self.dir)?;
+        make_dir(&self.dir)?;
         let text = serde_json::to_vec_pretty(about).map_err(|error| self.bad_record(&error))?;
         Ok(files::write_atomic(&self.join(ABOUT), &text, 0o600)?)
     }
@@ -194,12 +243,22 @@ impl Locked {
 
     /// Whether it has an image.
     pub fn has_image(&self) -> bool {
-        self.join(IMAGE).symlink_metadata().is_ok()
+        exists(&self.join(IMAGE))
+    }
+
+    /// Whether it has an image that was set aside.
+    pub fn has_set_aside(&self) -> bool {
+        exists(&self.join(SET_ASIDE))
     }
 
     /// Bytes that the image takes on the disk; 0 without one.
     pub fn allocated(&self) -> u64 {
         allocated(&self.join(IMAGE))
+    }
+
+    /// The length of the image in MiB, rounded up; 0 without one.
+    pub fn length_mib(&self) -> u64 {
+        length(&self.join(IMAGE)).div_ceil(1 << 20)
     }
 
     /// Removes what dead processes left in its directory.
@@ -226,34 +285,48 @@ impl Locked {
         self.rename(MAKING, IMAGE)
     }
 
-    /// Puts the image aside, in place of one that was put aside before.
+    /// Puts the image aside, unless there is one that was put aside before.
     pub fn set_aside(&self) -> Result<(), VolumesError> {
         self.rename(IMAGE, SET_ASIDE)
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<(), VolumesError> {
         let (from, to) = (self.join(from), self.join(to));
-        std::fs::rename(&from, &to).map_err(|error| FileError::io("rename", &from, error))?;
+        // Whatever goes wrong, no image takes the place of another: either may be all that there is of somebody's work.
+        rustix::fs::renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE)
+            .map_err(|error| FileError::io("rename", &from, error))?;
         Ok(files::sync_dir(&self.dir)?)
     }
 
-    /// Makes the image a file of ours alone again, `size_mib` long: whatever the VMM that had it made of owner, mode and length.
-    pub fn reclaim(&self, size_mib: u64) -> Result<(), VolumesError> {
+    /// Makes the image a file of ours alone again, whatever the VMM that had it made of owner and mode.
+    pub fn reclaim(&self) -> Result<(), VolumesError> {
         let us = rustix::process::geteuid();
         let file = self.open_image()?;
-        let fail = |attempt| move |source: std::io::Error| FileError::io(attempt, &self.join(IMAGE), source);
+        let fail = |source: std::io::Error| FileError::io("take back", &self.join(IMAGE), source);
         std::os::unix::fs::fchown(
             &file,
             Some(us.as_raw()),
             Some(rustix::process::getegid().as_raw()),
         )
-        .map_err(fail("take back"))?;
+        .map_err(fail)?;
         file.set_permissions(std::fs::Permissions::from_mode(0o600))
-            .map_err(fail("take back"))?;
-        let length = file.metadata().map_err(fail("look at"))?.len();
+            .map_err(fail)?;
+        Ok(())
+    }
+
+    /// Gives the image back what its VMM cut off its end, as a hole: the checker then sees what is missing. It is never made shorter: only
+    /// its own superblock knows whether something of it would go.
+    pub fn lengthen(&self, size_mib: u64) -> Result<(), VolumesError> {
+        let file = self.open_image()?;
+        let path = self.join(IMAGE);
+        let length = file
+            .metadata()
+            .map_err(|error| FileError::io("look at", &path, error))?
+            .len();
         let bytes = size_mib.saturating_mul(1 << 20);
-        if length != bytes {
-            file.set_len(bytes).map_err(fail("set the length of"))?;
+        if length < bytes {
+            file.set_len(bytes)
+                .map_err(|error| FileError::io("set the length of", &path, error))?;
         }
         Ok(())
     }
@@ -293,7 +366,18 @@ impl Locked {
     }
 }
 
-fn read(dir: &Path) -> Result<Option<About>, VolumesError> {
+/// Makes the directory `dir`, and has its name on the disk: what is said to be in it must not go with a power cut.
+fn make_dir(dir: &Path) -> Result<(), VolumesError> {
+    let is_new = !dir.exists();
+    files::create_private_dir(dir)?;
+    if let Some(parent) = dir.parent().filter(|_| is_new) {
+        files::sync_dir(parent)?;
+    }
+    Ok(())
+}
+
+/// What is recorded about the volume in `dir` at this moment; `None` if there is no such volume.
+pub fn read(dir: &Path) -> Result<Option<About>, VolumesError> {
     let path = dir.join(ABOUT);
     let bytes = match files::read_regular(&path, ABOUT_LIMIT) {
         Ok(bytes) => bytes,
@@ -316,6 +400,20 @@ fn allocated(path: &Path) -> u64 {
     path.symlink_metadata().map_or(0, |facts| facts.blocks() * 512)
 }
 
+/// Whether there is such a file, or cannot be known not to be: what cannot be looked at is not taken for lost.
+fn exists(path: &Path) -> bool {
+    !matches!(path.symlink_metadata(), Err(error) if error.kind() == std::io::ErrorKind::NotFound)
+}
+
+fn length(path: &Path) -> u64 {
+    path.symlink_metadata().map_or(0, |facts| facts.len())
+}
+
+/// The lock under which room on the disk is promised to one volume at a time. Its holder waits for no other lock.
+pub fn room(places: &Places) -> Result<FileLock, LockError> {
+    FileLock::acquire_within(&places.volumes().with_extension(LOCK_SUFFIX), ROOM_LIMIT)
+}
+
 /// A volume as it is listed.
 #[derive(Debug)]
 pub struct Listed {
@@ -325,6 +423,8 @@ pub struct Listed {
     pub about: Result<About, VolumesError>,
     /// Bytes that its image takes on the disk.
     pub allocated: u64,
+    /// The length of its image in bytes.
+    pub length: u64,
     /// Bytes that an image which was set aside takes.
     pub aside: u64,
 }
@@ -355,6 +455,7 @@ pub fn list(places: &Places) -> Result<Vec<Listed>, VolumesError> {
         };
         found.push(Listed {
             allocated: allocated(&dir.join(IMAGE)),
+            length: length(&dir.join(IMAGE)),
             aside: allocated(&dir.join(SET_ASIDE)),
             about,
             dir,
@@ -457,24 +558,58 @@ mod tests {
         let (_home, places) = world();
         let volume = made(&places, "n", "k");
         let image = volume.join(IMAGE);
-        for length in [0, 5 << 20] {
+        for (length, then) in [(0, 1 << 20), (5 << 20, 5 << 20)] {
             let file = std::fs::File::options().write(true).open(&image).unwrap();
             file.set_len(length).unwrap();
             file.set_permissions(std::fs::Permissions::from_mode(0o4777))
                 .unwrap();
-            volume.reclaim(1).unwrap();
+            volume.reclaim().unwrap();
             let facts = image.metadata().unwrap();
-            assert_eq!((facts.len(), facts.mode() & 0o7777), (1 << 20, 0o600));
+            assert_eq!((facts.len(), facts.mode() & 0o7777), (length, 0o600));
             assert_eq!(facts.uid(), rustix::process::geteuid().as_raw());
+            volume.lengthen(1).unwrap();
+            assert_eq!(image.metadata().unwrap().len(), then, "it is never cut");
         }
         // A link in its place is not followed.
         let elsewhere = volume.join("elsewhere");
         std::fs::write(&elsewhere, "mine").unwrap();
         std::fs::remove_file(&image).unwrap();
         std::os::unix::fs::symlink(&elsewhere, &image).unwrap();
-        assert!(volume.reclaim(1).is_err());
+        assert!(volume.reclaim().is_err() && volume.lengthen(1).is_err());
         assert!(volume.hand_over(1).is_err());
         assert_eq!(std::fs::read_to_string(&elsewhere).unwrap(), "mine");
+    }
+
+    #[test]
+    fn no_image_takes_the_place_of_another() {
+        let (_home, places) = world();
+        let volume = made(&places, "n", "k");
+        std::fs::write(volume.join(SET_ASIDE), "the first").unwrap();
+        assert!(volume.set_aside().is_err());
+        std::fs::write(volume.join(MAKING), "new").unwrap();
+        assert!(volume.publish().is_err());
+        assert_eq!(volume.length_mib(), 1);
+        assert_eq!(
+            std::fs::read_to_string(volume.join(SET_ASIDE)).unwrap(),
+            "the first"
+        );
+    }
+
+    #[test]
+    fn who_waits_for_a_lock_can_give_up_and_a_busy_one_is_not_the_user_s_mistake() {
+        let (_home, places) = world();
+        let dir = dir_of(&places, "k");
+        let held = locked(&places, "k");
+        assert!(Locked::try_take(&places, &dir).unwrap().is_none());
+        let gave_up = Locked::take_unless(&places, &dir, &|| true);
+        assert!(matches!(gave_up, Err(VolumesError::Cancelled)));
+        let busy = LockError::Busy {
+            path: dir.clone(),
+            limit: LOCK_LIMIT,
+        };
+        assert_eq!(VolumesError::from(busy).kind(), Kind::Unavailable);
+        drop(held);
+        assert!(Locked::try_take(&places, &dir).unwrap().is_some());
     }
 
     #[test]

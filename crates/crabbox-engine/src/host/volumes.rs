@@ -123,6 +123,7 @@ pub fn list(places: &Places) -> Result<(Vec<Stored>, Vec<Unreadable>), VolumesEr
         about,
         allocated,
         aside,
+        ..
     } in volumes::list(places)?
     {
         match about {

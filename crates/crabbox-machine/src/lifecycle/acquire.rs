@@ -159,7 +159,7 @@ impl Making<'_> {
     ) -> Result<Acquired, AcquireError> {
         self.effect(Step::Supervisor {}, || Ok(((), Some(supervisor.clone()))))?;
         // A file system that has to be checked may take minutes, which are no time of the launch.
-        self.volumes(places)?;
+        self.volumes(places, cancelled)?;
         let deadline = Instant::now() + self.request.launch_timeout;
         let keys = self.keys(places)?;
         let plan = self.namespace()?;
@@ -336,15 +336,16 @@ impl Making<'_> {
     }
 
     /// Takes the volumes that the lease is to have. Of one that it can do without, a warning is what remains.
-    fn volumes(&mut self, places: &Places) -> Result<(), AcquireError> {
+    fn volumes(&mut self, places: &Places, cancelled: &dyn Fn() -> bool) -> Result<(), AcquireError> {
         let request = self.request;
         if request.volumes.is_empty() {
             return Ok(());
         }
         let _stage = stage_span("volumes");
         for wanted in &request.volumes {
-            match self.volume(places, wanted)? {
+            match self.volume(places, wanted, cancelled)? {
                 Ok(drive) => self.drives.push(drive),
+                Err(source) if source.is_cancelled() => return Err(AcquireError::Abandoned),
                 Err(source) => self.do_without(wanted, source)?,
             }
         }
@@ -357,6 +358,7 @@ impl Making<'_> {
         &mut self,
         places: &Places,
         wanted: &Volume,
+        cancelled: &dyn Fn() -> bool,
     ) -> Result<Result<Drive, VolumeError>, AcquireError> {
         let request = self.request;
         if !matches!(request.guest, GuestSource::Ours { .. }) || !request.start.is_boot() {
@@ -376,13 +378,10 @@ impl Making<'_> {
             lease: &id,
             uid: self.made.uid,
             limits: request.limits,
+            cancelled,
         };
-        let at = |moment| {
-            let name = match moment {
-                Moment::Held => "volume-held",
-                Moment::Whole => "volume-whole",
-            };
-            failpoint::hit(&request.failpoint, Who::Supervisor, name, Phase::Done);
+        let at = |moment: Moment| {
+            failpoint::hit(&request.failpoint, Who::Supervisor, moment.name(), Phase::Done);
         };
         let seq = self.made.journal.state().next_seq;
         let taken = self.effect(step, || Ok((volume::take(places, &wish, &at), None)))?;
