@@ -6,7 +6,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crabbox_guest_protocol::SETTLE_PORT;
 use crabbox_guest_protocol::settle::{LINE_LIMIT, SETTLE, SETTLED};
@@ -26,7 +26,7 @@ pub(crate) struct Settled {
 
 /// Has the guest of the VMM in `home` write out its volumes; `None` when it does not say that it has.
 pub(crate) fn settle(home: &Path) -> Option<Settled> {
-    let outcome = ask(home);
+    let outcome = ask(home, LIMIT);
     match &outcome {
         Ok(_) => tracing::info!("the guest has written out its volumes"),
         Err(error) => tracing::warn!("the guest did not write out its volumes: {error}"),
@@ -34,7 +34,7 @@ pub(crate) fn settle(home: &Path) -> Option<Settled> {
     outcome.ok().map(|stream| Settled { _stream: stream })
 }
 
-fn ask(home: &Path) -> std::io::Result<DeadlineStream<'static>> {
+fn ask(home: &Path, limit: Duration) -> std::io::Result<DeadlineStream<'static>> {
     // The file itself and no link's target: a VMM that was taken over would have us speak to a socket of the host's.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let socket = rustix::fs::open(home.join(VSOCK), flags, Mode::empty())?;
@@ -42,8 +42,11 @@ fn ask(home: &Path) -> std::io::Result<DeadlineStream<'static>> {
         return Err(std::io::Error::other("its socket is none"));
     }
     let path = PathBuf::from(format!("/proc/self/fd/{}", socket.as_raw_fd()));
-    let mut stream = DeadlineStream::new(unix::connect(&path).map_err(std::io::Error::other)?);
-    stream.set_limit(LIMIT);
+    // A VMM that does not accept must not hold us either; what is left of the time is for the words.
+    let began = Instant::now();
+    let stream = unix::connect_within(&path, limit).map_err(std::io::Error::other)?;
+    let mut stream = DeadlineStream::new(stream);
+    stream.set_limit(limit.saturating_sub(began.elapsed()));
     // Firecracker's own words: it connects us to a port of the guest.
     stream.write_all(format!("CONNECT {SETTLE_PORT}\n").as_bytes())?;
     expect(&mut stream, "OK")?;
@@ -116,6 +119,22 @@ mod tests {
         ] {
             assert!(!asked(replies).0, "{replies:?}");
         }
+    }
+
+    #[test]
+    fn a_vmm_that_accepts_nobody_is_not_waited_for() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join(VSOCK);
+        let listener = UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let limit = Duration::from_millis(50);
+        let mut others = Vec::new();
+        while let Ok(other) = unix::connect_within(&path, limit) {
+            others.push(other);
+            assert!(others.len() < 10, "its queue is never full");
+        }
+        assert!(ask(home.path(), limit).is_err());
+        drop(others);
     }
 
     #[test]
