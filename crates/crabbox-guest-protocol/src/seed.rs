@@ -42,5 +42,7 @@ pub const TIME: &str = "time";
 /// Random bytes for the guest's generator.
 pub const ENTROPY: &str = "entropy";
 /// Drives that outlive their leases, `<device> <mount point>` a line, mounted before the SSH server answers. A guest that has done so
-/// reports the stage [`VOLUMES`]; an older one knows nothing of them.
+/// reports the stage [`VOLUMES`], and a stage [`NOT_MOUNTED`] for each that it could not mount; an older one knows nothing of them.
 pub const VOLUMES: &str = "volumes";
+/// The name of a stage for a volume that is not mounted, in front of its number among the lines of [`VOLUMES`], which count from 0.
+pub const NOT_MOUNTED: &str = "no-volume-";

@@ -17,7 +17,8 @@ use std::time::Duration;
 
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::mount::{
-    MountFlags, MoveMountFlags, OpenTreeFlags, mount, mount_bind, mount_move, move_mount, open_tree,
+    MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind, mount_move, move_mount,
+    open_tree, unmount,
 };
 
 use crate::accounts::Account;
@@ -218,26 +219,35 @@ pub(crate) fn mount_work_root(layer: &Layer, path: &Path, uid: u32, gid: u32) ->
     rustix::fs::chown(path, Some(uid), Some(gid)).map_err(Failure::path("give away", path))
 }
 
-/// Mounts `volumes` once the root is switched, each for `account`. They are whole ext4 file systems with a journal, of which the host has
-/// seen that they are not damaged.
-pub(crate) fn mount_volumes(volumes: &[Volume], account: &Account) -> Result<(), Failure> {
-    for Volume { device, path } in volumes {
-        clock::poll_until(DISK_WAIT, Duration::from_millis(1), || {
-            device.exists().then_some(())
-        })
-        .ok_or_else(|| Failure::Missing {
-            what: device.to_owned(),
-            seconds: DISK_WAIT.as_secs(),
-        })?;
-        make_mount_point(path, account)?;
-        // As the layer: no kernel thread that writes inode tables while the lease works.
-        mount(device, path, "ext4", MountFlags::NOATIME, c"noinit_itable")
-            .map_err(Failure::path("mount", device))?;
-        // Only the root of it: what is in it is whoever's it was.
-        let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
-        rustix::fs::chown(path, Some(uid), Some(gid)).map_err(Failure::path("give away", path))?;
-    }
-    Ok(())
+/// Mounts `volume` once the root is switched, for `account`. It is a whole ext4 file system with a journal, of which the host has seen that it
+/// is not damaged; but an earlier machine may have given it what this kernel does not know.
+pub(crate) fn mount_volume(volume: &Volume, account: &Account) -> Result<(), Failure> {
+    let Volume { device, path } = volume;
+    clock::poll_until(DISK_WAIT, Duration::from_millis(1), || {
+        device.exists().then_some(())
+    })
+    .ok_or_else(|| Failure::Missing {
+        what: device.to_owned(),
+        seconds: DISK_WAIT.as_secs(),
+    })?;
+    make_mount_point(path, account)?;
+    // As the layer: no kernel thread that writes inode tables while the lease works. And what it says itself about errors does not count, which
+    // could be that the machine ends.
+    mount(
+        device,
+        path,
+        "ext4",
+        MountFlags::NOATIME,
+        c"noinit_itable,errors=remount-ro",
+    )
+    .map_err(Failure::path("mount", device))?;
+    // Only the root of it: what is in it is whoever's it was.
+    let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
+    rustix::fs::chown(path, Some(uid), Some(gid)).map_err(|error| {
+        // One that is said not to be mounted is not.
+        unmount(path, UnmountFlags::DETACH).ok();
+        Failure::path("give away", path)(error)
+    })
 }
 
 /// Makes the directory `path`. What of it lies in the user's home and was not there is the user's, so that others can be made beside it.

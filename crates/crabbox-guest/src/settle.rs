@@ -34,7 +34,7 @@ const SPEAK_LIMIT: Duration = Duration::from_secs(5);
     clippy::disallowed_methods,
     reason = "process 1 of a guest has no crabbox_host; the process is its own program"
 )]
-pub(crate) fn start(volumes: &[Volume]) -> Result<(), Failure> {
+pub(crate) fn start(volumes: &[&Volume]) -> Result<(), Failure> {
     let program = Path::new(root::PROGRAM);
     Command::new(program)
         .arg0(SERVER)

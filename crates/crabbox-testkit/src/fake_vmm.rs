@@ -55,6 +55,8 @@ pub struct Script {
     pub ready: bool,
     /// Whether an sshd answers behind the lease's tap after the start, with the keys of the lease's seed. Needs root.
     pub sshd: bool,
+    /// The numbers of the volumes that the guest says it could not mount.
+    pub not_mounted: Vec<usize>,
     /// Whether the guest says that it has written out its volumes, when the host asks before the end; otherwise it hangs up.
     pub settles: bool,
     /// Whether machines that go on from what was frozen say all the same of themselves.
@@ -292,7 +294,9 @@ impl Connections {
             let mut port = socket.into_os_string();
             port.push(format!("_{READY_PORT}"));
             let mounts = if settle::has_volumes(&seed) {
-                format!("{STAGE} {VOLUMES} 0.15\n")
+                let not_mounted = |number: &usize| format!("{STAGE} no-volume-{number} 0.15\n");
+                let others: Vec<String> = self.script.not_mounted.iter().map(not_mounted).collect();
+                format!("{STAGE} {VOLUMES} 0.15\n{}", others.concat())
             } else {
                 String::new()
             };

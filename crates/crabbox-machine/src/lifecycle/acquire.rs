@@ -214,7 +214,7 @@ impl Making<'_> {
         };
         self.booted(attached, &stages);
         drop(boot);
-        self.must_be_mounted(&home, &stages)?;
+        self.must_be_mounted(&stages)?;
         let ready = Ready {
             address: outer.address.to_string(),
             key: keys.private,
@@ -428,17 +428,20 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// Whether the guest has mounted the volumes whose drives its machine has: one of an older image does not know of them.
-    fn must_be_mounted(&mut self, home: &disk::Home, stages: &[(String, u64)]) -> Result<(), AcquireError> {
-        let mounted = stages
-            .iter()
-            .any(|(name, _)| name == crabbox_guest_protocol::seed::VOLUMES);
-        if home.drives.is_empty() || mounted {
-            return Ok(());
-        }
+    /// Goes on without the volumes that the guest has not mounted, unless one is required: its image may be older than volumes, and what earlier
+    /// machines made of a volume may be newer than its kernel.
+    fn must_be_mounted(&mut self, stages: &[(String, u64)]) -> Result<(), AcquireError> {
         let request = self.request;
-        for wanted in &request.volumes {
-            self.do_without(wanted, VolumeError::NotMounted)?;
+        for (number, why) in volume::not_mounted(self.drives.len(), stages) {
+            let path = self.drives.get(number).map(|drive| drive.path.clone());
+            // No two are mounted in one place.
+            if let Some(wanted) = request
+                .volumes
+                .iter()
+                .find(|wanted| Some(&wanted.path) == path.as_ref())
+            {
+                self.do_without(wanted, why)?;
+            }
         }
         Ok(())
     }
@@ -546,7 +549,7 @@ impl Making<'_> {
         prepare: impl FnOnce(&disk::Plan<'_>) -> Result<disk::Home, DiskError>,
     ) -> Result<disk::Home, AcquireError> {
         let _stage = stage_span("disk");
-        let drives = std::mem::take(&mut self.drives);
+        let drives = self.drives.clone();
         let plan = disk::plan(self.request, &self.made, &drives)?;
         let step = match &plan.jail {
             Some(jail) => Step::Jail {

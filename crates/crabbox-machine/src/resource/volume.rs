@@ -14,6 +14,7 @@ use crabbox_core::admission::{self, Limits, Refusal};
 use crabbox_core::fault::{self, Fault, Kind};
 use crabbox_core::id::LeaseId;
 use crabbox_core::volume::Volume;
+use crabbox_guest_protocol::seed;
 use crabbox_host::clock;
 use crabbox_host::command::CommandError;
 use crabbox_host::files::{self, FileError};
@@ -63,8 +64,11 @@ pub enum VolumeError {
         /// Why.
         why: String,
     },
-    /// The guest did not mount it.
+    /// The guest does not know volumes.
     #[error("the guest's image is too old to mount volumes")]
+    TooOld,
+    /// The guest could not mount it.
+    #[error("the guest could not mount it; `crabbox logs` shows why")]
     NotMounted,
     /// The processes of this host cannot be looked at.
     #[error(transparent)]
@@ -92,6 +96,7 @@ impl Fault for VolumeError {
             Self::Disk(_)
             | Self::Foreign
             | Self::DamagedAgain { .. }
+            | Self::TooOld
             | Self::NotMounted
             | Self::Process(_)
             | Self::Outside { .. } => Kind::Usage,
@@ -112,6 +117,10 @@ impl Fault for VolumeError {
                 without(),
             ],
             Self::NotMounted => vec![
+                "choose another path, or remove the volume if an image with a newer kernel has changed it".to_owned(),
+                without(),
+            ],
+            Self::TooOld => vec![
                 "build the image again with `crabbox image build`, or fetch a newer one".to_owned(),
                 without(),
             ],
@@ -400,6 +409,20 @@ pub(crate) fn give_back(places: &Places, dir: &Path, lease: &LeaseId) -> Result<
     about.holder = None;
     about.used_at = clock::unix_seconds();
     Ok(locked.save(&about)?)
+}
+
+/// Which of a guest's `drives` volumes it has not mounted, by the `stages` of its report, and why.
+pub(crate) fn not_mounted(drives: usize, stages: &[(String, u64)]) -> Vec<(usize, VolumeError)> {
+    let has = |wanted: &str| stages.iter().any(|(name, _)| name == wanted);
+    let why = |number| {
+        if !has(seed::VOLUMES) {
+            return Some(VolumeError::TooOld);
+        }
+        has(&format!("{}{number}", seed::NOT_MOUNTED)).then_some(VolumeError::NotMounted)
+    };
+    (0..drives)
+        .filter_map(|number| why(number).map(|why| (number, why)))
+        .collect()
 }
 
 /// Removes the volume in `dir` with all that is in it, unless a lease has it.
@@ -922,5 +945,22 @@ mod tests {
         assert!(matches!(refused, VolumeError::NoRoom(_)), "{refused}");
         world.give_back(&a, "k");
         taken(&b, "k2").unwrap();
+    }
+
+    #[test]
+    fn a_guest_says_which_volumes_it_could_not_mount() {
+        let stages = |names: &[&str]| -> Vec<(String, u64)> {
+            names.iter().map(|name| ((*name).to_owned(), 1)).collect()
+        };
+        let told = |names: &[&str]| -> Vec<(usize, bool)> {
+            let told = not_mounted(2, &stages(names)).into_iter();
+            told.map(|(number, why)| (number, matches!(why, VolumeError::TooOld)))
+                .collect()
+        };
+        assert_eq!(told(&["init", "volumes", "ready"]), []);
+        assert_eq!(told(&["volumes", "no-volume-1"]), [(1, false)]);
+        assert_eq!(told(&["volumes", "no-volume-7", "no-volume-", "no-volume-x"]), []);
+        assert_eq!(told(&["init", "ready"]), [(0, true), (1, true)]);
+        assert_eq!(not_mounted(0, &stages(&[])).len(), 0);
     }
 }
