@@ -7,7 +7,8 @@
 //! volumes.lock                   held while room is promised to one of them; it goes with its holder
 //! ```
 //! The name of a holder is a promise of the lease that its journal keeps: it is written after the journal's line, and removed before it. An
-//! image is only ever removed because its user says so; nothing here may look into one, cut one off, or put one in the place of another.
+//! image is only ever removed because its user says so; nothing here may look into one, cut one off, or put one in the place of
+//! another that it is no copy of.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -285,6 +286,13 @@ impl Locked {
         self.rename(MAKING, IMAGE)
     }
 
+    /// Has [`MAKING`], which is a complete copy of the image, take its place.
+    pub fn replace(&self) -> Result<(), VolumesError> {
+        let (from, to) = (self.join(MAKING), self.join(IMAGE));
+        std::fs::rename(&from, &to).map_err(|error| FileError::io("rename", &from, error))?;
+        Ok(files::sync_dir(&self.dir)?)
+    }
+
     /// Puts the image aside, unless there is one that was put aside before.
     pub fn set_aside(&self) -> Result<(), VolumesError> {
         self.rename(IMAGE, SET_ASIDE)
@@ -292,7 +300,7 @@ impl Locked {
 
     fn rename(&self, from: &str, to: &str) -> Result<(), VolumesError> {
         let (from, to) = (self.join(from), self.join(to));
-        // Whatever goes wrong, no image takes the place of another: either may be all that there is of somebody's work.
+        // Whatever goes wrong, none takes the place of another: either may be all that there is of somebody's work.
         rustix::fs::renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE)
             .map_err(|error| FileError::io("rename", &from, error))?;
         Ok(files::sync_dir(&self.dir)?)

@@ -65,37 +65,45 @@ pub fn is_smaller(path: &Path, size_mib: u64) -> Result<bool, DiskError> {
     Ok(facts.bytes().saturating_add(u64::from(facts.block_size)) <= size_mib.saturating_mul(1 << 20))
 }
 
-/// Grows the file system of the volume `path`, which was found whole, to `size_mib` MiB if it [`is_smaller`]; the file may already be longer.
-/// When the process dies meanwhile, the next check says whether it is whole, and [`is_smaller`] whether it has to be done again. The checks
-/// before can be cancelled; the growth itself, which takes seconds, is not: half of it would be a matter for the next check.
-pub fn grow(path: &Path, size_mib: u64, cancelled: &dyn Fn() -> bool) -> Result<Health, DiskError> {
-    if !is_smaller(path, size_mib)? {
-        return Ok(Health::Whole);
-    }
+/// Makes the new file `copy` a copy of the volume `path`, which was found whole, with a file system of `size_mib` MiB. Only a complete one is
+/// [`Health::Whole`]; `path` itself keeps its size. As soon as `cancelled` says so, that is an error.
+///
+/// resize2fs has no journal: killed at the wrong moment, one in five times it leaves a file system behind that cannot be mended without a
+/// decision about its files. So it never works on the only copy.
+pub fn grow(
+    path: &Path,
+    copy: &Path,
+    size_mib: u64,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Health, DiskError> {
     // resize2fs insists on a full check since the last mount.
     if let damaged @ Health::Damaged { .. } = check(path, &["-f", "-p"], GROW_LIMIT, cancelled)? {
         return Ok(damaged);
     }
-    let wanted = size_mib.saturating_mul(1 << 20);
-    let bytes = wanted.max(length(path)?);
-    clone::grow_file(path, bytes)?;
-    let confinement = Arc::new(Confinement::to_change(path, bytes)?);
-    let fail = |source| DiskError::Tool {
-        attempt: "grow the file system of",
-        disk: path.to_owned(),
-        source,
-    };
+    clone::clone_file(path, copy)?;
+    super::undo_unless_ok(resize(copy, size_mib, cancelled), copy)?;
+    Ok(Health::Whole)
+}
+
+/// Makes the file system in `copy` larger; the file may already be longer.
+fn resize(copy: &Path, size_mib: u64, cancelled: &dyn Fn() -> bool) -> Result<(), DiskError> {
+    let bytes = size_mib.saturating_mul(1 << 20).max(length(copy)?);
+    clone::grow_file(copy, bytes)?;
+    let confinement = Arc::new(Confinement::to_change(copy, bytes)?);
     let grown = confined("resize2fs", &confinement)
         .limit(GROW_LIMIT)
         .arg(confinement.name())
         .arg(format!("{size_mib}M"))
-        .capture()
-        .map_err(fail)?;
+        .capture_unless(cancelled)
+        .map_err(|source| DiskError::Tool {
+            attempt: "grow the file system of",
+            disk: copy.to_owned(),
+            source,
+        })?;
     if !grown.status.success() {
-        return Err(unchecked(path, "resize2fs", &grown));
+        return Err(unchecked(copy, "resize2fs", &grown));
     }
-    sync(path)?;
-    Ok(Health::Whole)
+    sync(copy)
 }
 
 fn length(path: &Path) -> Result<u64, DiskError> {
@@ -246,13 +254,21 @@ mod tests {
     #[test]
     fn one_that_grows_keeps_its_files() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("volume");
+        let (path, copy) = (dir.path().join("volume"), dir.path().join("copy"));
         make(&path, 64).unwrap();
         write(&path, "precious");
-        assert_eq!(grow(&path, 2048, &|| false).unwrap(), Health::Whole);
-        assert_eq!(inspect::superblock(&path).unwrap().bytes(), 2 << 30);
-        assert_eq!(read(&path), "precious");
-        assert_eq!(mend(&path, &|| false).unwrap(), Health::Whole);
+        assert_eq!(grow(&path, &copy, 2048, &|| false).unwrap(), Health::Whole);
+        assert_eq!(inspect::superblock(&copy).unwrap().bytes(), 2 << 30);
+        assert_eq!(mend(&copy, &|| false).unwrap(), Health::Whole);
+        assert_eq!(copy.metadata().unwrap().mode() & 0o7777, 0o600);
+        // The one that there was is as it was, whatever becomes of the other.
+        assert_eq!(inspect::superblock(&path).unwrap().bytes(), 64 << 20);
+        assert_eq!((read(&path), read(&copy)), ("precious".into(), "precious".into()));
+        assert!(
+            grow(&path, &copy, 128, &|| false).is_err(),
+            "it never replaces a file"
+        );
+        assert_eq!(read(&copy), "precious");
     }
 
     #[test]
@@ -268,26 +284,26 @@ mod tests {
             panic!("it cannot be whole");
         };
         assert!(why.starts_with("e2fsck exited with 8"), "{why}");
-        assert!(grow(&path, 128, &|| false).is_err(), "it is no file system");
+        let copy = dir.path().join("copy");
+        let grown = grow(&path, &copy, 128, &|| false).unwrap();
+        assert!(matches!(grown, Health::Damaged { .. }) && !copy.exists());
         assert_eq!(path.metadata().unwrap().len(), 64 << 20, "it was not grown");
     }
 
     #[test]
-    fn growth_that_was_interrupted_is_seen_and_done_again() {
+    fn a_file_that_is_longer_than_its_file_system_still_has_to_grow() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("volume");
+        let (path, copy) = (dir.path().join("volume"), dir.path().join("copy"));
         make(&path, 64).unwrap();
         write(&path, "precious");
-        assert!(!is_smaller(&path, 64).unwrap() && is_smaller(&path, 128).unwrap());
-        // The file had grown, and its file system had not.
+        assert!(!is_smaller(&path, 64).unwrap() && is_smaller(&path, 65).unwrap());
         clone::grow_file(&path, 256 << 20).unwrap();
         assert_eq!(mend(&path, &|| false).unwrap(), Health::Whole);
         assert!(is_smaller(&path, 128).unwrap());
-        assert_eq!(grow(&path, 128, &|| false).unwrap(), Health::Whole);
-        assert!(!is_smaller(&path, 128).unwrap());
-        assert_eq!(grow(&path, 64, &|| false).unwrap(), Health::Whole);
-        assert_eq!(inspect::superblock(&path).unwrap().bytes(), 128 << 20);
-        assert_eq!(read(&path), "precious");
+        assert_eq!(grow(&path, &copy, 128, &|| false).unwrap(), Health::Whole);
+        assert!(!is_smaller(&copy, 128).unwrap());
+        assert_eq!(inspect::superblock(&copy).unwrap().bytes(), 128 << 20);
+        assert_eq!(read(&copy), "precious");
     }
 
     #[test]
@@ -352,7 +368,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("volume");
         make(&path, 64).unwrap();
-        for told in [mend(&path, &|| true), grow(&path, 128, &|| true)] {
+        for told in [
+            mend(&path, &|| true),
+            grow(&path, &dir.path().join("copy"), 128, &|| true),
+        ] {
             assert!(
                 matches!(
                     told,

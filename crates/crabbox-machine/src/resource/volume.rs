@@ -171,7 +171,7 @@ pub(crate) struct Wish<'a> {
 pub(crate) enum Moment {
     /// The record names the lease, and the size that the volume is to have.
     Held,
-    /// The file system has grown.
+    /// There is a copy of the image whose file system has grown.
     Grown,
     /// The record says that there is an image which was set aside; it is not yet.
     Condemned,
@@ -316,7 +316,7 @@ fn renew(
 ) -> Result<Option<String>, VolumeError> {
     locked.reclaim()?;
     locked.lengthen(about.size_mib)?;
-    let Health::Damaged { why } = refresh(locked, about.size_mib, wish.cancelled, at)? else {
+    let Health::Damaged { why } = refresh(places, wish, locked, about.size_mib, at)? else {
         return Ok(None);
     };
     let aside = locked.join(volumes::SET_ASIDE);
@@ -343,18 +343,25 @@ fn renew(
     )))
 }
 
-/// Mends the image, and grows its file system where that is smaller than `size_mib`.
+/// Mends the image, and has one with a larger file system take its place where that is smaller than `size_mib`.
 fn refresh(
+    places: &Places,
+    wish: &Wish<'_>,
     locked: &Locked,
     size_mib: u64,
-    cancelled: &dyn Fn() -> bool,
     at: &dyn Fn(Moment),
 ) -> Result<Health, VolumeError> {
     let path = locked.join(IMAGE);
-    let mut health = image::mend(&path, cancelled)?;
-    if health == Health::Whole && image::is_smaller(&path, size_mib)? {
-        health = image::grow(&path, size_mib, cancelled)?;
-        at(Moment::Grown);
+    let health = image::mend(&path, wish.cancelled)?;
+    if health != Health::Whole || !image::is_smaller(&path, size_mib)? {
+        return Ok(health);
+    }
+    // For a moment there are two, which share nothing where the host's file system cannot have them share.
+    admit(places, wish, locked, locked.allocated() >> 20)?;
+    let health = image::grow(&path, &locked.join(MAKING), size_mib, wish.cancelled)?;
+    at(Moment::Grown);
+    if health == Health::Whole {
+        locked.replace()?;
     }
     Ok(health)
 }
