@@ -183,9 +183,15 @@ fn a_lease_that_cannot_have_volumes_says_so() {
 fn a_supervisor_that_dies_at_any_moment_leaves_the_volume_whole_and_free() {
     let host = host();
     let before = host.settled();
+    // The first who gets far enough has to have it grow.
+    drop(
+        host.sh("sed -i 's/sizeGB: 1/sizeGB: 2/' /srv/.config/crabbox/config.yaml")
+            .exits(0),
+    );
     for point in [
         "volume:begun",
         "volume-held:done",
+        "volume-grown:done",
         "volume-whole:done",
         "volume:made",
         "volume:done",
@@ -253,6 +259,32 @@ fn a_guest_that_does_not_answer_and_a_machine_that_dies_cost_no_volume() {
         is_free_and_whole(&host, end);
         assert_nothing_left(&before, &host.settled());
     }
+}
+
+#[test]
+fn a_volume_that_the_guest_cannot_mount_is_told() {
+    let host = host();
+    let before = host.settled();
+    host.script(r#"{"sshd": true, "ready": true, "settles": true, "not_mounted": [0]}"#);
+    let refused = host
+        .crabbox(&format!("warmup {OURS} --slug refused {REQUIRED}"))
+        .exits(2);
+    assert!(
+        refused.stderr.contains("required cache volume \"deps\"")
+            && refused.stderr.contains("the guest could not mount it"),
+        "{refused:?}"
+    );
+    is_free_and_whole(&host, "it was required");
+    let without = host.crabbox(&format!("warmup {OURS} --slug without")).exits(0);
+    assert!(
+        without
+            .stderr
+            .contains("is without cache volume \"deps\": the guest could not mount it"),
+        "{without:?}"
+    );
+    drop(host.crabbox("stop without").exits(0));
+    is_free_and_whole(&host, "it was not");
+    assert_nothing_left(&before, &host.settled());
 }
 
 #[test]
