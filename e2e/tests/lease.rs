@@ -232,3 +232,70 @@ fn bad_input_is_reported_with_its_fix_and_leaves_the_host_alone() {
     );
     assert_nothing_left(&before, &host.residue());
 }
+
+/// A configuration of the user's own with two volumes that there must be no lease without.
+const WITH_VOLUMES: &str = "export CRABBOX_CONFIG=$HOME/e2e/volumes.yaml; mkdir -p $HOME/e2e && \
+     echo 'cache: {volumes: [{key: e2e-system, path: /var/cache/crabbox/e2e, sizeGB: 1, required: true}, \
+     {key: e2e-home, path: /home/crabbox/.cache/e2e, sizeGB: 1, required: true}]}' > $CRABBOX_CONFIG && chmod 600 $CRABBOX_CONFIG";
+
+#[test]
+fn a_lease_reads_in_its_volumes_what_an_earlier_one_wrote() {
+    let host = Host::alone();
+    let repo = host.repository("volumes");
+    let remove = |key: &str| host.crabbox(&format!("cache volumes --remove {key} --force"));
+    // What an earlier run of this test that failed has left.
+    drop((remove("e2e-system"), remove("e2e-home")));
+    drop(host.sh(WITH_VOLUMES).exits(0));
+    let before = host.residue();
+    let leased = |slug: &str| {
+        host.sh(&format!(
+            "{WITH_VOLUMES} && cd {repo} && exec crabbox warmup {SMALL} --slug {slug} --timing-json"
+        ))
+        .exits(0)
+    };
+    let run = |slug: &str, script: &str| {
+        let run = host.sh(&format!(
+            "{WITH_VOLUMES} && cd {repo} && exec crabbox run --id {slug} --no-sync -- sh -c '{script}'"
+        ));
+        run.exits(0).stdout
+    };
+    let first = leased("e2e-first");
+    assert!(
+        first.stderr.contains("\"coldReason\":\"it has cache volumes"),
+        "{first:?}"
+    );
+    // They are the user's, as is what was made on the way to them; and nothing is written out by whoever writes.
+    assert_eq!(
+        run(
+            "e2e-first",
+            "stat -c %U /var/cache/crabbox/e2e ~/.cache ~/.cache/e2e && echo system > /var/cache/crabbox/e2e/kept && \
+             echo home > ~/.cache/e2e/kept"
+        ),
+        "crabbox\ncrabbox\ncrabbox\n"
+    );
+    drop(host.crabbox("stop e2e-first").exits(0));
+
+    // What was written out survives a machine that dies, too.
+    drop(leased("e2e-second"));
+    assert_eq!(
+        run(
+            "e2e-second",
+            "cat /var/cache/crabbox/e2e/kept ~/.cache/e2e/kept && echo synced > ~/.cache/e2e/other && sync ~/.cache/e2e/other"
+        ),
+        "system\nhome\n"
+    );
+    drop(host.sh("pkill -9 -f '[f]irecracker --id'; sleep 1"));
+    drop(host.crabbox("cleanup --provider firecracker").exits(0));
+    drop(leased("e2e-third"));
+    assert_eq!(
+        run(
+            "e2e-third",
+            "cat /var/cache/crabbox/e2e/kept ~/.cache/e2e/kept ~/.cache/e2e/other"
+        ),
+        "system\nhome\nsynced\n"
+    );
+    drop(host.crabbox("stop e2e-third").exits(0));
+    drop(remove("e2e-system").exits(0));
+    drop(remove("e2e-home").exits(0));
+    assert_nothing_left(&before, &host.residue());
+}

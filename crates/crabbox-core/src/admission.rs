@@ -111,6 +111,21 @@ pub enum Refusal {
         /// `firecracker.maxMemoryMiBPerOwner`.
         max_mib: u64,
     },
+    /// A volume of the lease could fill the disk.
+    #[error(
+        "no room for cache volume {name:?} (insufficient_disk): it may grow by {growth_mib} MiB, and of {free_mib} MiB free \
+         that no other volume may take {reserve_mib} MiB are to stay free"
+    )]
+    Volume {
+        /// The volume's name.
+        name: String,
+        /// What it does not take yet of its size.
+        growth_mib: u64,
+        /// Free space, without what other volumes may still take.
+        free_mib: u64,
+        /// `firecracker.reserveDiskMiB`.
+        reserve_mib: u64,
+    },
     /// There is not enough disk space.
     #[error(
         "no room for another lease (insufficient_disk): it writes {needed_mib} MiB at once, and of {free_mib} MiB free {reserve_mib} MiB are to \
@@ -156,6 +171,11 @@ impl Refusal {
         };
         let less = |fits: u64| format!("ask for less: --firecracker-memory-mib {fits}");
         let other = match (self, asker) {
+            (Self::Volume { .. }, _) => {
+                return vec![
+                    "free some space (`crabbox cache volumes` shows what volumes take), or configure a smaller sizeGB".to_owned(),
+                ];
+            }
             (Self::Leases { .. }, Asker::Here) => {
                 "raise firecracker.maxLeases in your own configuration".to_owned()
             }
@@ -207,7 +227,7 @@ impl Refusal {
             Self::Leases { .. } => "lease_limit",
             Self::OwnersLeases { .. } | Self::OwnersMemory { .. } => "quota_exceeded",
             Self::Memory { .. } => "insufficient_memory",
-            Self::Disk { .. } => "insufficient_disk",
+            Self::Disk { .. } | Self::Volume { .. } => "insufficient_disk",
         }
     }
 }
@@ -239,6 +259,21 @@ pub fn admit_owner(quota: &Quota, owner: &str, had: &Had, demand: &Demand) -> Re
             needed_mib,
             had_mib: had.memory_mib,
             max_mib: quota.max_memory_mib,
+        });
+    }
+    Ok(())
+}
+
+/// Admits a volume that may still grow by `growth_mib`, where `free_mib` are free and promised to no other volume. It is counted in full, unlike the disk of a lease: what is written to a volume stays
+/// when the lease goes, and a full host has nobody to stop then.
+pub fn admit_volume(name: &str, growth_mib: u64, free_mib: u64, limits: &Limits) -> Result<(), Refusal> {
+    let reserve_mib = limits.reserve_disk_mib;
+    if growth_mib.saturating_add(reserve_mib) > free_mib {
+        return Err(Refusal::Volume {
+            name: name.to_owned(),
+            growth_mib,
+            free_mib,
+            reserve_mib,
         });
     }
     Ok(())
@@ -320,6 +355,15 @@ mod tests {
         }
         let full = Refusal::Leases { leases: 2, max: 2 };
         assert!(full.hints().join("; ").contains("your own configuration"));
+    }
+
+    #[test]
+    fn a_volume_is_counted_by_what_it_can_grow_to() {
+        assert_eq!(admit_volume("n", 100, 150, &LIMITS), Ok(()));
+        let refusal = admit_volume("n", 101, 150, &LIMITS).unwrap_err();
+        assert_eq!(refusal.reason(), "insufficient_disk");
+        assert!(refusal.to_string().contains("cache volume \"n\"") && refusal.kind() == Kind::Unavailable);
+        assert!(admit_volume("n", u64::MAX, 150, &LIMITS).is_err());
     }
 
     #[test]

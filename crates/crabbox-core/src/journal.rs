@@ -28,6 +28,15 @@ pub enum Step {
         /// Their directory.
         dir: String,
     },
+    /// A cache volume in the lease's hands. Its undo gives it back, and never removes it.
+    Volume {
+        /// Its directory in the store of volumes.
+        dir: String,
+        /// The second name of its image, in the VMM's directory: a hard link.
+        link: String,
+        /// The size of its file system in MiB.
+        size_mib: u64,
+    },
     /// The VMM's directory with kernel, initrd, disks; inside the lease directory.
     Disk {
         /// Its path.
@@ -91,6 +100,7 @@ impl Step {
             Self::Directory { .. } => "directory",
             Self::Supervisor {} => "supervisor",
             Self::Key { .. } => "key",
+            Self::Volume { .. } => "volume",
             Self::Disk { .. } => "disk",
             Self::Mount { .. } => "mount",
             Self::Namespace { .. } => "namespace",
@@ -109,7 +119,11 @@ impl Step {
     /// to the disk before the effect.
     pub fn outlives_boot(&self) -> bool {
         match self {
-            Self::Key { .. } | Self::Attach { .. } | Self::Jail { .. } | Self::Claim {} => true,
+            Self::Key { .. }
+            | Self::Volume { .. }
+            | Self::Attach { .. }
+            | Self::Jail { .. }
+            | Self::Claim {} => true,
             Self::Directory { .. }
             | Self::Supervisor {}
             | Self::Disk { .. }
@@ -305,6 +319,22 @@ impl Journal {
         self.live
             .iter()
             .any(|live| live.done && matches!(live.step, Step::Claim {}))
+    }
+
+    /// The total size in MiB of the volumes in the lease's hands.
+    pub fn volumes_mib(&self) -> u64 {
+        let sizes = self.live.iter().map(|live| match live.step {
+            Step::Volume { size_mib, .. } => size_mib,
+            _ => 0,
+        });
+        sizes.fold(0, u64::saturating_add)
+    }
+
+    /// Whether the volume with the directory `dir` may be in the lease's hands.
+    pub fn has_volume(&self, dir: &str) -> bool {
+        self.live
+            .iter()
+            .any(|live| matches!(&live.step, Step::Volume { dir: held, .. } if held == dir))
     }
 
     /// The last value recorded under `name`.

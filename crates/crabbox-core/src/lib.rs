@@ -18,3 +18,4 @@ pub mod record;
 pub mod state;
 pub mod strict_json;
 pub mod timestamp;
+pub mod volume;

@@ -8,11 +8,13 @@ use std::path::Path;
 use crabbox_core::config::fit::{self, Unfit};
 use crabbox_core::config::{Provider as Which, ProviderError, Settings};
 use crabbox_core::fault::{Connectivity, Fault, Kind};
+use crabbox_core::volume::Volume;
 use crabbox_host::signals::Interrupts;
 use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::Purpose;
 
 use crate::host::prepare::NewLease;
+use crate::host::volumes;
 use crate::provider::capability::Capability;
 use crate::provider::error::{LeaseError, Remedy};
 use crate::provider::lease::Lease;
@@ -140,6 +142,16 @@ impl Entry<'_> {
             provider: which,
         });
         let provider = registry::open(which, self.engine, self.settings);
+        let mut required = fit::required_of_any_lease(self.settings).peekable();
+        if required.peek().is_some() {
+            // Before it is resolved for use, which takes it out of the pool that it waits in.
+            let lease = provider.resolve(name, Purpose::Look)?.id;
+            let lacks = |volume: &&Volume| !volumes::has(&self.engine.places, &lease, &volume.key);
+            if let Some(volume) = required.find(lacks) {
+                let name = volume.name.clone();
+                return Err(Unfit::LeaseWithoutVolume { lease, name }.into());
+            }
+        }
         let lease = provider.resolve(name, Purpose::Use)?;
         provider.claim(&lease, self.repo, reclaim)?;
         Ok((provider, lease))

@@ -8,4 +8,5 @@ pub mod probe;
 pub mod proof;
 pub mod setup;
 pub mod unowned;
+pub mod volumes;
 pub mod warm;

@@ -166,6 +166,11 @@ pub enum Notice<'a> {
         /// Why.
         why: &'a str,
     },
+    /// The lease is made without something that it can do without, or with less than there was.
+    Without {
+        /// What, and why.
+        text: &'a str,
+    },
     /// A template was to be used, and the machine boots all the same.
     Cold {
         /// Why.

@@ -8,6 +8,7 @@ pub mod identity;
 pub mod image;
 pub mod report;
 pub mod seed;
+pub mod settle;
 pub mod trim;
 
 /// The vsock port of the host (CID 2) on which a guest says that it is ready.
@@ -16,3 +17,5 @@ pub const READY_PORT: u32 = 1024;
 pub const TRIM_PORT: u32 = 1025;
 /// The vsock port of the host (CID 2) on which a guest that was frozen asks who it is.
 pub const IDENTITY_PORT: u32 = 1026;
+/// The vsock port of a guest with volumes on which the host has it write them out ([`settle`]).
+pub const SETTLE_PORT: u32 = 1027;

@@ -3,7 +3,7 @@
 /// The directory, seen from the root of the initramfs.
 pub const DIRECTORY: &str = "crabbox-seed";
 /// Every file that a seed may have but its mark.
-pub const FILES: [&str; 11] = [
+pub const FILES: [&str; 12] = [
     HOSTNAME,
     INSTANCE_ID,
     USER,
@@ -15,6 +15,7 @@ pub const FILES: [&str; 11] = [
     WORK_ROOT,
     TIME,
     ENTROPY,
+    VOLUMES,
 ];
 /// Marks a seed without an identity: the guest goes as far as every lease has it alike, then parks ([`crate::identity`]).
 pub const TEMPLATE: &str = "template";
@@ -40,3 +41,8 @@ pub const WORK_ROOT: &str = "work_root";
 pub const TIME: &str = "time";
 /// Random bytes for the guest's generator.
 pub const ENTROPY: &str = "entropy";
+/// Drives that outlive their leases, `<device> <mount point>` a line, mounted before the SSH server answers. A guest that has done so
+/// reports the stage [`VOLUMES`], and a stage [`NOT_MOUNTED`] for each that it could not mount; an older one knows nothing of them.
+pub const VOLUMES: &str = "volumes";
+/// The name of a stage for a volume that is not mounted, in front of its number among the lines of [`VOLUMES`], which count from 0.
+pub const NOT_MOUNTED: &str = "no-volume-";

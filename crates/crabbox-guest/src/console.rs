@@ -17,7 +17,7 @@ pub(crate) struct Console {
     device: Option<File>,
     /// Lines of an earlier process of this boot.
     before: String,
-    stages: Vec<(&'static str, Duration)>,
+    stages: Vec<(String, Duration)>,
     current: Option<&'static str>,
     /// The uptime that its times count from: the machine's start, or when it was thawed.
     start: Duration,
@@ -73,9 +73,16 @@ impl Console {
     pub(crate) fn end(&mut self) {
         if let Some(stage) = self.current.take() {
             let at = clock::uptime().saturating_sub(self.start);
-            self.stages.push((stage, at));
+            self.stages.push((stage.to_owned(), at));
             self.say(&format!("{stage} {}", seconds(at)));
         }
+    }
+
+    /// Records that `what`, which is reported as a stage, has come to pass.
+    pub(crate) fn note(&mut self, what: String) {
+        self.end();
+        let at = clock::uptime().saturating_sub(self.start);
+        self.stages.push((what, at));
     }
 
     /// The stage that is going on, for a failure.

@@ -24,6 +24,7 @@ mod power;
 mod probe;
 mod root;
 mod seed;
+mod settle;
 mod sshd;
 mod sys;
 mod trim;
@@ -37,11 +38,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crabbox_guest_protocol::READY_PORT;
+use crabbox_guest_protocol::seed::NOT_MOUNTED;
 use rustix::process::{Pid, Resource, Rlimit};
 
+use crate::accounts::Account;
 use crate::console::Console;
 use crate::failure::Failure;
-use crate::seed::Seed;
+use crate::seed::{Seed, Volume};
 
 /// Open files a process may ask for: a build of some size needs more than the kernel's 4096 (systemd's value).
 const FILE_LIMIT: Rlimit = Rlimit {
@@ -81,6 +84,10 @@ fn serve_command(mut words: std::env::ArgsOs) -> u8 {
     match name.rsplit('/').next().unwrap_or_default() {
         handover::WAITER => {
             handover::wait_and_tell(&words.next().unwrap_or_default().to_string_lossy());
+            0
+        }
+        settle::SERVER => {
+            settle::serve_paths(words);
             0
         }
         name @ (trim_command::TRIM | trim_command::FSTRIM) => {
@@ -150,6 +157,30 @@ fn boot(console: &mut Console) -> Result<Booted, Failure> {
     Ok(booted)
 }
 
+/// Mounts what can be mounted of `volumes`. The host hears of the others, and knows whether the machine is of use without them.
+fn mount_volumes(console: &mut Console, volumes: &[Volume], account: &Account) {
+    let (mut mounted, mut others) = (Vec::new(), Vec::new());
+    for (number, volume) in volumes.iter().enumerate() {
+        match root::mount_volume(volume, account) {
+            Ok(()) => mounted.push(volume),
+            Err(failure) => {
+                console.say(&failure.to_string());
+                others.push(number);
+            }
+        }
+    }
+    for number in others {
+        console.note(format!("{NOT_MOUNTED}{number}"));
+    }
+    if mounted.is_empty() {
+        return;
+    }
+    // Without it the machine is whole; a host that asks before its end gets no answer, and the journals keep the volumes whole.
+    if let Err(failure) = settle::start(&mounted) {
+        console.say(&failure.to_string());
+    }
+}
+
 /// From a machine that could be anybody's to this lease's, with a listening SSH server.
 fn become_instance(console: &mut Console, mut seed: Seed, layer: root::Layer) -> Result<Booted, Failure> {
     console.begin("identity");
@@ -162,6 +193,10 @@ fn become_instance(console: &mut Console, mut seed: Seed, layer: root::Layer) ->
     }
     if let Some(path) = &seed.work_root {
         root::mount_work_root(&layer, path, account.uid, account.gid)?;
+    }
+    if !seed.volumes.is_empty() {
+        console.begin(crabbox_guest_protocol::seed::VOLUMES);
+        mount_volumes(console, &seed.volumes, &account);
     }
     seed.forget_secrets();
     let layer = layer.into_whole();

@@ -103,7 +103,7 @@ fn is_kernel_thread(stat: &str) -> bool {
 /// Writes everything out and resets the machine, processes or not.
 pub(crate) fn reset(console: &mut Console) -> ! {
     rustix::fs::sync();
-    // Best effort: the disk is private to this machine and goes with it.
+    // Best effort: these are private to this machine and go with it. Volumes have been written out, and a journal does the rest.
     for mounted in ["/tmp", "/"] {
         mount_remount(mounted, MountFlags::RDONLY, c"").ok();
     }

@@ -6,6 +6,7 @@
 //! overlay                     -> /newroot -> /
 //!           /layer/work-root  -> the work root,        beside the overlay: plain ext4, no copy-up, stable inodes
 //!           /layer/tmp        -> /tmp
+//! /dev/vdc… ext4, a volume    -> where the seed says, last of all
 //! ```
 //! The base must never be written to: several instances share it.
 
@@ -16,11 +17,14 @@ use std::time::Duration;
 
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::mount::{
-    MountFlags, MoveMountFlags, OpenTreeFlags, mount, mount_bind, mount_move, move_mount, open_tree,
+    MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind, mount_move, move_mount,
+    open_tree, unmount,
 };
 
+use crate::accounts::Account;
 use crate::clock;
 use crate::failure::Failure;
+use crate::seed::Volume;
 
 /// How long the disks may take to appear: virtio-mmio needs milliseconds, an emulated host a second.
 const DISK_WAIT: Duration = Duration::from_secs(5);
@@ -213,6 +217,51 @@ pub(crate) fn mount_work_root(layer: &Layer, path: &Path, uid: u32, gid: u32) ->
     }
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     rustix::fs::chown(path, Some(uid), Some(gid)).map_err(Failure::path("give away", path))
+}
+
+/// Mounts `volume` once the root is switched, for `account`. It is a whole ext4 file system with a journal, of which the host has seen that it
+/// is not damaged; but an earlier machine may have given it what this kernel does not know.
+pub(crate) fn mount_volume(volume: &Volume, account: &Account) -> Result<(), Failure> {
+    let Volume { device, path } = volume;
+    clock::poll_until(DISK_WAIT, Duration::from_millis(1), || {
+        device.exists().then_some(())
+    })
+    .ok_or_else(|| Failure::Missing {
+        what: device.to_owned(),
+        seconds: DISK_WAIT.as_secs(),
+    })?;
+    make_mount_point(path, account)?;
+    // As the layer: no kernel thread that writes inode tables while the lease works. And what it says itself about errors does not count, which
+    // could be that the machine ends.
+    mount(
+        device,
+        path,
+        "ext4",
+        MountFlags::NOATIME,
+        c"noinit_itable,errors=remount-ro",
+    )
+    .map_err(Failure::path("mount", device))?;
+    // Only the root of it: what is in it is whoever's it was.
+    let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
+    rustix::fs::chown(path, Some(uid), Some(gid)).map_err(|error| {
+        // One that is said not to be mounted is not.
+        unmount(path, UnmountFlags::DETACH).ok();
+        Failure::path("give away", path)(error)
+    })
+}
+
+/// Makes the directory `path`. What of it lies in the user's home and was not there is the user's, so that others can be made beside it.
+fn make_mount_point(path: &Path, account: &Account) -> Result<(), Failure> {
+    let mut missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
+    missing.reverse();
+    let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
+    for dir in missing {
+        create_dir(dir)?;
+        if dir.starts_with(&account.home) {
+            rustix::fs::chown(dir, Some(uid), Some(gid)).map_err(Failure::path("give away", dir))?;
+        }
+    }
+    Ok(())
 }
 
 fn hardened() -> MountFlags {

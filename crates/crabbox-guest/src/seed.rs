@@ -35,6 +35,16 @@ pub(crate) struct Seed {
     pub(crate) work_root: Option<PathBuf>,
     pub(crate) time: Option<i64>,
     pub(crate) entropy: Option<Vec<u8>>,
+    pub(crate) volumes: Vec<Volume>,
+}
+
+/// A drive that outlives this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Volume {
+    /// Its block device.
+    pub(crate) device: PathBuf,
+    /// Where it is mounted.
+    pub(crate) path: PathBuf,
 }
 
 /// Address of the one network interface.
@@ -131,6 +141,12 @@ impl Seed {
             })?
             .and_then(|text| text.parse().ok()),
             entropy: optional(names::ENTROPY)?,
+            volumes: optional(names::VOLUMES)?
+                .map_or(Ok(Vec::new()), |bytes| parse_volumes(&bytes))
+                .map_err(|why| Failure::Content {
+                    path: dir.join(names::VOLUMES),
+                    why,
+                })?,
         })
     }
 
@@ -226,6 +242,31 @@ fn check_work_root(path: &str) -> Result<(), &'static str> {
         return Err("not an absolute path below / without dots");
     }
     Ok(())
+}
+
+fn parse_volumes(bytes: &[u8]) -> Result<Vec<Volume>, &'static str> {
+    let text = std::str::from_utf8(bytes).map_err(|_| "it is not text")?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines
+        .map(|line| {
+            let (device, path) = line.split_once(' ').ok_or("a line is not `device path`")?;
+            // The base and the layer are the first two disks.
+            let is_disk = device
+                .strip_prefix("/dev/vd")
+                .is_some_and(|letter| matches!(letter.as_bytes(), [b'c'..=b'z']));
+            if !is_disk {
+                return Err("a device is not /dev/vdc to /dev/vdz");
+            }
+            check_work_root(path)?;
+            if path.contains(char::is_whitespace) {
+                return Err("a path has blanks");
+            }
+            Ok(Volume {
+                device: device.into(),
+                path: path.into(),
+            })
+        })
+        .collect()
 }
 
 fn parse_network(bytes: &[u8]) -> Result<Network, &'static str> {
@@ -338,11 +379,18 @@ mod tests {
             ),
             ("work_root", "/work/crabbox\n"),
             ("time", "1754000000"),
+            ("volumes", "/dev/vdc /data\n/dev/vdd /var/cache/pnpm\n"),
         ]);
         let seed = Seed::read(seed_dir(&files).path()).unwrap();
         assert_eq!(seed.hostname.as_deref(), Some("crabbox-jade-krill"));
         assert_eq!(seed.work_root.as_deref(), Some(Path::new("/work/crabbox")));
         assert_eq!(seed.time, Some(1_754_000_000));
+        let volumes: Vec<_> = seed
+            .volumes
+            .iter()
+            .map(|volume| (volume.device.to_str().unwrap(), volume.path.to_str().unwrap()))
+            .collect();
+        assert_eq!(volumes, [("/dev/vdc", "/data"), ("/dev/vdd", "/var/cache/pnpm")]);
         let network = seed.network.unwrap();
         assert_eq!(
             (network.address, network.prefix),
@@ -371,6 +419,14 @@ mod tests {
             ("network", "gateway=172.16.0.1\n"),
             ("network", "address=172.16.0.2/30\nmac=06:00\n"),
             ("time", "soon"),
+            ("volumes", "/dev/vdc"),
+            ("volumes", "/dev/vdb /data"),
+            ("volumes", "/dev/vda1 /data"),
+            ("volumes", "/dev/vdc/../vda /data"),
+            ("volumes", "/dev/vdc data"),
+            ("volumes", "/dev/vdc /data/../etc"),
+            ("volumes", "/dev/vdc /"),
+            ("volumes", "/dev/vdc /da ta"),
         ];
         for (name, content) in bad {
             let mut files = LEAST.to_vec();

@@ -280,6 +280,51 @@ impl Interface {
     }
 }
 
+/// Listens on `port` for connections over vsock.
+#[expect(unsafe_code, reason = "rustix has no vsock addresses")]
+pub(crate) fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
+    // SAFETY: `socket` and `listen` take plain numbers; the descriptor is checked and owned by nobody else; an all-zero
+    // `sockaddr_vm` is a valid value; `bind` reads `size_of::<sockaddr_vm>()` bytes of it, and it outlives the call.
+    unsafe {
+        let number = checked(libc::socket(
+            libc::AF_VSOCK,
+            libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
+            0,
+        ))?;
+        let socket = OwnedFd::from_raw_fd(number);
+        let mut address: libc::sockaddr_vm = std::mem::zeroed();
+        address.svm_family = FAMILY_VSOCK;
+        address.svm_cid = libc::VMADDR_CID_ANY;
+        address.svm_port = port;
+        checked(libc::bind(
+            socket.as_raw_fd(),
+            (&raw const address).cast(),
+            VSOCK_ADDRESS_LENGTH,
+        ))?;
+        checked(libc::listen(socket.as_raw_fd(), 4))?;
+        Ok(socket)
+    }
+}
+
+/// The next connection on `listener`, and whether it comes from the host.
+#[expect(unsafe_code, reason = "rustix has no vsock addresses")]
+pub(crate) fn accept_vsock(listener: impl AsFd) -> io::Result<(OwnedFd, bool)> {
+    // SAFETY: an all-zero `sockaddr_vm` is a valid value, `accept4` writes at most `length` bytes into it, which is its size, and both
+    // outlive the call; the returned descriptor is checked and owned by nobody else.
+    unsafe {
+        let mut address: libc::sockaddr_vm = std::mem::zeroed();
+        let mut length = VSOCK_ADDRESS_LENGTH;
+        let number = checked(libc::accept4(
+            listener.as_fd().as_raw_fd(),
+            (&raw mut address).cast(),
+            &raw mut length,
+            libc::SOCK_CLOEXEC,
+        ))?;
+        let is_host = address.svm_family == FAMILY_VSOCK && address.svm_cid == libc::VMADDR_CID_HOST;
+        Ok((OwnedFd::from_raw_fd(number), is_host))
+    }
+}
+
 /// Connects to `port` of the host over vsock.
 #[expect(unsafe_code, reason = "rustix has no vsock addresses")]
 pub(crate) fn connect_host(port: u32) -> io::Result<OwnedFd> {

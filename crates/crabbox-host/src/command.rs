@@ -358,6 +358,23 @@ impl Cmd {
 
     /// The same; as soon as `cancel` is readable the child is killed.
     pub fn capture_until(&self, cancel: Option<BorrowedFd<'_>>) -> Result<Captured, CommandError> {
+        match cancel {
+            Some(cancel) => self.capture_while(Some(&|| clock::is_readable(cancel, Duration::ZERO))),
+            None => self.capture_while(None),
+        }
+    }
+
+    /// The same; as soon as `cancelled`, which is asked every 10 ms, says so the child is killed, or not even started.
+    pub fn capture_unless(&self, cancelled: &dyn Fn() -> bool) -> Result<Captured, CommandError> {
+        self.capture_while(Some(cancelled))
+    }
+
+    fn capture_while(&self, cancelled: Option<&dyn Fn() -> bool>) -> Result<Captured, CommandError> {
+        if cancelled.is_some_and(|cancelled| cancelled()) {
+            return Err(CommandError::Cancelled {
+                program: self.program.to_string_lossy().into_owned(),
+            });
+        }
         let began = Instant::now();
         let mut command = self.to_std();
         command.stdin(if self.stdin.is_some() {
@@ -382,7 +399,7 @@ impl Cmd {
                 None => out.map(drain).unwrap_or_default(),
             });
             let err = scope.spawn(move || err.map(drain).unwrap_or_default());
-            let waited = self.wait(&mut child, limit, cut, cancel);
+            let waited = self.wait(&mut child, limit, cut, cancelled);
             let (stdout, stderr) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
             let waited = waited?;
             let millis = began.elapsed().as_millis();
@@ -421,9 +438,9 @@ impl Cmd {
         child: &mut Child,
         limit: Option<Duration>,
         cut: &AtomicBool,
-        cancel: Option<BorrowedFd<'_>>,
+        cancelled: Option<&dyn Fn() -> bool>,
     ) -> Result<Ended, CommandError> {
-        if limit.is_none() && self.output.is_none() && cancel.is_none() {
+        if limit.is_none() && self.output.is_none() && cancelled.is_none() {
             return child
                 .wait()
                 .map(Ended::Itself)
@@ -436,7 +453,7 @@ impl Cmd {
                 return Ok(Ended::Itself(status));
             }
             let late = limit.is_some_and(|limit| started.elapsed() >= limit);
-            let cancelled = cancel.is_some_and(|cancel| clock::is_readable(cancel, Duration::ZERO));
+            let cancelled = cancelled.is_some_and(|cancelled| cancelled());
             if late || cancelled || cut.load(Ordering::Relaxed) {
                 // It may have ended in between; either way it is reaped here.
                 if self.group {

@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 /// Maximum length of a path in `sockaddr_un`, which ends with a NUL (unix(7)).
 const PATH_LIMIT: usize = 107;
@@ -103,6 +106,37 @@ fn shorten(path: &Path) -> Result<Short, SocketError> {
 pub fn connect(path: &Path) -> Result<UnixStream, SocketError> {
     let short = shorten(path)?;
     UnixStream::connect(&short.path).map_err(|source| SocketError::Connect {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Connects to the socket at `path`, and waits at most `limit` for a listener that accepts nobody: once enough others wait, connecting does, too
+/// (unix(7), `SO_SNDTIMEO` in socket(7)).
+pub fn connect_within(path: &Path, limit: Duration) -> Result<UnixStream, SocketError> {
+    let short = shorten(path)?;
+    let until = Instant::now().checked_add(limit);
+    let connected = || -> std::io::Result<UnixStream> {
+        let address = SocketAddrUnix::new(&short.path)?;
+        let flags = SocketFlags::CLOEXEC;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        loop {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            sockopt::set_socket_timeout(&socket, Timeout::Send, left)?;
+            match rustix::net::connect(&socket, &address) {
+                Ok(()) => break,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Err(ErrorKind::TimedOut.into()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        sockopt::set_socket_timeout(&socket, Timeout::Send, None)?;
+        Ok(UnixStream::from(socket))
+    };
+    connected().map_err(|source| SocketError::Connect {
         path: path.to_owned(),
         source,
     })
@@ -284,6 +318,35 @@ mod tests {
         drop(listener);
         assert!(connect(&path).unwrap_err().is_absent(), "nobody listens");
         assert!(!bind(&path).unwrap_err().is_absent(), "the name is taken");
+    }
+
+    #[test]
+    fn a_listener_that_accepts_nobody_holds_a_caller_for_its_limit_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let limit = Duration::from_millis(50);
+        assert!(connect_within(&path, limit).unwrap_err().is_absent());
+        let listener = bind(&path).unwrap();
+        // A shorter queue than `bind` asks for.
+        rustix::net::listen(&listener, 0).unwrap();
+        let mut waiting = Vec::new();
+        let refused = loop {
+            match connect_within(&path, limit) {
+                Ok(stream) => waiting.push(stream),
+                Err(error) => break error,
+            }
+            assert!(waiting.len() < 10, "its queue is never full");
+        };
+        assert!(
+            matches!(&refused, SocketError::Connect { source, .. } if source.kind() == ErrorKind::TimedOut),
+            "{refused:?}"
+        );
+        assert!(!waiting.is_empty());
+        let (mut server, _) = listener.accept().unwrap();
+        waiting[0].write_all(b"x").unwrap();
+        let mut byte = [0];
+        server.read_exact(&mut byte).unwrap();
+        assert_eq!(byte, *b"x");
     }
 
     #[test]

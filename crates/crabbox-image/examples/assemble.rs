@@ -70,5 +70,6 @@ fn lease_seed(dir: &Path) -> Result<LeaseSeed, Box<dyn Error>> {
         unix_time: i64::try_from(since.as_secs())?,
         // Not secret and not random: this is for a boot by hand only.
         entropy: [7; ENTROPY_BYTES],
+        volumes: Vec::new(),
     })
 }

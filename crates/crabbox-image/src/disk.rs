@@ -75,6 +75,14 @@ pub enum DiskError {
         /// Its last line.
         said: String,
     },
+    /// The checker could not do its work: that says nothing of the disk.
+    #[error("cannot check {}: {how}", disk.display())]
+    Unchecked {
+        /// The disk.
+        disk: PathBuf,
+        /// How it ended, and its last line.
+        how: String,
+    },
     /// The image is not a bootable file system.
     #[error(transparent)]
     Inspect(#[from] InspectError),
@@ -108,6 +116,24 @@ pub fn make_layer(path: &Path, size_mib: u64) -> Result<(), DiskError> {
     if size_mib < LAYER_MIN_MIB {
         return Err(DiskError::LayerTooSmall { want_mib: size_mib });
     }
+    format_in_memory(path, size_mib, &LAYER)
+}
+
+/// What mke2fs is told of a kind of file system.
+struct Format {
+    features: &'static str,
+    label: &'static str,
+    extended: &'static str,
+}
+
+const LAYER: Format = Format {
+    features: LAYER_FEATURES,
+    label: LAYER_LABEL,
+    extended: "lazy_itable_init=1,nodiscard,packed_meta_blocks=1,num_backup_sb=0,root_owner=0:0",
+};
+
+/// Makes the new private file `path` an empty file system of `size_mib` MiB.
+fn format_in_memory(path: &Path, size_mib: u64, format: &Format) -> Result<(), DiskError> {
     let fail = |source: std::io::Error| FileError::io("format in memory", path, source);
     let memory = rustix::fs::memfd_create(c"crabbox-layer", MemfdFlags::CLOEXEC)
         .map(std::fs::File::from)
@@ -116,22 +142,19 @@ pub fn make_layer(path: &Path, size_mib: u64) -> Result<(), DiskError> {
     // By the name that another process sees it under.
     let name = format!("/proc/{}/fd/{}", std::process::id(), memory.as_raw_fd());
     let name = Path::new(&name);
-    format_layer(name, path)?;
+    run_mke2fs(name, path, format)?;
     clone::clone_file(name, path)?;
     Ok(())
 }
 
 /// Formats the file `memory`, which will be the disk `path`.
-fn format_layer(memory: &Path, path: &Path) -> Result<(), DiskError> {
+fn run_mke2fs(memory: &Path, path: &Path, format: &Format) -> Result<(), DiskError> {
     Cmd::new("mke2fs")
         .args([
             "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0",
         ])
-        .args(["-O", LAYER_FEATURES, "-L", LAYER_LABEL])
-        .args([
-            "-E",
-            "lazy_itable_init=1,nodiscard,packed_meta_blocks=1,num_backup_sb=0,root_owner=0:0",
-        ])
+        .args(["-O", format.features, "-L", format.label])
+        .args(["-E", format.extended])
         .arg(memory)
         .limit(E2FSPROGS_LIMIT)
         .run()
@@ -188,15 +211,7 @@ fn grow(image: &Path, disk: &Path, want: u64, facts: &Superblock) -> Result<bool
     };
     // The image is anybody's, and both programs parse all of it.
     let confinement = Arc::new(Confinement::to_change(disk, want)?);
-    let confined = |program: &str| {
-        Cmd::new(program)
-            .confined(Arc::clone(&confinement))
-            // There is no list of mounts where they run, and the disk is a new file: libext2fs, check_mntent.
-            .env("EXT2FS_NO_MTAB_OK", "1")
-            // It looks into /sys whether tables may stay unwritten, and every kernel that boots such a disk knows them: resize/main.c.
-            .env("RESIZE2FS_FORCE_LAZY_ITABLE_INIT", "1")
-            .limit(E2FSPROGS_LIMIT)
-    };
+    let confined = |program: &str| confined(program, &confinement).limit(E2FSPROGS_LIMIT);
     // resize2fs insists on a full check since the last mount, and this replays the journal too.
     let checked = confined("e2fsck")
         .args(["-f", "-y"])
@@ -227,6 +242,18 @@ fn grow(image: &Path, disk: &Path, want: u64, facts: &Superblock) -> Result<bool
     Ok(true)
 }
 
+/// A program of the ext4 suite, for the one file of `confinement`.
+fn confined(program: &str, confinement: &Arc<Confinement>) -> Cmd {
+    Cmd::new(program)
+        .confined(Arc::clone(confinement))
+        // One that went on would change a disk that the next lease may have by then.
+        .dies_with_us()
+        // There is no list of mounts where they run, and no host mounts a guest's disk: libext2fs, check_mntent.
+        .env("EXT2FS_NO_MTAB_OK", "1")
+        // It looks into /sys whether tables may stay unwritten, and every kernel that boots such a disk knows them: resize/main.c.
+        .env("RESIZE2FS_FORCE_LAZY_ITABLE_INIT", "1")
+}
+
 /// Removes the disk of an operation that fails.
 fn undo_unless_ok<T>(result: Result<T, DiskError>, disk: &Path) -> Result<T, DiskError> {
     if result.is_err() {
@@ -235,6 +262,8 @@ fn undo_unless_ok<T>(result: Result<T, DiskError>, disk: &Path) -> Result<T, Dis
     }
     result
 }
+
+pub mod volume;
 
 #[cfg(test)]
 mod tests;

@@ -54,6 +54,14 @@ pub struct LeaseSeed {
     pub unix_time: i64,
     /// Fresh random bytes, credited to the guest's pool.
     pub entropy: [u8; ENTROPY_BYTES],
+    /// Mount points of its volumes, in the order of their drives, which come after base and layer.
+    pub volumes: Vec<String>,
+}
+
+/// The device name of the volume with this number, from 0, behind the two drives that every lease of ours has.
+fn volume_device(index: usize) -> Option<String> {
+    let letter = ('c'..='z').nth(index)?;
+    Some(format!("/dev/vd{letter}"))
 }
 
 /// A file of the seed.
@@ -108,6 +116,15 @@ impl LeaseSeed {
             file(names::TIME, PUBLIC, line(&self.unix_time.to_string())),
             file(names::ENTROPY, SECRET, self.entropy),
         ]);
+        let lines: Vec<String> = self
+            .volumes
+            .iter()
+            .enumerate()
+            .filter_map(|(index, path)| Some(format!("{} {path}\n", volume_device(index)?)))
+            .collect();
+        if !lines.is_empty() {
+            files.push(file(names::VOLUMES, PUBLIC, lines.concat()));
+        }
         files
     }
 
@@ -228,6 +245,7 @@ mod tests {
             work_root: "/work/crabbox".into(),
             unix_time: 1_754_000_000,
             entropy: [7; ENTROPY_BYTES],
+            volumes: vec!["/data".into(), "/var/cache/pnpm".into()],
         }
     }
 
@@ -267,6 +285,7 @@ mod tests {
             "nameserver 1.1.1.1\nnameserver 9.9.9.9\n"
         );
         assert_eq!(content("time").1, "1754000000\n");
+        assert_eq!(content("volumes").1, "/dev/vdc /data\n/dev/vdd /var/cache/pnpm\n");
     }
 
     #[test]

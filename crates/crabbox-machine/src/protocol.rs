@@ -163,6 +163,11 @@ pub enum Event {
     },
     /// A stage is over.
     Stage(Stage),
+    /// The lease is made without something that it could do without.
+    Warning {
+        /// What, and why.
+        text: String,
+    },
     /// The guest says that it is ready.
     Ready(Ready),
     /// The parts of a template are in their directory, and the machine that they come from has been taken back: there is no lease.

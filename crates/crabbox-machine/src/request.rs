@@ -9,6 +9,7 @@ use std::time::Duration;
 use crabbox_core::admission::{Asker, Limits, Quota, VMM_OVERHEAD_MIB};
 use crabbox_core::external::External;
 use crabbox_core::network::NetworkMode;
+use crabbox_core::volume::Volume;
 use serde::{Deserialize, Serialize};
 
 use crate::context::SavedPlaces;
@@ -61,6 +62,9 @@ pub struct AcquireRequest {
     pub start: Start,
     /// How it reaches the network.
     pub network: NetworkRequest,
+    /// The volumes that it is to have, in the order of their drives.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Volume>,
     /// The pool that the lease belongs to, or would; `None` if pools are off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<Pool>,

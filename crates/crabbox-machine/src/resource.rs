@@ -7,5 +7,7 @@ pub mod disk;
 pub mod identity;
 pub mod network;
 pub mod ready;
+pub(crate) mod settle;
 pub mod trim;
 pub mod vmm;
+pub mod volume;

@@ -10,3 +10,4 @@ pub mod locks;
 pub mod places;
 pub mod registry;
 pub mod templates;
+pub mod volumes;

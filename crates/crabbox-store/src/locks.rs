@@ -1,8 +1,8 @@
 //! Locks between crabbox processes on one state directory: one per lease, and a short one for allocations.
 //!
-//! All are `flock` locks on files that are never the data they guard. The order is allocation before lease before host
-//! network before claim before registry ([`crate::registry`] has the two locks of the host). Nobody may wait for an earlier
-//! one while holding a later one, so the holder of the registry lock never waits.
+//! All are `flock` locks on files that are never the data they guard. The order is allocation before lease before volume
+//! ([`crate::volumes`]) before the room for volumes before host network before claim before registry ([`crate::registry`] has the two locks of the
+//! host). Nobody may wait for an earlier one while holding a later one, so the holder of the registry lock never waits.
 
 use std::time::Duration;
 

@@ -79,6 +79,11 @@ impl Places {
         paths.map(|entry| entry.path()).filter(is_one).collect()
     }
 
+    /// The directory of the volumes that outlive their leases: beside the leases, so that their images can be linked into those.
+    pub fn volumes(&self) -> PathBuf {
+        self.state.join("firecracker/volumes")
+    }
+
     /// The directory of the claim files.
     pub fn claims(&self) -> PathBuf {
         self.state.join("claims")

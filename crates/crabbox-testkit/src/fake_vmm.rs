@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crabbox_guest_protocol::READY_PORT;
 use crabbox_guest_protocol::report::{READY, STAGE};
+use crabbox_guest_protocol::seed::VOLUMES;
 use crabbox_host::{clock, unix};
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,7 @@ mod guest;
 mod http;
 mod jail;
 mod machine;
+mod settle;
 
 pub use jail::jailer_main;
 use machine::Machine;
@@ -53,6 +55,10 @@ pub struct Script {
     pub ready: bool,
     /// Whether an sshd answers behind the lease's tap after the start, with the keys of the lease's seed. Needs root.
     pub sshd: bool,
+    /// The numbers of the volumes that the guest says it could not mount.
+    pub not_mounted: Vec<usize>,
+    /// Whether the guest says that it has written out its volumes, when the host asks before the end; otherwise it hangs up.
+    pub settles: bool,
     /// Whether machines that go on from what was frozen say all the same of themselves.
     pub alike: bool,
 }
@@ -274,6 +280,7 @@ impl Connections {
             return;
         }
         let seed = guest::seed().unwrap_or_default();
+        self.serve_host(&seed);
         if frozen::is_template(&seed) {
             self.park(&socket.unwrap_or_default());
             return;
@@ -286,7 +293,14 @@ impl Connections {
         if let Some(socket) = socket.filter(|_| self.script.ready) {
             let mut port = socket.into_os_string();
             port.push(format!("_{READY_PORT}"));
-            let words = format!("{STAGE} init 0.10\n{READY} 0.20\n");
+            let mounts = if settle::has_volumes(&seed) {
+                let not_mounted = |number: &usize| format!("{STAGE} no-volume-{number} 0.15\n");
+                let others: Vec<String> = self.script.not_mounted.iter().map(not_mounted).collect();
+                format!("{STAGE} {VOLUMES} 0.15\n{}", others.concat())
+            } else {
+                String::new()
+            };
+            let words = format!("{STAGE} init 0.10\n{mounts}{READY} 0.20\n");
             let told = unix::connect(Path::new(&port)).map(|mut stream| stream.write_all(words.as_bytes()));
             if told.is_err() {
                 say(&format!("fake guest: nobody listens on vsock port {READY_PORT}"));
@@ -303,6 +317,23 @@ impl Connections {
 }
 
 impl Connections {
+    /// Takes connections of the host to a port of the guest, for as long as the machine lives.
+    fn serve_host(&self, seed: &[u8]) {
+        let machine = self.machine.lock().ok();
+        let Some(listener) = machine.and_then(|machine| machine.vsock_listener()) else {
+            return;
+        };
+        let (settles, trace) = (
+            self.script.settles && settle::has_volumes(seed),
+            self.script.trace.clone(),
+        );
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                settle::serve(stream, settles, trace.as_deref());
+            }
+        });
+    }
+
     /// What a guest does that is to be frozen.
     fn park(&self, vsock: &Path) {
         match frozen::park(vsock) {

@@ -18,7 +18,6 @@ const COMMANDS: &[(&str, &str)] = &[
     ("adapter serve", COORDINATOR),
     ("attach", COORDINATOR),
     ("azure", PROVIDER),
-    ("cache volumes", NO_VOLUMES),
     (
         "capsule",
         "it is made from a workflow run of a forge; the bundle that a failed `run` leaves has its command, and `run` runs it again",
@@ -63,17 +62,12 @@ const PROVIDER: &str = "it is about another provider's machines";
 /// Why nothing is here that is to be seen.
 const SCREEN: &str = "a microVM has no screen";
 
-/// Why a lease has no drive that outlives it.
-const NO_VOLUMES: &str = "a microVM's drives end with its lease, for nobody makes a guest write out what it holds before its end; `cp` and \
-     artifacts bring files back, a host of provider ssh keeps its caches, and `crabbox image build` makes an image that has what every lease needs";
-
 /// Flags that this program will not have, each with the reason.
 const REASONS: &[(&str, &str)] = &[
     (
         "actions-runner",
         "it registers the lease as a runner of a forge, with that forge's credentials in the lease",
     ),
-    ("cache-volume", NO_VOLUMES),
     (
         "fresh-pr",
         "it has the lease fetch from a forge, with credentials for it there; check the pull request out here, and `run` brings it",

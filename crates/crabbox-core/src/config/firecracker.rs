@@ -14,6 +14,7 @@ use crate::duration::GoDuration;
 use crate::fault::{Fault, Kind};
 use crate::labels;
 use crate::network::NetworkMode;
+use crate::volume::Volume;
 
 /// Maximum number of virtual processors of a Firecracker microVM.
 pub(crate) const MAX_CPUS: u32 = 32;
@@ -111,6 +112,8 @@ pub struct FirecrackerPlan {
     pub idle_timeout: GoDuration,
     /// Ports that the lease is declared to offer, in the form of the label.
     pub exposed: String,
+    /// The volumes of its own that it is to have.
+    pub volumes: Vec<Volume>,
 }
 
 /// Why the settings do not describe a Firecracker lease; the messages are the Go program's where it has one.
@@ -172,6 +175,16 @@ pub enum InvalidFirecracker {
         /// The word as configured.
         warm: String,
     },
+    /// A volume would hide the work root, or lie in it, where syncs remove what is not theirs.
+    #[error(
+        "provider=firecracker requires cache volume {name:?} to be mounted neither in nor around firecracker.workRoot {work_root}"
+    )]
+    VolumeInWorkRoot {
+        /// The volume's name.
+        name: String,
+        /// The work root.
+        work_root: String,
+    },
     /// `--class` was given.
     #[error(
         "--class is not supported for provider=firecracker; use --firecracker-cpus, --firecracker-memory-mib, and --firecracker-disk-mib"
@@ -204,13 +217,7 @@ pub fn plan(settings: &Settings) -> Result<FirecrackerPlan, InvalidFirecracker> 
             user: user.to_owned(),
         });
     }
-    let work_root = preferred(&firecracker.work_root, &settings.work_root);
-    if !is_absolute_posix(work_root) {
-        return Err(InvalidFirecracker::WorkRoot);
-    }
-    if !is_taken_by_guest(work_root) {
-        return Err(InvalidFirecracker::WorkRootOfGuest);
-    }
+    let work_root = work_root(settings)?;
     let cpus = size("firecracker.cpus", &firecracker.cpus, 1, u64::from(MAX_CPUS))?;
     let memory = size(
         "firecracker.memoryMiB",
@@ -269,7 +276,26 @@ pub fn plan(settings: &Settings) -> Result<FirecrackerPlan, InvalidFirecracker> 
         ttl: settings.ttl.value,
         idle_timeout: settings.idle_timeout.value,
         exposed: labels::exposed(&settings.expose.value),
+        volumes: settings.cache.volumes.value.clone(),
     })
+}
+
+/// The work root, with no volume in or around it.
+fn work_root(settings: &Settings) -> Result<&str, InvalidFirecracker> {
+    let work_root = preferred(&settings.firecracker.work_root, &settings.work_root);
+    if !is_absolute_posix(work_root) {
+        return Err(InvalidFirecracker::WorkRoot);
+    }
+    if !is_taken_by_guest(work_root) {
+        return Err(InvalidFirecracker::WorkRootOfGuest);
+    }
+    if let Some(volume) = meets_work_root(&settings.cache.volumes.value, work_root) {
+        return Err(InvalidFirecracker::VolumeInWorkRoot {
+            name: volume.name.clone(),
+            work_root: work_root.to_owned(),
+        });
+    }
+    Ok(work_root)
 }
 
 fn check_flags(settings: &Settings) -> Result<(), InvalidFirecracker> {
@@ -362,6 +388,13 @@ fn jailer(program: &HostPath) -> Jailer {
         Some("none") => Jailer::Off,
         _ => Jailer::Program(program.clone()),
     }
+}
+
+/// The first volume that lies in the work root or around it. A work root may have slashes that say nothing.
+fn meets_work_root<'a>(volumes: &'a [Volume], work_root: &str) -> Option<&'a Volume> {
+    let parts = work_root.split('/').filter(|part| !part.is_empty());
+    let plain: String = parts.flat_map(|part| ["/", part]).collect();
+    volumes.iter().find(|volume| volume.path.meets(&plain))
 }
 
 /// A user name that Debian's useradd(8) accepts: it is written to seed files and ssh arguments, where a dash or blank would

@@ -311,6 +311,8 @@ registry! {
     CacheMaxGb = row("cache.maxGB", Integer, "80").env(&["CRABBOX_CACHE_MAX_GB"]).merge(Merge::WhenPositive);
     /// Whether the caches of a lease should go with it; it is shown: those of a microVM always do, those of a host stay.
     CachePurgeOnRelease = row("cache.purgeOnRelease", Bool, "false").env(&["CRABBOX_CACHE_PURGE_ON_RELEASE"]);
+    /// Drives of this host that outlive their leases; a list of name, key, path, sizeGB and required in a file, NAME=KEY:PATH elsewhere.
+    CacheVolumes = row("cache.volumes", List, "").env(&["CRABBOX_CACHE_VOLUMES"]).flag("cache-volume", Create).host_only();
     /// Lease id of the static host.
     StaticId = row("static.id", Text, "").env(&["CRABBOX_STATIC_ID"]).trust(Destination);
     /// Name of the static host.

@@ -12,7 +12,7 @@ use super::jobs::{self, Job};
 use super::key::{
     FOREIGN_SECTIONS, JOBS, KEYS, Key, Kind, Merge, Name, PRESETS, PROFILES, PROOF_TEMPLATES, Trust,
 };
-use super::layer::{Layer, Origin, Place, Sourced};
+use super::layer::{Layer, Origin, Place, Sourced, Trusted};
 use super::profiles::{Preset, Profile, ProofTemplate, Reader};
 use super::provider::Provider;
 use super::settings::Settings;
@@ -22,6 +22,7 @@ use super::value::{Bases, Value, from_node, from_text};
 use super::volumes;
 use super::warning::{ConfigError, Spot, Warning};
 use super::yaml::{self, Content, Node};
+use crate::volume::Volume;
 
 /// A configuration file read by the caller.
 #[derive(Debug, Clone)]
@@ -107,7 +108,7 @@ pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
         profiles: BTreeMap::new(),
         presets: BTreeMap::new(),
         proof_templates: BTreeMap::new(),
-        required_volume: None,
+        volumes: Vec::new(),
         faults: Vec::new(),
     };
     for file in inputs.files {
@@ -119,16 +120,19 @@ pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
     fold.check_destination(inputs)?;
     let Fold {
         mut values,
-        warnings,
+        mut warnings,
         jobs,
         mut profiles,
         presets,
         proof_templates,
-        required_volume,
+        volumes,
         faults,
     } = fold;
     let mut settings = Settings::from_table(&values);
-    settings.cache.required_volume = required_volume;
+    if let Some(volumes) = Trusted::new(values.get(Name::CacheVolumes).with(volumes)) {
+        settings.cache.volumes = volumes;
+    }
+    warnings.extend(volumes_left_out(&settings));
     let profile = profiles.remove(&settings.profile.value).unwrap_or_default();
     settings.take_profile(profile, presets, proof_templates);
     let allow = &settings.env_allow;
@@ -146,6 +150,23 @@ pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
     })
 }
 
+/// The warning for volumes where leases cannot have any; a required one is refused when a lease is asked for.
+fn volumes_left_out(settings: &Settings) -> Option<Warning> {
+    let volumes = &settings.cache.volumes;
+    if volumes.value.is_empty() {
+        return None;
+    }
+    let lacking = match settings.provider().ok()? {
+        Provider::Ssh => "a host of provider ssh keeps its own caches",
+        Provider::Firecracker if settings.is_afar() => "leases on another host have no volumes",
+        Provider::Firecracker => return None,
+    };
+    Some(Warning::VolumesLeftOut {
+        origin: volumes.origin.clone(),
+        lacking,
+    })
+}
+
 /// Maximum length of file text in a message, in characters.
 const PRINTED_LENGTH: usize = 80;
 
@@ -156,8 +177,8 @@ struct Fold {
     profiles: BTreeMap<String, Profile>,
     presets: BTreeMap<String, Preset>,
     proof_templates: BTreeMap<String, ProofTemplate>,
-    /// From the last file with `cache.volumes`.
-    required_volume: Option<String>,
+    /// `cache.volumes`, of which the table has only the short form.
+    volumes: Vec<Volume>,
     faults: Vec<ConfigError>,
 }
 
@@ -287,16 +308,11 @@ impl Fold {
         key_node: &Node,
         node: &Node,
     ) -> Result<(), ConfigError> {
+        if path == volumes::PATH {
+            return self.file_volumes(file, node);
+        }
         if let Some(key) = Key::by_path(path) {
             return self.file_value(inputs, file, key, node);
-        }
-        if path == volumes::PATH {
-            self.required_volume = volumes::required(node).map_err(|wrong| misfit(file, &wrong))?;
-            self.warnings.push(Warning::ForeignSections {
-                file: file.path.clone(),
-                sections: vec![path.to_owned()],
-            });
-            return Ok(());
         }
         if is_section(path) {
             return match &node.content {
@@ -317,6 +333,32 @@ impl Fold {
             suggestion: suggest(path),
         });
         Ok(())
+    }
+
+    /// Reads `cache.volumes`: the one key whose items are mappings.
+    fn file_volumes(&mut self, file: &ConfigFile, node: &Node) -> Result<(), ConfigError> {
+        let key = Name::CacheVolumes;
+        if node.content == Content::Null {
+            return Ok(());
+        }
+        if !file.layer.is_trusted() {
+            let place = place(file, node);
+            self.warnings.push(Warning::Restricted { place, key });
+            return Ok(());
+        }
+        let section = volumes::read(node).map_err(|wrong| misfit(file, &wrong))?;
+        let unknown = section.unknown.into_iter();
+        self.unknown(unknown.map(|(path, node)| (path, place(file, &node))).collect());
+        self.take_volumes(section.volumes, Origin::UserFile(place(file, node)));
+        Ok(())
+    }
+
+    /// Has `volumes` in place of all earlier ones, none if there are none.
+    fn take_volumes(&mut self, volumes: Vec<Volume>, origin: Origin) {
+        let short = volumes.iter().map(Volume::spec).collect();
+        self.values
+            .set(Name::CacheVolumes.key(), Value::List(short), origin);
+        self.volumes = volumes;
     }
 
     fn file_value(
@@ -428,6 +470,18 @@ impl Fold {
             });
             let Some((variable, text)) = found else { continue };
             let origin = Origin::Environment(variable);
+            if key.name == Name::CacheVolumes {
+                match volumes::from_variable(&text) {
+                    Ok(volumes) => self.take_volumes(volumes, origin),
+                    Err(why) => self.warnings.push(Warning::Unusable {
+                        origin,
+                        key: key.name,
+                        value: printable(&text),
+                        expected: why.expectation(),
+                    }),
+                }
+                continue;
+            }
             match from_text(
                 key.kind,
                 &text,
@@ -465,6 +519,16 @@ impl Fold {
             let (Some(flag), Some(last)) = (key.flag, values.last()) else {
                 continue;
             };
+            if key.name == Name::CacheVolumes {
+                let mut volumes = std::mem::take(&mut self.volumes);
+                volumes::add_flags(&mut volumes, values).map_err(|(value, why)| ConfigError::WrongFlag {
+                    flag: flag.name,
+                    value: printable(&value),
+                    expected: why.expectation(),
+                })?;
+                self.take_volumes(volumes, Origin::Flag(flag.name));
+                continue;
+            }
             let text = if matches!(key.kind, Kind::List | Kind::Ports) {
                 values.join(",")
             } else {

@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::key::Name;
-use super::layer::{Layer, Sourced, Trusted};
+use super::layer::{Layer, Origin, Sourced, Trusted};
 use super::profiles::{Preset, Profile, ProofTemplate};
 use super::provider::{Provider, ProviderError};
 use super::table::Table;
 use super::trust::{HostName, HostPath};
 use super::value::Value;
 use crate::duration::GoDuration;
+use crate::volume::Volume;
 
 /// All settings, before a provider has checked them.
 #[derive(Debug, Clone)]
@@ -148,8 +149,8 @@ pub struct CacheSettings {
     pub max_gb: Sourced<i64>,
     /// `cache.purgeOnRelease`.
     pub purge_on_release: Sourced<bool>,
-    /// The name of the first required entry of `cache.volumes`; a lease is refused because of it.
-    pub required_volume: Option<String>,
+    /// `cache.volumes`: never of a repository, which could read what another's leases left.
+    pub volumes: Trusted<Vec<Volume>>,
 }
 
 /// The host of the `ssh` provider: `static.*`, with the settings used in their absence. Empty texts mean "not set".
@@ -245,6 +246,22 @@ impl Settings {
         Provider::by_name(&self.provider.value)
     }
 
+    /// Leaves `cache.volumes` out: those of this host are its user's, and no owner's from afar.
+    pub fn leave_volumes(&mut self) {
+        let none = Sourced {
+            value: Vec::new(),
+            origin: Origin::Default,
+        };
+        if let Some(none) = Trusted::new(none) {
+            self.cache.volumes = none;
+        }
+    }
+
+    /// Whether new microVMs are made on another host (`firecracker.host`).
+    pub fn is_afar(&self) -> bool {
+        !self.firecracker.host.value.as_str().trim().is_empty()
+    }
+
     /// Adds the values of the chosen profile. A variable or flag that sets `env.allow` takes precedence.
     pub(super) fn take_profile(
         &mut self,
@@ -312,7 +329,10 @@ impl Settings {
                 git: read.boolean(Name::CacheGit),
                 max_gb: read.integer(Name::CacheMaxGb),
                 purge_on_release: read.boolean(Name::CachePurgeOnRelease),
-                required_volume: None,
+                // The table has only the short form; the resolution puts the whole one here.
+                volumes: read.trusted(Name::CacheVolumes, |read, name| {
+                    read.get(name, |_| Some(Vec::new()))
+                }),
             },
             expose: read.ports(Name::Expose),
             static_host: StaticSettings {

@@ -1,37 +1,121 @@
-//! `cache.volumes`: drives that outlive their leases, which no provider here supports.
+//! `cache.volumes` of a file, and how a variable or flag changes the list.
 //!
-//! They are read only for the warning: a lease must not be made if one of them is required.
+//! Whether a layer may name volumes at all must be decided before it is read here.
 
 use super::fields::{Wrong, mapping, scalar, truth, wrong};
 use super::yaml::{Content, Node};
+use crate::volume::{self, Invalid, Volume};
 
 /// The path of the list.
 pub(super) const PATH: &str = "cache.volumes";
 
-/// The name of the first volume that is required.
-pub(super) fn required(section: &Node) -> Result<Option<String>, Wrong> {
-    let volumes = match &section.content {
+/// What a file says of volumes.
+#[derive(Debug)]
+pub(super) struct Section {
+    /// The volumes.
+    pub(super) volumes: Vec<Volume>,
+    /// Fields that nobody knows, with their paths.
+    pub(super) unknown: Vec<(String, Node)>,
+}
+
+/// The volumes of a file, each a mapping or in the short form of a variable. An empty list clears that of an earlier file.
+pub(super) fn read(section: &Node) -> Result<Section, Wrong> {
+    let items = match &section.content {
         Content::Null => &[][..],
-        Content::List(volumes) => volumes,
-        _ => return Err(wrong(section, PATH, "a list of volumes")),
+        Content::List(items) => items,
+        Content::Scalar { .. } => std::slice::from_ref(section),
+        Content::Map(_) => return Err(wrong(section, PATH, "a list of volumes")),
     };
-    let mut first = None;
-    for volume in volumes {
-        let fields = mapping(volume, PATH)?;
-        let field = |name| {
-            fields
-                .iter()
-                .find(|(field, _)| *field == name)
-                .map(|(_, node)| *node)
-        };
-        let is_required =
-            field("required").map_or(Ok(false), |node| truth(node, "cache.volumes.required"))?;
-        if is_required && first.is_none() {
-            let name = field("name").or(field("key"));
-            first = Some(name.map_or(Ok(String::new()), |node| {
-                scalar(node, "cache.volumes.name", "a name")
-            })?);
+    let mut unknown = Vec::new();
+    let volumes = items
+        .iter()
+        .map(|item| one(item, &mut unknown))
+        .collect::<Result<Vec<_>, _>>()?;
+    volume::check_set(&volumes).map_err(|(at, why)| {
+        let node = items.get(at).unwrap_or(section);
+        wrong(node, PATH, why.expectation())
+    })?;
+    Ok(Section { volumes, unknown })
+}
+
+fn one(item: &Node, unknown: &mut Vec<(String, Node)>) -> Result<Volume, Wrong> {
+    if let Content::Scalar { text, .. } = &item.content {
+        return Volume::from_spec(text, false).map_err(|why| wrong(item, PATH, why.expectation()));
+    }
+    let fields = mapping(item, PATH)?;
+    let field = |name: &str| {
+        fields
+            .iter()
+            .find(|(field, _)| *field == name)
+            .map(|(_, node)| *node)
+    };
+    let text = |name: &str| {
+        field(name)
+            .map(|node| scalar(node, &format!("{PATH}.{name}"), "a text"))
+            .transpose()
+    };
+    let missing = |expected| wrong(item, PATH, expected);
+    let (name, key) = (text("name")?.filter(|name| !name.is_empty()), text("key")?);
+    let key = key.ok_or_else(|| missing("volumes that each have a key"))?;
+    let path = text("path")?.ok_or_else(|| missing("volumes that each have a path"))?;
+    let size = field("sizeGB").map(number).transpose()?;
+    let required = field("required").map_or(Ok(false), |node| truth(node, "cache.volumes.required"))?;
+    for (name, node) in &fields {
+        if !["name", "key", "path", "sizeGB", "required"].contains(name) {
+            unknown.push((format!("{PATH}.{name}"), (*node).clone()));
         }
     }
-    Ok(first)
+    Volume::new(name.as_deref(), &key, &path, size, required).map_err(|why| {
+        let blamed = match why {
+            Invalid::Path | Invalid::System => "path",
+            Invalid::Size => "sizeGB",
+            _ if Volume::new(None, &key, &path, size, required).is_ok() => "name",
+            _ => "key",
+        };
+        wrong(
+            field(blamed).unwrap_or(item),
+            &format!("{PATH}.{blamed}"),
+            why.expectation(),
+        )
+    })
+}
+
+fn number(node: &Node) -> Result<i64, Wrong> {
+    let parsed = match &node.content {
+        Content::Scalar { integer, text } => integer.or_else(|| text.trim().parse().ok()),
+        _ => None,
+    };
+    parsed.ok_or_else(|| wrong(node, "cache.volumes.sizeGB", Invalid::Size.expectation()))
+}
+
+/// The volumes of a variable, comma-separated. They take the place of those of files.
+pub(super) fn from_variable(text: &str) -> Result<Vec<Volume>, Invalid> {
+    let volumes = specs(text)
+        .map(|spec| Volume::from_spec(spec, false))
+        .collect::<Result<Vec<_>, _>>()?;
+    volume::check_set(&volumes).map_err(|(_, why)| why)?;
+    Ok(volumes)
+}
+
+/// Adds the volumes of flags to those that are configured: each is required, and one that is configured becomes so. The error has the
+/// spelling that is at fault.
+pub(super) fn add_flags(configured: &mut Vec<Volume>, values: &[String]) -> Result<(), (String, Invalid)> {
+    for spec in values.iter().flat_map(|value| specs(value)) {
+        let fail = |why| (spec.to_owned(), why);
+        let volume = Volume::from_spec(spec, true).map_err(fail)?;
+        let known = configured
+            .iter_mut()
+            .find(|known| known.key == volume.key && known.path == volume.path);
+        if let Some(known) = known {
+            known.required = true;
+            continue;
+        }
+        configured.push(volume);
+        volume::check_set(configured).map_err(|(_, why)| fail(why))?;
+    }
+    Ok(())
+}
+
+fn specs(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|spec| !spec.is_empty())
 }

@@ -59,6 +59,13 @@ pub enum Warning {
         /// The expected value.
         expected: &'static str,
     },
+    /// Volumes are configured for leases that cannot have any.
+    VolumesLeftOut {
+        /// Where they are configured.
+        origin: Origin,
+        /// What there is instead.
+        lacking: &'static str,
+    },
     /// A file contains more than one YAML document; only the first is used.
     MoreDocuments {
         /// The file.
@@ -85,6 +92,7 @@ impl fmt::Display for Warning {
             Self::Restricted { place, key } => {
                 let key = key.key();
                 let what = match key.trust {
+                    _ if key.name == Name::CacheVolumes => "what leases leave to each other",
                     Trust::Destination | Trust::DestinationOfHost => {
                         "where your files, secrets and logins go"
                     }
@@ -131,6 +139,9 @@ impl fmt::Display for Warning {
                     "{origin}: {} is ignored: expected {expected}, found {value:?}",
                     key.key().path
                 )
+            }
+            Self::VolumesLeftOut { origin, lacking } => {
+                write!(f, "{origin}: cache.volumes is ignored: {lacking}")
             }
             Self::MoreDocuments { file } => {
                 write!(f, "{}: only the first YAML document is read", file.display())

@@ -456,7 +456,8 @@ impl Serve<'_> {
         job: Option<&Bound>,
         (lines, out): (&mut Lines<File>, &Out<'_>),
     ) -> Result<(), ServeError> {
-        let settings = (self.settings)(&flags(settings)?)?;
+        let mut settings = (self.settings)(&flags(settings)?)?;
+        settings.leave_volumes();
         let plan = firecracker::plan(&settings).map_err(LeaseError::from)?;
         let owner = Owner {
             name: self.owner.clone(),

@@ -280,6 +280,8 @@ fn complete(
         pool: None,
         owner: None,
         job: None,
+        // Only a lease that is somebody's has any: none that waits in a pool, and none that a template is made of.
+        volumes: Vec::new(),
     })
 }
 

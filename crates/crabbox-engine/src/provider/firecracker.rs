@@ -47,6 +47,9 @@ pub(crate) const NAME: &str = Which::Firecracker.name();
 /// Which part of the time for a launch one lease of a pool may take to be entered: those that cannot leave time for a boot.
 const POOL_PART: u32 = 4;
 
+/// Why a lease with volumes boots where a template may fit it.
+const WITH_VOLUMES: &str = "it has cache volumes, and a template has the drives that it was made with";
+
 /// What this provider can do.
 pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     category: "self-hosted-virtualization",
@@ -104,16 +107,7 @@ impl Firecracker {
         on_notice: &mut dyn FnMut(&Notice<'_>),
     ) -> Result<AcquiredLease, AcquireLeaseError> {
         let acquisition = client::start(&self.engine, request)?;
-        entering::acquire(
-            &self.engine,
-            acquisition,
-            request,
-            taker,
-            interrupts,
-            &mut |stage| {
-                on_notice(&Notice::Stage(stage));
-            },
-        )
+        entering::acquire(&self.engine, acquisition, request, taker, interrupts, on_notice)
     }
 
     /// A lease that waits in the pool of `request`, if there is one to be had. Whoever takes another one first has it, and one that cannot
@@ -143,14 +137,7 @@ impl Firecracker {
             let acquired = client::take(&self.engine, &wish, &pool.key)
                 .map_err(AcquireLeaseError::from)
                 .and_then(|acquisition| {
-                    entering::acquire(
-                        &self.engine,
-                        acquisition,
-                        &wish,
-                        taker,
-                        interrupts,
-                        &mut |stage| on_notice(&Notice::Stage(stage)),
-                    )
+                    entering::acquire(&self.engine, acquisition, &wish, taker, interrupts, on_notice)
                 });
             match acquired {
                 Ok(mut acquired) => {
@@ -185,8 +172,8 @@ impl Firecracker {
             node: node.to_owned(),
         });
         let acquisition = client::knock(&self.engine, &request, knock, until, interrupts)?;
-        let on_stage = &mut |stage: &_| on_notice(&Notice::Stage(stage));
-        entering::acquire(&self.engine, acquisition, &request, taker, interrupts, on_stage)
+        entering::acquire(&self.engine, acquisition, &request, taker, interrupts, on_notice)
+
     }
 
     /// Has a machine ready, and handed over to `taker`, for `whose`.
@@ -204,6 +191,11 @@ impl Firecracker {
         request.owner = owner.cloned();
         if let Some(job) = whose.job {
             return Ok(self.acquire_held(request, job, taker, interrupts, on_notice)?);
+        }
+        // Those of this host are its user's, and nobody's from afar.
+        if owner.is_none() && !plan.volumes.is_empty() {
+            request.volumes = plan.volumes;
+            return self.acquire_with_volumes(&request, plan.warm, taker, interrupts, on_notice);
         }
         // What waits in a pool was made with a key of this machine, and opens to nobody else.
         if owner.is_none() {
@@ -263,6 +255,22 @@ impl Firecracker {
         if why.is_some() {
             acquired.start = Some(MachineStart::Cold(why));
         }
+        Ok(acquired)
+    }
+
+    /// Has a machine with volumes ready, which always boots: those of a pool and those that go on from a template have the drives that they
+    /// were made with.
+    fn acquire_with_volumes(
+        &self,
+        request: &AcquireRequest,
+        warm: bool,
+        taker: &mut dyn Taker,
+        interrupts: &Interrupts,
+        on_notice: &mut dyn FnMut(&Notice<'_>),
+    ) -> Result<AcquiredLease, LeaseError> {
+        let mut acquired = self.acquire_one(request, taker, interrupts, on_notice)?;
+        let why = warm.then(|| WITH_VOLUMES.to_owned());
+        acquired.start = Some(MachineStart::Cold(why));
         Ok(acquired)
     }
 

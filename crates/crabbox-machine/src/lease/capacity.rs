@@ -29,7 +29,8 @@ fn of_parts(record: &LeaseRecord, journal: &Journal) -> Option<u64> {
     };
     // There are file systems in memory, too.
     let memory = journal.memory_mib?.checked_mul(1 << 20)?;
-    disk.checked_add(base)?.checked_add(memory)
+    let volumes = journal.volumes_mib().checked_mul(1 << 20)?;
+    disk.checked_add(base)?.checked_add(memory)?.checked_add(volumes)
 }
 
 /// The length of a regular file that is not a link.
@@ -43,7 +44,7 @@ mod tests {
     use super::*;
     use std::fs::File;
 
-    use crabbox_core::journal::{Entry, VERSION};
+    use crabbox_core::journal::{Entry, Step, VERSION};
 
     #[test]
     fn a_lease_holds_what_its_disks_and_its_memory_do_and_no_link_is_one() {
@@ -74,6 +75,14 @@ mod tests {
         );
         journal.notes = vec![("disk".to_owned(), SHARED_BASE.to_owned())];
         assert_eq!(of_parts(&record, &journal), Some((64 + 16 + 128) << 20));
+        let step = Step::Volume {
+            dir: "/v".into(),
+            link: "volume-0.ext4".into(),
+            size_mib: 1024,
+        };
+        journal.apply(Entry::Begin { seq: 0, step }).unwrap();
+        assert_eq!(of_parts(&record, &journal), Some((64 + 16 + 128 + 1024) << 20));
+        journal.apply(Entry::Undone { seq: 0 }).unwrap();
         journal.notes = vec![("disk".to_owned(), "reflink".to_owned())];
         assert_eq!(of_parts(&record, &journal), Some((64 + 128) << 20));
         std::fs::remove_file(&disk).unwrap();

@@ -13,12 +13,14 @@ use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crabbox_core::fault;
 use crabbox_core::id::LeaseId;
 use crabbox_core::journal::Step;
 use crabbox_core::labels;
 use crabbox_core::process::ProcessId;
 use crabbox_core::state::LeaseState;
 use crabbox_core::timestamp;
+use crabbox_core::volume::Volume;
 use crabbox_guest_protocol::{IDENTITY_PORT, READY_PORT};
 use crabbox_host::clock;
 use crabbox_host::console::{self, Recorder};
@@ -26,6 +28,7 @@ use crabbox_host::files;
 use crabbox_ssh::keys::{self, KeyError};
 use crabbox_store::leases::StoredLease;
 use crabbox_store::places::Places;
+use crabbox_store::volumes;
 
 pub use error::AcquireError;
 
@@ -39,13 +42,14 @@ use crate::lifecycle::handover::Promised;
 use crate::lifecycle::pool;
 use crate::lifecycle::teardown::Actor;
 use crate::protocol::{Event, Ready, Stage, Whose};
-use crate::request::{AcquireRequest, Pool, Start};
-use crate::resource::disk::{self, DiskError};
+use crate::request::{AcquireRequest, GuestSource, Pool, Start};
+use crate::resource::disk::{self, DiskError, Drive};
 use crate::resource::identity;
 use crate::resource::network::{self, GuestSide, NameServer, Outer, SavedAttach};
 use crate::resource::ready;
 use crate::resource::trim::{self, Trims};
 use crate::resource::vmm::{self, Patience, Running};
+use crate::resource::volume::{self, Moment, VolumeError, Wish};
 
 /// A lease in the making, with all that a rollback needs; filled as the stages proceed.
 pub struct Making<'a> {
@@ -58,6 +62,8 @@ pub struct Making<'a> {
     recorder: Option<Recorder>,
     names: Option<NameServer>,
     trims: Option<Trims>,
+    /// The volumes that it has, in the order of their drives.
+    drives: Vec<Drive>,
     stage: Instant,
 }
 
@@ -136,6 +142,7 @@ pub fn allocate<'a>(
         recorder: None,
         names: None,
         trims: None,
+        drives: Vec::new(),
         stage,
     };
     making.over("allocate", Whose::Ours);
@@ -150,8 +157,10 @@ impl Making<'_> {
         supervisor: &ProcessId,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Acquired, AcquireError> {
-        let deadline = Instant::now() + self.request.launch_timeout;
         self.effect(Step::Supervisor {}, || Ok(((), Some(supervisor.clone()))))?;
+        // A file system that has to be checked may take minutes, which are no time of the launch.
+        self.volumes(places, cancelled)?;
+        let deadline = Instant::now() + self.request.launch_timeout;
         let keys = self.keys(places)?;
         let plan = self.namespace()?;
         if plan.gives_tap() && !self.request.start.is_boot() {
@@ -189,7 +198,7 @@ impl Making<'_> {
         keys.pin(&outer, self.request.ssh_port)?;
         let boot = stage_span("boot");
         let (stages, identity) = if let Some(token) = token {
-            let files = disk::identity(&disk::plan(self.request, &self.made)?, &keys, &side)?;
+            let files = disk::identity(&disk::plan(self.request, &self.made, &[])?, &keys, &side)?;
             let woken = identity::assign(&listener, token, &files, &vmm, patience)?;
             (woken.stages, Some(woken.identity))
         } else {
@@ -205,6 +214,7 @@ impl Making<'_> {
         };
         self.booted(attached, &stages);
         drop(boot);
+        self.must_be_mounted(&stages)?;
         let ready = Ready {
             address: outer.address.to_string(),
             key: keys.private,
@@ -325,6 +335,123 @@ impl Making<'_> {
         Ok(pipe)
     }
 
+    /// Takes the volumes that the lease is to have. Of one that it can do without, a warning is what remains.
+    fn volumes(&mut self, places: &Places, cancelled: &dyn Fn() -> bool) -> Result<(), AcquireError> {
+        let request = self.request;
+        if request.volumes.is_empty() {
+            return Ok(());
+        }
+        let _stage = stage_span("volumes");
+        for wanted in &request.volumes {
+            match self.volume(places, wanted, cancelled)? {
+                Ok(drive) => self.drives.push(drive),
+                Err(source) if source.is_cancelled() => return Err(AcquireError::Abandoned),
+                Err(source) => self.do_without(wanted, source)?,
+            }
+        }
+        self.over("volumes", Whose::Ours);
+        Ok(())
+    }
+
+    /// Takes one volume, or returns why the lease cannot have it; then it has nothing of it.
+    fn volume(
+        &mut self,
+        places: &Places,
+        wanted: &Volume,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Result<Drive, VolumeError>, AcquireError> {
+        let request = self.request;
+        if !matches!(request.guest, GuestSource::Ours { .. }) || !request.start.is_boot() {
+            return Ok(Err(VolumeError::Foreign));
+        }
+        let dir = volumes::dir_of(places, &wanted.key);
+        let home = disk::plan(request, &self.made, &[])?.home;
+        let link = volume::link(self.drives.len());
+        let step = Step::Volume {
+            dir: dir.to_string_lossy().into_owned(),
+            link: home.join(&link).to_string_lossy().into_owned(),
+            size_mib: wanted.size_mib().max(volumes::size_mib(&dir)),
+        };
+        let id = self.made.lease.id().clone();
+        let wish = Wish {
+            volume: wanted,
+            lease: &id,
+            uid: self.made.uid,
+            limits: request.limits,
+            cancelled,
+        };
+        let at = |moment: Moment| {
+            failpoint::hit(&request.failpoint, Who::Supervisor, moment.name(), Phase::Done);
+        };
+        let seq = self.made.journal.state().next_seq;
+        let taken = self.effect(step, || Ok((volume::take(places, &wish, &at), None)))?;
+        match taken {
+            Ok((image, warning)) => {
+                if let Some(text) = warning {
+                    self.warn(text);
+                }
+                Ok(Ok(Drive {
+                    image,
+                    link,
+                    path: wanted.path.clone(),
+                }))
+            }
+            Err(source) => {
+                if let Err(error) = volume::give_back(places, &dir, &id) {
+                    // It stays in the journal, and goes back with the lease.
+                    tracing::warn!(
+                        "volume {:?} is not given back yet: {}",
+                        wanted.name,
+                        fault::chain(&error)
+                    );
+                } else {
+                    self.made.journal.undone(seq)?;
+                }
+                Ok(Err(source))
+            }
+        }
+    }
+
+    /// Goes on without a volume, unless it is required.
+    fn do_without(&mut self, wanted: &Volume, source: VolumeError) -> Result<(), AcquireError> {
+        if wanted.required {
+            return Err(AcquireError::Volume {
+                name: wanted.name.clone(),
+                source,
+            });
+        }
+        let why = fault::chain(&source);
+        self.warn(format!(
+            "the lease is without cache volume {:?}: {why}",
+            wanted.name
+        ));
+        Ok(())
+    }
+
+    /// Goes on without the volumes that the guest has not mounted, unless one is required: its image may be older than volumes, and what earlier
+    /// machines made of a volume may be newer than its kernel.
+    fn must_be_mounted(&mut self, stages: &[(String, u64)]) -> Result<(), AcquireError> {
+        let request = self.request;
+        for (number, why) in volume::not_mounted(self.drives.len(), stages) {
+            let path = self.drives.get(number).map(|drive| drive.path.clone());
+            // No two are mounted in one place.
+            if let Some(wanted) = request
+                .volumes
+                .iter()
+                .find(|wanted| Some(&wanted.path) == path.as_ref())
+            {
+                self.do_without(wanted, why)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the user told something, and the log.
+    fn warn(&mut self, text: String) {
+        tracing::warn!("{text}");
+        self.tell(Event::Warning { text });
+    }
+
     fn keys(&mut self, places: &Places) -> Result<LeaseKeys, AcquireError> {
         let _stage = stage_span("key");
         let id = self.made.lease.id().clone();
@@ -422,7 +549,8 @@ impl Making<'_> {
         prepare: impl FnOnce(&disk::Plan<'_>) -> Result<disk::Home, DiskError>,
     ) -> Result<disk::Home, AcquireError> {
         let _stage = stage_span("disk");
-        let plan = disk::plan(self.request, &self.made)?;
+        let drives = self.drives.clone();
+        let plan = disk::plan(self.request, &self.made, &drives)?;
         let step = match &plan.jail {
             Some(jail) => Step::Jail {
                 path: jail.to_string_lossy().into_owned(),

@@ -4,6 +4,7 @@
 //! effect never happened or is already undone. An error is collected and never stops the rest. The directory with the
 //! journal is removed last, and only when no step is left that needs it.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -28,8 +29,10 @@ use crate::lease::ownership::OwnedLease;
 use crate::resource::cgroup;
 use crate::resource::connection;
 use crate::resource::network::{self, DetachError, SavedAttach};
+use crate::resource::settle;
+use crate::resource::volume::{self, VolumeError};
 
-/// Time between SIGTERM and SIGKILL for a VMM. Its disk is deleted anyway, so it has nothing to save.
+/// Time between SIGTERM and SIGKILL for a VMM. Its disk is deleted anyway, and of its volumes the guest has been asked before.
 const VMM_GRACE: Duration = Duration::from_millis(500);
 /// The journal entry that a teardown has begun: from then on the lease can only be torn down.
 pub(crate) const ENDING: &str = "ending";
@@ -85,6 +88,12 @@ pub enum UndoError {
     /// The lock could not be removed.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// A volume could not be given back.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// A volume is not given back, because its machine may still run.
+    #[error("its machine could not be ended")]
+    MachineLeft,
     /// The lease's entry in the host's registry could not be removed.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -173,6 +182,8 @@ pub fn teardown(places: &Places, lease: OwnedLease, extent: Extent, actor: Actor
     let walk = Walk {
         places,
         lease: &lease,
+        has_volumes: state.volumes_mib() > 0,
+        machine_left: Cell::new(false),
     };
     if journal.is_none()
         && let Err(error) = connection::close_all(places, lease.id().as_str())
@@ -310,6 +321,10 @@ fn end_supervisor(supervisor: &ProcessId) -> Result<(), UndoError> {
 struct Walk<'a> {
     places: &'a Places,
     lease: &'a OwnedLease,
+    /// Whether there is something of the machine's that must survive it.
+    has_volumes: bool,
+    /// Whether its VMM could not be ended.
+    machine_left: Cell<bool>,
 }
 
 impl Walk<'_> {
@@ -328,7 +343,15 @@ impl Walk<'_> {
                 Ok(network::detach(self.places, &saved)?)
             }
             Step::Cgroup { path } => remove_cgroup(Path::new(path), self.lease),
-            Step::Vmm { dir, vmid } => self.end_vmm(live.process.as_ref(), self.inside(dir)?, vmid),
+            Step::Vmm { dir, vmid } => self
+                .inside(dir)
+                .and_then(|dir| self.end_vmm(live.process.as_ref(), dir, vmid))
+                .inspect_err(|_| self.machine_left.set(true)),
+            Step::Volume { dir, .. } if self.machine_left.get() => {
+                tracing::warn!(dir, "a volume stays with its machine");
+                Err(UndoError::MachineLeft)
+            }
+            Step::Volume { dir, link, .. } => self.give_back(Path::new(dir), link),
             Step::Connection { control } => Ok(connection::close(Path::new(control))?),
             Step::Claim {} => {
                 claims::remove(self.places, self.lease.id().as_str(), None)?;
@@ -349,10 +372,18 @@ impl Walk<'_> {
         };
         for id in ids {
             if let Some(handle) = process::open(&id)? {
+                // Held until the machine has ended: a guest that goes on would write again.
+                let _settled = self.has_volumes.then(|| settle::settle(dir));
                 handle.terminate(VMM_GRACE)?;
             }
         }
         Ok(())
+    }
+
+    /// Gives a volume back, and takes its name out of a directory that is kept.
+    fn give_back(&self, dir: &Path, link: &str) -> Result<(), UndoError> {
+        remove_link(self.inside(link)?)?;
+        Ok(volume::give_back(self.places, dir, self.lease.id())?)
     }
 
     /// Returns `path` if it is inside the lease directory.
@@ -370,6 +401,20 @@ impl Walk<'_> {
                 path: path.to_owned(),
             })
         }
+    }
+}
+
+fn remove_link(path: &Path) -> Result<(), FileError> {
+    match std::fs::remove_file(path) {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Err(FileError::io("remove", path, error))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -528,7 +573,61 @@ fn foreign_journal(places: &Places, lease: &OwnedLease) -> Journal {
 
 #[cfg(test)]
 mod tests {
+    use crabbox_core::id::LeaseId;
+    use crabbox_core::journal::{Entry, VERSION};
+    use crabbox_store::places::LeaseDir;
+    use crabbox_store::{locks, volumes};
+
     use super::*;
+
+    #[test]
+    fn a_volume_stays_with_a_machine_that_cannot_be_ended() {
+        let home = tempfile::tempdir().unwrap();
+        let places = Places::below(home.path());
+        let id = LeaseId::parse("cbx_0123456789ab").unwrap();
+        let dir = LeaseDir::at(places.lease(&id));
+        files::create_private_dir(dir.path()).unwrap();
+        let open = Entry::Open {
+            version: VERSION,
+            lease: id.to_string(),
+            at: 1,
+            uid: None,
+            subnet: None,
+            memory_mib: None,
+        };
+        let volume = volumes::dir_of(&places, "k");
+        let mut journal = JournalFile::create(&dir.journal(), &open).unwrap();
+        let step = Step::Volume {
+            dir: volume.to_string_lossy().into_owned(),
+            link: dir.path().join("vm/volume0.ext4").to_string_lossy().into_owned(),
+            size_mib: 1,
+        };
+        drop(journal.begin(step).unwrap());
+        // Where its machine is nobody can tell.
+        let step = Step::Vmm {
+            vmid: "m".to_owned(),
+            dir: "/elsewhere".to_owned(),
+        };
+        drop(journal.begin(step).unwrap());
+        let locked = volumes::Locked::take(&places, &volume).unwrap();
+        let mut about = volumes::About::new("n", "k", 1, 1);
+        about.holder = Some(id.to_string());
+        locked.save(&about).unwrap();
+        std::fs::write(locked.join(volumes::MAKING), "image").unwrap();
+        locked.publish().unwrap();
+        drop(locked);
+        let lock = locks::try_lease(&places, id.as_str()).unwrap().unwrap();
+        let lease = OwnedLease::prove(&places, &id, lock).unwrap();
+        let actor = Actor {
+            who: Who::Cli,
+            failpoint: "",
+        };
+        let report = teardown(&places, lease, Extent::Everything, actor);
+        let left: Vec<_> = report.errors.iter().map(|(step, _)| *step).collect();
+        assert_eq!(left, ["vmm", "volume"]);
+        let locked = volumes::Locked::take(&places, &volume).unwrap();
+        assert_eq!(locked.about().unwrap(), Some(about));
+    }
 
     #[test]
     fn only_paths_inside_the_lease_are_touched() {

@@ -68,6 +68,7 @@ pub(crate) fn request() -> AcquireRequest {
         pool: None,
         owner: None,
         job: None,
+        volumes: Vec::new(),
     }
 }
 

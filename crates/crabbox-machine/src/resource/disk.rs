@@ -10,6 +10,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use crabbox_core::fault::{self, Fault, Kind};
+use crabbox_core::volume::MountPath;
 use crabbox_fc::launch::JailLayout;
 use crabbox_host::clone::{self, CloneError};
 use crabbox_host::files::{self, FileError};
@@ -133,7 +134,7 @@ impl Fault for DiskError {
 }
 
 /// Whether an error's root cause is a full file system.
-fn is_out_of_space(error: &(dyn std::error::Error + 'static)) -> bool {
+pub(crate) fn is_out_of_space(error: &(dyn std::error::Error + 'static)) -> bool {
     let full = |error: &(dyn std::error::Error + 'static)| {
         error
             .downcast_ref::<std::io::Error>()
@@ -159,6 +160,19 @@ pub struct Plan<'a> {
     uid: Option<u32>,
     id: String,
     hostname: String,
+    /// The volumes that the lease has in its hands.
+    drives: &'a [Drive],
+}
+
+/// A volume that a lease has in its hands.
+#[derive(Debug, Clone)]
+pub struct Drive {
+    /// Its image in the store.
+    pub image: PathBuf,
+    /// The image's name in the VMM's directory.
+    pub link: String,
+    /// Where the guest mounts it.
+    pub path: MountPath,
 }
 
 /// An open directory, which stays the same even when it is renamed.
@@ -199,10 +213,16 @@ pub struct Home {
     pub says_ready: bool,
     /// The VMM's uid, if it has its own.
     pub uid: Option<u32>,
+    /// The names of its volumes in the directory, in the order of their drives.
+    pub drives: Vec<String>,
 }
 
-/// Plans the directory of an allocated lease.
-pub fn plan<'a>(request: &'a AcquireRequest, made: &Allocated) -> Result<Plan<'a>, DiskError> {
+/// Plans the directory of an allocated lease that has `drives` in its hands.
+pub fn plan<'a>(
+    request: &'a AcquireRequest,
+    made: &Allocated,
+    drives: &'a [Drive],
+) -> Result<Plan<'a>, DiskError> {
     let record = &made.stored.record;
     let layout = made.uid.and(request.programs.jailer.as_ref()).and_then(|_| {
         // A name that the jailer would refuse is refused when the VMM is planned; until then nothing depends on it.
@@ -236,6 +256,7 @@ pub fn plan<'a>(request: &'a AcquireRequest, made: &Allocated) -> Result<Plan<'a
         uid: made.uid,
         id: made.lease.id().to_string(),
         hostname: format!("crabbox-{}", record.slug),
+        drives,
     })
 }
 
@@ -304,7 +325,11 @@ fn finish(
         seed,
         says_ready,
         uid: plan.uid,
+        drives: plan.drives.iter().map(|drive| drive.link.clone()).collect(),
     };
+    for drive in plan.drives {
+        place_volume(drive, &home)?;
+    }
     home.give(&[INITRD, DISK, SEED, LOG])?;
     Ok(home)
 }
@@ -368,6 +393,11 @@ fn lease_seed(plan: &Plan<'_>, keys: &LeaseKeys, side: &GuestSide) -> Result<Lea
         work_root: plan.request.work_root.clone(),
         unix_time: now,
         entropy: crabbox_host::random::bytes().map_err(DiskError::Entropy)?,
+        volumes: plan
+            .drives
+            .iter()
+            .map(|drive| drive.path.as_str().to_owned())
+            .collect(),
     })
 }
 
@@ -444,6 +474,14 @@ fn give(uid: Option<u32>, path: &Path) -> Result<(), DiskError> {
         uid,
         source,
     })
+}
+
+/// Gives the image of a volume its name in the VMM's directory: a second name of the same file, so that removing the directory removes no
+/// volume.
+fn place_volume(drive: &Drive, home: &Home) -> Result<(), DiskError> {
+    let target = home.join(&drive.link);
+    std::fs::hard_link(&drive.image, &target)
+        .map_err(|source| FileError::io("hard-link to", &target, source).into())
 }
 
 fn write_private(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {

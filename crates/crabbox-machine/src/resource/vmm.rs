@@ -19,8 +19,8 @@ use crabbox_fc::launch::{
 use crabbox_fc::plan::{self as boot_plan, BootPlan};
 use crabbox_fc::request::Request;
 use crabbox_fc::types::{
-    BootSource, Drive, LogLevel, MachineConfig, MemoryBackend, MemoryBackendType, NetworkInterface,
-    SnapshotCreate, SnapshotLoad, SnapshotType, VmState, Vsock,
+    BootSource, CacheType, Drive, LogLevel, MachineConfig, MemoryBackend, MemoryBackendType,
+    NetworkInterface, SnapshotCreate, SnapshotLoad, SnapshotType, VmState, Vsock,
 };
 use crabbox_host::clock;
 use crabbox_host::command::{Cmd, CommandError};
@@ -180,7 +180,7 @@ enum Told {
 impl Told {
     fn of(request: &AcquireRequest, home: &Home, side: &GuestSide) -> Self {
         if !matches!(request.start, Start::Restore { .. }) {
-            return Self::Boot(Box::new(boot(request, side)));
+            return Self::Boot(Box::new(boot(request, home, side)));
         }
         let load = SnapshotLoad {
             snapshot_path: VMSTATE.to_owned(),
@@ -264,18 +264,22 @@ pub fn plan(
     })
 }
 
-/// The limits on the VMM's files: none longer than its disk, so that a compromised VMM cannot exceed the space of the lease.
+/// The limits on the VMM's files: none longer than the longest of its disks, so that a compromised VMM cannot exceed the space of the lease.
 fn file_limits(request: &AcquireRequest, home: &Home) -> Result<Vec<(ResourceLimit, u64)>, VmmError> {
-    let path = home.join(DISK);
-    // Nothing ran in the directory yet: this is the disk that we made.
-    let disk = std::fs::metadata(&path).map_err(|source| VmmError::Disk { path, source })?;
+    // Nothing ran in the directory yet: these are the disk that we made, and the volumes that we placed.
+    let mut longest = 0;
+    for name in std::iter::once(DISK).chain(home.drives.iter().map(String::as_str)) {
+        let path = home.join(name);
+        let facts = std::fs::metadata(&path).map_err(|source| VmmError::Disk { path, source })?;
+        longest = facts.len().max(longest);
+    }
     // Who is frozen writes its memory into one.
     let memory = match request.start {
         Start::Freeze { .. } => u64::from(request.machine.memory_mib) << 20,
         Start::Boot | Start::Restore { .. } => 0,
     };
     Ok(vec![
-        (ResourceLimit::FileSize, disk.len().max(memory)),
+        (ResourceLimit::FileSize, longest.max(memory)),
         (ResourceLimit::NoFile, OPEN_FILES),
     ])
 }
@@ -299,7 +303,7 @@ fn limits(request: &AcquireRequest) -> Vec<(String, String)> {
     ]
 }
 
-fn boot(request: &AcquireRequest, side: &GuestSide) -> BootPlan {
+fn boot(request: &AcquireRequest, home: &Home, side: &GuestSide) -> BootPlan {
     let drive = |id: &str, file: &str, read_only: bool, root: bool| Drive {
         drive_id: id.to_owned(),
         path_on_host: file.to_owned(),
@@ -309,7 +313,7 @@ fn boot(request: &AcquireRequest, side: &GuestSide) -> BootPlan {
         io_engine: None,
         rate_limiter: None,
     };
-    let (initrd, drives) = match &request.guest {
+    let (initrd, mut drives) = match &request.guest {
         GuestSource::Ours { .. } => (
             Some(INITRD.to_owned()),
             vec![
@@ -325,6 +329,11 @@ fn boot(request: &AcquireRequest, side: &GuestSide) -> BootPlan {
             ],
         ),
     };
+    drives.extend(home.drives.iter().enumerate().map(|(index, name)| Drive {
+        // What the guest has written out is on the host's disk: a volume outlives the host's next power cut, too.
+        cache_type: Some(CacheType::Writeback),
+        ..drive(&format!("volume{index}"), name, false, false)
+    }));
     let machine = MachineConfig {
         // The settings allow no more than Firecracker's 32.
         vcpu_count: u8::try_from(request.machine.cpus).unwrap_or(u8::MAX),

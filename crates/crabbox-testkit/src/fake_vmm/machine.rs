@@ -238,6 +238,13 @@ impl Machine {
         self.vsock.as_ref().map(|(path, _)| path.clone())
     }
 
+    /// Where the host's connections to the guest arrive.
+    pub(super) fn vsock_listener(&self) -> Option<UnixListener> {
+        self.vsock
+            .as_ref()
+            .and_then(|(_, listener)| listener.try_clone().ok())
+    }
+
     pub(super) fn answer(&mut self, request: &Request) -> Answer {
         if request.method == "GET" {
             return self.tell(&request.path);

@@ -18,6 +18,8 @@ pub(crate) enum CacheCommand {
     Warm(CacheWarmArgs),
     /// Empty the caches of a lease
     Purge(CachePurgeArgs),
+    /// Show the drives that outlive their leases, or remove one
+    Volumes(CacheVolumesArgs),
 }
 
 /// `cache stats`.
@@ -73,6 +75,20 @@ pub(crate) struct CachePurgeArgs {
     /// Flags that set configuration keys.
     #[command(flatten)]
     pub(crate) keys: KeyFlags<LeaseSet>,
+}
+
+/// `cache volumes`.
+#[derive(Debug, Args)]
+pub(crate) struct CacheVolumesArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Remove this volume, named by its name or key, with all that is in it
+    #[arg(long, value_name = "NAME", conflicts_with = "json")]
+    pub(crate) remove: Option<String>,
+    /// Confirm it
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 /// `bench`.

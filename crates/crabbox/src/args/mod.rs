@@ -40,7 +40,7 @@ pub(crate) use local::{
 };
 pub(crate) use measure::{
     BenchCommand, BenchRecordArgs, BenchReportArgs, BenchRunArgs, CacheCommand, CachePurgeArgs,
-    CacheStatsArgs, CacheWarmArgs, ColdArgs,
+    CacheStatsArgs, CacheVolumesArgs, CacheWarmArgs, ColdArgs,
 };
 pub(crate) use pool::{PoolCommand, PoolDrainArgs, PoolFillArgs};
 pub(crate) use proof::ProofArgs;

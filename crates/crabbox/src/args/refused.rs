@@ -34,7 +34,6 @@ const fn switch(name: &'static str) -> Flag {
 pub(super) const CREATE: &[Flag] = &[
     value("market"),
     value("pond"),
-    value("cache-volume"),
     value("image-min-os"),
     value("image-sdk"),
     value("image-runtime"),

@@ -16,7 +16,7 @@ use super::host::{claims, doctor, providers, setup};
 use super::lease::views::{ListItem, StatusView};
 use super::lease::{cleanup, heartbeat, logs, pool, stages};
 use super::work::run::BundledRun;
-use super::work::{bench, cache, job, ports, sync_plan};
+use super::work::{bench, cache, job, ports, sync_plan, volumes};
 use crate::timing::TimingJson;
 use crate::ui::{Document, Event};
 
@@ -35,6 +35,7 @@ documents! {
     "adapter-external", "adapter external" => Answer;
     "bench-report", "bench report --json" => bench::Report;
     "cache-stats", "cache stats --json" => Vec<cache::CacheView>;
+    "cache-volumes", "cache volumes --json" => Vec<volumes::VolumeView>;
     "claims-list", "claims list --json" => claims::ClaimsView;
     "cleanup", "cleanup --json" => cleanup::CleanupView;
     "config-explain", "config explain --json KEY" => Explanation;

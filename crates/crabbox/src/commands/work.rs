@@ -12,4 +12,5 @@ pub(crate) mod run;
 pub(crate) mod ssh;
 pub(crate) mod sync_plan;
 pub(crate) mod tunnel;
+pub(crate) mod volumes;
 pub(crate) mod watch;

@@ -38,22 +38,13 @@ fn the_version_has_three_spellings() {
 
 #[test]
 fn what_will_not_come_is_refused_with_its_reason() {
-    let refused: [(&[&str], &str); 10] = [
+    let refused: [(&[&str], &str); 7] = [
         (
             &["actions", "hydrate", "--id", "x"],
             "actions is not in this program: ",
         ),
         (&["artifacts", "collect"], "artifacts is not in this program: "),
         (&["capsule"], "capsule is not in this program: "),
-        (&["cache", "volumes"], "cache volumes is not in this program: "),
-        (
-            &["cache", "volumes", "list"],
-            "cache volumes is not in this program: ",
-        ),
-        (
-            &["run", "--cache-volume", "x", "ls"],
-            "--cache-volume is not in this program: ",
-        ),
         (&["help", "capsule"], "capsule is not in this program: "),
         (
             &["pool", "ready"],

@@ -162,16 +162,6 @@ fn refusals_have_the_go_programs_words() {
             "web code is not supported for provider=firecracker",
         ),
         (
-            world().user(
-                "cache: {volumes: [{name: a}, {name: deps, required: true}, {key: k, required: true}]}",
-            ),
-            "provider=firecracker does not support required cache volume \"deps\"",
-        ),
-        (
-            world().repo("cache: {volumes: [{key: k, required: yes}]}"),
-            "provider=firecracker does not support required cache volume \"k\"",
-        ),
-        (
             world().user("architecture: arm64"),
             "provider=firecracker does not support architecture=arm64",
         ),
@@ -179,6 +169,31 @@ fn refusals_have_the_go_programs_words() {
     for (world, want) in cases {
         assert_eq!(refusal(&world), want);
     }
+}
+
+#[test]
+fn a_volume_that_cannot_be_there_is_refused_by_name() {
+    let cases = [
+        (
+            world().user(
+                "firecracker: {host: a@b}\ncache: {volumes: [{key: a, path: /a}, {name: deps, key: k, path: /d, required: true}]}",
+            ),
+            "a lease on another host (firecracker.host) does not support required cache volume \"deps\"",
+        ),
+        (
+            world().user("cache: {volumes: [{key: k, path: /work/crabbox/x}]}"),
+            "provider=firecracker requires cache volume \"k\" to be mounted neither in nor around firecracker.workRoot /work/crabbox",
+        ),
+        (
+            world().user("firecracker: {workRoot: //work//crabbox/}\ncache: {volumes: [{key: k, path: /work}]}"),
+            "provider=firecracker requires cache volume \"k\" to be mounted neither in nor around firecracker.workRoot //work//crabbox/",
+        ),
+    ];
+    for (world, want) in cases {
+        assert_eq!(refusal(&world), want);
+    }
+    let ours = planned(&world().user("cache: {volumes: [{key: k, path: /work/other, required: true}]}"));
+    assert_eq!(ours.volumes.len(), 1);
 }
 
 #[test]

@@ -331,6 +331,8 @@ fn skeleton(places: &Places) -> Result<(), FileError> {
         files::remove_tree(&images.join("lock"))?;
     }
     remove_empty(&places.leases())?;
+    // What its user keeps in volumes stays.
+    remove_empty(&places.volumes())?;
     if !places.leases().exists() {
         files::remove_tree(&places.allocation_lock())?;
         for locks in [

@@ -25,7 +25,7 @@ use super::error::AcquireLeaseError;
 use super::lookup;
 use crate::provider::claim;
 use crate::provider::lease::Lease;
-use crate::provider::{AcquiredLease, MachineStart};
+use crate::provider::{AcquiredLease, MachineStart, Notice};
 
 /// How long one try at the handshake may take; under emulation it takes seconds.
 const HANDSHAKE_LIMIT: Duration = Duration::from_mins(1);
@@ -80,15 +80,17 @@ pub(super) fn acquire(
     request: &AcquireRequest,
     taker: &mut dyn Taker,
     interrupts: &Interrupts,
-    on_stage: &mut dyn FnMut(&Stage),
+    on_notice: &mut dyn FnMut(&Notice<'_>),
 ) -> Result<AcquiredLease, AcquireLeaseError> {
     let started = Instant::now();
     let mut stages = Vec::new();
-    let ready = acquisition.wait_ready(Some(interrupts), &mut |event| {
-        if let Event::Stage(stage) = event {
+    let ready = acquisition.wait_ready(Some(interrupts), &mut |event| match event {
+        Event::Stage(stage) => {
             stages.push(stage.clone());
-            on_stage(stage);
+            on_notice(&Notice::Stage(stage));
         }
+        Event::Warning { text } => on_notice(&Notice::Without { text }),
+        _ => {}
     })?;
     let deadline = started + request.launch_timeout;
     let entered = Instant::now();

@@ -134,6 +134,7 @@ impl World {
             pool: None,
             owner: None,
             job: None,
+            volumes: Vec::new(),
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::resource::identity::IdentityError;
 use crate::resource::network::NetworkError;
 use crate::resource::ready::ReadyError;
 use crate::resource::vmm::VmmError;
+use crate::resource::volume::VolumeError;
 
 /// Why a lease could not be acquired.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +34,15 @@ pub enum AcquireError {
     /// Its disk could not be prepared.
     #[error("cannot prepare the lease's disk")]
     Disk(#[from] DiskError),
+    /// A volume that it must have is not to be had.
+    #[error("cannot have the required cache volume {name:?}")]
+    Volume {
+        /// The volume's name.
+        name: String,
+        /// Why.
+        #[source]
+        source: VolumeError,
+    },
     /// Its network could not be made.
     #[error("cannot make the lease's network")]
     Network(#[from] NetworkError),
@@ -92,6 +102,7 @@ impl Fault for AcquireError {
         match self {
             Self::Allocate(error) => error.kind(),
             Self::Disk(error) => error.kind(),
+            Self::Volume { source, .. } => source.kind(),
             Self::Network(error) => error.kind(),
             Self::Vmm(error) => error.kind(),
             Self::Ready(_)
@@ -116,6 +127,7 @@ impl Fault for AcquireError {
         match self {
             Self::Allocate(error) => error.hints(),
             Self::Disk(error) => error.hints(),
+            Self::Volume { source, .. } => source.hints(),
             Self::Network(error) => error.hints(),
             Self::Vmm(error) => error.hints(),
             Self::Ready(error) => error.hints(),

@@ -100,6 +100,7 @@ fn show(ctx: &Ctx<'_>, notice: &Notice<'_>) {
         )),
         Notice::Waiting(progress) => ctx.printer.note(progress),
         Notice::Queued(text) => ctx.printer.note(text),
+        Notice::Without { text } => ctx.printer.warn(crabbox_host::console::harmless(text)),
         Notice::Cold { why, console } => {
             console_tail(ctx.printer, console);
             ctx.printer.warn(format_args!(

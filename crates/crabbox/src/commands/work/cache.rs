@@ -16,6 +16,7 @@ use crate::args::{CacheCommand, CachePurgeArgs, CacheStatsArgs, CacheWarmArgs};
 use crate::commands::engine;
 use crate::commands::lease::entry;
 use crate::commands::work::run::{self, Invocation, Manner};
+use crate::commands::work::volumes;
 use crate::context::Ctx;
 use crate::go;
 use crate::ui::{CommandError, Exit};
@@ -97,6 +98,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, command: &CacheCommand) -> Result<
         CacheCommand::Stats(args) => stats(ctx, args),
         CacheCommand::Warm(args) => warm(ctx, args),
         CacheCommand::Purge(args) => purge(ctx, args),
+        CacheCommand::Volumes(args) => volumes::run(ctx, args),
     }
 }
 

@@ -1,0 +1,176 @@
+//! The last thing that a machine with volumes is asked: to write them out, and to change nothing in them until it ends.
+//!
+//! A process of its own serves it, because an image may bring an init that takes the place of process 1. Only the host is listened to. A
+//! volume must never stay frozen when the host has gone away or takes too long: then the machine lives on.
+
+use std::ffi::OsString;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crabbox_guest_protocol::SETTLE_PORT;
+use crabbox_guest_protocol::settle::{LINE_LIMIT, NO, SETTLE, SETTLED};
+use rustix::fs::{Mode, OFlags};
+
+use crate::clock;
+use crate::failure::Failure;
+use crate::freeze::Freezer;
+use crate::root;
+use crate::seed::Volume;
+use crate::sys;
+
+/// The name under which this program serves the host's wish.
+pub(crate) const SERVER: &str = "crabbox-settle";
+
+/// How long the host may take to say what it wants.
+const SPEAK_LIMIT: Duration = Duration::from_secs(5);
+
+/// Starts the process that serves `volumes`, which are mounted.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "process 1 of a guest has no crabbox_host; the process is its own program"
+)]
+pub(crate) fn start(volumes: &[&Volume]) -> Result<(), Failure> {
+    let program = Path::new(root::PROGRAM);
+    Command::new(program)
+        .arg0(SERVER)
+        .args(volumes.iter().map(|volume| &volume.path))
+        .spawn()
+        .map(drop)
+        .map_err(Failure::path("start", program))
+}
+
+/// Serves the volumes mounted at `paths` for the rest of the machine's life, or until somebody in it ends this process.
+pub(crate) fn serve_paths(paths: impl Iterator<Item = OsString>) {
+    let Ok(listener) = sys::listen_vsock(SETTLE_PORT) else {
+        return;
+    };
+    // Opened for each wish, and not before: an open directory would keep the user from unmounting a volume.
+    let paths: Vec<OsString> = paths.collect();
+    loop {
+        match sys::accept_vsock(&listener) {
+            Ok((stream, true)) => serve(UnixStream::from(stream), || freezers(&paths)),
+            // The host's wishes are nobody else's.
+            Ok((_, false)) => {}
+            // No descriptor is free, or no memory: it passes.
+            Err(_) => {
+                clock::poll_until(Duration::from_secs(1), Duration::from_millis(50), || None::<()>);
+            }
+        }
+    }
+}
+
+fn freezers(paths: &[OsString]) -> io::Result<Vec<Freezer>> {
+    let open = |path: &OsString| -> io::Result<Freezer> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let inside: OwnedFd = rustix::fs::open(Path::new(path), flags, Mode::empty())?;
+        Freezer::new(inside)
+    };
+    paths.iter().map(open).collect()
+}
+
+/// Serves one connection of the host.
+fn serve(mut host: UnixStream, freezers: impl FnOnce() -> io::Result<Vec<Freezer>>) {
+    let limits = host
+        .set_read_timeout(Some(SPEAK_LIMIT))
+        .and_then(|()| host.set_write_timeout(Some(SPEAK_LIMIT)));
+    if limits.is_err() || read_line(&mut host).is_none_or(|line| line != SETTLE) {
+        return;
+    }
+    let freezers = match freezers() {
+        Ok(freezers) => freezers,
+        Err(error) => {
+            host.write_all(format!("{NO} {error}\n").as_bytes()).ok();
+            return;
+        }
+    };
+    let frozen: Result<Vec<_>, _> = freezers.iter().map(Freezer::freeze).collect();
+    let answer = match &frozen {
+        Ok(frozen) => format!("{SETTLED} {}\n", frozen.len()),
+        Err(error) => format!("{NO} {error}\n"),
+    };
+    // Whoever hangs up, or says more, has changed their mind. Each file system thaws on its own after a time, whatever happens here.
+    if host.write_all(answer.as_bytes()).is_ok() && frozen.is_ok() {
+        host.set_read_timeout(Some(crate::freeze::LIMIT)).ok();
+        read_line(&mut host);
+    }
+}
+
+/// A line of at most [`LINE_LIMIT`] bytes, without its end; `None` when there is none in time.
+fn read_line(stream: &mut UnixStream) -> Option<String> {
+    let mut text = Vec::new();
+    while text.last() != Some(&b'\n') {
+        let mut byte = [0];
+        if text.len() >= LINE_LIMIT || stream.read(&mut byte).ok()? == 0 {
+            return None;
+        }
+        text.extend(byte);
+    }
+    Some(String::from_utf8_lossy(&text).trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::freeze::Turn;
+
+    type Turns = Arc<Mutex<Vec<Turn>>>;
+
+    fn noted(turns: &Turns, refuses: bool) -> Freezer {
+        let noted = Arc::clone(turns);
+        let switch = move |turn| {
+            if refuses {
+                return Err(io::Error::from_raw_os_error(libc::EROFS));
+            }
+            noted.lock().unwrap().push(turn);
+            Ok(())
+        };
+        Freezer::with(switch, Duration::from_mins(1)).unwrap()
+    }
+
+    /// What the host hears after `said`, and what was done by then.
+    fn ask(said: &str, refuses: bool) -> (String, Vec<Turn>, Turns) {
+        let (ours, mut host) = UnixStream::pair().unwrap();
+        let turns = Turns::default();
+        let freezers = vec![noted(&turns, false), noted(&turns, refuses)];
+        let server = std::thread::spawn(move || serve(ours, || Ok(freezers)));
+        host.write_all(said.as_bytes()).unwrap();
+        let heard = read_line(&mut host).unwrap_or_default();
+        let by_then = turns.lock().unwrap().clone();
+        drop(host);
+        server.join().unwrap();
+        (heard, by_then, turns)
+    }
+
+    #[test]
+    fn volumes_are_frozen_until_the_host_hangs_up() {
+        let (heard, by_then, turns) = ask("settle\n", false);
+        assert_eq!(heard, "settled 2");
+        assert_eq!(by_then, [Turn::Freeze, Turn::Freeze]);
+        assert_eq!(
+            *turns.lock().unwrap(),
+            [Turn::Freeze, Turn::Freeze, Turn::Thaw, Turn::Thaw]
+        );
+    }
+
+    #[test]
+    fn one_that_cannot_be_frozen_leaves_none_frozen() {
+        let (heard, _, turns) = ask("settle\n", true);
+        assert!(heard.starts_with("no Read-only file system"), "{heard}");
+        assert_eq!(*turns.lock().unwrap(), [Turn::Freeze, Turn::Thaw]);
+    }
+
+    #[test]
+    fn anything_else_freezes_nothing() {
+        for said in ["settled\n", "\n", &"x".repeat(LINE_LIMIT + 1)] {
+            let (heard, _, turns) = ask(said, false);
+            assert_eq!((heard.as_str(), turns.lock().unwrap().len()), ("", 0), "{said}");
+        }
+    }
+}
