@@ -173,7 +173,6 @@ impl Firecracker {
         });
         let acquisition = client::knock(&self.engine, &request, knock, until, interrupts)?;
         entering::acquire(&self.engine, acquisition, &request, taker, interrupts, on_notice)
-
     }
 
     /// Has a machine ready, and handed over to `taker`, for `whose`.

@@ -191,13 +191,9 @@ impl World {
         for path in &manifest.deleted {
             // What a link leads to, in the place of a directory above it, is another file.
             let there = self.workdir().join(bytes_path(path));
-            let is_there = inside(&self.workdir(), &there)
-                && there.symlink_metadata().is_ok_and(|meta| !meta.is_dir());
-            assert!(
-                !is_there,
-                "{} should be gone",
-                bytes_path(path).display()
-            );
+            let is_there =
+                inside(&self.workdir(), &there) && there.symlink_metadata().is_ok_and(|meta| !meta.is_dir());
+            assert!(!is_there, "{} should be gone", bytes_path(path).display());
         }
     }
 
