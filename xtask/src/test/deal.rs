@@ -15,8 +15,8 @@ use super::step::{Ended, Started};
 /// The environment variable by which a test knows its host; `crabbox-e2e` reads it.
 const HOST: &str = "CRABBOX_E2E_HOST";
 
-/// How a test asks for the host that was prepared for it.
-const PREPARED: &str = "Host::alone()";
+/// How tests ask for a host that was prepared for them.
+const PREPARED: [&str; 2] = ["Host::alone()", "Host::lab()"];
 
 /// The package of the last rung.
 pub(super) const END_TO_END: &str = "crabbox-e2e";
@@ -50,7 +50,7 @@ impl Executable {
         let source = self.dir.join("tests").join(&self.target).with_extension("rs");
         let text =
             std::fs::read_to_string(&source).with_context(|| format!("cannot read {}", source.display()))?;
-        Ok(!text.contains(PREPARED))
+        Ok(!PREPARED.iter().any(|had| text.contains(had)))
     }
 
     /// It, with `args` of libtest, as cargo would run it.
