@@ -68,7 +68,7 @@ pub enum VolumeError {
     #[error("the guest's image is too old to mount volumes")]
     TooOld,
     /// The guest could not mount it.
-    #[error("the guest could not mount it; `crabbox logs` shows why")]
+    #[error("the guest could not mount it; its console says why")]
     NotMounted,
     /// The processes of this host cannot be looked at.
     #[error(transparent)]
