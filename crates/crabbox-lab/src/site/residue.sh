@@ -35,5 +35,5 @@ own=$(readlink /proc/1/ns/net)
   path ~ "^/var/lib/cni/" { if (/^f/ && path !~ /\/(lock|last_reserved_ip\.0)$/) print "cni", path; next }
   path ~ "^/var/lib/crabbox/registry/" { if (/^f/ && path !~ /\.lock$/) print "entry", path; next }
   path == config || path ~ "^/tmp/crabbox-[^/]*$" || path ~ "^/var/lib/(cni|crabbox/registry)$" { next }
-  path !~ /\/state$|\/state\/(firecracker|claims|claim-locks)$|\/firecracker\/(leases|locks|jobs|volumes|allocation.lock)$|\/testboxes$/ { print "file", path }
+  path !~ /\/state$|\/state\/(firecracker|claims|claim-locks)$|\/firecracker\/(leases|locks|jobs|volumes|allocation.lock|volumes.lock)$|\/testboxes$/ { print "file", path }
 '
