@@ -84,6 +84,11 @@ impl Places {
         self.state.join("firecracker/volumes")
     }
 
+    /// The lock under which room is promised to volumes.
+    pub fn volumes_lock(&self) -> PathBuf {
+        self.volumes().with_extension("lock")
+    }
+
     /// The directory of the claim files.
     pub fn claims(&self) -> PathBuf {
         self.state.join("claims")

@@ -4,7 +4,7 @@
 //! <state>/firecracker/volumes/
 //!     <digest of the key>.lock   held while the volume changes hands
 //!     <digest of the key>/       about.json, image.ext4; and set-aside.ext4, an image that was damaged
-//! volumes.lock                   held while room is promised to one of them; it goes with its holder
+//! volumes.lock                   held while room is promised to one of them; it stays, as the lock of allocations does
 //! ```
 //! The name of a holder is a promise of the lease that its journal keeps: it is written after the journal's line, and removed before it. An
 //! image is only ever removed because its user says so; nothing here may look into one, cut one off, or put one in the place of
@@ -419,7 +419,7 @@ fn length(path: &Path) -> u64 {
 
 /// The lock under which room on the disk is promised to one volume at a time. Its holder waits for no other lock.
 pub fn room(places: &Places) -> Result<FileLock, LockError> {
-    FileLock::acquire_within(&places.volumes().with_extension(LOCK_SUFFIX), ROOM_LIMIT)
+    FileLock::acquire_within(&places.volumes_lock(), ROOM_LIMIT)
 }
 
 /// A volume as it is listed.

@@ -333,6 +333,9 @@ fn skeleton(places: &Places) -> Result<(), FileError> {
     remove_empty(&places.leases())?;
     // What its user keeps in volumes stays.
     remove_empty(&places.volumes())?;
+    if !places.volumes().exists() {
+        files::remove_tree(&places.volumes_lock())?;
+    }
     if !places.leases().exists() {
         files::remove_tree(&places.allocation_lock())?;
         for locks in [
