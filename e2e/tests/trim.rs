@@ -202,6 +202,7 @@ server = socket.socket(socket.AF_UNIX)
 server.bind(path)
 os.chown(path, owner, owner)
 server.listen()
+open(here + "/listens", "w").close()
 client, _ = server.accept()
 client.sendall(b"go %d\n" % disk)
 heard = b""
@@ -223,10 +224,11 @@ fn a_host_that_goes_silent_holds_the_guest_for_half_a_minute_and_no_longer() {
     let ran = host.sh(&format!(
         "cd {} && ssh=$(crabbox ssh silent) && kill -9 $(pgrep -f '[_]_supervise') && cat > silent.py <<'EOF'{SILENT}EOF
          python3 silent.py $HOME/{socket} $(stat -c %u $HOME/{disk}) $HOME/{disk} & silent=$!
+         for i in $(seq 600); do [ -e listens ] && break; sleep 0.1; done
          (eval \"$ssh sudo crabbox-trim\" > trim.out 2>&1; echo code=$? >> trim.out) &
-         for i in $(seq 600); do [ -e told ] && break; sleep 0.1; done; [ -e told ] || exit 9
+         for i in $(seq 600); do [ -e told ] && break; sleep 0.1; done; [ -e told ] || {{ kill $silent; cat trim.out; exit 9; }}
          begun=$(date +%s); eval \"$ssh 'echo written > /tmp/w && sync && cat /tmp/w'\"; echo waited $(($(date +%s) - begun)); wait %2
-         kill $silent; cat trim.out; rm -f told silent.py trim.out",
+         kill $silent; cat trim.out; rm -f listens told silent.py trim.out",
         lease.repo,
         disk = lease.disk,
     ));
