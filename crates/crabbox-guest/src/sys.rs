@@ -280,30 +280,42 @@ impl Interface {
     }
 }
 
-/// Listens on `port` for connections over vsock.
+/// A new vsock socket, and the address of `port` of the machine `cid`.
 #[expect(unsafe_code, reason = "rustix has no vsock addresses")]
-pub(crate) fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
-    // SAFETY: `socket` and `listen` take plain numbers; the descriptor is checked and owned by nobody else; an all-zero
-    // `sockaddr_vm` is a valid value; `bind` reads `size_of::<sockaddr_vm>()` bytes of it, and it outlives the call.
-    unsafe {
+fn vsock(cid: u32, port: u32) -> io::Result<(OwnedFd, libc::sockaddr_vm)> {
+    // SAFETY: `socket` takes plain numbers, and the descriptor is checked and owned by nobody else; an all-zero `sockaddr_vm` is a
+    // valid value.
+    let (socket, mut address) = unsafe {
         let number = checked(libc::socket(
             libc::AF_VSOCK,
             libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
             0,
         ))?;
-        let socket = OwnedFd::from_raw_fd(number);
-        let mut address: libc::sockaddr_vm = std::mem::zeroed();
-        address.svm_family = FAMILY_VSOCK;
-        address.svm_cid = libc::VMADDR_CID_ANY;
-        address.svm_port = port;
+        (
+            OwnedFd::from_raw_fd(number),
+            std::mem::zeroed::<libc::sockaddr_vm>(),
+        )
+    };
+    address.svm_family = FAMILY_VSOCK;
+    address.svm_cid = cid;
+    address.svm_port = port;
+    Ok((socket, address))
+}
+
+/// Listens on `port` for connections over vsock.
+#[expect(unsafe_code, reason = "rustix has no vsock addresses")]
+pub(crate) fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
+    let (socket, address) = vsock(libc::VMADDR_CID_ANY, port)?;
+    // SAFETY: `bind` reads `size_of::<sockaddr_vm>()` bytes of `address`, which outlives the call; `listen` takes plain numbers.
+    unsafe {
         checked(libc::bind(
             socket.as_raw_fd(),
             (&raw const address).cast(),
             VSOCK_ADDRESS_LENGTH,
         ))?;
         checked(libc::listen(socket.as_raw_fd(), 4))?;
-        Ok(socket)
     }
+    Ok(socket)
 }
 
 /// The next connection on `listener`, and whether it comes from the host.
@@ -328,24 +340,14 @@ pub(crate) fn accept_vsock(listener: impl AsFd) -> io::Result<(OwnedFd, bool)> {
 /// Connects to `port` of the host over vsock.
 #[expect(unsafe_code, reason = "rustix has no vsock addresses")]
 pub(crate) fn connect_host(port: u32) -> io::Result<OwnedFd> {
-    // SAFETY: `socket` takes plain numbers; the descriptor is checked and owned by nobody else; an all-zero
-    // `sockaddr_vm` is a valid value; `connect` reads `size_of::<sockaddr_vm>()` bytes of it, and it outlives the call.
+    let (socket, address) = vsock(libc::VMADDR_CID_HOST, port)?;
+    // SAFETY: `connect` reads `size_of::<sockaddr_vm>()` bytes of `address`, which outlives the call.
     unsafe {
-        let number = checked(libc::socket(
-            libc::AF_VSOCK,
-            libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
-            0,
-        ))?;
-        let socket = OwnedFd::from_raw_fd(number);
-        let mut address: libc::sockaddr_vm = std::mem::zeroed();
-        address.svm_family = FAMILY_VSOCK;
-        address.svm_cid = libc::VMADDR_CID_HOST;
-        address.svm_port = port;
         checked(libc::connect(
             socket.as_raw_fd(),
             (&raw const address).cast(),
             VSOCK_ADDRESS_LENGTH,
         ))?;
-        Ok(socket)
     }
+    Ok(socket)
 }

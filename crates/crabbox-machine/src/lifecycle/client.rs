@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -178,6 +179,28 @@ pub struct Acquisition<'e> {
     output: BufReader<File>,
 }
 
+impl<'e> Acquisition<'e> {
+    /// The one of `request`, which a supervisor that is no child of ours is asked for over `stream`.
+    fn asked_for(
+        engine: &'e Engine,
+        id: LeaseId,
+        stream: UnixStream,
+        request: &AcquireRequest,
+    ) -> Result<Self, ClientError> {
+        let output = stream.try_clone().map_err(ClientError::Speak)?;
+        let mut input = File::from(OwnedFd::from(stream));
+        let line = protocol::opening(request).map_err(|error| ClientError::Speak(error.into()))?;
+        input.write_all(&line).map_err(ClientError::Speak)?;
+        Ok(Self {
+            engine,
+            id,
+            child: None,
+            input: Some(input),
+            output: BufReader::new(File::from(OwnedFd::from(output))),
+        })
+    }
+}
+
 /// Takes the member of the pool of `request` under its id. What it was made with stays; the rest is set as in
 /// `request`.
 pub fn take<'e>(
@@ -192,17 +215,7 @@ pub fn take<'e>(
         source,
     })?;
     tracing::debug!(lease = %id, "taken from its pool");
-    let output = stream.try_clone().map_err(ClientError::Speak)?;
-    let mut input = File::from(OwnedFd::from(stream));
-    let line = protocol::opening(request).map_err(|error| ClientError::Speak(error.into()))?;
-    input.write_all(&line).map_err(ClientError::Speak)?;
-    Ok(Acquisition {
-        engine,
-        id,
-        child: None,
-        input: Some(input),
-        output: BufReader::new(File::from(OwnedFd::from(output))),
-    })
+    Acquisition::asked_for(engine, id, stream, request)
 }
 
 fn parse(id: &str) -> Result<LeaseId, ClientError> {
@@ -229,17 +242,7 @@ pub fn knock<'e>(
         }
     })?;
     tracing::debug!(lease = %id, job = knock.job, "its job makes the lease");
-    let output = stream.try_clone().map_err(ClientError::Speak)?;
-    let mut input = File::from(OwnedFd::from(stream));
-    let line = protocol::opening(request).map_err(|error| ClientError::Speak(error.into()))?;
-    input.write_all(&line).map_err(ClientError::Speak)?;
-    Ok(Acquisition {
-        engine,
-        id,
-        child: None,
-        input: Some(input),
-        output: BufReader::new(File::from(OwnedFd::from(output))),
-    })
+    Acquisition::asked_for(engine, id, stream, request)
 }
 
 /// Whether the supervisor of the lease in `dir` is alive and not about to disappear: a dying process closes its sockets
