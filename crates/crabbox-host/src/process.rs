@@ -15,10 +15,12 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 
 mod scan;
+mod writer;
 
 pub use crabbox_core::process::ProcessId;
 pub use rustix::process::Signal;
 pub use scan::{ProcessInfo, children, list, look, note_inherited, with_environment};
+pub use writer::writer_of;
 
 /// Where the kernel gives each boot its own random name.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -39,7 +41,7 @@ pub fn is_root() -> bool {
 /// Why a process could not be inspected or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
-    /// A file below `/proc` could not be read.
+    /// A file, of `/proc` mostly, could not be read.
     #[error("cannot read {}", path.display())]
     Read {
         /// The file.

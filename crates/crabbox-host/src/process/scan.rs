@@ -24,7 +24,7 @@ pub struct ProcessInfo {
     pub exe: Option<PathBuf>,
     /// Its working directory.
     pub cwd: Option<PathBuf>,
-    /// Its root directory; not `/` for a jailed process.
+    /// Its root directory; `/` for a jailed VMM, too, whose jailer has pivoted.
     pub root: Option<PathBuf>,
     /// Inode of its network namespace; a bind mount of that namespace has the same number.
     pub netns: Option<u64>,
