@@ -20,7 +20,7 @@ use crabbox_store::registry::{self, RegistryError};
 
 use crate::lease::holders::{self, HoldersError};
 use crate::lease::machine;
-use crate::resource::cgroup::{self, CGROUPS};
+use crate::resource::cgroup::CGROUPS;
 
 /// Time between SIGTERM and SIGKILL for an orphaned VMM.
 const GRACE: Duration = Duration::from_millis(500);
@@ -133,6 +133,11 @@ impl OrphanError {
     pub fn hints(&self) -> Vec<String> {
         match self {
             Self::Registry(error) | Self::Holders(HoldersError::Registry(error)) => error.hints(),
+            // Nothing proves whose they are, so they are not ended here.
+            Self::Cgroup { path, .. } => vec![format!(
+                "`cat {}/*/cgroup.procs` names the processes in it; end them if they are nobody's, and run `crabbox cleanup --provider firecracker` again",
+                path.display()
+            )],
             _ => Vec::new(),
         }
     }
@@ -291,8 +296,6 @@ fn remove_cgroup(path: &Path) -> Result<(), OrphanError> {
         path: path.to_owned(),
         source,
     };
-    // A jailed VMM that nobody noted is found by its group alone.
-    cgroup::end_members(path).map_err(failed)?;
     for inner in names(path)?
         .into_iter()
         .map(|name| path.join(name))

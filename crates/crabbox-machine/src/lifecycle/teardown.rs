@@ -26,7 +26,7 @@ use crabbox_store::registry::{self, RegistryError};
 use crate::failpoint::{self, Phase, Who};
 use crate::lease::machine;
 use crate::lease::ownership::OwnedLease;
-use crate::resource::cgroup;
+use crate::resource::cgroup::{self, GroupError};
 use crate::resource::connection;
 use crate::resource::network::{self, DetachError, SavedAttach};
 use crate::resource::settle;
@@ -38,8 +38,6 @@ const VMM_GRACE: Duration = Duration::from_millis(500);
 pub(crate) const ENDING: &str = "ending";
 /// Time limit for a CNI plugin whose runtime has died.
 const PLUGIN_GRACE: Duration = Duration::from_secs(10);
-/// How long to retry removal of an empty control group that the kernel still reports as busy.
-const GROUP_LIMIT: Duration = Duration::from_secs(2);
 /// How long a supervisor gets to notice that its lease is gone.
 const SUPERVISOR_GRACE: Duration = Duration::from_secs(5);
 
@@ -64,15 +62,9 @@ pub enum UndoError {
     /// The shared SSH connection could not be closed.
     #[error(transparent)]
     Connection(#[from] crabbox_ssh::master::ExitError),
-    /// The control group could not be removed.
-    #[error("cannot remove control group {}", path.display())]
-    Cgroup {
-        /// Its path.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
+    /// The control groups could not be removed.
+    #[error(transparent)]
+    Cgroup(#[from] GroupError),
     /// The journal names a path outside the lease's own places: it is not touched.
     #[error("the journal names {}, which is not part of this lease", path.display())]
     Outside {
@@ -342,7 +334,7 @@ impl Walk<'_> {
                 }
                 Ok(network::detach(self.places, &saved)?)
             }
-            Step::Cgroup { path } => remove_cgroup(Path::new(path), self.lease),
+            Step::Cgroup { path } => Ok(cgroup::remove(Path::new(path), self.lease)?),
             Step::Vmm { dir, vmid } => self
                 .inside(dir)
                 .and_then(|dir| self.end_vmm(live.process.as_ref(), dir, vmid))
@@ -472,47 +464,6 @@ fn at_home_in(dir: &Path, vmid: &str) -> Result<Vec<ProcessId>, ProcessError> {
         }
     }
     Ok(found)
-}
-
-/// Removes the lease's own control groups: `<root>/crabbox-<tag>/<machine>` and its parent, both named with the tag.
-fn remove_cgroup(path: &Path, lease: &OwnedLease) -> Result<(), UndoError> {
-    let tag = lease.id().tag();
-    let tagged = |path: &Path| {
-        path.file_name()
-            .is_some_and(|name| name.to_string_lossy().ends_with(&tag))
-    };
-    let parent = path.parent().unwrap_or(path);
-    if !tagged(path)
-        || !tagged(parent)
-        || parent.parent() != Some(Path::new(crate::resource::cgroup::CGROUPS))
-    {
-        return Err(UndoError::Outside {
-            path: path.to_owned(),
-        });
-    }
-    // A VMM whose start was never noted is in it all the same. It is not found by its root, which its jailer has made `/`.
-    cgroup::end_members(path).map_err(|source| UndoError::Cgroup {
-        path: path.to_owned(),
-        source,
-    })?;
-    remove_group(path)?;
-    remove_group(parent)
-}
-
-/// Removes one control group; the kernel needs a moment after its last process has ended.
-fn remove_group(path: &Path) -> Result<(), UndoError> {
-    let gone = crabbox_host::clock::poll_until(GROUP_LIMIT, || match std::fs::remove_dir(path) {
-        Ok(()) => Some(Ok(())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some(Ok(())),
-        Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => None,
-        Err(source) => Some(Err(source)),
-    });
-    let failed = |source| UndoError::Cgroup {
-        path: path.to_owned(),
-        source,
-    };
-    gone.unwrap_or_else(|| Err(std::io::ErrorKind::ResourceBusy.into()))
-        .map_err(failed)
 }
 
 /// The effects that a lease without a journal may have (made by the Go program, or its maker died before the first

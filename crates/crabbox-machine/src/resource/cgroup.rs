@@ -1,20 +1,82 @@
-//! The control groups of a lease: where they are, and an end of what is in one. The jailer makes them, teardown and cleanup remove
-//! them.
+//! The control groups of a lease: where they are, and their end. The jailer makes them, one within the other.
 //!
-//! Nothing here may be called for a group that is not named with the tag of a lease.
+//! Nothing here may be ended or removed without the proof that its lease is ours.
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use crabbox_host::clock;
 use crabbox_host::process;
 use rustix::process::Signal;
 
+use crate::lease::ownership::OwnedLease;
+
 /// Where control groups are mounted.
 pub(crate) const CGROUPS: &str = "/sys/fs/cgroup";
+/// How long to retry removal of an empty control group that the kernel still reports as busy.
+const BUSY_LIMIT: Duration = Duration::from_secs(2);
 
-/// Kills all processes in the group at `path` and below it; a group that does not exist has none.
-pub(crate) fn end_members(path: &Path) -> io::Result<()> {
+/// Why control groups could not be removed.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
+    /// The journal names another one: it is not touched.
+    #[error("the journal names {}, which is not part of this lease", path.display())]
+    Outside {
+        /// The path.
+        path: PathBuf,
+    },
+    /// One is still there.
+    #[error("cannot remove control group {}", path.display())]
+    Remove {
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Removes the lease's own groups, `<root>/crabbox-<tag>/<machine>` and the one around it, which are both named with its tag. What is still in the
+/// inner one ends: a VMM whose start was never noted. It is not found by its root, which its jailer has made `/`.
+pub(crate) fn remove(path: &Path, lease: &OwnedLease) -> Result<(), GroupError> {
+    let tag = lease.id().tag();
+    let tagged = |path: &Path| {
+        path.file_name()
+            .is_some_and(|name| name.to_string_lossy().ends_with(&tag))
+    };
+    let parent = path.parent().unwrap_or(path);
+    if !tagged(path) || !tagged(parent) || parent.parent() != Some(Path::new(CGROUPS)) {
+        return Err(GroupError::Outside {
+            path: path.to_owned(),
+        });
+    }
+    end_members(path).map_err(|source| GroupError::Remove {
+        path: path.to_owned(),
+        source,
+    })?;
+    remove_one(path)?;
+    remove_one(parent)
+}
+
+/// Removes one group; the kernel needs a moment after its last process has ended.
+fn remove_one(path: &Path) -> Result<(), GroupError> {
+    let gone = clock::poll_until(BUSY_LIMIT, || match std::fs::remove_dir(path) {
+        Ok(()) => Some(Ok(())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(Ok(())),
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => None,
+        Err(source) => Some(Err(source)),
+    });
+    gone.unwrap_or_else(|| Err(io::ErrorKind::ResourceBusy.into()))
+        .map_err(|source| GroupError::Remove {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// Kills all processes in the group at `path`; a group that does not exist has none.
+fn end_members(path: &Path) -> io::Result<()> {
     // Never made: on a host without the second version of control groups the directory may be an ordinary one.
     let kill = File::options().write(true).open(path.join("cgroup.kill"));
     match kill {
@@ -24,7 +86,7 @@ pub(crate) fn end_members(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The same on a kernel before 5.14, which has no `cgroup.kill`; a lease's group has none below it.
+/// The same on a kernel before 5.14, which has no `cgroup.kill`. The group of a machine has none below it.
 fn end_one_by_one(path: &Path) -> io::Result<()> {
     for pid in members(path)? {
         let Some(id) = process::identify(pid).map_err(io::Error::other)? else {
@@ -115,7 +177,7 @@ mod tests {
                 crabbox_host::clock::poll_until(Duration::from_secs(30), || member.0.try_wait().unwrap());
             assert!(ended.is_some());
         }
-        std::fs::remove_dir(&group).unwrap();
+        remove_one(&group).unwrap();
         assert!(end_members(&group).is_ok(), "none is there any more");
         assert!(beside.0.try_wait().unwrap().is_none());
     }
