@@ -293,7 +293,7 @@ fn an_epilog_ends_what_still_runs(fleet: &Fleet) {
     drop(fleet.with("alice", "crabbox warmup --slug mine").exits(0));
     let number = fleet.host_of("alice", "mine");
     let ended = "pkill -STOP -f '[_]_hold'; job=$(basename $(ls /srv/.config/crabbox/state/firecracker/leases)) && number=$(squeue -h -n $job -o %i) && \
-         crabbox __epilog $number $job && crabbox __epilog $number $job && crabbox __epilog $number";
+         crabbox __epilog $number && crabbox __epilog $number";
     let ended = fleet.node(number).sh(ended).exits(0);
     assert!(
         ended.stderr.contains("still ran and was ended") && ended.stderr.contains("was taken back"),

@@ -7,12 +7,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crabbox_core::fault::{self, Fault, Kind};
-use crabbox_core::id::LeaseId;
-use crabbox_core::labels;
 use crabbox_host::clock;
 use crabbox_machine::context::Engine;
-use crabbox_machine::lifecycle::epilog::{self, EpilogError};
-use crabbox_store::leases::{self, RecordError};
+use crabbox_machine::lifecycle::epilog::{self, EpilogError, OfJob};
+use crabbox_store::leases::RecordError;
 
 use super::{JobState, Placement, PlacementError};
 
@@ -96,23 +94,15 @@ pub fn take_back(
     let now = clock::unix_seconds();
     let grace = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
     let mut left = Vec::new();
-    for stored in leases::list(&engine.places.leases())?.leases {
-        let found = &stored.record.labels;
-        let age = now.saturating_sub(labels::time(found, "created_at").unwrap_or(now));
-        let Some(job) = labels::job(found).and_then(|job| job.parse().ok()) else {
-            continue;
-        };
-        let Ok(lease) = LeaseId::parse(&stored.record.lease_id) else {
-            continue;
-        };
-        if age < grace || epilog::is_kept(&stored.record) {
+    for OfJob { lease, job, since } in epilog::of_jobs(engine)? {
+        if now.saturating_sub(since) < grace {
             continue;
         }
         let taken = match placement.state(job, &lease) {
             // It would say nothing of the others either, after as long a wait for each.
             Err(error @ PlacementError::Away(_)) => return Err(error.into()),
             Err(error) => Err(error.into()),
-            Ok(state) if is_over(&state) => epilog::take_back(engine, job, Some(&lease)).map_err(Stray::from),
+            Ok(state) if is_over(&state) => epilog::take_back(engine, job).map_err(Stray::from),
             Ok(_) => continue,
         };
         match taken {
@@ -153,6 +143,8 @@ fn is_over(state: &JobState) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use crabbox_core::id::LeaseId;
+
     use super::super::{Node, Wish};
     use super::*;
 

@@ -3,14 +3,15 @@
 //! It runs as root after every job, so it must never touch what is not that job's, and must succeed where nothing is left. Only
 //! a lease of which something stays is an error, because the scheduler then gives this host no more work.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::LeaseId;
 use crabbox_core::journal::JOB;
 use crabbox_core::labels;
-use crabbox_core::record::LeaseRecord;
 use crabbox_core::state::LeaseState;
+use crabbox_host::clock;
 use crabbox_host::files::{self, FileError};
 use crabbox_host::process::{self, ProcessError};
 use crabbox_store::journal;
@@ -78,15 +79,15 @@ impl Fault for EpilogError {
     }
 }
 
-/// Takes back what job `job` left. `lease` is the lease that it was submitted for, where that is known: it is found by its label
-/// otherwise, which one that died early may not have yet.
-pub fn take_back(engine: &Engine, job: u32, lease: Option<&LeaseId>) -> Result<TakenBack, EpilogError> {
+/// Takes back what job `job` left.
+pub fn take_back(engine: &Engine, job: u32) -> Result<TakenBack, EpilogError> {
     let processes = end_processes(job).map_err(|source| EpilogError::Processes { job, source })?;
     let mut taken = TakenBack {
         processes,
         leases: Vec::new(),
     };
-    for id in leases_of(engine, job, lease)? {
+    let all = of_jobs(engine)?.into_iter().filter(|found| found.job == job);
+    for id in all.map(|found| found.lease.to_string()) {
         let dir = LeaseDir::at(engine.places.leases().join(&id));
         match release::stop(engine, &id, was_nobody_s(&dir)) {
             Ok(_) => taken.leases.push(id),
@@ -129,34 +130,41 @@ fn was_nobody_s(dir: &LeaseDir) -> bool {
     )
 }
 
-/// Whether the lease has been given back, and what is there of it is a disk that its user keeps.
-pub fn is_kept(record: &LeaseRecord) -> bool {
-    !record.delete_on_release && labels::state(&record.labels) == LeaseState::Released
+/// A lease that a scheduler's job has, or had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OfJob {
+    /// The lease.
+    pub lease: LeaseId,
+    /// The job.
+    pub job: u32,
+    /// Since when there is something of it, in seconds since 1970.
+    pub since: i64,
 }
 
-/// The leases of the job: those that say so, and the one that it was submitted for where that has no record yet and its journal names the
-/// job. What somebody said of a job is no proof.
-fn leases_of(engine: &Engine, job: u32, lease: Option<&LeaseId>) -> Result<Vec<String>, EpilogError> {
-    let number = job.to_string();
+/// The leases of jobs on this host, by what their records say, and where one cannot be read by their journals. What somebody said of a job is
+/// no proof. A disk that its user keeps is no lease.
+pub fn of_jobs(engine: &Engine) -> Result<Vec<OfJob>, RecordError> {
     let all = leases::list(&engine.places.leases())?;
-    let mut found: Vec<String> = all
-        .leases
-        .iter()
-        .filter(|stored| labels::job(&stored.record.labels) == Some(&number) && !is_kept(&stored.record))
-        .map(|stored| stored.record.lease_id.clone())
-        .collect();
-    if let Some(lease) = lease {
-        let has_record = all
-            .leases
-            .iter()
-            .any(|stored| stored.record.lease_id == lease.as_str());
-        let dir = LeaseDir::at(engine.places.lease(lease));
-        let names_it = || matches!(journal::read(&dir.journal()), Ok(Some(journal)) if journal.note(JOB) == Some(&number));
-        if !has_record && names_it() {
-            found.push(lease.to_string());
-        }
-    }
-    Ok(found)
+    let recorded = all.leases.iter().filter_map(|stored| {
+        let record = &stored.record;
+        let is_kept = !record.delete_on_release && labels::state(&record.labels) == LeaseState::Released;
+        let found = OfJob {
+            lease: LeaseId::parse(&record.lease_id).ok()?,
+            job: labels::job(&record.labels)?.parse().ok()?,
+            since: labels::time(&record.labels, "created_at").unwrap_or_else(clock::unix_seconds),
+        };
+        (!is_kept).then_some(found)
+    });
+    let unreadable = all.unreadable.iter().filter_map(|bad| {
+        let dir = LeaseDir::at(&bad.path);
+        let journal = journal::read(&dir.journal()).ok()??;
+        Some(OfJob {
+            lease: LeaseId::parse(&bad.name).ok()?,
+            job: journal.note(JOB)?.parse().ok()?,
+            since: std::fs::metadata(dir.journal()).ok()?.mtime(),
+        })
+    });
+    Ok(recorded.chain(unreadable).collect())
 }
 
 #[cfg(test)]
@@ -210,22 +218,13 @@ mod tests {
         lease(&engine, silent, "unreadable");
         lease(&engine, eighth, "unreadable");
         journal(&engine, eighth, &[opened(eighth), noted(JOB, "8")]);
-        // Those that are said to be the job's, and say of themselves that they are not, or nothing.
-        for said in [theirs, plain, silent, eighth] {
-            let said = LeaseId::parse(said).unwrap();
-            take_back(&engine, job, Some(&said)).unwrap();
-        }
-        assert!(!there(ours) && there(theirs) && there(plain) && there(early));
+        let taken = take_back(&engine, job).unwrap();
+        assert_eq!(taken.leases, [ours, early]);
+        assert!(!there(ours) && !there(early) && there(theirs) && there(plain));
+        // One says of itself that it is another's, and one nothing.
         assert!(there(silent) && there(eighth));
         assert!(!engine.places.job_socket(job).exists());
-        let said = LeaseId::parse(early).unwrap();
-        let taken = take_back(&engine, job, Some(&said)).unwrap();
-        assert_eq!(taken.leases, [early]);
-        assert_eq!(
-            take_back(&engine, job, Some(&said)).unwrap(),
-            TakenBack::default()
-        );
-        assert!(!there(early) && there(theirs) && there(plain));
+        assert_eq!(take_back(&engine, job).unwrap(), TakenBack::default());
     }
 
     fn opened(id: &str) -> Entry {
@@ -290,8 +289,8 @@ mod tests {
             journal(&engine, id, &all);
             let disk = dir.path().join("disk");
             std::fs::write(&disk, "work").unwrap();
-            for said in [None, Some(LeaseId::parse(id).unwrap()), None] {
-                take_back(&engine, job, said.as_ref()).unwrap();
+            for _ in 0..2 {
+                take_back(&engine, job).unwrap();
                 assert_eq!(disk.exists(), is_to_stay, "{state} {entries:?}");
             }
         }
@@ -310,7 +309,7 @@ mod tests {
             "{\"entry\":\"open\",\"version\":999,\"lease\":\"cbx_000000000001\",\"at\":1}\n",
         )
         .unwrap();
-        let error = take_back(&engine, 4_100_000_008, None).unwrap_err();
+        let error = take_back(&engine, 4_100_000_008).unwrap_err();
         assert!(matches!(error, EpilogError::Lease { .. }), "{error:?}");
         assert!(dir.path().exists());
     }

@@ -309,9 +309,6 @@ pub(crate) struct EpilogArgs {
     /// The number of the job
     #[arg(value_name = "JOB")]
     pub(crate) number: u32,
-    /// The lease that it was submitted for
-    #[arg(value_name = "LEASE")]
-    pub(crate) lease: Option<String>,
 }
 
 /// `__proxy`: what an `ssh` of ours starts to reach a guest on a KVM host.

@@ -1,7 +1,7 @@
 //! `__hold`, `__epilog` and `__health`: the beginning and the end of a scheduler's job on a host of a fleet, and what an end left. The
 //! scheduler starts each, never a user.
 //!
-//! Neither reads a repository or a configuration: what they need stands on their command lines.
+//! None of them reads a repository or a configuration: what they need stands on their command lines.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crabbox_machine::lifecycle::hold::{self, Held, Knock, Outcome};
 use crate::args::{EpilogArgs, HealthArgs, HoldArgs};
 use crate::commands::engine;
 use crate::context::Ctx;
-use crate::ui::{CommandError, Exit, log_filter};
+use crate::ui::{CommandError, Exit};
 
 /// The variable with Slurm's name of the host that a job runs on (sbatch(1), slurmd(8)).
 const NODE: &str = "SLURMD_NODENAME";
@@ -65,9 +65,8 @@ pub(super) fn hold(ctx: &Ctx<'_>, args: &HoldArgs) -> Result<Exit, CommandError>
         node: node.to_owned(),
         wait: Duration::from_secs(args.wait),
     };
-    // The gateway's command refused a wrong filter; a job has none.
-    let filter = log_filter(&ctx.env).ok().flatten();
-    match hold::run(&ctx.env.places()?, &held, filter)? {
+    // A job of the gateway's has no variable that asks for one.
+    match hold::run(&ctx.env.places()?, &held, None)? {
         Outcome::Ended => Ok(Exit::SUCCESS),
         // Its client was told why.
         Outcome::NotMade => Err(CommandError::silent(Kind::Unavailable)),
@@ -75,9 +74,7 @@ pub(super) fn hold(ctx: &Ctx<'_>, args: &HoldArgs) -> Result<Exit, CommandError>
 }
 
 pub(super) fn epilog(ctx: &Ctx<'_>, args: &EpilogArgs) -> Result<Exit, CommandError> {
-    // A comment that somebody changed names no lease; the label of the job's own still does.
-    let lease = args.lease.as_deref().and_then(|lease| LeaseId::parse(lease).ok());
-    let taken = epilog::take_back(&engine::looking(ctx)?, args.number, lease.as_ref())?;
+    let taken = epilog::take_back(&engine::looking(ctx)?, args.number)?;
     for id in &taken.leases {
         ctx.printer
             .detail(format_args!("job {}: lease {id} was taken back", args.number));
