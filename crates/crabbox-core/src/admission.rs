@@ -173,7 +173,7 @@ impl Refusal {
         let other = match (self, asker) {
             (Self::Volume { .. }, _) => {
                 return vec![
-                    "free some space (`crabbox cache volumes` shows what volumes take), or configure a smaller sizeGB".to_owned(),
+                    "free some space, or remove a volume that `crabbox cache volumes` shows; a smaller sizeGB counts only for one that is not made yet".to_owned(),
                 ];
             }
             (Self::Leases { .. }, Asker::Here) => {

@@ -146,7 +146,7 @@ impl Entry<'_> {
         if required.peek().is_some() {
             // Before it is resolved for use, which takes it out of the pool that it waits in.
             let lease = provider.resolve(name, Purpose::Look)?.id;
-            let lacks = |volume: &&Volume| !volumes::has(&self.engine.places, &lease, &volume.key);
+            let lacks = |volume: &&Volume| !volumes::has(&self.engine.places, &lease, volume);
             if let Some(volume) = required.find(lacks) {
                 let name = volume.name.clone();
                 return Err(Unfit::LeaseWithoutVolume { lease, name }.into());

@@ -1,11 +1,12 @@
 //! Holding every write to the private layer for a moment, and letting them go on again whatever happens.
 //!
 //! A frozen root file system stops the whole machine, so it may stay frozen for [`LIMIT`] at most: a thread of its own thaws it then.
-//! Both threads belong to process 1, which nobody can kill, and neither may write to a file, read one that is not in memory, or wait for
+//! Both threads belong to one process, which for the root file system is process 1, that nobody can kill; neither may write to a file, read one that is not in memory, or wait for
 //! anybody without a limit while it is frozen.
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,7 +33,9 @@ struct Shared {
     switch: Box<Switch>,
     /// Since when it is frozen by us, as uptime.
     since: Mutex<Option<Duration>>,
+    /// Told when that changes, or nobody can freeze it any more.
     changed: Condvar,
+    gone: AtomicBool,
 }
 
 impl Shared {
@@ -69,6 +72,7 @@ impl Freezer {
             switch: Box::new(switch),
             since: Mutex::new(None),
             changed: Condvar::new(),
+            gone: AtomicBool::new(false),
         });
         let watched = Arc::clone(&shared);
         std::thread::Builder::new()
@@ -83,6 +87,15 @@ impl Freezer {
         *self.shared.since() = Some(clock::uptime());
         self.shared.changed.notify_all();
         Ok(Frozen { shared: &self.shared })
+    }
+}
+
+impl Drop for Freezer {
+    /// The thread ends, and with it the descriptor in the file system, which could not be unmounted before that.
+    fn drop(&mut self) {
+        let _since = self.shared.since();
+        self.shared.gone.store(true, Ordering::Relaxed);
+        self.shared.changed.notify_all();
     }
 }
 
@@ -122,7 +135,7 @@ fn thaw(shared: &Shared, since: &mut Option<Duration>) {
 /// Thaws what stays frozen for too long.
 fn watch(shared: &Shared, limit: Duration) {
     let mut since = shared.since();
-    loop {
+    while !shared.gone.load(Ordering::Relaxed) {
         let left = since.map(|since| (since + limit).saturating_sub(clock::uptime()));
         since = match left {
             None => shared.changed.wait(since).unwrap_or_else(PoisonError::into_inner),
@@ -184,5 +197,17 @@ mod tests {
         // The next one has its own time.
         drop(freezer.freeze().unwrap());
         assert_eq!(turns.lock().unwrap().len(), 4);
+    }
+
+    #[test]
+    fn nothing_of_a_freezer_outlives_it() {
+        let (freezer, turns) = noted(Duration::from_mins(1));
+        drop(freezer.freeze().unwrap());
+        drop(freezer);
+        // What its thread holds, in the machine a descriptor, has a copy of it.
+        let alone = clock::poll_until(Duration::from_secs(20), Duration::from_millis(1), || {
+            (Arc::strong_count(&turns) == 1).then_some(())
+        });
+        assert!(alone.is_some());
     }
 }

@@ -1,7 +1,8 @@
 //! The last thing that a machine with volumes is asked: to write them out, and to change nothing in them until it ends.
 //!
 //! A process of its own serves it, because an image may bring an init that takes the place of process 1. Only the host is listened to. A
-//! volume must never stay frozen when the host has gone away or takes too long: then the machine lives on.
+//! volume must never stay frozen when the host has gone away or takes too long: then the machine lives on. (Root in the guest can kill this
+//! process at that moment, and thaw the volume itself.)
 
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write as _};
@@ -64,7 +65,8 @@ pub(crate) fn serve_paths(paths: impl Iterator<Item = OsString>) {
     }
 }
 
-fn freezers(paths: &[OsString]) -> io::Result<Vec<Freezer>> {
+/// One for each path: of those that cannot be opened, as one that its user has unmounted and removed, the others are no less worth.
+fn freezers(paths: &[OsString]) -> Vec<io::Result<Freezer>> {
     let open = |path: &OsString| -> io::Result<Freezer> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let inside: OwnedFd = rustix::fs::open(Path::new(path), flags, Mode::empty())?;
@@ -74,27 +76,27 @@ fn freezers(paths: &[OsString]) -> io::Result<Vec<Freezer>> {
 }
 
 /// Serves one connection of the host.
-fn serve(mut host: UnixStream, freezers: impl FnOnce() -> io::Result<Vec<Freezer>>) {
+fn serve(mut host: UnixStream, freezers: impl FnOnce() -> Vec<io::Result<Freezer>>) {
     let limits = host
         .set_read_timeout(Some(SPEAK_LIMIT))
         .and_then(|()| host.set_write_timeout(Some(SPEAK_LIMIT)));
     if limits.is_err() || read_line(&mut host).is_none_or(|line| line != SETTLE) {
         return;
     }
-    let freezers = match freezers() {
-        Ok(freezers) => freezers,
-        Err(error) => {
-            host.write_all(format!("{NO} {error}\n").as_bytes()).ok();
-            return;
-        }
-    };
-    let frozen: Result<Vec<_>, _> = freezers.iter().map(Freezer::freeze).collect();
-    let answer = match &frozen {
-        Ok(frozen) => format!("{SETTLED} {}\n", frozen.len()),
-        Err(error) => format!("{NO} {error}\n"),
+    let freezers = freezers();
+    let tried = freezers.iter().map(|freezer| match freezer {
+        Ok(freezer) => freezer.freeze().map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    });
+    // All are tried, whatever becomes of one: what is written before a freeze stays written.
+    let (frozen, refused): (Vec<_>, Vec<_>) = tried.partition(Result::is_ok);
+    let refused = refused.into_iter().find_map(Result::err);
+    let answer = match &refused {
+        None => format!("{SETTLED} {}\n", frozen.len()),
+        Some(error) => format!("{NO} {error}\n"),
     };
     // Whoever hangs up, or says more, has changed their mind. Each file system thaws on its own after a time, whatever happens here.
-    if host.write_all(answer.as_bytes()).is_ok() && frozen.is_ok() {
+    if host.write_all(answer.as_bytes()).is_ok() && refused.is_none() {
         host.set_read_timeout(Some(crate::freeze::LIMIT)).ok();
         read_line(&mut host);
     }
@@ -138,8 +140,8 @@ mod tests {
     fn ask(said: &str, refuses: bool) -> (String, Vec<Turn>, Turns) {
         let (ours, mut host) = UnixStream::pair().unwrap();
         let turns = Turns::default();
-        let freezers = vec![noted(&turns, false), noted(&turns, refuses)];
-        let server = std::thread::spawn(move || serve(ours, || Ok(freezers)));
+        let freezers = vec![Ok(noted(&turns, refuses)), Ok(noted(&turns, false))];
+        let server = std::thread::spawn(move || serve(ours, || freezers));
         host.write_all(said.as_bytes()).unwrap();
         let heard = read_line(&mut host).unwrap_or_default();
         let by_then = turns.lock().unwrap().clone();
@@ -160,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_cannot_be_frozen_leaves_none_frozen() {
+    fn one_that_cannot_be_frozen_keeps_no_other_from_being_written_out_and_leaves_none_frozen() {
         let (heard, _, turns) = ask("settle\n", true);
         assert!(heard.starts_with("no Read-only file system"), "{heard}");
         assert_eq!(*turns.lock().unwrap(), [Turn::Freeze, Turn::Thaw]);

@@ -183,6 +183,9 @@ pub enum Event {
     Failed(Failure),
 }
 
+/// The name of the stage in which a lease gets its volumes: no time of its launch.
+pub const VOLUMES: &str = "volumes";
+
 /// A stage of the acquisition and what it took.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Stage {

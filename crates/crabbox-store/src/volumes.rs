@@ -135,6 +135,13 @@ impl Fault for VolumesError {
             Self::File(error) if error.is_out_of_space() => {
                 vec!["free some space on the state directory's file system".to_owned()]
             }
+            Self::Record { path, .. } => {
+                let name = path.parent().and_then(Path::file_name).unwrap_or_default();
+                vec![format!(
+                    "mend the record, or have `crabbox cache volumes --remove {} --force` remove the volume with all that is in it",
+                    name.to_string_lossy()
+                )]
+            }
             _ => Vec::new(),
         }
     }

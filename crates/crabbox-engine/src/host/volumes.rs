@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::LeaseId;
+use crabbox_core::volume::Volume;
 use crabbox_machine::context::Places;
 use crabbox_machine::resource::volume::{self, VolumeError};
 use crabbox_store::journal;
@@ -105,14 +106,15 @@ impl Fault for RemoveError {
     }
 }
 
-/// Whether the lease `id` of this host has the volume with `key`.
-pub(crate) fn has(places: &Places, id: &str, key: &str) -> bool {
+/// Whether the lease `id` of this host has the volume where it is wanted: mounted, and in that place.
+pub(crate) fn has(places: &Places, id: &str, wanted: &Volume) -> bool {
     let Ok(id) = LeaseId::parse(id) else {
         return false;
     };
     let journal = journal::read(&LeaseDir::at(places.lease(&id)).journal());
-    let dir = volumes::dir_of(places, key);
-    matches!(journal, Ok(Some(journal)) if journal.has_volume(&dir.to_string_lossy()))
+    let dir = volumes::dir_of(places, &wanted.key);
+    let dir = dir.to_string_lossy();
+    matches!(journal, Ok(Some(journal)) if journal.has_volume(&dir) && journal.note(&dir) == Some(wanted.path.as_str()))
 }
 
 /// All volumes, by name, and those whose records cannot be read.

@@ -9,6 +9,7 @@
 
 pub(crate) mod error;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -41,7 +42,7 @@ use crate::lease::ownership::OwnedLease;
 use crate::lifecycle::handover::Promised;
 use crate::lifecycle::pool;
 use crate::lifecycle::teardown::Actor;
-use crate::protocol::{Event, Ready, Stage, Whose};
+use crate::protocol::{self, Event, Ready, Stage, Whose};
 use crate::request::{AcquireRequest, GuestSource, Pool, Start};
 use crate::resource::disk::{self, DiskError, Drive};
 use crate::resource::identity;
@@ -214,7 +215,7 @@ impl Making<'_> {
         };
         self.booted(attached, &stages);
         drop(boot);
-        self.must_be_mounted(&stages)?;
+        self.must_be_mounted(places, &stages)?;
         let ready = Ready {
             address: outer.address.to_string(),
             key: keys.private,
@@ -349,7 +350,7 @@ impl Making<'_> {
                 Err(source) => self.do_without(wanted, source)?,
             }
         }
-        self.over("volumes", Whose::Ours);
+        self.over(protocol::VOLUMES, Whose::Ours);
         Ok(())
     }
 
@@ -430,17 +431,24 @@ impl Making<'_> {
 
     /// Goes on without the volumes that the guest has not mounted, unless one is required: its image may be older than volumes, and what earlier
     /// machines made of a volume may be newer than its kernel.
-    fn must_be_mounted(&mut self, stages: &[(String, u64)]) -> Result<(), AcquireError> {
+    fn must_be_mounted(&mut self, places: &Places, stages: &[(String, u64)]) -> Result<(), AcquireError> {
         let request = self.request;
-        for (number, why) in volume::not_mounted(self.drives.len(), stages) {
-            let path = self.drives.get(number).map(|drive| drive.path.clone());
+        let mut without: BTreeMap<_, _> = volume::not_mounted(self.drives.len(), stages)
+            .into_iter()
+            .collect();
+        for number in 0..self.drives.len() {
+            let path = &self.drives[number].path;
             // No two are mounted in one place.
-            if let Some(wanted) = request
-                .volumes
-                .iter()
-                .find(|wanted| Some(&wanted.path) == path.as_ref())
-            {
-                self.do_without(wanted, why)?;
+            let Some(wanted) = request.volumes.iter().find(|wanted| wanted.path == *path) else {
+                continue;
+            };
+            match without.remove(&number) {
+                Some(why) => self.do_without(wanted, why)?,
+                // For whoever asks later whether the lease has it there.
+                None => self.made.journal.note(
+                    &volumes::dir_of(places, &wanted.key).to_string_lossy(),
+                    wanted.path.as_str(),
+                )?,
             }
         }
         Ok(())

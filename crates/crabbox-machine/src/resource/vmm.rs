@@ -264,7 +264,8 @@ pub fn plan(
     })
 }
 
-/// The limits on the VMM's files: none longer than the longest of its disks, so that a compromised VMM cannot exceed the space of the lease.
+/// The limits on the VMM's files: none longer than the longest of its disks. It is one limit for all, so a compromised VMM can make any of its
+/// files as long as its largest volume.
 fn file_limits(request: &AcquireRequest, home: &Home) -> Result<Vec<(ResourceLimit, u64)>, VmmError> {
     // Nothing ran in the directory yet: these are the disk that we made, and the volumes that we placed.
     let mut longest = 0;

@@ -143,13 +143,20 @@ fn hold(
     if !locked.has_image() {
         about.created_at = now;
     }
-    let most_mib = about.size_mib.max(locked.length_mib());
+    let allocated_mib = locked.allocated() >> 20;
+    // One that is to be larger is copied: a size for which there is no room must not be recorded, for it is never made smaller.
+    let copy_mib = if locked.has_image() && locked.length_mib() < about.size_mib {
+        allocated_mib
+    } else {
+        0
+    };
     let _room = volumes::room(places).map_err(VolumesError::from)?;
+    // The file system bounds what guests write, and not the length of the file, which a VMM that was taken over could have changed.
     admit(
         places,
         wish,
         locked,
-        most_mib.saturating_sub(locked.allocated() >> 20),
+        about.size_mib.saturating_sub(allocated_mib).max(copy_mib),
     )?;
     locked.save(&about)?;
     Ok(about)
@@ -173,8 +180,7 @@ fn promised_mib(places: &Places, except: &Path) -> Result<u64, VolumeError> {
     let promised = |listed: &Listed| -> Option<u64> {
         let about = listed.about.as_ref().ok()?;
         holder(places, about, &listed.dir)?;
-        let most_mib = about.size_mib.max(listed.length.div_ceil(1 << 20));
-        Some(most_mib.saturating_sub(listed.allocated >> 20))
+        Some(about.size_mib.saturating_sub(listed.allocated >> 20))
     };
     let listed = volumes::list(places)?;
     let others = listed.iter().filter(|listed| listed.dir != except);
@@ -309,13 +315,18 @@ pub(crate) fn not_mounted(drives: usize, stages: &[(String, u64)]) -> Vec<(usize
 
 /// Removes the volume in `dir` with all that is in it, unless a lease has it.
 pub fn remove(places: &Places, dir: &Path) -> Result<(), VolumeError> {
-    let locked = Locked::take(places, dir)?;
     // One whose record cannot be read is nobody's who could be asked; its image tells whether a machine has it.
-    if let Ok(Some(about)) = locked.about()
-        && let Some(lease) = holder(places, &about, dir)
-    {
-        return Err(VolumeError::Busy { lease });
-    }
+    let must_be_free = |about: Result<Option<About>, VolumesError>| match about {
+        Ok(Some(about)) => match holder(places, &about, dir) {
+            Some(lease) => Err(VolumeError::Busy { lease }),
+            None => Ok(()),
+        },
+        Ok(None) | Err(_) => Ok(()),
+    };
+    // Whoever has it may hold its lock for minutes: that is known without waiting.
+    must_be_free(volumes::read(dir))?;
+    let locked = Locked::take(places, dir)?;
+    must_be_free(locked.about())?;
     if let Some(pid) = process::writer_of(&locked.join(IMAGE))? {
         return Err(VolumeError::Open { pid });
     }

@@ -13,7 +13,7 @@ use crabbox_image::READY;
 use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::ResolveError;
 use crabbox_machine::lifecycle::client::Acquisition;
-use crabbox_machine::protocol::{Event, Ready, Stage, Whose};
+use crabbox_machine::protocol::{self, Event, Ready, Stage, Whose};
 use crabbox_machine::request::{AcquireRequest, GuestSource, Start};
 use crabbox_ssh::capture;
 use crabbox_ssh::exec::Stdin;
@@ -82,10 +82,11 @@ pub(super) fn acquire(
     interrupts: &Interrupts,
     on_notice: &mut dyn FnMut(&Notice<'_>),
 ) -> Result<AcquiredLease, AcquireLeaseError> {
-    let started = Instant::now();
+    let mut started = Instant::now();
     let mut stages = Vec::new();
     let ready = acquisition.wait_ready(Some(interrupts), &mut |event| match event {
         Event::Stage(stage) => {
+            started = launch_begins(started, stage);
             stages.push(stage.clone());
             on_notice(&Notice::Stage(stage));
         }
@@ -131,6 +132,15 @@ pub(super) fn acquire(
             Start::Boot | Start::Freeze { .. } => MachineStart::Cold(None),
         }),
     })
+}
+
+/// Since when the launch has been under way, whose time is limited: once the lease has its volumes, whose checks may take minutes.
+fn launch_begins(since: Instant, stage: &Stage) -> Instant {
+    if stage.name == protocol::VOLUMES {
+        Instant::now()
+    } else {
+        since
+    }
 }
 
 /// The stage of a lease that was entered, from `began` on.
