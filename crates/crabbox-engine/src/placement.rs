@@ -43,8 +43,6 @@ pub const JOB: &str = "%JOB%";
 pub enum JobState {
     /// It waits.
     Pending {
-        /// Its place among those that wait, from 1; `None` where it is not known.
-        rank: Option<usize>,
         /// Why, in the scheduler's word.
         reason: String,
     },
@@ -67,7 +65,7 @@ pub enum JobState {
 pub struct Node {
     /// Its name.
     pub name: String,
-    /// Its state, in the scheduler's word, without marks.
+    /// Its state, in the scheduler's word, with the mark of one that does not answer.
     pub state: String,
     /// Memory that no job has, in MiB.
     pub free_memory_mib: u64,
@@ -137,6 +135,9 @@ pub trait Placement: Debug {
     /// What has become of the job that was submitted for `lease`. One of this number for anything else is unknown: numbers come again
     /// once a scheduler has lost its state, and nobody is told of another's job.
     fn state(&self, job: u32, lease: &LeaseId) -> Result<JobState, PlacementError>;
+
+    /// The place of a job among those that wait, where it is one of them.
+    fn rank(&self, job: u32) -> Result<Option<usize>, PlacementError>;
 
     /// Ends that job, whether it waits or runs; one that is over already is no error.
     fn cancel(&self, job: u32, lease: &LeaseId) -> Result<(), PlacementError>;

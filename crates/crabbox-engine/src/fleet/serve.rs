@@ -201,6 +201,10 @@ impl Fault for ServeError {
                 "leases of a fleet are found by the claim of the machine that made them: run it there"
                     .to_owned(),
             ],
+            // What helps there is nothing that an owner can do from afar.
+            Self::Fleet(_) => {
+                vec!["whoever runs the fleet can see to that host; leases there go on".to_owned()]
+            }
             _ => self.fault().map_or_else(Vec::new, Fault::hints),
         }
     }

@@ -25,24 +25,36 @@ pub fn pause(waited: Duration) -> Duration {
     })
 }
 
-/// The line that is shown: `queued: 3rd, waiting for memory`. `None` while the scheduler has not looked at the job: most have a host
-/// then, and no place would be the right one.
-pub fn words(rank: Option<usize>, reason: &str, need: Need, nodes: &[Node]) -> Option<String> {
-    if ["", "None"].contains(&reason) {
-        return None;
+/// Whether the scheduler has not looked at the job yet: most have a host a moment later, and no place would be the right one.
+pub fn is_unseen(reason: &str) -> bool {
+    ["", "None"].contains(&reason)
+}
+
+/// Whether a job that waits for this may wait for what the hosts have, which is a word more.
+pub fn is_short(reason: &str) -> bool {
+    ["Resources", "Priority"].contains(&reason)
+}
+
+/// The line that is shown: `queued: 3rd, waiting for memory`. What the hosts have need not be known.
+pub fn words(rank: Option<usize>, reason: &str, need: Need, nodes: Option<&[Node]>) -> String {
+    if is_unseen(reason) {
+        return "queued".to_owned();
     }
     let what = waiting_for(reason, need, nodes);
-    Some(match rank {
+    match rank {
         Some(rank) => format!("queued: {}, {what}", ordinal(rank)),
         None => format!("queued, {what}"),
-    })
+    }
 }
 
 /// What a job waits for, by the word of the scheduler (squeue(1), field `%r` and "job reason codes").
-fn waiting_for(reason: &str, need: Need, nodes: &[Node]) -> String {
+fn waiting_for(reason: &str, need: Need, nodes: Option<&[Node]>) -> String {
     let limit = |of: &str| format!("waiting for your own limit of {of}");
     match reason {
-        "Resources" | "Priority" => scarce(reason, need, nodes).to_owned(),
+        _ if is_short(reason) => {
+            let scarce = |nodes| scarce(reason, need, nodes);
+            nodes.map_or("waiting for room", scarce).to_owned()
+        }
         "BeginTime" | "JobHeldAdmin" | "JobHeldUser" | "JobHoldMaxRequeue" => {
             "held by whoever runs the fleet".to_owned()
         }
@@ -140,10 +152,15 @@ mod tests {
     #[test]
     fn who_waits_is_told_their_place_and_what_is_short() {
         let full = [node("h1", "allocated", 100, 8), node("h2", "down", 4096, 8)];
-        let said = |rank, reason: &str, nodes: &[Node]| words(rank, reason, NEED, nodes).unwrap_or_default();
+        let said = |rank, reason: &str, nodes: &[Node]| words(rank, reason, NEED, Some(nodes));
         for unseen in ["", "None"] {
-            assert_eq!(words(Some(1), unseen, NEED, &full), None);
+            assert_eq!(said(Some(1), unseen, &full), "queued");
         }
+        // Nobody said what the hosts have.
+        assert_eq!(
+            words(Some(2), "Resources", NEED, None),
+            "queued: 2nd, waiting for room"
+        );
         assert_eq!(
             said(Some(3), "Resources", &full),
             "queued: 3rd, waiting for memory"
@@ -195,7 +212,7 @@ mod tests {
             ("Reservation", "waiting for a maintenance that is planned"),
             ("Licenses", "waiting (Licenses)"),
         ] {
-            assert_eq!(waiting_for(reason, NEED, &[]), expected, "{reason}");
+            assert_eq!(waiting_for(reason, NEED, None), expected, "{reason}");
         }
     }
 

@@ -64,19 +64,6 @@ impl Slurm {
         }
         cmd.arg(format!("--wrap=exec {}", words.join(" ")))
     }
-
-    /// The place of a job among those that wait.
-    fn rank(&self, job: u32) -> Result<Option<usize>, PlacementError> {
-        let waiting = slurm("squeue")
-            .args(["--noheader", "--states=PENDING", "--sort=-p,i", "--format=%i"])
-            .args(["--partition", &self.partition]);
-        let said = said("squeue", &waiting)?;
-        let number = job.to_string();
-        Ok(said
-            .lines()
-            .position(|line| line.trim() == number)
-            .map(|before| before + 1))
-    }
 }
 
 /// One of Slurm's programs; its configuration is where its own build says.
@@ -166,11 +153,19 @@ impl Placement for Slurm {
             }
             Err(error) => return Err(judged("squeue", error)),
         };
-        let mut state = read_state(&said)?;
-        if let JobState::Pending { rank, .. } = &mut state {
-            *rank = self.rank(job)?;
-        }
-        Ok(state)
+        read_state(&said)
+    }
+
+    fn rank(&self, job: u32) -> Result<Option<usize>, PlacementError> {
+        let waiting = slurm("squeue")
+            .args(["--noheader", "--states=PENDING", "--sort=-p,i", "--format=%i"])
+            .args(["--partition", &self.partition]);
+        let said = said("squeue", &waiting)?;
+        let number = job.to_string();
+        Ok(said
+            .lines()
+            .position(|line| line.trim() == number)
+            .map(|before| before + 1))
     }
 
     fn cancel(&self, job: u32, lease: &LeaseId) -> Result<(), PlacementError> {
@@ -205,7 +200,6 @@ fn read_state(said: &str) -> Result<JobState, PlacementError> {
     };
     Ok(match state {
         "PENDING" | "REQUEUED" | "REQUEUE_HOLD" | "SUSPENDED" => JobState::Pending {
-            rank: None,
             reason: reason.to_owned(),
         },
         "RUNNING" => JobState::Running {
@@ -213,7 +207,6 @@ fn read_state(said: &str) -> Result<JobState, PlacementError> {
         },
         // The host is being woken or prepared: it is not there yet.
         "CONFIGURING" => JobState::Pending {
-            rank: None,
             reason: "None".to_owned(),
         },
         "" => return Err(nonsense("squeue", said)),
@@ -325,7 +318,6 @@ mod tests {
     #[test]
     fn the_state_of_a_job_is_read_and_an_unknown_end_is_one() {
         let pending = |reason: &str| JobState::Pending {
-            rank: None,
             reason: reason.to_owned(),
         };
         let over = |how: &str| JobState::Over { how: how.to_owned() };

@@ -161,6 +161,10 @@ mod tests {
             self.0.clone().ok_or(PlacementError::Never { why: String::new() })
         }
 
+        fn rank(&self, _: u32) -> Result<Option<usize>, PlacementError> {
+            Ok(None)
+        }
+
         fn cancel(&self, _: u32, _: &LeaseId) -> Result<(), PlacementError> {
             Ok(())
         }

@@ -23,7 +23,6 @@ use crate::control::client::AskError;
 use crate::control::{self, LIMIT, Reply};
 use crate::lifecycle::supervise::{self, SuperviseError, logged};
 use crate::lifecycle::supervisor_log::SupervisorLog;
-use crate::log_filter::LogFilter;
 use crate::protocol::{self, Event, Failure, RequestError};
 use crate::request::{AcquireRequest, Job};
 
@@ -109,8 +108,9 @@ impl Fault for HoldError {
 }
 
 /// Waits for the request of a job, makes its lease and watches it to its end. Takes over this process including its log.
-pub fn run(places: &Places, held: &Held, filter: Option<LogFilter>) -> Result<Outcome, HoldError> {
-    let log = SupervisorLog::install(filter);
+pub fn run(places: &Places, held: &Held) -> Result<Outcome, HoldError> {
+    // A job of the gateway's has no variable that asks for a filter.
+    let log = SupervisorLog::install(None);
     logged(hold(places, held, &log))
 }
 
@@ -400,6 +400,17 @@ mod tests {
         assert!(!but(|request| request.lease_id = "cbx_0123456789ac".to_owned()));
         assert!(!but(|request| request.job = None));
         assert!(!but(|request| request.owner = None));
+        assert!(!but(|request| {
+            if let Some(owner) = &mut request.owner {
+                owner.name = "bob".to_owned();
+            }
+        }));
+        assert!(!but(|request| {
+            request.start = crate::request::Start::Freeze {
+                dir: "/t".into(),
+                token: String::new(),
+            };
+        }));
         assert!(!but(|request| {
             request.job = Some(Job {
                 id: 7,

@@ -65,8 +65,7 @@ pub(super) fn hold(ctx: &Ctx<'_>, args: &HoldArgs) -> Result<Exit, CommandError>
         node: node.to_owned(),
         wait: Duration::from_secs(args.wait),
     };
-    // A job of the gateway's has no variable that asks for one.
-    match hold::run(&ctx.env.places()?, &held, None)? {
+    match hold::run(&ctx.env.places()?, &held)? {
         Outcome::Ended => Ok(Exit::SUCCESS),
         // Its client was told why.
         Outcome::NotMade => Err(CommandError::silent(Kind::Unavailable)),

@@ -45,6 +45,9 @@ const FIRST_LOOK: Duration = Duration::from_millis(300);
 /// How often somebody who waits hears something, if only that all is as it was.
 const SIGN_OF_LIFE: Duration = Duration::from_mins(1);
 
+/// How long the scheduler may not have looked at a job before its client hears that it is queued.
+const UNSEEN: Duration = Duration::from_secs(10);
+
 /// How often in a row the scheduler may not answer while a job waits.
 const SILENCES: u32 = 3;
 
@@ -159,7 +162,9 @@ impl Serve<'_> {
             for asking in asked {
                 leases.extend(asking.join().map_err(|_| ServeError::Unlisted)??);
             }
-            leases.truncate(LEASES);
+            if leases.len() > LEASES {
+                return Err(ServeError::Unlisted);
+            }
             Ok(leases)
         })
     }
@@ -219,8 +224,13 @@ impl Serve<'_> {
                     if wanted.external.is_some() {
                         break;
                     }
+                    let next = if refusals.len() < TRIES {
+                        ", trying another one"
+                    } else {
+                        ""
+                    };
                     out.put(&Reply::Queued {
-                        text: format!("host {node} refused, trying another one: {why}"),
+                        text: format!("host {node} refused{next}: {why}"),
                     })?;
                     exclude.push(node);
                 }
@@ -270,23 +280,25 @@ impl Serve<'_> {
             if asked.map_err(ServeError::Streams)? != Ready::Neither {
                 return Err(ServeError::JobOver {
                     job,
-                    how: "its client has gone".to_owned(),
+                    how: "the gateway was told to end it, or its client has gone".to_owned(),
                 });
             }
             pause = queue::pause(began.elapsed());
             match placement.state(job, wish.lease) {
                 Ok(JobState::Running { node }) => return Ok(node),
-                Ok(JobState::Pending { reason, .. }) if queue::is_never(&reason) => {
+                Ok(JobState::Pending { reason }) if queue::is_never(&reason) => {
                     return Err(PlacementError::Never { why: reason }.into());
                 }
-                Ok(JobState::Pending { rank, reason }) => {
+                Ok(JobState::Pending { reason }) => {
                     silences = 0;
-                    // What is short is a word more; without it the place is shown all the same.
-                    let nodes = placement.nodes().unwrap_or_default();
-                    let text = queue::words(rank, &reason, need, &nodes).map(|text| short(&text));
-                    if let Some(text) =
-                        text.filter(|text| *text != said.0 || said.1.elapsed() >= SIGN_OF_LIFE)
-                    {
+                    if queue::is_unseen(&reason) && began.elapsed() < UNSEEN {
+                        continue;
+                    }
+                    // Both are words more; without them it is told all the same.
+                    let rank = placement.rank(job).unwrap_or_default();
+                    let nodes = queue::is_short(&reason).then(|| placement.nodes().ok()).flatten();
+                    let text = short(&queue::words(rank, &reason, need, nodes.as_deref()));
+                    if text != said.0 || said.1.elapsed() >= SIGN_OF_LIFE {
                         out.put(&Reply::Queued { text: text.clone() })?;
                         said = (text, Instant::now());
                     }
@@ -486,6 +498,10 @@ mod tests {
 
         fn state(&self, _: u32, _: &LeaseId) -> Result<JobState, PlacementError> {
             Ok(JobState::Unknown)
+        }
+
+        fn rank(&self, _: u32) -> Result<Option<usize>, PlacementError> {
+            Ok(None)
         }
 
         fn cancel(&self, _: u32, _: &LeaseId) -> Result<(), PlacementError> {

@@ -13,6 +13,7 @@ use crabbox_core::fault::{self, Fault as _};
 
 use self::conf::Conf;
 use super::check::{Check, Class, Status};
+use super::observe::programs;
 use crate::placement::gateway::{Gateway, GatewayError};
 
 /// Where Slurm of Debian has its configuration.
@@ -112,8 +113,12 @@ fn epilog(path: &Path) -> Result<String, String> {
     if !facts.is_file() || facts.mode() & 0o111 == 0 {
         return Err(format!("{} is not an executable file", shown()));
     }
-    if facts.uid() != 0 || facts.mode() & 0o022 != 0 {
-        return Err(format!("{} can be written by others than root", shown()));
+    if let Some(place) = programs::loose(path) {
+        return Err(format!(
+            "{}: others than root can change {}",
+            shown(),
+            place.display()
+        ));
     }
     std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", shown()))
 }
@@ -136,6 +141,7 @@ pub fn judge(facts: &Facts) -> Vec<Check> {
         health(&conf),
     ];
     checks.push(limits(&conf));
+    checks.extend(here(&conf, facts));
     checks.extend(submitters(&conf, facts));
     checks.extend(room(&conf, facts));
     checks.extend(facts.gateway.as_ref().map(|behind| known(&conf, behind)));
@@ -367,6 +373,30 @@ fn limits(conf: &Conf) -> Check {
             "set EnforcePartLimits=ALL",
         ),
     }
+}
+
+/// That this host is one of the fleet, without which nothing of it can be judged.
+fn here(conf: &Conf, facts: &Facts) -> Option<Check> {
+    if let Some(file) = conf.includes().first() {
+        return Some(wrong(
+            "include",
+            format!(
+                "slurm.conf includes {file}, which is not read here: nodes and partitions in it are not judged"
+            ),
+            "put what it says into slurm.conf",
+        ));
+    }
+    let is_one = conf.nodes().iter().any(|node| node.is(&facts.hostname));
+    (!is_one && facts.gateway.is_none()).then(|| {
+        weak(
+            "node",
+            format!(
+                "slurm.conf names no NodeName for {}: its memory and who submits to it are not judged",
+                facts.hostname
+            ),
+            "run this on a host of the fleet, or call its node as the host is called",
+        )
+    })
 }
 
 /// Leases are the gateway's to submit: whoever else does runs what they like on a host, next to the leases of others.

@@ -3,7 +3,7 @@
 mod guest;
 mod host;
 mod network;
-mod programs;
+pub(super) mod programs;
 mod residue;
 mod warm;
 

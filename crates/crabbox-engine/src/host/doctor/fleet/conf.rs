@@ -1,6 +1,7 @@
 //! What is read of `slurm.conf` and `gres.conf` (slurm.conf(5)): values by their keys, whose case does not count, and the lines of nodes.
 //!
-//! It must never fail: what it does not understand is as good as not there, and Slurm itself refuses it.
+//! It must never fail: what it does not understand is as good as not there, and Slurm itself refuses it. A file that is included is not read, and is
+//! named.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,6 +14,7 @@ pub(super) struct Conf {
     values: BTreeMap<String, String>,
     nodes: Vec<Node>,
     partitions: Vec<Partition>,
+    includes: Vec<String>,
 }
 
 /// A line `PartitionName=`.
@@ -47,9 +49,13 @@ impl Node {
         expand(&self.name)
     }
 
-    /// Whether it is that of the host `name`.
+    /// Whether it is that of the host `name`, which it may call otherwise.
     pub(super) fn is(&self, name: &str) -> bool {
-        self.names().iter().any(|one| one == name)
+        let called = self.values.get("nodehostname").map(|called| expand(called));
+        self.names()
+            .iter()
+            .chain(called.iter().flatten())
+            .any(|one| one == name)
     }
 }
 
@@ -58,6 +64,11 @@ impl Conf {
         let mut conf = Self::default();
         let (mut default, mut of_all) = (BTreeMap::new(), BTreeMap::new());
         for line in lines(text) {
+            let mut said = line.split_whitespace();
+            if said.next().is_some_and(|key| key.eq_ignore_ascii_case("include")) {
+                conf.includes.extend(said.next().map(str::to_owned));
+                continue;
+            }
             let words = words(&line);
             match words.first().map(|(key, value)| (key.as_str(), value.as_str())) {
                 Some(("nodename", "DEFAULT")) => default.extend(words.into_iter().skip(1)),
@@ -108,6 +119,11 @@ impl Conf {
 
     pub(super) fn nodes(&self) -> Vec<&Node> {
         self.nodes.iter().collect()
+    }
+
+    /// The files that are read in its place.
+    pub(super) fn includes(&self) -> &[String] {
+        &self.includes
     }
 
     pub(super) fn partitions(&self) -> &[Partition] {

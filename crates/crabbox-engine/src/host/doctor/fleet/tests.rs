@@ -160,13 +160,32 @@ fn what_is_counted_and_what_takes_back_must_be_there_too() {
             ["epilog"]
         );
     }
-    // A host of its own, and one that is only a gateway.
+    // One that is neither a host of the fleet nor its gateway, and one that is the gateway alone.
     assert_eq!(
         found(Facts {
             gateway: None,
             hostname: "gw".to_owned(),
             ..facts(SLURM)
         }),
+        ["node"]
+    );
+    assert_eq!(
+        found(Facts {
+            hostname: "gw".to_owned(),
+            ..facts(SLURM)
+        }),
         Vec::<&str>::new()
+    );
+    // A node may be called otherwise than its host, whose memory it is all the same.
+    let called = SLURM.replacen("NodeName=kvm2", "NodeName=k2 NodeHostname=kvm2", 1);
+    let renamed = Facts {
+        gateway: None,
+        memory_mib: 1024,
+        ..facts(&called)
+    };
+    assert_eq!(found(renamed), ["realmemory"]);
+    assert_eq!(
+        found(facts(&format!("{SLURM}\nInclude /etc/slurm/nodes.conf\n"))),
+        ["include"]
     );
 }

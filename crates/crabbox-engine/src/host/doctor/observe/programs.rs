@@ -151,7 +151,7 @@ fn binary(path: PathBuf) -> Binary {
 
 /// The first of `path` and the directories above it that somebody besides root may change. A directory with the sticky bit
 /// lets nobody replace what is in it.
-fn loose(path: &Path) -> Option<PathBuf> {
+pub(in crate::host::doctor) fn loose(path: &Path) -> Option<PathBuf> {
     let real = std::fs::canonicalize(path).ok()?;
     let found = real.ancestors().find(|place| {
         std::fs::symlink_metadata(place).is_ok_and(|facts| {
